@@ -1,0 +1,63 @@
+"""Errors that a user can act on, each with the exit code `pbd-run` ends with (see sysexits.h)."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class PbdError(Exception):
+    """Base class: a one-line message (rule, what was received, remedy) and an exit code."""
+
+    exit_code = 70
+
+
+class UsageError(PbdError, ValueError):
+    """A setting is out of its range, unknown, or contradicts another one."""
+
+    exit_code = 2
+
+
+class BadInputError(PbdError, ValueError):
+    """The teacher or the data was found, but cannot be used."""
+
+    exit_code = 65
+
+
+class MissingInputError(PbdError, FileNotFoundError):
+    """The teacher or the data does not exist or cannot be read."""
+
+    exit_code = 66
+
+
+class CannotCreateError(PbdError, OSError):
+    """The run directory cannot be created, or holds another run."""
+
+    exit_code = 73
+
+
+class StoppedError(PbdError):
+    """A signal stopped the run; what is finished is in the run directory."""
+
+    exit_code = 75
+
+
+class CorruptStateError(PbdError):
+    """The run directory is damaged, or belongs to a run with other settings."""
+
+    exit_code = 76
+
+
+class EnvironmentMismatchError(PbdError):
+    """The launcher or an installed package does not fit."""
+
+    exit_code = 78
+
+
+FINISHED_WITH_FAILED_BLOCKS = 79
+
+
+def unknown_name(kind: str, received: str, known: Iterable[str]) -> str:
+    """Return the line that says `received` is no known `kind`, with the nearest name."""
+    known = sorted(known)
+    near = difflib.get_close_matches(received, known, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(known)}."
+    return f"unknown {kind}. Received: {received!r}. {hint}"

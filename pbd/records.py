@@ -1,0 +1,186 @@
+"""What passes between the parts of pbd: frozen records, plain data, no TensorFlow, no MPI."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class LayerTask:
+    """One convolution of the teacher that a block may replace.
+
+    Shapes exclude the batch axis; multiply-accumulates are per image. `prefix_macs` counts every layer that
+    must run to produce the convolution's output, the convolution included.
+    """
+
+    index: int
+    layer_name: str
+    kernel_size: tuple[int, int]
+    strides: tuple[int, int]
+    dilation_rate: tuple[int, int]
+    padding: str
+    activation: dict[str, Any] | str
+    """The layer's own activation, as Keras serialises it."""
+    input_shape: tuple[int, int, int]
+    output_shape: tuple[int, int, int]
+    prefix_macs: int
+    layer_macs: int
+    block_macs: int
+    layer_params: int
+    block_params: int
+    skip_reason: str | None = None
+    """Why no block is trained for this layer; `None` where one is."""
+
+
+@dataclass(frozen=True)
+class TaskGroup:
+    """Tasks trained in one pass: one forward of the teacher, as deep as the deepest, feeds every block."""
+
+    tasks: tuple[LayerTask, ...]
+
+    def __post_init__(self) -> None:
+        if not self.tasks:
+            raise ValueError("a task group holds at least one task. Received: none.")
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        return tuple(task.layer_name for task in self.tasks)
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Which worker trains which groups, in which order (never called a schedule: that is a learning rate's)."""
+
+    scheduler: str
+    queues: tuple[tuple[TaskGroup, ...], ...]
+    """For each worker, its groups in run order."""
+    predicted_load_s: tuple[float, ...]
+    """For each worker, the seconds its queue is predicted to take."""
+
+    @property
+    def predicted_makespan_s(self) -> float:
+        return max(self.predicted_load_s, default=0.0)
+
+
+@dataclass(frozen=True)
+class BlockResult:
+    """What became of one task. A block that failed is data, not an exception."""
+
+    layer_name: str
+    status: str
+    """`trained` or `failed`."""
+    block: str
+    """Name of the block design, a key of `pbd.blocks.BLOCKS`."""
+    weights: dict[str, np.ndarray] = field(default_factory=dict)
+    """The block's weights, by layer and variable name."""
+    loss_history: tuple[float, ...] = ()
+    """Mean squared error on the training batches, per epoch."""
+    nmse: float | None = None
+    """Mean squared error on the validation split, divided by the variance of the target."""
+    val_accuracy: float | None = None
+    """Validation accuracy of the teacher with only this block swapped in."""
+    worker: int | None = None
+    started_s: float = 0.0
+    """When its group began, in seconds since the block phase began."""
+    seconds: float = 0.0
+    """Wall time of its group, shared by every block of the group."""
+    energy_j: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where one worker stands; sent while it trains."""
+
+    worker: int
+    label: str
+    """What is being done: the layer or layers trained, `scoring`, …"""
+    done: int
+    total: int
+    """Steps done, and steps in all, of the group being trained."""
+    epoch: int = 0
+    loss: float | None = None
+    """Summed mean squared error of the group's blocks."""
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """Size, cost and accuracy of a network; accuracies are fractions in [0, 1]."""
+
+    params: int
+    macs: int
+    val_accuracy: float | None = None
+    test_accuracy: float | None = None
+    path: str | None = None
+    size_bytes: int | None = None
+
+
+@dataclass(frozen=True)
+class BlockReport:
+    """One row of the report: the decision about one layer, and what it rests on."""
+
+    layer: str
+    status: str
+    """`accepted`, `rejected`, `skipped` or `failed`."""
+    reason: str
+    block: str | None
+    worker: int | None
+    started_s: float | None
+    seconds: float | None
+    nmse: float | None
+    val_accuracy: float | None
+    params_before: int
+    params_after: int
+    macs_before: int
+    macs_after: int
+    loss_history: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class WorkerReport:
+    """How long a worker was busy in the block phase, and how long it waited for the slowest."""
+
+    worker: int
+    busy_s: float
+    idle_s: float
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Wall-clock seconds of the run's phases."""
+
+    teacher_s: float
+    calibrate_s: float
+    distill_s: float
+    predicted_makespan_s: float
+    predicted_from: str
+    """What the prediction rests on."""
+    fine_tune_s: float
+    total_s: float
+
+
+@dataclass(frozen=True)
+class RunReport:
+    """Everything that `report.json` says (version 1)."""
+
+    config: dict[str, Any]
+    versions: dict[str, str]
+    device: str
+    teacher: ModelFacts
+    assembled: ModelFacts
+    student: ModelFacts
+    blocks: tuple[BlockReport, ...]
+    workers: tuple[WorkerReport, ...]
+    timing: Timing
+    energy: dict[str, Any]
+    executor: str
+    scheduler: str
+    groups: tuple[tuple[str, ...], ...]
+    fine_tune_history: tuple[dict[str, float], ...] = ()
+    run_dir: str = ""
+    version: int = 1
+
+    @property
+    def failed_layers(self) -> tuple[str, ...]:
+        return tuple(row.layer for row in self.blocks if row.status == "failed")
