@@ -1,0 +1,27 @@
+"""pbd: make trained Keras CNNs small and fast by parallel blockwise distillation."""
+
+import importlib
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "distill": "pbd.pipeline",
+    "RunConfig": "pbd.config",
+    "RunReport": "pbd.records",
+    "BlockResult": "pbd.records",
+    "LayerTask": "pbd.records",
+    "Assignment": "pbd.records",
+    "PbdError": "pbd.errors",
+}
+__all__ = sorted([*_HOMES, "__version__"])
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'pbd' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

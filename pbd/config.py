@@ -38,7 +38,7 @@ class TeacherConfig:
     """A .keras or .h5 file, digits_cnn, or a keras.applications name (VGG16, ResNet50, …)."""
     teacher_weights: str | None = None
     """Weights for a built-in teacher: a .weights.h5 file, or imagenet; it is trained on the dataset otherwise."""
-    teacher_epochs: int = 15
+    teacher_epochs: int = 6
     """Epochs for training a built-in teacher that has no weights; the result is cached."""
 
     def __post_init__(self) -> None:

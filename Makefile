@@ -1,0 +1,30 @@
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: run test fast lint bench clean
+
+run: $(READY)  ## compress the built-in digits network with four MPI workers
+	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
+
+test: $(READY)  ## the whole test suite
+	PATH="$(abspath $(BIN)):$$PATH" python -m pytest $(ARGS)
+
+fast: $(READY)  ## only the tests that load no TensorFlow
+	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -m fast $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)  ## replay the paper's logged run times under every scheduler
+	$(BIN)/python -m experiments.replay_schedules
+
+clean:
+	rm -rf $(VENV) build *.egg-info
+
+$(READY): setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dev]'
+	touch $@

@@ -1,0 +1,10 @@
+"""Images for a run: load a dataset, split it, and feed it as batches that depend on the seed alone.
+
+data = load(DataConfig(dataset="digits"), seed=0)
+for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
+"""
+
+from pbd.datasets.loading import known_names, load
+from pbd.datasets.pipelines import Dataset, IndexedSplit, Split, StreamSplit
+
+__all__ = ["Dataset", "IndexedSplit", "Split", "StreamSplit", "known_names", "load"]

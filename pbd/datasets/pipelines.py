@@ -1,0 +1,197 @@
+"""Batches from splits: what batch k of epoch e holds depends on (seed, e, k) and on nothing else."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pbd.datasets.augment import augmented
+from pbd.datasets.images import ArrayImages, FileImages
+from pbd.datasets.preprocessing import preprocessor
+from pbd.datasets.shapes import Shape
+from pbd.datasets.splitting import derived_seed
+from pbd.errors import UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+PARALLEL_CALLS = 4
+"""Batches made at once. A fixed number, never AUTOTUNE: it takes the cores of the other workers."""
+PREFETCHED = 2
+SHUFFLE_BUFFER = 4096
+
+
+class Split(ABC):
+    """Images with labels, before augmentation and preprocessing."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of images."""
+
+    @abstractmethod
+    def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int) -> "tf.data.Dataset":
+        """Return (step, images, labels) of epochs [first_epoch, epochs), each shuffled anew.
+
+        `step`, an int64, counts full batches from the first one of epoch 0.
+        """
+
+    @abstractmethod
+    def in_order(self, batch_size: int, limit: int | None) -> "tf.data.Dataset":
+        """Return (images, labels) in a fixed order, at most `limit` images; the last batch may be smaller."""
+
+
+@dataclass(frozen=True, eq=False)
+class IndexedSplit(Split):
+    """Rows of a store of images; `labels`, (n,) int32, belong to `rows`, (n,) int64."""
+
+    images: ArrayImages | FileImages
+    rows: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def whole(cls, images: ArrayImages | FileImages, labels: np.ndarray) -> "IndexedSplit":
+        """Return the split of all images of a store."""
+        return cls(images, np.arange(len(labels)), labels)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int) -> "tf.data.Dataset":
+        import tensorflow as tf
+
+        count, per_epoch, read = len(self), len(self) // batch_size, self._reader()
+        order_seed = derived_seed(seed, "order")
+
+        def read_step(step: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+            positions = step % per_epoch * batch_size + tf.range(batch_size, dtype=tf.int64)
+            if count > 1:
+                key = tf.stack([tf.constant(order_seed, tf.int64), step // per_epoch])
+                positions = tf.random.experimental.index_shuffle(positions, key, count - 1)
+            return step, *read(tf.ensure_shape(positions, [batch_size]))
+
+        steps = tf.data.Dataset.range(first_epoch * per_epoch, max(first_epoch, epochs) * per_epoch)
+        return steps.map(read_step, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+
+    def in_order(self, batch_size: int, limit: int | None) -> "tf.data.Dataset":
+        import tensorflow as tf
+
+        count = len(self) if limit is None else min(limit, len(self))
+        positions = tf.data.Dataset.range(count).batch(batch_size)
+        return positions.map(self._reader(), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+
+    def _reader(self) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
+        """Return the function from positions in this split to images and labels."""
+        import tensorflow as tf
+
+        self.images.prepare()
+        with tf.device("CPU"):
+            rows, labels = tf.constant(self.rows, tf.int64), tf.constant(self.labels, tf.int32)
+        return lambda at: (self.images.read(tf.gather(rows, at)), tf.gather(labels, at))
+
+
+@dataclass(frozen=True, eq=False)
+class StreamSplit(Split):
+    """A stream too large for memory, always read in the same order: (undecoded image, label), `size` of them.
+
+    An epoch is shuffled within a buffer of 4,096 images, seeded by the epoch.
+    """
+
+    stream: Callable[[], "tf.data.Dataset"]
+    size: int
+    decode: Callable[["tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
+
+    def __len__(self) -> int:
+        return self.size
+
+    def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int) -> "tf.data.Dataset":
+        import tensorflow as tf
+
+        per_epoch, stream = len(self) // batch_size, self.stream()
+        order_seed = derived_seed(seed, "order")
+
+        def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+            # Inside this function it seeds this graph alone: without it, the order hangs on the process' global seed.
+            tf.random.set_seed(order_seed)
+            shuffled = stream.shuffle(SHUFFLE_BUFFER, seed=epoch, reshuffle_each_iteration=False)
+            batches = shuffled.map(self.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+            batches = batches.batch(batch_size, drop_remainder=True)
+            steps = tf.data.Dataset.range(epoch * per_epoch, (epoch + 1) * per_epoch)
+            return tf.data.Dataset.zip(steps, batches).map(lambda step, batch: (step, *batch))
+
+        return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+
+    def in_order(self, batch_size: int, limit: int | None) -> "tf.data.Dataset":
+        stream = self.stream() if limit is None else self.stream().take(limit)
+        return stream.map(self.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True).batch(batch_size)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Three disjoint splits, and how batches are made of them."""
+
+    name: str
+    train: Split
+    validation: Split
+    test: Split
+    num_classes: int
+    image_shape: Shape
+    """(height, width, channels) of every image of a batch."""
+    batch_size: int
+    augment: str
+    preprocess: str
+    seed: int
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Full training batches in an epoch; what is left over is dropped, other images in every epoch."""
+        return len(self.train) // self.batch_size
+
+    def training_batches(self, first_epoch: int, epochs: int) -> "tf.data.Dataset":
+        """Return the batches of epochs [first_epoch, epochs) in one go, `steps_per_epoch` for each.
+
+        Batch k of epoch e is the same in every process and wherever reading began.
+
+        Returns:
+            Images, (batch_size, *image_shape) float32, augmented and preprocessed, and labels, (batch_size,) int32.
+        """
+        preprocess, seed = preprocessor(self.preprocess), derived_seed(self.seed, "augment")
+
+        def finish(step: "tf.Tensor", images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+            return preprocess(augmented(images, self.augment, (seed, step))), labels
+
+        steps = self.train.steps(first_epoch, epochs, self.batch_size, self.seed)
+        return _fed(steps.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
+
+    def batches(self, split_name: str, limit: int | None = None) -> "tf.data.Dataset":
+        """Return a split once, in a fixed order, nothing dropped, not augmented.
+
+        Args:
+            split_name: train, validation or test.
+            limit: the most images to return; every prefix of train and validation is class-balanced.
+
+        Returns:
+            Images, (batch, *image_shape) float32, preprocessed, and labels, (batch,) int32.
+
+        Raises:
+            UsageError: there is no such split.
+        """
+        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        if split_name not in splits:
+            raise UsageError(unknown_name("split", split_name, splits))
+        preprocess = preprocessor(self.preprocess)
+        batches = splits[split_name].in_order(self.batch_size, limit)
+        return _fed(batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True))
+
+
+def _fed(batches: "tf.data.Dataset") -> "tf.data.Dataset":
+    """Return the batches with the pipeline's own few threads, and a short queue ahead of the trainer."""
+    import tensorflow as tf
+
+    options = tf.data.Options()
+    options.deterministic = True
+    options.autotune.enabled = False
+    options.threading.private_threadpool_size = PARALLEL_CALLS
+    options.threading.max_intra_op_parallelism = 1
+    return batches.prefetch(PREFETCHED).with_options(options)

@@ -1,0 +1,57 @@
+"""Which shape the images get: the data's, the teacher's, or the one the user asks for."""
+
+from pbd.errors import BadInputError
+
+Shape = tuple[int, int, int]
+FreeShape = tuple[int | None, int | None, int | None]
+
+
+def fit_shape(stored: FreeShape, teacher: FreeShape | None, image_size: int | None, *, resizable: bool) -> Shape:
+    """Return the (height, width, channels) that batches have.
+
+    Args:
+        stored: the shape of the images as they are; `None` where they differ, or where any will do.
+        teacher: the teacher's input shape, `None` where it is free.
+        image_size: pixels a side that the user asks for.
+        resizable: whether images take the teacher's size unasked (files do, arrays do not).
+
+    Raises:
+        BadInputError: the images cannot be brought to the teacher's shape, or no size is given anywhere.
+    """
+    teacher = teacher or (None, None, None)
+    size = stored[:2]
+    if image_size is not None:
+        size = (image_size, image_size)
+    elif resizable:
+        size = (teacher[0] or stored[0], teacher[1] or stored[1])
+    channels = _channels(stored[2], teacher[2])
+    if size[0] is None or size[1] is None:
+        raise BadInputError(
+            "images of different sizes need one size to be resized to. Received: none. Give --image-size."
+        )
+    if any(want not in (None, have) for want, have in zip(teacher[:2], size, strict=True)):
+        resize = f"Resize the images with --image-size {teacher[0]}." if teacher[0] == teacher[1] else "Resize them."
+        raise BadInputError(
+            f"images must have the teacher's input shape {_text(teacher)}. "
+            f"Received: images of shape {_text((*size, channels))}. {resize}"
+        )
+    return (size[0], size[1], channels)
+
+
+def _channels(stored: int | None, teacher: int | None) -> int:
+    """Return the channels of a batch: grayscale is repeated where the teacher wants colour."""
+    if stored is None:
+        channels = 3 if teacher is None else teacher
+        if channels not in (1, 3):
+            raise BadInputError(f"image files have 1 or 3 channels. Received: a teacher that takes {teacher}.")
+        return channels
+    if teacher in (None, stored) or stored == 1:
+        return stored if teacher is None else teacher
+    raise BadInputError(
+        f"images must have the teacher's channels, {teacher}. Received: images of {stored} channels. "
+        "Convert the images; only grayscale is repeated to fit."
+    )
+
+
+def _text(shape: FreeShape) -> str:
+    return "x".join("?" if side is None else str(side) for side in shape)

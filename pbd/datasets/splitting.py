@@ -1,0 +1,48 @@
+"""Stratified splits: an order in which every prefix has the classes in their proportions, cut in two."""
+
+import zlib
+
+import numpy as np
+
+TEST_FRACTION = 0.2
+"""Share of the images that becomes the test split, where the data brings none."""
+TEST_SEED = 20121203
+"""Seeds that test split: a constant, so that runs with different seeds are tested on the same images."""
+
+
+def derived_seed(seed: int, purpose: str) -> int:
+    """Return a seed in [0, 2**32) for one use of randomness, independent of those for other purposes."""
+    entropy = [seed & 0xFFFFFFFFFFFFFFFF, zlib.crc32(purpose.encode())]
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
+    """Return a random order of the rows, (n,) int64, in which every prefix is balanced like the whole."""
+    order = np.random.default_rng(seed).permutation(len(labels))
+    shuffled = labels[order]
+    by_class = np.argsort(shuffled, kind="stable")
+    counts = np.bincount(shuffled)
+    starts = np.cumsum(counts) - counts
+    rank = np.empty(len(labels))
+    rank[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
+    return order[np.argsort((rank + 0.5) / counts[shuffled], kind="stable")]
+
+
+def stratified_split(
+    labels: np.ndarray, fraction: float, seed: int, pool: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut rows in two, each with the classes in their proportions.
+
+    Args:
+        labels: (n,) class numbers of all rows.
+        fraction: share of the pool that goes to the first part: at least one row, unless it is 0.
+        seed: decides which.
+        pool: the rows to divide; all of them by default.
+
+    Returns:
+        Two disjoint arrays of rows, int64, each in an order whose every prefix is balanced too.
+    """
+    pool = np.arange(len(labels)) if pool is None else np.sort(pool)
+    order = pool[stratified_order(labels[pool], derived_seed(seed, "split"))]
+    taken = max(1, round(fraction * len(order))) if fraction else 0
+    return order[:taken], order[taken:]

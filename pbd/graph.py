@@ -1,0 +1,257 @@
+"""Read and rewrite the teacher's graph: flatten it, enumerate its convolutions, truncate it, swap layers for blocks."""
+
+import fnmatch
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import keras
+
+from pbd import blocks
+from pbd.errors import BadInputError, UsageError, unknown_name
+from pbd.evaluation import count_macs, count_params, layer_calls, layer_macs
+from pbd.records import LayerTask
+
+Call = Callable[..., Any]
+
+
+def _walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
+    """Run a functional model's graph on other tensors; `make` gives the operation to use, `call` applies it."""
+    return model._run_through_graph(inputs, operation_fn=make, call_fn=call)
+
+
+def _as_functional(model: keras.Model) -> keras.Model:
+    if isinstance(model, keras.Sequential) and model.built:
+        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+    if not hasattr(model, "_run_through_graph"):
+        raise BadInputError(
+            f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
+            "Rebuild it with keras.Model(inputs, outputs)."
+        )
+    return model
+
+
+class _Cloner:
+    """Makes fresh layers, one for each original, with names that stay unique when nested models are unfolded."""
+
+    def __init__(self) -> None:
+        self.pairs: dict[int, tuple[Any, Any]] = {}
+        self._names: set[str] = set()
+
+    def clone(self, operation: Any, owner: str = "") -> Any:
+        if id(operation) in self.pairs:
+            return self.pairs[id(operation)][1]
+        config = operation.get_config()
+        if operation.name in self._names and "name" in config:
+            config["name"] = f"{owner}_{operation.name}"
+        twin = type(operation).from_config(config)
+        self._names.add(twin.name)
+        self.pairs[id(operation)] = (operation, twin)
+        return twin
+
+    def copy_weights(self) -> None:
+        for original, twin in self.pairs.values():
+            if isinstance(original, keras.Layer) and original.weights:
+                twin.set_weights(original.get_weights())
+
+
+def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | None = None) -> Any:
+    def make(operation: Any) -> Any:
+        return operation if isinstance(operation, keras.Model) else cloner.clone(operation, model.name)
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        inner_training = kwargs.get("training", training)
+        if isinstance(operation, keras.Model):
+            return _unfold(_as_functional(operation), args[0], cloner, inner_training)
+        if inner_training is not None and "training" in inspect.signature(operation.call).parameters:
+            kwargs["training"] = inner_training
+        return operation(*args, **kwargs)
+
+    return _walk(model, inputs, make, call)
+
+
+def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None) -> keras.Model:
+    """Return a functional copy with its own weights, nested models unfolded, for images of one shape.
+
+    Args:
+        model: functional or sequential, one input, one output of shape `(batch, classes)`.
+        image_shape: height, width and channels; needed where the model leaves them free.
+
+    Raises:
+        BadInputError: the model is of another kind, or does not take such images.
+    """
+    model = _as_functional(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise BadInputError(
+            "the teacher must have one input and one output. "
+            f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
+        )
+    own_shape = tuple(model.inputs[0].shape[1:])
+    shape = image_shape or own_shape
+    if len(own_shape) != len(shape) or any(
+        own not in (None, given) for own, given in zip(own_shape, shape, strict=True)
+    ):
+        raise BadInputError(f"the teacher takes images of shape {own_shape}. Received: {tuple(shape)}.")
+    inputs = keras.Input(shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
+    cloner = _Cloner()
+    outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
+    flat = keras.Model(inputs, outputs, name=model.name)
+    cloner.copy_weights()
+    return flat
+
+
+def _skip_reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
+    """Say why no block can take this layer's place, whatever it would cost."""
+    if calls > 1:
+        return f"called {calls} times: one block cannot learn from several inputs"
+    if layer.data_format == "channels_first":
+        return "channels_first: convert the model to channels_last"
+    if layer.strides[0] != layer.strides[1]:
+        return f"strides {layer.strides} differ: TensorFlow has no such depthwise convolution"
+    return None
+
+
+def _layer_task(index: int, layer: keras.layers.Conv2D, calls: int, model: keras.Model, block: str) -> LayerTask:
+    facts: dict[str, Any] = {
+        "index": index,
+        "layer_name": layer.name,
+        "kernel_size": tuple(layer.kernel_size),
+        "strides": tuple(layer.strides),
+        "dilation_rate": tuple(layer.dilation_rate),
+        "padding": layer.padding,
+        "activation": keras.activations.serialize(layer.activation),
+        "input_shape": tuple(layer.input.shape[1:]),
+        "output_shape": tuple(layer.output.shape[1:]),
+        "prefix_macs": count_macs(keras.Model(model.inputs, layer.output)),
+        "layer_macs": layer_macs(layer),
+        "layer_params": layer.count_params(),
+    }
+    reason = _skip_reason(layer, calls)
+    if reason is not None:
+        return LayerTask(**facts, block_macs=0, block_params=0, skip_reason=reason)
+    task = LayerTask(**facts, block_macs=0, block_params=0)
+    built = blocks.build_block(block, task, seed=0)
+    return LayerTask(**facts, block_macs=count_macs(built), block_params=count_params(built))
+
+
+def _selected(name: str, patterns: Iterable[str]) -> bool:
+    wanted = [p for p in patterns if not p.startswith("^")]
+    unwanted = [p[1:] for p in patterns if p.startswith("^")]
+    return (not wanted or any(fnmatch.fnmatchcase(name, p) for p in wanted)) and not any(
+        fnmatch.fnmatchcase(name, p) for p in unwanted
+    )
+
+
+def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:
+    """Return the model's convolutions with a kernel other than 1x1, in graph order, with their number of calls."""
+    return [
+        (layer, calls)
+        for layer, calls in layer_calls(model)
+        if isinstance(layer, keras.layers.Conv2D) and tuple(layer.kernel_size) != (1, 1)
+    ]
+
+
+def enumerate_tasks(
+    model: keras.Model, block: str, patterns: tuple[str, ...] = (), include_unprofitable: bool = False
+) -> tuple[LayerTask, ...]:
+    """Return one task for each convolution with a kernel other than 1x1, in graph order; some carry a skip reason.
+
+    Args:
+        model: a flat functional model (see `flatten`).
+        block: a key of `pbd.blocks.BLOCKS`.
+        patterns: globs over layer names; those that begin with ^ exclude.
+        include_unprofitable: keep layers whose block costs no fewer multiply-accumulates.
+
+    Raises:
+        BadInputError: there is no convolution to replace.
+        UsageError: a pattern matches no convolution.
+    """
+    found = find_convolutions(model)
+    if not found:
+        raise BadInputError(
+            f"the teacher must have a convolution with a kernel other than 1x1. Received: {model.name!r} with none."
+        )
+    names = [layer.name for layer, _ in found]
+    for pattern in patterns:
+        if not any(fnmatch.fnmatchcase(name, pattern.removeprefix("^")) for name in names):
+            raise UsageError(unknown_name("layer or pattern", pattern, names))
+    tasks = []
+    for index, (layer, calls) in enumerate(found):
+        task = _layer_task(index, layer, calls, model, block)
+        reason = task.skip_reason
+        if not _selected(layer.name, patterns):
+            reason = "excluded by --layers"
+        elif reason is None and not include_unprofitable and task.block_macs >= task.layer_macs:
+            reason = f"its block costs {task.block_macs:,} multiply-accumulates, the layer {task.layer_macs:,}"
+        tasks.append(LayerTask(**{**vars(task), "skip_reason": reason}))
+    if all(task.skip_reason for task in tasks):
+        raise BadInputError(
+            f"no convolution is left to replace. First reason: {tasks[0].layer_name}: {tasks[0].skip_reason}. "
+            "See --layers and --include-unprofitable."
+        )
+    return tuple(tasks)
+
+
+def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
+    """Return the part of the model that feeds these layers: for each name, the layer's input and its output."""
+    layers = {name: model.get_layer(name) for name in layer_names}
+    return keras.Model(model.inputs, {name: [layer.input, layer.output] for name, layer in layers.items()})
+
+
+def swap(model: keras.Model, tasks: Iterable[LayerTask], block: str, seed: int = 0) -> keras.Model:
+    """Return a copy of the model with each task's layer replaced by a new block; all other weights are kept.
+
+    The block's layers stand in the graph themselves, so the copy needs no custom objects to be saved or loaded.
+    """
+    by_name = {task.layer_name: task for task in tasks}
+    cloner = _Cloner()
+
+    def make(operation: Any) -> Any:
+        return operation if operation.name in by_name else cloner.clone(operation)
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        task = by_name.get(operation.name)
+        return blocks.BLOCKS[block](args[0], task, seed) if task else operation(*args, **kwargs)
+
+    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    outputs = keras.tree.flatten(_walk(model, inputs, make, call))[0]
+    copy = keras.Model(inputs, outputs, name=model.name)
+    cloner.copy_weights()
+    return copy
+
+
+def swap_each(model: keras.Model, built: Mapping[str, keras.Model]) -> dict[str, Any]:
+    """For each block alone, return the model's output tensor with just that block in its layer's place.
+
+    The tensors hang on the model's own graph and layers: whatever a block does not change is shared by all of them,
+    so one pass of the prefix serves every block and each pays only for what comes after it.
+    """
+    return {name: _swap_one(model, name, block) for name, block in built.items()}
+
+
+def _swap_one(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
+    changed: set[int] = set()
+    several_calls = {id(layer) for layer, calls in layer_calls(model) if calls > 1}
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation.name == layer_name:
+            outputs = block(args[0])
+        elif any(id(tensor) in changed for tensor in keras.tree.flatten((args, kwargs))):
+            outputs = operation(*args, **kwargs)
+        else:
+            return operation(*args, **kwargs) if id(operation) in several_calls else operation.output
+        changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
+        return outputs
+
+    return keras.tree.flatten(_walk(model, model.inputs, lambda operation: operation, call))[0]
+
+
+def run(model: keras.Model, images: Any, training: set[str]) -> Any:
+    """Run the model eagerly with the layers named in `training` in training mode and all others in inference mode."""
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation.name in training:
+            kwargs["training"] = True
+        return operation(*args, **kwargs)
+
+    return _walk(model, images, lambda operation: operation, call)

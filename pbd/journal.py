@@ -1,0 +1,244 @@
+"""The run directory: what is done is written there, atomically, and found again. Nothing else writes it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import os
+import uuid
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import numpy as np
+
+from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
+from pbd.records import BlockResult
+
+FORMAT = 1
+_RUN_FILE = "run.json"
+_BLOCKS = "blocks"
+_LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A run directory. Picklable; several processes may use it at once, as each artifact has one writer.
+
+    Example:
+        >>> journal = Journal.create("runs/first", config.student_settings())
+        >>> journal.commit_block(result)
+        >>> sorted(Journal.resume("runs/first", config.student_settings()).committed_blocks())
+        ['conv2d']
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
+        """Start a run directory at `path`, parents included.
+
+        Args:
+            path: a directory that does not exist yet, or is empty.
+            identity: what the run's results depend on; a resumed run must have the same.
+
+        Raises:
+            CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
+        """
+        journal = cls(Path(path))
+        try:
+            journal.path.mkdir(parents=True, exist_ok=True)
+            found = sorted(entry.name for entry in journal.path.iterdir())
+            if not found:
+                # Only one process can make this folder: of two runs started here at once, one is refused.
+                (journal.path / _BLOCKS).mkdir()
+                journal.write_json(_RUN_FILE, {"format": FORMAT, "identity": identity})
+                return journal
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.") from error
+        if _RUN_FILE in found:
+            raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
+        raise CannotCreateError(
+            f"a run directory must be new or empty. Received: {path} (holds {found[0]}). Give another --run-dir."
+        )
+
+    @classmethod
+    def resume(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
+        """Open the run directory at `path` to go on with its run.
+
+        Raises:
+            MissingInputError: there is no run.
+            CannotCreateError: the directory cannot be written to.
+            CorruptStateError: its `run.json` is damaged, or `identity` is not the one it was created with.
+        """
+        journal = cls(Path(path))
+        before = journal._read_identity()
+        if not os.access(journal.path, os.W_OK):
+            raise CannotCreateError(f"cannot write to {path}. Make it writable, or start anew in another --run-dir.")
+        differences = _differences(before, json.loads(_dump_json(identity)))
+        if differences:
+            raise CorruptStateError(
+                f"{path} holds a run with other settings: {'; '.join(differences)}. "
+                "Resume with the old settings, or give another --run-dir without --resume."
+            )
+        return journal
+
+    def commit_block(self, result: BlockResult) -> None:
+        """Write `result` for good: after this call it survives the death of the process.
+
+        Raises:
+            TypeError: a weight is not an array of plain numbers.
+            OSError: the directory cannot be written (a full disk, say); nothing is left under the final name.
+        """
+        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.layer_name)}", _pack(result))
+
+    def committed_blocks(self) -> dict[str, BlockResult]:
+        """Return the trained blocks by layer name; damaged files are logged and left out, so trained again."""
+        results = {}
+        for path in sorted((self.path / _BLOCKS).glob("*.npz")):
+            try:
+                result = _unpack(path.read_bytes())
+                if block_file_name(result.layer_name) != path.name:
+                    raise ValueError(f"it holds layer {result.layer_name!r}")
+            except Exception as error:  # a flipped byte can raise nearly anything in zip, NumPy and JSON
+                _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
+                continue
+            if result.status == "trained":
+                results[result.layer_name] = result
+        return results
+
+    def file(self, name: str) -> Path:
+        """Return the path of `name` in the run directory."""
+        return self.path / name
+
+    def write_json(self, name: str, obj: Any) -> Path:
+        """Write `obj` as JSON, atomically.
+
+        Raises:
+            ValueError: it holds NaN or infinity, which JSON has no word for.
+        """
+        return self.write_bytes(name, _dump_json(obj))
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write `data` so that `name` holds all of it or what it held before, and return its path."""
+        target = self.file(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with temporary.open("xb") as stream:
+                stream.write(data)
+                stream.flush()
+                os.fsync(stream.fileno())
+            os.replace(temporary, target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        _sync_folder(target.parent)
+        return target
+
+    def _read_identity(self) -> dict[str, Any]:
+        run_file = self.file(_RUN_FILE)
+        try:
+            content = json.loads(run_file.read_bytes())
+            version, identity = content["format"], dict(content["identity"])
+        except OSError as error:
+            raise MissingInputError(
+                f"no run to resume in {self.path}. Leave --resume out to start one, or give its --run-dir."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
+        if version != FORMAT:
+            raise CorruptStateError(
+                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
+            )
+        return identity
+
+
+def block_file_name(layer_name: str) -> str:
+    """Return the file name of a layer's block: percent-encoded, shortened with a digest where it is too long.
+
+    Example:
+        >>> block_file_name("stage 1/conv")
+        'stage%201%2Fconv.npz'
+    """
+    safe = quote(layer_name, safe="")
+    if len(safe) > _LONGEST_NAME:
+        safe = f"{safe[:100]}-{hashlib.sha256(layer_name.encode()).hexdigest()}"
+    return f"{safe}.npz"
+
+
+def _dump_json(obj: Any) -> bytes:
+    return json.dumps(obj, indent=2, allow_nan=False, default=_plain, ensure_ascii=False).encode()
+
+
+def _plain(value: Any) -> Any:
+    """Turn what JSON does not know into what it does."""
+    if isinstance(value, np.generic | np.ndarray):
+        return value.tolist()
+    if isinstance(value, Path):
+        return str(value)
+    raise TypeError(f"cannot be written as JSON: {value!r}")
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot; the file itself is written by now
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a phrase for each setting whose value differs, nested ones by their dotted name."""
+    phrases: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            phrases += _differences(before, now, f"{prefix}{name}.")
+        elif before != now:
+            phrases.append(f"{prefix}{name} was {before!r} and is {now!r} now")
+    return phrases
+
+
+def _pack(result: BlockResult) -> bytes:
+    """Serialise to memory: the weights as arrays, the other fields as JSON, and a digest over both."""
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "weights"}
+    arrays = [np.asarray(array) for array in result.weights.values()]
+    for name, array in zip(result.weights, arrays, strict=True):
+        if array.dtype.kind not in "biufc":
+            raise TypeError(f"weights must be arrays of plain numbers. Received: {array.dtype} for {name!r}.")
+    meta = json.dumps({"fields": fields, "weights": list(result.weights)}, default=_plain).encode()
+    stream = io.BytesIO()
+    np.savez(
+        stream,
+        meta=np.frombuffer(meta, np.uint8),
+        sha256=np.frombuffer(_digest(meta, arrays), np.uint8),
+        **{f"weight_{index}": array for index, array in enumerate(arrays)},
+    )
+    return stream.getvalue()
+
+
+def _unpack(data: bytes) -> BlockResult:
+    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
+        meta = archive["meta"].tobytes()
+        arrays = [archive[f"weight_{index}"] for index in range(len(archive.files) - 2)]
+        if _digest(meta, arrays) != archive["sha256"].tobytes():
+            raise ValueError("its content does not match its checksum")
+    content = json.loads(meta)
+    fields = content["fields"] | {"loss_history": tuple(content["fields"]["loss_history"])}
+    return BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))
+
+
+def _digest(meta: bytes, arrays: list[np.ndarray]) -> bytes:
+    digest = hashlib.sha256(meta)
+    for array in arrays:
+        digest.update(f"{array.dtype.str}{array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.digest()

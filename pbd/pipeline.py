@@ -1,0 +1,186 @@
+"""The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
+
+import functools
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from pbd import decisions, devices, progress, report
+from pbd.config import RunConfig
+from pbd.executors import open_executor
+from pbd.executors.base import Executor
+from pbd.records import Assignment, BlockResult, LayerTask, ModelFacts, RunReport, Timing
+from pbd.scheduling import cost_model, schedulers
+
+if TYPE_CHECKING:
+    import keras
+
+    from pbd.preparation import Inputs
+
+
+def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
+    """Compress a trained network by parallel blockwise distillation, and return the report of the run.
+
+    Under `mpirun` every rank calls this and every rank gets the same report.
+
+    Args:
+        config: all settings; the defaults where absent.
+        model: the teacher itself, in place of the file or name in the settings.
+        **settings: single settings by name, over `config` (see `pbd.RunConfig.of`).
+
+    Returns:
+        What `report.json` in the run directory says.
+
+    Raises:
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and says the remedy.
+
+    Example:
+        >>> report = pbd.distill(teacher="resnet20.keras", dataset="cifar10", epochs=3)
+        >>> report.student.test_accuracy, report.student.path
+    """
+    config = (config or RunConfig()).replace(**settings)
+    executor = open_executor(config.execution)
+    try:
+        threads = config.execution.threads_per_worker
+        devices.claim(executor.local_rank, executor.local_workers, threads, config.execution.verbose)
+        devices.load_backend()
+        if not executor.coordinates:
+            return executor.serve()
+        with progress.open_progress() as display:
+            finished = _distill(config, model, executor, display)
+        executor.finish(finished)
+    except BaseException as error:
+        executor.stop(error)
+        raise
+    return finished
+
+
+def _distill(
+    config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
+) -> RunReport:
+    from pbd import evaluation, graph, preparation, student  # these load the backend
+
+    clock = _Clock()
+    inputs = preparation.prepare(config, model, display)
+    teacher, dataset, journal = inputs.teacher, inputs.dataset, inputs.journal
+    clock.lap("teacher")
+
+    blocks = config.blocks
+    tasks = graph.enumerate_tasks(teacher, blocks.block, blocks.layers, blocks.include_unprofitable)
+    todo = [task for task in tasks if task.skip_reason is None]
+    done = journal.committed_blocks()
+    missing = [task for task in todo if task.layer_name not in done]
+    display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(todo) - len(missing)} done before")
+
+    costs = _predict_costs(config, inputs, missing)
+    scheduler = schedulers.choose(config.execution.scheduler, config.execution.group)
+    assignment = scheduler(missing, costs, executor.num_workers)
+    clock.lap("calibrate")
+
+    display.phase(f"training {len(missing)} blocks on {executor.num_workers} workers ({assignment.scheduler})")
+    fresh = _train(config, inputs, executor, missing, assignment, display)
+    results = {name: result for name, result in done.items() if name in {task.layer_name for task in todo}}
+    results |= {result.layer_name: result for result in fresh}
+    clock.lap("distill")
+
+    teacher_accuracy = evaluation.accuracy(teacher, dataset.batches("validation"))
+    lowest = config.student.lowest_accuracy(teacher_accuracy)
+    accepted = decisions.accept(results.values(), lowest)
+    small = student.assemble(teacher, tasks, accepted, blocks.block)
+    student.reestimate_statistics(small, accepted, (images for images, _ in dataset.batches("train", limit=2048)))
+    assembled_accuracy = evaluation.accuracy(small, dataset.batches("validation"))
+    display.phase(f"assembled {len(accepted)} accepted blocks: validation accuracy {assembled_accuracy:.4f}")
+
+    tuning = student.fine_tune(small, dataset, config.student, assembled_accuracy, accepted, display.update)
+    clock.lap("fine_tune")
+    small = graph.flatten(small)  # without the optimiser
+    path = preparation.save_model(journal, "student.keras", small)
+    display.phase(f"fine-tuned: validation accuracy {tuning.val_accuracy:.4f}; reading the test split, once")
+    test = evaluation.accuracies([teacher, small], dataset.batches("test"))
+
+    finished = RunReport(
+        config=config.flat(),
+        versions=preparation.versions(),
+        device=devices.describe(),
+        teacher=_facts(teacher, teacher_accuracy, test[0], str(journal.file("teacher.keras"))),
+        assembled=_facts(small, assembled_accuracy, None, None),
+        student=_facts(small, tuning.val_accuracy, test[1], str(path)),
+        blocks=decisions.block_rows(tasks, results, lowest),
+        workers=decisions.worker_rows(fresh, executor.num_workers),
+        timing=clock.timing(assignment, costs.source),
+        energy={"source": "none", "total_j": None},
+        executor=executor.name,
+        scheduler=assignment.scheduler,
+        groups=tuple(group.layer_names for queue in assignment.queues for group in queue),
+        fine_tune_history=tuning.history,
+        run_dir=str(journal.path),
+    )
+    journal.write_bytes("summary.txt", report.render(finished).encode())
+    journal.write_json("report.json", report.to_json(finished))
+    return finished
+
+
+def _predict_costs(config: RunConfig, inputs: "Inputs", tasks: Sequence[LayerTask]) -> cost_model.LayerCosts:
+    """Predict each task's seconds from its multiply-accumulates and the teacher's measured forward rate."""
+    from pbd import evaluation
+
+    images, _ = next(iter(inputs.dataset.training_batches(0, 1)))
+    rate = evaluation.forward_rate(inputs.teacher, images)
+    trained_images = inputs.dataset.steps_per_epoch * inputs.dataset.batch_size
+    return cost_model.costs_from_macs(tasks, trained_images, config.training.epochs, rate, config.execution.group)
+
+
+def _train(
+    config: RunConfig,
+    inputs: "Inputs",
+    executor: Executor,
+    tasks: Sequence[LayerTask],
+    assignment: Assignment,
+    display: progress.ProgressDisplay,
+) -> list[BlockResult]:
+    """Train every group of the assignment on the executor's workers."""
+    from pbd import training
+
+    context = training.TrainingContext(
+        teacher_path=str(inputs.journal.file("teacher.keras")),
+        data=inputs.data_config,
+        image_shape=inputs.dataset.image_shape,
+        training=config.training,
+        block=config.blocks.block,
+        seed=config.seed,
+        journal=inputs.journal,
+    )
+    train_group = functools.partial(training.train_group, context)
+    return list(executor.run(train_group, tasks, assignment, display.update)) if tasks else []
+
+
+def _facts(model: "keras.Model", val: float | None, test: float | None, path: str | None) -> ModelFacts:
+    import os
+
+    from pbd import evaluation
+
+    size = os.path.getsize(path) if path else None
+    return ModelFacts(evaluation.count_params(model), evaluation.count_macs(model), val, test, path, size)
+
+
+@dataclass
+class _Clock:
+    """Wall-clock seconds of each phase, in the order in which they end."""
+
+    began: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, phase: str) -> None:
+        self.laps[phase] = time.monotonic() - self.began - sum(self.laps.values())
+
+    def timing(self, assignment: Assignment, predicted_from: str) -> Timing:
+        return Timing(
+            teacher_s=self.laps["teacher"],
+            calibrate_s=self.laps["calibrate"],
+            distill_s=self.laps["distill"],
+            predicted_makespan_s=assignment.predicted_makespan_s,
+            predicted_from=predicted_from,
+            fine_tune_s=self.laps["fine_tune"],
+            total_s=time.monotonic() - self.began,
+        )

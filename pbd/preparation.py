@@ -1,0 +1,155 @@
+"""Everything a run needs before the first block is trained: the teacher, the data, the run directory."""
+
+import hashlib
+import importlib.metadata
+import json
+import tempfile
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+
+from pbd import datasets, graph, teachers
+from pbd.config import DataConfig, RunConfig
+from pbd.errors import BadInputError, CannotCreateError
+from pbd.journal import Journal
+from pbd.progress import ProgressDisplay
+from pbd.records import Progress
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """What the run works on."""
+
+    teacher: keras.Model
+    """Flat and functional, with its weights."""
+    dataset: datasets.Dataset
+    data_config: DataConfig
+    """As given, with `auto` resolved; loads the same data in any worker."""
+    journal: Journal
+
+
+def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Inputs:
+    """Load or train the teacher, load the data, and open the run directory; nothing is written if any of it fails."""
+    directory = _directory(config, model)
+    if model is None:
+        teachers.check(config.teacher)
+        if teachers.is_file(config.teacher.teacher):
+            model = teachers.load_file(config.teacher.teacher)
+    preprocess = "none" if model is not None and config.data.preprocess == "auto" else config.data.preprocess
+    data_config = replace(config.data, preprocess=teachers.preprocessing(config.teacher, preprocess))
+    dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
+    if model is None:
+        model = _built_in(config, dataset, display)
+    teacher = graph.flatten(model, dataset.image_shape)
+    if teacher.output.shape[1:] != (dataset.num_classes,):
+        raise BadInputError(
+            f"the teacher must have one output per class. Received: outputs of shape {tuple(teacher.output.shape[1:])} "
+            f"for {dataset.num_classes} classes of {dataset.name!r}."
+        )
+    graph.enumerate_tasks(teacher, config.blocks.block, config.blocks.layers, config.blocks.include_unprofitable)
+    identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
+    journal = (Journal.resume if config.execution.resume else Journal.create)(directory, identity)
+    save_model(journal, "teacher.keras", teacher)
+    display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}; run directory {directory}")
+    return Inputs(teacher, dataset, data_config, journal)
+
+
+def _directory(config: RunConfig, model: keras.Model | None) -> Path:
+    """Return the run directory; a taken one is refused before any work."""
+    if config.execution.run_dir is None:
+        name = Path(config.teacher.teacher).stem if model is None else model.name
+        data = Path(config.data.dataset).stem.replace(":", "-")
+        return Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
+    directory = Path(config.execution.run_dir)
+    if (directory / "run.json").exists() and not config.execution.resume:
+        raise CannotCreateError(
+            f"the run directory must be new. Received: {str(directory)!r}, which holds a run. "
+            "Continue it with --resume, or give another --run-dir."
+        )
+    return directory
+
+
+class _ShowTraining(keras.callbacks.Callback):
+    """Shows the progress of the teacher's training, and leaves the teacher at its best epoch."""
+
+    def __init__(self, display: ProgressDisplay) -> None:
+        super().__init__()
+        self._display, self._best, self._weights, self._epoch = display, -1.0, None, 0
+
+    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        self._epoch = epoch
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        steps, epochs = self.params["steps"], self.params["epochs"]
+        self._display.update(
+            Progress(
+                0, "teacher", self._epoch * steps + batch + 1, steps * epochs, self._epoch + 1, (logs or {})["loss"]
+            )
+        )
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        if (logs or {})["val_accuracy"] > self._best:
+            self._best, self._weights = (logs or {})["val_accuracy"], self.model.get_weights()
+
+    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
+        self.model.set_weights(self._weights)
+
+
+def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDisplay) -> keras.Model:
+    """Build the named network; train it on the dataset unless it has weights or was trained so before."""
+    wanted = config.teacher
+    if wanted.teacher_weights is not None or wanted.teacher_epochs == 0:
+        return teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
+    settings = {name: value for part in (config.teacher, config.data) for name, value in vars(part).items()} | {
+        "seed": config.seed,
+        "keras": keras.__version__,
+    }
+    path = teachers.cache_path(wanted, dataset, settings)
+    if path.is_file():
+        display.phase(f"teacher {wanted.teacher}: trained before, from {path}")
+        return teachers.load_file(str(path))
+    display.phase(f"teacher {wanted.teacher}: training it on {dataset.name}, {wanted.teacher_epochs} epochs")
+    model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
+    teachers.train(model, dataset, wanted.teacher_epochs, _ShowTraining(display))
+    model = graph.flatten(model)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Journal(path.parent).write_bytes(path.name, model_bytes(model))
+    return model
+
+
+def model_bytes(model: keras.Model) -> bytes:
+    """Return the model as the content of a `.keras` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return path.read_bytes()
+
+
+def save_model(journal: Journal, name: str, model: keras.Model) -> Path:
+    """Write the model into the run directory, atomically, and return its path."""
+    return journal.write_bytes(name, model_bytes(model))
+
+
+def _digest(model: keras.Model) -> str:
+    """Return a SHA-256 over the model's structure and weights."""
+    digest = hashlib.sha256(json.dumps([type(layer).__name__ for layer in model.layers]).encode())
+    for value in model.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of what the result may depend on; what is not installed is left out."""
+    import pbd
+
+    found = {"pbd": pbd.__version__}
+    for package in ("keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "h5py", "mpi4py", "binpacking"):
+        try:
+            found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,129 @@
+"""From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from pbd import blocks, devices, evaluation, graph
+from pbd.config import StudentConfig
+from pbd.datasets import Dataset
+from pbd.records import BlockResult, LayerTask, Progress
+
+
+def assemble(
+    teacher: keras.Model, tasks: Iterable[LayerTask], accepted: dict[str, BlockResult], block: str
+) -> keras.Model:
+    """Return a copy of the teacher with every accepted block in its layer's place."""
+    student = graph.swap(teacher, [task for task in tasks if task.layer_name in accepted], block)
+    for result in accepted.values():
+        blocks.set_weights(student, result.weights)
+    return student
+
+
+def reestimate_statistics(student: keras.Model, accepted: dict[str, BlockResult], images: Iterable[Any]) -> None:
+    """Set the blocks' batch statistics to their averages over these batches, as the student itself produces them.
+
+    The blocks learned on the teacher's activations; behind other blocks their inputs have shifted. Each batch counts
+    the same; all other layers run as in inference.
+    """
+    ours = _layers_of(accepted)
+    normalisations = [
+        layer for layer in student.layers if layer.name in ours and isinstance(layer, keras.layers.BatchNormalization)
+    ]
+    momenta = [layer.momentum for layer in normalisations]
+    names = {layer.name for layer in normalisations}
+    for count, batch in enumerate(images, start=1):
+        for layer in normalisations:
+            layer.momentum = 1.0 - 1.0 / count
+        graph.run(student, keras.ops.convert_to_tensor(batch), training=names)
+    for layer, momentum in zip(normalisations, momenta, strict=True):
+        layer.momentum = momentum
+
+
+def _layers_of(accepted: dict[str, BlockResult]) -> set[str]:
+    """Return the names of the layers that the accepted blocks are made of."""
+    return {key.rpartition("/")[0] for result in accepted.values() for key in result.weights}
+
+
+def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope: str) -> None:
+    """Leave trainable what the scope names: `blocks`, `all`, or `no_1x1_dense` (the paper's ResNet setting)."""
+    ours = _layers_of(accepted)
+    for layer in student.layers:
+        if scope == "blocks":
+            layer.trainable = layer.name in ours
+        elif scope == "no_1x1_dense" and layer.name not in ours:
+            pointwise = isinstance(layer, keras.layers.Conv2D) and tuple(layer.kernel_size) == (1, 1)
+            layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
+
+
+class _KeepBest(keras.callbacks.Callback):
+    """Keeps the weights of the epoch with the best validation accuracy, the starting point included."""
+
+    def __init__(self, student: keras.Model, starting_accuracy: float, emit: Callable[[Progress], None]) -> None:
+        super().__init__()
+        self._best = (starting_accuracy, float("-inf"))
+        self.best_weights, self._emit = student.get_weights(), emit
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        done = int(self.model.optimizer.iterations)
+        total = self.params["steps"] * self.params["epochs"]
+        loss = (logs or {}).get("loss")
+        epoch = (done - 1) // self.params["steps"] + 1
+        self._emit(Progress(0, "fine-tuning", done, total, epoch, None if loss is None else float(loss)))
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        logs = logs or {}
+        this = (logs["val_accuracy"], -logs["val_loss"])
+        if this > self._best:
+            self._best, self.best_weights = this, self.model.get_weights()
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What fine-tuning did, epoch by epoch."""
+
+    history: tuple[dict[str, float], ...]
+    val_accuracy: float
+    """Of the epoch that was kept, or of the assembled student if none was better."""
+
+
+def fine_tune(
+    student: keras.Model,
+    dataset: Dataset,
+    config: StudentConfig,
+    assembled_accuracy: float,
+    accepted: dict[str, BlockResult],
+    emit: Callable[[Progress], None],
+) -> FineTuning:
+    """Train the student on the labels (cross entropy) and leave it at its best epoch on the validation split."""
+    if config.fine_tune_epochs == 0 or not accepted:
+        return FineTuning((), assembled_accuracy)
+    trainable = {layer.name: layer.trainable for layer in student.layers}
+    freeze_outside(student, accepted, config.fine_tune_scope)
+    images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
+    steps = dataset.steps_per_epoch
+    rate = keras.optimizers.schedules.CosineDecay(config.fine_tune_learning_rate, steps * config.fine_tune_epochs)
+    student.compile(
+        optimizer=keras.optimizers.Adam(rate),
+        loss=keras.losses.SparseCategoricalCrossentropy(
+            from_logits=not evaluation.ends_in_probabilities(student, images)
+        ),
+        metrics=["accuracy"],
+        jit_compile=devices.compiles_with_xla(),
+    )
+    keep_best = _KeepBest(student, assembled_accuracy, emit)
+    history = student.fit(
+        dataset.training_batches(0, config.fine_tune_epochs),
+        epochs=config.fine_tune_epochs,
+        steps_per_epoch=steps,
+        validation_data=dataset.batches("validation"),
+        callbacks=[keep_best],
+        verbose=0,
+    ).history
+    student.set_weights(keep_best.best_weights)
+    for layer in student.layers:
+        layer.trainable = trainable[layer.name]
+    rows = tuple(dict(zip(history, map(float, values), strict=True)) for values in zip(*history.values(), strict=True))
+    return FineTuning(rows, max([assembled_accuracy, *history["val_accuracy"]]))

@@ -1,0 +1,39 @@
+"""Packaging of pbd: a small core, with the backend and the engines as extras."""
+
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+CPU = ["tensorflow-cpu>=2.21,<2.22"]
+GPU = ["tensorflow[and-cuda]>=2.21,<2.22"]
+MPI = ["mpi4py>=4.1", "mpich>=5.0"]
+ENERGY = ["nvidia-ml-py>=12"]
+DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14"]
+
+setup(
+    name="pbd",
+    version="0.1.0",
+    description="Make trained Keras CNNs small and fast by parallel blockwise distillation",
+    long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    packages=find_packages(include=["pbd", "pbd.*"]),
+    python_requires=">=3.11",
+    install_requires=[
+        "keras>=3.15.1,<3.16",
+        "numpy>=1.26",
+        "h5py>=3.11",
+        "binpacking>=2.0.1",
+        "scikit-learn>=1.5",
+        "tyro>=1.0",
+        "rich>=14",
+    ],
+    extras_require={
+        "cpu": CPU,
+        "gpu": GPU,
+        "mpi": MPI,
+        "energy": ENERGY,
+        "dev": DEV,
+        "all": [*CPU, *MPI, *ENERGY, *DEV],
+    },
+    entry_points={"console_scripts": ["pbd-run=pbd.run:main"]},
+)
