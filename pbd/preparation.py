@@ -7,7 +7,6 @@ import tempfile
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import keras
 import numpy as np
@@ -15,9 +14,11 @@ import numpy as np
 from pbd import datasets, graph, teachers
 from pbd.config import DataConfig, RunConfig
 from pbd.errors import BadInputError, CannotCreateError
+from pbd.fitting import fit_on_labels
 from pbd.journal import Journal
 from pbd.progress import ProgressDisplay
-from pbd.records import Progress
+
+TEACHER_LEARNING_RATE = 0.002
 
 
 @dataclass(frozen=True)
@@ -73,32 +74,6 @@ def _directory(config: RunConfig, model: keras.Model | None) -> Path:
     return directory
 
 
-class _ShowTraining(keras.callbacks.Callback):
-    """Shows the progress of the teacher's training, and leaves the teacher at its best epoch."""
-
-    def __init__(self, display: ProgressDisplay) -> None:
-        super().__init__()
-        self._display, self._best, self._weights, self._epoch = display, -1.0, None, 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        steps, epochs = self.params["steps"], self.params["epochs"]
-        self._display.update(
-            Progress(
-                0, "teacher", self._epoch * steps + batch + 1, steps * epochs, self._epoch + 1, (logs or {})["loss"]
-            )
-        )
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if (logs or {})["val_accuracy"] > self._best:
-            self._best, self._weights = (logs or {})["val_accuracy"], self.model.get_weights()
-
-    def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        self.model.set_weights(self._weights)
-
-
 def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDisplay) -> keras.Model:
     """Build the named network; train it on the dataset unless it has weights or was trained so before."""
     wanted = config.teacher
@@ -114,7 +89,7 @@ def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDis
         return teachers.load_file(str(path))
     display.phase(f"teacher {wanted.teacher}: training it on {dataset.name}, {wanted.teacher_epochs} epochs")
     model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
-    teachers.train(model, dataset, wanted.teacher_epochs, _ShowTraining(display))
+    fit_on_labels(model, dataset, wanted.teacher_epochs, TEACHER_LEARNING_RATE, display.update, "teacher")
     model = graph.flatten(model)
     path.parent.mkdir(parents=True, exist_ok=True)
     Journal(path.parent).write_bytes(path.name, model_bytes(model))

@@ -1,15 +1,16 @@
 """From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from pbd import blocks, devices, evaluation, graph
+from pbd import blocks, graph
 from pbd.config import StudentConfig
 from pbd.datasets import Dataset
-from pbd.records import BlockResult, LayerTask, Progress
+from pbd.fitting import Emit, fit_on_labels
+from pbd.records import BlockResult, LayerTask
 
 
 def assemble(
@@ -58,28 +59,6 @@ def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope
             layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
 
 
-class _KeepBest(keras.callbacks.Callback):
-    """Keeps the weights of the epoch with the best validation accuracy, the starting point included."""
-
-    def __init__(self, student: keras.Model, starting_accuracy: float, emit: Callable[[Progress], None]) -> None:
-        super().__init__()
-        self._best = (starting_accuracy, float("-inf"))
-        self.best_weights, self._emit = student.get_weights(), emit
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        done = int(self.model.optimizer.iterations)
-        total = self.params["steps"] * self.params["epochs"]
-        loss = (logs or {}).get("loss")
-        epoch = (done - 1) // self.params["steps"] + 1
-        self._emit(Progress(0, "fine-tuning", done, total, epoch, None if loss is None else float(loss)))
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        logs = logs or {}
-        this = (logs["val_accuracy"], -logs["val_loss"])
-        if this > self._best:
-            self._best, self.best_weights = this, self.model.get_weights()
-
-
 @dataclass(frozen=True)
 class FineTuning:
     """What fine-tuning did, epoch by epoch."""
@@ -95,35 +74,22 @@ def fine_tune(
     config: StudentConfig,
     assembled_accuracy: float,
     accepted: dict[str, BlockResult],
-    emit: Callable[[Progress], None],
+    emit: Emit,
 ) -> FineTuning:
     """Train the student on the labels (cross entropy) and leave it at its best epoch on the validation split."""
     if config.fine_tune_epochs == 0 or not accepted:
         return FineTuning((), assembled_accuracy)
     trainable = {layer.name: layer.trainable for layer in student.layers}
     freeze_outside(student, accepted, config.fine_tune_scope)
-    images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    steps = dataset.steps_per_epoch
-    rate = keras.optimizers.schedules.CosineDecay(config.fine_tune_learning_rate, steps * config.fine_tune_epochs)
-    student.compile(
-        optimizer=keras.optimizers.Adam(rate),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=not evaluation.ends_in_probabilities(student, images)
-        ),
-        metrics=["accuracy"],
-        jit_compile=devices.compiles_with_xla(),
+    history = fit_on_labels(
+        student,
+        dataset,
+        config.fine_tune_epochs,
+        config.fine_tune_learning_rate,
+        emit,
+        "fine-tuning",
+        assembled_accuracy,
     )
-    keep_best = _KeepBest(student, assembled_accuracy, emit)
-    history = student.fit(
-        dataset.training_batches(0, config.fine_tune_epochs),
-        epochs=config.fine_tune_epochs,
-        steps_per_epoch=steps,
-        validation_data=dataset.batches("validation"),
-        callbacks=[keep_best],
-        verbose=0,
-    ).history
-    student.set_weights(keep_best.best_weights)
     for layer in student.layers:
         layer.trainable = trainable[layer.name]
-    rows = tuple(dict(zip(history, map(float, values), strict=True)) for values in zip(*history.values(), strict=True))
-    return FineTuning(rows, max([assembled_accuracy, *history["val_accuracy"]]))
+    return FineTuning(history, max([assembled_accuracy, *(row["val_accuracy"] for row in history)]))

@@ -11,7 +11,6 @@ from typing import Any
 
 import keras
 
-from pbd import devices, evaluation
 from pbd.config import TeacherConfig
 from pbd.datasets import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
@@ -139,25 +138,3 @@ def cache_path(config: TeacherConfig, dataset: Dataset, settings: dict[str, Any]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     name = f"{config.teacher}-{Path(dataset.name).stem}-{key}.keras".replace(":", "-")
     return root / "pbd" / "teachers" / name
-
-
-def train(model: keras.Model, dataset: Dataset, epochs: int, callback: keras.callbacks.Callback) -> None:
-    """Train a built-in network on the labels, and leave it at its best epoch on the validation split."""
-    images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    steps = dataset.steps_per_epoch
-    model.compile(
-        optimizer=keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(0.002, steps * max(epochs, 1))),
-        loss=keras.losses.SparseCategoricalCrossentropy(
-            from_logits=not evaluation.ends_in_probabilities(model, images)
-        ),
-        metrics=["accuracy"],
-        jit_compile=devices.compiles_with_xla(),
-    )
-    model.fit(
-        dataset.training_batches(0, epochs),
-        epochs=epochs,
-        steps_per_epoch=steps,
-        validation_data=dataset.batches("validation"),
-        callbacks=[callback],
-        verbose=0,
-    )

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,10 +10,9 @@ import numpy as np
 
 from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
+from pbd.fitting import Emit, ReportProgress, adam
 from pbd.journal import Journal
 from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
-
-Emit = Callable[[Progress], None]
 
 
 class GroupDistiller(keras.Model):
@@ -39,6 +37,19 @@ class GroupDistiller(keras.Model):
             for name, part in zip(self.layer_names, self.parts, strict=True)
         ]
 
+    def match_targets(self, images: Any) -> None:
+        """Give each block's last normalisation the mean and deviation of its target on these images, per channel.
+
+        A step of Adam moves a scale by little more than the learning rate: a block would spend most of a short
+        training on nothing else (data-dependent initialisation, Salimans and Kingma 2016).
+        """
+        activations = self.prefix.predict_on_batch(images)
+        for name, part in zip(self.layer_names, self.parts, strict=True):
+            target = np.asarray(activations[name][1])
+            last = [layer for layer in part.layers if isinstance(layer, keras.layers.BatchNormalization)][-1]
+            last.gamma.assign(target.std(axis=(0, 1, 2)))
+            last.beta.assign(target.mean(axis=(0, 1, 2)))
+
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
@@ -51,20 +62,6 @@ class GroupDistiller(keras.Model):
 def _squared_error(output: Any, target: Any) -> Any:
     """Mean squared error of each image, shape `(batch,)`."""
     return keras.ops.mean(keras.ops.square(output - keras.ops.stop_gradient(target)), axis=(1, 2, 3))
-
-
-class _ReportProgress(keras.callbacks.Callback):
-    def __init__(self, emit: Emit, label: str, steps: int, epochs: int) -> None:
-        super().__init__()
-        self._emit, self._label, self._steps, self._epochs, self._epoch = emit, label, steps, epochs, 0
-
-    def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        self._epoch = epoch
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        done, loss = self._epoch * self._steps + batch + 1, (logs or {}).get("loss")
-        total = self._steps * self._epochs
-        self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))
 
 
 @dataclass(frozen=True)
@@ -142,13 +139,14 @@ def _fit(
         return dict.fromkeys(built, ())
     steps = dataset.steps_per_epoch
     distiller = GroupDistiller(graph.truncate(teacher, built), built)
-    rate = keras.optimizers.schedules.CosineDecay(config.learning_rate, steps * config.epochs)
-    distiller.compile(optimizer=keras.optimizers.Adam(rate), jit_compile=devices.compiles_with_xla())
+    distiller.match_targets(next(iter(dataset.training_batches(0, 1)))[0])
+    distiller.compile(adam(config.learning_rate, steps * config.epochs), jit_compile=devices.compiles_with_xla())
     history = distiller.fit(
         dataset.training_batches(0, config.epochs),
         epochs=config.epochs,
         steps_per_epoch=steps,
-        callbacks=[_ReportProgress(emit, _label(group), steps, config.epochs)],
+        callbacks=[ReportProgress(emit, _label(group))],
+        shuffle=False,
         verbose=0,
     ).history
     return {name: tuple(float(value) for value in history[name]) for name in built}
