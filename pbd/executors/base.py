@@ -39,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def stop(self, error: BaseException) -> None:
-        """In the coordinator: let all other processes go, with the exit code of the error."""
+        """End every other process, whichever of them met the error; the coordinator's own kinds end them in good order."""
         ...
 
 

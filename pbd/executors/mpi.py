@@ -139,14 +139,14 @@ class MpiExecutor:
         self._tell_all(_Stop(report=report))
 
     def stop(self, error: BaseException) -> None:
-        if isinstance(error, PbdError):
+        if isinstance(error, SystemExit):
+            return
+        if isinstance(error, PbdError) and self.coordinates:
             self._tell_all(_Stop(exit_code=error.exit_code))
         else:
             abort(error)
 
     def _tell_all(self, message: _Stop) -> None:
-        if not self.coordinates:
-            return
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
 
@@ -156,7 +156,9 @@ def abort(error: BaseException) -> None:
     from mpi4py import MPI
 
     interrupted = isinstance(error, KeyboardInterrupt)
-    if not interrupted:
+    if interrupted:
+        print("pbd-run: stopped; the same command with --resume and its --run-dir goes on.", file=sys.stderr)
+    else:
         traceback.print_exception(error)
     sys.stdout.flush()
     sys.stderr.flush()

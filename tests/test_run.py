@@ -1,0 +1,120 @@
+"""The command line as a user meets it: help, wrong input, the exit codes, the launcher."""
+
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pbd import run
+from pbd.errors import UsageError
+
+
+def pbd_run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "pbd.run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+
+
+@pytest.mark.fast
+def test_help_names_every_setting_and_is_quick() -> None:
+    started = time.monotonic()
+    answer = pbd_run("--help")
+    assert time.monotonic() - started < 5  # tenths of a second on an idle machine; TensorFlow alone takes more
+    assert answer.returncode == 0
+    for flag in ("--teacher", "--dataset", "--no-group", "--layers", "--fine-tune-scope", "--resume", "--config"):
+        assert flag in answer.stdout
+
+
+@pytest.mark.fast
+def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('epochs = 3\nbatch-size = 16\nlayers = ["conv1*", "^conv1_2"]\n')
+    config = run.parse(["--config", str(file), "--epochs", "5"])
+    assert (config.training.epochs, config.data.batch_size) == (5, 16)
+    assert config.blocks.layers == ("conv1*", "^conv1_2")
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--scheduler", "wdf"], "Did you mean 'wfd'?"),
+        (["--epoch-count", "3"], "--epoch-count"),
+        (["--epochs", "many"], "many"),
+        (["--batch-size", "0"], "batch_size must be at least 1"),
+    ],
+)
+def test_usage_errors_are_one_line(arguments: list[str], words: str) -> None:
+    with pytest.raises(UsageError) as refusal:
+        run.parse(arguments)
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.fast
+def test_settings_file_errors(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("epoch = 3\n")
+    answer = pbd_run("--config", str(file))
+    assert (answer.returncode, answer.stderr.count("\n")) == (2, 1)
+    assert "Did you mean 'epochs'?" in answer.stderr
+    file.write_text("epochs 3")
+    assert pbd_run("--config", str(file)).returncode == 2
+    assert pbd_run("--config", str(tmp_path / "absent.toml")).returncode == 66
+
+
+def one_line_refusal(tmp_path: Path, *arguments: str) -> tuple[int, str]:
+    """Run with wrong input; check that it is said in one line and that nothing is written."""
+    directory = tmp_path / "run"
+    answer = pbd_run(*arguments, "--run-dir", str(directory))
+    assert answer.stderr.count("\n") == 1, answer.stderr
+    assert "Traceback" not in answer.stderr
+    assert not directory.exists()
+    return answer.returncode, answer.stderr
+
+
+def test_missing_model(tmp_path: Path) -> None:
+    code, line = one_line_refusal(tmp_path, "--teacher", str(tmp_path / "absent.keras"))
+    assert code == 66
+    assert "absent.keras" in line
+
+
+def test_model_without_convolutions_and_data_of_another_shape(tmp_path: Path) -> None:
+    import keras
+
+    inputs = keras.Input((32, 32, 1))
+    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
+    keras.Model(inputs, outputs, name="flat").save(tmp_path / "flat.keras")
+    code, line = one_line_refusal(tmp_path, "--teacher", str(tmp_path / "flat.keras"))
+    assert code == 65
+    assert "convolution" in line
+
+    x, y = np.zeros((200, 20, 20, 3), np.uint8), np.arange(200) % 10
+    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
+    hidden = keras.layers.Conv2D(8, 3, padding="same")(keras.layers.Conv2D(8, 3)(inputs))
+    conv = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(hidden)))
+    conv.save(tmp_path / "conv.keras")
+    arguments = ("--teacher", str(tmp_path / "conv.keras"), "--dataset", str(tmp_path / "other.npz"))
+    code, line = one_line_refusal(tmp_path, *arguments)
+    assert code == 65
+    assert "20" in line
+    assert "32" in line
+
+
+def test_unknown_dataset_and_teacher(tmp_path: Path) -> None:
+    assert "digits" in one_line_refusal(tmp_path, "--dataset", "digts")[1]
+    code, line = one_line_refusal(tmp_path, "--teacher", "VGG61")
+    assert code == 2
+    assert "VGG1" in line
+
+
+def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    started = time.monotonic()
+    answer = pbd_run("--run-dir", str(tmp_path))
+    assert answer.returncode == 73
+    assert "--resume" in answer.stderr
+    assert time.monotonic() - started < 60
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.json"]

@@ -1,0 +1,145 @@
+"""The same blocks and the same student, however they were computed (one seed, one kind of device)."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pbd.journal import Journal
+from pbd.records import BlockResult
+
+STEPS_PER_EPOCH, EPOCHS = 25, 2
+COMMON = ["--batch-size", "16", "--train-limit", str(16 * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
+COMMON += ["--fine-tune-epochs", "1", "--threads-per-worker", "1", "--max-accuracy-drop", "1", "--augment", "flip"]
+WAYS = {
+    "serial grouped": ([], ["--executor", "serial"]),
+    "serial one by one": ([], ["--executor", "serial", "--no-group"]),
+    "serial, three queues": ([], ["--executor", "serial", "--workers", "3", "--scheduler", "wfd"]),
+    "two ranks, contiguous": (["mpirun", "-n", "2"], ["--scheduler", "contiguous"]),
+    "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
+    "four ranks, one by one": (["mpirun", "-n", "4"], ["--scheduler", "round_robin", "--no-group"]),
+}
+
+
+def start(launcher: list[str], arguments: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    command = [*launcher, sys.executable, "-m", "pbd.run", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small residual network with four convolutions to replace; its weights are random but fixed."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((32, 32, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="stem")(x)
+    for name in ("a", "b"):
+        y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"{name}1")(x)
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+        y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name=f"{name}2")(y)
+        x = keras.layers.Add()([x, y])
+    outputs = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    path = tmp_path_factory.mktemp("teacher") / "residual.keras"
+    keras.Model(inputs, outputs, name="residual").save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def blocks_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, BlockResult]]:
+    """Return a function that runs one of the ways, once, and returns its blocks."""
+    runs: dict[str, Path] = {}
+
+    def run(way: str) -> dict[str, BlockResult]:
+        if way not in runs:
+            launcher, arguments = WAYS[way]
+            directory = tmp_path_factory.mktemp("runs") / "run"
+            told = start(launcher, [*COMMON, *arguments, "--teacher", str(teacher), "--run-dir", str(directory)])
+            assert told.returncode == 0, told.stdout + told.stderr
+            runs[way] = directory
+        return Journal(runs[way]).committed_blocks()
+
+    return run
+
+
+def largest_difference(ours: dict[str, BlockResult], theirs: dict[str, BlockResult]) -> float:
+    """Return the largest difference of any weight, over the largest weight of its variable."""
+    assert ours.keys() == theirs.keys()
+    differences = [
+        np.abs(weight - theirs[layer].weights[key]).max() / max(np.abs(weight).max(), 1e-12)
+        for layer, result in ours.items()
+        for key, weight in result.weights.items()
+    ]
+    return float(max(differences))
+
+
+@pytest.mark.parametrize("way", [way for way in WAYS if way != "serial grouped"])
+def test_blocks_do_not_depend_on_how_they_were_computed(
+    way: str, blocks_of: Callable[[str], dict[str, BlockResult]]
+) -> None:
+    reference = blocks_of("serial grouped")
+    assert sorted(reference) == ["a1", "a2", "b1", "b2"]
+    difference = largest_difference(reference, blocks_of(way))
+    print(f"{way}: largest difference {difference:.1e}")
+    assert difference <= 1e-4
+
+
+def test_training_moves_the_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
+    for result in blocks_of("serial grouped").values():
+        assert len(result.loss_history) == EPOCHS
+        assert result.loss_history[-1] < 0.9 * result.loss_history[0]
+
+
+def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(teacher: Path, tmp_path: Path) -> None:
+    directory = tmp_path / "run with spaces, é"
+    arguments = [*COMMON, "--no-group", "--teacher", str(teacher), "--run-dir", str(directory)]
+    assert start([], arguments).returncode == 0
+    whole, first = Journal(directory).committed_blocks(), json.loads((directory / "report.json").read_text())
+
+    lost = sorted((directory / "blocks").glob("*.npz"))[1]
+    kept = {path: path.stat().st_mtime_ns for path in (directory / "blocks").glob("*.npz") if path != lost}
+    lost.unlink()
+    assert start([], arguments).returncode == 73, "without --resume a taken directory is refused"
+    assert start([], [*arguments, "--resume", "--epochs", "1"]).returncode == 76, "other settings are refused"
+    told = start([], [*arguments, "--resume"])
+    assert told.returncode == 0, told.stdout + told.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept
+    assert largest_difference(whole, Journal(directory).committed_blocks()) <= 1e-4
+    second = json.loads((directory / "report.json").read_text())
+    assert second["groups"] == [[lost.stem]]
+    assert abs(second["student"]["test_accuracy"] - first["student"]["test_accuracy"]) < 0.01
+
+
+def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) -> None:
+    """Rank 1 fails while the others wait for it: without a guard this hangs for ever."""
+    shutil.copy(teacher, tmp_path / "t.keras")
+    script = (
+        "import sys\nfrom pbd import run\nfrom pbd.executors import mpi\n"
+        "whole = mpi.MpiExecutor._train\n"
+        "def broken(self, *arguments):\n"
+        "    if not self.coordinates: raise RuntimeError('injected')\n"
+        "    return whole(self, *arguments)\n"
+        "mpi.MpiExecutor._train = broken\n"
+        f"sys.exit(run.main({[*COMMON, '--teacher', str(tmp_path / 't.keras'), '--run-dir', str(tmp_path / 'run')]!r}))"
+    )
+    mpirun = Path(sys.executable).parent / "mpirun"
+    told = subprocess.run(
+        [mpirun, "-n", "2", sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+    )
+    assert told.returncode == 70
+    assert "injected" in told.stderr
+
+
+def test_wrong_input_under_mpirun_is_said_once(tmp_path: Path) -> None:
+    told = start(["mpirun", "-n", "3"], ["--teacher", str(tmp_path / "absent.keras")], timeout=60)
+    assert told.returncode == 66
+    assert told.stderr.count("absent.keras") == 1
+    assert "Traceback" not in told.stderr
