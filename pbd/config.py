@@ -96,7 +96,7 @@ class TrainingConfig:
 
     epochs: int = 8
     """Passes over the training images for each block; 0 keeps its first weights (a baseline)."""
-    learning_rate: float = 0.003
+    learning_rate: float = 0.01
     """Adam's first learning rate; it falls to zero along a cosine."""
 
     def __post_init__(self) -> None:
@@ -113,7 +113,7 @@ class StudentConfig:
     """Accept a block if the teacher with only it swapped in reaches this validation accuracy."""
     max_accuracy_drop: float | None = None
     """Accept a block if that accuracy is at most this far below the teacher's (default: 0.1)."""
-    fine_tune_epochs: int = 8
+    fine_tune_epochs: int = 5
     """Passes over the training images for the assembled student; 0 leaves it as assembled."""
     fine_tune_scope: str = "all"
     """What is tuned: blocks, all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""

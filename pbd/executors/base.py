@@ -39,7 +39,7 @@ class Executor(Protocol):
         ...
 
     def stop(self, error: BaseException) -> None:
-        """End every other process, whichever of them met the error; the coordinator's own kinds end them in good order."""
+        """End every other process, whichever met the error; a `PbdError` of the coordinator ends them in good order."""
         ...
 
 
