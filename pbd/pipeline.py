@@ -4,6 +4,7 @@ import functools
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbd import decisions, devices, progress, report
@@ -59,19 +60,17 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
 def _distill(
     config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
 ) -> RunReport:
-    from pbd import evaluation, graph, preparation, student  # these load the backend
+    from pbd import evaluation, preparation, student  # these load the backend
 
     clock = _Clock()
     inputs = preparation.prepare(config, model, display)
-    teacher, dataset, journal = inputs.teacher, inputs.dataset, inputs.journal
+    teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
 
-    blocks = config.blocks
-    tasks = graph.enumerate_tasks(teacher, blocks.block, blocks.layers, blocks.include_unprofitable)
-    todo = [task for task in tasks if task.skip_reason is None]
-    done = journal.committed_blocks()
-    missing = [task for task in todo if task.layer_name not in done]
-    display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(todo) - len(missing)} done before")
+    todo = {task.layer_name: task for task in tasks if task.skip_reason is None}
+    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
+    missing = [task for name, task in todo.items() if name not in done]
+    display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
 
     costs = _predict_costs(config, inputs, missing)
     scheduler = schedulers.choose(config.execution.scheduler, config.execution.group)
@@ -80,32 +79,25 @@ def _distill(
 
     display.phase(f"training {len(missing)} blocks on {executor.num_workers} workers ({assignment.scheduler})")
     fresh = _train(config, inputs, executor, missing, assignment, display)
-    results = {name: result for name, result in done.items() if name in {task.layer_name for task in todo}}
-    results |= {result.layer_name: result for result in fresh}
+    results = done | {result.layer_name: result for result in fresh}
     clock.lap("distill")
 
     teacher_accuracy = evaluation.accuracy(teacher, dataset.batches("validation"))
     lowest = config.student.lowest_accuracy(teacher_accuracy)
     accepted = decisions.accept(results.values(), lowest)
-    small = student.assemble(teacher, tasks, accepted, blocks.block)
-    student.reestimate_statistics(small, accepted, (images for images, _ in dataset.batches("train", limit=2048)))
-    assembled_accuracy = evaluation.accuracy(small, dataset.batches("validation"))
-    display.phase(f"assembled {len(accepted)} accepted blocks: validation accuracy {assembled_accuracy:.4f}")
-
-    tuning = student.fine_tune(small, dataset, config.student, assembled_accuracy, accepted, display.update)
+    small = student.make(teacher, dataset, tasks, accepted, config, display)
+    path = preparation.save_model(journal, "student.keras", small.model)
     clock.lap("fine_tune")
-    small = graph.flatten(small)  # without the optimiser
-    path = preparation.save_model(journal, "student.keras", small)
-    display.phase(f"fine-tuned: validation accuracy {tuning.val_accuracy:.4f}; reading the test split, once")
-    test = evaluation.accuracies([teacher, small], dataset.batches("test"))
 
+    display.phase("reading the test split, once")
+    teacher_test, student_test = evaluation.accuracies([teacher, small.model], dataset.batches("test"))
     finished = RunReport(
         config=config.flat(),
         versions=preparation.versions(),
         device=devices.describe(),
-        teacher=_facts(teacher, teacher_accuracy, test[0], str(journal.file("teacher.keras"))),
-        assembled=_facts(small, assembled_accuracy, None, None),
-        student=_facts(small, tuning.val_accuracy, test[1], str(path)),
+        teacher=_facts(teacher, teacher_accuracy, teacher_test, journal.file("teacher.keras")),
+        assembled=_facts(small.model, small.assembled_accuracy),
+        student=_facts(small.model, small.val_accuracy, student_test, path),
         blocks=decisions.block_rows(tasks, results, lowest),
         workers=decisions.worker_rows(fresh, executor.num_workers),
         timing=clock.timing(assignment, costs.source),
@@ -113,11 +105,10 @@ def _distill(
         executor=executor.name,
         scheduler=assignment.scheduler,
         groups=tuple(group.layer_names for queue in assignment.queues for group in queue),
-        fine_tune_history=tuning.history,
+        fine_tune_history=small.history,
         run_dir=str(journal.path),
     )
-    journal.write_bytes("summary.txt", report.render(finished).encode())
-    journal.write_json("report.json", report.to_json(finished))
+    report.write(finished, journal)
     return finished
 
 
@@ -139,9 +130,11 @@ def _train(
     assignment: Assignment,
     display: progress.ProgressDisplay,
 ) -> list[BlockResult]:
-    """Train every group of the assignment on the executor's workers."""
+    """Train every group of the assignment on the executor's workers; each block is on disk when this returns."""
     from pbd import training
 
+    if not tasks:
+        return []
     context = training.TrainingContext(
         teacher_path=str(inputs.journal.file("teacher.keras")),
         data=inputs.data_config,
@@ -151,17 +144,20 @@ def _train(
         seed=config.seed,
         journal=inputs.journal,
     )
-    train_group = functools.partial(training.train_group, context)
-    return list(executor.run(train_group, tasks, assignment, display.update)) if tasks else []
+    results = []
+    for result in executor.run(functools.partial(training.train_group, context), tasks, assignment, display.update):
+        if result.status == "trained":  # again, now with its worker and times
+            inputs.journal.commit_block(result)
+        results.append(result)
+    return results
 
 
-def _facts(model: "keras.Model", val: float | None, test: float | None, path: str | None) -> ModelFacts:
-    import os
-
+def _facts(model: "keras.Model", val: float, test: float | None = None, path: Path | None = None) -> ModelFacts:
     from pbd import evaluation
 
-    size = os.path.getsize(path) if path else None
-    return ModelFacts(evaluation.count_params(model), evaluation.count_macs(model), val, test, path, size)
+    size = path.stat().st_size if path else None
+    params, macs = evaluation.count_params(model), evaluation.count_macs(model)
+    return ModelFacts(params, macs, val, test, str(path) if path else None, size)
 
 
 @dataclass

@@ -17,6 +17,7 @@ from pbd.errors import BadInputError, CannotCreateError
 from pbd.fitting import fit_on_labels
 from pbd.journal import Journal
 from pbd.progress import ProgressDisplay
+from pbd.records import LayerTask
 
 TEACHER_LEARNING_RATE = 0.002
 
@@ -31,6 +32,8 @@ class Inputs:
     data_config: DataConfig
     """As given, with `auto` resolved; loads the same data in any worker."""
     journal: Journal
+    tasks: tuple[LayerTask, ...]
+    """Every convolution of the teacher, those to skip included."""
 
 
 def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Inputs:
@@ -51,12 +54,13 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
             f"the teacher must have one output per class. Received: outputs of shape {tuple(teacher.output.shape[1:])} "
             f"for {dataset.num_classes} classes of {dataset.name!r}."
         )
-    graph.enumerate_tasks(teacher, config.blocks.block, config.blocks.layers, config.blocks.include_unprofitable)
+    wanted = config.blocks
+    tasks = graph.enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
     identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
     journal = (Journal.resume if config.execution.resume else Journal.create)(directory, identity)
     save_model(journal, "teacher.keras", teacher)
     display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}; run directory {directory}")
-    return Inputs(teacher, dataset, data_config, journal)
+    return Inputs(teacher, dataset, data_config, journal, tasks)
 
 
 def _directory(config: RunConfig, model: keras.Model | None) -> Path:

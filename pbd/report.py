@@ -12,6 +12,7 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
+from pbd.journal import Journal
 from pbd.records import BlockReport, ModelFacts, RunReport
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "failed": "bold red", "skipped": "dim"}
@@ -40,6 +41,12 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "run_dir": report.run_dir,
         }
     )
+
+
+def write(report: RunReport, journal: Journal) -> None:
+    """Write `report.json` and `summary.txt` into the run directory."""
+    journal.write_bytes("summary.txt", render(report).encode())
+    journal.write_json("report.json", to_json(report))
 
 
 def json_safe(value: Any) -> Any:

@@ -6,11 +6,15 @@ from typing import Any
 
 import keras
 
-from pbd import blocks, graph
-from pbd.config import StudentConfig
+from pbd import blocks, evaluation, graph
+from pbd.config import RunConfig, StudentConfig
 from pbd.datasets import Dataset
 from pbd.fitting import Emit, fit_on_labels
+from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, LayerTask
+
+STATISTICS_IMAGES = 2048
+"""How many training images the blocks' statistics are re-estimated on."""
 
 
 def assemble(
@@ -59,37 +63,60 @@ def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope
             layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
 
 
-@dataclass(frozen=True)
-class FineTuning:
-    """What fine-tuning did, epoch by epoch."""
-
-    history: tuple[dict[str, float], ...]
-    val_accuracy: float
-    """Of the epoch that was kept, or of the assembled student if none was better."""
-
-
 def fine_tune(
-    student: keras.Model,
+    model: keras.Model,
     dataset: Dataset,
     config: StudentConfig,
     assembled_accuracy: float,
     accepted: dict[str, BlockResult],
     emit: Emit,
-) -> FineTuning:
-    """Train the student on the labels (cross entropy) and leave it at its best epoch on the validation split."""
+) -> tuple[dict[str, float], ...]:
+    """Train the student on the labels (cross entropy) and leave it at its best epoch, which may be the start.
+
+    Returns:
+        Loss and accuracy per epoch; empty where there was nothing to tune.
+    """
     if config.fine_tune_epochs == 0 or not accepted:
-        return FineTuning((), assembled_accuracy)
-    trainable = {layer.name: layer.trainable for layer in student.layers}
-    freeze_outside(student, accepted, config.fine_tune_scope)
+        return ()
+    trainable = {layer.name: layer.trainable for layer in model.layers}
+    freeze_outside(model, accepted, config.fine_tune_scope)
+    rate = config.fine_tune_learning_rate
     history = fit_on_labels(
-        student,
-        dataset,
-        config.fine_tune_epochs,
-        config.fine_tune_learning_rate,
-        emit,
-        "fine-tuning",
-        assembled_accuracy,
+        model, dataset, config.fine_tune_epochs, rate, emit, "fine-tuning", starting_accuracy=assembled_accuracy
     )
-    for layer in student.layers:
+    for layer in model.layers:
         layer.trainable = trainable[layer.name]
-    return FineTuning(history, max([assembled_accuracy, *(row["val_accuracy"] for row in history)]))
+    return history
+
+
+@dataclass(frozen=True)
+class Student:
+    """The finished network, and how it came to be."""
+
+    model: keras.Model
+    """Not compiled: its file holds no optimiser."""
+    assembled_accuracy: float
+    """Validation accuracy before fine-tuning."""
+    val_accuracy: float
+    history: tuple[dict[str, float], ...]
+    """Of the fine-tuning, per epoch."""
+
+
+def make(
+    teacher: keras.Model,
+    dataset: Dataset,
+    tasks: Iterable[LayerTask],
+    accepted: dict[str, BlockResult],
+    config: RunConfig,
+    display: ProgressDisplay,
+) -> Student:
+    """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole."""
+    model = assemble(teacher, tasks, accepted, config.blocks.block)
+    images = (batch for batch, _ in dataset.batches("train", limit=STATISTICS_IMAGES))
+    reestimate_statistics(model, accepted, images)
+    assembled_accuracy = evaluation.accuracy(model, dataset.batches("validation"))
+    display.phase(f"assembled {len(accepted)} accepted blocks: validation accuracy {assembled_accuracy:.4f}")
+    history = fine_tune(model, dataset, config.student, assembled_accuracy, accepted, display.update)
+    reached = max([assembled_accuracy, *(row["val_accuracy"] for row in history)])
+    display.phase(f"fine-tuned for {len(history)} epochs: validation accuracy {reached:.4f}")
+    return Student(graph.flatten(model), assembled_accuracy, reached, history)

@@ -14,7 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
     {"errors", "records"},
     {"config"},
-    {"scheduling", "journal", "progress", "report", "decisions"},
+    {"scheduling", "journal", "progress", "decisions"},
+    {"report"},
     {"devices"},
     {"datasets"},
     {"evaluation", "blocks"},
