@@ -5,7 +5,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 CPU = ["tensorflow-cpu>=2.21,<2.22"]
-GPU = ["tensorflow[and-cuda]>=2.21,<2.22"]
+GPU = ["tensorflow[and-cuda]>=2.21,<2.22", "nvidia-ml-py>=12"]
 MPI = ["mpi4py>=4.1", "mpich>=5.0"]
 ENERGY = ["nvidia-ml-py>=12"]
 DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14"]

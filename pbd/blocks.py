@@ -26,7 +26,7 @@ def derive_seed(seed: int, *names: str) -> int:
 def _separable(x: Any, task: LayerTask, seed: int, position: int) -> Any:
     """One separable convolution and its batch normalisation; no bias, which the normalisation would cancel."""
     first = position == 1
-    name = f"{task.layer_name}_sep{position}"
+    name = f"{task.layer_name}_pbd_sep{position}"
     x = keras.layers.SeparableConv2D(
         task.output_shape[-1],
         task.kernel_size,
@@ -38,7 +38,7 @@ def _separable(x: Any, task: LayerTask, seed: int, position: int) -> Any:
         pointwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
         name=name,
     )(x)
-    return keras.layers.BatchNormalization(momentum=0.9, name=f"{task.layer_name}_bn{position}")(x)
+    return keras.layers.BatchNormalization(momentum=0.9, name=f"{task.layer_name}_pbd_bn{position}")(x)
 
 
 def _separable_stack(x: Any, task: LayerTask, seed: int, depth: int, skip: bool) -> Any:
@@ -46,15 +46,15 @@ def _separable_stack(x: Any, task: LayerTask, seed: int, depth: int, skip: bool)
     for position in range(1, depth + 1):
         x = _separable(x, task, seed, position)
         if position < depth:
-            x = keras.layers.ReLU(name=f"{task.layer_name}_relu{position}")(x)
+            x = keras.layers.ReLU(name=f"{task.layer_name}_pbd_relu{position}")(x)
         if position == 1:
             shortcut = x
     if skip:
-        x = keras.layers.Add(name=f"{task.layer_name}_add")([shortcut, x])
+        x = keras.layers.Add(name=f"{task.layer_name}_pbd_add")([shortcut, x])
     activation = keras.activations.get(task.activation)
     if activation is keras.activations.linear:
         return x
-    return keras.layers.Activation(activation, name=f"{task.layer_name}_activation")(x)
+    return keras.layers.Activation(activation, name=f"{task.layer_name}_pbd_activation")(x)
 
 
 def two_layer(x: Any, task: LayerTask, seed: int) -> Any:
@@ -88,7 +88,7 @@ BLOCKS: dict[str, BlockBuilder] = {
 def build_block(block: str, task: LayerTask, seed: int) -> keras.Model:
     """Return the block as a model of its own, from `task.input_shape` to `task.output_shape`."""
     inputs = keras.Input(task.input_shape)
-    return keras.Model(inputs, BLOCKS[block](inputs, task, seed), name=f"{task.layer_name}_block")
+    return keras.Model(inputs, BLOCKS[block](inputs, task, seed), name=f"{task.layer_name}_pbd_block")
 
 
 def get_weights(block: keras.Model) -> dict[str, np.ndarray]:
@@ -113,4 +113,6 @@ def set_weights(model: keras.Model, weights: dict[str, np.ndarray]) -> None:
     for key, value in weights.items():
         layer_name, _, variable_name = key.rpartition("/")
         variables = {variable.name: variable for variable in model.get_layer(layer_name).weights}
+        if variable_name not in variables:
+            raise ValueError(f"{layer_name} must have a variable {variable_name!r}. Received: {sorted(variables)}.")
         variables[variable_name].assign(value)

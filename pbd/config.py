@@ -2,9 +2,10 @@
 
 import dataclasses
 import math
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 from pbd.errors import UsageError, unknown_name
 
@@ -28,6 +29,24 @@ def _at_least(name: str, received: float | None, least: float) -> None:
 def _fraction(name: str, received: float | None) -> None:
     if received is not None and not (0.0 <= received <= 1.0):
         raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. Give 0.05 for five points.")
+
+
+def _as_kind(name: str, kind: Any, value: Any) -> Any:
+    """Return the value as its field's type where that changes nothing; refuse it otherwise."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if get_origin(kind) is tuple:
+        values = (value,) if isinstance(value, str) else value
+        if isinstance(values, list | tuple) and all(isinstance(entry, str) for entry in values):
+            return tuple(values)
+        raise UsageError(f"{name} must be names or patterns. Received: {value!r}.")
+    kinds = get_args(kind) or (kind,)
+    if float in kinds and type(value) is int:
+        return float(value)
+    if type(value) not in kinds:
+        wanted = " or ".join(one.__name__ for one in kinds if one is not type(None))
+        raise UsageError(f"{name} must be of type {wanted}. Received: {value!r}.")
+    return value
 
 
 @dataclass(frozen=True)
@@ -112,7 +131,7 @@ class StudentConfig:
     accuracy_threshold: float | None = None
     """Accept a block if the teacher with only it swapped in reaches this validation accuracy."""
     max_accuracy_drop: float | None = None
-    """Accept a block if that accuracy is at most this far below the teacher's (default: 0.1)."""
+    """Accept a block if that accuracy is at most this far below the teacher's (default: 0.2)."""
     fine_tune_epochs: int = 5
     """Passes over the training images for the assembled student; 0 leaves it as assembled."""
     fine_tune_scope: str = "all"
@@ -134,7 +153,7 @@ class StudentConfig:
         """Return the validation accuracy that a block must reach to be accepted."""
         if self.accuracy_threshold is not None:
             return self.accuracy_threshold
-        return teacher_accuracy - (0.1 if self.max_accuracy_drop is None else self.max_accuracy_drop)
+        return teacher_accuracy - (0.2 if self.max_accuracy_drop is None else self.max_accuracy_drop)
 
 
 @dataclass(frozen=True)
@@ -202,7 +221,8 @@ class RunConfig:
         for name, value in settings.items():
             if name not in owner:
                 raise UsageError(unknown_name("setting", name, [*owner, "seed"]))
-            changes.setdefault(owner[name], {})[name] = tuple(value) if isinstance(value, list) else value
+            kind = get_type_hints(type(sections[owner[name]]))[name]
+            changes.setdefault(owner[name], {})[name] = _as_kind(name, kind, value)
         parts = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
         return dataclasses.replace(self, seed=seed, **parts)
 

@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from pbd.errors import PbdError
+from pbd.errors import EnvironmentMismatchError, PbdError
 
 
 def physical_gpus() -> int:
@@ -31,9 +31,12 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
         threads: CPU threads of this worker; by default the host's cores shared out evenly.
         verbose: leave the backend's own log messages on.
 
+    Where a backend is loaded already (a teacher was handed over from Python), its own settings stay.
+
     Raises:
-        PbdError: a backend is loaded already with other settings pending; too late to choose.
+        PbdError: there are GPUs, but fewer than workers.
     """
+    given = threads is not None
     threads = threads or max(1, available_cores() // local_workers)
     settings = {
         "TF_NUM_INTRAOP_THREADS": str(threads),
@@ -50,7 +53,10 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
         settings["CUDA_VISIBLE_DEVICES"] = str(local_rank)
     if "tensorflow" not in sys.modules:
         for name, value in settings.items():
-            os.environ.setdefault(name, value)
+            if given and "THREADS" in name:
+                os.environ[name] = value
+            else:
+                os.environ.setdefault(name, value)
 
 
 def load_backend() -> None:
@@ -63,6 +69,10 @@ def load_backend() -> None:
     try:
         os.dup2(nowhere, 2)
         importlib.import_module("keras")
+    except ImportError as error:
+        raise EnvironmentMismatchError(
+            f"Keras needs a backend. Received: {error}. Install one: pip install 'pbd[cpu]' or 'pbd[gpu]'."
+        ) from error
     finally:
         os.dup2(kept, 2)
         os.close(kept)

@@ -39,6 +39,9 @@ class StoppedError(PbdError):
 
     exit_code = 75
 
+    def __init__(self, message: str = "stopped. Finished blocks are kept: go on with --resume --run-dir DIR.") -> None:
+        super().__init__(message)
+
 
 class CorruptStateError(PbdError):
     """The run directory is damaged, or belongs to a run with other settings."""

@@ -27,7 +27,10 @@ def layer_macs(layer: keras.Layer) -> int:
 
 
 def count_macs(model: keras.Model) -> int:
-    """Return the multiply-accumulates of a flat functional model, per image; a shared layer counts at each call."""
+    """Return the multiply-accumulates of a flat functional model, per image.
+
+    A shared layer counts at each call, each as large as the first.
+    """
     return sum(layer_macs(layer) * calls for layer, calls in layer_calls(model))
 
 

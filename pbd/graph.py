@@ -20,13 +20,18 @@ def _walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Cal
     return model._run_through_graph(inputs, operation_fn=make, call_fn=call)
 
 
-def _as_functional(model: keras.Model) -> keras.Model:
+def as_functional(model: keras.Model) -> keras.Model:
+    """Return the model as a functional one.
+
+    Raises:
+        BadInputError: it is neither functional nor a built sequential model.
+    """
     if isinstance(model, keras.Sequential) and model.built:
         return keras.Model(model.inputs, model.outputs[0], name=model.name)
-    if not hasattr(model, "_run_through_graph"):
+    if isinstance(model, keras.Sequential) or not hasattr(model, "_run_through_graph"):
         raise BadInputError(
             f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
-            "Rebuild it with keras.Model(inputs, outputs)."
+            "Rebuild it with keras.Model(inputs, outputs), from a keras.Input of known shape."
         )
     return model
 
@@ -42,8 +47,8 @@ class _Cloner:
         if id(operation) in self.pairs:
             return self.pairs[id(operation)][1]
         config = operation.get_config()
-        if operation.name in self._names and "name" in config:
-            config["name"] = f"{owner}_{operation.name}"
+        while config.get("name") in self._names:
+            config["name"] = f"{owner}_{config['name']}"
         twin = type(operation).from_config(config)
         self._names.add(twin.name)
         self.pairs[id(operation)] = (operation, twin)
@@ -53,6 +58,8 @@ class _Cloner:
         for original, twin in self.pairs.values():
             if isinstance(original, keras.Layer) and original.weights:
                 twin.set_weights(original.get_weights())
+                if isinstance(twin, keras.layers.Normalization):
+                    twin.finalize_state()  # computes with what it derives from its weights
 
 
 def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | None = None) -> Any:
@@ -62,12 +69,33 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         inner_training = kwargs.get("training", training)
         if isinstance(operation, keras.Model):
-            return _unfold(_as_functional(operation), args[0], cloner, inner_training)
+            return _unfold(as_functional(operation), args[0], cloner, inner_training)
         if inner_training is not None and "training" in inspect.signature(operation.call).parameters:
             kwargs["training"] = inner_training
         return operation(*args, **kwargs)
 
     return _walk(model, inputs, make, call)
+
+
+def image_shape_of(model: keras.Model) -> tuple[int | None, ...]:
+    """Return the height, width and channels that a classifier of images asks for, `None` where it leaves one free.
+
+    Raises:
+        BadInputError: the model is of another kind.
+    """
+    model = as_functional(model)
+    if len(model.inputs) != 1 or len(model.outputs) != 1:
+        raise BadInputError(
+            "the teacher must have one input and one output. "
+            f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
+        )
+    shapes = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if len(shapes[0]) != 4 or len(shapes[1]) != 2:
+        raise BadInputError(
+            "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
+            f"Received: {shapes[0]} to {shapes[1]}: no convolution can be replaced in it."
+        )
+    return shapes[0][1:]
 
 
 def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None) -> keras.Model:
@@ -80,13 +108,8 @@ def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None)
     Raises:
         BadInputError: the model is of another kind, or does not take such images.
     """
-    model = _as_functional(model)
-    if len(model.inputs) != 1 or len(model.outputs) != 1:
-        raise BadInputError(
-            "the teacher must have one input and one output. "
-            f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
-        )
-    own_shape = tuple(model.inputs[0].shape[1:])
+    own_shape = image_shape_of(model)
+    model = as_functional(model)
     shape = image_shape or own_shape
     if len(own_shape) != len(shape) or any(
         own not in (None, given) for own, given in zip(own_shape, shape, strict=True)

@@ -88,6 +88,20 @@ class Journal:
             )
         return journal
 
+    @classmethod
+    def check(cls, path: str | Path, resume: bool) -> None:
+        """Refuse a directory that `create` or `resume` would refuse whatever the run, before any work is done.
+
+        Raises:
+            CannotCreateError: a new run is wanted and the directory is taken.
+            MissingInputError: a run is to be resumed and there is none.
+        """
+        found = Path(path)
+        if resume:
+            cls(found)._read_identity()
+        elif found.is_file() or (found.is_dir() and any(found.iterdir())):
+            cls.create(found, {})
+
     def commit_block(self, result: BlockResult) -> None:
         """Write `result` for good: after this call it survives the death of the process.
 
@@ -126,20 +140,7 @@ class Journal:
 
     def write_bytes(self, name: str, data: bytes) -> Path:
         """Write `data` so that `name` holds all of it or what it held before, and return its path."""
-        target = self.file(name)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
-        try:
-            with temporary.open("xb") as stream:
-                stream.write(data)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, target)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-        _sync_folder(target.parent)
-        return target
+        return write_atomically(self.file(name), data)
 
     def _read_identity(self) -> dict[str, Any]:
         run_file = self.file(_RUN_FILE)
@@ -157,6 +158,23 @@ class Journal:
                 f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
             )
         return identity
+
+
+def write_atomically(target: Path, data: bytes) -> Path:
+    """Write `data` so that `target` holds all of it or what it held before, whenever the process dies."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+    return target
 
 
 def block_file_name(layer_name: str) -> str:

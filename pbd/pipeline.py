@@ -41,6 +41,8 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
         >>> report.student.test_accuracy, report.student.path
     """
     config = (config or RunConfig()).replace(**settings)
+    if model is not None:
+        config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
     try:
         threads = config.execution.threads_per_worker
@@ -66,6 +68,11 @@ def _distill(
     inputs = preparation.prepare(config, model, display)
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
+
+    finished = report.read(journal)
+    if finished is not None:
+        display.phase("this run was finished before")
+        return finished
 
     todo = {task.layer_name: task for task in tasks if task.skip_reason is None}
     done = {name: result for name, result in journal.committed_blocks().items() if name in todo}

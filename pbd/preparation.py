@@ -13,9 +13,9 @@ import numpy as np
 
 from pbd import datasets, graph, teachers
 from pbd.config import DataConfig, RunConfig
-from pbd.errors import BadInputError, CannotCreateError
+from pbd.errors import BadInputError
 from pbd.fitting import fit_on_labels
-from pbd.journal import Journal
+from pbd.journal import Journal, write_atomically
 from pbd.progress import ProgressDisplay
 from pbd.records import LayerTask
 
@@ -38,21 +38,23 @@ class Inputs:
 
 def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Inputs:
     """Load or train the teacher, load the data, and open the run directory; nothing is written if any of it fails."""
-    directory = _directory(config, model)
+    directory = _directory(config)
     if model is None:
         teachers.check(config.teacher)
         if teachers.is_file(config.teacher.teacher):
             model = teachers.load_file(config.teacher.teacher)
+        elif config.execution.resume and (directory / "teacher.keras").is_file():
+            model = teachers.load_file(str(directory / "teacher.keras"))  # as it was trained then
     preprocess = "none" if model is not None and config.data.preprocess == "auto" else config.data.preprocess
     data_config = replace(config.data, preprocess=teachers.preprocessing(config.teacher, preprocess))
     dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
     if model is None:
         model = _built_in(config, dataset, display)
     teacher = graph.flatten(model, dataset.image_shape)
-    if teacher.output.shape[1:] != (dataset.num_classes,):
+    if teacher.output.shape[-1] < dataset.num_classes:
         raise BadInputError(
-            f"the teacher must have one output per class. Received: outputs of shape {tuple(teacher.output.shape[1:])} "
-            f"for {dataset.num_classes} classes of {dataset.name!r}."
+            f"the teacher must have an output for each class. Received: {teacher.output.shape[-1]} outputs for "
+            f"{dataset.num_classes} classes of {dataset.name!r}."
         )
     wanted = config.blocks
     tasks = graph.enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
@@ -63,40 +65,38 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     return Inputs(teacher, dataset, data_config, journal, tasks)
 
 
-def _directory(config: RunConfig, model: keras.Model | None) -> Path:
+def _directory(config: RunConfig) -> Path:
     """Return the run directory; a taken one is refused before any work."""
     if config.execution.run_dir is None:
-        name = Path(config.teacher.teacher).stem if model is None else model.name
+        name = Path(config.teacher.teacher).stem
         data = Path(config.data.dataset).stem.replace(":", "-")
         return Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
-    directory = Path(config.execution.run_dir)
-    if (directory / "run.json").exists() and not config.execution.resume:
-        raise CannotCreateError(
-            f"the run directory must be new. Received: {str(directory)!r}, which holds a run. "
-            "Continue it with --resume, or give another --run-dir."
-        )
-    return directory
+    Journal.check(config.execution.run_dir, config.execution.resume)
+    return Path(config.execution.run_dir)
 
 
 def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDisplay) -> keras.Model:
-    """Build the named network; train it on the dataset unless it has weights or was trained so before."""
-    wanted = config.teacher
-    if wanted.teacher_weights is not None or wanted.teacher_epochs == 0:
-        return teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
-    settings = {name: value for part in (config.teacher, config.data) for name, value in vars(part).items()} | {
-        "seed": config.seed,
-        "keras": keras.__version__,
-    }
+    """Build the named network; train it on the dataset unless all its weights are given or it was trained so before."""
+    wanted, choice = config.teacher, config.blocks
+    model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
+    graph.enumerate_tasks(  # says what is wrong with --layers before the training
+        graph.flatten(model, dataset.image_shape), choice.block, choice.layers, choice.include_unprofitable
+    )
+    new_head = wanted.teacher_weights == "imagenet" and dataset.num_classes != 1000
+    if wanted.teacher_epochs == 0 or (wanted.teacher_weights is not None and not new_head):
+        return model
+    settings = {**vars(wanted), **vars(config.data), "seed": config.seed, "versions": versions()}
     path = teachers.cache_path(wanted, dataset, settings)
     if path.is_file():
         display.phase(f"teacher {wanted.teacher}: trained before, from {path}")
         return teachers.load_file(str(path))
     display.phase(f"teacher {wanted.teacher}: training it on {dataset.name}, {wanted.teacher_epochs} epochs")
-    model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
     fit_on_labels(model, dataset, wanted.teacher_epochs, TEACHER_LEARNING_RATE, display.update, "teacher")
     model = graph.flatten(model)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Journal(path.parent).write_bytes(path.name, model_bytes(model))
+    try:
+        write_atomically(path, model_bytes(model))
+    except OSError as error:
+        display.phase(f"the trained teacher cannot be kept for the next run: {error}")
     return model
 
 

@@ -1,6 +1,7 @@
 """What a run says at its end: `report.json` (version 1) and a summary for people, both from one `RunReport`."""
 
 import io
+import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -13,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd.journal import Journal
-from pbd.records import BlockReport, ModelFacts, RunReport
+from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "failed": "bold red", "skipped": "dim"}
 _WIDE = 100  # columns from which the reasons fit beside the figures
@@ -47,6 +48,28 @@ def write(report: RunReport, journal: Journal) -> None:
     """Write `report.json` and `summary.txt` into the run directory."""
     journal.write_bytes("summary.txt", render(report).encode())
     journal.write_json("report.json", to_json(report))
+
+
+def read(journal: Journal) -> RunReport | None:
+    """Return the report of a finished run, `None` where the run directory has none yet."""
+    path = journal.file("report.json")
+    if not path.is_file():
+        return None
+    said = json.loads(path.read_bytes())
+    rows = [{**row, "loss_history": tuple(row["loss_history"])} for row in said["blocks"]]
+    return RunReport(
+        **said
+        | {
+            "teacher": ModelFacts(**said["teacher"]),
+            "assembled": ModelFacts(said["student"]["params"], said["student"]["macs"], **said["assembled"]),
+            "student": ModelFacts(**said["student"]),
+            "blocks": tuple(BlockReport(**row) for row in rows),
+            "workers": tuple(WorkerReport(**row) for row in said["workers"]),
+            "timing": Timing(**said["timing"]),
+            "groups": tuple(tuple(group) for group in said["groups"]),
+            "fine_tune_history": tuple(said["fine_tune_history"]),
+        }
+    )
 
 
 def json_safe(value: Any) -> Any:

@@ -15,7 +15,7 @@ from typing import Any
 
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
-from pbd.executors import launcher_rank
+from pbd.executors import launcher
 
 _BOX = "╭╮╰╯│─┌┐└┘├┤ \t"
 
@@ -29,7 +29,7 @@ class _CommandLine(RunConfig):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (see the README)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    first = launcher_rank() in (None, 0)
+    first = launcher.rank() in (None, 0)
     with contextlib.nullcontext() if first else _silence():
         try:
             config = parse(arguments)
@@ -41,15 +41,18 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(f"pbd-run: {error}", file=sys.stderr)
             return error.exit_code
         except KeyboardInterrupt:
-            print("pbd-run: stopped; the same command with --resume and its --run-dir goes on.", file=sys.stderr)
+            print(f"pbd-run: {StoppedError()}", file=sys.stderr)
             return StoppedError.exit_code
+        except Exception:
+            traceback.print_exc()
+            return PbdError.exit_code
 
 
 def _run(config: RunConfig) -> int:
     from pbd.pipeline import distill
 
     report = distill(config)
-    if launcher_rank() in (None, 0):
+    if launcher.rank() in (None, 0):
         from rich.console import Console
 
         from pbd.report import summary
@@ -117,12 +120,12 @@ def _one_line(box: str) -> str:
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
     """Let only rank 0 speak: the others would say the same."""
-    with open(os.devnull, "w", encoding="utf-8") as nowhere, contextlib.redirect_stdout(nowhere):
-        if launcher_rank() is None:
-            yield
-        else:
-            with contextlib.redirect_stderr(nowhere):
-                yield
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        contextlib.redirect_stdout(nowhere),
+        contextlib.redirect_stderr(nowhere),
+    ):
+        yield
 
 
 def _stop_on_signals() -> None:

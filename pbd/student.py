@@ -56,9 +56,11 @@ def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope
     """Leave trainable what the scope names: `blocks`, `all`, or `no_1x1_dense` (the paper's ResNet setting)."""
     ours = _layers_of(accepted)
     for layer in student.layers:
-        if scope == "blocks":
+        if scope == "all":  # also what was frozen when the teacher was trained
+            layer.trainable = True
+        elif scope == "blocks":
             layer.trainable = layer.name in ours
-        elif scope == "no_1x1_dense" and layer.name not in ours:
+        elif layer.name not in ours:
             pointwise = isinstance(layer, keras.layers.Conv2D) and tuple(layer.kernel_size) == (1, 1)
             layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
 
@@ -111,6 +113,7 @@ def make(
     display: ProgressDisplay,
 ) -> Student:
     """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole."""
+    keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
     model = assemble(teacher, tasks, accepted, config.blocks.block)
     images = (batch for batch, _ in dataset.batches("train", limit=STATISTICS_IMAGES))
     reestimate_statistics(model, accepted, images)

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from pbd import graph
 from pbd.config import TeacherConfig
 from pbd.datasets import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
@@ -53,8 +54,12 @@ def check(config: TeacherConfig) -> None:
         MissingInputError: no such file, or a folder.
         UsageError: no built-in network has this name.
     """
-    name = config.teacher
+    name, weights = config.teacher, config.teacher_weights
+    if weights not in (None, "imagenet") and not Path(weights).is_file():
+        raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
     if is_file(name):
+        if weights is not None:
+            raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
         if not Path(name).is_file():
             kind = "a folder" if Path(name).is_dir() else "no such file"
             raise MissingInputError(f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {kind}.")
@@ -82,7 +87,7 @@ def load_file(path: str) -> keras.Model:
 def wanted_shape(config: TeacherConfig, model: keras.Model | None) -> tuple[int | None, ...] | None:
     """Return the image shape that the teacher asks for, with `None` where it leaves a size free."""
     if model is not None:
-        return tuple(model.inputs[0].shape[1:])
+        return graph.image_shape_of(model)
     return (None, None, 3) if config.teacher in application_names() else None
 
 
@@ -133,8 +138,10 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
 
 
 def cache_path(config: TeacherConfig, dataset: Dataset, settings: dict[str, Any]) -> Path:
-    """Return where a built-in teacher trained with these settings is kept between runs."""
-    key = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+    """Return where a built-in teacher trained with these settings on this data is kept between runs."""
+    file = Path(dataset.name)
+    stamp = [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] if file.exists() else dataset.name
+    key = hashlib.sha256(json.dumps([settings, stamp, len(dataset.train)], sort_keys=True).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{config.teacher}-{Path(dataset.name).stem}-{key}.keras".replace(":", "-")
+    name = f"{config.teacher}-{file.stem}-{key}.keras".replace(":", "-")
     return root / "pbd" / "teachers" / name

@@ -152,6 +152,30 @@ def _fit(
     return {name: tuple(float(value) for value in history[name]) for name in built}
 
 
+class GroupScorer(keras.Model):
+    """For each image and block: the class predicted with only it swapped in, its error, its target's moments."""
+
+    def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
+        super().__init__(name="group_scorer")
+        self.swapped = keras.Model(teacher.inputs, list(graph.swap_each(teacher, built).values()))
+        self.prefix = graph.truncate(teacher, built)
+        self.parts = list(built.values())
+        self.layer_names = list(built)
+
+    def call(self, images: Any) -> dict[str, Any]:
+        ops = keras.ops
+        scores = keras.tree.flatten(self.swapped(images, training=False))
+        activations = self.prefix(images, training=False)
+        inputs, targets = zip(*(activations[name] for name in self.layer_names), strict=True)
+        outputs = [part(x, training=False) for part, x in zip(self.parts, inputs, strict=True)]
+        return {
+            "predicted": ops.stack([ops.argmax(score, axis=-1) for score in scores], axis=1),
+            "error": ops.stack([_squared_error(y, t) for y, t in zip(outputs, targets, strict=True)], axis=1),
+            "mean": ops.stack([ops.mean(target, axis=(1, 2, 3)) for target in targets], axis=1),
+            "square": ops.stack([ops.mean(ops.square(target), axis=(1, 2, 3)) for target in targets], axis=1),
+        }
+
+
 @dataclass(frozen=True)
 class Score:
     """How one block does on the validation split."""
@@ -167,18 +191,9 @@ def score(teacher: keras.Model, built: dict[str, keras.Model], dataset: datasets
         For each layer: its block's squared error over the variance of the layer's output, and the accuracy of the
         teacher with only this block swapped in.
     """
-    activations = graph.truncate(teacher, built).output
-    swapped = graph.swap_each(teacher, built)
-    ops = keras.ops
-    outputs = {
-        "predicted": ops.stack([ops.argmax(swapped[name], axis=-1) for name in built], axis=1),
-        "error": ops.stack([_squared_error(built[n](activations[n][0]), activations[n][1]) for n in built], axis=1),
-        "mean": ops.stack([ops.mean(activations[name][1], axis=(1, 2, 3)) for name in built], axis=1),
-        "square": ops.stack([ops.mean(ops.square(activations[n][1]), axis=(1, 2, 3)) for n in built], axis=1),
-    }
-    scorer = keras.Model(teacher.inputs, outputs)
+    scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in [*outputs, "labels"]}
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("predicted", "error", "mean", "square", "labels")}
     for images, labels in dataset.batches("validation"):
         parts["labels"].append(np.asarray(labels))
         for key, value in scorer.predict_on_batch(images).items():

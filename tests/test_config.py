@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,12 @@ def test_settings_are_found_by_their_own_name() -> None:
     assert RunConfig.of(**config.flat()) == config
 
 
+def test_settings_take_paths_and_single_patterns() -> None:
+    config = RunConfig.of(teacher=Path("a.keras"), layers="conv*", learning_rate=1)
+    assert (config.teacher.teacher, config.blocks.layers) == ("a.keras", ("conv*",))
+    assert isinstance(config.training.learning_rate, float)
+
+
 def test_no_two_settings_share_a_name() -> None:
     config = RunConfig()
     parts = [part for part in vars(config).values() if not isinstance(part, int)]
@@ -37,6 +44,9 @@ def test_no_two_settings_share_a_name() -> None:
         ({"executor": "mpl"}, "Did you mean 'mpi'?"),
         ({"block": "two_layers"}, "Did you mean 'two_layer'?"),
         ({"epoch": 3}, "Did you mean 'epochs'?"),
+        ({"epochs": "3"}, "must be of type int"),
+        ({"epochs": 2.5}, "Received: 2.5"),
+        ({"layers": [1]}, "names or patterns"),
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"resume": True}, "--run-dir"),
         ({"validation_fraction": 0.0}, "strictly between 0 and 1"),
@@ -63,7 +73,5 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
 
 
 def test_every_block_design_of_the_settings_exists() -> None:
-    from pathlib import Path
-
     source = (Path(__file__).parents[1] / "pbd" / "blocks.py").read_text()
     assert all(f'"{name}": {name}' in source for name in BLOCKS)

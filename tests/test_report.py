@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from report_factory import make_report, make_row
+from tests.report_factory import make_report, make_row
 
 from pbd.records import ModelFacts
 from pbd.report import _count, _ratio, json_safe, render, to_json

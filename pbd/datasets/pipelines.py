@@ -171,7 +171,8 @@ class Dataset:
 
         Args:
             split_name: train, validation or test.
-            limit: the most images to return; every prefix of train and validation is class-balanced.
+            limit: the most images to return; every prefix of train and validation is class-balanced (a stream's
+                is not).
 
         Returns:
             Images, (batch, *image_shape) float32, preprocessed, and labels, (batch,) int32.

@@ -1,16 +1,9 @@
 """Executors run a function on groups of tasks; this package is the only place that knows MPI."""
 
-import os
-
 from pbd.config import ExecutionConfig
+from pbd.errors import UsageError
+from pbd.executors import launcher
 from pbd.executors.base import Executor
-
-LAUNCHER_RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
-
-
-def launcher_rank() -> int | None:
-    """Return this process's rank as its MPI launcher set it in the environment, `None` without a launcher."""
-    return next((int(os.environ[name]) for name in LAUNCHER_RANK_VARIABLES if name in os.environ), None)
 
 
 def open_executor(config: ExecutionConfig) -> Executor:
@@ -22,11 +15,16 @@ def open_executor(config: ExecutionConfig) -> Executor:
     """
     name = config.executor
     if name == "auto":
-        name = "mpi" if launcher_rank() is not None else "serial"
+        name = "mpi" if launcher.rank() is not None else "serial"
     if name == "mpi":
         from pbd.executors.mpi import MpiExecutor
 
         return MpiExecutor(config.workers)
+    ranks = max(
+        (int(os.environ[variable]) for variable in LAUNCHER_SIZE_VARIABLES if variable in os.environ), default=1
+    )
+    if ranks > 1:
+        raise UsageError(f"the serial executor is one process. Received: {ranks} ranks of mpirun. Drop one of the two.")
     from pbd.executors.serial import SerialExecutor
 
     return SerialExecutor(config.workers or 1)

@@ -4,7 +4,6 @@ Rank 0 sends each rank its queue, trains its own, and takes the results back in 
 blocking call, which would burn a core that a neighbour trains on: everyone polls and sleeps.
 """
 
-import os
 import sys
 import time
 import traceback
@@ -12,14 +11,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pbd.errors import EnvironmentMismatchError, PbdError, UsageError
+from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
+from pbd.executors import launcher
 from pbd.executors.base import Emit, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 
 _COMMAND, _PROGRESS = 1, 2
 _POLL_S = 0.05
 _PROGRESS_INTERVAL_S = 0.5
-_LAUNCHER_SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+_RANK_0_SPEAKS_FIRST_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,10 +32,10 @@ class _Work:
 
 @dataclass(frozen=True)
 class _Stop:
-    """From rank 0 to a worker: leave, with the report or with an exit code."""
+    """From rank 0 to a worker: leave, with the report or with the error that ended the run."""
 
     report: RunReport | None = None
-    exit_code: int = 0
+    error: PbdError | None = None
 
 
 class MpiExecutor:
@@ -52,6 +52,8 @@ class MpiExecutor:
                 "mpi4py mpich."
             ) from error
         self._comm = MPI.COMM_WORLD
+        self._training = False  # the workers are busy and cannot be told anything
+        self._released = False  # everyone knows that the run is over
         self._check_launcher()
         self.num_workers = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
@@ -65,17 +67,17 @@ class MpiExecutor:
         host.Free()
 
     def _check_launcher(self) -> None:
-        for name in _LAUNCHER_SIZE_VARIABLES:
-            announced = int(os.environ.get(name, self._comm.Get_size()))
-            if announced != self._comm.Get_size():
-                raise EnvironmentMismatchError(
-                    f"mpirun and mpi4py must be of the same MPI. Received: {name}={announced}, but a communicator of "
-                    f"{self._comm.Get_size()}. Use the mpirun that belongs to mpi4py's library."
-                )
+        announced, found = launcher.size(), self._comm.Get_size()
+        if announced not in (1, found):
+            raise EnvironmentMismatchError(
+                f"mpirun and mpi4py must be of the same MPI. Received: a launcher of {announced} ranks, a communicator "
+                f"of {found}. Use the mpirun that belongs to mpi4py's library."
+            )
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
+        self._training = True
         requests = [
             self._comm.isend(_Work(train_group, queue), dest=rank, tag=_COMMAND)
             for rank, queue in enumerate(assignment.queues)
@@ -87,10 +89,12 @@ class MpiExecutor:
             self._pass_on_progress(emit)
 
         mine = self._train(train_group, assignment.queues[0], emit_all)
-        for results in self._gather(mine, emit):
-            yield from results
+        gathered = self._gather(mine, emit)
         for request in requests:
             request.wait()
+        self._training = False
+        for results in gathered:
+            yield from results
 
     def _train(self, train_group: TrainGroup, queue: Sequence[TaskGroup], emit: Emit) -> list[BlockResult]:
         groups = run_queue(train_group, queue, self._comm.Get_rank(), emit, time.monotonic())
@@ -117,8 +121,9 @@ class MpiExecutor:
                 time.sleep(_POLL_S)
             command = self._comm.recv(source=0, tag=_COMMAND)
             if isinstance(command, _Stop):
+                self._released = True
                 if command.report is None:
-                    raise SystemExit(command.exit_code)
+                    raise command.error or StoppedError()
                 return command.report
             self._gather(self._train(command.train_group, command.queue, self._progress_sender()), lambda _: None)
 
@@ -139,27 +144,29 @@ class MpiExecutor:
         self._tell_all(_Stop(report=report))
 
     def stop(self, error: BaseException) -> None:
-        if isinstance(error, SystemExit):
+        if self._released:
             return
-        if isinstance(error, PbdError) and self.coordinates:
-            self._tell_all(_Stop(exit_code=error.exit_code))
+        if isinstance(error, PbdError) and self.coordinates and not self._training:
+            self._tell_all(_Stop(error=error))
         else:
             abort(error)
 
     def _tell_all(self, message: _Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
+        self._released = True
 
 
 def abort(error: BaseException) -> None:
     """End every rank at once: an exception in one rank alone would leave the others waiting for ever."""
     from mpi4py import MPI
 
-    interrupted = isinstance(error, KeyboardInterrupt)
-    if interrupted:
-        print("pbd-run: stopped; the same command with --resume and its --run-dir goes on.", file=sys.stderr)
-    else:
-        traceback.print_exception(error)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    MPI.COMM_WORLD.Abort(75 if interrupted else 70)
+    if isinstance(error, PbdError | KeyboardInterrupt):
+        told = error if isinstance(error, PbdError) else StoppedError()
+        if MPI.COMM_WORLD.Get_rank() != 0:
+            time.sleep(_RANK_0_SPEAKS_FIRST_S)
+        print(f"pbd-run: {told}", file=sys.__stderr__, flush=True)
+        MPI.COMM_WORLD.Abort(told.exit_code)
+    traceback.print_exception(error, file=sys.__stderr__)
+    sys.__stderr__.flush()
+    MPI.COMM_WORLD.Abort(PbdError.exit_code)

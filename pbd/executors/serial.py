@@ -21,8 +21,9 @@ class SerialExecutor:
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
+        began = time.monotonic()
         for worker, queue in enumerate(assignment.queues):
-            for results in run_queue(train_group, queue, worker, emit, time.monotonic()):
+            for results in run_queue(train_group, queue, worker, emit, began):
                 yield from results
 
     def serve(self) -> RunReport:

@@ -1,0 +1,16 @@
+"""What an MPI launcher tells its processes through their environment, before any MPI library is loaded."""
+
+import os
+
+RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
+SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+
+
+def rank() -> int | None:
+    """Return this process's rank as its MPI launcher set it in the environment, `None` without a launcher."""
+    return next((int(os.environ[name]) for name in RANK_VARIABLES if name in os.environ), None)
+
+
+def size() -> int:
+    """Return how many ranks the launcher started, 1 without a launcher."""
+    return max([1, *(int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ)])

@@ -1,0 +1,83 @@
+"""Which blocks are kept and why; who was busy and who waited."""
+
+import pytest
+
+from pbd.decisions import accept, block_rows, worker_rows
+from pbd.records import BlockResult
+from tests.fakes import make_task
+
+pytestmark = pytest.mark.fast
+
+
+def trained(layer: str, accuracy: float | None, **settings: object) -> BlockResult:
+    return BlockResult(layer, "trained", "two_layer", val_accuracy=accuracy, **settings)
+
+
+def failed(layer: str, error: str | None = "out of memory") -> BlockResult:
+    return BlockResult(layer, "failed", "two_layer", error=error)
+
+
+def test_a_block_at_the_threshold_is_accepted_and_one_just_below_is_not() -> None:
+    results = [trained("at", 0.8), trained("below", 0.8 - 1e-9), trained("above", 0.9)]
+    assert list(accept(results, 0.8)) == ["at", "above"]
+
+
+def test_what_failed_or_has_no_accuracy_is_never_accepted() -> None:
+    no_number = trained("nan", float("nan"))
+    assert accept([failed("broken"), trained("unscored", None), no_number], 0.0) == {}
+    assert accept([], 0.0) == {}
+
+
+def test_every_task_has_a_row_in_order_with_its_reason() -> None:
+    tasks = [
+        make_task(0, skip_reason="called 2 times"),
+        make_task(1),
+        make_task(2),
+        make_task(3),
+        make_task(4),
+        make_task(5),
+    ]
+    results = {"conv1": trained("conv1", 0.75), "conv2": trained("conv2", 0.5)}
+    results |= {"conv3": failed("conv3"), "conv5": failed("conv5", None)}
+    rows = block_rows(tasks, results, 0.6)
+    assert [(row.layer, row.status, row.reason) for row in rows] == [
+        ("conv0", "skipped", "called 2 times"),
+        ("conv1", "accepted", "accuracy 0.7500 >= 0.6000"),
+        ("conv2", "rejected", "accuracy 0.5000 < 0.6000"),
+        ("conv3", "failed", "out of memory"),
+        ("conv4", "failed", "no worker returned it"),
+        ("conv5", "failed", "no reason given"),
+    ]
+
+
+def test_only_an_accepted_block_changes_size_and_cost() -> None:
+    tasks = [make_task(0), make_task(1), make_task(2, skip_reason="called twice"), make_task(3)]
+    results = {"conv0": trained("conv0", 0.9), "conv1": trained("conv1", 0.1), "conv3": failed("conv3")}
+    rows = block_rows(tasks, results, 0.5)
+    assert [(row.params_before, row.params_after) for row in rows] == [(2_320, 400)] + [(2_320, 2_320)] * 3
+    assert [(row.macs_before, row.macs_after) for row in rows] == [(900, 200)] + [(900, 900)] * 3
+
+
+def test_a_row_carries_what_was_measured() -> None:
+    result = trained("conv0", 0.9, worker=3, started_s=1.5, seconds=2.5, nmse=0.25, loss_history=(2.0, 1.0))
+    (row,) = block_rows([make_task(0)], {"conv0": result}, 0.5)
+    assert (row.worker, row.started_s, row.seconds, row.nmse, row.val_accuracy) == (3, 1.5, 2.5, 0.25, 0.9)
+    assert (row.block, row.loss_history) == ("two_layer", (2.0, 1.0))
+
+
+def test_a_group_counts_once_and_idle_is_the_wait_for_the_slowest() -> None:
+    results = [
+        trained("a", 1.0, worker=0, started_s=0.0, seconds=4.0),
+        trained("b", 1.0, worker=0, started_s=0.0, seconds=4.0),
+        trained("c", 1.0, worker=0, started_s=4.0, seconds=2.0),
+        trained("d", 1.0, worker=1, started_s=0.5, seconds=4.0),
+        BlockResult("e", "failed", "two_layer", worker=1, started_s=4.5, seconds=1.0, error="no"),
+    ]
+    rows = worker_rows(results, num_workers=3)
+    assert [(row.worker, row.busy_s, row.idle_s) for row in rows] == [(0, 6.0, 0.0), (1, 5.0, 1.0), (2, 0.0, 6.0)]
+
+
+def test_workers_without_results_were_neither_busy_nor_idle() -> None:
+    assert [(row.busy_s, row.idle_s) for row in worker_rows([], num_workers=2)] == [(0.0, 0.0), (0.0, 0.0)]
+    resumed = [trained("a", 1.0, worker=None, seconds=9.0)]
+    assert [(row.busy_s, row.idle_s) for row in worker_rows(resumed, num_workers=1)] == [(0.0, 0.0)]
