@@ -68,7 +68,7 @@ def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: 
     np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize(("design", "depth"), zip(DESIGNS, (3, 3, 2, 2), strict=True))
+@pytest.mark.parametrize(("design", "depth"), list(zip(DESIGNS, (3, 3, 2, 2), strict=True)))
 def test_a_block_costs_what_its_task_says(design: str, depth: int) -> None:
     task = convolution_task(strides=2)
     inputs = keras.Input(task.input_shape)
@@ -84,7 +84,7 @@ def test_a_block_costs_what_its_task_says(design: str, depth: int) -> None:
 def test_a_skip_adds_the_first_layers_output() -> None:
     task = convolution_task()
     plain, skip = (blocks.build_block(design, task, seed=0) for design in ("two_layer", "two_layer_skip"))
-    first = keras.Model(plain.inputs, plain.get_layer("layer_relu1").output)
+    first = keras.Model(plain.inputs, plain.get_layer("layer_pbd_relu1").output)
     np.testing.assert_allclose(output_of(skip, task), output_of(plain, task) + output_of(first, task), atol=1e-5)
 
 
@@ -102,10 +102,10 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else() -> None:
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[key], after[key]) for key in before)
 
-    kernel = "sep1/depthwise_kernel"
+    kernel = "pbd_sep1/depthwise_kernel"
     assert not np.allclose(first[0][f"one_{kernel}"], first[1][f"two_{kernel}"])
     assert not np.allclose(first[0][f"one_{kernel}"], weights_of(one, seed=6)[f"one_{kernel}"])
-    assert not np.allclose(first[0][f"one_{kernel}"][..., 0], first[0]["one_sep2/depthwise_kernel"][..., 0])
+    assert not np.allclose(first[0][f"one_{kernel}"][..., 0], first[0]["one_pbd_sep2/depthwise_kernel"][..., 0])
 
 
 def test_a_block_in_the_graph_begins_as_it_does_alone() -> None:

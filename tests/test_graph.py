@@ -369,3 +369,14 @@ def test_run_trains_only_the_named_layers() -> None:
     np.testing.assert_array_equal(before[2], norm.get_weights()[2])
     graph.run(flat, images(), training={norm.name})
     assert np.abs(before[2] - norm.get_weights()[2]).max() > 0
+
+
+def test_an_adapted_normalization_keeps_its_statistics() -> None:
+    normalise = keras.layers.Normalization()
+    normalise.adapt(np.random.default_rng(0).normal(120, 60, (64, 8, 8, 3)))
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(4, 3, name="conv")(normalise(inputs))
+    model = keras.Model(inputs, keras.layers.Dense(5)(keras.layers.GlobalAveragePooling2D()(x)))
+    images = np.random.default_rng(1).uniform(0, 255, (4, 8, 8, 3)).astype("float32")
+    expected = model.predict(images, verbose=0)
+    assert np.abs(graph.flatten(model).predict(images, verbose=0) - expected).max() == 0.0

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-from tests.report_factory import make_report, make_row
 
 from pbd.records import ModelFacts
 from pbd.report import _count, _ratio, json_safe, render, to_json
+from tests.report_factory import make_report, make_row
 
 pytestmark = pytest.mark.fast
 

@@ -91,7 +91,7 @@ def test_model_without_convolutions_and_data_of_another_shape(tmp_path: Path) ->
     assert code == 65
     assert "convolution" in line
 
-    x, y = np.zeros((200, 20, 20, 3), np.uint8), np.arange(200) % 10
+    x, y = np.zeros((200, 20, 20, 1), np.uint8), np.arange(200) % 10
     np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     hidden = keras.layers.Conv2D(8, 3, padding="same")(keras.layers.Conv2D(8, 3)(inputs))
     conv = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(hidden)))

@@ -28,7 +28,8 @@ WAYS = {
 
 
 def start(launcher: list[str], arguments: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {k: v for k, v in os.environ.items() if "THREADS" not in k}
+    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     command = [*launcher, sys.executable, "-m", "pbd.run", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
 

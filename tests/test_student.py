@@ -131,16 +131,16 @@ def test_without_accepted_blocks_the_student_is_the_teacher(teacher: keras.Model
 def test_statistics_are_those_of_the_inputs_on_these_batches(
     assembled: keras.Model, accepted: dict[str, BlockResult]
 ) -> None:
-    before, momentum = snapshot(assembled), assembled.get_layer("a_bn1").momentum
+    before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
     student.reestimate_statistics(assembled, accepted, batches())
-    reached = keras.Model(assembled.inputs, assembled.get_layer("a_bn1").input)
+    reached = keras.Model(assembled.inputs, assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
-    norm = assembled.get_layer("a_bn1")
+    norm = assembled.get_layer("a_pbd_bn1")
     np.testing.assert_allclose(norm.moving_mean, inputs.mean(axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, inputs.var(axis=(1, 2, 3)).mean(axis=0), rtol=1e-4)
     assert norm.momentum == momentum
-    assert moved_layers(before, assembled) == {"a_bn1", "a_bn2", "b_bn1", "b_bn2"}
-    for name in ("a_bn1", "b_bn2"):
+    assert moved_layers(before, assembled) == {"a_pbd_bn1", "a_pbd_bn2", "b_pbd_bn1", "b_pbd_bn2"}
+    for name in ("a_pbd_bn1", "b_pbd_bn2"):
         for old, new in zip(before[name][:2], assembled.get_layer(name).get_weights()[:2], strict=True):
             np.testing.assert_array_equal(old, new)
 

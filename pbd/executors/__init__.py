@@ -20,11 +20,8 @@ def open_executor(config: ExecutionConfig) -> Executor:
         from pbd.executors.mpi import MpiExecutor
 
         return MpiExecutor(config.workers)
-    ranks = max(
-        (int(os.environ[variable]) for variable in LAUNCHER_SIZE_VARIABLES if variable in os.environ), default=1
-    )
-    if ranks > 1:
-        raise UsageError(f"the serial executor is one process. Received: {ranks} ranks of mpirun. Drop one of the two.")
+    if launcher.size() > 1:
+        raise UsageError(f"the serial executor is one process. Received: {launcher.size()} ranks. Drop mpirun.")
     from pbd.executors.serial import SerialExecutor
 
     return SerialExecutor(config.workers or 1)
