@@ -39,14 +39,16 @@ class Inputs:
 def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Inputs:
     """Load or train the teacher, load the data, and open the run directory; nothing is written if any of it fails."""
     directory = _directory(config)
+    preprocess = config.data.preprocess
+    if preprocess == "auto":
+        preprocess = teachers.preprocessing(config.teacher) if model is None else "none"
     if model is None:
         teachers.check(config.teacher)
         if teachers.is_file(config.teacher.teacher):
             model = teachers.load_file(config.teacher.teacher)
         elif config.execution.resume and (directory / "teacher.keras").is_file():
             model = teachers.load_file(str(directory / "teacher.keras"))  # as it was trained then
-    preprocess = "none" if model is not None and config.data.preprocess == "auto" else config.data.preprocess
-    data_config = replace(config.data, preprocess=teachers.preprocessing(config.teacher, preprocess))
+    data_config = replace(config.data, preprocess=preprocess)
     dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
     if model is None:
         model = _built_in(config, dataset, display)

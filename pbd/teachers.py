@@ -91,11 +91,9 @@ def wanted_shape(config: TeacherConfig, model: keras.Model | None) -> tuple[int 
     return (None, None, 3) if config.teacher in application_names() else None
 
 
-def preprocessing(config: TeacherConfig, preprocess: str) -> str:
-    """Resolve `auto`: what a keras.applications network was made for, else nothing."""
-    if preprocess != "auto":
-        return preprocess
-    if config.teacher not in application_names():
+def preprocessing(config: TeacherConfig) -> str:
+    """Return the preprocessing that a keras.applications network was made for, `none` for any other teacher."""
+    if is_file(config.teacher) or config.teacher not in application_names():
         return "none"
     for module in pkgutil.iter_modules(keras.applications.__path__):
         loaded = importlib.import_module(f"keras.applications.{module.name}")

@@ -147,12 +147,11 @@ def test_images_too_small_for_a_network_are_refused_in_one_line() -> None:
 )
 def test_auto_preprocessing_is_what_the_network_was_made_for(teacher: str, module: str) -> None:
     config = TeacherConfig(teacher=teacher)
-    assert teachers.preprocessing(config, "auto") == module
-    assert teachers.preprocessing(config, "unit") == "unit"
+    assert teachers.preprocessing(config) == module
 
 
 def test_auto_preprocessing_of_resnet50_is_that_of_its_family() -> None:
-    assert teachers.preprocessing(TeacherConfig(teacher="ResNet50"), "auto") in ("resnet", "resnet50")
+    assert teachers.preprocessing(TeacherConfig(teacher="ResNet50")) in ("resnet", "resnet50")
 
 
 def test_a_teacher_says_which_images_it_wants(saved: Path) -> None:
