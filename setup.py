@@ -7,6 +7,7 @@ from setuptools import find_packages, setup
 CPU = ["tensorflow-cpu>=2.21,<2.22"]
 GPU = ["tensorflow[and-cuda]>=2.21,<2.22", "nvidia-ml-py>=12"]
 MPI = ["mpi4py>=4.1", "mpich>=5.0"]
+DASK = ["dask[distributed]>=2026.8"]
 ENERGY = ["nvidia-ml-py>=12"]
 DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14"]
 
@@ -31,9 +32,10 @@ setup(
         "cpu": CPU,
         "gpu": GPU,
         "mpi": MPI,
+        "dask": DASK,
         "energy": ENERGY,
         "dev": DEV,
-        "all": [*CPU, *MPI, *ENERGY, *DEV],
+        "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },
     entry_points={"console_scripts": ["pbd-run=pbd.run:main"]},
 )

@@ -2,7 +2,8 @@
 
 import functools
 import math
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -97,6 +98,7 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[
     Returns:
         One result per task, `trained` or `failed`; `worker`, `started_s` and `seconds` are the executor's to fill in.
     """
+    began = time.monotonic()
     try:
         results = _train_together(context, group, emit)
     except Exception as error:
@@ -106,7 +108,7 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[
         return [BlockResult(group.tasks[0].layer_name, "failed", context.block, error=message)]
     for result in results:
         if result.status == "trained":
-            context.journal.commit_block(result)
+            context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
 
 
