@@ -69,15 +69,14 @@ def _distill(
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
 
-    finished = report.read(journal)
-    if finished is not None:
-        display.phase("this run was finished before")
-        return finished
-
     todo = {task.layer_name: task for task in tasks if task.skip_reason is None}
     done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
     missing = [task for name, task in todo.items() if name not in done]
     display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
+    finished = report.read(journal)
+    if finished is not None and not missing:
+        display.phase("this run was finished before")
+        return finished
 
     costs = _predict_costs(config, inputs, missing)
     scheduler = schedulers.choose(config.execution.scheduler, config.execution.group)
