@@ -25,6 +25,7 @@ WAYS = {
     "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
     "four ranks, one by one": (["mpirun", "-n", "4"], ["--scheduler", "round_robin", "--no-group"]),
 }
+CONTROL = {"another seed": ([], ["--executor", "serial", "--seed", "1"])}
 
 
 def start(launcher: list[str], arguments: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
@@ -61,7 +62,7 @@ def blocks_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
 
     def run(way: str) -> dict[str, BlockResult]:
         if way not in runs:
-            launcher, arguments = WAYS[way]
+            launcher, arguments = (WAYS | CONTROL)[way]
             directory = tmp_path_factory.mktemp("runs") / "run"
             told = start(launcher, [*COMMON, *arguments, "--teacher", str(teacher), "--run-dir", str(directory)])
             assert told.returncode == 0, told.stdout + told.stderr
@@ -91,6 +92,11 @@ def test_blocks_do_not_depend_on_how_they_were_computed(
     difference = largest_difference(reference, blocks_of(way))
     print(f"{way}: largest difference {difference:.1e}")
     assert difference <= 1e-4
+
+
+def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
+    """The control: the comparison above can fail."""
+    assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
 
 
 def test_training_moves_the_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
