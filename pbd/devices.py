@@ -6,7 +6,7 @@ import logging
 import os
 import sys
 
-from pbd.errors import EnvironmentMismatchError, PbdError
+from pbd.errors import EnvironmentMismatchError
 
 
 def physical_gpus() -> int:
@@ -34,7 +34,7 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
     Where a backend is loaded already (a teacher was handed over from Python), its own settings stay.
 
     Raises:
-        PbdError: there are GPUs, but fewer than workers.
+        EnvironmentMismatchError: there are GPUs, but fewer than workers.
     """
     given = threads is not None
     threads = threads or max(1, available_cores() // local_workers)
@@ -49,7 +49,10 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
     gpus = physical_gpus()
     if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
         if local_workers > gpus:
-            raise PbdError(f"one worker needs one GPU. Received: {local_workers} workers, {gpus} GPUs on this host.")
+            raise EnvironmentMismatchError(
+                f"one worker needs one GPU. Received: {local_workers} workers, {gpus} GPUs on this host. "
+                "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
+            )
         settings["CUDA_VISIBLE_DEVICES"] = str(local_rank)
     if "tensorflow" not in sys.modules:
         for name, value in settings.items():

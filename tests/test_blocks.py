@@ -153,3 +153,7 @@ def test_weights_that_do_not_fit_are_refused() -> None:
     for wrong in ({"nowhere/kernel": value}, {f"{name}s": value}, {name: value[..., :-1, :]}):
         with pytest.raises(ValueError, match=r".+"):
             blocks.set_weights(block, wrong)
+
+
+def test_the_settings_offer_exactly_the_designs_there_are() -> None:
+    assert sorted(config.BLOCKS) == sorted(blocks.BLOCKS)

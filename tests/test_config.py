@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pbd.config import BLOCKS, RunConfig, StudentConfig
+from pbd.config import RunConfig, StudentConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -70,8 +70,3 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
     two = RunConfig.of(workers=4, run_dir="elsewhere", verbose=True)
     assert one.student_settings() == two.student_settings()
     assert one.student_settings() != RunConfig.of(epochs=1).student_settings()
-
-
-def test_every_block_design_of_the_settings_exists() -> None:
-    source = (Path(__file__).parents[1] / "pbd" / "blocks.py").read_text()
-    assert all(f'"{name}": {name}' in source for name in BLOCKS)
