@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import pickle
+import shutil
 import struct
 import subprocess
 import sys
@@ -15,13 +16,16 @@ import numpy as np
 import pytest
 
 from pbd.config import AUGMENTATIONS, DataConfig
-from pbd.datasets import load
+from pbd.datasets import Dataset, load
+from pbd.datasets.sources import load_digits
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, PbdError, UsageError
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
 ODD_FOLDER = "daten – 数据 é"
 Batches = list[tuple[np.ndarray, np.ndarray]]
+SPLITS = ("train", "validation", "test")
+NO_Y = {"y_train": None, "y_test": None}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -72,6 +76,32 @@ def taken(batches: Any) -> Batches:
 def ids(batches: Any) -> np.ndarray:
     """Return the numbers in the first pixels."""
     return np.concatenate([x[:, 0, 0, 0] for x, _ in taken(batches)]).astype(int)
+
+
+def every_id(data: Dataset) -> np.ndarray:
+    """Return the numbers in the first pixels of all images of all splits."""
+    return np.concatenate([ids(data.batches(name)) for name in SPLITS])
+
+
+def labels_of(data: Dataset) -> dict[str, np.ndarray]:
+    """Return the labels that the batches of each split have."""
+    return {name: np.concatenate([y for _, y in taken(data.batches(name))]) for name in SPLITS}
+
+
+def own_validation() -> dict[str, np.ndarray]:
+    """Return arrays for a validation split of its own, of 20 images."""
+    own = arrays(train=20, test=0)
+    return {"x_val": own["x_train"] // 2, "y_val": own["y_train"][:, np.newaxis]}
+
+
+def assert_unlabelled(data: Dataset) -> None:
+    """Check that nothing says a class: every label of every batch is -1, as an int32."""
+    assert not data.labelled
+    assert data.num_classes is None
+    batches = [*taken(data.training_batches(0, 1)), *(batch for name in SPLITS for batch in taken(data.batches(name)))]
+    assert {y.dtype for _, y in batches} == {np.dtype(np.int32)}
+    assert {label for _, y in batches for label in y} == {-1}
+    assert all(len(x) == len(y) for x, y in batches)
 
 
 def same(left: Batches, right: Batches) -> bool:
@@ -128,10 +158,94 @@ def test_a_negative_and_a_large_seed_are_seeds_too() -> None:
 
 
 def test_an_npz_with_its_own_validation_split_keeps_it(npz: Callable[..., Path]) -> None:
-    own = arrays(train=20, test=0)
-    data = load(config(npz(x_val=own["x_train"] // 2, y_val=own["y_train"][:, np.newaxis])), 0)
+    data = load(config(npz(**own_validation())), 0)
     assert (len(data.train), len(data.validation), len(data.test)) == (60, 20, 12)
-    assert np.array_equal(np.concatenate([y for _, y in taken(data.batches("validation"))]), own["y_train"])
+    assert list(labels_of(data)["validation"]) == [number % 3 for number in range(20)]
+
+
+def test_an_npz_without_a_test_split_gives_some_of_its_training_images(npz: Callable[..., Path]) -> None:
+    path = npz(x_test=None, y_test=None)
+    one, other = load(config(path), 0), load(config(path), 1)
+    assert (len(one.train), len(one.validation), len(one.test)) == (43, 5, 12)
+    assert list(ids(one.batches("test"))) == list(ids(other.batches("test")))
+    assert sorted(every_id(one)) == list(range(60))
+    assert list(np.bincount(one.test.labels)) == [4, 4, 4]
+
+
+# Without labels
+
+
+@pytest.mark.parametrize("test", [{}, {"x_test": None}], ids=["own test split", "no test split"])
+@pytest.mark.parametrize("validation", [{}, {"x_val": own_validation()["x_val"]}], ids=["no validation", "validation"])
+def test_an_npz_without_labels_is_split_into_disjoint_parts(
+    npz: Callable[..., Path], test: dict[str, Any], validation: dict[str, Any]
+) -> None:
+    path = npz(**NO_Y, **test, **validation)
+    one, again, other = load(config(path), 0), load(config(path), 0), load(config(path), 1)
+    assert_unlabelled(one)
+    assert len(one.test) == 12
+    assert len(one.validation) == (20 if validation else 5 if test else 6)
+    if not validation:
+        assert sorted(every_id(one)) == list(range(60 if test else 72))
+    assert list(every_id(one)) == list(every_id(again)) != list(every_id(other))
+    assert list(ids(one.batches("test"))) == list(ids(other.batches("test")))
+
+
+def test_splits_without_labels_are_the_same_whatever_the_labels_are(npz: Callable[..., Path]) -> None:
+    unlabelled = load(config(npz(**NO_Y)), 0)
+    dropped = load(config(npz(), labels=False), 0)
+    skewed = load(config(npz(y_train=np.arange(60) // 55), labels=False), 0)
+    assert_unlabelled(dropped)
+    assert list(every_id(unlabelled)) == list(every_id(dropped)) == list(every_id(skewed))
+    assert list(every_id(unlabelled)) != list(every_id(load(config(npz()), 0)))
+
+
+def test_splits_without_labels_are_not_stratified_but_random() -> None:
+    data = load(config(labels=False, validation_fraction=0.2), 0)
+    assert_unlabelled(data)
+    assert (len(data.train), len(data.validation), len(data.test)) == (1150, 288, 359)
+    rows = [split.rows for split in (data.train, data.validation, data.test)]
+    assert len(np.unique(np.concatenate(rows))) == 1797
+    assert all(abs(np.mean(part) / 898 - 1) < 0.1 for part in rows)
+    labels = load_digits().train.labels
+    assert np.abs(np.bincount(labels[data.test.rows]) - 0.2 * np.bincount(labels)).max() > 2
+
+
+def test_a_train_limit_without_labels_leaves_the_validation_split(npz: Callable[..., Path]) -> None:
+    whole, limited = load(config(npz(**NO_Y)), 0), load(config(npz(**NO_Y), train_limit=10), 0)
+    assert list(ids(limited.batches("train"))) == list(ids(whole.batches("train")))[:10]
+    assert list(ids(limited.batches("validation"))) == list(ids(whole.batches("validation")))
+
+
+def test_images_of_training_batches_do_not_hang_on_labels(npz: Callable[..., Path]) -> None:
+    data = load(config(npz(**NO_Y), augment="paper"), 0)
+    batches = taken(data.training_batches(0, 3))
+    assert same(batches[data.steps_per_epoch :], taken(data.training_batches(1, 3)))
+    assert same(batches, taken(pickle.loads(pickle.dumps(data)).training_batches(0, 3)))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"y_train": None},
+        {"y_train": np.eye(3)[np.arange(60) % 3]},
+        {"y_test": np.arange(5)},
+        {"y_test": np.array([{}], object)},
+        {"x_val": arrays()["x_test"]},
+    ],
+    ids=["missing", "one-hot", "too few", "pickled", "validation without labels"],
+)
+def test_labels_that_are_not_used_may_be_anything(npz: Callable[..., Path], changes: dict[str, np.ndarray]) -> None:
+    with pytest.raises(BadInputError):
+        load(config(npz(**changes)), 0)
+    assert_unlabelled(load(config(npz(**changes), labels=False), 0))
+
+
+def test_labels_are_used_unless_told_otherwise(npz: Callable[..., Path]) -> None:
+    data = load(config(npz()), 0)
+    assert data.labelled
+    assert data.num_classes == 3
+    assert {name: set(labels) for name, labels in labels_of(data).items()} == {name: {0, 1, 2} for name in SPLITS}
 
 
 # Batches
@@ -362,9 +476,88 @@ def test_a_folder_without_test_is_tested_on_its_validation_images(tmp_path: Path
     assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 6)
 
 
+def test_a_folder_of_images_alone_is_data_without_labels(tmp_path: Path) -> None:
+    root = tmp_path / ODD_FOLDER
+    write_images(root, 20)
+    write_bmp(root / "x.bmp")
+    (root / "._bild 00.png").write_bytes(b"resource fork")
+    (root / "notes.txt").write_text("no image")
+    write_images(root / ".thumbnails", 2)
+    data = load(config(root, batch_size=4), 0, (8, 8, 3))
+    assert_unlabelled(data)
+    assert (len(data.train), len(data.validation), len(data.test)) == (15, 2, 4)
+    rows = np.concatenate([data.train.rows, data.validation.rows, data.test.rows])
+    assert sorted(rows) == list(range(21))
+    assert len({data.train.images.paths[row] for row in rows}) == 21
+    assert np.array_equal(data.train.rows, load(config(root, batch_size=4), 0, (8, 8, 3)).train.rows)
+
+
+def test_train_test_and_validation_folders_of_images_alone_are_data_without_labels(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", 20)
+    assert len(load(config(tmp_path, image_size=6), 0).test) == 4
+    write_images(tmp_path / "val", 3)
+    data = load(config(tmp_path, image_size=6), 0)
+    assert_unlabelled(data)
+    assert (len(data.train), len(data.validation), len(data.test)) == (18, 2, 3)
+    write_images(tmp_path / "test", 4)
+    data = load(config(tmp_path, image_size=6), 0)
+    assert_unlabelled(data)
+    assert (len(data.train), len(data.validation), len(data.test)) == (20, 3, 4)
+    assert {Path(path).parent.name for path in data.test.images.paths} == {"test"}
+
+
+def test_a_folder_that_mixes_images_and_class_folders_is_refused_with_both_readings(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / name, 5)
+    write_images(tmp_path, 3)
+    readings = ("class folders", "images without labels", "'a'", "'bild 00.png'", "--no-labels")
+    one_line(BadInputError, *readings, dataset=tmp_path, image_size=8)
+    data = load(config(tmp_path, image_size=8, labels=False, batch_size=4), 0)
+    assert_unlabelled(data)
+    assert len(data.train) + len(data.validation) + len(data.test) == 13
+    for path in tmp_path.glob("*.png"):
+        path.rename(path.with_name(f".{path.name}"))
+    assert load(config(tmp_path, image_size=8, batch_size=4), 0).num_classes == 2
+
+
+def test_splits_of_a_folder_have_labels_all_or_none(tmp_path: Path) -> None:
+    write_images(tmp_path / "train", 20)
+    for name in ("a", "b"):
+        write_images(tmp_path / "test" / name, 3)
+    one_line(BadInputError, "a, b", "none", "--no-labels", dataset=tmp_path, image_size=8)
+    data = load(config(tmp_path, image_size=8, labels=False), 0)
+    assert_unlabelled(data)
+    assert len(data.test) == 6
+    (tmp_path / "train").rename(tmp_path / "other")
+    (tmp_path / "test").rename(tmp_path / "train")
+    (tmp_path / "other").rename(tmp_path / "test")
+    one_line(BadInputError, "a, b", "--no-labels", dataset=tmp_path, image_size=8)
+
+
+def test_class_folders_whose_labels_are_not_used_are_folders_of_images(tmp_path: Path) -> None:
+    write_images(tmp_path / "data" / "a", 12)
+    (tmp_path / "data" / "empty").mkdir()
+    write_images(tmp_path / "elsewhere" / "deep", 8)
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "circle").symlink_to(tmp_path / "elsewhere")
+    data = load(config(tmp_path / "data", image_size=8, labels=False), 0)
+    assert_unlabelled(data)
+    assert len(data.train) + len(data.validation) + len(data.test) == 20
+    shutil.rmtree(tmp_path / "data" / "a")
+    (tmp_path / "data" / "link").unlink()
+    one_line(BadInputError, "none in", "data'", dataset=tmp_path / "data", image_size=8, labels=False)
+
+
+def test_a_broken_image_without_a_label_is_named(tmp_path: Path) -> None:
+    write_images(tmp_path, 12)
+    (tmp_path / "bild 03.png").write_bytes(b"no image at all")
+    one_line(BadInputError, "bild 03.png", dataset=tmp_path, image_size=8)
+
+
 def test_bad_folders_are_named(tmp_path: Path) -> None:
     one_line(BadInputError, "two class folders", dataset=tmp_path)
     write_images(tmp_path / "a")
+    one_line(BadInputError, "1 class folders", "--no-labels", dataset=tmp_path)
     (tmp_path / "b").mkdir()
     one_line(BadInputError, "none in", "b'", dataset=tmp_path)
     write_images(tmp_path / "b")
@@ -391,8 +584,13 @@ def test_what_does_not_exist_is_said(tmp_path: Path) -> None:
 
 
 def test_bad_archives_are_named(tmp_path: Path, npz: Callable[..., Path]) -> None:
-    one_line(BadInputError, "Add y_test", dataset=npz(y_test=None))
+    one_line(BadInputError, "Add y_test, or give --no-labels.", dataset=npz(y_test=None))
+    one_line(BadInputError, "Add y_train, or give --no-labels.", dataset=npz(y_train=None))
+    one_line(BadInputError, "Add y_test, y_train, or give --no-labels.", dataset=npz(**NO_Y, **own_validation()))
     one_line(BadInputError, "Add y_val", dataset=npz(x_val=arrays()["x_test"]))
+    one_line(BadInputError, "Add x_val.", dataset=npz(y_val=arrays()["y_test"]))
+    one_line(BadInputError, "Add x_train.", dataset=npz(x_train=None))
+    one_line(BadInputError, "Received: none of these. Add x_train.", dataset=npz(x_train=None, x_test=None, **NO_Y))
     one_line(BadInputError, "pickled", dataset=npz(x_train=np.array([{}, []], object)))
     whole = npz().read_bytes()
     for content in (b"", b"not a zip", whole[: len(whole) // 2], pickle.dumps([1])):
@@ -447,6 +645,9 @@ def test_keras_datasets_and_a_failed_download(monkeypatch: pytest.MonkeyPatch) -
     data = load(config("mnist"), 0)
     assert data.image_shape == (6, 6, 1)
     assert len(data.test) == 12
+    unlabelled = load(config("mnist", labels=False), 0)
+    assert_unlabelled(unlabelled)
+    assert list(ids(unlabelled.batches("test"))) == list(range(60, 72))
 
     def fail() -> None:
         raise OSError("no route\nto host")
@@ -479,36 +680,48 @@ def test_real_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert 0.3 < images.mean() < 0.6
 
 
-def fake_tfds(sizes: dict[str, int], shape: tuple[int | None, ...] = (None, None, 3)) -> types.SimpleNamespace:
-    """Return a stand-in for tensorflow_datasets with one set, whose images hold their number in every pixel."""
+def fake_tfds(
+    sizes: dict[str, int], shape: tuple[int | None, ...] = (None, None, 3), **features: Any
+) -> types.SimpleNamespace:
+    """Return a stand-in for tensorflow_datasets with one set, whose images hold their number in every pixel.
+
+    Its features are an image and those given by name; a class label by default.
+    """
     import tensorflow as tf
+
+    features = features or {"label": types.SimpleNamespace(num_classes=3)}
+    features["image"] = types.SimpleNamespace(shape=shape)
 
     class Builder:
         info = types.SimpleNamespace(
-            splits={name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()},
-            features={"label": types.SimpleNamespace(num_classes=3), "image": types.SimpleNamespace(shape=shape)},
+            splits={name: types.SimpleNamespace(num_examples=size) for name, size in sizes.items()}, features=features
         )
 
         def download_and_prepare(self) -> None:
             pass
 
-        def as_dataset(self, split: str, as_supervised: bool, shuffle_files: bool, decoders: dict[str, Any]) -> Any:
-            assert as_supervised
+        def as_dataset(self, split: str, shuffle_files: bool, decoders: Any) -> Any:
             assert not shuffle_files
+            assert set(decoders.wanted) <= set(features)
+            assert set(decoders.decoders) == {"image"}
             numbers = []
             for term in split.split("+"):
                 name, _, places = term.rstrip("]").partition("[")
                 begin, _, end = places.partition(":")
                 numbers += range(int(begin or 0), int(end or sizes[name]))
             encoded = [tf.io.encode_png(np.full((4, 5, shape[2]), number, np.uint8)).numpy() for number in numbers]
-            return tf.data.Dataset.from_tensor_slices((encoded, np.array(numbers) % 3))
+            elements = {"image": encoded, "label": np.array(numbers) % 3}
+            return tf.data.Dataset.from_tensor_slices({name: elements[name] for name in decoders.wanted})
 
     def builder(name: str) -> Builder:
         if name != "imagenette/small":
             raise ValueError(f"Dataset {name} not found.\nAvailable: many")
         return Builder()
 
-    decode = types.SimpleNamespace(SkipDecoding=object)
+    def partial(wanted: dict[str, bool], decoders: dict[str, Any]) -> types.SimpleNamespace:
+        return types.SimpleNamespace(wanted=wanted, decoders=decoders)
+
+    decode = types.SimpleNamespace(SkipDecoding=object, PartialDecoding=partial)
     return types.SimpleNamespace(builder=builder, decode=decode)
 
 
@@ -533,6 +746,26 @@ def test_tfds_streams_resume_and_stay_disjoint(monkeypatch: pytest.MonkeyPatch) 
     assert len(limited.train) == len(ids(limited.batches("train"))) == 20
 
 
+def test_a_tfds_set_without_labels_has_the_splits_of_one_with_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = {"train": 50, "test": 9}
+    settings = config("tfds:imagenette/small", batch_size=15)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds(sizes))
+    labelled = load(settings, 0, (8, 8, 3))
+    assert labelled.labelled
+    assert np.array_equal(labels_of(labelled)["train"], ids(labelled.batches("train")) % 3)
+    dropped = load(dataclasses.replace(settings, labels=False), 0, (8, 8, 3))
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds(sizes, objects=object()))
+    for data in (dropped, load(settings, 0, (8, 8, 3))):
+        assert_unlabelled(data)
+        assert list(every_id(data)) == list(every_id(labelled))
+
+
+def test_a_tfds_label_that_is_no_class_is_refused_or_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds({"train": 50, "test": 9}, label=object()))
+    one_line(BadInputError, "--no-labels", dataset="tfds:imagenette/small", image_shape=(8, 8, 3))
+    assert_unlabelled(load(config("tfds:imagenette/small", labels=False), 0, (8, 8, 3)))
+
+
 def test_tfds_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     one_line(EnvironmentMismatchError, "pip install tensorflow-datasets", dataset="tfds:mnist")
@@ -540,3 +773,14 @@ def test_tfds_errors_are_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     one_line(MissingInputError, "not found", dataset="tfds:nothing")
     one_line(BadInputError, "train", dataset="tfds:imagenette/small", image_shape=(8, 8, 3))
     one_line(BadInputError, "--image-size", dataset="tfds:imagenette/small")
+
+
+def test_labels_can_be_kept_in_the_splits_of_data_without_them() -> None:
+    """A teacher that is trained on labels must not see what its student is tested on without them."""
+    without = load(DataConfig(labels=False), seed=3)
+    kept = load(DataConfig(), seed=3, split_by_class=False)
+    for split in ("train", "validation", "test"):
+        np.testing.assert_array_equal(getattr(kept, split).rows, getattr(without, split).rows)
+    assert kept.labelled
+    assert not without.labelled
+    assert set(kept.test.labels) == set(range(10))

@@ -22,6 +22,9 @@ class ArrayImages:
 
     resizable = False
 
+    def __len__(self) -> int:
+        return len(self.array)
+
     @property
     def stored_shape(self) -> FreeShape:
         return self.array.shape[1:]
@@ -62,6 +65,9 @@ class FileImages:
     resizable = True
     stored_shape: FreeShape = (None, None, None)
     pixel_max: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.paths)
 
     @cached_property
     def _tensor(self) -> "tf.Tensor":

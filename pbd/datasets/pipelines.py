@@ -24,7 +24,7 @@ SHUFFLE_BUFFER = 4096
 
 
 class Split(ABC):
-    """Images with labels, before augmentation and preprocessing."""
+    """Images with labels, each of them `NO_LABEL` where there are none, before augmentation and preprocessing."""
 
     @abstractmethod
     def __len__(self) -> int:
@@ -95,14 +95,15 @@ class IndexedSplit(Split):
 
 @dataclass(frozen=True, eq=False)
 class StreamSplit(Split):
-    """A stream too large for memory, always read in the same order: (undecoded image, label), `size` of them.
+    """A stream too large for memory, always read in the same order: `size` elements for `decode`.
 
     An epoch is shuffled within a buffer of 4,096 images, seeded by the epoch.
     """
 
     stream: Callable[[], "tf.data.Dataset"]
     size: int
-    decode: Callable[["tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]
+    decode: Callable[[dict[str, "tf.Tensor"]], tuple["tf.Tensor", "tf.Tensor"]]
+    """From an element of the stream to its image and label."""
 
     def __len__(self) -> int:
         return self.size
@@ -137,13 +138,16 @@ class Dataset:
     train: Split
     validation: Split
     test: Split
-    num_classes: int
+    num_classes: int | None
+    """`None` where labels are not used: the teacher knows its classes."""
     image_shape: Shape
     """(height, width, channels) of every image of a batch."""
     batch_size: int
     augment: str
     preprocess: str
     seed: int
+    labelled: bool = True
+    """Whether there are labels to use; if not, every label of a batch is -1."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -171,8 +175,8 @@ class Dataset:
 
         Args:
             split_name: train, validation or test.
-            limit: the most images to return; every prefix of train and validation is class-balanced (a stream's
-                is not).
+            limit: the most images to return; every prefix of train and validation is class-balanced (one of a
+                stream, or without labels, is not).
 
         Returns:
             Images, (batch, *image_shape) float32, preprocessed, and labels, (batch,) int32.

@@ -8,17 +8,24 @@ from pathlib import Path
 import numpy as np
 
 from pbd.datasets.images import ArrayImages, FileImages
+from pbd.datasets.splitting import NO_LABEL
 from pbd.errors import BadInputError, MissingInputError
 
 KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
 
 
 @dataclass(frozen=True)
 class Part:
-    """Images and their labels, (n,) int32, that the data itself keeps together."""
+    """Images that the data itself keeps together, and their labels, (n,) int32, or `None` without labels."""
 
     images: ArrayImages | FileImages
-    labels: np.ndarray
+    labels: np.ndarray | None
+
+    @property
+    def batch_labels(self) -> np.ndarray:
+        """What batches have as labels, (n,) int32: `NO_LABEL` for every image where there are none."""
+        return np.full(len(self.images), NO_LABEL, np.int32) if self.labels is None else self.labels
 
 
 @dataclass(frozen=True)
@@ -30,11 +37,11 @@ class Parts:
     test: Part | None = None
 
     @property
-    def num_classes(self) -> int:
-        return int(self.train.labels.max()) + 1
+    def num_classes(self) -> int | None:
+        return None if self.train.labels is None else int(self.train.labels.max()) + 1
 
 
-def load_digits() -> Parts:
+def load_digits(labels: bool = True) -> Parts:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
     import tensorflow as tf
     from sklearn import datasets
@@ -43,10 +50,10 @@ def load_digits() -> Parts:
     with tf.device("CPU"):
         scaled = tf.image.resize(digits.images[..., np.newaxis] * (255.0 / 16.0), (32, 32), "bilinear")
     images = np.clip(np.rint(scaled.numpy()), 0, 255).astype(np.uint8)
-    return Parts(array_part("digits", images, digits.target))
+    return Parts(array_part("digits", images, digits.target if labels else None))
 
 
-def load_keras(name: str) -> Parts:
+def load_keras(name: str, labels: bool = True) -> Parts:
     """Return one of `keras.datasets`, from its cache or downloaded into it.
 
     Raises:
@@ -55,41 +62,49 @@ def load_keras(name: str) -> Parts:
     import keras
 
     try:
-        train, test = getattr(keras.datasets, name).load_data()
+        (x_train, y_train), (x_test, y_test) = getattr(keras.datasets, name).load_data()
     except Exception as error:
         raise MissingInputError(
             f"{name} must be in Keras' cache or be downloadable. Received: {_one_line(error)}. "
             "Put it under $KERAS_HOME/datasets (default ~/.keras), or give the images as an .npz file."
         ) from error
-    return Parts(array_part(f"{name} train", *train), test=array_part(f"{name} test", *test, train_labels=train[1]))
+    if not labels:
+        y_train = y_test = None
+    return Parts(
+        array_part(f"{name} train", x_train, y_train),
+        test=array_part(f"{name} test", x_test, y_test, train_labels=y_train),
+    )
 
 
-def load_npz(path: Path) -> Parts:
-    """Return the images of an .npz archive: x_train, y_train, x_test, y_test and, optionally, x_val, y_val.
+def load_npz(path: Path, labels: bool = True) -> Parts:
+    """Return the images of an .npz archive: x_train, if it has them x_test and x_val, and a y for each or for none.
+
+    Args:
+        path: the archive.
+        labels: read the y's; otherwise they may be anything.
 
     Raises:
         BadInputError: it is damaged, holds pickled objects, lacks arrays, or holds unusable ones.
     """
-    arrays = _read_npz(path)
-    y_train = arrays["y_train"]
-    train = array_part(f"{path.name} x_train", arrays["x_train"], y_train)
-    test = array_part(f"{path.name} x_test", arrays["x_test"], arrays["y_test"], train_labels=y_train)
-    validation = None
-    if "x_val" in arrays:
-        validation = array_part(f"{path.name} x_val", arrays["x_val"], arrays["y_val"], train_labels=y_train)
-    return Parts(train, validation, test)
+    arrays = _read_npz(path, [name for name in NPZ_NAMES if labels or name.startswith("x_")])
+
+    def part(role: str) -> Part | None:
+        what = f"x_{role}"
+        if what not in arrays:
+            return None
+        y, y_train = arrays.get(f"y_{role}"), arrays.get("y_train")
+        return array_part(f"{path.name} {what}", arrays[what], y, train_labels=y_train)
+
+    return Parts(part("train"), part("val"), part("test"))
 
 
-def _read_npz(path: Path) -> dict[str, np.ndarray]:
-    """Return the arrays that are ours in an .npz archive, by name."""
-    needed = {"x_train", "y_train", "x_test", "y_test"}
+def _read_npz(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
+    """Return those arrays of an .npz archive that are wanted and there, by name."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            names = set(archive.files)
-            if names & {"x_val", "y_val"}:
-                needed |= {"x_val", "y_val"}
-            missing = sorted(needed - names)
-            arrays = {} if missing else {name: archive[name] for name in sorted(needed)}
+            found = [name for name in wanted if name in archive.files]
+            missing = _missing(found)
+            arrays = {} if missing else {name: archive[name] for name in found}
     except PermissionError as error:
         raise MissingInputError(f"an .npz dataset must be readable. Received: {_one_line(error)}.") from error
     except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -99,26 +114,39 @@ def _read_npz(path: Path) -> dict[str, np.ndarray]:
         remedy = "It may be damaged, or no .npz: save it again with numpy.savez."
         raise BadInputError(f"an .npz must be an archive of arrays. Received: {str(path)!r}. {remedy}") from error
     if missing:
+        only_labels = all(name.startswith("y_") for name in missing)
         raise BadInputError(
-            f"an .npz dataset needs {', '.join(sorted(needed))}. Received: {', '.join(sorted(names)) or 'no arrays'}. "
-            f"Add {', '.join(missing)}."
+            "an .npz dataset needs x_train, may have x_test and x_val, and has a y for each of them or for none. "
+            f"Received: {', '.join(found) or 'none of these'}. "
+            f"Add {', '.join(missing)}{', or give --no-labels' if only_labels else ''}."
         )
     return arrays
 
 
-def array_part(what: str, images: np.ndarray, labels: np.ndarray, train_labels: np.ndarray | None = None) -> Part:
+def _missing(found: list[str]) -> list[str]:
+    """Return the arrays that must stand beside those found: x_train, and a y for each x if there is any y."""
+    kinds = {"x"} | {name[0] for name in found}
+    roles = {"train"} | {name[2:] for name in found}
+    return sorted({f"{kind}_{role}" for kind in kinds for role in roles} - set(found))
+
+
+def array_part(
+    what: str, images: np.ndarray, labels: np.ndarray | None, train_labels: np.ndarray | None = None
+) -> Part:
     """Return arrays as a part, once they are checked.
 
     Args:
         what: names them in messages.
         images: (n, height, width) or (n, height, width, channels); uint8, other integers in 0..255, or float.
-        labels: (n,) or (n, 1), integers from 0.
+        labels: (n,) or (n, 1), integers from 0; `None` where there are none.
         train_labels: the training labels, if these are not they: no label may lie beyond them.
 
     Raises:
         BadInputError: they break one of these rules.
     """
     pixels = _checked_images(what, np.asarray(images))
+    if labels is None:
+        return Part(ArrayImages(pixels), None)
     classes = _checked_labels(what, np.asarray(labels), len(pixels))
     if train_labels is not None and classes.max() > np.max(train_labels):
         raise BadInputError(

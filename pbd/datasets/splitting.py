@@ -4,6 +4,8 @@ import zlib
 
 import numpy as np
 
+NO_LABEL = -1
+"""Stands in a batch for the label of an image that has none: no class has this number."""
 TEST_FRACTION = 0.2
 """Share of the images that becomes the test split, where the data brings none."""
 TEST_SEED = 20121203
@@ -17,11 +19,13 @@ def derived_seed(seed: int, purpose: str) -> int:
 
 
 def stratified_order(labels: np.ndarray, seed: int) -> np.ndarray:
-    """Return a random order of the rows, (n,) int64, in which every prefix is balanced like the whole."""
+    """Return a random order of the rows, (n,) int64, in which every prefix is balanced like the whole.
+
+    Rows that all have one label, such as `NO_LABEL`, come in a plain random order.
+    """
     order = np.random.default_rng(seed).permutation(len(labels))
-    shuffled = labels[order]
+    _, shuffled, counts = np.unique(labels[order], return_inverse=True, return_counts=True)
     by_class = np.argsort(shuffled, kind="stable")
-    counts = np.bincount(shuffled)
     starts = np.cumsum(counts) - counts
     rank = np.empty(len(labels))
     rank[by_class] = np.arange(len(labels)) - np.repeat(starts, counts)
@@ -34,7 +38,7 @@ def stratified_split(
     """Cut rows in two, each with the classes in their proportions.
 
     Args:
-        labels: (n,) class numbers of all rows.
+        labels: (n,) class numbers of all rows, or `NO_LABEL` for all.
         fraction: share of the pool that goes to the first part: at least one row, unless it is 0.
         seed: decides which.
         pool: the rows to divide; all of them by default.

@@ -8,7 +8,7 @@ from pbd.config import DataConfig
 from pbd.datasets.images import decoded
 from pbd.datasets.pipelines import Split, StreamSplit
 from pbd.datasets.shapes import FreeShape, Shape, fit_shape
-from pbd.datasets.splitting import derived_seed
+from pbd.datasets.splitting import NO_LABEL, derived_seed
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
 
 if TYPE_CHECKING:
@@ -18,8 +18,12 @@ TFDS_PREFIX = "tfds:"
 Ranges = list[tuple[int, int]]
 
 
-def load_stream(config: DataConfig, seed: int, teacher_shape: FreeShape | None) -> tuple[dict[str, Split], int, Shape]:
+def load_stream(
+    config: DataConfig, seed: int, teacher_shape: FreeShape | None
+) -> tuple[dict[str, Split], int | None, Shape]:
     """Return the splits of a tensorflow-datasets set, its number of classes and the shape of its images.
+
+    A set without a feature "label", or one whose labels are not to be used, has `None` classes.
 
     Its own splits are used. One without a test split is tested on its validation split, as is usual with
     ImageNet. A validation split that is missing is a run of the training images that begins where the seed says:
@@ -28,17 +32,11 @@ def load_stream(config: DataConfig, seed: int, teacher_shape: FreeShape | None) 
     Raises:
         EnvironmentMismatchError: tensorflow-datasets is not installed.
         MissingInputError: there is no such set, or it cannot be downloaded.
-        BadInputError: it does not pair images with class labels, or lacks splits.
+        BadInputError: it has no images, or labels other than classes, or lacks splits.
     """
     tfds = _tensorflow_datasets()
     builder = _builder(tfds, config.dataset.removeprefix(TFDS_PREFIX))
-    try:
-        num_classes = int(builder.info.features["label"].num_classes)
-        stored = tuple(builder.info.features["image"].shape)
-    except (KeyError, AttributeError, TypeError) as error:
-        raise BadInputError(
-            f"a tfds set must have an image and a class label. Received: {config.dataset!r}. Choose another one."
-        ) from error
+    num_classes, stored = _features(builder, config)
     teacher_channels = teacher_shape[2] if teacher_shape else None
     shape = fit_shape(
         (stored[0], stored[1], stored[2] if teacher_channels is None else None),
@@ -47,17 +45,17 @@ def load_stream(config: DataConfig, seed: int, teacher_shape: FreeShape | None) 
         resizable=True,
     )
 
-    def decode(encoded: "tf.Tensor", label: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
+    wanted = {"image": True} if num_classes is None else {"image": True, "label": True}
+    decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def decode(element: dict[str, "tf.Tensor"]) -> tuple["tf.Tensor", "tf.Tensor"]:
         import tensorflow as tf
 
-        return decoded(encoded, shape), tf.cast(label, tf.int32)
+        return decoded(element["image"], shape), tf.cast(element.get("label", NO_LABEL), tf.int32)
 
     def split(expression: str, size: int) -> StreamSplit:
-        decoders = {"image": tfds.decode.SkipDecoding()}
         return StreamSplit(
-            lambda: builder.as_dataset(split=expression, as_supervised=True, shuffle_files=False, decoders=decoders),
-            size,
-            decode,
+            lambda: builder.as_dataset(split=expression, shuffle_files=False, decoders=decoders), size, decode
         )
 
     return {role: split(*part) for role, part in _plan(builder, config, seed).items()}, num_classes, shape
@@ -84,6 +82,20 @@ def _builder(tfds: ModuleType, name: str) -> Any:
             "Check the name, or prepare it with: tfds build NAME"
         ) from error
     return builder
+
+
+def _features(builder: Any, config: DataConfig) -> tuple[int | None, FreeShape]:
+    """Return the number of classes, `None` where labels are not used, and the shape of the stored images."""
+    features = builder.info.features
+    try:
+        stored = tuple(features["image"].shape)
+        num_classes = int(features["label"].num_classes) if config.labels and "label" in features else None
+    except (KeyError, AttributeError, TypeError) as error:
+        raise BadInputError(
+            "a tfds set must have an image, and a label, if any, that is a class. "
+            f"Received: {config.dataset!r}. Choose another one, or give --no-labels if only its labels do not fit."
+        ) from error
+    return num_classes, stored
 
 
 def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, int]]:
