@@ -9,7 +9,8 @@ GPU = ["tensorflow[and-cuda]>=2.21,<2.22", "nvidia-ml-py>=12"]
 MPI = ["mpi4py>=4.1", "mpich>=5.0"]
 DASK = ["dask[distributed]>=2026.8"]
 ENERGY = ["nvidia-ml-py>=12"]
-DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14"]
+EXPORT = ["onnx>=1.20", "tf2onnx>=1.17", "onnxruntime>=1.23"]
+DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14", *EXPORT]
 
 setup(
     name="pbd",
@@ -25,6 +26,7 @@ setup(
         "h5py>=3.11",
         "binpacking>=2.0.1",
         "scikit-learn>=1.5",
+        "threadpoolctl>=3.5",
         "tyro>=1.0",
         "rich>=14",
     ],
@@ -34,6 +36,7 @@ setup(
         "mpi": MPI,
         "dask": DASK,
         "energy": ENERGY,
+        "export": EXPORT,
         "dev": DEV,
         "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+import threadpoolctl
+
 from pbd.errors import EnvironmentMismatchError
 
 
@@ -60,6 +62,7 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
                 os.environ[name] = value
             else:
                 os.environ.setdefault(name, value)
+        threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy is loaded by now and reads no environment
 
 
 def load_backend() -> None:

@@ -4,6 +4,7 @@ import math
 import statistics
 import time
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -48,25 +49,86 @@ def count_params(model: keras.Model) -> int:
     return model.count_params()
 
 
-def accuracies(models: Sequence[keras.Model], batches: Iterable[tuple[Any, Any]]) -> list[float]:
-    """Return each model's accuracy, the share of images whose largest output is at their label, in one pass.
+@dataclass(frozen=True)
+class Marks:
+    """How good a network's answers are, by the labels and by the teacher."""
+
+    accuracy: float | None
+    """Share of images whose largest score is at their label; `None` without labels."""
+    agreement: float
+    """Share of images whose largest score is where the teacher's is."""
+    kl: float
+    """Mean Kullback-Leibler divergence of the outputs from the teacher's, in nats."""
+
+    @property
+    def measure(self) -> float:
+        """What choices are made by: the accuracy, or, without labels, the agreement with the teacher."""
+        return self.agreement if self.accuracy is None else self.accuracy
+
+
+class Marking:
+    """Marks several networks against the labels and the teacher, batch by batch."""
+
+    def __init__(self, networks: int, labelled: bool) -> None:
+        self._labelled = labelled
+        self._right, self._agreeing = np.zeros(networks, int), np.zeros(networks, int)
+        self._divergence = np.zeros(networks)
+        self._images = 0
+
+    def add(self, teacher_scores: np.ndarray, scores: Sequence[np.ndarray], labels: np.ndarray) -> None:
+        """Take in a batch of outputs, each of shape `(batch, classes)`, and its labels, `(batch,)`."""
+        reference, answers = log_probabilities(teacher_scores), np.argmax(teacher_scores, axis=-1)
+        self._images += len(labels)
+        for i, score in enumerate(scores):
+            predicted = np.argmax(score, axis=-1)
+            self._right[i] += np.sum(predicted == labels)
+            self._agreeing[i] += np.sum(predicted == answers)
+            self._divergence[i] += np.sum(np.exp(reference) * (reference - log_probabilities(score)))
+
+    @property
+    def marks(self) -> list[Marks]:
+        right, agreeing = self._right / self._images, self._agreeing / self._images
+        return [
+            Marks(float(r) if self._labelled else None, float(a), float(d))
+            for r, a, d in zip(right, agreeing, self._divergence / self._images, strict=True)
+        ]
+
+
+def log_probabilities(scores: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the class probabilities that a network's outputs stand for.
 
     Args:
-        models: output scores of shape `(batch, classes)`.
-        batches: pairs of images and integer labels of shape `(batch,)`.
+        scores: `(batch, classes)`, logits, or probabilities where every row is one.
     """
-    right, total = [0] * len(models), 0
+    scores = np.asarray(scores, dtype=np.float64)
+    if are_probabilities(scores):
+        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
+    shifted = scores - scores.max(axis=-1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def mark(
+    teacher: keras.Model, models: Sequence[keras.Model], batches: Iterable[tuple[Any, Any]], labelled: bool
+) -> list[Marks]:
+    """Return the marks of each model, in one pass over the images.
+
+    Args:
+        teacher: what the models are compared with; scores of shape `(batch, classes)`.
+        models: any number, the teacher itself among them if wanted.
+        batches: pairs of images and integer labels of shape `(batch,)`.
+        labelled: whether the labels mean anything.
+    """
+    marking = Marking(len(models), labelled)
     for images, labels in batches:
-        total += len(labels)
-        for i, model in enumerate(models):
-            predicted = np.argmax(model.predict_on_batch(images), axis=-1)
-            right[i] += int(np.sum(predicted == np.asarray(labels)))
-    return [count / total for count in right]
+        reference = np.asarray(teacher.predict_on_batch(images))
+        scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images)) for m in models]
+        marking.add(reference, scores, np.asarray(labels))
+    return marking.marks
 
 
 def accuracy(model: keras.Model, batches: Iterable[tuple[Any, Any]]) -> float:
-    """Return one model's accuracy; see `accuracies`."""
-    return accuracies([model], batches)[0]
+    """Return the share of images whose largest score is at their label."""
+    return mark(model, [model], batches, labelled=True)[0].measure
 
 
 def forward_rate(model: keras.Model, images: Any, repeats: int = 3) -> float:
@@ -80,7 +142,11 @@ def forward_rate(model: keras.Model, images: Any, repeats: int = 3) -> float:
     return count_macs(model) * len(images) / statistics.median(seconds)
 
 
-def ends_in_probabilities(model: keras.Model, images: Any) -> bool:
-    """Return whether the outputs for these images are probabilities (they sum to one) and not logits."""
-    scores = np.asarray(model.predict_on_batch(images), dtype=np.float64)
+def are_probabilities(scores: np.ndarray) -> bool:
+    """Return whether outputs of shape `(batch, classes)` are probabilities (each row sums to one) and not logits."""
     return bool(np.all(scores >= 0) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
+
+
+def ends_in_probabilities(model: keras.Model, images: Any) -> bool:
+    """Return whether the outputs for these images are probabilities and not logits."""
+    return are_probabilities(np.asarray(model.predict_on_batch(images), dtype=np.float64))

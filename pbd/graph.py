@@ -13,6 +13,8 @@ from pbd.evaluation import count_macs, count_params, layer_calls, layer_macs
 from pbd.records import LayerTask
 
 Call = Callable[..., Any]
+FEWEST_CHANNELS = 8
+"""Depthwise filters on fewer channels leave most of a vector unit idle; a stem of an RGB image has three."""
 
 
 def _walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
@@ -120,7 +122,32 @@ def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None)
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
-    return flat
+    return _split_softmax(flat)
+
+
+def _split_softmax(model: keras.Model) -> keras.Model:
+    """Give a softmax that is the last layer's activation a layer of its own, so that `logits` can stop before it."""
+    last = model.outputs[0]._keras_history.operation
+    if isinstance(last, keras.layers.Activation) or getattr(last, "activation", None) is not keras.activations.softmax:
+        return model
+    if dict(layer_calls(model))[last] > 1:
+        return model
+    last.activation = keras.activations.linear
+    scores = keras.layers.Activation("softmax", name=f"{last.name}_softmax")(model.outputs[0])
+    return keras.Model(model.inputs, scores, name=model.name)
+
+
+def logits(model: keras.Model) -> keras.Model:
+    """Return the flat model up to what its final softmax is fed, on the same layers; all of it where it has none.
+
+    A softmax within another layer counts only once `flatten` has split it off.
+    """
+    history = model.outputs[0]._keras_history
+    last = history.operation
+    activates = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
+    ends = activates or type(last).__name__ == "Softmax"
+    fed = last._inbound_nodes[history.node_index].input_tensors[0]  # `last.input` is that of its first call
+    return keras.Model(model.inputs, fed if ends else model.outputs[0], name=f"{model.name}_logits")
 
 
 def _skip_reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
@@ -148,6 +175,7 @@ def _layer_task(index: int, layer: keras.layers.Conv2D, calls: int, model: keras
         "prefix_macs": count_macs(keras.Model(model.inputs, layer.output)),
         "layer_macs": layer_macs(layer),
         "layer_params": layer.count_params(),
+        "use_bias": bool(layer.use_bias),
     }
     reason = _skip_reason(layer, calls)
     if reason is not None:
@@ -155,6 +183,15 @@ def _layer_task(index: int, layer: keras.layers.Conv2D, calls: int, model: keras
     task = LayerTask(**facts, block_macs=0, block_params=0)
     built = blocks.build_block(block, task, seed=0)
     return LayerTask(**facts, block_macs=count_macs(built), block_params=count_params(built))
+
+
+def _unprofitable(task: LayerTask) -> str | None:
+    """Say why a block would make the network no cheaper."""
+    if task.block_macs >= task.layer_macs:
+        return f"its block costs {task.block_macs:,} multiply-accumulates, the layer {task.layer_macs:,}"
+    if task.input_shape[-1] < FEWEST_CHANNELS:
+        return f"input channels: {task.input_shape[-1]}; depthwise filters are faster from {FEWEST_CHANNELS} on"
+    return None
 
 
 def _selected(name: str, patterns: Iterable[str]) -> bool:
@@ -183,7 +220,7 @@ def enumerate_tasks(
         model: a flat functional model (see `flatten`).
         block: a key of `pbd.blocks.BLOCKS`.
         patterns: globs over layer names; those that begin with ^ exclude.
-        include_unprofitable: keep layers whose block costs no fewer multiply-accumulates.
+        include_unprofitable: keep layers whose block costs no fewer multiply-accumulates, or that have few channels.
 
     Raises:
         BadInputError: there is no convolution to replace.
@@ -204,8 +241,8 @@ def enumerate_tasks(
         reason = task.skip_reason
         if not _selected(layer.name, patterns):
             reason = "excluded by --layers"
-        elif reason is None and not include_unprofitable and task.block_macs >= task.layer_macs:
-            reason = f"its block costs {task.block_macs:,} multiply-accumulates, the layer {task.layer_macs:,}"
+        elif reason is None and not include_unprofitable:
+            reason = _unprofitable(task)
         tasks.append(LayerTask(**{**vars(task), "skip_reason": reason}))
     if all(task.skip_reason for task in tasks):
         raise BadInputError(

@@ -250,7 +250,7 @@ def _unpack(data: bytes) -> BlockResult:
         if _digest(meta, arrays) != archive["sha256"].tobytes():
             raise ValueError("its content does not match its checksum")
     content = json.loads(meta)
-    fields = content["fields"] | {"loss_history": tuple(content["fields"]["loss_history"])}
+    fields = content["fields"] | {name: tuple(content["fields"][name]) for name in ("loss_history", "nmse_history")}
     return BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))
 
 

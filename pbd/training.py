@@ -3,6 +3,7 @@
 import functools
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,8 +13,14 @@ import numpy as np
 from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
 from pbd.fitting import Emit, ReportProgress, adam
+from pbd.initialisation import FIT_IMAGES, initialise
 from pbd.journal import Journal
-from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.scoring import Score, score, squared_error
+from pbd.stopping import LearningCurve
+
+STOPPING_IMAGES = 1024
+"""How many validation images tell, after every epoch, whether a block still learns."""
 
 
 class GroupDistiller(keras.Model):
@@ -34,22 +41,12 @@ class GroupDistiller(keras.Model):
     def call(self, images: Any, training: bool = False) -> list[Any]:
         activations = self.prefix(images, training=False)
         return [
-            _squared_error(part(keras.ops.stop_gradient(activations[name][0]), training=training), activations[name][1])
+            squared_error(
+                part(keras.ops.stop_gradient(activations[name][0]), training=training),
+                keras.ops.stop_gradient(activations[name][1]),
+            )
             for name, part in zip(self.layer_names, self.parts, strict=True)
         ]
-
-    def match_targets(self, images: Any) -> None:
-        """Give each block's last normalisation the mean and deviation of its target on these images, per channel.
-
-        A step of Adam moves a scale by little more than the learning rate: a block would spend most of a short
-        training on nothing else (data-dependent initialisation, Salimans and Kingma 2016).
-        """
-        activations = self.prefix.predict_on_batch(images)
-        for name, part in zip(self.layer_names, self.parts, strict=True):
-            target = np.asarray(activations[name][1])
-            last = [layer for layer in part.layers if isinstance(layer, keras.layers.BatchNormalization)][-1]
-            last.gamma.assign(target.std(axis=(0, 1, 2)))
-            last.beta.assign(target.mean(axis=(0, 1, 2)))
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -58,11 +55,6 @@ class GroupDistiller(keras.Model):
         for metric, error in zip(self.errors, errors, strict=True):
             metric.update_state(error)
         return sum(errors[1:], errors[0])
-
-
-def _squared_error(output: Any, target: Any) -> Any:
-    """Mean squared error of each image, shape `(batch,)`."""
-    return keras.ops.mean(keras.ops.square(output - keras.ops.stop_gradient(target)), axis=(1, 2, 3))
 
 
 @dataclass(frozen=True)
@@ -74,6 +66,7 @@ class TrainingContext:
     image_shape: tuple[int, int, int]
     training: TrainingConfig
     block: str
+    block_init: str
     seed: int
     journal: Journal
 
@@ -116,15 +109,19 @@ def _train_together(context: TrainingContext, group: TaskGroup, emit: Emit) -> l
     teacher = load_teacher(context.teacher_path)
     dataset = load_dataset(context.data, context.seed, context.image_shape)
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
-    histories = _fit(context.training, teacher, built, dataset, group, emit)
+    images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
+    prefix = graph.truncate(teacher, built)
+    initialise(built, group.tasks, teacher, prefix, images, context.block, context.block_init, context.seed)
+    curves = {name: LearningCurve(start_counts=context.block_init != "noise") for name in built}
+    _fit(context.training, teacher, built, dataset, curves, emit)
     total = dataset.steps_per_epoch * context.training.epochs
-    emit(Progress(0, f"scoring {_label(group)}", total, total, context.training.epochs))
+    emit(Progress(0, f"scoring {_label(built)}", total, total, context.training.epochs))
     scores = score(teacher, built, dataset)
-    return [_result(context, task, built[task.layer_name], histories, scores) for task in group.tasks]
+    return [_result(context, name, block, curves[name], scores[name]) for name, block in built.items()]
 
 
-def _label(group: TaskGroup) -> str:
-    names = group.layer_names
+def _label(names: Iterable[str]) -> str:
+    names = list(names)
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
@@ -133,97 +130,88 @@ def _fit(
     teacher: keras.Model,
     built: dict[str, keras.Model],
     dataset: datasets.Dataset,
-    group: TaskGroup,
+    curves: dict[str, LearningCurve],
     emit: Emit,
-) -> dict[str, tuple[float, ...]]:
-    """Train the blocks in place; return each one's mean squared error per epoch."""
-    if config.epochs == 0:
-        return dict.fromkeys(built, ())
+) -> None:
+    """Train the blocks in place and leave each at its best epoch; one that has flattened leaves the graph.
+
+    When a block leaves depends on its own errors alone, and the optimiser keeps its state for the others: they train
+    on as if it had never been there.
+    """
+    variances = _target_variances(graph.truncate(teacher, built), dataset)
     steps = dataset.steps_per_epoch
-    distiller = GroupDistiller(graph.truncate(teacher, built), built)
-    distiller.match_targets(next(iter(dataset.training_batches(0, 1)))[0])
-    distiller.compile(adam(config.learning_rate, steps * config.epochs), jit_compile=devices.compiles_with_xla())
+    optimizer = adam(config.learning_rate, steps * config.epochs)
+    optimizer.build([variable for block in built.values() for variable in block.trainable_variables])
+    active, distiller = dict(built), None
+    for epoch in range(config.epochs + 1):
+        if distiller is None or len(distiller.parts) != len(active):
+            distiller = GroupDistiller(graph.truncate(teacher, active), active)
+            distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
+        losses: dict[str, float] = {}
+        if epoch > 0:
+            losses = _one_epoch(distiller, dataset, epoch - 1, config.epochs, ReportProgress(emit, _label(active)))
+        for name, error in _validation_errors(distiller, dataset).items():
+            curves[name].add(error / variances[name], active[name].get_weights(), losses.get(name))
+        active = {n: b for n, b in active.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
+        if not active:
+            break
+    for name, block in built.items():
+        block.set_weights(curves[name].best)
+
+
+def _one_epoch(
+    distiller: GroupDistiller, dataset: datasets.Dataset, epoch: int, epochs: int, progress: ReportProgress
+) -> dict[str, float]:
+    """Train for one epoch; return each block's mean squared error."""
     history = distiller.fit(
-        dataset.training_batches(0, config.epochs),
-        epochs=config.epochs,
-        steps_per_epoch=steps,
-        callbacks=[ReportProgress(emit, _label(group))],
+        dataset.training_batches(epoch, epoch + 1),
+        initial_epoch=epoch,
+        epochs=epoch + 1,
+        steps_per_epoch=dataset.steps_per_epoch,
+        callbacks=[progress.over(epochs)],
         shuffle=False,
         verbose=0,
     ).history
-    return {name: tuple(float(value) for value in history[name]) for name in built}
+    return {name: float(history[name][0]) for name in distiller.layer_names}
 
 
-class GroupScorer(keras.Model):
-    """For each image and block: the class predicted with only it swapped in, its error, its target's moments."""
-
-    def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
-        super().__init__(name="group_scorer")
-        self.swapped = keras.Model(teacher.inputs, list(graph.swap_each(teacher, built).values()))
-        self.prefix = graph.truncate(teacher, built)
-        self.parts = list(built.values())
-        self.layer_names = list(built)
-
-    def call(self, images: Any) -> dict[str, Any]:
-        ops = keras.ops
-        scores = keras.tree.flatten(self.swapped(images, training=False))
-        activations = self.prefix(images, training=False)
-        inputs, targets = zip(*(activations[name] for name in self.layer_names), strict=True)
-        outputs = [part(x, training=False) for part, x in zip(self.parts, inputs, strict=True)]
-        return {
-            "predicted": ops.stack([ops.argmax(score, axis=-1) for score in scores], axis=1),
-            "error": ops.stack([_squared_error(y, t) for y, t in zip(outputs, targets, strict=True)], axis=1),
-            "mean": ops.stack([ops.mean(target, axis=(1, 2, 3)) for target in targets], axis=1),
-            "square": ops.stack([ops.mean(ops.square(target), axis=(1, 2, 3)) for target in targets], axis=1),
-        }
+def _validation_errors(distiller: GroupDistiller, dataset: datasets.Dataset) -> dict[str, float]:
+    """Return each block's mean squared error on the images that tell when to stop."""
+    images = dataset.batches("validation", limit=STOPPING_IMAGES)
+    errors = distiller.predict(images.map(lambda x, _: x), verbose=0)
+    return {name: float(np.mean(error)) for name, error in zip(distiller.layer_names, errors, strict=True)}
 
 
-@dataclass(frozen=True)
-class Score:
-    """How one block does on the validation split."""
-
-    nmse: float
-    val_accuracy: float
-
-
-def score(teacher: keras.Model, built: dict[str, keras.Model], dataset: datasets.Dataset) -> dict[str, Score]:
-    """Score every block on the validation split in one pass: the teacher's prefix is computed once for all.
-
-    Returns:
-        For each layer: its block's squared error over the variance of the layer's output, and the accuracy of the
-        teacher with only this block swapped in.
-    """
-    scorer = GroupScorer(teacher, built)
-    scorer.compile(jit_compile=devices.compiles_with_xla())
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in ("predicted", "error", "mean", "square", "labels")}
-    for images, labels in dataset.batches("validation"):
-        parts["labels"].append(np.asarray(labels))
-        for key, value in scorer.predict_on_batch(images).items():
-            parts[key].append(np.asarray(value, dtype=np.float64))
-    columns = {key: np.concatenate(value) for key, value in parts.items()}
-    right = (columns["predicted"] == columns["labels"][:, None]).mean(axis=0)
-    variance = columns["square"].mean(axis=0) - columns["mean"].mean(axis=0) ** 2
-    nmse = columns["error"].mean(axis=0) / np.maximum(variance, np.finfo(np.float64).tiny)
-    return {name: Score(float(nmse[i]), float(right[i])) for i, name in enumerate(built)}
+def _target_variances(prefix: keras.Model, dataset: datasets.Dataset) -> dict[str, float]:
+    """Return the variance of each layer's output on the same images."""
+    sums: dict[str, np.ndarray] = {}
+    for images, _ in dataset.batches("validation", limit=STOPPING_IMAGES):
+        for name, (_, target) in prefix.predict_on_batch(images).items():
+            target = np.asarray(target, np.float64)
+            seen = np.array([target.size, target.sum(), np.square(target).sum()])
+            sums[name] = sums.get(name, 0.0) + seen
+    return {
+        name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)
+        for name, (count, total, square) in sums.items()
+    }
 
 
 def _result(
-    context: TrainingContext,
-    task: LayerTask,
-    block: keras.Model,
-    histories: dict[str, tuple[float, ...]],
-    scores: dict[str, Score],
+    context: TrainingContext, layer_name: str, block: keras.Model, curve: LearningCurve, found: Score
 ) -> BlockResult:
-    name = task.layer_name
     weights = blocks.get_weights(block)
-    finite = math.isfinite(scores[name].nmse) and all(np.isfinite(value).all() for value in weights.values())
+    finite = math.isfinite(found.nmse) and all(np.isfinite(value).all() for value in weights.values())
+    failed = not finite or (curve.diverged and found.nmse >= 1.0)  # a block that diverged may have been good before
     return BlockResult(
-        layer_name=name,
-        status="trained" if finite else "failed",
+        layer_name=layer_name,
+        status="failed" if failed else "trained",
         block=context.block,
-        weights=weights if finite else {},
-        loss_history=histories[name],
-        nmse=scores[name].nmse if finite else None,
-        val_accuracy=scores[name].val_accuracy if finite else None,
-        error=None if finite else "training diverged: the error is not a finite number. Lower --learning-rate.",
+        weights={} if failed else weights,
+        loss_history=tuple(curve.losses),
+        nmse_history=tuple(curve.errors),
+        nmse=None if failed else found.nmse,
+        val_accuracy=None if failed else found.marks.accuracy,
+        val_agreement=None if failed else found.marks.agreement,
+        val_kl=None if failed else found.marks.kl,
+        error="training diverged: the error is not a finite number. Lower --learning-rate." if failed else None,
     )

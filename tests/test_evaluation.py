@@ -1,4 +1,4 @@
-"""Multiply-accumulates by hand, accuracy over uneven batches, probabilities told from logits."""
+"""Multiply-accumulates by hand, marks over uneven batches, probabilities told from logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -61,19 +61,91 @@ def scores(offset: int) -> keras.Model:
     return model
 
 
+UNEVEN = np.array([[0], [1], [2], [3], [0]])
+LABELS = np.array([0, 1, 2, 0, 1])
+
+
+def uneven_batches() -> list[tuple[np.ndarray, np.ndarray]]:
+    return [(UNEVEN[:4], LABELS[:4]), (UNEVEN[4:], LABELS[4:])]
+
+
 def test_accuracy_weighs_images_and_not_batches() -> None:
-    images = np.array([[0], [1], [2], [3], [0]])
-    labels = np.array([0, 1, 2, 0, 1])
-    batches = [(images[:4], labels[:4]), (images[4:], labels[4:])]
-    assert evaluation.accuracy(scores(0), batches) == pytest.approx(3 / 5)
-    assert evaluation.accuracies([scores(0), scores(1)], batches) == pytest.approx([3 / 5, 2 / 5])
+    assert evaluation.accuracy(scores(0), uneven_batches()) == pytest.approx(3 / 5)
+    found = evaluation.mark(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
+
+
+def test_agreement_is_with_the_teacher_and_not_with_the_labels() -> None:
+    found = evaluation.mark(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
+    assert [marks.agreement for marks in found] == [0.0, 1.0]
+    assert [marks.kl > 0.1 for marks in found] == [True, False]
+
+
+def test_without_labels_the_agreement_is_the_measure() -> None:
+    teacher, other = scores(0), scores(1)
+    for labelled, measures in ((True, [3 / 5, 2 / 5]), (False, [1.0, 0.0])):
+        found = evaluation.mark(teacher, [teacher, other], uneven_batches(), labelled)
+        assert [marks.measure for marks in found] == pytest.approx(measures)
+    assert [marks.accuracy for marks in found] == [None, None]
+
+
+def test_an_accuracy_of_zero_is_a_measure_all_the_same() -> None:
+    assert evaluation.Marks(accuracy=0.0, agreement=0.7, kl=0.1).measure == 0.0
 
 
 def test_the_data_is_read_once_for_all_models() -> None:
     def once() -> Iterator[tuple[Any, Any]]:
         yield np.array([[0], [1]]), np.array([0, 0])
 
-    assert evaluation.accuracies([scores(0), scores(0)], once()) == [0.5, 0.5]
+    teacher = scores(0)
+    found = evaluation.mark(teacher, [scores(0), teacher, scores(1)], once(), labelled=True)
+    assert [marks.accuracy for marks in found] == [0.5, 0.5, 0.0]
+
+
+def random_logits(seed: int, count: int = 6, spread: float = 3.0) -> np.ndarray:
+    return spread * np.random.default_rng(seed).normal(size=(count, 5)).astype("float32")
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits.astype("float64"))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def test_logarithms_of_probabilities_are_the_same_from_logits_and_from_probabilities() -> None:
+    logits = random_logits(0)
+    expected = np.log(softmax(logits))
+    np.testing.assert_allclose(evaluation.log_probabilities(logits), expected, rtol=1e-9)
+    np.testing.assert_allclose(evaluation.log_probabilities(softmax(logits).astype("float32")), expected, rtol=1e-4)
+
+
+def test_extreme_scores_have_finite_logarithms() -> None:
+    assert np.isfinite(evaluation.log_probabilities(np.array([[1e4, -1e4, 0.0]]))).all()
+    assert np.isfinite(evaluation.log_probabilities(np.array([[1.0, 0.0, 0.0], [0.0, 0.5, 0.5]]))).all()
+
+
+@pytest.mark.parametrize("shapes", [(False, False), (True, True), (False, True), (True, False)], ids=str)
+def test_the_divergence_is_from_the_teacher_whatever_the_outputs_are(shapes: tuple[bool, bool]) -> None:
+    """Logits or probabilities, either of them; batch by batch, but one mean over all images."""
+    teacher, other = random_logits(0), random_logits(1)
+    p, q = softmax(teacher), softmax(other)
+    marking = evaluation.Marking(2, labelled=False)
+    given = [p if shapes[0] else teacher, q if shapes[1] else other]
+    for rows in (slice(0, 4), slice(4, 6)):
+        marking.add(given[0][rows], [given[1][rows], given[0][rows]], np.zeros(len(given[0][rows])))
+    one, itself = marking.marks
+    assert one.kl == pytest.approx(np.mean(np.sum(p * np.log(p / q), axis=1)), rel=1e-5)
+    assert itself.kl == 0.0
+    assert itself.agreement == 1.0
+
+
+def test_no_divergence_is_negative() -> None:
+    teacher = random_logits(0, count=1)
+    for seed in range(1, 20):
+        for distance in (1e-3, 1.0):
+            marking = evaluation.Marking(1, labelled=False)
+            marking.add(teacher, [teacher + distance * random_logits(seed, count=1)], np.zeros(1))
+            assert marking.marks[0].kl > 0.0
 
 
 def test_the_forward_rate_is_that_of_the_median_pass(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import os
 import pickle
 from concurrent.futures import ProcessPoolExecutor
@@ -29,7 +30,21 @@ def make_result(layer: str = "conv", **changes: Any) -> BlockResult:
         "scale": np.float32(2.0) * np.ones(()),
         "empty": np.zeros((0, 3), "float16"),
     }
-    result = BlockResult(layer, "trained", "two_layer", weights, (0.5, 0.1), 0.1 + 0.2, 0.9, 3, 1.5, 2.5, None, None)
+    result = BlockResult(
+        layer,
+        "trained",
+        "two_layer",
+        weights,
+        loss_history=(0.5, 0.1),
+        nmse_history=(0.9, 0.4, 0.1 + 0.2),
+        nmse=0.1 + 0.2,
+        val_accuracy=0.9,
+        val_agreement=0.95,
+        val_kl=0.01,
+        worker=3,
+        started_s=1.5,
+        seconds=2.5,
+    )
     return dataclasses.replace(result, **changes)
 
 
@@ -51,6 +66,15 @@ def test_blocks_come_back_exactly_from_a_resumed_run(journal: Journal) -> None:
     found = Journal.resume(str(journal.path), IDENTITY).committed_blocks()
     assert list(found) == ["conv"]
     assert_same(make_result(nmse=0.5, loss_history=(1.0, 0.5)), found["conv"])
+
+
+def test_a_block_without_labels_that_diverged_in_its_last_epoch_comes_back(journal: Journal) -> None:
+    """It was good before, so it counts; what it went through is kept with it."""
+    journal.commit_block(make_result(val_accuracy=None, loss_history=(0.5, math.inf), nmse_history=(0.2, 0.1, 1e300)))
+    found = journal.committed_blocks()["conv"]
+    assert_same(make_result(val_accuracy=None, loss_history=(0.5, math.inf), nmse_history=(0.2, 0.1, 1e300)), found)
+    journal.commit_block(make_result(nmse_history=(0.1, math.nan)))
+    assert math.isnan(journal.committed_blocks()["conv"].nmse_history[1])
 
 
 def test_any_layer_name_is_stored_inside_the_folder(journal: Journal) -> None:

@@ -11,10 +11,12 @@ import pytest
 
 from pbd import evaluation, graph, teachers
 from pbd.config import TeacherConfig
+from pbd.errors import BadInputError
 from pbd.records import LayerTask
 
 BLOCK = "two_layer"
-# Convolutions with a kernel other than 1x1, how many of them a block makes cheaper, and a small image side.
+# Convolutions with a kernel other than 1x1, how many of them a block makes cheaper, and a small image side. A stem sees
+# the three channels of an RGB image: none is replaced unless asked for, though a block makes some of them cheaper.
 NETWORKS = {
     "VGG16": (13, 12, 32),
     "VGG19": (16, 15, 32),
@@ -73,6 +75,15 @@ def test_every_convolution_is_found(network: Subject) -> None:
     assert [task.skip_reason for task in network.tasks] == [None] * found
 
 
+def test_all_but_the_stem_is_replaced_by_default(network: Subject) -> None:
+    stem, *others = network.tasks
+    assert stem.input_shape[-1] == 3
+    assert all(task.input_shape[-1] >= graph.FEWEST_CHANNELS and task in profitable(network.tasks) for task in others)
+    reason = "input channels: 3" if stem in profitable(network.tasks) else "its block costs"
+    with pytest.raises(BadInputError, match=reason):
+        graph.enumerate_tasks(network.flat, BLOCK, patterns=(stem.layer_name,))
+
+
 def test_copies_compute_exactly_what_the_original_does(network: Subject) -> None:
     expected = predict(network.original, network.images)
     assert np.ptp(expected) > 1e-6, "an output that says nothing cannot tell copies apart"
@@ -127,6 +138,8 @@ def test_teachers_trained_by_others_are_read_exactly(name: str, convolutions: in
     model = teachers.load_file(str(shared_teachers / f"{name}.keras"))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
     flat = graph.flatten(model, (32, 32, 3))
-    assert len(graph.enumerate_tasks(flat, BLOCK)) == convolutions
+    tasks = graph.enumerate_tasks(flat, BLOCK)
+    assert len(tasks) == convolutions
+    assert [task.layer_name for task in tasks if task.skip_reason] == [tasks[0].layer_name], "the stem"
     assert np.abs(predict(flat, images) - predict(model, images)).max() == 0.0
     assert np.abs(predict(graph.swap(flat, [], BLOCK), images) - predict(model, images)).max() == 0.0

@@ -1,0 +1,72 @@
+"""How each block of a group does on the validation split, alone in the teacher's place: one pass for all."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from pbd import devices, evaluation, graph
+from pbd.datasets import Dataset
+
+
+def squared_error(output: Any, target: Any) -> Any:
+    """Mean squared error of each image, shape `(batch,)`."""
+    return keras.ops.mean(keras.ops.square(output - target), axis=(1, 2, 3))
+
+
+class GroupScorer(keras.Model):
+    """For each image and block: the scores with only it swapped in, its error, its target's moments."""
+
+    def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
+        super().__init__(name="group_scorer")
+        swapped = list(graph.swap_each(teacher, built).values())
+        self.scores = keras.Model(teacher.inputs, [teacher.outputs[0], *swapped])
+        self.prefix = graph.truncate(teacher, built)
+        self.parts = list(built.values())
+        self.layer_names = list(built)
+
+    def call(self, images: Any) -> dict[str, Any]:
+        ops = keras.ops
+        scores = keras.tree.flatten(self.scores(images, training=False))
+        activations = self.prefix(images, training=False)
+        inputs, targets = zip(*(activations[name] for name in self.layer_names), strict=True)
+        outputs = [part(x, training=False) for part, x in zip(self.parts, inputs, strict=True)]
+        return {
+            "scores": ops.stack(scores, axis=1),
+            "error": ops.stack([squared_error(y, t) for y, t in zip(outputs, targets, strict=True)], axis=1),
+            "mean": ops.stack([ops.mean(target, axis=(1, 2, 3)) for target in targets], axis=1),
+            "square": ops.stack([ops.mean(ops.square(target), axis=(1, 2, 3)) for target in targets], axis=1),
+        }
+
+
+@dataclass(frozen=True)
+class Score:
+    """How one block does on the validation split."""
+
+    nmse: float
+    marks: evaluation.Marks
+
+
+def score(teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset) -> dict[str, Score]:
+    """Score every block on the validation split in one pass: the teacher's prefix is computed once for all.
+
+    Returns:
+        For each layer: its block's squared error over the variance of the layer's output, and the marks of the teacher
+        with only this block swapped in.
+    """
+    scorer = GroupScorer(teacher, built)
+    scorer.compile(jit_compile=devices.compiles_with_xla())
+    marking = evaluation.Marking(len(built), dataset.labelled)
+    columns: dict[str, list[np.ndarray]] = {"error": [], "mean": [], "square": []}
+    for images, labels in dataset.batches("validation"):
+        found = scorer.predict_on_batch(images)
+        scores = np.asarray(found["scores"], dtype=np.float64)
+        marking.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
+        for key, column in columns.items():
+            column.append(np.asarray(found[key], dtype=np.float64))
+    error, mean, square = (np.concatenate(columns[key]).mean(axis=0) for key in ("error", "mean", "square"))
+    nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)
+    return {
+        name: Score(float(nmse[i]), marks) for i, (name, marks) in enumerate(zip(built, marking.marks, strict=True))
+    }
