@@ -11,7 +11,18 @@ from pbd.errors import UsageError, unknown_name
 
 EXECUTORS = ("auto", "serial", "mpi")
 SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous")
-BLOCKS = ("two_layer", "three_layer", "two_layer_skip", "three_layer_skip")
+BLOCKS = (
+    "decoupled_r1",
+    "decoupled_r2",
+    "decoupled_r3",
+    "two_layer",
+    "three_layer",
+    "two_layer_skip",
+    "three_layer_skip",
+)
+BLOCK_INITS = ("noise", "kernel", "fitted")
+FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
+NEED_LABELS = ("cross_entropy", "mixed")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
 
@@ -24,6 +35,11 @@ def _one_of(kind: str, received: str, known: Iterable[str]) -> None:
 def _at_least(name: str, received: float | None, least: float) -> None:
     if received is not None and not (math.isfinite(received) and received >= least):
         raise UsageError(f"{name} must be at least {least}. Received: {received}.")
+
+
+def _positive(name: str, received: float) -> None:
+    if not (math.isfinite(received) and received > 0):
+        raise UsageError(f"{name} must be positive. Received: {received}.")
 
 
 def _fraction(name: str, received: float | None) -> None:
@@ -82,6 +98,8 @@ class DataConfig:
     """none, flip, crop, rotate, flip_crop, or paper (all three), applied to the training images."""
     image_size: int | None = None
     """Resize images to this many pixels a side; by default a folder's or a tfds set's take the teacher's size."""
+    labels: bool = True
+    """Use the labels; with --no-labels, or data that has none, the teacher's own answers are the measure."""
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
@@ -98,15 +116,20 @@ class DataConfig:
 class BlockConfig:
     """Which layers are replaced, and by what."""
 
-    block: str = "two_layer"
-    """two_layer, three_layer, two_layer_skip or three_layer_skip: the designs of the paper's Figure 2."""
+    block: str = "decoupled_r2"
+    """decoupled_r1, _r2, _r3 (depthwise filters per channel), or the paper's two_layer, three_layer, two_layer_skip,
+    three_layer_skip."""
+    block_init: str = "fitted"
+    """A block's first weights: noise (the paper's way), kernel (the teacher's, decoupled), or fitted (and then refined
+    by least squares on a few thousand images)."""
     layers: tuple[str, ...] = ()
     """Glob patterns of layer names to replace; a pattern that begins with ^ excludes. All by default."""
     include_unprofitable: bool = False
-    """Also replace layers whose block would cost no fewer multiply-accumulates."""
+    """Also replace layers whose block would cost no fewer multiply-accumulates, or that have few input channels."""
 
     def __post_init__(self) -> None:
         _one_of("block", self.block, BLOCKS)
+        _one_of("block initialisation", self.block_init, BLOCK_INITS)
 
 
 @dataclass(frozen=True)
@@ -115,13 +138,15 @@ class TrainingConfig:
 
     epochs: int = 8
     """Passes over the training images for each block; 0 keeps its first weights (a baseline)."""
-    learning_rate: float = 0.01
-    """Adam's first learning rate; it falls to zero along a cosine."""
+    learning_rate: float = 0.003
+    """Adam's first learning rate; it falls to zero along a cosine. Blocks that begin from noise want 0.01."""
+    patience: int = 2
+    """A block stops after this many epochs in which its validation error fell by less than 1%; 0: never."""
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 0)
-        if not (math.isfinite(self.learning_rate) and self.learning_rate > 0):
-            raise UsageError(f"learning_rate must be positive. Received: {self.learning_rate}.")
+        _at_least("patience", self.patience, 0)
+        _positive("learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -138,6 +163,16 @@ class StudentConfig:
     """What is tuned: blocks, all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     fine_tune_learning_rate: float = 0.001
     """Adam's first learning rate for the student; it falls to zero along a cosine."""
+    fine_tune_loss: str = "kd_mse"
+    """kd_mse (the teacher's logits), kd_kl (its softened outputs), cross_entropy (labels), or mixed (the last two)."""
+    temperature: float = 4.0
+    """Softens the outputs that kd_kl and mixed compare."""
+    distillation_weight: float = 0.9
+    """Share of the teacher in mixed; the labels have the rest."""
+    target_accuracy_drop: float | None = None
+    """Give layers back to the student until its validation accuracy is at most this far below the teacher's."""
+    give_back_epochs: int = 1
+    """Fine-tuning epochs after each layer that is given back."""
 
     def __post_init__(self) -> None:
         _fraction("accuracy_threshold", self.accuracy_threshold)
@@ -145,12 +180,16 @@ class StudentConfig:
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError("give accuracy_threshold or max_accuracy_drop, not both.")
         _at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
+        _at_least("give_back_epochs", self.give_back_epochs, 0)
+        _fraction("target_accuracy_drop", self.target_accuracy_drop)
+        _fraction("distillation_weight", self.distillation_weight)
         _one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
-        if not (math.isfinite(self.fine_tune_learning_rate) and self.fine_tune_learning_rate > 0):
-            raise UsageError(f"fine_tune_learning_rate must be positive. Received: {self.fine_tune_learning_rate}.")
+        _one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
+        _positive("temperature", self.temperature)
+        _positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 
     def lowest_accuracy(self, teacher_accuracy: float) -> float:
-        """Return the validation accuracy that a block must reach to be accepted."""
+        """Return the validation accuracy (without labels, the agreement) that a block must reach to be accepted."""
         if self.accuracy_threshold is not None:
             return self.accuracy_threshold
         return teacher_accuracy - (0.2 if self.max_accuracy_drop is None else self.max_accuracy_drop)
@@ -198,6 +237,11 @@ class RunConfig:
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     seed: int = 0
     """Everything random derives from it and from layer names."""
+
+    def __post_init__(self) -> None:
+        loss = self.student.fine_tune_loss
+        if not self.data.labels and loss in NEED_LABELS:
+            raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
 
     @classmethod
     def of(cls, **settings: Any) -> "RunConfig":

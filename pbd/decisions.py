@@ -1,58 +1,71 @@
 """Which blocks are kept and why; who was busy and who waited. Pure functions from results to the report's rows."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from pbd.records import BlockReport, BlockResult, LayerTask, WorkerReport
 
 
-def accept(results: Iterable[BlockResult], lowest_accuracy: float) -> dict[str, BlockResult]:
-    """Return the trained blocks whose swapped-in validation accuracy reaches the threshold, by layer."""
+def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
+    """Return the trained blocks with which the teacher still reaches this accuracy (or agreement), by layer."""
     return {
         result.layer_name: result
         for result in results
-        if result.status == "trained" and result.val_accuracy is not None and result.val_accuracy >= lowest_accuracy
+        if result.status == "trained" and result.measure is not None and result.measure >= lowest
     }
 
 
 def block_rows(
-    tasks: Iterable[LayerTask], results: dict[str, BlockResult], lowest_accuracy: float
+    tasks: Iterable[LayerTask], results: dict[str, BlockResult], lowest: float, given_back: Mapping[str, str]
 ) -> tuple[BlockReport, ...]:
     """Return the report's row of each task: what was decided about it, and what that rests on.
 
     Args:
         tasks: every convolution, the skipped ones included.
         results: what came of each task that was trained, by layer.
-        lowest_accuracy: the validation accuracy that a block had to reach, a fraction.
+        lowest: the validation accuracy that a block had to reach or, without labels, the agreement; a fraction.
+        given_back: the layers that the student got back from the teacher, and why.
     """
-    accepted = accept(results.values(), lowest_accuracy)
-    return tuple(
-        _row(task, results.get(task.layer_name), task.layer_name in accepted, lowest_accuracy) for task in tasks
-    )
+    accepted = accept(results.values(), lowest)
+    rows = []
+    for task in tasks:
+        name, result = task.layer_name, results.get(task.layer_name)
+        status, reason = _decision(task, result, name in accepted, lowest)
+        if name in given_back:
+            status, reason = "given_back", given_back[name]
+        rows.append(_row(task, result, status, reason))
+    return tuple(rows)
 
 
-def _row(task: LayerTask, result: BlockResult | None, kept: bool, lowest_accuracy: float) -> BlockReport:
+def _decision(task: LayerTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
+    """Return the status and the reason for it."""
     if result is None:
-        status, reason = ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
-    elif result.status != "trained":
-        status, reason = "failed", result.error or "no reason given"
-    else:
-        status = "accepted" if kept else "rejected"
-        reason = f"accuracy {result.val_accuracy:.4f} {'>=' if kept else '<'} {lowest_accuracy:.4f}"
+        return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
+    if result.status != "trained":
+        return "failed", result.error or "no reason given"
+    judged = "agreement" if result.val_accuracy is None else "accuracy"
+    return "accepted" if kept else "rejected", f"{judged} {result.measure:.4f} {'>=' if kept else '<'} {lowest:.4f}"
+
+
+def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
+    kept = status == "accepted"
     return BlockReport(
         layer=task.layer_name,
         status=status,
-        reason=reason or "",
+        reason=reason,
         block=result.block if result else None,
         worker=result.worker if result else None,
         started_s=result.started_s if result else None,
         seconds=result.seconds if result else None,
         nmse=result.nmse if result else None,
         val_accuracy=result.val_accuracy if result else None,
+        val_agreement=result.val_agreement if result else None,
+        val_kl=result.val_kl if result else None,
         params_before=task.layer_params,
         params_after=task.block_params if kept else task.layer_params,
         macs_before=task.layer_macs,
         macs_after=task.block_macs if kept else task.layer_macs,
         loss_history=result.loss_history if result else (),
+        nmse_history=result.nmse_history if result else (),
     )
 
 

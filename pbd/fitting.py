@@ -22,27 +22,28 @@ class ReportProgress(keras.callbacks.Callback):
 
     def __init__(self, emit: Emit, label: str) -> None:
         super().__init__()
-        self._emit, self._label, self._epoch = emit, label, 0
+        self._emit, self._label, self._epoch, self._epochs = emit, label, 0, None
+
+    def over(self, epochs: int) -> "ReportProgress":
+        """Report against this many epochs in all, where `fit` is called for a part of them."""
+        self._epochs = epochs
+        return self
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         steps, loss = self.params["steps"], (logs or {}).get("loss")
-        done, total = self._epoch * steps + batch + 1, steps * self.params["epochs"]
+        done, total = self._epoch * steps + batch + 1, steps * (self._epochs or self.params["epochs"])
         self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Leaves the model at the epoch with the best validation accuracy (among equals, the lowest loss).
+    """Leaves the model at the epoch with the best validation accuracy (among equals, the lowest loss)."""
 
-    Args:
-        starting_accuracy: the model's validation accuracy before training; no epoch is kept that falls below it.
-    """
-
-    def __init__(self, starting_accuracy: float = -1.0) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self._best = (starting_accuracy, float("-inf"))
+        self._best = (-1.0, float("-inf"))
         self._weights: list[Any] = []
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
@@ -65,7 +66,6 @@ def fit_on_labels(
     learning_rate: float,
     emit: Emit,
     label: str,
-    starting_accuracy: float = -1.0,
 ) -> tuple[dict[str, float], ...]:
     """Train a classifier with cross entropy and leave it at its best epoch on the validation split.
 
@@ -87,7 +87,7 @@ def fit_on_labels(
         epochs=epochs,
         steps_per_epoch=steps,
         validation_data=dataset.batches("validation"),
-        callbacks=[ReportProgress(emit, label), KeepBest(starting_accuracy)],
+        callbacks=[ReportProgress(emit, label), KeepBest()],
         shuffle=False,
         verbose=0,
     ).history

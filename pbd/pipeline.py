@@ -17,6 +17,7 @@ from pbd.scheduling import cost_model, schedulers
 if TYPE_CHECKING:
     import keras
 
+    from pbd.evaluation import Marks
     from pbd.preparation import Inputs
 
 
@@ -88,30 +89,32 @@ def _distill(
     results = done | {result.layer_name: result for result in fresh}
     clock.lap("distill")
 
-    teacher_accuracy = evaluation.accuracy(teacher, dataset.batches("validation"))
-    lowest = config.student.lowest_accuracy(teacher_accuracy)
+    (teacher_marks,) = evaluation.mark(teacher, [teacher], dataset.batches("validation"), dataset.labelled)
+    lowest = config.student.lowest_accuracy(teacher_marks.measure)
     accepted = decisions.accept(results.values(), lowest)
     small = student.make(teacher, dataset, tasks, accepted, config, display)
     path = preparation.save_model(journal, "student.keras", small.model)
     clock.lap("fine_tune")
 
     display.phase("reading the test split, once")
-    teacher_test, student_test = evaluation.accuracies([teacher, small.model], dataset.batches("test"))
+    tested = evaluation.mark(teacher, [teacher, small.model], dataset.batches("test"), dataset.labelled)
     finished = RunReport(
         config=config.flat(),
         versions=preparation.versions(),
         device=devices.describe(),
-        teacher=_facts(teacher, teacher_accuracy, teacher_test, journal.file("teacher.keras")),
-        assembled=_facts(small.model, small.assembled_accuracy),
-        student=_facts(small.model, small.val_accuracy, student_test, path),
-        blocks=decisions.block_rows(tasks, results, lowest),
+        teacher=_facts(teacher, teacher_marks, tested[0], journal.file("teacher.keras")),
+        assembled=_facts(small.model, small.assembled),
+        student=_facts(small.model, small.marks, tested[1], path),
+        blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
         workers=decisions.worker_rows(fresh, executor.num_workers),
         timing=clock.timing(assignment, costs.source),
         energy={"source": "none", "total_j": None},
         executor=executor.name,
         scheduler=assignment.scheduler,
         groups=tuple(group.layer_names for queue in assignment.queues for group in queue),
+        judged_by="labels" if dataset.labelled else "teacher",
         fine_tune_history=small.history,
+        story=small.story,
         run_dir=str(journal.path),
     )
     report.write(finished, journal)
@@ -147,6 +150,7 @@ def _train(
         image_shape=inputs.dataset.image_shape,
         training=config.training,
         block=config.blocks.block,
+        block_init=config.blocks.block_init,
         seed=config.seed,
         journal=inputs.journal,
     )
@@ -158,12 +162,21 @@ def _train(
     return results
 
 
-def _facts(model: "keras.Model", val: float, test: float | None = None, path: Path | None = None) -> ModelFacts:
+def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:
     from pbd import evaluation
 
-    size = path.stat().st_size if path else None
-    params, macs = evaluation.count_params(model), evaluation.count_macs(model)
-    return ModelFacts(params, macs, val, test, str(path) if path else None, size)
+    return ModelFacts(
+        params=evaluation.count_params(model),
+        macs=evaluation.count_macs(model),
+        val_accuracy=val.accuracy,
+        test_accuracy=test.accuracy if test else None,
+        path=str(path) if path else None,
+        size_bytes=path.stat().st_size if path else None,
+        val_agreement=val.agreement,
+        test_agreement=test.agreement if test else None,
+        val_kl=val.kl,
+        test_kl=test.kl if test else None,
+    )
 
 
 @dataclass

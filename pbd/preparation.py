@@ -12,7 +12,7 @@ import keras
 import numpy as np
 
 from pbd import datasets, graph, teachers
-from pbd.config import DataConfig, RunConfig
+from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.errors import BadInputError
 from pbd.fitting import fit_on_labels
 from pbd.journal import Journal, write_atomically
@@ -51,9 +51,10 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     data_config = replace(config.data, preprocess=preprocess)
     dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
     if model is None:
-        model = _built_in(config, dataset, display)
+        model = _built_in(config, _labelled(data_config, dataset), display)
+    _check_labels(config, dataset)
     teacher = graph.flatten(model, dataset.image_shape)
-    if teacher.output.shape[-1] < dataset.num_classes:
+    if dataset.labelled and teacher.output.shape[-1] < dataset.num_classes:
         raise BadInputError(
             f"the teacher must have an output for each class. Received: {teacher.output.shape[-1]} outputs for "
             f"{dataset.num_classes} classes of {dataset.name!r}."
@@ -63,8 +64,30 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
     journal = (Journal.resume if config.execution.resume else Journal.create)(directory, identity)
     save_model(journal, "teacher.keras", teacher)
-    display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}; run directory {directory}")
+    judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
+    display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
     return Inputs(teacher, dataset, data_config, journal, tasks)
+
+
+def _labelled(config: DataConfig, dataset: datasets.Dataset) -> datasets.Dataset:
+    """Return the data with its labels, in the same splits: a built-in teacher is trained on them in any case."""
+    if not dataset.labelled and not config.labels:
+        with_labels = replace(config, labels=True)
+        dataset = datasets.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False)
+    if not dataset.labelled:
+        raise BadInputError(
+            f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
+            "Give a trained model with --teacher FILE."
+        )
+    return dataset
+
+
+def _check_labels(config: RunConfig, dataset: datasets.Dataset) -> None:
+    loss = config.student.fine_tune_loss
+    if loss in NEED_LABELS and not dataset.labelled:
+        raise BadInputError(
+            f"--fine-tune-loss {loss} needs labels. Received: {dataset.name!r}, which has none. Give kd_mse or kd_kl."
+        )
 
 
 def _directory(config: RunConfig) -> Path:

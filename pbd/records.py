@@ -29,6 +29,8 @@ class LayerTask:
     block_macs: int
     layer_params: int
     block_params: int
+    use_bias: bool = False
+    """Whether the layer adds a bias; its block then does so too."""
     skip_reason: str | None = None
     """Why no block is trained for this layer; `None` where one is."""
 
@@ -76,10 +78,16 @@ class BlockResult:
     """The block's weights, by layer and variable name."""
     loss_history: tuple[float, ...] = ()
     """Mean squared error on the training batches, per epoch."""
+    nmse_history: tuple[float, ...] = ()
+    """Normalised error on some validation images, before training and after every epoch."""
     nmse: float | None = None
     """Mean squared error on the validation split, divided by the variance of the target."""
     val_accuracy: float | None = None
-    """Validation accuracy of the teacher with only this block swapped in."""
+    """Validation accuracy of the teacher with only this block swapped in; `None` without labels."""
+    val_agreement: float | None = None
+    """Share of the validation images to which it gives the same answer as the teacher."""
+    val_kl: float | None = None
+    """Mean divergence of its outputs from the teacher's, in nats."""
     worker: int | None = None
     started_s: float = 0.0
     """When its group began, in seconds since the block phase began."""
@@ -87,6 +95,11 @@ class BlockResult:
     """Wall time of its group, shared by every block of the group."""
     energy_j: float | None = None
     error: str | None = None
+
+    @property
+    def measure(self) -> float | None:
+        """What the block is judged by: the accuracy or, without labels, the agreement with the teacher."""
+        return self.val_agreement if self.val_accuracy is None else self.val_accuracy
 
 
 @dataclass(frozen=True)
@@ -106,7 +119,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class ModelFacts:
-    """Size, cost and accuracy of a network; accuracies are fractions in [0, 1]."""
+    """Size, cost and quality of a network; accuracies (`None` without labels) and agreements lie in [0, 1]."""
 
     params: int
     macs: int
@@ -114,6 +127,12 @@ class ModelFacts:
     test_accuracy: float | None = None
     path: str | None = None
     size_bytes: int | None = None
+    val_agreement: float | None = None
+    """Share of the images to which it gives the teacher's answer."""
+    test_agreement: float | None = None
+    val_kl: float | None = None
+    """Mean divergence of its outputs from the teacher's, in nats."""
+    test_kl: float | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +141,7 @@ class BlockReport:
 
     layer: str
     status: str
-    """`accepted`, `rejected`, `skipped` or `failed`."""
+    """`accepted`, `rejected`, `given_back`, `skipped` or `failed`."""
     reason: str
     block: str | None
     worker: int | None
@@ -130,11 +149,14 @@ class BlockReport:
     seconds: float | None
     nmse: float | None
     val_accuracy: float | None
+    val_agreement: float | None
+    val_kl: float | None
     params_before: int
     params_after: int
     macs_before: int
     macs_after: int
     loss_history: tuple[float, ...] = ()
+    nmse_history: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -177,7 +199,11 @@ class RunReport:
     executor: str
     scheduler: str
     groups: tuple[tuple[str, ...], ...]
+    judged_by: str = "labels"
+    """What every choice and accuracy rests on: `labels`, or `teacher` (agreement with it) where there are none."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
+    story: tuple[str, ...] = ()
+    """What happened to the student besides: learning rates stepped back, layers given back, in order."""
     run_dir: str = ""
     version: int = 1
 

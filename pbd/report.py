@@ -16,7 +16,8 @@ from rich.text import Text
 from pbd.journal import Journal
 from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
 
-_STYLES = {"accepted": "green", "rejected": "yellow", "failed": "bold red", "skipped": "dim"}
+_STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
+_ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
 _WIDE = 100  # columns from which the reasons fit beside the figures
 
 
@@ -29,7 +30,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "versions": report.versions,
             "device": report.device,
             "teacher": asdict(report.teacher),
-            "assembled": {"val_accuracy": report.assembled.val_accuracy},
+            "assembled": {name: getattr(report.assembled, name) for name in _ASSEMBLED},
             "student": asdict(report.student),
             "blocks": [asdict(row) for row in report.blocks],
             "workers": [asdict(row) for row in report.workers],
@@ -38,7 +39,9 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "executor": report.executor,
             "scheduler": report.scheduler,
             "groups": report.groups,
+            "judged_by": report.judged_by,
             "fine_tune_history": report.fine_tune_history,
+            "story": report.story,
             "run_dir": report.run_dir,
         }
     )
@@ -56,7 +59,8 @@ def read(journal: Journal) -> RunReport | None:
     if not path.is_file():
         return None
     said = json.loads(path.read_bytes())
-    rows = [{**row, "loss_history": tuple(row["loss_history"])} for row in said["blocks"]]
+    histories = ("loss_history", "nmse_history")
+    rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
     return RunReport(
         **said
         | {
@@ -68,6 +72,7 @@ def read(journal: Journal) -> RunReport | None:
             "timing": Timing(**said["timing"]),
             "groups": tuple(tuple(group) for group in said["groups"]),
             "fine_tune_history": tuple(said["fine_tune_history"]),
+            "story": tuple(said["story"]),
         }
     )
 
@@ -141,18 +146,25 @@ def _layer_table(rows: tuple[BlockReport, ...], wide: bool) -> Table:
         table.add_column(name if wide else short.get(name, name), justify="right", no_wrap=True)
     for row in rows:
         reason = [Text(row.reason)] if wide else []
-        table.add_row(Text(row.layer), Text(row.status, style=_STYLES.get(row.status, "")), *reason, *_figures(row))
+        table.add_row(
+            Text(row.layer),
+            Text(row.status.replace("_", " "), style=_STYLES.get(row.status, "")),
+            *reason,
+            *_figures(row),
+        )
     return table
 
 
 def _figures(row: BlockReport) -> tuple[str, ...]:
     def change(before: int, after: int) -> str:
         old, new = (_count(value).replace(" ", "") for value in (before, after))
-        return f"{old}->{new}" if row.status in ("accepted", "rejected") else old
+        return f"{old}->{new}" if row.status in ("accepted", "rejected", "given_back") else old
 
     return (
         "-" if row.nmse is None else f"{row.nmse:.4f}" if row.nmse < 10 else f"{row.nmse:.1e}",
-        "-" if row.val_accuracy is None else f"{row.val_accuracy:.1%}",
+        _percent(row.val_agreement if row.val_accuracy is None else row.val_accuracy, 1)
+        if row.nmse is not None
+        else "-",
         change(row.params_before, row.params_after),
         change(row.macs_before, row.macs_after),
         "-" if row.worker is None else str(row.worker),
@@ -165,7 +177,7 @@ def _headline(report: RunReport) -> Text:
     line = Text(f"{counts.pop('accepted')} of {len(report.blocks)} layers replaced", style="bold")
     for status, count in counts.items():
         if count:
-            line.append(f", {count} {status}", style=_STYLES[status])
+            line.append(f", {count} {status.replace('_', ' ')}", style=_STYLES[status])
     return line
 
 
@@ -174,8 +186,9 @@ def _before_and_after(teacher: ModelFacts, student: ModelFacts) -> Table:
     table.add_column("")
     for name in ("teacher", "student", "change"):
         table.add_column(name, justify="right", no_wrap=True)
-    for name, field in (("test accuracy", "test_accuracy"), ("validation accuracy", "val_accuracy")):
-        old, new = getattr(teacher, field), getattr(student, field)
+    judged = "accuracy" if student.val_accuracy is not None else "agreement"
+    for split, field in (("test", f"test_{judged}"), ("validation", f"val_{judged}")):
+        name, old, new = f"{split} {judged}", getattr(teacher, field), getattr(student, field)
         known = old is not None and new is not None
         table.add_row(name, _percent(old), _percent(new), f"{100 * (new - old):+.2f} points" if known else "-")
     sizes = (("parameters", "params", ""), ("multiply-accumulates", "macs", "MAC"), ("file size", "size_bytes", "B"))
@@ -201,7 +214,11 @@ def _facts(report: RunReport) -> Table:
     grid = Table.grid(padding=(0, 3, 0, 0))
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
-    grid.add_row("before fine-tuning", Text(f"{_percent(report.assembled.val_accuracy)} validation accuracy"))
+    grid.add_row("before fine-tuning", _quality(report.assembled))
+    if report.judged_by == "teacher":
+        grid.add_row("judged by", "agreement with the teacher: the data has no labels, or they were not used")
+    for number, line in enumerate(report.story):
+        grid.add_row("" if number else "what happened", Text(line))
     grid.add_row("seconds", Text(phases))
     grid.add_row("workers", Text(workers))
     grid.add_row("energy", "not measured" if total_j is None else Text(f"{total_j:.1f} J ({energy.get('source')})"))
@@ -210,8 +227,15 @@ def _facts(report: RunReport) -> Table:
     return grid
 
 
-def _percent(fraction: float | None) -> str:
-    return "not measured" if fraction is None else f"{fraction:.2%}"
+def _quality(model: ModelFacts) -> Text:
+    judged, value = (
+        ("accuracy", model.val_accuracy) if model.val_accuracy is not None else ("agreement", model.val_agreement)
+    )
+    return Text(f"{_percent(value)} validation {judged}")
+
+
+def _percent(fraction: float | None, digits: int = 2) -> str:
+    return "not measured" if fraction is None else f"{fraction:.{digits}%}"
 
 
 def _count(value: float | None, unit: str = "") -> str:

@@ -1,24 +1,30 @@
-"""From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune."""
+"""From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune, keep the promised accuracy."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
 
-from pbd import blocks, evaluation, graph
+from pbd import blocks, evaluation, fine_tuning, graph
 from pbd.config import RunConfig, StudentConfig
 from pbd.datasets import Dataset
-from pbd.fitting import Emit, fit_on_labels
+from pbd.evaluation import Marks
+from pbd.fine_tuning import Tuning, examine
+from pbd.fitting import Emit
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, LayerTask
 
 STATISTICS_IMAGES = 2048
-"""How many training images the blocks' statistics are re-estimated on."""
+"""How many training images the batch statistics are re-estimated on."""
+HURT_IMAGES = 1024
+"""How many validation images tell which block hurts the student most."""
+GIVE_BACK_RATE = 0.3
+"""Share of the first learning rate at which fine-tuning goes on after a layer was given back."""
 
 
 def assemble(
-    teacher: keras.Model, tasks: Iterable[LayerTask], accepted: dict[str, BlockResult], block: str
+    teacher: keras.Model, tasks: Iterable[LayerTask], accepted: Mapping[str, BlockResult], block: str
 ) -> keras.Model:
     """Return a copy of the teacher with every accepted block in its layer's place."""
     student = graph.swap(teacher, [task for task in tasks if task.layer_name in accepted], block)
@@ -27,34 +33,39 @@ def assemble(
     return student
 
 
-def reestimate_statistics(student: keras.Model, accepted: dict[str, BlockResult], images: Iterable[Any]) -> None:
-    """Set the blocks' batch statistics to their averages over these batches, as the student itself produces them.
+def reestimate_statistics(student: keras.Model, images: Iterable[Any]) -> None:
+    """Set all batch statistics to their averages over these batches, as the student itself produces them.
 
-    The blocks learned on the teacher's activations; behind other blocks their inputs have shifted. Each batch counts
-    the same; all other layers run as in inference.
+    The blocks learned on the teacher's activations; behind other blocks, the inputs of every normalisation, the
+    teacher's own too, have shifted. Each batch counts the same; all other layers run as in inference.
+
+    Args:
+        student: changed in place.
+        images: batches of training images.
     """
-    ours = _layers_of(accepted)
-    normalisations = [
-        layer for layer in student.layers if layer.name in ours and isinstance(layer, keras.layers.BatchNormalization)
-    ]
-    momenta = [layer.momentum for layer in normalisations]
-    names = {layer.name for layer in normalisations}
+    normalisations = [layer for layer in student.layers if isinstance(layer, keras.layers.BatchNormalization)]
+    if not normalisations:
+        return
+    kept = [(layer.momentum, layer.trainable) for layer in normalisations]
+    training = {layer.name for layer in normalisations}
+    for layer in normalisations:
+        layer.trainable = True  # Keras leaves the statistics of a frozen one alone
     for count, batch in enumerate(images, start=1):
         for layer in normalisations:
             layer.momentum = 1.0 - 1.0 / count
-        graph.run(student, keras.ops.convert_to_tensor(batch), training=names)
-    for layer, momentum in zip(normalisations, momenta, strict=True):
-        layer.momentum = momentum
+        graph.run(student, keras.ops.convert_to_tensor(batch), training=training)
+    for layer, (momentum, trainable) in zip(normalisations, kept, strict=True):
+        layer.momentum, layer.trainable = momentum, trainable
 
 
-def _layers_of(accepted: dict[str, BlockResult]) -> set[str]:
+def layers_of(accepted: Mapping[str, BlockResult]) -> set[str]:
     """Return the names of the layers that the accepted blocks are made of."""
     return {key.rpartition("/")[0] for result in accepted.values() for key in result.weights}
 
 
-def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope: str) -> None:
+def freeze_outside(student: keras.Model, accepted: Mapping[str, BlockResult], scope: str) -> None:
     """Leave trainable what the scope names: `blocks`, `all`, or `no_1x1_dense` (the paper's ResNet setting)."""
-    ours = _layers_of(accepted)
+    ours = layers_of(accepted)
     for layer in student.layers:
         if scope == "all":  # also what was frozen when the teacher was trained
             layer.trainable = True
@@ -65,61 +76,142 @@ def freeze_outside(student: keras.Model, accepted: dict[str, BlockResult], scope
             layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
 
 
-def fine_tune(
-    model: keras.Model,
-    dataset: Dataset,
-    config: StudentConfig,
-    assembled_accuracy: float,
-    accepted: dict[str, BlockResult],
-    emit: Emit,
-) -> tuple[dict[str, float], ...]:
-    """Train the student on the labels (cross entropy) and leave it at its best epoch, which may be the start.
-
-    Returns:
-        Loss and accuracy per epoch; empty where there was nothing to tune.
-    """
-    if config.fine_tune_epochs == 0 or not accepted:
-        return ()
-    trainable = {layer.name: layer.trainable for layer in model.layers}
-    freeze_outside(model, accepted, config.fine_tune_scope)
-    rate = config.fine_tune_learning_rate
-    history = fit_on_labels(
-        model, dataset, config.fine_tune_epochs, rate, emit, "fine-tuning", starting_accuracy=assembled_accuracy
-    )
-    for layer in model.layers:
-        layer.trainable = trainable[layer.name]
-    return history
-
-
 @dataclass(frozen=True)
 class Student:
     """The finished network, and how it came to be."""
 
     model: keras.Model
     """Not compiled: its file holds no optimiser."""
-    assembled_accuracy: float
-    """Validation accuracy before fine-tuning."""
-    val_accuracy: float
-    history: tuple[dict[str, float], ...]
-    """Of the fine-tuning, per epoch."""
+    assembled: Marks
+    """On the validation split, before fine-tuning."""
+    marks: Marks
+    """On the validation split, as it is now."""
+    history: tuple[dict[str, float], ...] = ()
+    """Of the fine-tuning, a row per epoch."""
+    story: tuple[str, ...] = ()
+    given_back: dict[str, str] = field(default_factory=dict)
+    """Layers that the student got back from the teacher, and why."""
+
+
+@dataclass
+class Workshop:
+    """What every step on the way to a student needs."""
+
+    teacher: keras.Model
+    dataset: Dataset
+    tasks: Sequence[LayerTask]
+    config: RunConfig
+    emit: Emit
+
+    def assemble(self, accepted: Mapping[str, BlockResult]) -> keras.Model:
+        """Return the teacher with the accepted blocks and all its batch statistics re-estimated."""
+        model = assemble(self.teacher, self.tasks, accepted, self.config.blocks.block)
+        if accepted:
+            reestimate_statistics(model, (x for x, _ in self.dataset.batches("train", limit=STATISTICS_IMAGES)))
+        return model
+
+    def examine(self, model: keras.Model) -> Marks:
+        """Return the marks on the validation split."""
+        return examine(model, self.teacher, self.dataset)
+
+    def fine_tune(
+        self,
+        model: keras.Model,
+        accepted: Mapping[str, BlockResult],
+        before: Marks,
+        settings: StudentConfig,
+        first_epoch: int = 0,
+    ) -> Tuning:
+        """Fine-tune what the scope names, and leave the layers as trainable as they were."""
+        if settings.fine_tune_epochs == 0 or not accepted:
+            return Tuning(before)
+        trainable = {layer.name: layer.trainable for layer in model.layers}
+        freeze_outside(model, accepted, settings.fine_tune_scope)
+        tuning = fine_tuning.fine_tune(model, self.teacher, self.dataset, settings, before, self.emit, first_epoch)
+        for layer in model.layers:
+            layer.trainable = trainable[layer.name]
+        return tuning
+
+    def without(self, model: keras.Model, accepted: Mapping[str, BlockResult], name: str) -> keras.Model:
+        """Return the student as it is, but with one more layer of the teacher's own."""
+        left = {key: result for key, result in accepted.items() if key != name}
+        copy = assemble(self.teacher, self.tasks, left, self.config.blocks.block)
+        tuned = {layer.name: layer for layer in model.layers}
+        for layer in copy.layers:
+            if layer.name in tuned and layer.weights:
+                layer.set_weights(tuned[layer.name].get_weights())
+        return copy
+
+    def hurts_most(self, model: keras.Model, accepted: Mapping[str, BlockResult]) -> str:
+        """Return the layer without whose block the student's outputs diverge least from the teacher's."""
+        batches = list(self.dataset.batches("validation", limit=HURT_IMAGES))
+
+        def divergence(name: str) -> float:
+            candidate = self.without(model, accepted, name)
+            return evaluation.mark(self.teacher, [candidate], batches, self.dataset.labelled)[0].kl
+
+        return min(accepted, key=divergence)
 
 
 def make(
     teacher: keras.Model,
     dataset: Dataset,
-    tasks: Iterable[LayerTask],
+    tasks: Sequence[LayerTask],
     accepted: dict[str, BlockResult],
     config: RunConfig,
     display: ProgressDisplay,
 ) -> Student:
-    """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole."""
+    """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole.
+
+    With a target, layers are given back to the student one by one, the one whose block hurts most first, and
+    fine-tuning goes on after each, until the target holds or no block is left.
+    """
     keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
-    model = assemble(teacher, tasks, accepted, config.blocks.block)
-    images = (batch for batch, _ in dataset.batches("train", limit=STATISTICS_IMAGES))
-    reestimate_statistics(model, accepted, images)
-    assembled_accuracy = evaluation.accuracy(model, dataset.batches("validation"))
-    display.phase(f"assembled {len(accepted)} accepted blocks: validation accuracy {assembled_accuracy:.4f}")
-    history = fine_tune(model, dataset, config.student, assembled_accuracy, accepted, display.update)
-    reached = max([assembled_accuracy, *(row["val_accuracy"] for row in history)])
-    display.phase(f"fine-tuned for {len(history)} epochs: validation accuracy {reached:.4f}")
-    return Student(graph.flatten(model), assembled_accuracy, reached, history)
+    shop = Workshop(teacher, dataset, tasks, config, display.update)
+    model = shop.assemble(accepted)
+    assembled = shop.examine(model)
+    display.phase(f"assembled {len(accepted)} accepted blocks: {_in_words(assembled)}")
+    tuning = shop.fine_tune(model, accepted, assembled, config.student)
+    display.phase(f"fine-tuned for {len(tuning.history)} epochs: {_in_words(tuning.best)}")
+    student = Student(model, assembled, tuning.best, tuning.history, tuning.story)
+    if config.student.target_accuracy_drop is not None:
+        student = _keep_promise(shop, student, accepted, display)
+    return replace(student, model=graph.flatten(student.model))
+
+
+def _keep_promise(
+    shop: Workshop, student: Student, accepted: dict[str, BlockResult], display: ProgressDisplay
+) -> Student:
+    """Give layers back until the validation accuracy is within the target of the teacher's."""
+    teacher = shop.examine(shop.teacher)
+    settings = shop.config.student
+    wanted = teacher.measure - settings.target_accuracy_drop
+    again = replace(
+        settings,
+        fine_tune_epochs=min(settings.give_back_epochs, settings.fine_tune_epochs),
+        fine_tune_learning_rate=GIVE_BACK_RATE * settings.fine_tune_learning_rate,
+    )
+    kept = dict(accepted)
+    while student.marks.measure < wanted and kept:
+        name = shop.hurts_most(student.model, kept)
+        model = shop.without(student.model, kept, name)
+        del kept[name]
+        if not kept:
+            model = graph.flatten(shop.teacher)
+        tuning = shop.fine_tune(model, kept, shop.examine(model), again, first_epoch=len(student.history))
+        line = f"gave back {name}: {_in_words(student.marks)} -> {_in_words(tuning.best)} (wanted {wanted:.4f})"
+        display.phase(line)
+        student = Student(
+            model,
+            student.assembled,
+            tuning.best,
+            student.history + tuning.history,
+            (*student.story, line, *tuning.story),
+            student.given_back | {name: f"hurt most with the student at {student.marks.measure:.4f} < {wanted:.4f}"},
+        )
+    return student
+
+
+def _in_words(marks: Marks) -> str:
+    judged = "agreement" if marks.accuracy is None else "accuracy"
+    return f"validation {judged} {marks.measure:.4f}"

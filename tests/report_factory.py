@@ -8,7 +8,7 @@ from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
 
 def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockReport:
     """Return a row of the report; what was not trained has neither figures nor a worker."""
-    trained = status in ("accepted", "rejected")
+    trained = status in ("accepted", "rejected", "given_back")
     row = BlockReport(
         layer=layer,
         status=status,
@@ -19,11 +19,14 @@ def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockRepor
         seconds=12.25 if trained else None,
         nmse=0.127 if trained else None,
         val_accuracy=0.91 if trained else None,
+        val_agreement=0.93 if trained else None,
+        val_kl=0.05 if trained else None,
         params_before=590_080,
         params_after=70_272,
         macs_before=37_748_736,
         macs_after=4_423_680,
         loss_history=(0.5, 0.25) if trained else (),
+        nmse_history=(0.4, 0.2, 0.127) if trained else (),
     )
     return dataclasses.replace(row, **changes)
 

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from pbd.config import RunConfig, StudentConfig
+from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, RunConfig, StudentConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -50,6 +50,22 @@ def test_no_two_settings_share_a_name() -> None:
         ({"learning_rate": 0.0}, "learning_rate must be positive"),
         ({"resume": True}, "--run-dir"),
         ({"validation_fraction": 0.0}, "strictly between 0 and 1"),
+        ({"block": "decoupled_r4"}, "Did you mean 'decoupled_r"),
+        ({"block_init": "fited"}, "Did you mean 'fitted'?"),
+        ({"block_init": "zeros"}, "noise"),
+        ({"fine_tune_loss": "kd_mes"}, "Did you mean 'kd_mse'?"),
+        ({"patience": -1}, "patience must be at least 0"),
+        ({"temperature": 0.0}, "temperature must be positive"),
+        ({"temperature": math.inf}, "Received: inf"),
+        ({"distillation_weight": 1.01}, "distillation_weight must lie in [0, 1]"),
+        ({"distillation_weight": -0.1}, "Received: -0.1"),
+        ({"target_accuracy_drop": 2}, "target_accuracy_drop must lie in [0, 1]"),
+        ({"target_accuracy_drop": math.nan}, "Received: nan"),
+        ({"give_back_epochs": -1}, "give_back_epochs must be at least 0"),
+        ({"fine_tune_learning_rate": -0.001}, "fine_tune_learning_rate must be positive"),
+        ({"labels": 0}, "labels must be of type bool"),
+        ({"labels": False, "fine_tune_loss": "cross_entropy"}, "cross_entropy needs labels"),
+        ({"labels": False, "fine_tune_loss": "mixed"}, "Give kd_mse or kd_kl"),
     ],
 )
 def test_wrong_settings_are_refused_in_one_line(settings: dict, words: str) -> None:
@@ -63,6 +79,42 @@ def test_wrong_settings_are_refused_in_one_line(settings: dict, words: str) -> N
 def test_threshold_is_absolute_or_relative_to_the_teacher() -> None:
     assert StudentConfig(accuracy_threshold=0.7).lowest_accuracy(0.9) == 0.7
     assert StudentConfig(max_accuracy_drop=0.05).lowest_accuracy(0.9) == pytest.approx(0.85)
+
+
+@pytest.mark.parametrize("loss", ["kd_mse", "kd_kl"])
+def test_the_teachers_answers_need_no_labels(loss: str) -> None:
+    config = RunConfig.of(labels=False, fine_tune_loss=loss, target_accuracy_drop=0, distillation_weight=1)
+    assert not config.data.labels
+    assert config.student.target_accuracy_drop == 0.0
+    with pytest.raises(UsageError, match="needs labels"):
+        config.replace(fine_tune_loss="mixed")
+    assert config.replace(labels=True, fine_tune_loss="mixed").student.fine_tune_loss == "mixed"
+
+
+def test_every_known_block_and_first_weights_are_taken() -> None:
+    for block in BLOCKS:
+        for init in BLOCK_INITS:
+            settings = RunConfig.of(block=block, block_init=init).blocks
+            assert (settings.block, settings.block_init) == (block, init)
+    assert BlockConfig().block in BLOCKS
+    assert BlockConfig().block_init in BLOCK_INITS
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"block_init": "noise"},
+        {"patience": 1},
+        {"labels": False},
+        {"fine_tune_loss": "kd_kl"},
+        {"temperature": 2.0},
+        {"distillation_weight": 0.5},
+        {"target_accuracy_drop": 0.05},
+        {"give_back_epochs": 2},
+    ],
+)
+def test_what_changes_the_student_is_part_of_its_identity(settings: dict) -> None:
+    assert RunConfig.of(**settings).student_settings() != RunConfig().student_settings()
 
 
 def test_where_it_runs_is_not_part_of_the_students_identity() -> None:

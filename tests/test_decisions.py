@@ -1,5 +1,7 @@
 """Which blocks are kept and why; who was busy and who waited."""
 
+import dataclasses
+
 import pytest
 
 from pbd.decisions import accept, block_rows, worker_rows
@@ -39,7 +41,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
     ]
     results = {"conv1": trained("conv1", 0.75), "conv2": trained("conv2", 0.5)}
     results |= {"conv3": failed("conv3"), "conv5": failed("conv5", None)}
-    rows = block_rows(tasks, results, 0.6)
+    rows = block_rows(tasks, results, 0.6, given_back={})
     assert [(row.layer, row.status, row.reason) for row in rows] == [
         ("conv0", "skipped", "called 2 times"),
         ("conv1", "accepted", "accuracy 0.7500 >= 0.6000"),
@@ -53,16 +55,50 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
 def test_only_an_accepted_block_changes_size_and_cost() -> None:
     tasks = [make_task(0), make_task(1), make_task(2, skip_reason="called twice"), make_task(3)]
     results = {"conv0": trained("conv0", 0.9), "conv1": trained("conv1", 0.1), "conv3": failed("conv3")}
-    rows = block_rows(tasks, results, 0.5)
+    rows = block_rows(tasks, results, 0.5, given_back={})
     assert [(row.params_before, row.params_after) for row in rows] == [(2_320, 400)] + [(2_320, 2_320)] * 3
     assert [(row.macs_before, row.macs_after) for row in rows] == [(900, 200)] + [(900, 900)] * 3
 
 
 def test_a_row_carries_what_was_measured() -> None:
     result = trained("conv0", 0.9, worker=3, started_s=1.5, seconds=2.5, nmse=0.25, loss_history=(2.0, 1.0))
-    (row,) = block_rows([make_task(0)], {"conv0": result}, 0.5)
+    result = dataclasses.replace(result, nmse_history=(0.9, 0.5, 0.25), val_agreement=0.92, val_kl=0.125)
+    (row,) = block_rows([make_task(0)], {"conv0": result}, 0.5, given_back={})
     assert (row.worker, row.started_s, row.seconds, row.nmse, row.val_accuracy) == (3, 1.5, 2.5, 0.25, 0.9)
-    assert (row.block, row.loss_history) == ("two_layer", (2.0, 1.0))
+    assert (row.block, row.loss_history, row.nmse_history) == ("two_layer", (2.0, 1.0), (0.9, 0.5, 0.25))
+    assert (row.val_agreement, row.val_kl) == (0.92, 0.125)
+
+
+def test_without_labels_the_agreement_decides_and_is_named() -> None:
+    results = {
+        "conv0": trained("conv0", None, val_agreement=0.8),
+        "conv1": trained("conv1", None, val_agreement=0.79),
+    }
+    assert list(accept(results.values(), 0.8)) == ["conv0"]
+    rows = block_rows([make_task(0), make_task(1)], results, 0.8, given_back={})
+    assert [(row.status, row.reason) for row in rows] == [
+        ("accepted", "agreement 0.8000 >= 0.8000"),
+        ("rejected", "agreement 0.7900 < 0.8000"),
+    ]
+    assert [row.val_accuracy for row in rows] == [None, None]
+
+
+def test_with_labels_the_agreement_decides_nothing() -> None:
+    wrong_as_the_teacher = trained("a", 0.5, val_agreement=1.0)
+    right_against_it = trained("b", 0.9, val_agreement=0.1)
+    assert list(accept([wrong_as_the_teacher, right_against_it], 0.8)) == ["b"]
+
+
+def test_a_layer_given_back_keeps_its_size_and_says_why() -> None:
+    results = {"conv0": trained("conv0", 0.9, nmse=0.3), "conv1": trained("conv1", 0.9)}
+    rows = block_rows([make_task(0), make_task(1)], results, 0.5, given_back={"conv0": "hurt most"})
+    assert [(row.status, row.reason) for row in rows] == [
+        ("given_back", "hurt most"),
+        ("accepted", "accuracy 0.9000 >= 0.5000"),
+    ]
+    assert (rows[0].params_after, rows[0].macs_after) == (rows[0].params_before, rows[0].macs_before) == (2_320, 900)
+    assert (rows[0].nmse, rows[0].val_accuracy) == (0.3, 0.9), "what was measured of its block is still told"
+    assert (rows[1].params_after, rows[1].macs_after) == (400, 200)
 
 
 def test_a_group_counts_once_and_idle_is_the_wait_for_the_slowest() -> None:

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 SMALL = {"train_limit": 256, "batch_size": 32, "epochs": 1, "fine_tune_epochs": 1, "executor": "serial"}
+
+MEASURES = ("accuracy", "agreement")
 
 
 def small_teacher() -> "object":
@@ -38,6 +41,12 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert set(said["student"]) >= {"test_accuracy", "val_accuracy", "params", "macs", "path"}
     decisions = {row["layer"]: row["status"] for row in said["blocks"]}
     assert decisions == {"stem": "skipped", "body": "accepted"}
+    assert (said["judged_by"], said["story"]) == ("labels", [])
+    assert said["blocks"][1]["block"] == "decoupled_r2"
+    assert said["blocks"][1]["reason"].startswith("accuracy ")
+    assert len(said["fine_tune_history"]) == 1
+    for network in ("teacher", "student"):
+        assert all(0 <= said[network][f"{split}_{mark}"] <= 1 for split in ("val", "test") for mark in MEASURES)
     assert said["student"]["val_accuracy"] >= said["assembled"]["val_accuracy"]
     saved = sum(row["macs_before"] - row["macs_after"] for row in said["blocks"])
     assert said["teacher"]["macs"] - said["student"]["macs"] == saved > 0
@@ -55,6 +64,9 @@ def test_the_student_opens_without_pbd_and_has_the_reported_accuracy(run_dir: Pa
     student = keras.models.load_model(said["student"]["path"])
     assert not student.compiled
     test = list(datasets.load(DataConfig(batch_size=32), 0).batches("test"))
+    scores = student.predict_on_batch(test[0][0])
+    assert (scores >= 0).all(), "its teacher ends in softmax, and so does it"
+    np.testing.assert_allclose(scores.sum(axis=-1), 1.0, rtol=1e-5)
     right = [np.argmax(student.predict_on_batch(x), -1) == np.asarray(y) for x, y in test]
     assert np.concatenate(right).mean() == pytest.approx(said["student"]["test_accuracy"])
 
@@ -101,3 +113,99 @@ def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> 
     second = preparation.prepare(config.replace(resume=True), None, NullProgress())
     assert first.data_config.preprocess == second.data_config.preprocess == "mobilenet"
     assert first.dataset.image_shape == (32, 32, 3)
+
+
+def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
+    """Check that no accuracy is claimed, and that agreement stands where it would."""
+    assert said["judged_by"] == "teacher"
+    assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
+    for network in ("teacher", "student"):
+        assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]
+    assert said["assembled"]["val_accuracy"] is None
+    assert said["teacher"]["test_agreement"] == said["teacher"]["val_agreement"] == 1.0
+    for value in (said["student"]["test_agreement"], said["student"]["val_agreement"]):
+        assert 0 <= value <= 1
+    assert said["student"]["val_agreement"] >= said["assembled"]["val_agreement"]
+    trained = [row for row in said["blocks"] if row["status"] in ("accepted", "rejected", "given_back")]
+    assert trained
+    for row in trained:
+        assert row["val_accuracy"] is None
+        assert f"{row['val_agreement']:.4f}" in row["reason"]
+        assert "agreement" in row["reason"]
+
+
+def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The built-in teacher itself is trained on the labels all the same."""
+    import pbd
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    settings = SMALL | {"train_limit": 640, "teacher_epochs": 2, "layers": ["conv3*"]}
+    report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings)
+    said = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert_judged_by_the_teacher(said)
+    assert report.judged_by == "teacher"
+    assert report.student.test_agreement > 0.5
+    assert "agreement with the teacher" in (tmp_path / "run" / "summary.txt").read_text()
+    import keras
+
+    from pbd import datasets, evaluation
+    from pbd.config import DataConfig
+
+    teacher = keras.models.load_model(tmp_path / "run" / "teacher.keras")
+    assert evaluation.accuracy(teacher, datasets.load(DataConfig(), 0).batches("test")) > 0.4, "it learned from labels"
+
+
+def test_images_without_labels_and_a_saved_teacher_are_enough(tmp_path: Path) -> None:
+    import pbd
+    from pbd.errors import BadInputError
+
+    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 1), dtype=np.uint8)
+    np.savez(tmp_path / "images.npz", x_train=images)
+    small_teacher().save(tmp_path / "small.keras")
+    settings = SMALL | {"teacher": tmp_path / "small.keras", "dataset": tmp_path / "images.npz", "train_limit": 96}
+    for loss in ("cross_entropy", "mixed"):
+        with pytest.raises(BadInputError, match=f"{loss} needs labels.*images.npz.*kd_mse"):
+            pbd.distill(run_dir=tmp_path / "run", fine_tune_loss=loss, **settings)
+    assert not (tmp_path / "run").exists()
+    pbd.distill(run_dir=tmp_path / "run", fine_tune_loss="kd_kl", target_accuracy_drop=1.0, **settings)
+    assert_judged_by_the_teacher(json.loads((tmp_path / "run" / "report.json").read_text()))
+
+
+def undecided_teacher() -> Any:
+    """Return the small teacher with a bias for which its answers differ from digit to digit."""
+    import keras
+
+    from pbd import datasets
+    from pbd.config import DataConfig
+
+    model = small_teacher()
+    head = model.layers[-1]
+    images = next(iter(datasets.load(DataConfig(), 0).batches("train")))[0]
+    kernel, _ = head.get_weights()
+    features = keras.Model(model.inputs, head.input).predict_on_batch(images)
+    head.set_weights([kernel, -(features @ kernel).mean(axis=0)])
+    return model
+
+
+def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) -> None:
+    """The block stays as noise made it, is accepted whatever it does, and is not tuned."""
+    import keras
+
+    import pbd
+
+    settings = SMALL | {
+        "epochs": 0,
+        "fine_tune_epochs": 0,
+        "block_init": "noise",
+        "max_accuracy_drop": 1.0,
+        "labels": False,
+    }
+    report = pbd.distill(model=undecided_teacher(), run_dir=tmp_path / "run", target_accuracy_drop=0.0, **settings)
+    assert [row.status for row in report.blocks] == ["skipped", "given_back"]
+    assert report.assembled.val_agreement < 1.0
+    assert (report.student.val_agreement, report.student.macs) == (1.0, report.teacher.macs)
+    assert report.blocks[1].macs_after == report.blocks[1].macs_before
+    assert [line.split(":")[0] for line in report.story] == ["gave back body"]
+    ours, theirs = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("student", "teacher"))
+    assert all(np.array_equal(x, y) for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True))
+    assert "what happened" in (tmp_path / "run" / "summary.txt").read_text()

@@ -3,25 +3,31 @@
 import dataclasses
 import json
 import math
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from pbd.records import ModelFacts
-from pbd.report import _count, _ratio, json_safe, render, to_json
+from pbd.journal import Journal
+from pbd.records import ModelFacts, RunReport
+from pbd.report import _count, _ratio, json_safe, read, render, to_json, write
 from tests.report_factory import make_report, make_row
 
 pytestmark = pytest.mark.fast
 
+MARKS = {f"{split}_{mark}" for split in ("val", "test") for mark in ("accuracy", "agreement", "kl")}
 KEYS = {
-    "teacher": {"test_accuracy", "val_accuracy", "params", "macs", "size_bytes", "path"},
-    "student": {"test_accuracy", "val_accuracy", "params", "macs", "size_bytes", "path"},
-    "assembled": {"val_accuracy"},
+    "teacher": {"params", "macs", "size_bytes", "path"} | MARKS,
+    "student": {"params", "macs", "size_bytes", "path"} | MARKS,
+    "assembled": {"val_accuracy", "val_agreement", "val_kl"},
     "timing": {"calibrate_s", "distill_s", "predicted_makespan_s", "fine_tune_s", "total_s"},
     "energy": {"source", "total_j"},
 }
 TOP = {"version", "config", "versions", "device", "blocks", "workers", "executor", "scheduler", "groups"} | KEYS.keys()
-TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "loss_history"}
+TOP |= {"judged_by", "story", "fine_tune_history", "run_dir"}
+TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "val_agreement", "val_kl"}
+TRAINED |= {"loss_history", "nmse_history"}
 BLOCK = {"layer", "status", "reason", "params_before", "params_after", "macs_before", "macs_after"} | TRAINED
 
 
@@ -36,6 +42,65 @@ def test_json_has_the_keys_of_the_contract() -> None:
     assert content["version"] == 1
     assert content["energy"] == {"source": "none", "total_j": None}
     assert content["groups"] == [["conv4_block1_2_conv", "block2_conv1"], ["block3_conv1"]]
+
+
+def unlabelled_report() -> RunReport:
+    """Return the report of a run without labels, in which one layer was given back."""
+    tuned = ModelFacts(140_000, 5_100_000, val_agreement=0.915, test_agreement=0.901, val_kl=0.25, test_kl=0.26)
+    return make_report(
+        judged_by="teacher",
+        teacher=ModelFacts(1_180_000, 40_600_000, val_agreement=1.0, test_agreement=1.0, val_kl=0.0, test_kl=0.0),
+        assembled=ModelFacts(140_000, 5_100_000, val_agreement=0.6125, val_kl=1.5),
+        student=tuned,
+        blocks=(
+            make_row("good", "accepted", "agreement 0.9300 >= 0.8000", val_accuracy=None, val_agreement=0.876),
+            make_row("bad", "given_back", "hurt most [of all]", val_accuracy=None, params_after=590_080),
+        ),
+        fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
+        story=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): taken back", "gave back bad"),
+    )
+
+
+@pytest.mark.parametrize("made", [make_report, unlabelled_report])
+def test_a_report_is_read_back_as_it_was_written(made: Callable[[], RunReport], tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {})
+    assert read(journal) is None
+    report = dataclasses.replace(made(), config={"teacher": "VGG16", "layers": ["conv*"], "labels": False})
+    write(report, journal)
+    assert read(journal) == report
+    assert journal.file("summary.txt").read_text() == render(report)
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_without_labels_speaks_of_agreement_alone(width: int) -> None:
+    text = render(unlabelled_report(), width)
+    assert max(map(len, text.splitlines())) <= width
+    words = " ".join(text.split())
+    assert "validation agreement 100.00% 91.50% -8.50 points" in words
+    assert "test agreement 100.00% 90.10% -9.90 points" in words
+    assert "before fine-tuning 61.25% validation agreement" in words
+    assert "judged by agreement with the teacher" in words
+    assert "87.6%" in next(line for line in text.splitlines() if line.startswith("good"))
+    assert "test accuracy" not in words
+    assert "validation accuracy" not in words
+
+
+@pytest.mark.parametrize("width", [80, 120])
+def test_the_summary_tells_what_happened(width: int) -> None:
+    lines = render(unlabelled_report(), width).splitlines()
+    words = " ".join(" ".join(lines).split())
+    assert "1 of 2 layers replaced, 1 given back" in words
+    assert "given back" in next(line for line in lines if line.startswith("bad"))
+    assert "hurt most [of all]" in words
+    assert "what happened epoch 1 diverged at learning rate 0.1 (the loss is not a finite number)" in words
+    assert any(line.split() == ["gave", "back", "bad"] for line in lines), "a line of its own"
+
+
+def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:
+    text = render(make_report())
+    assert "what happened" not in text
+    assert "judged by" not in text
+    assert "agreement" not in text
 
 
 def test_json_holds_only_what_json_can_say() -> None:

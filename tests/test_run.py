@@ -23,6 +23,8 @@ def test_help_names_every_setting_and_is_quick() -> None:
     answer = pbd_run("--help")
     assert time.monotonic() - started < 5  # tenths of a second on an idle machine; TensorFlow alone takes more
     assert answer.returncode == 0
+    for flag in ("--no-labels", "--fine-tune-loss", "--target-accuracy-drop", "--patience", "--block-init"):
+        assert flag in answer.stdout
     for flag in ("--teacher", "--dataset", "--no-group", "--layers", "--fine-tune-scope", "--resume", "--config"):
         assert flag in answer.stdout
 
@@ -44,6 +46,9 @@ def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "many"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--no-labels", "--fine-tune-loss", "cross_entropy"], "cross_entropy needs labels"),
+        (["--block-init", "fited"], "Did you mean 'fitted'?"),
+        (["--target-accuracy-drop", "5"], "Give 0.05 for five points"),
     ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], words: str) -> None:
@@ -101,6 +106,25 @@ def test_model_without_convolutions_and_data_of_another_shape(tmp_path: Path) ->
     assert code == 65
     assert "20" in line
     assert "32" in line
+
+
+def test_images_without_labels_where_labels_are_needed(tmp_path: Path) -> None:
+    import keras
+
+    inputs = keras.Input((20, 20, 1))
+    hidden = keras.layers.Conv2D(8, 3)(keras.layers.Conv2D(8, 3)(inputs))
+    conv = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(hidden)))
+    conv.save(tmp_path / "conv.keras")
+    np.savez(tmp_path / "images.npz", x_train=np.zeros((200, 20, 20, 1), np.uint8))
+    data = ("--dataset", str(tmp_path / "images.npz"))
+    arguments = ("--teacher", str(tmp_path / "conv.keras"), "--fine-tune-loss", "cross_entropy", *data)
+    code, line = one_line_refusal(tmp_path, *arguments)
+    assert code == 65
+    assert "cross_entropy needs labels" in line
+    code, line = one_line_refusal(tmp_path, *data)
+    assert code == 65
+    assert "a built-in teacher is trained on labels" in line
+    assert "--teacher FILE" in line
 
 
 def test_unknown_dataset_and_teacher(tmp_path: Path) -> None:

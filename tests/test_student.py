@@ -1,48 +1,40 @@
-"""From accepted blocks to a student: nothing else changes, statistics are the true ones, the best epoch stays."""
+"""From accepted blocks to a student: nothing else changes, statistics are the true ones, the promise is kept."""
 
 from collections.abc import Callable
-from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 from pbd import blocks, evaluation, graph, student
-from pbd.config import RunConfig, StudentConfig
-from pbd.datasets import Dataset, IndexedSplit
-from pbd.datasets.images import ArrayImages
+from pbd.config import RunConfig
+from pbd.datasets import Dataset
+from pbd.evaluation import Marks
 from pbd.progress import NullProgress
 from pbd.records import BlockResult, LayerTask
+from tests.colours import (
+    SHAPE,
+    ignore,
+    make_dataset,
+    make_teacher,
+    moved_layers,
+    predict,
+    snapshot,
+    trained_teacher,
+)
 
 layers = keras.layers
 BLOCK = "two_layer"
-SHAPE = (8, 8, 3)
-CLASSES = 3
 
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    """Images of three colours: a small network learns them in a few steps."""
-    generator = np.random.default_rng(0)
-
-    def split(count: int) -> IndexedSplit:
-        labels = np.arange(count, dtype="int32") % CLASSES
-        pixels = generator.normal(size=(count, *SHAPE)) + 2.0 * np.eye(CLASSES)[labels][:, None, None, :]
-        return IndexedSplit.whole(ArrayImages(pixels.astype("float32"), SHAPE), labels)
-
-    return Dataset("colours", split(96), split(48), split(48), CLASSES, SHAPE, 16, "none", "none", seed=0)
+    return make_dataset()
 
 
 @pytest.fixture
 def teacher() -> keras.Model:
-    keras.utils.set_random_seed(2)
-    inputs = keras.Input(SHAPE)
-    x = layers.Conv2D(8, 3, padding="same", name="stem", activation="relu")(inputs)
-    x = layers.BatchNormalization(name="norm")(layers.Conv2D(8, 3, padding="same", name="a")(x))
-    y = layers.Conv2D(8, 3, padding="same", name="b", activation="relu")(layers.ReLU()(x))
-    x = layers.Conv2D(12, 1, name="point")(layers.Add()([x, y]))
-    x = layers.GlobalAveragePooling2D()(layers.ReLU()(x))
-    return keras.Model(inputs, layers.Dense(CLASSES, name="logits")(x), name="teacher")
+    return make_teacher()
 
 
 @pytest.fixture
@@ -72,25 +64,8 @@ def batches(count: int = 3) -> list[np.ndarray]:
     return list(np.random.default_rng(3).normal(1.0, 2.0, (count, 10, *SHAPE)).astype("float32"))
 
 
-def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(model(images, training=False))
-
-
-def snapshot(model: keras.Model) -> dict[str, list[np.ndarray]]:
-    return {layer.name: [weight.copy() for weight in layer.get_weights()] for layer in model.layers if layer.weights}
-
-
-def moved_layers(before: dict[str, list[np.ndarray]], model: keras.Model) -> set[str]:
-    after = snapshot(model)
-    return {n for n in before if any(not np.array_equal(x, y) for x, y in zip(before[n], after[n], strict=True))}
-
-
 def block_layers(accepted: dict[str, BlockResult]) -> set[str]:
     return {key.split("/")[0] for result in accepted.values() for key in result.weights}
-
-
-def ignore(_: Any) -> None:
-    """Take a progress event and do nothing."""
 
 
 def test_an_assembled_block_equals_the_teacher_with_it_swapped(
@@ -119,40 +94,62 @@ def test_only_accepted_layers_are_replaced(
             np.testing.assert_array_equal(ours, theirs)
 
 
-def test_without_accepted_blocks_the_student_is_the_teacher(teacher: keras.Model, dataset: Dataset) -> None:
-    tasks = graph.enumerate_tasks(teacher, BLOCK, include_unprofitable=True)
-    copy = student.assemble(teacher, tasks, {}, BLOCK)
-    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
-    student.reestimate_statistics(copy, {}, batches())
-    assert student.fine_tune(copy, dataset, StudentConfig(fine_tune_epochs=2), 0.5, {}, ignore) == ()
-    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
+def shop(teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object) -> student.Workshop:
+    return student.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), ignore)
 
 
-def test_statistics_are_those_of_the_inputs_on_these_batches(
-    assembled: keras.Model, accepted: dict[str, BlockResult]
+def test_without_accepted_blocks_the_student_is_the_teacher(
+    teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...]
 ) -> None:
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=2)
+    copy = bench.assemble({})
+    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
+    before = Marks(0.5, 1.0, 0.0)
+    assert bench.fine_tune(copy, {}, before, bench.config.student) == student.Tuning(before)
+    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
+
+
+def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Model) -> None:
+    """Of the first block as of the teacher's own normalisation, whose inputs the blocks have shifted."""
     before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
-    student.reestimate_statistics(assembled, accepted, batches())
+    own_momentum = assembled.get_layer("norm").momentum
+    trainable = {layer.name: layer.trainable for layer in assembled.layers}
+    student.reestimate_statistics(assembled, batches())
     reached = keras.Model(assembled.inputs, assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
     norm = assembled.get_layer("a_pbd_bn1")
     np.testing.assert_allclose(norm.moving_mean, inputs.mean(axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(norm.moving_variance, inputs.var(axis=(1, 2, 3)).mean(axis=0), rtol=1e-4)
     assert norm.momentum == momentum
-    assert moved_layers(before, assembled) == {"a_pbd_bn1", "a_pbd_bn2", "b_pbd_bn1", "b_pbd_bn2"}
-    for name in ("a_pbd_bn1", "b_pbd_bn2"):
+    assert assembled.get_layer("norm").momentum == own_momentum
+    assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
+    assert moved_layers(before, assembled) == {"a_pbd_bn1", "a_pbd_bn2", "b_pbd_bn1", "b_pbd_bn2", "norm"}
+    for name in ("a_pbd_bn1", "b_pbd_bn2", "norm"):
         for old, new in zip(before[name][:2], assembled.get_layer(name).get_weights()[:2], strict=True):
             np.testing.assert_array_equal(old, new)
 
 
-def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model, accepted: dict[str, BlockResult]) -> None:
-    """On that batch, inference then computes what training mode does, through every block."""
+def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> None:
+    """On that batch, inference then computes what training mode does, through every block and the teacher's own."""
     (batch,) = batches(1)
-    student.reestimate_statistics(assembled, accepted, [batch])
-    normalisations = {name for name in block_layers(accepted) if "_bn" in name}
+    student.reestimate_statistics(assembled, [batch])
+    normalisations = {layer.name for layer in assembled.layers if isinstance(layer, layers.BatchNormalization)}
+    assert len(normalisations) == 5
     expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
-    student.reestimate_statistics(assembled, accepted, [batch])
+    student.reestimate_statistics(assembled, [batch])
     np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
+    tasks: tuple[LayerTask, ...], teacher: keras.Model, accepted: dict[str, BlockResult]
+) -> None:
+    """Keras leaves the statistics of a frozen one alone, even in training mode."""
+    teacher.get_layer("norm").trainable = False
+    assembled = student.assemble(teacher, tasks, accepted, BLOCK)
+    before = snapshot(assembled)
+    student.reestimate_statistics(assembled, batches())
+    assert "norm" in moved_layers(before, assembled)
+    assert not assembled.get_layer("norm").trainable
 
 
 SCOPES: dict[str, Callable[[set[str], set[str]], set[str]]] = {
@@ -164,56 +161,173 @@ SCOPES: dict[str, Callable[[set[str], set[str]], set[str]]] = {
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scope_tunes_exactly_what_it_names(
-    scope: str, assembled: keras.Model, accepted: dict[str, BlockResult], dataset: Dataset
+    scope: str,
+    teacher: keras.Model,
+    tasks: tuple[LayerTask, ...],
+    assembled: keras.Model,
+    accepted: dict[str, BlockResult],
+    dataset: Dataset,
 ) -> None:
     assembled.get_layer("stem").trainable = False
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
-    before = snapshot(assembled)
-    config = StudentConfig(fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01)
-    student.fine_tune(assembled, dataset, config, 0.0, accepted, ignore)
+    before, teachers = snapshot(assembled), snapshot(teacher)
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01)
+    worst = Marks(0.0, 0.0, 100.0)
+    bench.fine_tune(assembled, accepted, worst, bench.config.student)
     assert moved_layers(before, assembled) == SCOPES[scope](block_layers(accepted), set(before))
     assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
+    assert moved_layers(teachers, teacher) == set()
 
 
 def test_no_epochs_leave_the_student_as_it_is(
-    assembled: keras.Model, accepted: dict[str, BlockResult], dataset: Dataset
+    teacher: keras.Model,
+    tasks: tuple[LayerTask, ...],
+    assembled: keras.Model,
+    accepted: dict[str, BlockResult],
+    dataset: Dataset,
 ) -> None:
-    before = snapshot(assembled)
-    assert student.fine_tune(assembled, dataset, StudentConfig(fine_tune_epochs=0), 0.25, accepted, ignore) == ()
+    before, marks = snapshot(assembled), Marks(0.25, 0.5, 2.0)
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=0)
+    assert bench.fine_tune(assembled, accepted, marks, bench.config.student) == student.Tuning(marks)
     assert moved_layers(before, assembled) == set()
-
-
-def test_fine_tuning_learns_and_then_never_falls_below_what_it_had(
-    assembled: keras.Model, accepted: dict[str, BlockResult], dataset: Dataset
-) -> None:
-    events: list[Any] = []
-    student.reestimate_statistics(assembled, accepted, [images for images, _ in dataset.batches("train")])
-    start = evaluation.accuracy(assembled, dataset.batches("validation"))
-    config = StudentConfig(fine_tune_epochs=5, fine_tune_learning_rate=0.01)
-    history = student.fine_tune(assembled, dataset, config, start, accepted, events.append)
-    learned = evaluation.accuracy(assembled, dataset.batches("validation"))
-    assert learned == pytest.approx(max([start, *(row["val_accuracy"] for row in history)]))
-    assert learned > 0.8
-    assert len(history) == 5
-    assert (events[-1].done, events[-1].total) == (5 * 6, 5 * 6)
-
-    before = snapshot(assembled)
-    wreck = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=100.0)
-    history = student.fine_tune(assembled, dataset, wreck, learned, accepted, ignore)
-    assert max(row["val_accuracy"] for row in history) < learned
-    assert moved_layers(before, assembled) == set(), "batch statistics included"
 
 
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_student_says_how_it_came_to_be(
-    epochs: int, teacher: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
+    epochs: int, able: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
 ) -> None:
-    config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.01)
-    before = snapshot(teacher)
-    small = student.make(teacher, dataset, tasks, accepted, config, NullProgress())
-    assert moved_layers(before, teacher) == set()
+    config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
+    before = snapshot(able)
+    small = student.make(able, dataset, tasks, accepted, config, NullProgress())
+    assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
-    assert small.val_accuracy >= small.assembled_accuracy
-    assert small.val_accuracy == pytest.approx(evaluation.accuracy(small.model, dataset.batches("validation")))
+    assert small.marks.measure >= small.assembled.measure
+    (marks,) = evaluation.mark(able, [small.model], dataset.batches("validation"), True)
+    assert (small.marks.accuracy, small.marks.agreement) == (marks.accuracy, marks.agreement)
+    assert small.marks.kl == pytest.approx(marks.kl, rel=1e-4)
     assert not small.model.compiled
     assert {name for name in before if name not in snapshot(small.model)} == {"a", "b"}
+    assert (small.story, small.given_back) == ((), {})
+
+
+def test_a_layer_given_back_is_the_teachers_and_all_else_stays_tuned(
+    teacher: keras.Model,
+    tasks: tuple[LayerTask, ...],
+    assembled: keras.Model,
+    accepted: dict[str, BlockResult],
+    dataset: Dataset,
+) -> None:
+    for layer in assembled.layers:  # as fine-tuning would, statistics included
+        layer.set_weights([weight + np.float32(0.125) for weight in layer.get_weights()])
+    before = snapshot(assembled)
+    copy = shop(teacher, dataset, tasks).without(assembled, accepted, "a")
+    assert moved_layers(before, assembled) == set(), "the student itself is left as it is"
+    found = snapshot(copy)
+    kept = {name for name in before if not name.startswith("a_pbd")}
+    assert found.keys() == kept | {"a"}
+    for name in kept:
+        for one, other in zip(found[name], before[name], strict=True):
+            np.testing.assert_array_equal(one, other)
+    for one, other in zip(found["a"], teacher.get_layer("a").get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    images = batches()[0]
+    both = shop(teacher, dataset, tasks).without(copy, {"b": accepted["b"]}, "b")
+    assert snapshot(both).keys() == snapshot(teacher).keys()
+    assert np.isfinite(predict(both, images)).all()
+
+
+@pytest.fixture(scope="module")
+def able(dataset: Dataset) -> keras.Model:
+    """The teacher, trained: what a bad block costs shows in its accuracy."""
+    return trained_teacher(dataset)
+
+
+@pytest.fixture
+def one_bad(able: keras.Model, tasks: tuple[LayerTask, ...]) -> dict[str, BlockResult]:
+    """A block for `a` that is the layer itself, almost, and one for `b` that is garbage."""
+    return {task.layer_name: made_block(able, task, garbage=task.layer_name == "b") for task in tasks[1:]}
+
+
+def made_block(able: keras.Model, task: LayerTask, garbage: bool) -> BlockResult:
+    """Return a block of the full rank, which can be the layer itself, or one that answers with large noise."""
+    from pbd.initialisation import initialise
+
+    name, full = task.layer_name, blocks.build_block("decoupled_r3", task, seed=0)
+    prefix = graph.truncate(able, [name])
+    images = [np.asarray(batches(1)[0])]
+    initialise({name: full}, [task], able, prefix, images, "decoupled_r3", "kernel", 0)
+    weights = blocks.get_weights(full)
+    if garbage:
+        generator = np.random.default_rng(1)
+        weights = {key: generator.normal(0.0, 5.0, value.shape).astype("float32") for key, value in weights.items()}
+    return BlockResult(name, "trained", "decoupled_r3", weights=weights, val_accuracy=1.0)
+
+
+def promise(target: float | None, **settings: object) -> RunConfig:
+    config = RunConfig.of(block="decoupled_r3", **({"fine_tune_epochs": 0} | settings))
+    return config if target is None else config.replace(target_accuracy_drop=target)
+
+
+def test_the_worst_layer_is_given_back_until_the_promise_holds(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    before = snapshot(able)
+    small = student.make(able, dataset, tasks, dict(one_bad), promise(0.25), NullProgress())
+    (whole,) = evaluation.mark(able, [able], dataset.batches("validation"), True)
+    assert small.assembled.measure < whole.measure - 0.25, "else there was nothing to give back"
+    assert list(small.given_back) == ["b"]
+    assert f"{small.assembled.measure:.4f} < {whole.measure - 0.25:.4f}" in small.given_back["b"]
+    (line,) = small.story
+    assert line.startswith("gave back b: ")
+    assert f"{small.assembled.measure:.4f} -> validation accuracy {small.marks.measure:.4f}" in line
+    assert small.marks.measure >= whole.measure - 0.25
+    names = {layer.name for layer in small.model.layers}
+    assert "b" in names
+    assert "a" not in names
+    assert moved_layers(before, able) == set()
+    (marks,) = evaluation.mark(able, [small.model], dataset.batches("validation"), True)
+    assert marks.accuracy == small.marks.accuracy
+
+
+def test_without_a_target_nothing_is_given_back(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    small = student.make(able, dataset, tasks, dict(one_bad), promise(None), NullProgress())
+    assert (small.story, small.given_back) == ((), {})
+    assert not {"a", "b"} & {layer.name for layer in small.model.layers}
+
+
+def test_a_target_that_holds_gives_nothing_back(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    small = student.make(able, dataset, tasks, dict(one_bad), promise(1.0), NullProgress())
+    assert (small.story, small.given_back) == ((), {})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
+    labelled: bool, able: keras.Model, tasks: tuple[LayerTask, ...]
+) -> None:
+    dataset = make_dataset(labelled)
+    bad = {task.layer_name: made_block(able, task, garbage=True) for task in tasks}
+    small = student.make(able, dataset, tasks, dict(bad), promise(0.0), NullProgress())
+    assert set(small.given_back) == {"stem", "a", "b"}
+    assert len(small.story) == 3
+    assert list(snapshot(small.model)) == list(snapshot(able))
+    for one, other in zip(small.model.get_weights(), able.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(predict(small.model, batches()[0]), predict(able, batches()[0]))
+    assert (small.marks.agreement, small.marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
+    judged = "accuracy" if labelled else "agreement"
+    assert all(f"validation {judged}" in line for line in small.story)
+
+
+def test_fine_tuning_goes_on_after_a_layer_is_given_back(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    """At so small a rate the garbage stays garbage; what is left is tuned once more, at a share of that rate."""
+    settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4, "give_back_epochs": 1}
+    small = student.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
+    assert next(iter(small.given_back)) == "b"
+    assert len(small.history) == 2 + len(small.given_back)
+    assert [row["learning_rate"] for row in small.history[:3]] == pytest.approx([1e-4, 1e-4, 3e-5])

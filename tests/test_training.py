@@ -1,15 +1,20 @@
-"""Training a group: errors, targets, names, and one bad block that costs only itself."""
+"""Training a group: errors, targets, names, early stops, and one bad block that costs only itself."""
+
+import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
 
 from pbd.config import RunConfig
 from pbd.journal import Journal
-from pbd.records import LayerTask, Progress, TaskGroup
+from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+
+Tasks = list[LayerTask]
 
 
 @pytest.fixture(scope="module")
-def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[object, list[LayerTask]]":
+def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
     """A context for training on 320 digits; the teacher's graph holds operations with Keras' own names."""
     import keras
 
@@ -26,88 +31,222 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[object, list[Lay
     journal = Journal.create(folder / "run", {})
     keras.Model(inputs, outputs).save(folder / "run" / "teacher.keras")
     keras.utils.clear_session()
-    config = RunConfig.of(train_limit=320, batch_size=32, epochs=6)
+    config = RunConfig.of(train_limit=320, batch_size=32, epochs=6, patience=0)
     data = datasets.load(config.data, 0)
     made = training.TrainingContext(
-        str(folder / "run" / "teacher.keras"), config.data, data.image_shape, config.training, "two_layer", 0, journal
+        teacher_path=str(folder / "run" / "teacher.keras"),
+        data=config.data,
+        image_shape=data.image_shape,
+        training=config.training,
+        block="two_layer",
+        block_init="noise",
+        seed=0,
+        journal=journal,
     )
     tasks = graph.enumerate_tasks(training.load_teacher(made.teacher_path), "two_layer")
     return made, [task for task in tasks if not task.skip_reason]
 
 
-def test_blocks_learn_are_scored_and_are_written(context: tuple) -> None:
+def ignore(_: Progress) -> None:
+    """Take a progress event and do nothing."""
+
+
+def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
+    """Return the context with other settings: `block` and `block_init`, or those of the training."""
+    made = context[0]
+    own = {name: training_settings.pop(name) for name in ("block", "block_init") if name in training_settings}
+    return dataclasses.replace(made, training=dataclasses.replace(made.training, **training_settings), **own)
+
+
+def train(context: Any, tasks: Tasks) -> dict[str, BlockResult]:
     from pbd import training
 
-    made, tasks = context
+    return {r.layer_name: r for r in training.train_group(context, TaskGroup(tuple(tasks)), ignore)}
+
+
+def assert_same_weights(one: BlockResult, other: BlockResult, atol: float = 0.0) -> None:
+    assert one.weights.keys() == other.weights.keys()
+    for key, value in one.weights.items():
+        np.testing.assert_allclose(value, other.weights[key], rtol=0.0, atol=atol, err_msg=key)
+
+
+def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> None:
+    from pbd import training
+
+    made, tasks = changed(context, block="decoupled_r2"), context[1]
     events: list[Progress] = []
     results = training.train_group(made, TaskGroup(tuple(tasks)), events.append)
     assert [result.layer_name for result in results] == ["second", "third"]
     for result in results:
         assert result.status == "trained", result.error
         assert len(result.loss_history) == 6
+        assert len(result.nmse_history) == 7
         assert result.loss_history[-1] < 0.5 * result.loss_history[0]
         assert 0 < result.nmse < 0.5
+        assert result.nmse == pytest.approx(min(result.nmse_history), rel=1e-3), "of its best epoch, on all images"
         assert 0 <= result.val_accuracy <= 1
+        assert 0 <= result.val_agreement <= 1
+        assert result.val_kl > 0
     assert set(made.journal.committed_blocks()) >= {"second", "third"}
     assert [event.done for event in events if event.label.startswith("second")] == list(range(1, 61))
+    assert {event.total for event in events} == {60}
 
 
-def test_the_score_is_that_of_the_swapped_teacher(context: tuple) -> None:
-    from pbd import blocks, evaluation, graph, training
+def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context: tuple[Any, Tasks]) -> None:
+    made = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
+    results = train(made, context[1])
+    for result in results.values():
+        assert result.status == "trained", result.error
+        assert result.block == "decoupled_r2"
+        assert result.loss_history == ()
+        assert result.nmse_history == (pytest.approx(result.nmse, rel=1e-3),)
+        assert result.nmse < 0.1
 
+
+def test_one_that_has_flattened_leaves_and_the_others_train_as_if_it_had_never_been_there(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`second` stops after two epochs, whatever its errors are; `third` never does."""
+    from pbd import training
+
+    _, tasks = context
+    made = changed(context, epochs=4, patience=1)
+    errors_of: dict[str, list[float]] = {}
+    script = {"second": [1.0, 0.1, 0.5], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
+
+    def scripted(distiller: Any, dataset: Any) -> dict[str, float]:
+        for name in distiller.layer_names:
+            errors_of.setdefault(name, []).append(script[name][len(errors_of.get(name, []))])
+        return {name: errors_of[name][-1] for name in distiller.layer_names}
+
+    monkeypatch.setattr(training, "_validation_errors", scripted)
+    together = train(made, tasks)
+    assert errors_of == script
+    assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
+    assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
+    errors_of.clear()
+    alone = train(changed(context, epochs=4, patience=0), [tasks[1]])
+    assert_same_weights(together["third"], alone["third"], atol=1e-6)
+    assert together["third"].loss_history == pytest.approx(alone["third"].loss_history, rel=1e-5)
+
+
+def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
+    _, tasks = context
+    settings = {"epochs": 4, "patience": 2, "block": "decoupled_r2"}
+    idle = train(changed(context, learning_rate=1e-9, **settings), [tasks[0]])["second"]
+    assert (len(idle.loss_history), len(idle.nmse_history)) == (2, 3)
+    busy = train(changed(context, **settings), [tasks[0]])["second"]
+    assert (len(busy.loss_history), len(busy.nmse_history)) == (4, 5)
+
+
+def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three epochs is the best of `second`, the start is that of `third`."""
+    from pbd import blocks, training
+
+    _, tasks = context
+    script = {"second": [4.0, 3.0, 1.0, 2.0], "third": [1.0, 2.0, 3.0, 4.0]}
+    weights: dict[str, list[dict[str, np.ndarray]]] = {"second": [], "third": []}
+
+    def scripted(distiller: Any, dataset: Any) -> dict[str, float]:
+        for name, part in zip(distiller.layer_names, distiller.parts, strict=True):
+            weights[name].append(blocks.get_weights(part))
+        return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
+
+    monkeypatch.setattr(training, "_validation_errors", scripted)
+    results = train(changed(context, epochs=3), tasks)
+    for name, best in (("second", 2), ("third", 0)):
+        for key, value in results[name].weights.items():
+            np.testing.assert_array_equal(value, weights[name][best][key], err_msg=key)
+    moved = [not np.array_equal(weights["second"][2][key], weights["second"][3][key]) for key in weights["second"][2]]
+    assert all(moved)
+
+
+def test_no_number_in_one_block_costs_only_that_block(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd import blocks, training
+
+    _, tasks = context
+    made = changed(context, epochs=2)
+    clean = train(made, [tasks[1]])["third"]
+    initialise, calls = training.initialise, []
+
+    def poisoned(built: dict[str, Any], *arguments: Any) -> None:
+        initialise(built, *arguments)
+        calls.append(sorted(built))
+        (key, value), *_ = blocks.get_weights(built["second"]).items()
+        blocks.set_weights(built["second"], {key: np.full_like(value, np.nan)})
+
+    monkeypatch.setattr(training, "initialise", poisoned)
+    results = train(made, tasks)
+    assert calls == [["second", "third"]], "no second attempt, one by one"
+    assert results["second"].status == "failed"
+    assert "--learning-rate" in results["second"].error
+    assert (results["second"].weights, results["second"].nmse, results["second"].measure) == ({}, None, None)
+    assert results["third"].status == "trained"
+    assert_same_weights(results["third"], clean, atol=1e-6)
+
+
+def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Tasks]) -> None:
+    _, tasks = context
+    settings = {"block": "decoupled_r2", "block_init": "fitted"}
+    start = train(changed(context, epochs=0, **settings), [tasks[0]])["second"]
+    result = train(changed(context, learning_rate=1e30, **settings), [tasks[0]])["second"]
+    assert not np.isfinite([*result.loss_history, *result.nmse_history]).all()
+    assert len(result.loss_history) < 6, "it left when it diverged"
+    assert (result.status, result.error) == ("trained", None)
+    assert_same_weights(result, start)
+    assert result.nmse == pytest.approx(start.nmse)
+    committed = context[0].journal.committed_blocks()["second"]
+    assert_same_weights(committed, start)
+
+
+def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks]) -> None:
     made, tasks = context
-    teacher = training.load_teacher(made.teacher_path)
-    dataset = training.load_dataset(made.data, made.seed, made.image_shape)
-    built = {task.layer_name: blocks.build_block("two_layer", task, 5) for task in tasks}
-    scores = training.score(teacher, built, dataset)
-    images = np.concatenate([np.asarray(x) for x, _ in dataset.batches("validation")])
-    for task in tasks:
-        alone = graph.swap(teacher, [task], "two_layer")
-        blocks.set_weights(alone, blocks.get_weights(built[task.layer_name]))
-        assert scores[task.layer_name].val_accuracy == evaluation.accuracy(alone, dataset.batches("validation"))
-        fed, target = graph.truncate(teacher, [task.layer_name]).predict(images, verbose=0)[task.layer_name]
-        error = np.mean((built[task.layer_name].predict(fed, verbose=0) - target) ** 2) / np.var(target)
-        assert scores[task.layer_name].nmse == pytest.approx(error, rel=1e-3)
+    unlabelled = dataclasses.replace(changed(context, epochs=1), data=dataclasses.replace(made.data, labels=False))
+    for result in train(unlabelled, tasks).values():
+        assert result.status == "trained", result.error
+        assert result.val_accuracy is None
+        assert 0 <= result.val_agreement <= 1
+        assert result.measure == result.val_agreement
+        assert result.val_kl > 0
 
 
-def test_a_block_that_fails_costs_only_itself(context: tuple, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd import blocks, training
 
     made, tasks = context
     whole = blocks.build_block
 
-    def broken(block: str, task: LayerTask, seed: int) -> object:
+    def broken(block: str, task: LayerTask, seed: int) -> Any:
         if task.layer_name == "second":
             raise MemoryError("no room")
         return whole(block, task, seed)
 
     monkeypatch.setattr(blocks, "build_block", broken)
-    results = {r.layer_name: r for r in training.train_group(made, TaskGroup(tuple(tasks)), lambda _: None)}
+    results = {r.layer_name: r for r in training.train_group(made, TaskGroup(tuple(tasks)), ignore)}
     assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: no room")
     assert results["third"].status == "trained"
 
 
-def test_divergence_is_a_failure_with_a_remedy(context: tuple) -> None:
-    import dataclasses
-
+def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
     from pbd import training
 
     made, tasks = context
     wild = dataclasses.replace(made, training=dataclasses.replace(made.training, learning_rate=1e30))
-    result = training.train_group(wild, TaskGroup((tasks[0],)), lambda _: None)[0]
+    result = training.train_group(wild, TaskGroup((tasks[0],)), ignore)[0]
     assert result.status == "failed"
     assert "--learning-rate" in result.error
     assert result.weights == {}
 
 
-def test_zero_epochs_leave_the_first_weights(context: tuple) -> None:
-    import dataclasses
-
+def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None:
     from pbd import blocks, training
 
     made, tasks = context
     idle = dataclasses.replace(made, training=dataclasses.replace(made.training, epochs=0))
-    result = training.train_group(idle, TaskGroup((tasks[0],)), lambda _: None)[0]
+    result = training.train_group(idle, TaskGroup((tasks[0],)), ignore)[0]
     first = blocks.get_weights(blocks.build_block("two_layer", tasks[0], made.seed))
     assert result.loss_history == ()
+    assert len(result.nmse_history) == 1
     assert all(np.array_equal(result.weights[key], first[key]) for key in first)
