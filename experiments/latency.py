@@ -1,0 +1,255 @@
+"""Measure how fast a student runs beside its teacher: one thread of the CPU, in ONNX Runtime, LiteRT and TensorFlow.
+
+Each network is exported and must agree with Keras before its time counts. Networks take turns, burst by burst, so
+that whatever else the machine does falls on all of them. Speed does not depend on weights: without a student, every
+profitable convolution of the teacher is replaced by an untrained block.
+
+    python -m experiments.latency --teacher teacher.keras --block decoupled_r2 two_layer --csv latency.csv
+"""
+
+import argparse
+import csv
+import os
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments.runtimes import RUNTIMES, Runner, check_agreement, make_runner
+from pbd import devices
+from pbd.config import BlockConfig, TeacherConfig
+from pbd.errors import EnvironmentMismatchError, MissingInputError, PbdError, UsageError, unknown_name
+
+WARM_UP = 3
+BURST = 10
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Row:
+    """One student in one runtime; `times_as_fast` is the median over rounds of teacher's time over student's."""
+
+    runtime: str
+    batch: int
+    student: str
+    teacher_ms: float
+    student_ms: float
+    student_q1_ms: float
+    student_q3_ms: float
+    times_as_fast: float
+    difference: float
+    """The larger of the two networks' relative differences from Keras."""
+
+
+def alternate(runners: Mapping[str, Runner], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
+    """Run the networks in turn and return each one's median milliseconds of each round.
+
+    A turn is a burst of passes, the first few uncounted: after a single pass of another network, the caches would hold
+    that one's weights, as they never do where one network serves.
+    """
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    for at in range(rounds):
+        for name in list(runners)[:: 1 if at % 2 else -1]:  # so that none always runs behind the same other one
+            taken = []
+            for _ in range(WARM_UP + BURST):
+                started = time.perf_counter()
+                runners[name](images)
+                taken.append(1e3 * (time.perf_counter() - started))
+            times[name].append(float(np.median(taken[WARM_UP:])))
+    return {name: np.array(taken) for name, taken in times.items()}
+
+
+def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], rounds: int) -> Iterator[Row]:
+    """Yield, for each batch size, a row for each student: its time beside the teacher's in one runtime.
+
+    Args:
+        networks: flat functional models, the teacher first.
+        runtime: a key of `RUNTIMES`, installed.
+        batches: images in a forward pass.
+        rounds: turns of each network.
+    """
+    teacher, *students = networks
+    inputs = networks[teacher].inputs[0]
+    runners = {name: make_runner(name, model, runtime) for name, model in networks.items()}
+    for batch in batches:
+        images = np.random.default_rng(0).uniform(0, 255, (batch, *inputs.shape[1:])).astype(inputs.dtype)
+        differences = {
+            name: check_agreement(f"{name} in {runtime}", networks[name], runners[name], images) for name in networks
+        }
+        times = alternate(runners, images, rounds)
+        for name in students:
+            quartiles = np.quantile(times[name], (0.25, 0.75))
+            figures = (
+                np.median(times[teacher]),
+                np.median(times[name]),
+                *quartiles,
+                np.median(times[teacher] / times[name]),
+            )
+            difference = max(differences[teacher], differences[name])
+            yield Row(runtime, batch, name, *map(float, figures), difference)
+
+
+def load_teacher(name: str, image_size: int) -> Any:
+    """Return the teacher, flat; one of keras.applications gets random weights.
+
+    Raises:
+        PbdError: there is no such teacher, or it cannot be used.
+    """
+    from pbd import graph, teachers
+
+    config = TeacherConfig(teacher=name)
+    teachers.check(config)
+    if teachers.is_file(name):
+        model = teachers.load_file(name)
+    else:
+        model = teachers.build(config, (image_size, image_size, 3), CLASSES, seed=0)
+    height, width, channels = graph.image_shape_of(model)
+    return graph.flatten(model, (height or image_size, width or image_size, channels or 3))
+
+
+def make_students(teacher: Any, block_names: Sequence[str]) -> dict[str, Any]:
+    """Return, by block, the teacher with every profitable convolution replaced.
+
+    Raises:
+        PbdError: a block is unknown, or there is nothing to replace.
+    """
+    from pbd import blocks, graph
+
+    for block in block_names:
+        if block not in blocks.BLOCKS:
+            raise UsageError(unknown_name("block", block, blocks.BLOCKS))
+    students = {}
+    for block in block_names:
+        tasks = [task for task in graph.enumerate_tasks(teacher, block) if task.skip_reason is None]
+        students[block] = graph.swap(teacher, tasks, block)
+    return students
+
+
+def as_table(rows: list[Row]) -> Table:
+    """Return the rows as a table."""
+    table = Table(
+        title="One forward pass, one thread",
+        caption=f"Largest difference from Keras: {max(row.difference for row in rows):.1e} of the largest output.",
+    )
+    for heading in ("runtime", "batch", "student", "teacher, ms", "student, ms (quartiles)", "times as fast"):
+        table.add_column(heading, justify="left" if heading in ("runtime", "student") else "right", no_wrap=True)
+    for row in rows:
+        student_ms = f"{row.student_ms:.2f} ({row.student_q1_ms:.2f}-{row.student_q3_ms:.2f})"
+        figures = (f"{row.teacher_ms:.2f}", student_ms, f"{row.times_as_fast:.2f}")
+        table.add_row(row.runtime, str(row.batch), row.student, *figures)
+    return table
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: the student's file or the table's folder does not exist.
+    """
+    parser = _Parser(prog="latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--teacher", default="VGG16", help="a model file, or a keras.applications name (random weights)"
+    )
+    parser.add_argument("--student", help="a model file; without it, students are made with --block")
+    parser.add_argument(
+        "--block", nargs="+", default=[BlockConfig().block], metavar="NAME", help="as in pbd-run; one or more"
+    )
+    parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
+    parser.add_argument("--batches", nargs="+", type=_positive, default=[1, 32], metavar="N")
+    parser.add_argument("--rounds", type=_positive, default=15, help="turns of each network, ten passes each")
+    parser.add_argument("--image-size", type=_positive, default=32, help="pixels, where the teacher leaves it free")
+    parser.add_argument("--csv", type=Path, help="also write the figures to this file")
+    settings = parser.parse_args(argv)
+    if settings.student is not None and not Path(settings.student).is_file():
+        raise MissingInputError(f"--student must be a model file. Received: {settings.student!r}, no such file.")
+    if settings.csv is not None and not settings.csv.absolute().parent.is_dir():
+        raise MissingInputError(f"--csv must lie in a folder that exists. Received: {str(settings.csv)!r}.")
+    return settings
+
+
+def installed(runtimes: Sequence[str], console: Console) -> list[str]:
+    """Return those of the runtimes that are installed; say which are left out, and how to get them.
+
+    Raises:
+        EnvironmentMismatchError: none is installed.
+    """
+    present = []
+    for name in runtimes:
+        missing = RUNTIMES[name].missing_packages()
+        if missing:
+            remedy = f"pip install 'pbd[{RUNTIMES[name].extra}]'"
+            console.print(f"{name} is left out: it needs {', '.join(missing)}. Get it with {remedy}", markup=False)
+        else:
+            present.append(name)
+    if not present:
+        raise EnvironmentMismatchError("a runtime must be installed. Received: none of those asked for.")
+    return present
+
+
+def run(settings: argparse.Namespace, console: Console) -> list[Row]:
+    """Measure what the settings ask for, in every runtime that is installed, and print it.
+
+    Raises:
+        PbdError: a network cannot be used, or none of the runtimes is installed.
+    """
+    present = installed(settings.runtimes, console)
+    devices.load_backend()
+    from pbd import graph, teachers
+
+    teacher = load_teacher(settings.teacher, settings.image_size)
+    networks = {"the teacher": teacher}
+    if settings.student is None:
+        networks |= make_students(teacher, settings.block)
+    else:
+        student = teachers.load_file(settings.student)
+        networks[Path(settings.student).stem] = graph.flatten(student, tuple(teacher.inputs[0].shape[1:]))
+    rows = [row for runtime in present for row in measure(networks, runtime, settings.batches, settings.rounds)]
+    console.print(as_table(rows))
+    return rows
+
+
+def use_one_thread() -> None:
+    """Have TensorFlow use one thread and no GPU, unless it is loaded already."""
+    if "tensorflow" not in sys.modules:
+        os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
+        devices.claim(0, 1, threads=1)
+        os.environ["TF_NUM_INTEROP_THREADS"] = "1"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    try:
+        settings = parse(sys.argv[1:] if argv is None else argv)
+        use_one_thread()
+        rows = run(settings, Console(width=None if Console().is_terminal else 120))
+    except PbdError as error:
+        print(f"latency: {error}", file=sys.stderr)
+        return error.exit_code
+    if settings.csv is not None:
+        with settings.csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
+            writer.writeheader()
+            writer.writerows(asdict(row) for row in rows)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
