@@ -132,7 +132,7 @@ def test_one_that_has_flattened_leaves_and_the_others_train_as_if_it_had_never_b
 
 def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
     _, tasks = context
-    settings = {"epochs": 4, "patience": 2, "block": "decoupled_r2"}
+    settings = {"epochs": 4, "patience": 2, "block": "decoupled_r2", "block_init": "kernel"}
     idle = train(changed(context, learning_rate=1e-9, **settings), [tasks[0]])["second"]
     assert (len(idle.loss_history), len(idle.nmse_history)) == (2, 3)
     busy = train(changed(context, **settings), [tasks[0]])["second"]
@@ -153,7 +153,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
 
     monkeypatch.setattr(training, "_validation_errors", scripted)
-    results = train(changed(context, epochs=3), tasks)
+    results = train(changed(context, epochs=3, block_init="kernel"), tasks)
     for name, best in (("second", 2), ("third", 0)):
         for key, value in results[name].weights.items():
             np.testing.assert_array_equal(value, weights[name][best][key], err_msg=key)
