@@ -5,6 +5,8 @@ All rows have the same teacher, data, epochs and seed, and every profitable conv
     python -m experiments.accuracy --teacher resnet20.keras --dataset cifar10.npz --train-limit 20000 --csv accuracy.csv
 
 Each row is one run of pbd in a directory of its own under --runs: a table that was stopped goes on where it was.
+In the row without labels, the validation figures are agreements with the teacher. A built-in teacher is trained for
+each split of the data, so that row has another one: give a file.
 """
 
 import argparse
@@ -12,7 +14,7 @@ import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,13 @@ import pbd
 from pbd.errors import MissingInputError, PbdError, UsageError, unknown_name
 
 WIDTH = 140
-PAPER = {"block": "two_layer", "block_init": "noise", "fine_tune_loss": "cross_entropy", "learning_rate": 0.01}
+PAPER = {
+    "block": "two_layer",
+    "block_init": "noise",
+    "fine_tune_loss": "cross_entropy",
+    "learning_rate": 0.01,
+    "patience": 0,
+}
 DECOUPLED = {"block": "decoupled_r2", "fine_tune_loss": "kd_mse"}
 RECIPES: dict[str, dict[str, Any]] = {
     "paper": PAPER,
@@ -64,6 +72,8 @@ def run(recipe: str, common: dict[str, Any], runs: Path) -> Row:
     settings = common | RECIPES[recipe] | {"run_dir": str(directory), "resume": (directory / "run.json").is_file()}
     report = pbd.distill(**settings)
     trained = [row for row in report.blocks if row.nmse is not None]
+    if not trained:
+        raise PbdError(f"{recipe}: no block could be trained. See {directory / 'summary.txt'}.")
     swapped = [row.val_accuracy if row.val_accuracy is not None else row.val_agreement for row in trained]
     assembled = report.assembled.val_accuracy
     teacher, student = test_accuracies(report, common)
@@ -90,10 +100,14 @@ def test_accuracies(report: pbd.RunReport, common: dict[str, Any]) -> tuple[floa
         return report.teacher.test_accuracy, report.student.test_accuracy
     import keras
 
-    from pbd import datasets, evaluation
+    from pbd import datasets, evaluation, teachers
 
-    data = datasets.load(pbd.RunConfig.of(**common).data, common["seed"])
     models = [keras.models.load_model(facts.path, compile=False) for facts in (report.teacher, report.student)]
+    config = pbd.RunConfig.of(**common)
+    wanted = replace(config.data, preprocess=teachers.preprocessing(config.teacher))
+    data = datasets.load(wanted, config.seed, models[0].input_shape[1:], split_by_class=False)
+    if not data.labelled:
+        raise UsageError(f"the table tests by the labels. Received: {config.data.dataset!r}, which has none.")
     marks = evaluation.mark(models[0], models, data.batches("test"), labelled=True)
     return marks[0].accuracy, marks[1].accuracy
 
@@ -123,7 +137,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--train-limit", type=int, default=None)
     parser.add_argument("--epochs", type=int, default=3, help="for each block")
-    parser.add_argument("--fine-tune-epochs", type=int, default=5)
+    parser.add_argument("--fine-tune-epochs", type=int, default=8)
     parser.add_argument("--augment", default="flip_crop")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--recipes", nargs="+", default=list(RECIPES), metavar="NAME", help=", ".join(RECIPES))
@@ -154,6 +168,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     console, rows = Console(), []
     console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
     try:
+        if settings.csv and not settings.csv.absolute().parent.is_dir():
+            raise MissingInputError(f"--csv needs a folder that exists. Received: {str(settings.csv)!r}.")
         for recipe in settings.recipes:
             if recipe not in RECIPES:
                 raise UsageError(unknown_name("recipe", recipe, RECIPES))

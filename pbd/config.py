@@ -44,7 +44,7 @@ def _positive(name: str, received: float) -> None:
 
 def _fraction(name: str, received: float | None) -> None:
     if received is not None and not (0.0 <= received <= 1.0):
-        raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. Give 0.05 for five points.")
+        raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. It is a share: 0.05 is 5%.")
 
 
 def _as_kind(name: str, kind: Any, value: Any) -> Any:
@@ -85,7 +85,7 @@ class DataConfig:
     """The images that the blocks and the student learn from."""
 
     dataset: str = "digits"
-    """digits, a keras.datasets name, an .npz file, a folder of class folders, or tfds:NAME."""
+    """digits, a keras.datasets name, an .npz file, a folder of images, or tfds:NAME."""
     validation_fraction: float = 0.1
     """Share of the training images set aside for every choice, unless the data brings a validation split."""
     train_limit: int | None = None
@@ -136,7 +136,7 @@ class BlockConfig:
 class TrainingConfig:
     """How each block is trained."""
 
-    epochs: int = 8
+    epochs: int = 3
     """Passes over the training images for each block; 0 keeps its first weights (a baseline)."""
     learning_rate: float = 0.003
     """Adam's first learning rate; it falls to zero along a cosine. Blocks that begin from noise want 0.01."""
@@ -154,14 +154,14 @@ class StudentConfig:
     """Which blocks are kept, and how the assembled student is tuned."""
 
     accuracy_threshold: float | None = None
-    """Accept a block if the teacher with only it swapped in reaches this validation accuracy."""
+    """Accept a block if the teacher with only it swapped in reaches this validation accuracy (or agreement)."""
     max_accuracy_drop: float | None = None
     """Accept a block if that accuracy is at most this far below the teacher's (default: 0.2)."""
-    fine_tune_epochs: int = 5
+    fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0 leaves it as assembled."""
     fine_tune_scope: str = "all"
     """What is tuned: blocks, all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
-    fine_tune_learning_rate: float = 0.001
+    fine_tune_learning_rate: float = 0.003
     """Adam's first learning rate for the student; it falls to zero along a cosine."""
     fine_tune_loss: str = "kd_mse"
     """kd_mse (the teacher's logits), kd_kl (its softened outputs), cross_entropy (labels), or mixed (the last two)."""
@@ -170,9 +170,9 @@ class StudentConfig:
     distillation_weight: float = 0.9
     """Share of the teacher in mixed; the labels have the rest."""
     target_accuracy_drop: float | None = None
-    """Give layers back to the student until its validation accuracy is at most this far below the teacher's."""
+    """Give layers back until the student's validation accuracy (agreement, if no labels) is at most this far below."""
     give_back_epochs: int = 1
-    """Fine-tuning epochs after each layer that is given back."""
+    """Fine-tuning epochs after each layer that is given back; at most fine_tune_epochs."""
 
     def __post_init__(self) -> None:
         _fraction("accuracy_threshold", self.accuracy_threshold)

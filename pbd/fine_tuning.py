@@ -14,7 +14,8 @@ from pbd.evaluation import Marks
 from pbd.fitting import Emit, ReportProgress, adam
 
 COLLAPSED = 0.5
-"""An epoch that ends with less than this share of the best accuracy so far counts as diverged."""
+"""An epoch that ends with less than this share of the best lead over chance so far counts as diverged."""
+SMALL_LEAD = 0.1
 STEP_BACK = 0.25
 """What the learning rate is multiplied by after that."""
 MOST_STEPS_BACK = 4
@@ -110,9 +111,10 @@ class Examiner(keras.callbacks.Callback):
             self.best, self.weights = marks, self._student.get_weights()
 
     def _collapsed(self, marks: Marks) -> bool:
-        """Return whether an accuracy well above chance is lost; near chance, it may come and go."""
+        """Return whether the lead over chance is lost; a small one may come and go."""
         chance = 1.0 / self._student.output_shape[-1]
-        return self.best.measure > 2.0 * chance and marks.measure < COLLAPSED * self.best.measure
+        lead = self.best.measure - chance
+        return lead > SMALL_LEAD and marks.measure - chance < COLLAPSED * lead
 
 
 def _as_row(marks: Marks) -> dict[str, float]:
@@ -127,7 +129,7 @@ class Tuning:
     best: Marks
     """Of the weights that it was left with."""
     history: tuple[dict[str, float], ...] = ()
-    """Epoch, loss, marks and learning rate, a row per epoch that was not taken back."""
+    """Epoch, loss, marks and the learning rate it began with, a row per epoch that was not taken back."""
     story: tuple[str, ...] = ()
     """A line for each time that training diverged and was stepped back."""
 
@@ -143,8 +145,8 @@ def fine_tune(
 ) -> Tuning:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
-    An epoch that diverges is taken back: the best weights so far are put back, and it is done again, with what is left
-    of the schedule, at a quarter of the learning rate.
+    An epoch that diverges is taken back: the best weights so far are put back, and what is left is done with a new
+    cosine from a quarter of the learning rate that the epoch began with.
 
     Args:
         student: its trainable layers are tuned, in place.
@@ -158,6 +160,8 @@ def fine_tune(
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     pupil = logits_model(student, images)
     tutoring = Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config))
+    if not math.isfinite(before.kl):  # anything is better
+        before = Marks(None if before.accuracy is None else 0.0, 0.0, math.inf)
     tuning, rate, epoch = Tuning(before), config.fine_tune_learning_rate, 0
     for steps_back in range(1 + MOST_STEPS_BACK):
         watch = Examiner(student, lambda: examine(student, teacher, dataset), tuning.best)
@@ -173,16 +177,25 @@ def fine_tune(
             verbose=0,
         )
         student.set_weights(watch.weights)
-        rows = tuple({**row, "learning_rate": rate} for row in watch.rows)
+        rows = tuple(
+            row | {"epoch": first_epoch + row["epoch"], "learning_rate": cosine(rate, number / left)}
+            for number, row in enumerate(watch.rows)
+        )
         tuning = Tuning(watch.best, tuning.history + rows, tuning.story)
         if not watch.diverged:
             break
         epoch += len(rows)
-        line = f"epoch {epoch + 1} diverged at learning rate {rate:g} ({watch.diverged}): taken back"
-        rate *= STEP_BACK
+        reached = cosine(rate, len(rows) / left)
+        line = f"epoch {first_epoch + epoch + 1} diverged at learning rate {reached:g} ({watch.diverged}): taken back"
+        rate = STEP_BACK * reached
         then = f"{rate:g} from there" if steps_back < MOST_STEPS_BACK else "and given up"
         tuning = replace(tuning, story=(*tuning.story, f"{line}, {then}"))
     return tuning
+
+
+def cosine(rate: float, done: float) -> float:
+    """Return the learning rate when this share of its schedule is done (see `fitting.adam`)."""
+    return 0.5 * rate * (1.0 + math.cos(math.pi * done))
 
 
 def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset) -> Marks:

@@ -54,11 +54,7 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
         model = _built_in(config, _labelled(data_config, dataset), display)
     _check_labels(config, dataset)
     teacher = graph.flatten(model, dataset.image_shape)
-    if dataset.labelled and teacher.output.shape[-1] < dataset.num_classes:
-        raise BadInputError(
-            f"the teacher must have an output for each class. Received: {teacher.output.shape[-1]} outputs for "
-            f"{dataset.num_classes} classes of {dataset.name!r}."
-        )
+    _check_outputs(teacher, dataset)
     wanted = config.blocks
     tasks = graph.enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
     identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
@@ -80,6 +76,17 @@ def _labelled(config: DataConfig, dataset: datasets.Dataset) -> datasets.Dataset
             "Give a trained model with --teacher FILE."
         )
     return dataset
+
+
+def _check_outputs(teacher: keras.Model, dataset: datasets.Dataset) -> None:
+    outputs, classes = teacher.output.shape[-1], dataset.num_classes
+    if classes is None and outputs < 2:
+        raise BadInputError(f"the teacher must have an output for each of two classes or more. Received: {outputs}.")
+    if classes is not None and outputs < classes:
+        raise BadInputError(
+            f"the teacher must have an output for each class. Received: {outputs} outputs for "
+            f"{classes} classes of {dataset.name!r}."
+        )
 
 
 def _check_labels(config: RunConfig, dataset: datasets.Dataset) -> None:

@@ -104,7 +104,7 @@ def summary(report: RunReport) -> Group:
     """Return the summary for a terminal: what was decided per layer, before and after, times and paths."""
     return Group(
         Text(""),
-        _Layers(report.blocks),
+        _Layers(report.blocks, "accuracy" if report.judged_by == "labels" else "agreement"),
         _headline(report),
         Text(""),
         _before_and_after(report.teacher, report.student),
@@ -118,10 +118,11 @@ class _Layers:
     """The table of layers; where it is narrow, the reasons follow it instead of taking a column."""
 
     rows: tuple[BlockReport, ...]
+    judged: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         wide = options.max_width >= _WIDE
-        yield _layer_table(self.rows, wide)
+        yield _layer_table(self.rows, self.judged, wide)
         yield Text("")
         if wide:
             return
@@ -135,13 +136,13 @@ class _Layers:
             yield Text("")
 
 
-def _layer_table(rows: tuple[BlockReport, ...], wide: bool) -> Table:
+def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Table:
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("decision", no_wrap=True)
     if wide:
         table.add_column("why", overflow="fold", min_width=16)
-    for name in ("nMSE", "accuracy\nswapped" if wide else "acc.", "parameters", "MACs", "worker", "seconds"):
+    for name in ("nMSE", f"{judged}\nswapped" if wide else f"{judged[:3]}.", "parameters", "MACs", "worker", "seconds"):
         short = {"worker": "wkr", "seconds": "s"}
         table.add_column(name if wide else short.get(name, name), justify="right", no_wrap=True)
     for row in rows:

@@ -13,7 +13,7 @@ class LearningCurve:
     """One block's errors, before training and after each epoch, and its weights at the best of them."""
 
     start_counts: bool = True
-    """Whether the start may be the best, and flat. Noise is not: its batch statistics are none, and so its error."""
+    """Whether the start may be the best, and flat: not where a block has batch statistics, which it lacks then."""
     losses: list[float] = field(default_factory=list)
     """Mean squared error on the training batches of each epoch."""
     errors: list[float] = field(default_factory=list)

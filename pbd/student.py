@@ -1,5 +1,6 @@
 """From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune, keep the promised accuracy."""
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,6 +20,8 @@ STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
 HURT_IMAGES = 1024
 """How many validation images tell which block hurts the student most."""
+ROUNDING = 1e-9
+"""A target that is met exactly is met."""
 GIVE_BACK_RATE = 0.3
 """Share of the first learning rate at which fine-tuning goes on after a layer was given back."""
 
@@ -106,8 +109,11 @@ class Workshop:
     def assemble(self, accepted: Mapping[str, BlockResult]) -> keras.Model:
         """Return the teacher with the accepted blocks and all its batch statistics re-estimated."""
         model = assemble(self.teacher, self.tasks, accepted, self.config.blocks.block)
-        if accepted:
-            reestimate_statistics(model, (x for x, _ in self.dataset.batches("train", limit=STATISTICS_IMAGES)))
+        return self.with_fresh_statistics(model) if accepted else model
+
+    def with_fresh_statistics(self, model: keras.Model) -> keras.Model:
+        """Return the model, its batch statistics re-estimated on training images."""
+        reestimate_statistics(model, (x for x, _ in self.dataset.batches("train", limit=STATISTICS_IMAGES)))
         return model
 
     def examine(self, model: keras.Model) -> Marks:
@@ -144,13 +150,12 @@ class Workshop:
 
     def hurts_most(self, model: keras.Model, accepted: Mapping[str, BlockResult]) -> str:
         """Return the layer without whose block the student's outputs diverge least from the teacher's."""
-        batches = list(self.dataset.batches("validation", limit=HURT_IMAGES))
-
-        def divergence(name: str) -> float:
-            candidate = self.without(model, accepted, name)
-            return evaluation.mark(self.teacher, [candidate], batches, self.dataset.labelled)[0].kl
-
-        return min(accepted, key=divergence)
+        names = [task.layer_name for task in self.tasks if task.layer_name in accepted]
+        candidates = [self.without(model, accepted, name) for name in names]
+        images = self.dataset.batches("validation", limit=HURT_IMAGES)
+        marks = evaluation.mark(self.teacher, candidates, images, self.dataset.labelled)
+        divergence = {name: found.kl for name, found in zip(names, marks, strict=True)}
+        return min(names, key=lambda name: divergence[name] if math.isfinite(divergence[name]) else math.inf)
 
 
 def make(
@@ -185,7 +190,7 @@ def _keep_promise(
     """Give layers back until the validation accuracy is within the target of the teacher's."""
     teacher = shop.examine(shop.teacher)
     settings = shop.config.student
-    wanted = teacher.measure - settings.target_accuracy_drop
+    wanted = teacher.measure - settings.target_accuracy_drop - ROUNDING
     again = replace(
         settings,
         fine_tune_epochs=min(settings.give_back_epochs, settings.fine_tune_epochs),
@@ -196,8 +201,7 @@ def _keep_promise(
         name = shop.hurts_most(student.model, kept)
         model = shop.without(student.model, kept, name)
         del kept[name]
-        if not kept:
-            model = graph.flatten(shop.teacher)
+        model = shop.with_fresh_statistics(model) if kept else graph.flatten(shop.teacher)
         tuning = shop.fine_tune(model, kept, shop.examine(model), again, first_epoch=len(student.history))
         line = f"gave back {name}: {_in_words(student.marks)} -> {_in_words(tuning.best)} (wanted {wanted:.4f})"
         display.phase(line)

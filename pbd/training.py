@@ -112,7 +112,8 @@ def _train_together(context: TrainingContext, group: TaskGroup, emit: Emit) -> l
     images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
     prefix = graph.truncate(teacher, built)
     initialise(built, group.tasks, teacher, prefix, images, context.block, context.block_init, context.seed)
-    curves = {name: LearningCurve(start_counts=context.block_init != "noise") for name in built}
+    start_counts = context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise"
+    curves = {name: LearningCurve(start_counts) for name in built}
     _fit(context.training, teacher, built, dataset, curves, emit)
     total = dataset.steps_per_epoch * context.training.epochs
     emit(Progress(0, f"scoring {_label(built)}", total, total, context.training.epochs))
@@ -213,5 +214,5 @@ def _result(
         val_accuracy=None if failed else found.marks.accuracy,
         val_agreement=None if failed else found.marks.agreement,
         val_kl=None if failed else found.marks.kl,
-        error="training diverged: the error is not a finite number. Lower --learning-rate." if failed else None,
+        error="training diverged, and no epoch was better than a constant. Lower --learning-rate." if failed else None,
     )

@@ -784,3 +784,13 @@ def test_labels_can_be_kept_in_the_splits_of_data_without_them() -> None:
     assert kept.labelled
     assert not without.labelled
     assert set(kept.test.labels) == set(range(10))
+
+
+def test_class_folders_are_read_in_one_order_with_and_without_labels(tmp_path: Path) -> None:
+    """`cat-big` sorts before `cat/` as text, and behind `cat` as a folder."""
+    for name in ("cat", "cat-big", "dog"):
+        write_images(tmp_path / name)
+    config = DataConfig(dataset=str(tmp_path), image_size=8, batch_size=2)
+    kept = load(config, seed=0, split_by_class=False)
+    without = load(dataclasses.replace(config, labels=False), seed=0)
+    assert kept.train.images.paths == without.train.images.paths

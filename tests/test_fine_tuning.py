@@ -289,13 +289,13 @@ def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the
     student: keras.Model, dataset: Dataset, follow: Callable[..., tuple[fine_tuning.Tuning, Script]]
 ) -> None:
     """Epoch 2 falls below half of the 0.8 before it, is repeated, and so is epoch 3, whose divergence has no number."""
-    tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.41, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
-    assert [(row["epoch"], row["val_accuracy"]) for row in tuning.history] == [(1, 0.8), (2, 0.41), (3, 0.9)]
-    assert [row["learning_rate"] for row in tuning.history] == pytest.approx([0.008, 0.002, 0.0005])
+    tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.6, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
+    assert [(row["epoch"], row["val_accuracy"]) for row in tuning.history] == [(1, 0.8), (2, 0.6), (3, 0.9)]
+    assert [row["learning_rate"] for row in tuning.history] == pytest.approx([0.008, 0.0015, 0.0001875])
     assert len(tuning.story) == 2
-    assert tuning.story[0].startswith("epoch 2 diverged at learning rate 0.008 (the accuracy fell from 0.8000 to 0.39")
-    assert tuning.story[0].endswith("taken back, 0.002 from there")
-    assert tuning.story[1].startswith("epoch 3 diverged at learning rate 0.002")
+    assert tuning.story[0].startswith("epoch 2 diverged at learning rate 0.006 (the accuracy fell from 0.8000 to 0.39")
+    assert tuning.story[0].endswith("taken back, 0.0015 from there")
+    assert tuning.story[1].startswith("epoch 3 diverged at learning rate 0.00075")
     assert tuning.best == Marks(0.9, 0.9, 0.2)
     assert is_at(student, script.seen[-1])
     ends = [weights[0] for weights in script.seen]  # the stem's kernel; a step of Adam is about its rate

@@ -1,6 +1,5 @@
 """The latency bench: exports agree with Keras, the table holds what was asked for, and what is absent is said."""
 
-import argparse
 import csv
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ import pytest
 from rich.console import Console
 
 from experiments import latency, runtimes
-from pbd.config import BlockConfig
 from pbd.errors import EnvironmentMismatchError, PbdError
 
 
@@ -61,8 +59,11 @@ def test_networks_take_turns_and_each_is_timed_every_round() -> None:
 
     times = latency.alternate({name: runner(name) for name in "tab"}, np.zeros(1), rounds=4)
     assert {name: len(taken) for name, taken in times.items()} == {"t": 4, "a": 4, "b": 4}
-    turns = ["".join(order[at : at + 3]) for at in range(0, len(order), 3)]
-    assert len(turns) == 4 + latency.WARM_UP
+    burst = latency.WARM_UP + latency.BURST
+    bursts = [set(order[at : at + burst]) for at in range(0, len(order), burst)]
+    assert all(len(names) == 1 for names in bursts), "a burst is one network's"
+    turns = ["".join(name for names in bursts[at : at + 3] for name in names) for at in range(0, len(bursts), 3)]
+    assert len(turns) == 4
     assert set(turns) == {"tab", "bat"}
 
 
@@ -137,17 +138,3 @@ def test_wrong_arguments_are_said_in_one_line(
 def test_an_unknown_block_is_said_in_one_line(teacher_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main(["--teacher", str(teacher_file), "--block", "two_layers"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("Received: 'two_layers'. Did you mean 'two_layer'?")
-
-
-def test_defaults() -> None:
-    settings = latency.parse([])
-    assert settings == argparse.Namespace(
-        teacher="VGG16",
-        student=None,
-        block=[BlockConfig().block],
-        runtimes=["onnx", "litert", "tensorflow"],
-        batches=[1, 32],
-        rounds=50,
-        image_size=32,
-        csv=None,
-    )

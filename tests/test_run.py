@@ -48,7 +48,7 @@ def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--no-labels", "--fine-tune-loss", "cross_entropy"], "cross_entropy needs labels"),
         (["--block-init", "fited"], "Did you mean 'fitted'?"),
-        (["--target-accuracy-drop", "5"], "Give 0.05 for five points"),
+        (["--target-accuracy-drop", "5"], "0.05 is 5%"),
     ],
 )
 def test_usage_errors_are_one_line(arguments: list[str], words: str) -> None:

@@ -330,4 +330,4 @@ def test_fine_tuning_goes_on_after_a_layer_is_given_back(
     small = student.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
     assert next(iter(small.given_back)) == "b"
     assert len(small.history) == 2 + len(small.given_back)
-    assert [row["learning_rate"] for row in small.history[:3]] == pytest.approx([1e-4, 1e-4, 3e-5])
+    assert [row["learning_rate"] for row in small.history[:3]] == pytest.approx([1e-4, 5e-5, 3e-5])

@@ -117,7 +117,7 @@ def _image_files(folder: Path) -> list[str]:
             f"a folder of images must hold some ({', '.join(SUFFIXES)}). Received: none in {str(folder)!r}. "
             "Add images, or remove the folder."
         )
-    return sorted(found)
+    return sorted(found, key=lambda path: path.split(os.sep))  # as class folder by class folder
 
 
 def _is_image(name: str) -> bool:
