@@ -20,7 +20,7 @@ def failed(layer: str, error: str | None = "out of memory") -> BlockResult:
 
 
 def test_a_block_at_the_threshold_is_accepted_and_one_just_below_is_not() -> None:
-    results = [trained("at", 0.8), trained("below", 0.8 - 1e-9), trained("above", 0.9)]
+    results = [trained("at", 0.9 - 0.1), trained("below", 0.8 - 1e-6), trained("above", 0.9)]
     assert list(accept(results, 0.8)) == ["at", "above"]
 
 

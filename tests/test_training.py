@@ -153,7 +153,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
 
     monkeypatch.setattr(training, "_validation_errors", scripted)
-    results = train(changed(context, epochs=3, block_init="kernel"), tasks)
+    results = train(changed(context, epochs=3, block="decoupled_r2", block_init="kernel"), tasks)
     for name, best in (("second", 2), ("third", 0)):
         for key, value in results[name].weights.items():
             np.testing.assert_array_equal(value, weights[name][best][key], err_msg=key)
