@@ -19,12 +19,12 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 
 bench: $(READY)  ## replay the paper's logged run times under every scheduler
-	$(BIN)/python -m experiments.replay_schedules
+	$(BIN)/python -m experiments.scheduler_ablation replay
 
 clean:
 	rm -rf $(VENV) build *.egg-info
 
 $(READY): setup.py
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dev]'
+	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev]'
 	touch $@

@@ -10,7 +10,8 @@ MPI = ["mpi4py>=4.1", "mpich>=5.0"]
 DASK = ["dask[distributed]>=2026.8"]
 ENERGY = ["nvidia-ml-py>=12"]
 EXPORT = ["onnx>=1.20", "tf2onnx>=1.17", "onnxruntime>=1.23"]
-DEV = ["pytest>=8", "ruff>=0.9", "scipy>=1.14", *EXPORT]
+EXPERIMENTS = ["matplotlib>=3.9", "scipy>=1.14"]
+DEV = ["pytest>=8", "ruff>=0.9", *EXPERIMENTS, *EXPORT]
 
 setup(
     name="pbd",
@@ -37,6 +38,7 @@ setup(
         "dask": DASK,
         "energy": ENERGY,
         "export": EXPORT,
+        "experiments": EXPERIMENTS,
         "dev": DEV,
         "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },

@@ -9,8 +9,8 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from pbd.errors import UsageError, unknown_name
 
-EXECUTORS = ("auto", "serial", "mpi")
-SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous")
+EXECUTORS = ("auto", "serial", "mpi", "dask")
+SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing")
 BLOCKS = (
     "decoupled_r1",
     "decoupled_r2",
@@ -200,11 +200,19 @@ class ExecutionConfig:
     """Where and how the work runs; none of it changes the student."""
 
     executor: str = "auto"
-    """serial, mpi, or auto: mpi under mpirun, else serial."""
+    """serial, mpi, dask, or auto: mpi under mpirun, else serial."""
     scheduler: str = "auto"
-    """round_robin, wfd (bin packing), contiguous (exact), or auto: contiguous for groups, else wfd."""
+    """round_robin, wfd (bin packing), contiguous (exact), pull (whoever comes free takes the longest group left),
+    work_stealing (Dask's), or auto: pull on Dask, else contiguous for groups, else wfd."""
     workers: int | None = None
-    """Number of workers; under MPI it is the number of ranks."""
+    """Number of workers; under MPI it is the number of ranks, on a Dask cluster how many to wait for."""
+    dask_address: str | None = None
+    """A Dask cluster: tls://HOST:PORT, tcp://HOST:PORT or a scheduler file; by default one is started here."""
+    dask_insecure: bool = False
+    """Use a Dask cluster over the network without TLS: whoever reaches it can run code on every worker."""
+    costs: str = "auto"
+    """Where predicted times come from: a costs.json of another run, calibrate, macs, or auto: calibrated before, else
+    calibrate if there are several workers, else macs."""
     group: bool = True
     """Train the layers of a worker in one pass that pays the teacher's forward once."""
     threads_per_worker: int | None = None
@@ -221,6 +229,14 @@ class ExecutionConfig:
         _one_of("scheduler", self.scheduler, SCHEDULERS)
         _at_least("workers", self.workers, 1)
         _at_least("threads_per_worker", self.threads_per_worker, 1)
+        if self.scheduler == "work_stealing" and self.executor != "dask":
+            raise UsageError(
+                f"work stealing is Dask's. Received: executor {self.executor}. Give --executor dask, or use pull."
+            )
+        if self.dask_address is not None and self.executor != "dask":
+            raise UsageError(
+                f"dask_address needs the dask executor. Received: executor {self.executor}. Give --executor dask."
+            )
         if self.resume and self.run_dir is None:
             raise UsageError("resume needs the run directory to continue. Give --run-dir DIR with --resume.")
 

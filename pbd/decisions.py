@@ -55,7 +55,7 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
         layer=task.layer_name,
         status=status,
         reason=reason,
-        block=result.block if result else None,
+        block=(result.block or None) if result else None,
         worker=result.worker if result else None,
         started_s=result.started_s if result else None,
         seconds=result.seconds if result else None,
@@ -69,6 +69,7 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
         macs_after=task.block_macs if kept else task.layer_macs,
         loss_history=result.loss_history if result else (),
         nmse_history=result.nmse_history if result else (),
+        predicted_s=result.predicted_s if result else None,
     )
 
 

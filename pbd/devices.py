@@ -1,10 +1,13 @@
 """Which device and how many threads this process uses; decided before any backend is loaded."""
 
+import fcntl
 import importlib
 import importlib.util
 import logging
 import os
 import sys
+import tempfile
+from pathlib import Path
 
 import threadpoolctl
 
@@ -63,6 +66,32 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
             else:
                 os.environ.setdefault(name, value)
         threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy is loaded by now and reads no environment
+
+
+def take_seat(seats: int, preferred: int = 0) -> int:
+    """Return the number of a GPU of this host that no other process took by this call; it is held until this one ends.
+
+    Args:
+        seats: how many GPUs there are.
+        preferred: taken where it is free; the first free one otherwise.
+
+    Raises:
+        EnvironmentMismatchError: all are taken.
+    """
+    folder = Path(tempfile.gettempdir()) / f"pbd-seats-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    for seat in sorted(range(seats), key=lambda seat: seat != preferred):
+        lock = os.open(folder / f"gpu-{seat}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(lock)
+            continue
+        return seat  # the lock stays open: it falls when the process ends, however it ends
+    raise EnvironmentMismatchError(
+        f"one worker needs one GPU. Received: another worker, with all {seats} GPUs of this host taken. "
+        "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
+    )
 
 
 def load_backend() -> None:

@@ -28,6 +28,12 @@ class MissingInputError(PbdError, FileNotFoundError):
     exit_code = 66
 
 
+class NoWorkersError(PbdError):
+    """There are fewer workers than the run needs, or nobody to ask for them."""
+
+    exit_code = 69
+
+
 class CannotCreateError(PbdError, OSError):
     """The run directory cannot be created, or holds another run."""
 

@@ -113,18 +113,13 @@ class Journal:
 
     def committed_blocks(self) -> dict[str, BlockResult]:
         """Return the trained blocks by layer name; damaged files are logged and left out, so trained again."""
-        results = {}
-        for path in sorted((self.path / _BLOCKS).glob("*.npz")):
-            try:
-                result = _unpack(path.read_bytes())
-                if block_file_name(result.layer_name) != path.name:
-                    raise ValueError(f"it holds layer {result.layer_name!r}")
-            except Exception as error:  # a flipped byte can raise nearly anything in zip, NumPy and JSON
-                _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
-                continue
-            if result.status == "trained":
-                results[result.layer_name] = result
-        return results
+        found = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
+        return {result.layer_name: result for result in found if result is not None}
+
+    def committed_block(self, layer_name: str) -> BlockResult | None:
+        """Return the trained block of this layer, `None` where it has not been written or is damaged."""
+        path = self.path / _BLOCKS / block_file_name(layer_name)
+        return _read_block(path) if path.exists() else None
 
     def file(self, name: str) -> Path:
         """Return the path of `name` in the run directory."""
@@ -175,6 +170,17 @@ def write_atomically(target: Path, data: bytes) -> Path:
         raise
     _sync_folder(target.parent)
     return target
+
+
+def _read_block(path: Path) -> BlockResult | None:
+    try:
+        result = _unpack(path.read_bytes())
+        if block_file_name(result.layer_name) != path.name:
+            raise ValueError(f"it holds layer {result.layer_name!r}")
+    except Exception as error:  # a flipped byte can raise nearly anything in zip, NumPy and JSON
+        _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
+        return None
+    return result if result.status == "trained" else None
 
 
 def block_file_name(layer_name: str) -> str:

@@ -2,6 +2,7 @@
 
 import functools
 import time
+import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,13 +13,14 @@ from pbd.config import RunConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, LayerTask, ModelFacts, RunReport, Timing
-from pbd.scheduling import cost_model, schedulers
+from pbd.scheduling import cost_table, schedulers
 
 if TYPE_CHECKING:
     import keras
 
     from pbd.evaluation import Marks
     from pbd.preparation import Inputs
+    from pbd.training import TrainingContext
 
 
 def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
@@ -66,6 +68,7 @@ def _distill(
     from pbd import evaluation, preparation, student  # these load the backend
 
     clock = _Clock()
+    given = cost_table.read_given(config.execution.costs)
     inputs = preparation.prepare(config, model, display)
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
@@ -79,14 +82,19 @@ def _distill(
         display.phase("this run was finished before")
         return finished
 
-    costs = _predict_costs(config, inputs, missing)
-    scheduler = schedulers.choose(config.execution.scheduler, config.execution.group)
+    display.phase("predicting what each layer takes")
+    context = _context(config, inputs)
+    table, work = _predict_costs(config.execution.costs if missing else "macs", given, inputs, context, executor)
+    costs = table.costs(work, config.execution.group)
+    scheduler = schedulers.choose(config.execution.scheduler, config.execution.group, executor.elastic)
     assignment = scheduler(missing, costs, executor.num_workers)
     clock.lap("calibrate")
 
     display.phase(f"training {len(missing)} blocks on {executor.num_workers} workers ({assignment.scheduler})")
-    fresh = _train(config, inputs, executor, missing, assignment, display)
+    fresh = _train(context, inputs, executor, missing, assignment, display)
     results = done | {result.layer_name: result for result in fresh}
+    measured = table.corrected(fresh, work, config.execution.group, str(journal.path))
+    journal.write_json("costs.json", measured.as_json())
     clock.lap("distill")
 
     (teacher_marks,) = evaluation.mark(teacher, [teacher], dataset.batches("validation"), dataset.labelled)
@@ -111,7 +119,7 @@ def _distill(
         energy={"source": "none", "total_j": None},
         executor=executor.name,
         scheduler=assignment.scheduler,
-        groups=tuple(group.layer_names for queue in assignment.queues for group in queue),
+        groups=tuple(group.layer_names for group in assignment.groups),
         judged_by="labels" if dataset.labelled else "teacher",
         fine_tune_history=small.history,
         story=small.story,
@@ -121,18 +129,38 @@ def _distill(
     return finished
 
 
-def _predict_costs(config: RunConfig, inputs: "Inputs", tasks: Sequence[LayerTask]) -> cost_model.LayerCosts:
-    """Predict each task's seconds from its multiply-accumulates and the teacher's measured forward rate."""
-    from pbd import evaluation
+def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
+    from pbd import training
 
-    images, _ = next(iter(inputs.dataset.training_batches(0, 1)))
-    rate = evaluation.forward_rate(inputs.teacher, images)
-    trained_images = inputs.dataset.steps_per_epoch * inputs.dataset.batch_size
-    return cost_model.costs_from_macs(tasks, trained_images, config.training.epochs, rate, config.execution.group)
+    return training.TrainingContext(
+        teacher_path=str(inputs.journal.file("teacher.keras")),
+        data=inputs.data_config,
+        image_shape=inputs.dataset.image_shape,
+        training=config.training,
+        block=config.blocks.block,
+        block_init=config.blocks.block_init,
+        seed=config.seed,
+        journal=inputs.journal,
+        session=uuid.uuid4().hex,
+    )
+
+
+def _predict_costs(
+    wanted: str,
+    given: cost_table.CostTable | None,
+    inputs: "Inputs",
+    context: "TrainingContext",
+    executor: Executor,
+) -> "tuple[cost_table.CostTable, cost_table.Workload]":
+    """Predict, on a worker's device, what each layer to replace takes, those done before included."""
+    from pbd import calibration
+
+    todo = tuple(task for task in inputs.tasks if task.skip_reason is None)
+    return executor.call(functools.partial(calibration.predict, context, todo, wanted, given, executor.num_workers))
 
 
 def _train(
-    config: RunConfig,
+    context: "TrainingContext",
     inputs: "Inputs",
     executor: Executor,
     tasks: Sequence[LayerTask],
@@ -144,16 +172,6 @@ def _train(
 
     if not tasks:
         return []
-    context = training.TrainingContext(
-        teacher_path=str(inputs.journal.file("teacher.keras")),
-        data=inputs.data_config,
-        image_shape=inputs.dataset.image_shape,
-        training=config.training,
-        block=config.blocks.block,
-        block_init=config.blocks.block_init,
-        seed=config.seed,
-        journal=inputs.journal,
-    )
     results = []
     for result in executor.run(functools.partial(training.train_group, context), tasks, assignment, display.update):
         if result.status == "trained":  # again, now with its worker and times

@@ -40,6 +40,8 @@ class TaskGroup:
     """Tasks trained in one pass: one forward of the teacher, as deep as the deepest, feeds every block."""
 
     tasks: tuple[LayerTask, ...]
+    predicted_s: float | None = field(default=None, compare=False)
+    """What training it is predicted to take, in seconds."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -58,11 +60,20 @@ class Assignment:
     queues: tuple[tuple[TaskGroup, ...], ...]
     """For each worker, its groups in run order."""
     predicted_load_s: tuple[float, ...]
-    """For each worker, the seconds its queue is predicted to take."""
+    """For each worker, the seconds it is predicted to train."""
+    pool: tuple[TaskGroup, ...] = ()
+    """Groups that go, in this order, to whichever worker comes free."""
+    steals: bool = False
+    """Whether a worker with nothing left takes groups from the queues of others."""
 
     @property
     def predicted_makespan_s(self) -> float:
         return max(self.predicted_load_s, default=0.0)
+
+    @property
+    def groups(self) -> tuple[TaskGroup, ...]:
+        """All groups, whoever trains them."""
+        return (*(group for queue in self.queues for group in queue), *self.pool)
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,8 @@ class BlockResult:
     """When its group began, in seconds since the block phase began."""
     seconds: float = 0.0
     """Wall time of its group, shared by every block of the group."""
+    predicted_s: float | None = None
+    """What its group was predicted to take."""
     energy_j: float | None = None
     error: str | None = None
 
@@ -157,6 +170,8 @@ class BlockReport:
     macs_after: int
     loss_history: tuple[float, ...] = ()
     nmse_history: tuple[float, ...] = ()
+    predicted_s: float | None = None
+    """What `seconds` was predicted to be."""
 
 
 @dataclass(frozen=True)

@@ -204,7 +204,7 @@ def _facts(report: RunReport) -> Table:
     timing, energy = report.timing, report.energy
     phases = (
         f"teacher {timing.teacher_s:.1f}, calibration {timing.calibrate_s:.1f}, blocks {timing.distill_s:.1f} "
-        f"(predicted {timing.predicted_makespan_s:.1f} from {timing.predicted_from}), "
+        f"(predicted {timing.predicted_makespan_s:.1f} from {timing.predicted_from}{_misjudged(report.blocks)}), "
         f"fine-tuning {timing.fine_tune_s:.1f}, total {timing.total_s:.1f}"
     )
     total_j, busy_s = energy.get("total_j"), [row.busy_s for row in report.workers]
@@ -226,6 +226,12 @@ def _facts(report: RunReport) -> Table:
     grid.add_row("student", Text(report.student.path or "not saved"))
     grid.add_row("report", Text(str(folder / "report.json")))
     return grid
+
+
+def _misjudged(rows: tuple[BlockReport, ...]) -> str:
+    """Say how far the group that was predicted worst was off; nothing where nothing was trained."""
+    off = [abs(row.predicted_s / row.seconds - 1) for row in rows if row.seconds and row.predicted_s is not None]
+    return f"; a group off by {max(off):.0%} at most" if off else ""
 
 
 def _quality(model: ModelFacts) -> Text:

@@ -2,6 +2,8 @@
 
 import functools
 import math
+import os
+import platform
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -12,6 +14,7 @@ import numpy as np
 
 from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
+from pbd.errors import MissingInputError
 from pbd.fitting import Emit, ReportProgress, adam
 from pbd.initialisation import FIT_IMAGES, initialise
 from pbd.journal import Journal
@@ -69,16 +72,27 @@ class TrainingContext:
     block_init: str
     seed: int
     journal: Journal
+    session: str = ""
+    """Of one run: what a worker process has loaded, it keeps for one session."""
 
 
 @functools.lru_cache(maxsize=1)
-def load_teacher(path: str) -> keras.Model:
-    """Return the run's flattened teacher, loaded once per process."""
+def load_teacher(path: str, session: str = "") -> keras.Model:
+    """Return the run's flattened teacher, loaded once per process.
+
+    Raises:
+        MissingInputError: there is no such file on this host.
+    """
+    if not os.path.isfile(path):
+        raise MissingInputError(
+            f"every worker must see the run directory. Received: no {path} on {platform.node()}. "
+            "Give a --run-dir on storage that all hosts share."
+        )
     return keras.models.load_model(path, compile=False)
 
 
 @functools.lru_cache(maxsize=1)
-def load_dataset(data: DataConfig, seed: int, image_shape: tuple[int, int, int]) -> datasets.Dataset:
+def load_dataset(data: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str = "") -> datasets.Dataset:
     """Return the run's data, loaded once per process."""
     return datasets.load(data, seed, image_shape)
 
@@ -86,17 +100,29 @@ def load_dataset(data: DataConfig, seed: int, image_shape: tuple[int, int, int])
 def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
     """Train and score the blocks of a group, and write each to the run directory the moment it is done.
 
-    A group that cannot be trained together is tried task by task, so that one bad block costs only itself.
+    A group that cannot be trained together is tried task by task, so that one bad block costs only itself. A block that
+    is in the run directory (its worker was lost before it could say so) is not trained again.
 
     Returns:
         One result per task, `trained` or `failed`; `worker`, `started_s` and `seconds` are the executor's to fill in.
+
+    Raises:
+        PbdError: this worker cannot load the teacher or the data.
     """
+    found = [context.journal.committed_block(task.layer_name) for task in group.tasks]
+    left = tuple(task for task, result in zip(group.tasks, found, strict=True) if result is None)
+    return [result for result in found if result] + (_train(context, TaskGroup(left), emit) if left else [])
+
+
+def _train(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
     began = time.monotonic()
+    teacher = load_teacher(context.teacher_path, context.session)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
     try:
-        results = _train_together(context, group, emit)
+        results = _train_together(context, group, teacher, dataset, emit)
     except Exception as error:
         if len(group.tasks) > 1:
-            return [result for task in group.tasks for result in train_group(context, TaskGroup((task,)), emit)]
+            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit)]
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         return [BlockResult(group.tasks[0].layer_name, "failed", context.block, error=message)]
     for result in results:
@@ -105,9 +131,9 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[
     return results
 
 
-def _train_together(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
-    teacher = load_teacher(context.teacher_path)
-    dataset = load_dataset(context.data, context.seed, context.image_shape)
+def _train_together(
+    context: TrainingContext, group: TaskGroup, teacher: keras.Model, dataset: datasets.Dataset, emit: Emit
+) -> list[BlockResult]:
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
     images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
     prefix = graph.truncate(teacher, built)

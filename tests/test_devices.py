@@ -1,6 +1,9 @@
 """The share of the host that a worker claims, decided by environment before any backend loads."""
 
+import contextlib
+import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -49,3 +52,35 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
     bare_host.setenv("CUDA_VISIBLE_DEVICES", "0")
     devices.claim(2, 3)
     assert claimed()[2] == "0"
+
+
+HOLD = """
+import sys, time
+from pbd import devices
+from pbd.errors import PbdError
+try:
+    print(devices.take_seat(2, preferred=int(sys.argv[1])), flush=True)
+except PbdError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_two_processes_take_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+
+    def sit(preferred: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, str(preferred)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with contextlib.ExitStack() as stack:
+        first, second, third = [stack.enter_context(sit(1)) for _ in range(3)]
+        said = sorted(process.stdout.readline().strip() for process in (first, second, third))
+        assert said[:2] == ["0", "1"]
+        assert "all 2 GPUs of this host taken" in said[2]
+        for process in (first, second, third):
+            process.kill()
+            process.wait()
+        again = stack.enter_context(sit(1))
+        assert again.stdout.readline().strip() == "1", "a seat falls free when its process dies"
+        again.kill()

@@ -92,6 +92,15 @@ def test_only_trained_blocks_count(journal: Journal) -> None:
     assert list(journal.committed_blocks()) == ["conv"]
 
 
+def test_one_block_is_found_without_reading_the_others(journal: Journal) -> None:
+    journal.commit_block(make_result("conv1"))
+    journal.commit_block(make_result("conv2"))
+    journal.file("blocks/conv2.npz").write_bytes(b"torn")
+    assert journal.committed_block("conv1").layer_name == "conv1"
+    assert journal.committed_block("conv2") is None
+    assert journal.committed_block("conv3") is None
+
+
 def test_a_flipped_byte_is_noticed(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     journal.commit_block(make_result())
     journal.commit_block(make_result("other"))

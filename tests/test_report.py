@@ -103,6 +103,14 @@ def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:
     assert "agreement" not in text
 
 
+def test_summary_says_how_far_a_prediction_was_off() -> None:
+    rows = [make_row(name, "accepted", "good", seconds=s, predicted_s=p) for name, s, p in (("a", 10, 9), ("b", 4, 5))]
+    words = " ".join(render(make_report(blocks=tuple(rows))).split())
+    assert "a group off by 25% at most" in words
+    rows = [make_row("a", "accepted", "from a run before", seconds=10, predicted_s=None)]
+    assert "off by" not in render(make_report(blocks=tuple(rows)))
+
+
 def test_json_holds_only_what_json_can_say() -> None:
     row = make_row("a", "rejected", "diverged", nmse=math.nan, loss_history=(math.inf, 1.0), seconds=np.float32(2))
     content = to_json(make_report(blocks=(row,), config={"rate": np.float64("nan"), "n": np.int64(3)}))

@@ -24,6 +24,9 @@ WAYS = {
     "two ranks, contiguous": (["mpirun", "-n", "2"], ["--scheduler", "contiguous"]),
     "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
     "four ranks, one by one": (["mpirun", "-n", "4"], ["--scheduler", "round_robin", "--no-group"]),
+    "two ranks, pulling": (["mpirun", "-n", "2"], ["--scheduler", "pull"]),
+    "two Dask workers, pulling": ([], ["--executor", "dask", "--workers", "2", "--no-group"]),
+    "two Dask workers, stealing": ([], ["--executor", "dask", "--workers", "2", "--scheduler", "work_stealing"]),
 }
 IMPATIENT = ["--patience", "1", "--epochs", "5", "--block-init", "kernel", "--learning-rate", "0.06"]
 IMPATIENT_WAYS = {

@@ -9,7 +9,7 @@ from pbd.errors import UsageError
 from pbd.records import Assignment, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS, round_robin
-from pbd.scheduling.simulate import lower_bound_s, replay
+from pbd.scheduling.simulate import Span, lower_bound_s, replay
 from tests.fakes import make_task
 
 pytestmark = pytest.mark.fast
@@ -40,6 +40,31 @@ def test_two_groups_of_a_worker_pay_their_prefixes_one_after_the_other() -> None
     costs = LayerCosts(PREFIX_S, BLOCK_S, True, "test")
     queue = (TaskGroup((TASKS[0], TASKS[1])), TaskGroup((TASKS[2], TASKS[3])))
     assert replay(Assignment("by hand", (queue,), (0.0,)), costs).busy_s == (12.0 + 14.0,)
+
+
+def test_the_timeline_says_who_trains_what_when() -> None:
+    costs = LayerCosts(PREFIX_S, BLOCK_S, False, "test")
+    groups = [TaskGroup((task,)) for task in TASKS]
+    assignment = Assignment("by hand", ((groups[0],), ()), (0.0, 0.0), pool=tuple(groups[1:]))
+    assert replay(assignment, costs).timeline == (
+        (Span(groups[0], 0.0, 6.0), Span(groups[2], 6.0, 14.0)),
+        (Span(groups[1], 0.0, 7.0), Span(groups[3], 7.0, 16.0)),
+    )
+
+
+def test_of_workers_that_come_free_together_the_first_takes_the_next() -> None:
+    costs = LayerCosts(dict.fromkeys(PREFIX_S, 0.0), BLOCK_S, False, "test")
+    pool = tuple(TaskGroup((task,)) for task in TASKS)
+    times = replay(Assignment("by hand", ((), (), ()), (0.0,) * 3, pool=pool), costs)
+    assert [[span.group.tasks[0].index for span in spans] for spans in times.timeline] == [[0, 3], [1], [2]]
+    assert times.busy_s == (10.0, 5.0, 5.0)
+
+
+def test_a_worker_that_nothing_was_left_for_is_idle_throughout() -> None:
+    costs = LayerCosts(PREFIX_S, BLOCK_S, False, "test")
+    pool = (TaskGroup((TASKS[0],)),)
+    times = replay(Assignment("by hand", ((), ()), (0.0, 0.0), pool=pool), costs)
+    assert (times.busy_s, times.idle_s, times.efficiency) == ((6.0, 0.0), (0.0, 6.0), 0.5)
 
 
 @pytest.mark.parametrize("name", sorted(SCHEDULERS))

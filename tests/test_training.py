@@ -1,12 +1,14 @@
 """Training a group: errors, targets, names, early stops, and one bad block that costs only itself."""
 
 import dataclasses
+import uuid
 from typing import Any
 
 import numpy as np
 import pytest
 
 from pbd.config import RunConfig
+from pbd.errors import MissingInputError
 from pbd.journal import Journal
 from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
 
@@ -52,10 +54,13 @@ def ignore(_: Progress) -> None:
 
 
 def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
-    """Return the context with other settings: `block` and `block_init`, or those of the training."""
+    """Return the context of a new run with other settings: `block` and `block_init`, or those of the training."""
     made = context[0]
+    journal = Journal.create(made.journal.path.parent / uuid.uuid4().hex, {})
     own = {name: training_settings.pop(name) for name in ("block", "block_init") if name in training_settings}
-    return dataclasses.replace(made, training=dataclasses.replace(made.training, **training_settings), **own)
+    return dataclasses.replace(
+        made, training=dataclasses.replace(made.training, **training_settings), journal=journal, **own
+    )
 
 
 def train(context: Any, tasks: Tasks) -> dict[str, BlockResult]:
@@ -168,7 +173,7 @@ def test_no_number_in_one_block_costs_only_that_block(
 
     _, tasks = context
     made = changed(context, epochs=2)
-    clean = train(made, [tasks[1]])["third"]
+    clean = train(changed(context, epochs=2), [tasks[1]])["third"]
     initialise, calls = training.initialise, []
 
     def poisoned(built: dict[str, Any], *arguments: Any) -> None:
@@ -191,19 +196,20 @@ def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Task
     _, tasks = context
     settings = {"block": "decoupled_r2", "block_init": "fitted"}
     start = train(changed(context, epochs=0, **settings), [tasks[0]])["second"]
-    result = train(changed(context, learning_rate=1e30, **settings), [tasks[0]])["second"]
+    made = changed(context, learning_rate=1e30, **settings)
+    result = train(made, [tasks[0]])["second"]
     assert not np.isfinite([*result.loss_history, *result.nmse_history]).all()
     assert len(result.loss_history) < 6, "it left when it diverged"
     assert (result.status, result.error) == ("trained", None)
     assert_same_weights(result, start)
     assert result.nmse == pytest.approx(start.nmse)
-    committed = context[0].journal.committed_blocks()["second"]
+    committed = made.journal.committed_blocks()["second"]
     assert_same_weights(committed, start)
 
 
 def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks]) -> None:
-    made, tasks = context
-    unlabelled = dataclasses.replace(changed(context, epochs=1), data=dataclasses.replace(made.data, labels=False))
+    made, tasks = changed(context, epochs=1), context[1]
+    unlabelled = dataclasses.replace(made, data=dataclasses.replace(made.data, labels=False))
     for result in train(unlabelled, tasks).values():
         assert result.status == "trained", result.error
         assert result.val_accuracy is None
@@ -215,7 +221,7 @@ def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks
 def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd import blocks, training
 
-    made, tasks = context
+    made, tasks = changed(context), context[1]
     whole = blocks.build_block
 
     def broken(block: str, task: LayerTask, seed: int) -> Any:
@@ -229,23 +235,46 @@ def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkey
     assert results["third"].status == "trained"
 
 
-def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
+def test_what_is_in_the_run_directory_is_not_trained_again(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker was lost after it had written a block of its group: whoever gets the group next trains the rest."""
     from pbd import training
 
-    made, tasks = context
-    wild = dataclasses.replace(made, training=dataclasses.replace(made.training, learning_rate=1e30))
-    result = training.train_group(wild, TaskGroup((tasks[0],)), ignore)[0]
+    made, tasks = changed(context, epochs=1), context[1]
+    first = train(made, [tasks[1]])["third"]
+    together, trained = training._train_together, []
+
+    def watched(context: Any, group: TaskGroup, *rest: Any) -> list[BlockResult]:
+        trained.append(group.layer_names)
+        return together(context, group, *rest)
+
+    monkeypatch.setattr(training, "_train_together", watched)
+    results = train(made, tasks)
+    assert trained == [("second",)]
+    assert_same_weights(results["third"], first)
+    assert set(train(made, tasks)) == {"second", "third"}
+    assert trained == [("second",)]
+
+
+def test_a_worker_that_does_not_see_the_run_directory_says_so(context: tuple[Any, Tasks]) -> None:
+    made = dataclasses.replace(changed(context), teacher_path="/absent/teacher.keras")
+    with pytest.raises(MissingInputError, match="share"):
+        train(made, context[1])
+
+
+def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
+    result = train(changed(context, learning_rate=1e30), [context[1][0]])["second"]
     assert result.status == "failed"
     assert "--learning-rate" in result.error
     assert result.weights == {}
 
 
 def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None:
-    from pbd import blocks, training
+    from pbd import blocks
 
-    made, tasks = context
-    idle = dataclasses.replace(made, training=dataclasses.replace(made.training, epochs=0))
-    result = training.train_group(idle, TaskGroup((tasks[0],)), ignore)[0]
+    made, tasks = changed(context, epochs=0), context[1]
+    result = train(made, [tasks[0]])["second"]
     first = blocks.get_weights(blocks.build_block("two_layer", tasks[0], made.seed))
     assert result.loss_history == ()
     assert len(result.nmse_history) == 1

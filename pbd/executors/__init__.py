@@ -1,7 +1,7 @@
-"""Executors run a function on groups of tasks; this package is the only place that knows MPI."""
+"""Executors run a function on groups of tasks; this package is the only place that knows MPI and Dask."""
 
 from pbd.config import ExecutionConfig
-from pbd.errors import UsageError
+from pbd.errors import EnvironmentMismatchError, UsageError
 from pbd.executors import launcher
 from pbd.executors.base import Executor
 
@@ -10,7 +10,8 @@ def open_executor(config: ExecutionConfig) -> Executor:
     """Return the executor that the settings name; `auto` is MPI under `mpirun`, else serial.
 
     Raises:
-        EnvironmentMismatchError: MPI is not installed, or its launcher belongs to another MPI.
+        EnvironmentMismatchError: MPI or Dask is not installed, or its launcher belongs to another MPI.
+        NoWorkersError: the Dask cluster does not answer, or has too few workers.
         UsageError: the number of workers contradicts the number of ranks.
     """
     name = config.executor
@@ -21,7 +22,15 @@ def open_executor(config: ExecutionConfig) -> Executor:
 
         return MpiExecutor(config.workers)
     if launcher.size() > 1:
-        raise UsageError(f"the serial executor is one process. Received: {launcher.size()} ranks. Drop mpirun.")
+        raise UsageError(f"the {name} executor is one process. Received: {launcher.size()} ranks. Drop mpirun.")
+    if name == "dask":
+        try:
+            from pbd.executors.dask import DaskExecutor
+        except ImportError as error:
+            raise EnvironmentMismatchError(
+                f"the dask executor needs dask.distributed. Received: {error}. Install it: pip install 'pbd[dask]'."
+            ) from error
+        return DaskExecutor(config)
     from pbd.executors.serial import SerialExecutor
 
     return SerialExecutor(config.workers or 1)

@@ -1,15 +1,18 @@
 """What every executor offers, and the loop over a queue that they share."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Protocol
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Protocol, TypeVar
 
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 
+T = TypeVar("T")
 Emit = Callable[[Progress], None]
 TrainGroup = Callable[[TaskGroup, Emit], list[BlockResult]]
 """Trains a group and returns one result per task; it must be picklable."""
+PROGRESS_INTERVAL_S = 0.5
 
 
 class Executor(Protocol):
@@ -21,6 +24,8 @@ class Executor(Protocol):
     """This process's number among the workers of the same host."""
     local_workers: int
     """How many workers share this host."""
+    elastic: bool
+    """Whether workers may come and go."""
     coordinates: bool
     """Whether this process runs the pipeline; the others `serve` it."""
 
@@ -28,6 +33,10 @@ class Executor(Protocol):
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         """Yield the results of every task of the assignment; progress of all workers goes to `emit`."""
+        ...
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Return what a picklable function gives where a worker trains, on its device and with its threads."""
         ...
 
     def serve(self) -> RunReport:
@@ -43,19 +52,40 @@ class Executor(Protocol):
         ...
 
 
+class Seldom:
+    """Passes progress on, seldom enough not to matter: a new label or epoch at once, steps twice a second."""
+
+    def __init__(self, emit: Emit) -> None:
+        self._emit, self._last_s = emit, -math.inf
+        self._before: tuple[str, int] | None = None
+
+    def __call__(self, event: Progress) -> None:
+        what, now_s = (event.label, event.epoch), time.monotonic()
+        if what != self._before or now_s - self._last_s >= PROGRESS_INTERVAL_S:
+            self._before, self._last_s = what, now_s
+            self._emit(event)
+
+
 def run_queue(
-    train_group: TrainGroup, queue: Sequence[TaskGroup], worker: int, emit: Emit, phase_began: float
+    train_group: TrainGroup, groups: Iterable[TaskGroup], worker: int, emit: Emit, phase_began: float
 ) -> Iterator[list[BlockResult]]:
     """Train one worker's groups in order, and stamp the results with the worker and its times.
 
     Args:
+        groups: the next one is asked for when the one before it is done.
         phase_began: `time.monotonic()` when the block phase began.
     """
-    for group in queue:
+    for group in groups:
         started = time.monotonic()
         results = train_group(group, lambda event: emit(dataclasses.replace(event, worker=worker)))
         seconds = time.monotonic() - started
         yield [
-            dataclasses.replace(result, worker=worker, started_s=started - phase_began, seconds=seconds)
+            dataclasses.replace(
+                result,
+                worker=worker,
+                started_s=started - phase_began,
+                seconds=seconds,
+                predicted_s=group.predicted_s,
+            )
             for result in results
         ]

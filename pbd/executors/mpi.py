@@ -1,33 +1,43 @@
 """MPI: one worker per rank; rank 0 coordinates and trains.
 
-Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Nobody waits inside a
-blocking call, which would burn a core that a neighbour trains on: everyone polls and sleeps.
+Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Groups of a common pool are
+drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits inside a blocking call, which
+would burn a core that a neighbour trains on: everyone polls and sleeps.
 """
 
+import itertools
+import os
 import sys
+import threading
 import time
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NoReturn, TypeVar
+
+import numpy as np
 
 from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
 from pbd.executors import launcher
-from pbd.executors.base import Emit, TrainGroup, run_queue
+from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 
 _COMMAND, _PROGRESS = 1, 2
 _POLL_S = 0.05
-_PROGRESS_INTERVAL_S = 0.5
 _RANK_0_SPEAKS_FIRST_S = 0.5
+_LAUNCHER_KILLS_S = 5.0
+_COUNTER_POLL_S = 0.02
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class _Work:
-    """From rank 0 to a worker: train these groups."""
+    """From rank 0 to a worker: train these groups, and then what the counter gives you of the pool."""
 
     train_group: TrainGroup
     queue: tuple[TaskGroup, ...]
+    pool: tuple[TaskGroup, ...]
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class MpiExecutor:
     """Runs each worker's queue in one MPI rank."""
 
     name = "mpi"
+    elastic = False
 
     def __init__(self, num_workers: int | None = None) -> None:
         try:
@@ -79,26 +90,39 @@ class MpiExecutor:
     ) -> Iterator[BlockResult]:
         self._training = True
         requests = [
-            self._comm.isend(_Work(train_group, queue), dest=rank, tag=_COMMAND)
+            self._comm.isend(_Work(train_group, queue, assignment.pool), dest=rank, tag=_COMMAND)
             for rank, queue in enumerate(assignment.queues)
             if rank > 0
         ]
 
-        def emit_all(event: Progress) -> None:
-            emit(event)
-            self._pass_on_progress(emit)
-
-        mine = self._train(train_group, assignment.queues[0], emit_all)
-        gathered = self._gather(mine, emit)
+        gathered = self._work(_Work(train_group, assignment.queues[0], assignment.pool), emit)
         for request in requests:
             request.wait()
         self._training = False
         for results in gathered:
             yield from results
 
-    def _train(self, train_group: TrainGroup, queue: Sequence[TaskGroup], emit: Emit) -> list[BlockResult]:
-        groups = run_queue(train_group, queue, self._comm.Get_rank(), emit, time.monotonic())
-        return [result for results in groups for result in results]
+    def call(self, function: Callable[[], T]) -> T:
+        return function()  # rank 0 is a worker like the others
+
+    def _work(self, work: _Work, emit: Emit) -> list[list[BlockResult]]:
+        """Train this rank's groups; return what every rank has trained, in rank 0 alone."""
+
+        def emit_all(event: Progress) -> None:
+            emit(event)
+            self._pass_on_progress(emit)
+
+        counter = SharedCounter(self._comm) if work.pool else None
+        drawn = counter.draw(work.pool) if counter else ()
+        mine = self._train(work.train_group, itertools.chain(work.queue, drawn), emit_all)
+        gathered = self._gather(mine, emit)
+        if counter:
+            counter.close()
+        return gathered
+
+    def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: Emit) -> list[BlockResult]:
+        trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
+        return [result for results in trained for result in results]
 
     def _gather(self, mine: list[BlockResult], emit: Emit) -> list[list[BlockResult]]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
@@ -125,20 +149,18 @@ class MpiExecutor:
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
-            self._gather(self._train(command.train_group, command.queue, self._progress_sender()), lambda _: None)
+            self._work(command, self._progress_sender())
 
     def _progress_sender(self) -> Emit:
         """Return a function that sends progress to rank 0, seldom enough not to matter."""
-        last: dict[str, Any] = {"at": 0.0, "request": None, "key": None}
+        pending: Any = None
 
         def send(event: Progress) -> None:
-            key, now = (event.label, event.epoch), time.monotonic()
-            if key == last["key"] and now - last["at"] < _PROGRESS_INTERVAL_S:
-                return
-            if last["request"] is None or last["request"].Test():
-                last.update(at=now, key=key, request=self._comm.isend(event, dest=0, tag=_PROGRESS))
+            nonlocal pending
+            if pending is None or pending.Test():
+                pending = self._comm.isend(event, dest=0, tag=_PROGRESS)
 
-        return send
+        return Seldom(send)
 
     def finish(self, report: RunReport) -> None:
         self._tell_all(_Stop(report=report))
@@ -157,7 +179,53 @@ class MpiExecutor:
         self._released = True
 
 
-def abort(error: BaseException) -> None:
+class SharedCounter:
+    """Counts up from 0 for all ranks together: each number is given once (one-sided `Fetch_and_op` on rank 0).
+
+    A rank that reads the counter waits until rank 0 enters MPI, so a thread there does so all the time. Making and
+    closing it is collective.
+    """
+
+    def __init__(self, comm: Any) -> None:
+        from mpi4py import MPI
+
+        self._sum, self._one = MPI.SUM, np.ones(1, np.int64)
+        itemsize = self._one.itemsize
+        self._window = MPI.Win.Allocate(itemsize if comm.Get_rank() == 0 else 0, itemsize, comm=comm)
+        self._closing = threading.Event()
+        self._answering = threading.Thread(target=self._answer, args=(comm,), daemon=True)
+        if comm.Get_rank() == 0:
+            np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+            if MPI.Query_thread() == MPI.THREAD_MULTIPLE:  # else workers wait until rank 0 passes on progress
+                self._answering.start()
+        comm.Barrier()
+
+    def _answer(self, comm: Any) -> None:
+        while not self._closing.wait(_COUNTER_POLL_S):
+            comm.iprobe(tag=_COMMAND)  # any call makes progress; nobody sends commands to rank 0
+
+    def next(self) -> int:
+        """Return the next number."""
+        got = np.zeros(1, np.int64)
+        self._window.Lock(0)
+        self._window.Fetch_and_op(self._one, got, 0, 0, self._sum)
+        self._window.Unlock(0)
+        return int(got[0])
+
+    def draw(self, pool: Sequence[TaskGroup]) -> Iterator[TaskGroup]:
+        """Yield this rank's share of the pool, one group whenever it asks."""
+        while (number := self.next()) < len(pool):
+            yield pool[number]
+
+    def close(self) -> None:
+        """Free the window; every rank must come."""
+        self._closing.set()
+        if self._answering.is_alive():
+            self._answering.join()
+        self._window.Free()
+
+
+def abort(error: BaseException) -> NoReturn:
     """End every rank at once: an exception in one rank alone would leave the others waiting for ever."""
     from mpi4py import MPI
 
@@ -166,7 +234,11 @@ def abort(error: BaseException) -> None:
         if MPI.COMM_WORLD.Get_rank() != 0:
             time.sleep(_RANK_0_SPEAKS_FIRST_S)
         print(f"pbd-run: {told}", file=sys.__stderr__, flush=True)
-        MPI.COMM_WORLD.Abort(told.exit_code)
-    traceback.print_exception(error, file=sys.__stderr__)
-    sys.__stderr__.flush()
-    MPI.COMM_WORLD.Abort(PbdError.exit_code)
+        code = told.exit_code
+    else:
+        traceback.print_exception(error, file=sys.__stderr__)
+        sys.__stderr__.flush()
+        code = PbdError.exit_code
+    MPI.COMM_WORLD.Abort(code)
+    time.sleep(_LAUNCHER_KILLS_S)  # Abort may return before the launcher has ended this process
+    os._exit(code)

@@ -1,16 +1,22 @@
-"""All work in this process, one worker's queue after another: the behaviour that every executor is held against."""
+"""All work in this process, as several workers would share it: the behaviour that every executor is held against."""
 
+import heapq
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
 
 from pbd.executors.base import Emit, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
+from pbd.scheduling.dispatch import Dispatcher
+
+T = TypeVar("T")
 
 
 class SerialExecutor:
-    """Runs every queue here; with several workers it does one worker's queue after the other."""
+    """Runs every group here; of several workers, the one that has been busy for the least time is next."""
 
     name = "serial"
+    elastic = False
     local_rank = 0
     local_workers = 1
     coordinates = True
@@ -21,10 +27,19 @@ class SerialExecutor:
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
-        began = time.monotonic()
-        for worker, queue in enumerate(assignment.queues):
-            for results in run_queue(train_group, queue, worker, emit, began):
-                yield from results
+        began, dispatcher = time.monotonic(), Dispatcher(assignment)
+        free = [(0.0, worker) for worker in range(self.num_workers)]
+        while free:
+            busy_s, worker = heapq.heappop(free)
+            group = dispatcher.take(worker)
+            if group is None:
+                continue
+            (results,) = run_queue(train_group, [group], worker, emit, began)
+            heapq.heappush(free, (busy_s + results[0].seconds, worker))
+            yield from results
+
+    def call(self, function: Callable[[], T]) -> T:
+        return function()
 
     def serve(self) -> RunReport:
         raise RuntimeError("the serial executor has no other process to serve")

@@ -1,14 +1,10 @@
-"""What training a layer's block costs: a frozen prefix of the teacher, and the block itself, in seconds."""
+"""What training a layer's block costs in seconds: a frozen prefix of the teacher, and the block itself."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pbd.records import LayerTask
-
-# A training step costs the forward pass, the gradient by the input and the gradient by the weights: three
-# times the forward's multiply-accumulates. The frozen prefix only runs forward.
-TRAINING_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -68,32 +64,3 @@ class LayerCosts:
             block_s += self.block_s[task.layer_name]
             loads_s.append(prefix_s + block_s)
         return loads_s
-
-
-def costs_from_macs(
-    tasks: Sequence[LayerTask], images: int, epochs: int, macs_per_s: float, grouped: bool
-) -> LayerCosts:
-    """Estimate costs from multiply-accumulates alone.
-
-    Args:
-        tasks: The layers to estimate.
-        images: Training images per epoch.
-        epochs: Passes over them.
-        macs_per_s: The rate at which this device ran the teacher forward.
-        grouped: Whether the tasks of a worker share one run of the prefix.
-
-    Returns:
-        Costs in seconds, whose `source` names the rate.
-
-    Raises:
-        ValueError: `macs_per_s` is not positive and finite.
-    """
-    if not (math.isfinite(macs_per_s) and macs_per_s > 0):
-        raise ValueError(f"macs_per_s must be positive. Received: {macs_per_s}. Time the teacher's forward again.")
-    passes_per_rate = images * epochs / macs_per_s
-    return LayerCosts(
-        prefix_s={task.layer_name: passes_per_rate * task.prefix_macs for task in tasks},
-        block_s={task.layer_name: passes_per_rate * TRAINING_PASSES * task.block_macs for task in tasks},
-        grouped=grouped,
-        source=f"multiply-accumulates at the teacher's measured forward rate ({macs_per_s / 1e9:.3g} GMAC/s)",
-    )

@@ -11,6 +11,10 @@ from binpacking import to_constant_bin_number
 from pbd.errors import UsageError, unknown_name
 from pbd.records import Assignment, LayerTask, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.simulate import replay
+
+GROUPS_PER_WORKER = (2.0, 1.5, 1.0)
+"""Into how many groups per worker grouped layers may be cut where workers take them as they come free."""
 
 Scheduler = Callable[[Sequence[LayerTask], LayerCosts, int], Assignment]
 
@@ -42,12 +46,61 @@ def contiguous(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) 
     prefixes, and workers that could not help stay free), and then the earliest. Takes O(n^2 * workers).
     """
     _check_workers(num_workers)
+    queues = _runs(tasks, costs, num_workers)
+    return _assignment("contiguous", queues + [[]] * (num_workers - len(queues)), costs)
+
+
+def pull(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+    """Keep everything in one pool, longest first, from which a worker that comes free takes the next group.
+
+    This is list scheduling (Graham 1969): it needs no good prediction, and workers may come and go. Grouped, each run
+    of layers pays for its own prefix, so there are only as many (of `GROUPS_PER_WORKER`) as promise to be done soonest.
+    """
+    _check_workers(num_workers)
+    nothing = ((),) * num_workers
+    return _soonest([Assignment("pull", nothing, (), pool=pool) for pool in _pools(tasks, costs, num_workers)], costs)
+
+
+def work_stealing(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+    """Deal the groups of `pull` to the least loaded worker each; who has nothing left takes from the others."""
+    _check_workers(num_workers)
+    weights = _telling(costs, tasks)
+    dealt = [_deal(pool, weights, num_workers) for pool in _pools(tasks, costs, num_workers)]
+    return _soonest([Assignment("work_stealing", queues, (), steals=True) for queues in dealt], costs)
+
+
+def _deal(pool: Sequence[TaskGroup], weights: LayerCosts, num_workers: int) -> tuple[tuple[TaskGroup, ...], ...]:
+    queues: list[list[TaskGroup]] = [[] for _ in range(num_workers)]
+    loads_s = [0.0] * num_workers
+    for group in pool:
+        worker = loads_s.index(min(loads_s))
+        queues[worker].append(group)
+        loads_s[worker] += weights.load_s(group.tasks)
+    return tuple(map(tuple, queues))
+
+
+def _soonest(candidates: Sequence[Assignment], costs: LayerCosts) -> Assignment:
+    """Return the assignment with the least predicted makespan, the first one of equals, with its predicted loads."""
+    predicted = [dataclasses.replace(one, predicted_load_s=replay(one, costs).busy_s) for one in candidates]
+    return min(predicted, key=lambda one: one.predicted_makespan_s)
+
+
+def _pools(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
+    """Return the ways to cut the layers into groups, each longest first, the earlier one of equals first."""
+    weights = _telling(costs, tasks)
+    cuts = [[[task] for task in _by_index(tasks)]]
+    if costs.grouped:
+        cuts = [_runs(tasks, costs, math.ceil(ratio * num_workers)) for ratio in GROUPS_PER_WORKER]
+    return [tuple(_group(run, costs) for run in sorted(runs, key=lambda run: -weights.load_s(run))) for runs in cuts]
+
+
+def _runs(tasks: Sequence[LayerTask], costs: LayerCosts, most: int) -> list[list[LayerTask]]:
+    """Cut the layers, in index order, into at most that many runs (see `contiguous`)."""
     ordered = _by_index(tasks)
     loads_s = _telling(costs, ordered).run_loads_s(ordered)
-    makespan_s, _ = _cut(loads_s, num_workers, max, math.inf)
-    _, ends = _cut(loads_s, num_workers, operator.add, makespan_s)
-    queues = [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
-    return _assignment("contiguous", queues + [[]] * (num_workers - len(queues)), costs)
+    makespan_s, _ = _cut(loads_s, most, max, math.inf)
+    _, ends = _cut(loads_s, most, operator.add, makespan_s)
+    return [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
 
 
 def _cut(
@@ -94,22 +147,37 @@ def _assignment(name: str, queues: Sequence[Sequence[LayerTask]], costs: LayerCo
     """Make one group of each queue where groups share a prefix, else one group per task."""
     return Assignment(
         scheduler=name,
-        queues=tuple(_groups(queue, costs.grouped) for queue in queues),
+        queues=tuple(_groups(queue, costs) for queue in queues),
         predicted_load_s=tuple(costs.load_s(queue) for queue in queues),
     )
 
 
-def _groups(queue: Sequence[LayerTask], grouped: bool) -> tuple[TaskGroup, ...]:
-    if grouped and queue:
-        return (TaskGroup(tuple(_by_index(queue))),)
-    return tuple(TaskGroup((task,)) for task in queue)
+def _groups(queue: Sequence[LayerTask], costs: LayerCosts) -> tuple[TaskGroup, ...]:
+    if costs.grouped and queue:
+        return (_group(_by_index(queue), costs),)
+    return tuple(_group([task], costs) for task in queue)
 
 
-SCHEDULERS: dict[str, Scheduler] = {"round_robin": round_robin, "wfd": wfd, "contiguous": contiguous}
+def _group(tasks: Sequence[LayerTask], costs: LayerCosts) -> TaskGroup:
+    return TaskGroup(tuple(tasks), predicted_s=costs.load_s(tasks))
 
 
-def choose(name: str, grouped: bool) -> Scheduler:
-    """Return the scheduler of that name; `auto` is contiguous for groups, else wfd.
+SCHEDULERS: dict[str, Scheduler] = {
+    "round_robin": round_robin,
+    "wfd": wfd,
+    "contiguous": contiguous,
+    "pull": pull,
+    "work_stealing": work_stealing,
+}
+
+
+def choose(name: str, grouped: bool, elastic: bool = False) -> Scheduler:
+    """Return the scheduler of that name; `auto` is pull for elastic workers, else contiguous for groups, else wfd.
+
+    Args:
+        name: a key of `SCHEDULERS`, or `auto`.
+        grouped: whether the tasks of a group share one run of the teacher.
+        elastic: whether workers may come and go.
 
     Raises:
         UsageError: no scheduler has that name (the nearest one is named).
@@ -119,7 +187,7 @@ def choose(name: str, grouped: bool) -> Scheduler:
         'contiguous'
     """
     if name == "auto":
-        name = "contiguous" if grouped else "wfd"
+        name = "pull" if elastic else "contiguous" if grouped else "wfd"
     if name not in SCHEDULERS:
         raise UsageError(unknown_name("scheduler", name, ["auto", *SCHEDULERS]))
     return SCHEDULERS[name]

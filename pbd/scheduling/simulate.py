@@ -1,21 +1,37 @@
 """Replay an assignment on a table of costs: what each worker would do, without doing it."""
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from pbd.errors import UsageError
-from pbd.records import Assignment, LayerTask
+from pbd.records import Assignment, LayerTask, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.dispatch import Dispatcher
+
+
+@dataclass(frozen=True)
+class Span:
+    """One group on one worker, from when to when, in seconds since the block phase began."""
+
+    group: TaskGroup
+    started_s: float
+    ended_s: float
 
 
 @dataclass(frozen=True)
 class Replay:
     """Predicted times of the block phase, in seconds; moving data and scoring blocks are not in them."""
 
-    busy_s: tuple[float, ...]
-    """For each worker, the seconds it trains."""
+    timeline: tuple[tuple[Span, ...], ...]
+    """For each worker, what it trains when."""
     one_worker_s: float
     """What one worker would need for every task, grouped likewise (so not the paper's scheme, if grouped)."""
+
+    @property
+    def busy_s(self) -> tuple[float, ...]:
+        """For each worker, the seconds it trains; it never waits between two groups."""
+        return tuple(spans[-1].ended_s if spans else 0.0 for spans in self.timeline)
 
     @property
     def makespan_s(self) -> float:
@@ -42,13 +58,19 @@ def replay(assignment: Assignment, costs: LayerCosts) -> Replay:
     """Return the times of an assignment if every group took what `costs` says.
 
     The costs need not be those that the assignment was made from: a plan from estimates may be replayed on
-    measured times.
+    measured times. Of workers that come free at the same time, the first takes the next group.
     """
-    tasks = [task for queue in assignment.queues for group in queue for task in group.tasks]
-    return Replay(
-        busy_s=tuple(sum(costs.load_s(group.tasks) for group in queue) for queue in assignment.queues),
-        one_worker_s=costs.load_s(tasks),
-    )
+    dispatcher = Dispatcher(assignment)
+    timeline: list[list[Span]] = [[] for _ in assignment.queues]
+    free = [(0.0, worker) for worker in range(len(timeline))]
+    while free:
+        now_s, worker = heapq.heappop(free)
+        group = dispatcher.take(worker)
+        if group is not None:
+            timeline[worker].append(Span(group, now_s, now_s + costs.load_s(group.tasks)))
+            heapq.heappush(free, (timeline[worker][-1].ended_s, worker))
+    tasks = [task for group in assignment.groups for task in group.tasks]
+    return Replay(timeline=tuple(map(tuple, timeline)), one_worker_s=costs.load_s(tasks))
 
 
 def lower_bound_s(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> float:

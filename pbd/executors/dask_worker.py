@@ -1,0 +1,90 @@
+"""What a Dask worker does with the work it is sent: take a device, then train."""
+
+import dataclasses
+import os
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+from urllib.parse import urlsplit
+
+import cloudpickle
+
+from pbd import devices
+from pbd.executors.base import Seldom, run_queue
+from pbd.records import BlockResult, Progress, TaskGroup
+
+_SETTLED = threading.Event()
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How workers of this run use their hosts."""
+
+    threads: int | None
+    verbose: bool
+    workers_of_host: dict[str, int]
+    """By host; of a host that joined later, the worker counts as alone."""
+    events: str
+    """The topic that progress goes to."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Done:
+    """What a worker sends back."""
+
+    worker: str
+    """Its address."""
+    results: tuple[BlockResult, ...]
+
+
+def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
+    """Train a group with the pickled function, which is only unpickled once this process has its device."""
+    from distributed import get_worker
+
+    settle(settings)
+    worker = get_worker()
+    emit = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
+    (results,) = run_queue(cloudpickle.loads(pickled), [group], 0, emit, time.monotonic())
+    return Done(worker.address, tuple(results))
+
+
+def call(pickled: bytes, settings: Settings) -> Any:
+    """Call a pickled function without arguments."""
+    settle(settings)
+    function: Callable[[], Any] = cloudpickle.loads(pickled)
+    return function()
+
+
+def _message(address: str, event: Progress) -> dict[str, Any]:
+    return dataclasses.asdict(event) | {"worker": address}
+
+
+def settle(settings: Settings) -> None:
+    """Take this process's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
+
+    Raises:
+        EnvironmentMismatchError: all GPUs of the host are taken.
+    """
+    from distributed import get_worker
+
+    if _SETTLED.is_set():
+        return
+    worker = get_worker()
+    gpus = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else devices.physical_gpus()
+    number = re.search(r"\d+$", str(worker.name))
+    seat = devices.take_seat(gpus, int(number[0]) if number else 0) if gpus else 0
+    devices.claim(seat, settings.workers_of_host.get(host(worker.address), 1), settings.threads, settings.verbose)
+    devices.load_backend()
+    _SETTLED.set()
+
+
+def host(address: str) -> str:
+    """Return the host of a worker's address.
+
+    Example:
+        >>> host("tls://10.0.0.2:40001")
+        '10.0.0.2'
+    """
+    return urlsplit(address).hostname or ""

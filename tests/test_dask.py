@@ -1,0 +1,214 @@
+"""Dask executor: who gets what, workers that die or join late, and clusters that are refused."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import distributed
+import pytest
+
+from pbd.config import ExecutionConfig
+from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
+from pbd.executors import dask_cluster, open_executor
+from pbd.executors.base import Executor
+from pbd.executors.dask import MOST_ATTEMPTS, DaskExecutor, _letters
+from pbd.executors.dask_worker import host
+from pbd.records import BlockResult, Progress
+from pbd.scheduling import schedulers
+from tests.sleepers import Sleeper, sleeping
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _without_a_backend() -> Iterator[None]:
+    """Workers load TensorFlow only to keep it quiet: these tests need none."""
+    before = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
+    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
+    yield
+    os.environ.pop("TF_CPP_MIN_LOG_LEVEL")
+    if before is not None:
+        os.environ["TF_CPP_MIN_LOG_LEVEL"] = before
+
+
+@pytest.fixture(scope="module")
+def executor() -> Iterator[DaskExecutor]:
+    made = open_executor(ExecutionConfig(executor="dask", workers=3))
+    assert isinstance(made, DaskExecutor)
+    yield made
+    made.stop(KeyboardInterrupt())
+
+
+def train(
+    executor: Executor,
+    sleeper: Sleeper,
+    scheduler: str,
+    seconds: list[float],
+    events: list[Progress] | None = None,
+    workers: int = 3,
+) -> dict[str, BlockResult]:
+    tasks, costs = sleeping(seconds)
+    assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
+    emit = events.append if events is not None else lambda _: None
+    results = list(executor.run(sleeper, tasks, assignment, emit))
+    assert sorted(result.layer_name for result in results) == sorted(task.layer_name for task in tasks)
+    return {result.layer_name: result for result in results}
+
+
+def durations(seconds: list[float]) -> dict[str, float]:
+    return {f"conv{at}": duration for at, duration in enumerate(seconds)}
+
+
+@pytest.mark.parametrize("scheduler", sorted(schedulers.SCHEDULERS))
+def test_every_group_is_trained_once_and_stamped(executor: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
+    seconds, events = [0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], list[Progress]()
+    sleeper = Sleeper(tmp_path, durations(seconds))
+    results = train(executor, sleeper, scheduler, seconds, events)
+    for name, result in results.items():
+        assert len(sleeper.begun(name)) == 1
+        assert result.status == "trained"
+        assert result.worker in range(3)
+        assert result.seconds == pytest.approx(sleeper.seconds[name], abs=0.1)
+        assert result.predicted_s == sleeper.seconds[name]
+        assert result.started_s >= 0
+    told = {(event.label, event.worker) for event in events}
+    assert told >= {(name, result.worker) for name, result in results.items() if name != "conv6"}
+
+
+def test_a_static_assignment_is_pinned_to_its_workers(executor: DaskExecutor, tmp_path: Path) -> None:
+    results = train(executor, Sleeper(tmp_path, durations([0.05] * 6)), "round_robin", [0.05] * 6)
+    assert [results[f"conv{at}"].worker for at in range(6)] == [0, 1, 2, 0, 1, 2]
+
+
+def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Path) -> None:
+    """The prediction is wrong: all tasks look alike, and one takes as long as all others."""
+    seconds = [2.0] + [0.2] * 8
+    tasks, costs = sleeping([1.0] * 9)
+    for scheduler in ("pull", "work_stealing"):
+        folder = tmp_path / scheduler
+        folder.mkdir()
+        assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 3)
+        results = executor.run(Sleeper(folder, durations(seconds)), tasks, assignment, lambda _: None)
+        by_layer = {result.layer_name: result for result in results}
+        ended = {name: result.started_s + result.seconds for name, result in by_layer.items()}
+        assert max(ended, key=ended.__getitem__) == "conv0", scheduler
+        assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
+
+
+@pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
+def test_a_killed_worker_costs_only_what_it_was_training(
+    executor: DaskExecutor, scheduler: str, tmp_path: Path
+) -> None:
+    seconds = [0.5] * 7
+    sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})
+    results = train(executor, sleeper, scheduler, seconds)
+    assert {result.status for result in results.values()} == {"trained"}
+    assert len(sleeper.begun("conv2")) == 2
+    again = {name for name in sleeper.seconds if len(sleeper.begun(name)) > 1}
+    if scheduler != "work_stealing":  # Dask reruns what a dead worker held: `train_group` then finds it in the journal
+        assert again == {"conv2"}
+
+
+def test_a_task_that_always_kills_its_worker_costs_only_itself(executor: DaskExecutor, tmp_path: Path) -> None:
+    sleeper = Sleeper(tmp_path, durations([0.1] * 4), kills={"conv1": 99})
+    results = train(executor, sleeper, "pull", [0.1] * 4)
+    assert [results[f"conv{at}"].status for at in range(4)] == ["trained", "failed", "trained", "trained"]
+    assert len(sleeper.begun("conv1")) == MOST_ATTEMPTS
+    assert "lost" in results["conv1"].error
+
+
+def test_what_is_wrong_with_a_worker_is_said_in_one_line(executor: DaskExecutor, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentMismatchError, match="no such module") as told:
+        train(executor, Sleeper(tmp_path, durations([0.1]), error=ImportError("no such module")), "pull", [0.1])
+    assert "\n" not in str(told.value)
+    with pytest.raises(BadInputError, match=r"^told by pbd$"):
+        train(executor, Sleeper(tmp_path, durations([0.1]), error=BadInputError("told by pbd")), "pull", [0.1])
+
+
+def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
+    assert executor.call(os.getpid) != os.getpid()
+
+
+def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
+        try:
+            assert made.num_workers == 1
+            tasks, costs = sleeping([0.3] * 20)
+            results = made.run(
+                Sleeper(tmp_path, durations([0.3] * 20)), tasks, schedulers.pull(tasks, costs, 1), lambda _: None
+            )
+            first = next(results)
+            cluster.scale(2)
+            workers = {result.worker for result in [first, *results]}
+        finally:
+            made.stop(KeyboardInterrupt())
+    assert workers == {0, 1}
+    assert made.num_workers == 2
+
+
+def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "PATIENCE_S", 1.0)
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
+        config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, workers=2)
+        with pytest.raises(NoWorkersError, match="1 of 2"):
+            open_executor(config)
+
+
+def test_workers_of_several_threads_are_not_stolen_from(tmp_path: Path) -> None:
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
+        with pytest.raises(EnvironmentMismatchError, match="--nthreads 1"):
+            train(made, Sleeper(tmp_path, durations([0.1])), "work_stealing", [0.1], workers=1)
+        made.stop(KeyboardInterrupt())
+
+
+def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_cluster, "CONNECT_S", 1.0)
+    with pytest.raises(NoWorkersError, match=r"127\.0\.0\.1:9"):
+        open_executor(ExecutionConfig(executor="dask", dask_address="tcp://127.0.0.1:9"))
+
+
+def test_a_scheduler_file_gives_its_address(tmp_path: Path) -> None:
+    path = tmp_path / "scheduler.json"
+    path.write_text(json.dumps({"address": "tcp://10.0.0.1:8786"}))
+    assert dask_cluster.scheduler_address(str(path)) == "tcp://10.0.0.1:8786"
+    assert dask_cluster.scheduler_address("tls://a:1") == "tls://a:1"
+    for content in ("", "[]", '{"id": 1}'):
+        path.write_text(content)
+        with pytest.raises(MissingInputError, match="scheduler file"):
+            dask_cluster.scheduler_address(str(path))
+    with pytest.raises(MissingInputError, match="No such file"):
+        dask_cluster.scheduler_address(str(tmp_path / "absent.json"))
+
+
+@pytest.mark.parametrize(
+    ("address", "insecure", "private"),
+    [
+        ("tcp://127.0.0.1:8786", False, True),
+        ("tcp://[::1]:8786", False, True),
+        ("tcp://localhost:8786", False, True),
+        ("tls://10.0.0.1:8786", False, True),
+        ("tcp://10.0.0.1:8786", True, True),
+        ("tcp://10.0.0.1:8786", False, False),
+        ("tcp://127.0.0.1.evil.org:8786", False, False),
+        ("ws://gpu-7:8786", False, False),
+    ],
+)
+def test_clusters_open_to_the_network_are_refused(address: str, insecure: bool, private: bool) -> None:
+    if private:
+        dask_cluster.check_privacy(address, insecure)
+        return
+    with pytest.raises(EnvironmentMismatchError, match="TLS"):
+        dask_cluster.check_privacy(address, insecure)
+
+
+def test_tls_without_certificates_is_said_in_one_line() -> None:
+    with pytest.raises(EnvironmentMismatchError, match="asks for a certificate") as told:
+        open_executor(ExecutionConfig(executor="dask", dask_address="tls://127.0.0.1:9"))
+    assert "\n" not in str(told.value)
+
+
+def test_small_things() -> None:
+    assert [_letters(number) for number in (0, 25, 26, 701, 702)] == ["a", "z", "aa", "zz", "aaa"]
+    assert host("tls://10.0.0.2:40001") == "10.0.0.2"
+    assert host("tcp://[::1]:40001") == "::1"

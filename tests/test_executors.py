@@ -1,0 +1,91 @@
+"""What executors share, and how serial and MPI workers take groups from a common pool; no TensorFlow."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pbd.config import ExecutionConfig
+from pbd.errors import UsageError
+from pbd.executors import base, open_executor
+from pbd.executors.base import Seldom
+from pbd.executors.serial import SerialExecutor
+from pbd.records import Progress
+from pbd.scheduling import schedulers
+from tests.sleepers import Sleeper, sleeping
+
+
+def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, passed = [0.0], list[Progress]()
+    monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
+    seldom = Seldom(passed.append)
+    for step in range(100):
+        now[0] = step / 100
+        seldom(Progress(0, "a", step, 100, epoch=1 + step // 50))
+    seldom(Progress(0, "b", 0, 100))
+    assert [event.done for event in passed] == [0, 50, 0], "the first, the next epoch after 0.5 s, the next label"
+    now[0] += 0.5
+    seldom(Progress(0, "b", 1, 100))
+    assert passed[-1].done == 1
+
+
+@pytest.mark.parametrize("scheduler", ["pull", "round_robin"])
+def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: Path) -> None:
+    seconds = [0.3, 0.05, 0.05, 0.05, 0.05]
+    tasks, costs = sleeping(seconds)
+    assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 2)
+    sleeper = Sleeper(tmp_path, {task.layer_name: s for task, s in zip(tasks, seconds, strict=True)})
+    results = {r.layer_name: r for r in SerialExecutor(2).run(sleeper, tasks, assignment, lambda _: None)}
+    workers = [results[f"conv{at}"].worker for at in range(5)]
+    assert workers == ([0, 1, 1, 1, 1] if scheduler == "pull" else [0, 1, 0, 1, 0])
+
+
+def test_one_process_executors_refuse_several_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PMI_SIZE", "3")
+    for executor in ("serial", "dask"):
+        with pytest.raises(UsageError, match=f"{executor} executor is one process"):
+            open_executor(ExecutionConfig(executor=executor))
+
+
+RANKS = """
+import json, sys
+from pathlib import Path
+from pbd.executors.mpi import MpiExecutor, SharedCounter
+from pbd.scheduling import schedulers
+from tests.sleepers import Sleeper, sleeping
+executor = MpiExecutor()
+predicted, actual = json.loads(sys.argv[2])
+tasks, costs = sleeping(predicted)
+if executor.coordinates:
+    sleeper = Sleeper(Path(sys.argv[1]), {task.layer_name: s for task, s in zip(tasks, actual)})
+    for _ in range(2):
+        assignment = schedulers.pull(tasks, costs, executor.num_workers)
+        results = list(executor.run(sleeper, tasks, assignment, lambda _: None))
+        print(json.dumps([[r.layer_name, r.worker, r.started_s, r.seconds] for r in results]))
+    executor.finish("done")  # a report is not looked into
+else:
+    executor.serve()
+"""
+
+
+def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
+    """All look alike and the first takes as long as all others; rank 0, which holds the counter, is busy with it."""
+    actual = [1.5] + [0.1] * 10
+    mpirun = Path(sys.executable).parent / "mpirun"
+    command = [mpirun, "-n", "3", sys.executable, "-c", RANKS, str(tmp_path), json.dumps([[1.0] * 11, actual])]
+    root = str(Path(__file__).resolve().parents[1])
+    told = subprocess.run(
+        command, capture_output=True, text=True, timeout=120, env=os.environ | {"PYTHONPATH": root}, check=False
+    )
+    assert told.returncode == 0, told.stderr
+    runs = [json.loads(line) for line in told.stdout.splitlines()]
+    assert len(runs) == 2, "the counter begins anew for every run"
+    for rows in runs:
+        assert sorted(name for name, *_ in rows) == sorted(f"conv{at}" for at in range(11))
+        worker_of = {name: worker for name, worker, *_ in rows}
+        assert set(worker_of.values()) == {0, 1, 2}
+        assert [name for name, worker in worker_of.items() if worker == worker_of["conv0"]] == ["conv0"]
+    assert all(len(list(tmp_path.glob(f"conv{at}.*"))) == 2 for at in range(11))
