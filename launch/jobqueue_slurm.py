@@ -1,0 +1,93 @@
+"""Run pbd on Dask workers that are Slurm jobs of their own, started by dask-jobqueue: no allocation to wait for whole.
+
+python launch/jobqueue_slurm.py --workers 8 --queue gpu --job-flag=--gpus=1 -- --teacher my_model.keras
+
+The scheduler and pbd run here (a login node, or a job of their own); every worker is one Slurm job, and pbd begins when
+all are there. An example to copy: for PBS, LSF or SGE take that class of dask-jobqueue instead.
+"""
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+CERTIFICATES = Path(__file__).resolve().with_name("make_certificates.sh")
+
+
+def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
+    """Split the command line into what is for Slurm and, after `--`, what is for pbd.
+
+    Example:
+        >>> parse(["--workers", "8", "--", "--epochs", "3"])[1]
+        ['--epochs', '3']
+    """
+    split = arguments.index("--") if "--" in arguments else len(arguments)
+    description, _, _ = (__doc__ or "").partition("\n")
+    parser = argparse.ArgumentParser(description=description, epilog="After -- come pbd's own flags.")
+    parser.add_argument("--workers", type=int, default=2, help="Slurm jobs, a worker each (default: 2)")
+    parser.add_argument("--queue", help="the partition")
+    parser.add_argument("--account", help="who pays")
+    parser.add_argument("--cores", type=int, default=4, help="CPU cores of each worker (default: 4)")
+    parser.add_argument("--memory", default="16GB", help="memory of each worker (default: 16GB)")
+    parser.add_argument("--walltime", default="02:00:00", help="time limit of each job (default: 02:00:00)")
+    parser.add_argument("--interface", help="network interface that the nodes share (ib0, …)")
+    parser.add_argument("--job-flag", action="append", default=[], help="another flag for sbatch; may be repeated")
+    parser.add_argument("--shared", type=Path, default=Path.cwd(), help="a folder that all nodes see (default: here)")
+    return parser.parse_args(arguments[:split]), list(arguments[split + 1 :])
+
+
+def cluster_settings(options: argparse.Namespace, tls: dict[str, str]) -> dict[str, Any]:
+    """Return what `SLURMCluster` is told: a job is one worker of one thread, which pbd gives all of the job's cores."""
+    return {
+        "queue": options.queue,
+        "account": options.account,
+        "cores": 1,
+        "job_cpu": options.cores,
+        "processes": 1,
+        "memory": options.memory,
+        "walltime": options.walltime,
+        "interface": options.interface,
+        "job_extra_directives": options.job_flag,
+        "job_script_prologue": [f"export {name}={shlex.quote(value)}" for name, value in tls.items()],
+        "worker_extra_args": ["--memory-limit", "0"],
+        "protocol": "tls://",
+        "scheduler_options": {"dashboard_address": "127.0.0.1:0"},
+    }
+
+
+def tls_settings(folder: Path) -> dict[str, str]:
+    """Return Dask's settings for the certificates in a folder, as environment variables."""
+    prefix = "DASK_DISTRIBUTED__COMM"
+    settings = {f"{prefix}__REQUIRE_ENCRYPTION": "true", f"{prefix}__TLS__CA_FILE": str(folder / "ca.pem")}
+    for part in ("SCHEDULER", "WORKER", "CLIENT"):
+        settings[f"{prefix}__TLS__{part}__CERT"] = str(folder / "cert.pem")
+        settings[f"{prefix}__TLS__{part}__KEY"] = str(folder / "key.pem")
+    return settings
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Start the workers' jobs, run pbd on them, cancel them; return pbd's exit code."""
+    options, flags = parse(arguments)
+    with tempfile.TemporaryDirectory(prefix=".pbd-dask-", dir=options.shared) as private:
+        subprocess.run([CERTIFICATES, Path(private, "tls")], check=True)
+        tls = tls_settings(Path(private, "tls"))
+        os.environ |= tls  # before Dask is imported, which reads them then
+
+        from dask_jobqueue import SLURMCluster
+
+        from pbd import run
+
+        with SLURMCluster(**cluster_settings(options, tls)) as cluster:
+            cluster.scale(jobs=options.workers)
+            cluster.wait_for_workers(options.workers)
+            where = ["--executor", "dask", "--dask-address", cluster.scheduler_address]
+            return run.main([*where, "--workers", str(options.workers), *flags])
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
