@@ -1,0 +1,153 @@
+"""Measure what each convolution of a network takes when a block is trained for it here: a table for `pbd-run --costs`.
+
+Speed does not depend on weights or pixels: networks of keras.applications get random weights, and images are noise.
+
+    python -m profiling.profile_layers --teacher VGG16 --image-size 224 --batch-size 8 --out costs.json
+
+A run takes the table if it has the same network, block, first weights and batch size. `--classes` must fit too.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from pbd import devices
+from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TeacherConfig
+from pbd.errors import MissingInputError, PbdError, UsageError
+from pbd.journal import write_atomically
+from pbd.scheduling.cost_table import CostTable
+
+BATCHES = 2
+"""Different batches of images; more would only take memory."""
+
+
+def load_teacher(name: str, image_size: int, classes: int) -> Any:
+    """Return the teacher, flat; one of keras.applications gets random weights.
+
+    Raises:
+        PbdError: there is no such teacher, or it cannot be used.
+    """
+    from pbd import graph, teachers
+
+    config = TeacherConfig(teacher=name)
+    teachers.check(config)
+    if teachers.is_file(name):
+        model = teachers.load_file(name)
+    else:
+        model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
+    height, width, channels = graph.image_shape_of(model)
+    return graph.flatten(model, (height or image_size, width or image_size, channels or 3))
+
+
+def noise(image_shape: tuple[int, int, int], batch_size: int) -> Any:
+    """Return a data set of random images, `BATCHES` training batches and one for validation."""
+    from pbd.datasets import Dataset, IndexedSplit
+    from pbd.datasets.images import ArrayImages
+
+    draws = np.random.default_rng(0)
+
+    def split(count: int) -> Any:
+        pixels = draws.integers(0, 256, (count, *image_shape), dtype=np.uint8)
+        return IndexedSplit.whole(ArrayImages(pixels, image_shape), np.zeros(count, np.int32))
+
+    parts = {"train": split(BATCHES * batch_size), "validation": split(batch_size), "test": split(1)}
+    how = {"augment": "none", "preprocess": "unit", "seed": 0}
+    return Dataset("noise", **parts, num_classes=None, image_shape=image_shape, batch_size=batch_size, **how)
+
+
+def measure(settings: argparse.Namespace) -> CostTable:
+    """Return the table of costs that the settings ask for.
+
+    Raises:
+        PbdError: there is no such teacher, or it has no convolution to replace.
+    """
+    from pbd import graph, layer_timing
+
+    teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
+    tasks = graph.enumerate_tasks(teacher, settings.block, (), settings.include_unprofitable)
+    wanted = tuple(task for task in tasks if task.skip_reason is None)
+    data = noise(tuple(teacher.inputs[0].shape[1:]), settings.batch_size)
+    return layer_timing.calibrate(layer_timing.Setup(teacher, wanted, data, settings.block, settings.block_init))
+
+
+def as_table(costs: CostTable) -> Table:
+    """Return the costs for a terminal."""
+    conditions = costs.conditions
+    table = Table(
+        title=f"{conditions.block}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
+        caption=costs.source,
+    )
+    headings = ("layer", "prefix", "block,\ntraining", "block,\nchecking", "rest of the\nteacher", "once per\nblock, s")
+    for heading in (*headings, "once per\ngroup, s"):
+        table.add_column(heading, justify="left" if heading == "layer" else "right")
+    for name, times in costs.layers.items():
+        per_batch = (times.prefix_s, times.step_s, times.check_s, times.suffix_s)
+        table.add_row(
+            name,
+            *(f"{1e3 * seconds:.1f}" for seconds in per_batch),
+            *(f"{seconds:.2f}" for seconds in (times.block_once_s, times.group_once_s)),
+        )
+    return table
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message}. See --help.")
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
+    return int(text)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: the folder of `--out` does not exist.
+    """
+    parser = _Parser(
+        prog="profiling.profile_layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--teacher", default="VGG16", help="a model file, or a built-in network (random weights)")
+    parser.add_argument("--image-size", type=_positive, default=224, help="pixels, where the teacher leaves it free")
+    parser.add_argument("--classes", type=_positive, default=10, help="of a built-in network")
+    parser.add_argument("--batch-size", type=_positive, default=DataConfig().batch_size)
+    parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
+    parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
+    parser.add_argument("--include-unprofitable", action="store_true", help="as in pbd-run")
+    parser.add_argument("--threads", type=_positive, help="CPU threads; by default all cores")
+    parser.add_argument("--out", type=Path, help="write the table here, for pbd-run --costs")
+    settings = parser.parse_args(argv)
+    if settings.out is not None and not settings.out.absolute().parent.is_dir():
+        raise MissingInputError(f"--out must lie in a folder that exists. Received: {str(settings.out)!r}.")
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure, print the table, write it; return the exit code."""
+    try:
+        settings = parse(sys.argv[1:] if argv is None else argv)
+        devices.claim(0, 1, settings.threads)
+        devices.load_backend()
+        costs = measure(settings)
+        Console().print(as_table(costs))
+        if settings.out is not None:
+            write_atomically(settings.out, json.dumps(costs.as_json(), indent=2).encode())
+    except PbdError as error:
+        print(f"profile_layers: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
