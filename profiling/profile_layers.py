@@ -86,7 +86,7 @@ def as_table(costs: CostTable) -> Table:
     )
     headings = ("layer", "prefix", "block,\ntraining", "block,\nchecking", "rest of the\nteacher", "once per\nblock, s")
     for heading in (*headings, "once per\ngroup, s"):
-        table.add_column(heading, justify="left" if heading == "layer" else "right")
+        table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=heading == "layer")
     for name, times in costs.layers.items():
         per_batch = (times.prefix_s, times.step_s, times.check_s, times.suffix_s)
         table.add_row(
