@@ -75,6 +75,7 @@ def free_port() -> int:
 
 def _end_with_the_tests() -> None:
     """Ask the kernel to end this process if pytest itself is killed, which then cleans up nothing."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # where the tests themselves run behind a shell, it is ignored
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
 
