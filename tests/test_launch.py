@@ -247,7 +247,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     return {"PATH": path, "PLAYED": str(played), "PBD_HOME": str(LAUNCH.parent), "PBD_REQUEUE": "1"}
 
 
-@pytest.mark.parametrize("name", SLURM)
+@pytest.mark.parametrize("name", [pytest.param("slurm_dask", marks=pytest.mark.slow), "slurm_mpi"])
 @needs_openssl
 def test_a_slurm_job_is_preempted_queued_again_and_resumed(
     name: str, folder: Path, teacher: Path, slurm: dict[str, str]
