@@ -76,9 +76,10 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:
     """Return how long each worker trained, and how long it waited for the slowest.
 
-    The blocks of a group share one start and one duration, which counts once.
+    The blocks of a group share one start and one duration, which counts once; what was only found does not count.
     """
-    spans = {(result.worker, result.started_s, result.seconds) for result in results if result.worker is not None}
+    trained = [result for result in results if result.worker is not None and not result.found]
+    spans = {(result.worker, result.started_s, result.seconds) for result in trained}
     busy = [sum(seconds for worker, _, seconds in spans if worker == number) for number in range(num_workers)]
     makespan = max((started + seconds for _, started, seconds in spans), default=0.0)
     return tuple(

@@ -1,17 +1,19 @@
 """Which device and how many threads this process uses; decided before any backend is loaded."""
 
-import fcntl
 import importlib
 import importlib.util
 import logging
 import os
+import socket
 import sys
-import tempfile
-from pathlib import Path
 
 import threadpoolctl
 
 from pbd.errors import EnvironmentMismatchError
+
+SEAT = "pbd-gpu"
+_CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and their names
+_SEATS: list[socket.socket] = []
 
 
 def physical_gpus() -> int:
@@ -27,7 +29,7 @@ def physical_gpus() -> int:
         return 0
 
 
-def claim(local_rank: int, local_workers: int, threads: int | None = None, verbose: bool = False) -> None:
+def claim(local_rank: int, local_workers: int, threads: int | None = None, verbose: bool = False) -> int:
     """Give this process its share of the host: one GPU by local rank where there are any, and its part of the cores.
 
     Args:
@@ -38,9 +40,13 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
 
     Where a backend is loaded already (a teacher was handed over from Python), its own settings stay.
 
+    Returns:
+        The CPU threads that this process was given, by this call or by the environment.
+
     Raises:
         EnvironmentMismatchError: there are GPUs, but fewer than workers.
     """
+    forget_inherited()
     given = threads is not None
     threads = threads or max(1, available_cores() // local_workers)
     settings = {
@@ -60,12 +66,20 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
             )
         settings["CUDA_VISIBLE_DEVICES"] = str(local_rank)
     if "tensorflow" not in sys.modules:
-        for name, value in settings.items():
-            if given and "THREADS" in name:
-                os.environ[name] = value
-            else:
-                os.environ.setdefault(name, value)
+        ours = [name for name in settings if name not in os.environ or (given and "THREADS" in name)]
+        os.environ.update({name: settings[name] for name in ours})
+        before = os.environ.get(_CLAIMED, str(os.getpid())).split()
+        os.environ[_CLAIMED] = " ".join([*before, *(name for name in ours if name not in before)])
         threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy is loaded by now and reads no environment
+    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or threads)
+
+
+def forget_inherited() -> None:
+    """Drop what another process claimed for itself before it started this one; what its user set stays."""
+    claimant, *names = os.environ.get(_CLAIMED, "").split() or [str(os.getpid())]
+    if int(claimant) != os.getpid():
+        for name in (*names, _CLAIMED):
+            os.environ.pop(name, None)
 
 
 def take_seat(seats: int, preferred: int = 0) -> int:
@@ -78,16 +92,15 @@ def take_seat(seats: int, preferred: int = 0) -> int:
     Raises:
         EnvironmentMismatchError: all are taken.
     """
-    folder = Path(tempfile.gettempdir()) / f"pbd-seats-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
     for seat in sorted(range(seats), key=lambda seat: seat != preferred):
-        lock = os.open(folder / f"gpu-{seat}", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        taken = socket.socket(socket.AF_UNIX)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(lock)
+            taken.bind(f"\0{SEAT}-{seat}")  # a name of the kernel's, not a file: it falls free however a process ends
+        except OSError:
+            taken.close()
             continue
-        return seat  # the lock stays open: it falls when the process ends, however it ends
+        _SEATS.append(taken)
+        return seat
     raise EnvironmentMismatchError(
         f"one worker needs one GPU. Received: another worker, with all {seats} GPUs of this host taken. "
         "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."

@@ -30,7 +30,7 @@ class Inputs:
     """Flat and functional, with its weights."""
     dataset: datasets.Dataset
     data_config: DataConfig
-    """As given, with `auto` resolved; loads the same data in any worker."""
+    """As given, with `auto` and relative paths resolved; loads the same data in any worker."""
     journal: Journal
     tasks: tuple[LayerTask, ...]
     """Every convolution of the teacher, those to skip included."""
@@ -62,7 +62,8 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     save_model(journal, "teacher.keras", teacher)
     judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
     display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
-    return Inputs(teacher, dataset, data_config, journal, tasks)
+    reachable = replace(data_config, dataset=datasets.absolute(data_config.dataset))
+    return Inputs(teacher, dataset, reachable, journal, tasks)
 
 
 def _labelled(config: DataConfig, dataset: datasets.Dataset) -> datasets.Dataset:
@@ -102,9 +103,9 @@ def _directory(config: RunConfig) -> Path:
     if config.execution.run_dir is None:
         name = Path(config.teacher.teacher).stem
         data = Path(config.data.dataset).stem.replace(":", "-")
-        return Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}"
+        return (Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     Journal.check(config.execution.run_dir, config.execution.resume)
-    return Path(config.execution.run_dir)
+    return Path(config.execution.run_dir).absolute()
 
 
 def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDisplay) -> keras.Model:

@@ -108,6 +108,8 @@ class BlockResult:
     """What its group was predicted to take."""
     energy_j: float | None = None
     error: str | None = None
+    found: bool = False
+    """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
 
     @property
     def measure(self) -> float | None:

@@ -104,14 +104,16 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[
     is in the run directory (its worker was lost before it could say so) is not trained again.
 
     Returns:
-        One result per task, `trained` or `failed`; `worker`, `started_s` and `seconds` are the executor's to fill in.
+        One result per task, `trained` or `failed`; `worker`, `started_s` and (unless it was found) `seconds` are the
+        executor's to fill in.
 
     Raises:
         PbdError: this worker cannot load the teacher or the data.
     """
-    found = [context.journal.committed_block(task.layer_name) for task in group.tasks]
-    left = tuple(task for task, result in zip(group.tasks, found, strict=True) if result is None)
-    return [result for result in found if result] + (_train(context, TaskGroup(left), emit) if left else [])
+    committed = [context.journal.committed_block(task.layer_name) for task in group.tasks]
+    left = tuple(task for task, result in zip(group.tasks, committed, strict=True) if result is None)
+    found = [replace(result, found=True) for result in committed if result]
+    return found + (_train(context, TaskGroup(left), emit) if left else [])
 
 
 def _train(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:

@@ -212,6 +212,12 @@ def test_what_no_worker_stamped_what_failed_and_what_is_unknown_corrects_nothing
     assert corrected.source.endswith("; 3 of 3 layers: calibrated on one core")
 
 
+def test_a_group_that_was_found_in_part_corrects_nothing() -> None:
+    found = replace(result("conv0", 0, 0.0, 50.0), found=True)
+    corrected = TABLE.corrected([found, result("conv1", 0, 0.0, 3.0)], WORK, True, "runs/one")
+    assert corrected.layers == TABLE.layers
+
+
 def test_between_two_depths_the_prefix_is_linear_and_never_shorter_than_a_shallower_one() -> None:
     points = {100: 1.0, 300: 3.0, 200: 5.0}
     assert interpolated(points, 100) == 1.0

@@ -2,6 +2,8 @@
 
 import json
 import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,12 +12,13 @@ import pytest
 
 from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
-from pbd.executors import dask_cluster, open_executor
+from pbd.executors import dask_cluster, dask_connection, open_executor
 from pbd.executors.base import Executor
 from pbd.executors.dask import MOST_ATTEMPTS, DaskExecutor, _letters
 from pbd.executors.dask_worker import host
 from pbd.records import BlockResult, Progress
 from pbd.scheduling import schedulers
+from tests.cluster import DaskCluster
 from tests.sleepers import Sleeper, sleeping
 
 
@@ -108,24 +111,91 @@ def test_a_killed_worker_costs_only_what_it_was_training(
         assert again == {"conv2"}
 
 
-def test_a_task_that_always_kills_its_worker_costs_only_itself(executor: DaskExecutor, tmp_path: Path) -> None:
-    sleeper = Sleeper(tmp_path, durations([0.1] * 4), kills={"conv1": 99})
-    results = train(executor, sleeper, "pull", [0.1] * 4)
-    assert [results[f"conv{at}"].status for at in range(4)] == ["trained", "failed", "trained", "trained"]
-    assert len(sleeper.begun("conv1")) == MOST_ATTEMPTS
+@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
+def test_a_task_that_always_kills_its_worker_costs_only_itself(
+    executor: DaskExecutor, scheduler: str, tmp_path: Path
+) -> None:
+    sleeper = Sleeper(tmp_path, durations([0.1] * 6), kills={"conv1": 99})
+    results = train(executor, sleeper, scheduler, [0.1] * 6)
+    assert {name for name, result in results.items() if result.status != "trained"} == {"conv1"}
     assert "lost" in results["conv1"].error
+    if scheduler == "pull":
+        assert len(sleeper.begun("conv1")) == MOST_ATTEMPTS
 
 
-def test_what_is_wrong_with_a_worker_is_said_in_one_line(executor: DaskExecutor, tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentMismatchError, match="no such module") as told:
-        train(executor, Sleeper(tmp_path, durations([0.1]), error=ImportError("no such module")), "pull", [0.1])
-    assert "\n" not in str(told.value)
-    with pytest.raises(BadInputError, match=r"^told by pbd$"):
-        train(executor, Sleeper(tmp_path, durations([0.1]), error=BadInputError("told by pbd")), "pull", [0.1])
+@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
+def test_what_is_wrong_with_a_worker_is_said_in_one_line(
+    executor: DaskExecutor, scheduler: str, tmp_path: Path
+) -> None:
+    def told_when(error: Exception) -> str:
+        sleeper = Sleeper(tmp_path, durations([0.1]), error=error)
+        with pytest.raises(EnvironmentMismatchError if isinstance(error, ImportError) else type(error)) as told:
+            train(executor, sleeper, scheduler, [0.1])
+        return str(told.value)
+
+    assert "no such module" in told_when(ImportError("no such module"))
+    assert "\n" not in told_when(ImportError("two\nlines"))
+    assert told_when(BadInputError("told by pbd")) == "told by pbd"
+    assert told_when(TimeoutError("of the task itself")) == "of the task itself"
 
 
 def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
     assert executor.call(os.getpid) != os.getpid()
+    with pytest.raises(NoWorkersError, match="out of memory"):
+        executor.call(lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+
+@pytest.mark.parametrize("scheduler", ["pull", "wfd"])
+def test_a_paused_worker_gets_no_work_and_keeps_none_waiting(
+    executor: DaskExecutor, scheduler: str, tmp_path: Path
+) -> None:
+    """Dask pauses workers that are short of memory: they finish what they do, and begin nothing."""
+
+    def set_status(status: str, seconds: float) -> None:
+        worker = distributed.get_worker()
+        time.sleep(seconds)
+        worker.loop.add_callback(setattr, worker, "status", distributed.Status[status])
+        time.sleep(seconds)
+
+    client, roll = executor._cluster._client, executor._cluster.look()
+    victim = next(address for address in roll.ready if executor._cluster.number(address) == 1)
+    pausing = client.submit(set_status, "paused", 0.7, workers=[victim], pure=False)  # a group waits behind this
+    try:
+        results = train(executor, Sleeper(tmp_path, durations([0.1] * 7)), scheduler, [0.1] * 7)
+        pausing.result()
+    finally:
+        client.run(lambda dask_worker: setattr(dask_worker, "status", distributed.Status.running), workers=[victim])
+    assert {result.worker for result in results.values()} == {0, 2}
+
+
+@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
+def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> None:
+    with DaskCluster(tmp_path / "dask") as started:
+        process = started.start_scheduler()
+        started.start_worker("worker-0")
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=started.address))
+        try:
+            tasks, costs = sleeping([0.2] * 50)
+            sleeper = Sleeper(tmp_path, durations([0.2] * 50))
+            results = made.run(sleeper, tasks, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
+            next(results)
+            process.kill()
+            with pytest.raises(NoWorkersError, match="scheduler is gone"):
+                list(results)
+        finally:
+            made.stop(KeyboardInterrupt())
+
+
+def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [1000.0]
+    monkeypatch.setattr(dask_cluster.time, "monotonic", lambda: now[0])
+    for hopeful, after_s in ((True, 0.0), (False, 500.0), (False, 59.0), (True, 2.0), (False, 100.0), (False, 59.0)):
+        now[0] += after_s
+        executor._cluster.expect_work(hopeful)
+    now[0] += 2.0
+    with pytest.raises(NoWorkersError, match="--resume"):
+        executor._cluster.expect_work(False)
+    executor._cluster.expect_work(True)
 
 
 def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
@@ -163,7 +233,7 @@ def test_workers_of_several_threads_are_not_stolen_from(tmp_path: Path) -> None:
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dask_cluster, "CONNECT_S", 1.0)
+    monkeypatch.setattr(dask_connection, "CONNECT_S", 1.0)
     with pytest.raises(NoWorkersError, match=r"127\.0\.0\.1:9"):
         open_executor(ExecutionConfig(executor="dask", dask_address="tcp://127.0.0.1:9"))
 
@@ -171,14 +241,42 @@ def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_scheduler_file_gives_its_address(tmp_path: Path) -> None:
     path = tmp_path / "scheduler.json"
     path.write_text(json.dumps({"address": "tcp://10.0.0.1:8786"}))
-    assert dask_cluster.scheduler_address(str(path)) == "tcp://10.0.0.1:8786"
-    assert dask_cluster.scheduler_address("tls://a:1") == "tls://a:1"
+    assert dask_connection.scheduler_address(str(path)) == "tcp://10.0.0.1:8786"
+    assert dask_connection.scheduler_address("tls://a:1") == "tls://a:1"
     for content in ("", "[]", '{"id": 1}'):
         path.write_text(content)
         with pytest.raises(MissingInputError, match="scheduler file"):
-            dask_cluster.scheduler_address(str(path))
+            dask_connection.scheduler_address(str(path))
     with pytest.raises(MissingInputError, match="No such file"):
-        dask_cluster.scheduler_address(str(tmp_path / "absent.json"))
+        dask_connection.scheduler_address(str(tmp_path / "absent.json"))
+
+
+def test_a_cluster_that_also_listens_on_the_network_is_refused() -> None:
+    with distributed.LocalCluster(
+        n_workers=1, threads_per_worker=1, host="0.0.0.0", dashboard_address="127.0.0.1:0"
+    ) as cluster:
+        address = f"tcp://127.0.0.1:{cluster.scheduler_address.rpartition(':')[2]}"
+        if "//127." in cluster.scheduler_address:
+            pytest.skip("this host has no address but the loopback one")
+        with pytest.raises(EnvironmentMismatchError, match="TLS"):
+            open_executor(ExecutionConfig(executor="dask", dask_address=address))
+        open_executor(ExecutionConfig(executor="dask", dask_address=address, dask_insecure=True)).stop(SystemExit())
+
+
+def test_a_worker_keeps_the_threads_of_its_first_run() -> None:
+    def called(threads: int | None) -> int:
+        config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, threads_per_worker=threads)
+        made = open_executor(config)
+        try:
+            return made.call(lambda: int(os.environ["TF_NUM_INTRAOP_THREADS"]))
+        finally:
+            made.stop(KeyboardInterrupt())
+
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        assert called(1) == 1
+        assert called(None) == 1
+        with pytest.raises(EnvironmentMismatchError, match="Start the workers again"):
+            called(2)
 
 
 @pytest.mark.parametrize(
@@ -196,10 +294,10 @@ def test_a_scheduler_file_gives_its_address(tmp_path: Path) -> None:
 )
 def test_clusters_open_to_the_network_are_refused(address: str, insecure: bool, private: bool) -> None:
     if private:
-        dask_cluster.check_privacy(address, insecure)
+        dask_connection.check_privacy(address, insecure)
         return
     with pytest.raises(EnvironmentMismatchError, match="TLS"):
-        dask_cluster.check_privacy(address, insecure)
+        dask_connection.check_privacy(address, insecure)
 
 
 def test_tls_without_certificates_is_said_in_one_line() -> None:

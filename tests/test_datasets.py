@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pbd.config import AUGMENTATIONS, DataConfig
-from pbd.datasets import Dataset, load
+from pbd.datasets import Dataset, absolute, load
 from pbd.datasets.sources import load_digits
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, PbdError, UsageError
 
@@ -433,6 +433,17 @@ def write_bmp(path: Path, width: int = 4, height: int = 4) -> None:
     path.write_bytes(
         header + struct.pack("<IiiHHIIiiII", 40, width, height, 1, 24, 0, len(pixels), 0, 0, 0, 0) + pixels
     )
+
+
+@pytest.mark.parametrize("name", ["digits", "cifar10", "tfds:mnist"])
+def test_names_stay_as_they_are_in_another_working_directory(name: str) -> None:
+    assert absolute(name) == name
+
+
+def test_paths_mean_the_same_in_another_working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert absolute("images.npz") == str(tmp_path / "images.npz")
+    assert absolute("~/images.npz") == str(Path.home() / "images.npz")
 
 
 def test_a_folder_of_classes_is_split_by_us(tmp_path: Path) -> None:

@@ -109,6 +109,7 @@ def test_a_group_counts_once_and_idle_is_the_wait_for_the_slowest() -> None:
         trained("b", 1.0, worker=0, started_s=0.0, seconds=4.0),
         trained("c", 1.0, worker=0, started_s=4.0, seconds=2.0),
         trained("d", 1.0, worker=1, started_s=0.5, seconds=4.0),
+        trained("found", 1.0, worker=1, started_s=0.5, seconds=99.0, found=True),
         BlockResult("e", "failed", "two_layer", worker=1, started_s=4.5, seconds=1.0, error="no"),
     ]
     rows = worker_rows(results, num_workers=3)

@@ -1,6 +1,7 @@
 """The share of the host that a worker claims, decided by environment before any backend loads."""
 
 import contextlib
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -18,7 +19,7 @@ NAMES = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 @pytest.fixture
 def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host of eight cores and two GPUs, with nothing set and nothing loaded."""
-    for name in NAMES:
+    for name in (*NAMES, "PBD_CLAIMED"):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
@@ -28,8 +29,6 @@ def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 
 
 def claimed() -> tuple[str | None, ...]:
-    import os
-
     return tuple(os.environ.get(name) for name in NAMES)
 
 
@@ -54,11 +53,26 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
     assert claimed()[2] == "0"
 
 
+def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
+    """Dask starts a lost worker again from the coordinator, which by then has claimed its own share."""
+    child = "import os; from pbd import devices; devices.forget_inherited(); print(sorted(os.environ))"
+    parent = "from pbd import devices; import subprocess, sys; devices.claim(0, 1); "
+    parent += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    environment = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
+    command = [sys.executable, "-c", parent]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "PBD_CLAIMED"):
+        assert f"'{name}'" not in said
+    for name in ("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"):
+        assert f"'{name}'" in said
+
+
 HOLD = """
 import sys, time
 from pbd import devices
 from pbd.errors import PbdError
 try:
+    devices.SEAT = sys.argv[2]
     print(devices.take_seat(2, preferred=int(sys.argv[1])), flush=True)
 except PbdError as error:
     print(error, flush=True)
@@ -66,11 +80,9 @@ sys.stdin.read()
 """
 
 
-def test_no_two_processes_take_one_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TMPDIR", str(tmp_path))
-
+def test_no_two_processes_take_one_gpu(tmp_path: Path) -> None:
     def sit(preferred: int) -> subprocess.Popen[str]:
-        command = [sys.executable, "-c", HOLD, str(preferred)]
+        command = [sys.executable, "-c", HOLD, str(preferred), str(tmp_path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     with contextlib.ExitStack() as stack:

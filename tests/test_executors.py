@@ -11,10 +11,11 @@ import pytest
 from pbd.config import ExecutionConfig
 from pbd.errors import UsageError
 from pbd.executors import base, open_executor
-from pbd.executors.base import Seldom
+from pbd.executors.base import Emit, Seldom, run_queue
 from pbd.executors.serial import SerialExecutor
-from pbd.records import Progress
+from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.scheduling import schedulers
+from tests.fakes import make_task
 from tests.sleepers import Sleeper, sleeping
 
 
@@ -30,6 +31,15 @@ def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pyte
     now[0] += 0.5
     seldom(Progress(0, "b", 1, 100))
     assert passed[-1].done == 1
+
+
+def test_what_was_found_keeps_the_seconds_that_it_took_once() -> None:
+    def train(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+        return [BlockResult("old", "trained", "x", seconds=9.0, found=True), BlockResult("new", "trained", "x")]
+
+    ((old, new),) = run_queue(train, [TaskGroup((make_task(0),), predicted_s=2.0)], 3, lambda _: None, 0.0)
+    assert (old.seconds, new.seconds) == (9.0, pytest.approx(0.0, abs=1.0))
+    assert (old.worker, new.worker) == (3, 3)
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "round_robin"])

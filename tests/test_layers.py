@@ -31,7 +31,7 @@ FLOORS = (
 """From the ground up; a module may import from the floors below it, and from its own package."""
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 KNOWS_MPI = {"executors/mpi.py"}
-KNOWS_DASK = {"executors/dask.py", "executors/dask_cluster.py", "executors/dask_worker.py"}
+KNOWS_DASK = {f"executors/dask_{part}.py" for part in ("cluster", "connection", "worker")}
 MAY_IMPORT_TENSORFLOW = {"datasets", "devices"}
 
 

@@ -253,6 +253,7 @@ def test_what_is_in_the_run_directory_is_not_trained_again(
     results = train(made, tasks)
     assert trained == [("second",)]
     assert_same_weights(results["third"], first)
+    assert (results["second"].found, results["third"].found) == (False, True)
     assert set(train(made, tasks)) == {"second", "third"}
     assert trained == [("second",)]
 

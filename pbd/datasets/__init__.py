@@ -4,7 +4,7 @@ data = load(DataConfig(dataset="digits"), seed=0)
 for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
 """
 
-from pbd.datasets.loading import known_names, load
+from pbd.datasets.loading import absolute, known_names, load
 from pbd.datasets.pipelines import Dataset, IndexedSplit, Split, StreamSplit
 
-__all__ = ["Dataset", "IndexedSplit", "Split", "StreamSplit", "known_names", "load"]
+__all__ = ["Dataset", "IndexedSplit", "Split", "StreamSplit", "absolute", "known_names", "load"]

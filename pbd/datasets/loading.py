@@ -23,6 +23,13 @@ def known_names() -> tuple[str, ...]:
     return ("digits", *KERAS_NAMES)
 
 
+def absolute(name: str) -> str:
+    """Return the dataset's name or, if it is a path, one that means the same in every working directory."""
+    if name in known_names() or name.startswith(TFDS_PREFIX):
+        return name
+    return str(Path(name).expanduser().absolute())
+
+
 def load(
     config: DataConfig, seed: int, image_shape: FreeShape | None = None, *, split_by_class: bool = True
 ) -> Dataset:

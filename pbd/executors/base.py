@@ -84,7 +84,7 @@ def run_queue(
                 result,
                 worker=worker,
                 started_s=started - phase_began,
-                seconds=seconds,
+                seconds=result.seconds if result.found else seconds,
                 predicted_s=group.predicted_s,
             )
             for result in results

@@ -12,29 +12,35 @@ import queue
 import string
 import time
 import uuid
-from asyncio import CancelledError
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import cloudpickle
-import dask
-import distributed
 
 from pbd.config import ExecutionConfig
-from pbd.errors import EnvironmentMismatchError, PbdError
+from pbd.errors import NoWorkersError
 from pbd.executors import dask_worker
 from pbd.executors.base import Emit, TrainGroup
-from pbd.executors.dask_cluster import Cluster, scheduler_lost
+from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, outcome
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 
 MOST_ATTEMPTS = 3
 """How many workers a group may lose before it is tried task by task, and a task before it is given up."""
 _POLL_S = 0.5
-_COLLECT_S = 30.0
 _LEAST_DURATION_S = 0.01  # Dask never steals what it takes for shorter than a millisecond
 
 T = TypeVar("T")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sent:
+    """A group that is with the cluster."""
+
+    group: TaskGroup
+    key: str
+    future: "Future[dask_worker.Done]"
 
 
 class DaskExecutor:
@@ -48,22 +54,27 @@ class DaskExecutor:
 
     def __init__(self, config: ExecutionConfig) -> None:
         self._config = config
-        self._topic = f"pbd-{uuid.uuid4().hex}"
+        self._run = _letters(uuid.uuid4().int)
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._began = 0.0
         self._cluster = Cluster(config)
-        self._client = self._cluster.client
-        self._client.subscribe_topic(self._topic, lambda event: self._events.put(event[1]))
-        self._settling = self._settle_all()
+        try:
+            self._cluster.subscribe(self._topic, self._events.put)
+            self._settling = self._settle_all()
+        except BaseException:
+            self._cluster.close()
+            raise
 
-    def _settle_all(self) -> list[Any]:
+    @property
+    def _topic(self) -> str:
+        return f"pbd-{self._run}"
+
+    def _settle_all(self) -> list["Future[None]"]:
         """Have every worker load its backend while this process loads its own."""
-        present = self._cluster.present()
-        settings = self._settings(present)
-        return [
-            self._client.submit(dask_worker.settle, settings, workers=[worker], pure=False, priority=1)
-            for worker in present
-        ]
+        roll = self._cluster.look()
+        settings = self._settings(roll)
+        submit = self._cluster.submit
+        return [submit(self._key(), dask_worker.settle, settings, worker=worker) for worker in roll.ready]
 
     @property
     def num_workers(self) -> int:
@@ -71,99 +82,105 @@ class DaskExecutor:
         return self._cluster.num_workers
 
     def call(self, function: Callable[[], T]) -> T:
-        settings = self._settings(self._cluster.present())
-        with _said_in_one_line():
-            return self._client.submit(dask_worker.call, cloudpickle.dumps(function), settings, pure=False).result()
+        settings, key = self._settings(self._cluster.look()), self._key()
+        future = self._cluster.submit(key, dask_worker.call, cloudpickle.dumps(function), settings)
+        while not finished({key: future}, _POLL_S):
+            ready = self._cluster.look().ready
+            self._cluster.expect_work(bool(ready) or self._cluster.has_begun(key))
+        try:
+            return outcome(future)
+        except LostWorkError as error:
+            raise NoWorkersError(
+                "every worker that measured the layers was lost: out of memory, or killed? See the workers' own output."
+            ) from error
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         self._began = time.monotonic()
         pickled = cloudpickle.dumps(train_group)
-        for arrived in (self._let_steal if assignment.steals else self._hand_out)(pickled, assignment):
+        arriving = (
+            self._let_steal(pickled, assignment)
+            if assignment.steals
+            else self._hand_out(pickled, Dispatcher(assignment))
+        )
+        for arrived in arriving:
             self._pass_on_progress(emit)
             yield from arrived
 
-    def _hand_out(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
+    def _hand_out(self, pickled: bytes, dispatcher: Dispatcher) -> Iterator[Sequence[BlockResult]]:
         """Keep one group in flight per worker; yield, about twice a second, what has arrived since."""
-        dispatcher, losses = Dispatcher(assignment), collections.Counter[tuple[str, ...]]()
-        running: dict[str, tuple[Any, TaskGroup]] = {}
+        running: dict[str, _Sent] = {}
+        losses, number = collections.Counter[tuple[str, ...]](), self._cluster.number
         while running or dispatcher.left:
-            present, number = self._cluster.present(), self._cluster.number
-            for absent in set(range(self.num_workers)) - set(map(number, present)):
+            roll = self._cluster.look()
+            self._cluster.expect_work(bool(running or roll.ready))
+            for absent in set(range(self.num_workers)) - set(map(number, roll.ready | running.keys())):
                 dispatcher.lose(absent)
-            for worker in running.keys() - present:
-                future, group = running.pop(worker)
-                future.cancel()
-                yield _try_again(group, losses, dispatcher)
-            for worker in sorted(present - running.keys(), key=number):
+            for worker in running.keys() - roll.ready:  # lost, or paused for want of memory
+                if worker not in roll.there:
+                    yield _try_again(_withdrawn(running.pop(worker)), losses, dispatcher)
+                elif not self._cluster.has_begun(running[worker].key):
+                    dispatcher.put_back(_withdrawn(running.pop(worker)))
+            for worker in sorted(roll.ready - running.keys(), key=number):
                 if (group := dispatcher.take(number(worker))) is not None:
-                    running[worker] = (self._submit(pickled, group, present, workers=[worker]), group)
-            for worker in self._finished({worker: future for worker, (future, _) in running.items()}):
-                future, group = running.pop(worker)
-                arrived = self._take_in(future, group)
-                yield _try_again(group, losses, dispatcher) if arrived is None else arrived
+                    running[worker] = self._send(pickled, group, roll, worker=worker)
+            for worker in finished({worker: sent.future for worker, sent in running.items()}, _POLL_S):
+                sent = running.pop(worker)
+                arrived = self._take_in(sent)
+                yield _try_again(sent.group, losses, dispatcher) if arrived is None else arrived
             yield ()
 
     def _let_steal(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
-        """Submit everything at once: Dask places the groups by their predicted times, steals, and tries again.
+        """Send everything at once: Dask places the groups by their predicted times, steals, and tries again.
 
-        It takes durations by the prefix of a task's key, so that each group needs one of its own.
+        It takes durations by the letters that a task's key begins with, so that each group needs its own. When a worker
+        dies it blames whatever waited there as well, so that what it gives up for that is handed out one by one.
         """
-        present = self._cluster.present()
+        roll = self._cluster.look()
         self._cluster.check_single_threads()
-        turns = itertools.zip_longest(*assignment.queues)
-        groups = {f"pbd{_letters(at)}": group for at, group in enumerate(filter(None, itertools.chain(*turns)))}
-        durations = {prefix: max(group.predicted_s or 0.0, _LEAST_DURATION_S) for prefix, group in groups.items()}
-        self._client.run_on_scheduler(dask.config.set, {"distributed.scheduler.default-task-durations": durations})
-        futures = {
-            prefix: self._submit(pickled, group, present, key=f"{prefix}-{uuid.uuid4().hex}", priority=-at)
-            for at, (prefix, group) in enumerate(groups.items())
+        in_turns = filter(None, itertools.chain(*itertools.zip_longest(*assignment.queues)))
+        groups = {f"{self._run}x{_letters(at)}": group for at, group in enumerate(in_turns)}
+        durations = {kind: max(group.predicted_s or 0.0, _LEAST_DURATION_S) for kind, group in groups.items()}
+        self._cluster.predict(durations)
+        running = {
+            kind: self._send(pickled, group, roll, kind=kind, priority=-at)
+            for at, (kind, group) in enumerate(groups.items())
         }
-        while futures:
-            self._cluster.present()
-            for prefix in self._finished(futures):
-                arrived = self._take_in(futures[prefix], groups[prefix])
-                if arrived is not None:  # else Dask lost it again, and is at it
-                    del futures[prefix]
-                    yield arrived
+        blamed: list[TaskGroup] = []
+        while running:
+            self._cluster.expect_work(bool(self._cluster.look().there))
+            for kind in finished({kind: sent.future for kind, sent in running.items()}, _POLL_S):
+                sent = running.pop(kind)
+                arrived = self._take_in(sent)
+                blamed += [sent.group] if arrived is None else []
+                yield arrived or ()
             yield ()
+        singly = tuple(TaskGroup((task,)) for group in blamed for task in group.tasks)
+        queues = ((),) * len(assignment.queues)
+        yield from self._hand_out(pickled, Dispatcher(dataclasses.replace(assignment, queues=queues, pool=singly)))
 
-    def _submit(self, pickled: bytes, group: TaskGroup, present: set[str], **options: Any) -> Any:
-        return self._client.submit(dask_worker.train, pickled, group, self._settings(present), pure=False, **options)
+    def _send(self, pickled: bytes, group: TaskGroup, roll: Roll, kind: str = "group", **options: Any) -> _Sent:
+        key = self._key(kind)
+        future = self._cluster.submit(key, dask_worker.train, pickled, group, self._settings(roll), **options)
+        return _Sent(group, key, future)
 
-    def _settings(self, present: set[str]) -> dask_worker.Settings:
-        hosts = collections.Counter(map(dask_worker.host, present))
+    def _key(self, kind: str = "settle") -> str:
+        return f"{kind}-{uuid.uuid4().hex}"
+
+    def _settings(self, roll: Roll) -> dask_worker.Settings:
+        hosts = collections.Counter(map(dask_worker.host, roll.there))
         return dask_worker.Settings(self._config.threads_per_worker, self._config.verbose, dict(hosts), self._topic)
 
-    def _finished(self, futures: Mapping[str, Any]) -> list[str]:
-        """Wait a little for any of these, and return the keys of those that are done."""
-        if not futures:
-            time.sleep(_POLL_S)
-            return []
+    def _take_in(self, sent: _Sent) -> list[BlockResult] | None:
+        """Return the results of a group with its worker and times; `None` if its workers died."""
         try:
-            with self._client.as_current():
-                distributed.wait(list(futures.values()), timeout=_POLL_S, return_when="FIRST_COMPLETED")
-        except TimeoutError:
-            return []
-        except CancelledError as error:
-            raise scheduler_lost() from error
-        return [key for key, future in futures.items() if future.done()]
-
-    def _take_in(self, future: Any, group: TaskGroup) -> list[BlockResult] | None:
-        """Return the results of a group with its worker and times; `None` if they were lost on the way."""
-        try:
-            with _said_in_one_line():
-                done: dask_worker.Done = future.result(timeout=_COLLECT_S)
-        except TimeoutError:
+            done = outcome(sent.future)
+        except LostWorkError:
             return None
-        except distributed.KilledWorker:
-            return _given_up(group)
-        now_s, number = time.monotonic() - self._began, self._cluster.number(done.worker)
-        return [
-            dataclasses.replace(result, worker=number, started_s=max(0.0, now_s - result.seconds))
-            for result in done.results
-        ]
+        ended_s, number = time.monotonic() - self._began, self._cluster.number(done.worker)
+        started_s = max(0.0, ended_s - done.seconds)
+        return [dataclasses.replace(result, worker=number, started_s=started_s) for result in done.results]
 
     def _pass_on_progress(self, emit: Emit) -> None:
         while not self._events.empty():
@@ -181,21 +198,9 @@ class DaskExecutor:
             self._cluster.close()
 
 
-@contextlib.contextmanager
-def _said_in_one_line() -> Iterator[None]:
-    """Turn what went wrong in a worker, apart from its death, into something that a user can act on."""
-    try:
-        yield
-    except (TimeoutError, distributed.KilledWorker, PbdError):
-        raise
-    except CancelledError as error:
-        raise scheduler_lost() from error
-    except Exception as error:
-        said = " ".join(str(error).split())
-        raise EnvironmentMismatchError(
-            f"every Dask worker must have this pbd and see the run directory. Received: {type(error).__name__}: "
-            f"{said}. Start the workers where python -m pbd.run works."
-        ) from error
+def _withdrawn(sent: _Sent) -> TaskGroup:
+    sent.future.cancel()
+    return sent.group
 
 
 def _try_again(
@@ -209,13 +214,9 @@ def _try_again(
         for task in reversed(group.tasks):
             dispatcher.put_back(TaskGroup((task,)))
     else:
-        return _given_up(group)
+        message = "every worker that trained it was lost: out of memory, or killed? See the workers' own output."
+        return [BlockResult(group.layer_names[0], "failed", block="", error=message)]
     return []
-
-
-def _given_up(group: TaskGroup) -> list[BlockResult]:
-    message = "every worker that trained it was lost: out of memory, or killed? See the workers' own output."
-    return [BlockResult(name, "failed", block="", error=message) for name in group.layer_names]
 
 
 def _letters(number: int) -> str:

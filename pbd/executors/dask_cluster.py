@@ -1,26 +1,40 @@
-"""Start a Dask cluster on this machine, or join one that was started elsewhere, and know its workers."""
+"""A Dask cluster as the executor sees it: who is there, and what becomes of the work they are sent."""
 
+import concurrent.futures
 import contextlib
-import ipaddress
-import json
 import logging
+import pickle
 import time
-from asyncio import CancelledError
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import CancelledError, Future
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
+import dask
 import distributed
+from distributed.client import ClosedClientError
 
-from pbd import devices
 from pbd.config import ExecutionConfig
-from pbd.errors import EnvironmentMismatchError, MissingInputError, NoWorkersError
+from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
+from pbd.executors import dask_connection
 
-CONNECT_S = 25.0
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
-MOST_LOCAL_CPU_WORKERS = 8
-"""Without GPUs, how many workers are started here at most where nobody says how many."""
+
+T = TypeVar("T")
+
+
+class LostWorkError(Exception):
+    """Dask gave some work up because several workers died that had it."""
+
+
+@dataclass(frozen=True)
+class Roll:
+    """The addresses of the workers at one time."""
+
+    there: frozenset[str]
+    ready: frozenset[str]
+    """Those that begin new work: not paused for want of memory, and not about to leave."""
 
 
 class Cluster:
@@ -37,16 +51,13 @@ class Cluster:
         self._numbers: dict[str, int] = {}
         self._number_of_name: dict[str, int] = {}
         with contextlib.ExitStack() as stack:
-            if config.dask_address is None:
-                where: Any = stack.enter_context(_local_cluster(config))
-            else:
-                where = scheduler_address(config.dask_address)
-                check_privacy(where, config.dask_insecure)
-            self.client = stack.enter_context(_connected(where))
+            self._client = stack.enter_context(dask_connection.connect(config))
+            self._scheduler_id = self._client.scheduler_info()["id"]
             self._wait_for_workers(config.workers or 1)
+            self._idle_since: float | None = None
+            self._submitter = self._client.get_executor(pure=False)
+            self.look()
             self._open = stack.pop_all()
-        self._last_seen = time.monotonic()
-        self.present()
 
     @property
     def num_workers(self) -> int:
@@ -55,39 +66,86 @@ class Cluster:
 
     def number(self, address: str) -> int:
         """Return the number of the worker that is, or was, at this address."""
-        if address not in self._numbers:
-            self._number_newcomers()
-        if address not in self._numbers:  # it came and went between two looks
-            self._numbers[address] = self._number_of_name.setdefault(address, self.num_workers)
+        if address not in self._numbers:  # it came since the last look
+            self.look()
+        if address not in self._numbers:  # and went
+            self._number({address: address})
         return self._numbers[address]
 
-    def present(self) -> set[str]:
-        """Return the addresses of the workers that are there now.
+    def look(self) -> Roll:
+        """Return the workers that are there now.
 
         Raises:
-            NoWorkersError: there has been none for a minute, or the scheduler is gone.
+            NoWorkersError: the scheduler is gone, or is not the one that was asked to do the work.
         """
-        try:
-            present = set(self.client.nthreads())
-            if present - self._numbers.keys():
-                self._number_newcomers()
-        except (OSError, TimeoutError, CancelledError) as error:
-            raise scheduler_lost() from error
-        now = time.monotonic()
-        if present:
-            self._last_seen = now
-        elif now - self._last_seen > PATIENCE_S:
-            raise NoWorkersError(
-                f"all Dask workers have been gone for {PATIENCE_S:.0f} s. Finished blocks are kept: start workers, and "
-                "go on with --resume --run-dir DIR."
-            )
-        return present & self._numbers.keys()
+        with self._scheduler_there():
+            there = self._client.nthreads()
+            scheduler = self._client.scheduler_info()
+        if scheduler["id"] != self._scheduler_id:
+            raise scheduler_lost()
+        workers = {address: known for address, known in scheduler["workers"].items() if address in there}
+        self._number({address: str(known["name"]) for address, known in workers.items()})
+        ready = {address for address, known in workers.items() if known["status"] == "running"}
+        return Roll(frozenset(workers), frozenset(ready))
 
-    def _number_newcomers(self) -> None:
+    def _number(self, names: Mapping[str, str]) -> None:
         """Number new workers by name: one that was started again under its name keeps its number."""
-        names = {address: str(info["name"]) for address, info in self.client.scheduler_info()["workers"].items()}
         for address, name in sorted(names.items(), key=lambda named: (len(named[1]), named[1])):
             self._numbers[address] = self._number_of_name.setdefault(name, self.num_workers)
+
+    def expect_work(self, hopeful: bool) -> None:
+        """Take note whether anybody works or could begin to.
+
+        Raises:
+            NoWorkersError: nobody did for a minute.
+        """
+        now = time.monotonic()
+        if hopeful:
+            self._idle_since = None
+        elif self._idle_since is None:
+            self._idle_since = now
+        elif now - self._idle_since > PATIENCE_S:
+            raise NoWorkersError(
+                f"all Dask workers have been gone, or paused for want of memory, for {PATIENCE_S:.0f} s. Finished "
+                "blocks are kept: start workers, and go on with --resume --run-dir DIR."
+            )
+
+    def has_begun(self, key: str) -> bool:
+        """Return whether a worker is at this piece of work, and does not only have it waiting."""
+        try:
+            return any(key in stacks for stacks in self._client.call_stack(keys=[key]).values())
+        except KeyError:  # the scheduler has not read of it yet
+            return False
+        except (OSError, TimeoutError):  # its worker does not answer: the next look tells why
+            return True
+
+    def submit(
+        self, key: str, function: Callable[..., T], *args: Any, worker: str | None = None, priority: int = 0
+    ) -> "Future[T]":
+        """Have a worker, this one if one is given, call a function; tasks of higher priority begin first."""
+        where = {} if worker is None else {"workers": [worker]}
+        with self._scheduler_there():
+            return self._submitter.submit(function, *args, key=key, priority=priority, **where)
+
+    def subscribe(self, topic: str, handle: Callable[[Any], None]) -> None:
+        """Pass on what workers log under this topic."""
+        with self._scheduler_there():
+            self._client.subscribe_topic(topic, lambda event: handle(event[1]))
+
+    def predict(self, durations: Mapping[str, float]) -> None:
+        """Tell the scheduler how many seconds each kind of task will take (a kind is what its keys begin with)."""
+        told = {f"distributed.scheduler.default-task-durations.{kind}": each for kind, each in durations.items()}
+        with self._scheduler_there():
+            self._client.run_on_scheduler(dask.config.set, told)
+
+    @contextlib.contextmanager
+    def _scheduler_there(self) -> Iterator[None]:
+        if self._client.status != "running":  # it would try for half a minute to connect again
+            raise scheduler_lost()
+        try:
+            yield
+        except (OSError, TimeoutError, CancelledError, ClosedClientError) as error:
+            raise scheduler_lost() from error
 
     def check_single_threads(self) -> None:
         """Refuse workers that would train several groups at once, each on all of the worker's cores.
@@ -95,7 +153,8 @@ class Cluster:
         Raises:
             EnvironmentMismatchError: a worker has more than one thread.
         """
-        several = [address for address, threads in self.client.nthreads().items() if threads > 1]
+        with self._scheduler_there():
+            several = [address for address, threads in self._client.nthreads().items() if threads > 1]
         if several:
             raise EnvironmentMismatchError(
                 f"work stealing needs workers of one thread. Received: more at {several[0]}. "
@@ -108,12 +167,45 @@ class Cluster:
 
     def _wait_for_workers(self, wanted: int) -> None:
         try:
-            self.client.wait_for_workers(wanted, timeout=PATIENCE_S)
+            self._client.wait_for_workers(wanted, timeout=PATIENCE_S)
         except (TimeoutError, OSError) as error:
             raise NoWorkersError(
-                f"too few Dask workers after {PATIENCE_S:.0f} s. Received: {len(self.client.nthreads())} of {wanted}. "
+                f"too few Dask workers after {PATIENCE_S:.0f} s. Received: {len(self._client.nthreads())} of {wanted}. "
                 "Start more, or lower --workers."
             ) from error
+
+
+def finished(futures: "Mapping[str, Future[Any]]", timeout_s: float) -> list[str]:
+    """Wait a little for any of these, and return the keys of those that are done."""
+    if not futures:
+        time.sleep(timeout_s)
+    concurrent.futures.wait(futures.values(), timeout_s, concurrent.futures.FIRST_COMPLETED)
+    return [key for key, future in futures.items() if future.done()]
+
+
+def outcome(future: "Future[T]") -> T:
+    """Return what a finished piece of work gave.
+
+    Raises:
+        LostWorkError: the workers that had it died.
+        NoWorkersError: the scheduler was lost.
+        EnvironmentMismatchError: a worker could not read what it was sent.
+        Exception: any other is the work's own.
+    """
+    try:
+        return future.result()
+    except CancelledError as error:
+        raise scheduler_lost() from error
+    except distributed.KilledWorker as error:
+        raise LostWorkError(str(error)) from error
+    except PbdError:
+        raise
+    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
+        said = " ".join(str(error).split())
+        raise EnvironmentMismatchError(
+            f"every Dask worker must have this pbd. Received: {type(error).__name__}: {said}. "
+            "Start the workers where python -m pbd.run works."
+        ) from error
 
 
 def scheduler_lost() -> NoWorkersError:
@@ -122,74 +214,3 @@ def scheduler_lost() -> NoWorkersError:
         "the Dask scheduler is gone. Finished blocks are kept: start it and its workers again, and go on with "
         "--resume --run-dir DIR."
     )
-
-
-def _local_cluster(config: ExecutionConfig) -> Any:
-    """Start single-threaded workers, each in a process of its own that ends with this one."""
-    default = devices.physical_gpus() or min(MOST_LOCAL_CPU_WORKERS, devices.available_cores())
-    return distributed.LocalCluster(
-        n_workers=config.workers or default,
-        threads_per_worker=1,
-        processes=True,
-        host="127.0.0.1",
-        dashboard_address="127.0.0.1:0",
-        memory_limit=0,
-        silence_logs=logging.WARNING if config.verbose else logging.CRITICAL,
-    )
-
-
-def _connected(where: Any) -> Any:
-    own = distributed.Security().get_connection_args("client")
-    if str(where).startswith("tls://") and own.get("ssl_context") is None:
-        raise EnvironmentMismatchError(
-            f"a tls:// cluster asks for a certificate. Received: none, for {where}. Name the files in Dask's settings: "
-            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__CERT, …__TLS__CLIENT__KEY."
-        )
-    try:
-        return distributed.Client(where, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise NoWorkersError(
-            f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s. Start one, or correct "
-            "--dask-address."
-        ) from error
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise EnvironmentMismatchError(
-            f"cannot join the Dask cluster at {where}. Received: {error}. Correct --dask-address or Dask's settings."
-        ) from error
-
-
-def scheduler_address(given: str) -> str:
-    """Return the address itself, or the one that a scheduler file holds."""
-    if "://" in given:
-        return given
-    try:
-        return str(json.loads(Path(given).read_text(encoding="utf-8"))["address"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "it holds no scheduler's address"
-        raise MissingInputError(
-            f"--dask-address is tls://HOST:PORT, tcp://HOST:PORT or a scheduler file. Received: {given!r} ({reason}). "
-            "Start the scheduler with --scheduler-file and give that file."
-        ) from error
-
-
-def check_privacy(address: str, insecure: bool) -> None:
-    """Refuse a cluster that anybody on the network could send code to.
-
-    Raises:
-        EnvironmentMismatchError: it is not encrypted, not on this host, and the user does not insist.
-    """
-    parts = urlsplit(address)
-    if insecure or parts.scheme == "tls" or _is_loopback(parts.hostname or ""):
-        return
-    raise EnvironmentMismatchError(
-        "a Dask cluster on the network must use TLS: whoever reaches it runs code on every worker. "
-        f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, or insist with "
-        "--dask-insecure."
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

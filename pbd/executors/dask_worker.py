@@ -12,10 +12,12 @@ from urllib.parse import urlsplit
 import cloudpickle
 
 from pbd import devices
+from pbd.errors import EnvironmentMismatchError
 from pbd.executors.base import Seldom, run_queue
 from pbd.records import BlockResult, Progress, TaskGroup
 
-_SETTLED = threading.Event()
+_SETTLING = threading.Lock()
+_threads: int | None = None  # with which this process computes, once it has settled
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +39,8 @@ class Done:
     worker: str
     """Its address."""
     results: tuple[BlockResult, ...]
+    seconds: float
+    """Wall time of the whole."""
 
 
 def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
@@ -46,8 +50,9 @@ def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
     settle(settings)
     worker = get_worker()
     emit = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
-    (results,) = run_queue(cloudpickle.loads(pickled), [group], 0, emit, time.monotonic())
-    return Done(worker.address, tuple(results))
+    began = time.monotonic()
+    (results,) = run_queue(cloudpickle.loads(pickled), [group], 0, emit, began)
+    return Done(worker.address, tuple(results), time.monotonic() - began)
 
 
 def call(pickled: bytes, settings: Settings) -> Any:
@@ -65,19 +70,32 @@ def settle(settings: Settings) -> None:
     """Take this process's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
 
     Raises:
-        EnvironmentMismatchError: all GPUs of the host are taken.
+        EnvironmentMismatchError: all GPUs of the host are taken, or an earlier run settled this worker with another
+            number of threads.
     """
+    global _threads
+    with _SETTLING:
+        if _threads is None:
+            _threads = _take_share(settings)
+        elif settings.threads not in (None, _threads):
+            raise EnvironmentMismatchError(
+                "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
+                f"{settings.threads}, a worker with {_threads}. Start the workers again, or leave the flag out."
+            )
+
+
+def _take_share(settings: Settings) -> int:
     from distributed import get_worker
 
-    if _SETTLED.is_set():
-        return
     worker = get_worker()
+    devices.forget_inherited()
     gpus = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else devices.physical_gpus()
     number = re.search(r"\d+$", str(worker.name))
     seat = devices.take_seat(gpus, int(number[0]) if number else 0) if gpus else 0
-    devices.claim(seat, settings.workers_of_host.get(host(worker.address), 1), settings.threads, settings.verbose)
+    local_workers = settings.workers_of_host.get(host(worker.address), 1)
+    threads = devices.claim(seat, local_workers, settings.threads, settings.verbose)
     devices.load_backend()
-    _SETTLED.set()
+    return threads
 
 
 def host(address: str) -> str:

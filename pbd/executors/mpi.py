@@ -65,6 +65,7 @@ class MpiExecutor:
         self._comm = MPI.COMM_WORLD
         self._training = False  # the workers are busy and cannot be told anything
         self._released = False  # everyone knows that the run is over
+        self._telling: Any = None  # progress on its way to rank 0
         self._check_launcher()
         self.num_workers = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
@@ -126,6 +127,8 @@ class MpiExecutor:
 
     def _gather(self, mine: list[BlockResult], emit: Emit) -> list[list[BlockResult]]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
+        while self._telling is not None and not self._telling.Test():
+            time.sleep(_POLL_S)
         everyone = self._comm.Ibarrier()
         while not everyone.Test():
             self._pass_on_progress(emit)
@@ -149,18 +152,12 @@ class MpiExecutor:
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
-            self._work(command, self._progress_sender())
+            self._work(command, Seldom(self._tell_progress))
 
-    def _progress_sender(self) -> Emit:
-        """Return a function that sends progress to rank 0, seldom enough not to matter."""
-        pending: Any = None
-
-        def send(event: Progress) -> None:
-            nonlocal pending
-            if pending is None or pending.Test():
-                pending = self._comm.isend(event, dest=0, tag=_PROGRESS)
-
-        return Seldom(send)
+    def _tell_progress(self, event: Progress) -> None:
+        """Send progress to rank 0, unless it has not taken what was sent before."""
+        if self._telling is None or self._telling.Test():
+            self._telling = self._comm.isend(event, dest=0, tag=_PROGRESS)
 
     def finish(self, report: RunReport) -> None:
         self._tell_all(_Stop(report=report))
@@ -195,7 +192,9 @@ class SharedCounter:
         self._closing = threading.Event()
         self._answering = threading.Thread(target=self._answer, args=(comm,), daemon=True)
         if comm.Get_rank() == 0:
+            self._window.Lock(0)  # what others read has to be written inside of an epoch
             np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+            self._window.Unlock(0)
             if MPI.Query_thread() == MPI.THREAD_MULTIPLE:  # else workers wait until rank 0 passes on progress
                 self._answering.start()
         comm.Barrier()

@@ -150,10 +150,11 @@ class CostTable:
         """Return the table rescaled, group by group, to the seconds that a run measured.
 
         A group's layers are all scaled alike, so that for the epochs that its blocks trained (some stop early) it is
-        predicted to take what it took. Groups with a failed block tell nothing: part of their time went into retries.
+        predicted to take what it took. Groups with a failed block tell nothing: part of their time went into retries;
+        nor do those of which a part was found done.
 
         Args:
-            results: those of a group share their worker, start and seconds; ones that no worker stamped are left out.
+            results: those of a group share worker and start; ones that no worker stamped are left out.
             work: of that run.
             grouped: whether its tasks shared the prefix.
             run_dir: its directory, for the source.
@@ -183,11 +184,11 @@ class CostTable:
 
 
 def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
-    groups: dict[tuple[int, float, float], list[BlockResult]] = {}
+    groups: dict[tuple[int, float], list[BlockResult]] = {}
     for result in results:
         if result.worker is not None:
-            groups.setdefault((result.worker, result.started_s, result.seconds), []).append(result)
-    return [group for group in groups.values() if all(result.status == "trained" for result in group)]
+            groups.setdefault((result.worker, result.started_s), []).append(result)
+    return [group for group in groups.values() if all(one.status == "trained" and not one.found for one in group)]
 
 
 def read_given(wanted: str) -> CostTable | None:
