@@ -3,7 +3,6 @@
 import functools
 import time
 import uuid
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ from pbd.config import RunConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, LayerTask, ModelFacts, RunReport, Timing
-from pbd.scheduling import cost_table, schedulers
+from pbd.scheduling import cost_table
 
 if TYPE_CHECKING:
     import keras
@@ -82,20 +81,8 @@ def _distill(
         display.phase("this run was finished before")
         return finished
 
-    display.phase("predicting what each layer takes")
-    context = _context(config, inputs)
-    table, work = _predict_costs(config.execution.costs if missing else "macs", given, inputs, context, executor)
-    costs = table.costs(work, config.execution.group)
-    scheduler = schedulers.choose(config.execution.scheduler, config.execution.group, executor.elastic)
-    assignment = scheduler(missing, costs, executor.num_workers)
-    clock.lap("calibrate")
-
-    display.phase(f"training {len(missing)} blocks on {executor.num_workers} workers ({assignment.scheduler})")
-    fresh = _train(context, inputs, executor, missing, assignment, display)
-    results = done | {result.layer_name: result for result in fresh}
-    measured = table.corrected(fresh, work, config.execution.group, str(journal.path))
-    journal.write_json("costs.json", measured.as_json())
-    clock.lap("distill")
+    block_phase = _train_blocks(config, given, inputs, list(todo.values()), missing, executor, clock, display)
+    results = done | {result.layer_name: result for result in block_phase.results}
 
     (teacher_marks,) = evaluation.mark(teacher, [teacher], dataset.batches("validation"), dataset.labelled)
     lowest = config.student.lowest_accuracy(teacher_marks.measure)
@@ -114,12 +101,12 @@ def _distill(
         assembled=_facts(small.model, small.assembled),
         student=_facts(small.model, small.marks, tested[1], path),
         blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
-        workers=decisions.worker_rows(fresh, executor.num_workers),
-        timing=clock.timing(assignment, costs.source),
+        workers=decisions.worker_rows(block_phase.results, executor.num_workers),
+        timing=clock.timing(block_phase),
         energy={"source": "none", "total_j": None},
         executor=executor.name,
-        scheduler=assignment.scheduler,
-        groups=tuple(group.layer_names for group in assignment.groups),
+        scheduler=block_phase.assignment.scheduler,
+        groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         judged_by="labels" if dataset.labelled else "teacher",
         fine_tune_history=small.history,
         story=small.story,
@@ -127,6 +114,50 @@ def _distill(
     )
     report.write(finished, journal)
     return finished
+
+
+@dataclass(frozen=True)
+class _BlockPhase:
+    """What was trained by this process and its workers; what was done before is not among it."""
+
+    results: list[BlockResult]
+    assignment: Assignment
+    predicted_from: str
+
+
+def _train_blocks(
+    config: RunConfig,
+    given: cost_table.CostTable | None,
+    inputs: "Inputs",
+    todo: list[LayerTask],
+    missing: list[LayerTask],
+    executor: Executor,
+    clock: "_Clock",
+    display: progress.ProgressDisplay,
+) -> _BlockPhase:
+    """Plan, train, and write down what it took."""
+    from pbd import planning, training
+
+    journal = inputs.journal
+    if not missing:
+        clock.lap("calibrate")
+        clock.lap("distill")
+        return _BlockPhase([], Assignment("none", (), ()), "nothing that was left to train")
+    display.phase("predicting what each layer takes")
+    context = _context(config, inputs)
+    plan = planning.make(config.execution, given, context, todo, missing, executor)
+    clock.lap("calibrate")
+
+    scheduler, workers = plan.assignment.scheduler, executor.num_workers
+    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler})")
+    train_group, results = functools.partial(training.train_group, context), []
+    for result in executor.run(train_group, missing, plan.assignment, display.update):
+        if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
+            journal.commit_block(result)
+        results.append(result)
+    journal.write_json("costs.json", plan.measured_costs(results, str(journal.path)).as_json())
+    clock.lap("distill")
+    return _BlockPhase(results, plan.assignment, plan.predicted_from)
 
 
 def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
@@ -143,41 +174,6 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         journal=inputs.journal,
         session=uuid.uuid4().hex,
     )
-
-
-def _predict_costs(
-    wanted: str,
-    given: cost_table.CostTable | None,
-    inputs: "Inputs",
-    context: "TrainingContext",
-    executor: Executor,
-) -> "tuple[cost_table.CostTable, cost_table.Workload]":
-    """Predict, on a worker's device, what each layer to replace takes, those done before included."""
-    from pbd import calibration
-
-    todo = tuple(task for task in inputs.tasks if task.skip_reason is None)
-    return executor.call(functools.partial(calibration.predict, context, todo, wanted, given, executor.num_workers))
-
-
-def _train(
-    context: "TrainingContext",
-    inputs: "Inputs",
-    executor: Executor,
-    tasks: Sequence[LayerTask],
-    assignment: Assignment,
-    display: progress.ProgressDisplay,
-) -> list[BlockResult]:
-    """Train every group of the assignment on the executor's workers; each block is on disk when this returns."""
-    from pbd import training
-
-    if not tasks:
-        return []
-    results = []
-    for result in executor.run(functools.partial(training.train_group, context), tasks, assignment, display.update):
-        if result.status == "trained":  # again, now with its worker and times
-            inputs.journal.commit_block(result)
-        results.append(result)
-    return results
 
 
 def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:
@@ -207,13 +203,13 @@ class _Clock:
     def lap(self, phase: str) -> None:
         self.laps[phase] = time.monotonic() - self.began - sum(self.laps.values())
 
-    def timing(self, assignment: Assignment, predicted_from: str) -> Timing:
+    def timing(self, block_phase: _BlockPhase) -> Timing:
         return Timing(
             teacher_s=self.laps["teacher"],
             calibrate_s=self.laps["calibrate"],
             distill_s=self.laps["distill"],
-            predicted_makespan_s=assignment.predicted_makespan_s,
-            predicted_from=predicted_from,
+            predicted_makespan_s=block_phase.assignment.predicted_makespan_s,
+            predicted_from=block_phase.predicted_from,
             fine_tune_s=self.laps["fine_tune"],
             total_s=time.monotonic() - self.began,
         )

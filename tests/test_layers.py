@@ -25,6 +25,7 @@ FLOORS = (
     {"layer_timing"},
     {"calibration"},
     {"executors", "preparation"},
+    {"planning"},
     {"pipeline"},
     {"run"},
 )

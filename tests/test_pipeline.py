@@ -1,11 +1,14 @@
 """The whole method from Python: what goes in, what is written, and what comes back."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+
+from pbd.journal import Journal
 
 SMALL = {"train_limit": 256, "batch_size": 32, "epochs": 1, "fine_tune_epochs": 1, "executor": "serial"}
 
@@ -80,6 +83,23 @@ def test_a_finished_run_is_not_done_again(run_dir: Path, monkeypatch: pytest.Mon
     again = pbd.distill(model=small_teacher(), run_dir=run_dir, max_accuracy_drop=1.0, resume=True, **SMALL)
     assert report.to_json(again) == json.loads((run_dir / "report.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.npz")} == before
+
+
+def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_measured(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pbd
+    from pbd import calibration, report
+
+    again = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (again / "report.json").unlink()
+    monkeypatch.setattr(calibration, "predict", lambda *_: pytest.fail("there was nothing to predict"))
+    finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL)
+    assert (again / "costs.json").read_bytes() == (run_dir / "costs.json").read_bytes()
+    assert (finished.scheduler, finished.groups, finished.timing.predicted_makespan_s) == ("none", (), 0.0)
+    assert [row.busy_s for row in finished.workers] == [0.0]
+    before = report.read(Journal(run_dir))
+    assert finished.student.test_accuracy == pytest.approx(before.student.test_accuracy, abs=0.02)
 
 
 def test_one_seed_gives_one_student_dropout_included(run_dir: Path, tmp_path: Path) -> None:
