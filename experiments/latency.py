@@ -205,14 +205,14 @@ def installed(runtimes: Sequence[str], console: Console) -> list[str]:
 
 
 def run(settings: argparse.Namespace, console: Console) -> list[Row]:
-    """Measure what the settings ask for, in every runtime that is installed, and print it.
+    """Measure what the settings ask for, folded for inference, in every runtime that is installed, and print it.
 
     Raises:
         PbdError: a network cannot be used, or none of the runtimes is installed.
     """
     present = installed(settings.runtimes, console)
     devices.load_backend()
-    from pbd import graph, teachers
+    from pbd import folding, graph, teachers
 
     teacher = load_teacher(settings.teacher, settings.image_size)
     networks = {"the teacher": teacher}
@@ -221,7 +221,8 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     else:
         student = teachers.load_file(settings.student)
         networks[Path(settings.student).stem] = graph.flatten(student, tuple(teacher.inputs[0].shape[1:]))
-    rows = [row for runtime in present for row in measure(networks, runtime, settings.batches, settings.rounds)]
+    folded = {name: folding.fold(model) for name, model in networks.items()}
+    rows = [row for runtime in present for row in measure(folded, runtime, settings.batches, settings.rounds)]
     console.print(as_table(rows))
     return rows
 

@@ -17,6 +17,8 @@ import numpy as np
 from pbd.decoupling import Factors
 from pbd.records import LayerTask
 
+FILTERED, POINTWISE = "_pbd_filtered", "_pbd_pointwise"
+"""What a decoupled block appends to its layer's name: for the filtered maps side by side, and for what mixes them."""
 SHIFT = 2.0
 """Deviations by which a ReLU's input is shifted where it should let nearly everything through."""
 
@@ -108,13 +110,13 @@ def decoupled(x: Any, task: LayerTask, seed: int, rank: int) -> Any:
         )(x)
         for number in range(1, most_ranks(task, rank) + 1)
     ]
-    x = filtered[0] if len(filtered) == 1 else keras.layers.Concatenate(name=f"{name}_filtered")(filtered)
+    x = filtered[0] if len(filtered) == 1 else keras.layers.Concatenate(name=f"{task.layer_name}{FILTERED}")(filtered)
     x = keras.layers.Conv2D(
         task.output_shape[-1],
         1,
         use_bias=task.use_bias,
         kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
-        name=f"{name}_pointwise",
+        name=f"{task.layer_name}{POINTWISE}",
     )(x)
     return _activated(x, task)
 
@@ -183,7 +185,7 @@ def set_factors(block: keras.Model, task: LayerTask, factors: Factors, bias: np.
         filters = factors.depthwise[:, :, number].T.reshape(*task.kernel_size, channels, 1)
         block.get_layer(f"{name}_depthwise{number + 1}").set_weights([filters])
     rows = factors.pointwise.transpose(1, 0, 2).reshape(1, 1, rank * channels, -1)
-    block.get_layer(f"{name}_pointwise").set_weights([rows, bias] if task.use_bias else [rows])
+    block.get_layer(f"{task.layer_name}{POINTWISE}").set_weights([rows, bias] if task.use_bias else [rows])
 
 
 def set_separable(

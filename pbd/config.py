@@ -170,9 +170,8 @@ class StudentConfig:
     distillation_weight: float = 0.9
     """Share of the teacher in mixed; the labels have the rest."""
     target_accuracy_drop: float | None = None
-    """Give layers back until the student's validation accuracy (agreement, if no labels) is at most this far below."""
-    give_back_epochs: int = 1
-    """Fine-tuning epochs after each layer that is given back; at most fine_tune_epochs."""
+    """Give layers back until the student's validation accuracy (agreement, if no labels) is at most this far below;
+    each time, it is made and fine-tuned again."""
 
     def __post_init__(self) -> None:
         _fraction("accuracy_threshold", self.accuracy_threshold)
@@ -180,7 +179,6 @@ class StudentConfig:
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError("give accuracy_threshold or max_accuracy_drop, not both.")
         _at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
-        _at_least("give_back_epochs", self.give_back_epochs, 0)
         _fraction("target_accuracy_drop", self.target_accuracy_drop)
         _fraction("distillation_weight", self.distillation_weight)
         _one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)

@@ -17,7 +17,7 @@ FEWEST_CHANNELS = 8
 """Depthwise filters on fewer channels leave most of a vector unit idle; a stem of an RGB image has three."""
 
 
-def _walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
+def walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
     """Run a functional model's graph on other tensors; `make` gives the operation to use, `call` applies it."""
     return model._run_through_graph(inputs, operation_fn=make, call_fn=call)
 
@@ -76,7 +76,7 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
             kwargs["training"] = inner_training
         return operation(*args, **kwargs)
 
-    return _walk(model, inputs, make, call)
+    return walk(model, inputs, make, call)
 
 
 def image_shape_of(model: keras.Model) -> tuple[int | None, ...]:
@@ -274,7 +274,7 @@ def swap(model: keras.Model, tasks: Iterable[LayerTask], block: str, seed: int =
         return blocks.BLOCKS[block](args[0], task, seed) if task else operation(*args, **kwargs)
 
     inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
-    outputs = keras.tree.flatten(_walk(model, inputs, make, call))[0]
+    outputs = keras.tree.flatten(walk(model, inputs, make, call))[0]
     copy = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
     return copy
@@ -303,7 +303,7 @@ def _swap_one(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
         changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
         return outputs
 
-    return keras.tree.flatten(_walk(model, model.inputs, lambda operation: operation, call))[0]
+    return keras.tree.flatten(walk(model, model.inputs, lambda operation: operation, call))[0]
 
 
 def run(model: keras.Model, images: Any, training: set[str]) -> Any:
@@ -314,4 +314,4 @@ def run(model: keras.Model, images: Any, training: set[str]) -> Any:
             kwargs["training"] = True
         return operation(*args, **kwargs)
 
-    return _walk(model, images, lambda operation: operation, call)
+    return walk(model, images, lambda operation: operation, call)

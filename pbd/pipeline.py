@@ -64,7 +64,7 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
 def _distill(
     config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
 ) -> RunReport:
-    from pbd import evaluation, preparation, student  # these load the backend
+    from pbd import evaluation, folding, preparation, student  # these load the backend
 
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
@@ -89,6 +89,7 @@ def _distill(
     accepted = decisions.accept(results.values(), lowest)
     small = student.make(teacher, dataset, tasks, accepted, config, display)
     path = preparation.save_model(journal, "student.keras", small.model)
+    preparation.save_model(journal, "student_folded.keras", folding.fold(small.model))
     clock.lap("fine_tune")
 
     display.phase("reading the test split, once")

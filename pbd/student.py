@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from pbd import blocks, evaluation, fine_tuning, graph
+from pbd import blocks, fine_tuning, graph
 from pbd.config import RunConfig, StudentConfig
 from pbd.datasets import Dataset
 from pbd.evaluation import Marks
@@ -18,12 +18,10 @@ from pbd.records import BlockResult, LayerTask
 
 STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
-HURT_IMAGES = 1024
-"""How many validation images tell which block hurts the student most."""
 ROUNDING = 1e-9
 """A target that is met exactly is met."""
-GIVE_BACK_RATE = 0.3
-"""Share of the first learning rate at which fine-tuning goes on after a layer was given back."""
+AIM = 0.8
+"""The share of the accuracy drop allowed that the next student is made for: what it loses is only foretold roughly."""
 
 
 def assemble(
@@ -138,25 +136,6 @@ class Workshop:
             layer.trainable = trainable[layer.name]
         return tuning
 
-    def without(self, model: keras.Model, accepted: Mapping[str, BlockResult], name: str) -> keras.Model:
-        """Return the student as it is, but with one more layer of the teacher's own."""
-        left = {key: result for key, result in accepted.items() if key != name}
-        copy = assemble(self.teacher, self.tasks, left, self.config.blocks.block)
-        tuned = {layer.name: layer for layer in model.layers}
-        for layer in copy.layers:
-            if layer.name in tuned and layer.weights:
-                layer.set_weights(tuned[layer.name].get_weights())
-        return copy
-
-    def hurts_most(self, model: keras.Model, accepted: Mapping[str, BlockResult]) -> str:
-        """Return the layer without whose block the student's outputs diverge least from the teacher's."""
-        names = [task.layer_name for task in self.tasks if task.layer_name in accepted]
-        candidates = [self.without(model, accepted, name) for name in names]
-        images = self.dataset.batches("validation", limit=HURT_IMAGES)
-        marks = evaluation.mark(self.teacher, candidates, images, self.dataset.labelled)
-        divergence = {name: found.kl for name, found in zip(names, marks, strict=True)}
-        return min(names, key=lambda name: divergence[name] if math.isfinite(divergence[name]) else math.inf)
-
 
 def make(
     teacher: keras.Model,
@@ -168,8 +147,8 @@ def make(
 ) -> Student:
     """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole.
 
-    With a target, layers are given back to the student one by one, the one whose block hurts most first, and
-    fine-tuning goes on after each, until the target holds or no block is left.
+    With a target, the layers whose blocks cost most are given back to the student, and it is made again of the others,
+    until the target holds or no block is left.
     """
     keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
     shop = Workshop(teacher, dataset, tasks, config, display.update)
@@ -187,33 +166,48 @@ def make(
 def _keep_promise(
     shop: Workshop, student: Student, accepted: dict[str, BlockResult], display: ProgressDisplay
 ) -> Student:
-    """Give layers back until the validation accuracy is within the target of the teacher's."""
+    """Give layers back until the validation accuracy is within the target of the teacher's.
+
+    The blocks that cost most go first, as many as the accuracy that is missing calls for, and the student is made anew
+    of the others: what was tuned around a block is no better off with the teacher's layer in its place.
+    """
     teacher = shop.examine(shop.teacher)
-    settings = shop.config.student
-    wanted = teacher.measure - settings.target_accuracy_drop - ROUNDING
-    again = replace(
-        settings,
-        fine_tune_epochs=min(settings.give_back_epochs, settings.fine_tune_epochs),
-        fine_tune_learning_rate=GIVE_BACK_RATE * settings.fine_tune_learning_rate,
-    )
+    target = shop.config.student.target_accuracy_drop or 0.0
+    wanted = teacher.measure - target - ROUNDING
     kept = dict(accepted)
     while student.marks.measure < wanted and kept:
-        name = shop.hurts_most(student.model, kept)
-        model = shop.without(student.model, kept, name)
-        del kept[name]
-        model = shop.with_fresh_statistics(model) if kept else graph.flatten(shop.teacher)
-        tuning = shop.fine_tune(model, kept, shop.examine(model), again, first_epoch=len(student.history))
-        line = f"gave back {name}: {_in_words(student.marks)} -> {_in_words(tuning.best)} (wanted {wanted:.4f})"
-        display.phase(line)
+        worst = worst_blocks(kept, AIM * target / (teacher.measure - student.marks.measure))
+        kept = {name: result for name, result in kept.items() if name not in worst}
+        model = shop.assemble(kept) if kept else graph.flatten(shop.teacher)
+        tuning = shop.fine_tune(model, kept, shop.examine(model), shop.config.student, len(student.history))
+        line = f"gave back {', '.join(worst)}: {_in_words(student.marks)} -> {_in_words(tuning.best)}"
+        display.phase(f"{line} (wanted {wanted:.4f})")
+        why = f"cost most, with the student at {student.marks.measure:.4f} < {wanted:.4f}"
         student = Student(
             model,
             student.assembled,
             tuning.best,
             student.history + tuning.history,
-            (*student.story, line, *tuning.story),
-            student.given_back | {name: f"hurt most with the student at {student.marks.measure:.4f} < {wanted:.4f}"},
+            (*student.story, f"{line} (wanted {wanted:.4f})", *tuning.story),
+            student.given_back | dict.fromkeys(worst, why),
         )
     return student
+
+
+def worst_blocks(accepted: Mapping[str, BlockResult], share: float) -> tuple[str, ...]:
+    """Return the blocks that cost most, one at least, half of them at most, so that the others cost this share at most.
+
+    A block's cost is how far the teacher's outputs diverge with only it swapped in.
+    """
+    cost = {name: _cost(result) for name, result in accepted.items()}
+    by_cost = sorted(cost, key=lambda name: cost[name], reverse=True)
+    total = sum(cost.values())
+    enough = (count for count in range(1, len(by_cost)) if sum(cost[name] for name in by_cost[count:]) <= share * total)
+    return tuple(by_cost[: min(next(enough, len(by_cost)), math.ceil(len(by_cost) / 2))])
+
+
+def _cost(result: BlockResult) -> float:
+    return result.val_kl if result.val_kl is not None and math.isfinite(result.val_kl) else math.inf
 
 
 def _in_words(marks: Marks) -> str:

@@ -64,7 +64,6 @@ def test_no_two_settings_share_a_name() -> None:
         ({"distillation_weight": -0.1}, "Received: -0.1"),
         ({"target_accuracy_drop": 2}, "target_accuracy_drop must lie in [0, 1]"),
         ({"target_accuracy_drop": math.nan}, "Received: nan"),
-        ({"give_back_epochs": -1}, "give_back_epochs must be at least 0"),
         ({"fine_tune_learning_rate": -0.001}, "fine_tune_learning_rate must be positive"),
         ({"labels": 0}, "labels must be of type bool"),
         ({"labels": False, "fine_tune_loss": "cross_entropy"}, "cross_entropy needs labels"),
@@ -113,7 +112,6 @@ def test_every_known_block_and_first_weights_are_taken() -> None:
         {"temperature": 2.0},
         {"distillation_weight": 0.5},
         {"target_accuracy_drop": 0.05},
-        {"give_back_epochs": 2},
     ],
 )
 def test_what_changes_the_student_is_part_of_its_identity(settings: dict) -> None:

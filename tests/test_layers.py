@@ -20,7 +20,7 @@ FLOORS = (
     {"datasets"},
     {"evaluation", "blocks"},
     {"graph", "fitting"},
-    {"initialisation", "scoring", "fine_tuning"},
+    {"initialisation", "scoring", "fine_tuning", "folding"},
     {"training", "student", "teachers"},
     {"layer_timing"},
     {"calibration"},

@@ -74,6 +74,17 @@ def test_the_student_opens_without_pbd_and_has_the_reported_accuracy(run_dir: Pa
     assert np.concatenate(right).mean() == pytest.approx(said["student"]["test_accuracy"])
 
 
+def test_the_folded_student_gives_the_same_and_opens_without_pbd(run_dir: Path) -> None:
+    import keras
+
+    images = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 1)).astype(np.float32)
+    student, folded = (keras.models.load_model(run_dir / f"student{which}.keras") for which in ("", "_folded"))
+    wanted = student.predict(images, verbose=0)
+    np.testing.assert_allclose(folded.predict(images, verbose=0), wanted, rtol=1e-4, atol=1e-6)
+    assert any(isinstance(layer, keras.layers.Concatenate) for layer in student.layers)
+    assert not any(isinstance(layer, keras.layers.Concatenate) for layer in folded.layers)
+
+
 def test_a_finished_run_is_not_done_again(run_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pbd
     from pbd import datasets, report
