@@ -1,32 +1,40 @@
 """Which device and how many threads this process uses; decided before any backend is loaded."""
 
+import errno
 import importlib
 import importlib.util
+import json
 import logging
 import os
 import socket
 import sys
+from collections.abc import Sequence
 
 import threadpoolctl
 
 from pbd.errors import EnvironmentMismatchError
 
-SEAT = "pbd-gpu"
-_CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and their names
-_SEATS: list[socket.socket] = []
+_CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and to what
+_SEATS: dict[int, socket.socket] = {}
 
 
 def physical_gpus() -> int:
     """Return the number of NVIDIA GPUs of this host, 0 where the driver or its Python binding is absent."""
+    return len(gpu_ids())
+
+
+def gpu_ids() -> tuple[str, ...]:
+    """Return what the driver calls each of this host's NVIDIA GPUs, whichever of them a container sees."""
     if importlib.util.find_spec("pynvml") is None:
-        return 0
+        return ()
     import pynvml
 
     try:
         pynvml.nvmlInit()
-        return pynvml.nvmlDeviceGetCount()
+        handles = map(pynvml.nvmlDeviceGetHandleByIndex, range(pynvml.nvmlDeviceGetCount()))
+        return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
     except pynvml.NVMLError:
-        return 0
+        return ()
 
 
 def claim(local_rank: int, local_workers: int, threads: int | None = None, verbose: bool = False) -> int:
@@ -68,41 +76,46 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
     if "tensorflow" not in sys.modules:
         ours = [name for name in settings if name not in os.environ or (given and "THREADS" in name)]
         os.environ.update({name: settings[name] for name in ours})
-        before = os.environ.get(_CLAIMED, str(os.getpid())).split()
-        os.environ[_CLAIMED] = " ".join([*before, *(name for name in ours if name not in before)])
+        before = json.loads(os.environ.get(_CLAIMED) or "{}")
+        os.environ[_CLAIMED] = json.dumps(before | {name: settings[name] for name in ours} | {"pid": os.getpid()})
         threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy is loaded by now and reads no environment
     return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or threads)
 
 
 def forget_inherited() -> None:
     """Drop what another process claimed for itself before it started this one; what its user set stays."""
-    claimant, *names = os.environ.get(_CLAIMED, "").split() or [str(os.getpid())]
-    if int(claimant) != os.getpid():
-        for name in (*names, _CLAIMED):
-            os.environ.pop(name, None)
+    claimed = json.loads(os.environ.get(_CLAIMED) or "{}")
+    if claimed.pop("pid", os.getpid()) != os.getpid():
+        for name, value in {**claimed, _CLAIMED: os.environ[_CLAIMED]}.items():
+            if os.environ.get(name) == value:
+                del os.environ[name]
 
 
-def take_seat(seats: int, preferred: int = 0) -> int:
+def take_seat(gpus: Sequence[str], preferred: int = 0) -> int:
     """Return the number of a GPU of this host that no other process took by this call; it is held until this one ends.
 
     Args:
-        seats: how many GPUs there are.
-        preferred: taken where it is free; the first free one otherwise.
+        gpus: what they are called.
+        preferred: the number taken where it is free; the first free one otherwise.
 
     Raises:
         EnvironmentMismatchError: all are taken.
     """
-    for seat in sorted(range(seats), key=lambda seat: seat != preferred):
+    if _SEATS:  # taken before, by a call after which something else failed
+        return next(iter(_SEATS))
+    for seat in sorted(range(len(gpus)), key=lambda seat: seat != preferred):
         taken = socket.socket(socket.AF_UNIX)
         try:
-            taken.bind(f"\0{SEAT}-{seat}")  # a name of the kernel's, not a file: it falls free however a process ends
-        except OSError:
+            taken.bind(f"\0pbd-{gpus[seat]}")  # not a file but a name of the kernel's: it falls free when we end
+        except OSError as error:
             taken.close()
-            continue
-        _SEATS.append(taken)
-        return seat
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            _SEATS[seat] = taken
+            return seat
     raise EnvironmentMismatchError(
-        f"one worker needs one GPU. Received: another worker, with all {seats} GPUs of this host taken. "
+        f"one worker needs one GPU. Received: another worker, with all {len(gpus)} GPUs of this host taken. "
         "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
     )
 

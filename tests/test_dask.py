@@ -3,7 +3,10 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
+import types
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,7 +21,7 @@ from pbd.executors.dask import MOST_ATTEMPTS, DaskExecutor, _letters
 from pbd.executors.dask_worker import host
 from pbd.records import BlockResult, Progress
 from pbd.scheduling import schedulers
-from tests.cluster import DaskCluster
+from tests.cluster import DaskCluster, wait_until
 from tests.sleepers import Sleeper, sleeping
 
 
@@ -35,6 +38,15 @@ def _without_a_backend() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[DaskExecutor]:
+    made = open_executor(ExecutionConfig(executor="dask", workers=3))
+    assert isinstance(made, DaskExecutor)
+    yield made
+    made.stop(KeyboardInterrupt())
+
+
+@pytest.fixture
+def mortal() -> Iterator[DaskExecutor]:
+    """Workers for one test: Dask does not start one again that is killed while it starts."""
     made = open_executor(ExecutionConfig(executor="dask", workers=3))
     assert isinstance(made, DaskExecutor)
     yield made
@@ -98,12 +110,10 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
-def test_a_killed_worker_costs_only_what_it_was_training(
-    executor: DaskExecutor, scheduler: str, tmp_path: Path
-) -> None:
+def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
     seconds = [0.5] * 7
     sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})
-    results = train(executor, sleeper, scheduler, seconds)
+    results = train(mortal, sleeper, scheduler, seconds)
     assert {result.status for result in results.values()} == {"trained"}
     assert len(sleeper.begun("conv2")) == 2
     again = {name for name in sleeper.seconds if len(sleeper.begun(name)) > 1}
@@ -113,10 +123,10 @@ def test_a_killed_worker_costs_only_what_it_was_training(
 
 @pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
 def test_a_task_that_always_kills_its_worker_costs_only_itself(
-    executor: DaskExecutor, scheduler: str, tmp_path: Path
+    mortal: DaskExecutor, scheduler: str, tmp_path: Path
 ) -> None:
     sleeper = Sleeper(tmp_path, durations([0.1] * 6), kills={"conv1": 99})
-    results = train(executor, sleeper, scheduler, [0.1] * 6)
+    results = train(mortal, sleeper, scheduler, [0.1] * 6)
     assert {name for name, result in results.items() if result.status != "trained"} == {"conv1"}
     assert "lost" in results["conv1"].error
     if scheduler == "pull":
@@ -141,8 +151,11 @@ def test_what_is_wrong_with_a_worker_is_said_in_one_line(
 
 def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
     assert executor.call(os.getpid) != os.getpid()
+
+
+def test_a_function_that_kills_its_workers_ends_the_run(mortal: DaskExecutor) -> None:
     with pytest.raises(NoWorkersError, match="out of memory"):
-        executor.call(lambda: os.kill(os.getpid(), signal.SIGKILL))
+        mortal.call(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "wfd"])
@@ -186,9 +199,60 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
             made.stop(KeyboardInterrupt())
 
 
+class Unreadable:
+    """Can be sent, but not read: as if worker and coordinator had different versions of something."""
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return getattr, (os, "no_such_name")
+
+
+def test_what_cannot_be_read_ends_the_run(executor: DaskExecutor) -> None:
+    with pytest.raises(EnvironmentMismatchError, match="no_such_name"):
+        executor.call(Unreadable)
+
+
+def test_nothing_is_asked_of_a_worker_that_is_paused(executor: DaskExecutor) -> None:
+    """It paused while the call waited behind something else on it."""
+
+    def pause() -> None:
+        worker = distributed.get_worker()
+        worker.loop.add_callback(setattr, worker, "status", distributed.Status.paused)
+        time.sleep(1.5)
+
+    client, roll = executor._cluster._client, executor._cluster.look()
+    first = min(roll.ready, key=executor._cluster.number)
+    pausing = client.submit(pause, workers=[first], pure=False)
+    try:
+        wait_until(lambda: executor._cluster.has_begun(pausing.key), "pause")
+        assert executor.call(lambda: distributed.get_worker().address) in roll.ready - {first}
+        pausing.result()
+    finally:
+        client.run(lambda dask_worker: setattr(dask_worker, "status", distributed.Status.running), workers=[first])
+
+
+def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecutor, tmp_path: Path) -> None:
+    """A future is done, but was not yet when it was looked at; then its worker is gone."""
+    sleeper = Sleeper(tmp_path, durations([0.05] * 3))
+    tasks, costs = sleeping([0.05] * 3)
+    look, cluster = executor._cluster.look, executor._cluster
+
+    def late() -> dask_cluster.Roll:
+        time.sleep(1.0)  # all three have arrived by now
+        roll = look()
+        return dask_cluster.Roll(frozenset(), frozenset()) if len(sleeper.begun("conv0")) else roll
+
+    cluster.look = late
+    try:
+        results = list(executor.run(sleeper, tasks, schedulers.pull(tasks, costs, 3), lambda _: None))
+    finally:
+        del cluster.look
+    assert {result.status for result in results} == {"trained"}
+    assert all(len(sleeper.begun(f"conv{at}")) == 1 for at in range(3))
+
+
 def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
-    monkeypatch.setattr(dask_cluster.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(dask_cluster, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     for hopeful, after_s in ((True, 0.0), (False, 500.0), (False, 59.0), (True, 2.0), (False, 100.0), (False, 59.0)):
         now[0] += after_s
         executor._cluster.expect_work(hopeful)
@@ -261,6 +325,44 @@ def test_a_cluster_that_also_listens_on_the_network_is_refused() -> None:
         with pytest.raises(EnvironmentMismatchError, match="TLS"):
             open_executor(ExecutionConfig(executor="dask", dask_address=address))
         open_executor(ExecutionConfig(executor="dask", dask_address=address, dask_insecure=True)).stop(SystemExit())
+
+
+def test_workers_that_listen_on_the_network_are_refused() -> None:
+    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--no-nanny", "--nthreads", "1"]
+        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
+            try:
+                config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address)
+                made = open_executor(config)
+                with pytest.raises(EnvironmentMismatchError, match=r"--host 127\.0\.0\.1"):
+                    made.call(os.getpid)
+                made.stop(KeyboardInterrupt())
+            finally:
+                worker.terminate()
+
+
+@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "tcp://[::1:8786", "tcp://", "://"])
+def test_addresses_that_are_none_are_refused_at_once(address: str) -> None:
+    began = time.monotonic()
+    with pytest.raises((EnvironmentMismatchError, NoWorkersError)) as told:
+        open_executor(ExecutionConfig(executor="dask", dask_address=address))
+    assert "\n" not in str(told.value)
+    assert time.monotonic() - began < 10
+
+
+def test_certificates_that_are_not_there_are_said_in_one_line() -> None:
+    import dask
+
+    def refused(settings: dict[str, object], config: ExecutionConfig) -> str:
+        with dask.config.set(settings), pytest.raises(EnvironmentMismatchError) as told:
+            open_executor(config)
+        return str(told.value)
+
+    named = ("ca-file", "client.cert", "client.key")
+    absent = {f"distributed.comm.tls.{name}": "/absent/file.pem" for name in named}
+    assert "must exist" in refused(absent, ExecutionConfig(executor="dask", dask_address="tls://127.0.0.1:9"))
+    encrypted = {"distributed.comm.require-encryption": True}
+    assert "on this host" in refused(encrypted, ExecutionConfig(executor="dask", workers=1))
 
 
 def test_a_worker_keeps_the_threads_of_its_first_run() -> None:

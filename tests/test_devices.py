@@ -55,16 +55,17 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
 
 def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
     """Dask starts a lost worker again from the coordinator, which by then has claimed its own share."""
-    child = "import os; from pbd import devices; devices.forget_inherited(); print(sorted(os.environ))"
-    parent = "from pbd import devices; import subprocess, sys; devices.claim(0, 1); "
+    child = "import os; from pbd import devices; devices.forget_inherited(); print(dict(os.environ))"
+    parent = "from pbd import devices; import os, subprocess, sys; devices.claim(0, 1); "
+    parent += "os.environ['TF_NUM_INTEROP_THREADS'] = '9'; "  # after the claim, for its children
     parent += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
-    environment = {"PATH": os.environ["PATH"], "CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
-    command = [sys.executable, "-c", parent]
+    users = {"CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
+    command, environment = [sys.executable, "-c", parent], {"PATH": os.environ["PATH"]} | users
     said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
     for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "PBD_CLAIMED"):
         assert f"'{name}'" not in said
-    for name in ("CUDA_VISIBLE_DEVICES", "TF_FORCE_GPU_ALLOW_GROWTH"):
-        assert f"'{name}'" in said
+    for name, value in {**users, "TF_NUM_INTEROP_THREADS": "9"}.items():
+        assert f"'{name}': '{value}'" in said
 
 
 HOLD = """
@@ -72,8 +73,9 @@ import sys, time
 from pbd import devices
 from pbd.errors import PbdError
 try:
-    devices.SEAT = sys.argv[2]
-    print(devices.take_seat(2, preferred=int(sys.argv[1])), flush=True)
+    gpus = [f"{sys.argv[2]}-{number}" for number in range(2)]
+    print(devices.take_seat(gpus, preferred=int(sys.argv[1])), flush=True)
+    assert devices.take_seat(gpus) == devices.take_seat(gpus, preferred=1), "a process has one seat"
 except PbdError as error:
     print(error, flush=True)
 sys.stdin.read()

@@ -82,17 +82,35 @@ class DaskExecutor:
         return self._cluster.num_workers
 
     def call(self, function: Callable[[], T]) -> T:
-        settings, key = self._settings(self._cluster.look()), self._key()
-        future = self._cluster.submit(key, dask_worker.call, cloudpickle.dumps(function), settings)
+        pickled, attempts = cloudpickle.dumps(function), 0
+        while attempts < MOST_ATTEMPTS:
+            roll = self._cluster.look()
+            self._cluster.expect_work(bool(roll.ready))
+            if not roll.ready:
+                time.sleep(_POLL_S)
+                continue
+            attempts += 1
+            worker, key = min(roll.ready, key=self._cluster.number), self._key()
+            future = self._cluster.submit(key, dask_worker.call, pickled, self._settings(roll), worker=worker)
+            with contextlib.suppress(LostWorkError):
+                self._wait_for(worker, key, future)
+                return outcome(future)
+        raise NoWorkersError(
+            f"{MOST_ATTEMPTS} workers were lost or paused while they measured the layers: out of memory, or killed? "
+            "See the workers' own output."
+        )
+
+    def _wait_for(self, worker: str, key: str, future: "Future[Any]") -> None:
+        """Wait for a worker to be done with something.
+
+        Raises:
+            LostWorkError: it is gone, or was paused before it began.
+        """
         while not finished({key: future}, _POLL_S):
-            ready = self._cluster.look().ready
-            self._cluster.expect_work(bool(ready) or self._cluster.has_begun(key))
-        try:
-            return outcome(future)
-        except LostWorkError as error:
-            raise NoWorkersError(
-                "every worker that measured the layers was lost: out of memory, or killed? See the workers' own output."
-            ) from error
+            roll = self._cluster.look()
+            if worker not in roll.there or (worker not in roll.ready and not self._cluster.has_begun(key)):
+                future.cancel()
+                raise LostWorkError
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
@@ -118,6 +136,8 @@ class DaskExecutor:
             for absent in set(range(self.num_workers)) - set(map(number, roll.ready | running.keys())):
                 dispatcher.lose(absent)
             for worker in running.keys() - roll.ready:  # lost, or paused for want of memory
+                if running[worker].future.done():
+                    continue
                 if worker not in roll.there:
                     yield _try_again(_withdrawn(running.pop(worker)), losses, dispatcher)
                 elif not self._cluster.has_begun(running[worker].key):
@@ -170,7 +190,10 @@ class DaskExecutor:
 
     def _settings(self, roll: Roll) -> dask_worker.Settings:
         hosts = collections.Counter(map(dask_worker.host, roll.there))
-        return dask_worker.Settings(self._config.threads_per_worker, self._config.verbose, dict(hosts), self._topic)
+        config = self._config
+        return dask_worker.Settings(
+            config.threads_per_worker, config.verbose, dict(hosts), self._topic, config.dask_insecure
+        )
 
     def _take_in(self, sent: _Sent) -> list[BlockResult] | None:
         """Return the results of a group with its worker and times; `None` if its workers died."""

@@ -6,7 +6,7 @@ import logging
 import pickle
 import time
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -55,7 +55,6 @@ class Cluster:
             self._scheduler_id = self._client.scheduler_info()["id"]
             self._wait_for_workers(config.workers or 1)
             self._idle_since: float | None = None
-            self._submitter = self._client.get_executor(pure=False)
             self.look()
             self._open = stack.pop_all()
 
@@ -78,12 +77,11 @@ class Cluster:
         Raises:
             NoWorkersError: the scheduler is gone, or is not the one that was asked to do the work.
         """
-        with self._scheduler_there():
-            there = self._client.nthreads()
-            scheduler = self._client.scheduler_info()
+        with self._scheduler_there():  # not `scheduler_info()`: its copy, which others write, may name no workers
+            scheduler = self._client.sync(self._client.scheduler.identity, n_workers=-1)
         if scheduler["id"] != self._scheduler_id:
             raise scheduler_lost()
-        workers = {address: known for address, known in scheduler["workers"].items() if address in there}
+        workers = scheduler["workers"]
         self._number({address: str(known["name"]) for address, known in workers.items()})
         ready = {address for address, known in workers.items() if known["status"] == "running"}
         return Roll(frozenset(workers), frozenset(ready))
@@ -123,9 +121,24 @@ class Cluster:
         self, key: str, function: Callable[..., T], *args: Any, worker: str | None = None, priority: int = 0
     ) -> "Future[T]":
         """Have a worker, this one if one is given, call a function; tasks of higher priority begin first."""
-        where = {} if worker is None else {"workers": [worker]}
+        options: dict[str, Any] = {} if worker is None else {"workers": [worker]}
+        answer: Future[T] = Future()
         with self._scheduler_there():
-            return self._submitter.submit(function, *args, key=key, priority=priority, **where)
+            task = self._client.submit(function, *args, key=key, priority=priority, pure=False, **options)
+            answer.add_done_callback(lambda answer: task.cancel() if answer.cancelled() else None)
+            self._client.loop.add_callback(self._answer, task, answer)
+        return answer
+
+    async def _answer(self, task: Any, answer: "Future[Any]") -> None:
+        """Pass on what a task gives to a future that any thread can wait for: `get_executor()` loses some outcomes."""
+        try:
+            result = await self._client.gather(task, asynchronous=True)
+        except Exception as error:
+            with contextlib.suppress(InvalidStateError):  # it was withdrawn
+                answer.set_exception(error)
+        else:
+            with contextlib.suppress(InvalidStateError):
+                answer.set_result(result)
 
     def subscribe(self, topic: str, handle: Callable[[Any], None]) -> None:
         """Pass on what workers log under this topic."""
@@ -168,11 +181,13 @@ class Cluster:
     def _wait_for_workers(self, wanted: int) -> None:
         try:
             self._client.wait_for_workers(wanted, timeout=PATIENCE_S)
-        except (TimeoutError, OSError) as error:
+        except TimeoutError as error:
             raise NoWorkersError(
-                f"too few Dask workers after {PATIENCE_S:.0f} s. Received: {len(self._client.nthreads())} of {wanted}. "
+                f"too few Dask workers after {PATIENCE_S:.0f} s. Received: {len(self.look().there)} of {wanted}. "
                 "Start more, or lower --workers."
             ) from error
+        except OSError as error:
+            raise scheduler_lost() from error
 
 
 def finished(futures: "Mapping[str, Future[Any]]", timeout_s: float) -> list[str]:

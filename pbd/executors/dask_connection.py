@@ -13,7 +13,7 @@ import distributed
 
 from pbd import devices
 from pbd.config import ExecutionConfig
-from pbd.errors import EnvironmentMismatchError, MissingInputError, NoWorkersError
+from pbd.errors import EnvironmentMismatchError, MissingInputError, NoWorkersError, PbdError
 
 CONNECT_S = 25.0
 MOST_LOCAL_CPU_WORKERS = 8
@@ -29,15 +29,47 @@ def connect(config: ExecutionConfig) -> Iterator[Any]:
         MissingInputError: the scheduler file cannot be read.
         NoWorkersError: nobody answers at the address.
     """
-    if config.dask_address is None:
-        with _local_cluster(config) as cluster, _client(cluster) as client:
-            yield client
-        return
-    address = scheduler_address(config.dask_address)
-    check_privacy(address, config.dask_insecure)
-    with _client(address) as client:
-        check_privacy(client.scheduler_info()["address"], config.dask_insecure)  # it may listen on others too
+    with contextlib.ExitStack() as stack:
+        where = "on this host" if config.dask_address is None else f"at {config.dask_address}"
+        try:
+            client = _client(stack, config)
+        except PbdError:
+            raise
+        except FileNotFoundError as error:
+            raise EnvironmentMismatchError(
+                f"the files that Dask's settings name must exist. Received: {error}. Correct "
+                "DASK_DISTRIBUTED__COMM__TLS__*."
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise NoWorkersError(
+                f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s. Start one, or correct "
+                "--dask-address."
+            ) from error
+        except (TypeError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise EnvironmentMismatchError(
+                f"cannot join or start the Dask cluster {where}. Received: {said}. Correct --dask-address or Dask's "
+                "settings."
+            ) from error
         yield client
+
+
+def _client(stack: contextlib.ExitStack, config: ExecutionConfig) -> Any:
+    if config.dask_address is None:
+        cluster = stack.enter_context(_local_cluster(config))
+        return stack.enter_context(distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False))
+    address = scheduler_address(config.dask_address)
+    distributed.comm.get_address_host_port(address)  # a client that is given nonsense takes a minute to end
+    check_privacy(address, config.dask_insecure)
+    own = distributed.Security().get_connection_args("client")
+    if address.startswith("tls://") and own.get("ssl_context") is None:
+        raise EnvironmentMismatchError(
+            f"a tls:// cluster asks for a certificate. Received: none, for {address}. Name the files in Dask's "
+            "settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__CERT, …__TLS__CLIENT__KEY."
+        )
+    client = stack.enter_context(distributed.Client(address, timeout=CONNECT_S, set_as_default=False))
+    check_privacy(client.scheduler_info()["address"], config.dask_insecure)  # it may listen on others too
+    return client
 
 
 def _local_cluster(config: ExecutionConfig) -> Any:
@@ -52,26 +84,6 @@ def _local_cluster(config: ExecutionConfig) -> Any:
         memory_limit=0,
         silence_logs=logging.WARNING if config.verbose else logging.CRITICAL,
     )
-
-
-def _client(where: Any) -> Any:
-    own = distributed.Security().get_connection_args("client")
-    if str(where).startswith("tls://") and own.get("ssl_context") is None:
-        raise EnvironmentMismatchError(
-            f"a tls:// cluster asks for a certificate. Received: none, for {where}. Name the files in Dask's settings: "
-            "DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__CERT, …__TLS__CLIENT__KEY."
-        )
-    try:
-        return distributed.Client(where, timeout=CONNECT_S, set_as_default=False)
-    except (OSError, TimeoutError) as error:
-        raise NoWorkersError(
-            f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s. Start one, or correct "
-            "--dask-address."
-        ) from error
-    except (TypeError, RuntimeError, ValueError) as error:
-        raise EnvironmentMismatchError(
-            f"cannot join the Dask cluster at {where}. Received: {error}. Correct --dask-address or Dask's settings."
-        ) from error
 
 
 def scheduler_address(given: str) -> str:
@@ -99,8 +111,8 @@ def check_privacy(address: str, insecure: bool) -> None:
         return
     raise EnvironmentMismatchError(
         "a Dask cluster on the network must use TLS: whoever reaches it runs code on every worker. "
-        f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, or insist with "
-        "--dask-insecure."
+        f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, start all of it "
+        "with --host 127.0.0.1, or insist with --dask-insecure."
     )
 
 

@@ -30,6 +30,8 @@ class Settings:
     """By host; of a host that joined later, the worker counts as alone."""
     events: str
     """The topic that progress goes to."""
+    insecure: bool
+    """Whether workers may be reached over the network without TLS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,9 +72,14 @@ def settle(settings: Settings) -> None:
     """Take this process's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
 
     Raises:
-        EnvironmentMismatchError: all GPUs of the host are taken, or an earlier run settled this worker with another
-            number of threads.
+        EnvironmentMismatchError: the worker is open to the network, all GPUs of the host are taken, or an earlier run
+            settled it with another number of threads.
     """
+    from distributed import get_worker
+
+    from pbd.executors.dask_connection import check_privacy
+
+    check_privacy(get_worker().listen_address, settings.insecure)
     global _threads
     with _SETTLING:
         if _threads is None:
@@ -89,7 +96,7 @@ def _take_share(settings: Settings) -> int:
 
     worker = get_worker()
     devices.forget_inherited()
-    gpus = 0 if "CUDA_VISIBLE_DEVICES" in os.environ else devices.physical_gpus()
+    gpus = () if "CUDA_VISIBLE_DEVICES" in os.environ else devices.gpu_ids()
     number = re.search(r"\d+$", str(worker.name))
     seat = devices.take_seat(gpus, int(number[0]) if number else 0) if gpus else 0
     local_workers = settings.workers_of_host.get(host(worker.address), 1)
