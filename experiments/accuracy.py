@@ -13,11 +13,10 @@ elsewhere, and a promise about them is out of reach. --hold-out takes half of th
 """
 
 import argparse
-import csv
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pbd
-from pbd.errors import MissingInputError, PbdError, UsageError, unknown_name
+from experiments import command_line
+from experiments.command_line import Parser, check_folder, write_csv
+from pbd.errors import PbdError, UsageError, unknown_name
 
 WIDTH = 140
 PAPER = {
@@ -149,8 +150,13 @@ def as_table(rows: Sequence[Row]) -> Table:
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Return the settings of the command line."""
-    parser = argparse.ArgumentParser(prog="experiments.accuracy", description=__doc__.splitlines()[0])
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag, a value or a recipe is wrong.
+        MissingInputError: the table's folder does not exist.
+    """
+    parser = Parser("experiments.accuracy", __doc__)
     parser.add_argument("--teacher", default="digits_cnn", help="a model file or a built-in network")
     parser.add_argument("--dataset", default="digits")
     parser.add_argument("--hold-out", action="store_true", help="validate on half of the test images (.npz only)")
@@ -164,45 +170,33 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--runs", type=Path, default=None, help="where the run directories go (default: runs/accuracy-*)"
     )
     parser.add_argument("--csv", type=Path, default=None, help="also write the table here")
-    return parser.parse_args(argv)
+    settings = parser.parse_args(argv)
+    check_folder("--csv", settings.csv)
+    for recipe in settings.recipes:
+        if recipe not in RECIPES:
+            raise UsageError(unknown_name("recipe", recipe, RECIPES))
+    return settings
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
-    """Write the table, a line per recipe."""
-    try:
-        with path.open("w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, [field.name for field in fields(Row)])
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    except OSError as error:
-        raise MissingInputError(f"the table must be writable. Received: {str(path)!r}: {error.strerror}.") from error
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the recipes one after another and print the table as it grows; return the exit code."""
-    settings = parse(sys.argv[1:] if argv is None else argv)
+def make_table(settings: argparse.Namespace) -> None:
+    """Run the recipes one after another and print the table as it grows."""
     names = ("teacher", "dataset", "train_limit", "epochs", "fine_tune_epochs", "augment", "seed")
     runs = settings.runs or Path("runs") / time.strftime("accuracy-%Y%m%d-%H%M%S")
     common = {name: getattr(settings, name) for name in names} | {"max_accuracy_drop": 1.0}
     console, rows = Console(), []
     console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
-    try:
-        if settings.csv and not settings.csv.absolute().parent.is_dir():
-            raise MissingInputError(f"--csv needs a folder that exists. Received: {str(settings.csv)!r}.")
-        for recipe in settings.recipes:
-            if recipe not in RECIPES:
-                raise UsageError(unknown_name("recipe", recipe, RECIPES))
-        if settings.hold_out:
-            common["dataset"] = str(hold_out(settings.dataset, runs))
-        for recipe in settings.recipes:
-            rows.append(run(recipe, common, runs))
-            console.print(as_table(rows))
-        if settings.csv:
-            write_csv(rows, settings.csv)
-    except PbdError as error:
-        print(f"experiments.accuracy: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    if settings.hold_out:
+        common["dataset"] = str(hold_out(settings.dataset, runs))
+    for recipe in settings.recipes:
+        rows.append(run(recipe, common, runs))
+        console.print(as_table(rows))
+    if settings.csv:
+        write_csv(rows, settings.csv)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    return command_line.run("experiments.accuracy", lambda arguments: make_table(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

@@ -100,7 +100,7 @@ def execute(executor: str, workers: int, mean_s: float) -> list[Execution]:
         out = Path(folder) / "results.json"
         settings = ["--executor", executor, "--workers", str(workers), "--mean-s", str(mean_s), "--out", str(out)]
         # At another level, Dask's workers would load TensorFlow to silence it, and these tasks have no need of it.
-        _run(executor, workers, ["experiments.sleepers", *settings], {"TF_CPP_MIN_LOG_LEVEL": "0"})
+        run_module(executor, workers, ["experiments.sleepers", *settings], {"TF_CPP_MIN_LOG_LEVEL": "0"})
         rows = json.loads(out.read_text(encoding="utf-8"))
     made = {case.name: case for case in cases(mean_s, workers)}
     return [_slept(made[row["case"]], executor, workers, row) for row in rows]
@@ -137,7 +137,7 @@ def train(executor: str, scheduler: str, workers: int, settings: Sequence[str], 
     flags = ["--executor", executor, "--workers", str(workers), "--scheduler", scheduler, "--run-dir", str(run_dir)]
     flags += ["--resume"] if (run_dir / "run.json").is_file() else []
     if not (run_dir / "report.json").is_file():
-        _run(executor, workers, ["pbd.run", *flags, *settings])
+        run_module(executor, workers, ["pbd.run", *flags, *settings])
     return from_report(json.loads((run_dir / "report.json").read_text(encoding="utf-8")), workers)
 
 
@@ -209,9 +209,14 @@ def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "pr
     return Order(executions[0].case, executions[0].executor, by, pairs, pairs - len(broken), tuple(broken))
 
 
-def _run(
+def run_module(
     executor: str, workers: int, module: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
-) -> None:
+) -> str:
+    """Run a module with its arguments in a process of its own, under `mpi` one for each worker; return what it printed.
+
+    Raises:
+        PbdError: it failed; the message is its last line.
+    """
     command = [sys.executable, "-m", *module]
     if executor == "mpi":
         mpirun = Path(sys.executable).with_name("mpirun")
@@ -225,3 +230,4 @@ def _run(
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         raise PbdError(f"{' '.join(module[:1])} on {executor} failed: {last}")
+    return done.stdout

@@ -8,27 +8,27 @@ profitable convolution of the teacher is replaced by an untrained block.
 """
 
 import argparse
-import csv
 import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments import command_line
+from experiments.command_line import Parser, check_folder, positive
 from experiments.runtimes import RUNTIMES, Runner, check_agreement, make_runner
 from pbd import devices
-from pbd.config import BlockConfig, TeacherConfig
-from pbd.errors import EnvironmentMismatchError, MissingInputError, PbdError, UsageError, unknown_name
+from pbd.config import BlockConfig
+from pbd.errors import EnvironmentMismatchError, MissingInputError, UsageError, unknown_name
 
 WARM_UP = 3
 BURST = 10
-CLASSES = 10
 
 
 @dataclass(frozen=True)
@@ -95,24 +95,6 @@ def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], r
             yield Row(runtime, batch, name, *map(float, figures), difference)
 
 
-def load_teacher(name: str, image_size: int) -> Any:
-    """Return the teacher, flat; one of keras.applications gets random weights.
-
-    Raises:
-        PbdError: there is no such teacher, or it cannot be used.
-    """
-    from pbd import graph, teachers
-
-    config = TeacherConfig(teacher=name)
-    teachers.check(config)
-    if teachers.is_file(name):
-        model = teachers.load_file(name)
-    else:
-        model = teachers.build(config, (image_size, image_size, 3), CLASSES, seed=0)
-    height, width, channels = graph.image_shape_of(model)
-    return graph.flatten(model, (height or image_size, width or image_size, channels or 3))
-
-
 def make_students(teacher: Any, block_names: Sequence[str]) -> dict[str, Any]:
     """Return, by block, the teacher with every profitable convolution replaced.
 
@@ -146,17 +128,6 @@ def as_table(rows: list[Row]) -> Table:
     return table
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See --help.")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
-    return int(text)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Turn command-line arguments into settings.
 
@@ -164,7 +135,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UsageError: a flag or a value is wrong; the message is one line.
         MissingInputError: the student's file or the table's folder does not exist.
     """
-    parser = _Parser(prog="latency", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser("latency", __doc__)
     parser.add_argument(
         "--teacher", default="VGG16", help="a model file, or a keras.applications name (random weights)"
     )
@@ -173,15 +144,14 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--block", nargs="+", default=[BlockConfig().block], metavar="NAME", help="as in pbd-run; one or more"
     )
     parser.add_argument("--runtimes", nargs="+", default=list(RUNTIMES), choices=list(RUNTIMES))
-    parser.add_argument("--batches", nargs="+", type=_positive, default=[1, 32], metavar="N")
-    parser.add_argument("--rounds", type=_positive, default=15, help="turns of each network, ten passes each")
-    parser.add_argument("--image-size", type=_positive, default=32, help="pixels, where the teacher leaves it free")
+    parser.add_argument("--batches", nargs="+", type=positive, default=[1, 32], metavar="N")
+    parser.add_argument("--rounds", type=positive, default=15, help="turns of each network, ten passes each")
+    parser.add_argument("--image-size", type=positive, default=32, help="pixels, where the teacher leaves it free")
     parser.add_argument("--csv", type=Path, help="also write the figures to this file")
     settings = parser.parse_args(argv)
     if settings.student is not None and not Path(settings.student).is_file():
         raise MissingInputError(f"--student must be a model file. Received: {settings.student!r}, no such file.")
-    if settings.csv is not None and not settings.csv.absolute().parent.is_dir():
-        raise MissingInputError(f"--csv must lie in a folder that exists. Received: {str(settings.csv)!r}.")
+    check_folder("--csv", settings.csv)
     return settings
 
 
@@ -212,6 +182,7 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     """
     present = installed(settings.runtimes, console)
     devices.load_backend()
+    from experiments.networks import load_teacher
     from pbd import folding, graph, teachers
 
     teacher = load_teacher(settings.teacher, settings.image_size)
@@ -237,19 +208,15 @@ def use_one_thread() -> None:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code, those of pbd-run."""
-    try:
-        settings = parse(sys.argv[1:] if argv is None else argv)
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments)
         use_one_thread()
         rows = run(settings, Console(width=None if Console().is_terminal else 120))
-    except PbdError as error:
-        print(f"latency: {error}", file=sys.stderr)
-        return error.exit_code
-    if settings.csv is not None:
-        with settings.csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, fieldnames=list(asdict(rows[0])))
-            writer.writeheader()
-            writer.writerows(asdict(row) for row in rows)
-    return 0
+        if settings.csv is not None:
+            command_line.write_csv(rows, settings.csv)
+
+    return command_line.run("latency", command, argv)
 
 
 if __name__ == "__main__":

@@ -9,22 +9,21 @@ train   a real small network through pbd-run, likewise.
 """
 
 import argparse
-import csv
-import dataclasses
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from rich.console import Console
 
-from experiments import executions, replays, schedule_tables
+from experiments import command_line, executions, replays, schedule_tables
+from experiments.command_line import Parser, positive, write_csv
 from experiments.executions import Execution
 from experiments.replays import Source
 from experiments.sleepers import EXECUTORS, schedulers_of
-from pbd.errors import CannotCreateError, EnvironmentMismatchError, PbdError, UsageError
+from pbd.errors import CannotCreateError, EnvironmentMismatchError, UsageError
 from pbd.scheduling.cost_table import CostTable, Workload, read_table
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.scheduling.simulate import lower_bound_s
@@ -83,7 +82,7 @@ def run_replay(settings: argparse.Namespace, console: Console) -> None:
     console.print(schedule_tables.scaling(limits), schedule_tables.printed(printed))
     if settings.csv:
         for name, table in (("replay", rows), ("scaling", limits), ("paper", printed)):
-            write_csv(map(dataclasses.asdict, table), settings.csv / f"{name}.csv")
+            write_csv(table, settings.csv / f"{name}.csv")
 
 
 def draw_replay(source: Source, rows: Sequence[replays.Row], folder: Path, workers: int) -> None:
@@ -136,26 +135,6 @@ def run_executed(part: str, settings: argparse.Namespace, console: Console) -> N
         write_csv(rows, settings.csv / f"{part}.csv")
 
 
-def write_csv(rows: Iterable[dict[str, Any]], path: Path) -> None:
-    """Write a table, a line per row."""
-    rows = list(rows)
-    with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See --help.")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
-    return int(text)
-
-
 def _seconds(text: str) -> float:
     try:
         seconds = float(text)
@@ -173,9 +152,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UsageError: a flag or a value is wrong; the message is one line.
         CannotCreateError: a folder for tables or plots cannot be made.
     """
-    parser = _Parser(
-        prog="scheduler_ablation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("scheduler_ablation", __doc__)
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all, or as --quick says)"
     )
@@ -184,13 +161,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write the tables to this folder")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write charts to this folder, as PNG")
-    parser.add_argument("--workers", type=_positive, default=4, metavar="N", help="that sleep, and in replayed charts")
+    parser.add_argument("--workers", type=positive, default=4, metavar="N", help="that sleep, and in replayed charts")
     replay = parser.add_argument_group("replay")
     replay.add_argument(
         "--costs", nargs="+", type=Path, metavar="FILE", help="measured tables (default: those in data/)"
     )
-    replay.add_argument("--worker-counts", nargs="+", type=_positive, default=list(replays.WORKERS), metavar="N")
-    replay.add_argument("--images", type=_positive, default=50_000, help="to train on with the measured tables")
+    replay.add_argument("--worker-counts", nargs="+", type=positive, default=list(replays.WORKERS), metavar="N")
+    replay.add_argument("--images", type=positive, default=50_000, help="to train on with the measured tables")
     replay.add_argument("--time-limit-s", type=_seconds, default=10.0, help="of the solver, for each optimum")
     execute = parser.add_argument_group("sleep and train")
     execute.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
@@ -198,10 +175,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     execute.add_argument("--teacher", default="digits_cnn", help="as in pbd-run")
     execute.add_argument("--dataset", default="digits", help="as in pbd-run")
     execute.add_argument(
-        "--epochs", type=_positive, default=3, help="for each block, also in replays of measured tables"
+        "--epochs", type=positive, default=3, help="for each block, also in replays of measured tables"
     )
-    execute.add_argument("--train-limit", type=_positive)
-    execute.add_argument("--train-workers", type=_positive, default=2, metavar="N", help="that train")
+    execute.add_argument("--train-limit", type=positive)
+    execute.add_argument("--train-workers", type=positive, default=2, metavar="N", help="that train")
     execute.add_argument("--grouped", action="store_true", help="train the layers of a worker in one pass")
     execute.add_argument("--runs", type=Path, metavar="DIR", help="where runs go; finished ones are not run again")
     settings = parser.parse_args(argv)
@@ -225,25 +202,27 @@ def _make_folders(settings: argparse.Namespace) -> None:
             ) from error
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the parts that were asked for; return the exit code, those of pbd-run."""
-    console = Console()
-    console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
+def run(settings: argparse.Namespace, console: Console) -> None:
+    """Run the parts that were asked for.
+
+    Raises:
+        PbdError: an input is missing or wrong, or a run failed.
+    """
     try:
-        settings = parse(sys.argv[1:] if argv is None else argv)
         for part in settings.parts:
             if part == "replay":
                 run_replay(settings, console)
             else:
                 run_executed(part, settings, console)
     except ImportError as error:
-        missing = EnvironmentMismatchError(f"{error}. Get it with pip install 'pbd[experiments]'.")
-        print(f"scheduler_ablation: {missing}", file=sys.stderr)
-        return missing.exit_code
-    except PbdError as error:
-        print(f"scheduler_ablation: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+        raise EnvironmentMismatchError(f"{error}. Get it with pip install 'pbd[experiments]'.") from error
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    console = Console()
+    console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
+    return command_line.run("scheduler_ablation", lambda arguments: run(parse(arguments), console), argv)
 
 
 if __name__ == "__main__":

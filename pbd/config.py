@@ -20,10 +20,13 @@ BLOCKS = (
     "two_layer_skip",
     "three_layer_skip",
 )
+WITHOUT_STATISTICS = BLOCKS[:3]
+"""Blocks that treat every image by itself, so that a batch can be split."""
 BLOCK_INITS = ("noise", "kernel", "fitted")
 FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
+PARALLEL = ("auto", "task", "data")
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
 
 
@@ -202,6 +205,9 @@ class ExecutionConfig:
     scheduler: str = "auto"
     """round_robin, wfd (bin packing), contiguous (exact), pull (whoever comes free takes the longest group left),
     work_stealing (Dask's), or auto: pull on Dask, else contiguous for groups, else wfd."""
+    parallel: str = "auto"
+    """How workers share the blocks: task (each trains layers of its own), data (all train all layers, each on its part
+    of every batch), or auto (what is predicted to be faster). The student is fine-tuned by all in any case."""
     workers: int | None = None
     """Number of workers; under MPI it is the number of ranks, on a Dask cluster how many to wait for."""
     dask_address: str | None = None
@@ -225,6 +231,12 @@ class ExecutionConfig:
     def __post_init__(self) -> None:
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("scheduler", self.scheduler, SCHEDULERS)
+        _one_of("kind of parallelism", self.parallel, PARALLEL)
+        if self.parallel == "data" and (self.scheduler != "auto" or not self.group):
+            raise UsageError(
+                "parallel data has no layers to share out. Received: "
+                f"{'no_group' if not self.group else 'scheduler ' + self.scheduler}. Give --parallel task."
+            )
         _at_least("workers", self.workers, 1)
         _at_least("threads_per_worker", self.threads_per_worker, 1)
         if self.scheduler == "work_stealing" and self.executor != "dask":
@@ -256,6 +268,11 @@ class RunConfig:
         loss = self.student.fine_tune_loss
         if not self.data.labels and loss in NEED_LABELS:
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
+        if self.execution.parallel == "data" and self.blocks.block not in WITHOUT_STATISTICS:
+            raise UsageError(
+                "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
+                f"{self.blocks.block}. Give --parallel task, or --block decoupled_r2."
+            )
 
     @classmethod
     def of(cls, **settings: Any) -> "RunConfig":

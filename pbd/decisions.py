@@ -76,12 +76,16 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:
     """Return how long each worker trained, and how long it waited for the slowest.
 
-    The blocks of a group share one start and one duration, which counts once; what was only found does not count.
+    The blocks of a group share one start and one duration, which counts once, and for every worker where all trained
+    it together; what was only found does not count.
     """
     trained = [result for result in results if result.worker is not None and not result.found]
-    spans = {(result.worker, result.started_s, result.seconds) for result in trained}
-    busy = [sum(seconds for worker, _, seconds in spans if worker == number) for number in range(num_workers)]
-    makespan = max((started + seconds for _, started, seconds in spans), default=0.0)
+    spans = {(result.worker, result.shared, result.started_s, result.seconds) for result in trained}
+    busy = [
+        sum(seconds for worker, shared, _, seconds in spans if shared or worker == number)
+        for number in range(num_workers)
+    ]
+    makespan = max((started + seconds for _, _, started, seconds in spans), default=0.0)
     return tuple(
         WorkerReport(number, busy_s=seconds, idle_s=max(0.0, makespan - seconds)) for number, seconds in enumerate(busy)
     )

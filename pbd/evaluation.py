@@ -10,6 +10,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd.teamwork import ALONE, Team, add_up_all
+
 
 def layer_macs(layer: keras.Layer) -> int:
     """Return the multiply-accumulates of one call of a layer, per image.
@@ -73,7 +75,7 @@ class Marking:
         self._labelled = labelled
         self._right, self._agreeing = np.zeros(networks, int), np.zeros(networks, int)
         self._divergence = np.zeros(networks)
-        self._images = 0
+        self._images: float = 0
 
     def add(self, teacher_scores: np.ndarray, scores: Sequence[np.ndarray], labels: np.ndarray) -> None:
         """Take in a batch of outputs, each of shape `(batch, classes)`, and its labels, `(batch,)`."""
@@ -84,6 +86,12 @@ class Marking:
             self._right[i] += np.sum(predicted == labels)
             self._agreeing[i] += np.sum(predicted == answers)
             self._divergence[i] += np.sum(np.exp(reference) * (reference - log_probabilities(score)))
+
+    def add_up(self, team: Team) -> None:
+        """Count what the others of a team have marked, too."""
+        counted = [self._right, self._agreeing, self._divergence, np.array([self._images])]
+        added = add_up_all(team, [np.asarray(each, np.float64) for each in counted])
+        self._right, self._agreeing, self._divergence, self._images = *added[:3], float(added[3][0])
 
     @property
     def marks(self) -> list[Marks]:
@@ -108,7 +116,11 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
 
 
 def mark(
-    teacher: keras.Model, models: Sequence[keras.Model], batches: Iterable[tuple[Any, Any]], labelled: bool
+    teacher: keras.Model,
+    models: Sequence[keras.Model],
+    batches: Iterable[tuple[Any, Any]],
+    labelled: bool,
+    team: Team = ALONE,
 ) -> list[Marks]:
     """Return the marks of each model, in one pass over the images.
 
@@ -117,12 +129,14 @@ def mark(
         models: any number, the teacher itself among them if wanted.
         batches: pairs of images and integer labels of shape `(batch,)`.
         labelled: whether the labels mean anything.
+        team: those whose batches count, too.
     """
     marking = Marking(len(models), labelled)
     for images, labels in batches:
         reference = np.asarray(teacher.predict_on_batch(images))
         scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images)) for m in models]
         marking.add(reference, scores, np.asarray(labels))
+    marking.add_up(team)
     return marking.marks
 
 

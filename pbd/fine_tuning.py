@@ -7,11 +7,13 @@ from typing import Any
 
 import keras
 
-from pbd import devices, evaluation, graph
+from pbd import evaluation, ghost_batches, graph
 from pbd.config import StudentConfig
-from pbd.datasets import Dataset
+from pbd.datasets import Dataset, Part
 from pbd.evaluation import Marks
-from pbd.fitting import Emit, ReportProgress, adam
+from pbd.fitting import Emit, ReportProgress, adam, trainer
+from pbd.ghost_batches import ShareStatistics
+from pbd.teamwork import ALONE, Team
 
 COLLAPSED = 0.5
 """An epoch that ends with less than this share of the best lead over chance so far counts as diverged."""
@@ -55,17 +57,21 @@ def make_loss(config: StudentConfig) -> Loss:
 
 
 class Tutoring(keras.Model):
-    """The student and its frozen teacher on the same images."""
+    """The student and its frozen teacher on the same images, of which so many are normalised together."""
 
-    def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss) -> None:
+    def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss, normalised_together: int) -> None:
         super().__init__(name="tutoring")
         self.student = student
         self.teacher = teacher
         self.teacher.trainable = False
         self._loss = loss
+        self._size = normalised_together
 
     def call(self, images: Any, training: bool = False) -> list[Any]:
-        return [self.student(images, training=training), self.teacher(images, training=False)]
+        teacher = self.teacher(images, training=False)
+        if training and ghost_batches.normalisations(self.student):
+            return [ghost_batches.train(self.student, images, self._size), teacher]
+        return [self.student(images, training=training), teacher]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -142,6 +148,7 @@ def fine_tune(
     before: Marks,
     emit: Emit,
     first_epoch: int = 0,
+    team: Team = ALONE,
 ) -> Tuning:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
@@ -156,25 +163,30 @@ def fine_tune(
         before: the student's marks as it comes.
         emit: told of every step.
         first_epoch: which epoch of the data to begin with.
+        team: those who tune the same student with the same arguments at the same time, each on its part of every batch;
+            no more than the batch has units (see `ghost_batches.unit`).
+
+    Raises:
+        BrokenTeamError: another worker failed or was lost.
     """
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     pupil = logits_model(student, images)
-    tutoring = Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config))
+    size = ghost_batches.part_size(dataset.batch_size)
+    tutoring = Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config), size)
     if not math.isfinite(before.kl):  # anything is better
         before = Marks(None if before.accuracy is None else 0.0, 0.0, math.inf)
+    mine = dataset.shared(Part(team.index, team.size), ghost_batches.unit(pupil, dataset.batch_size))
+    statistics = ShareStatistics(ghost_batches.normalisations(pupil), team, mine.share)
     tuning, rate, epoch = Tuning(before), config.fine_tune_learning_rate, 0
     for steps_back in range(1 + MOST_STEPS_BACK):
-        watch = Examiner(student, lambda: examine(student, teacher, dataset), tuning.best)
+        watch = Examiner(student, lambda: examine(student, teacher, mine, team), tuning.best)
         left = config.fine_tune_epochs - epoch
-        tutoring.compile(adam(rate, dataset.steps_per_epoch * left), jit_compile=devices.compiles_with_xla())
-        tutoring.fit(
-            dataset.training_batches(first_epoch + epoch, first_epoch + config.fine_tune_epochs),
-            initial_epoch=epoch,
+        trainer(tutoring, adam(rate, mine.steps_per_epoch * left), mine, team).fit(
+            mine.training_batches(first_epoch + epoch, first_epoch + config.fine_tune_epochs),
+            first_epoch=epoch,
             epochs=config.fine_tune_epochs,
-            steps_per_epoch=dataset.steps_per_epoch,
-            callbacks=[watch, ReportProgress(emit, "fine-tuning")],
-            shuffle=False,
-            verbose=0,
+            steps=mine.steps_per_epoch,
+            callbacks=[statistics, watch, ReportProgress(emit, "fine-tuning")],
         )
         student.set_weights(watch.weights)
         rows = tuple(
@@ -198,9 +210,9 @@ def cosine(rate: float, done: float) -> float:
     return 0.5 * rate * (1.0 + math.cos(math.pi * done))
 
 
-def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset) -> Marks:
-    """Return the student's marks on the validation split."""
-    return evaluation.mark(teacher, [student], dataset.batches("validation"), dataset.labelled)[0]
+def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team = ALONE) -> Marks:
+    """Return the student's marks on the validation split, all its parts if it is shared."""
+    return evaluation.mark(teacher, [student], dataset.batches("validation"), dataset.labelled, team)[0]
 
 
 def logits_model(model: keras.Model, images: Any) -> keras.Model:

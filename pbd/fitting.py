@@ -1,13 +1,15 @@
-"""What every call of Keras' `fit` here has in common: optimiser, progress, the best epoch, training on labels."""
+"""What all training here has in common: the loop, alone or in a team, optimiser, progress, the best epoch."""
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import keras
 
 from pbd import devices, evaluation
+from pbd.data_parallel import DataParallel
 from pbd.datasets import Dataset
 from pbd.records import Progress
+from pbd.teamwork import Team
 
 Emit = Callable[[Progress], None]
 
@@ -15,6 +17,52 @@ Emit = Callable[[Progress], None]
 def adam(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
     """Return Adam with a learning rate that falls to zero along a cosine in `steps` steps."""
     return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+
+
+class Trainer(Protocol):
+    """Trains the model it was made for."""
+
+    def fit(
+        self,
+        batches: Iterable[tuple[Any, Any]],
+        first_epoch: int,
+        epochs: int,
+        steps: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+    ) -> dict[str, list[float]]:
+        """Train for epochs [first_epoch, epochs) of so many steps each; return the mean metrics of each epoch."""
+        ...
+
+
+class _Single:
+    """Keras' own loop."""
+
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
+        self._model = model
+        model.compile(optimizer, jit_compile=devices.compiles_with_xla())
+
+    def fit(
+        self,
+        batches: Iterable[tuple[Any, Any]],
+        first_epoch: int,
+        epochs: int,
+        steps: int,
+        callbacks: Sequence[keras.callbacks.Callback],
+    ) -> dict[str, list[float]]:
+        told = {"callbacks": list(callbacks), "shuffle": False, "verbose": 0}
+        return self._model.fit(batches, initial_epoch=first_epoch, epochs=epochs, steps_per_epoch=steps, **told).history
+
+
+def trainer(model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset, team: Team) -> Trainer:
+    """Return what trains the model: Keras alone, or together with the others of a team.
+
+    Args:
+        model: the same in all workers; it has its loss.
+        optimizer: in the same state in all workers.
+        dataset: this worker's part of it.
+        team: those who have the other parts.
+    """
+    return DataParallel(model, optimizer, team, dataset.share) if team.size > 1 else _Single(model, optimizer)
 
 
 class ReportProgress(keras.callbacks.Callback):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbd import decisions, devices, progress, report
-from pbd.config import RunConfig
+from pbd.config import RunConfig, StudentConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, LayerTask, ModelFacts, RunReport, Timing
@@ -17,7 +17,10 @@ from pbd.scheduling import cost_table
 if TYPE_CHECKING:
     import keras
 
+    from pbd import student
     from pbd.evaluation import Marks
+    from pbd.fine_tuning import Tuning
+    from pbd.journal import Journal
     from pbd.preparation import Inputs
     from pbd.training import TrainingContext
 
@@ -81,13 +84,15 @@ def _distill(
         display.phase("this run was finished before")
         return finished
 
-    block_phase = _train_blocks(config, given, inputs, list(todo.values()), missing, executor, clock, display)
+    context = _context(config, inputs)
+    block_phase = _train_blocks(config, given, inputs, context, list(todo.values()), missing, executor, clock, display)
     results = done | {result.layer_name: result for result in block_phase.results}
 
     (teacher_marks,) = evaluation.mark(teacher, [teacher], dataset.batches("validation"), dataset.labelled)
     lowest = config.student.lowest_accuracy(teacher_marks.measure)
     accepted = decisions.accept(results.values(), lowest)
-    small = student.make(teacher, dataset, tasks, accepted, config, display)
+    tune = _tuner(context, journal, executor, display)
+    small = student.make(teacher, dataset, tasks, accepted, config, display, tune)
     path = preparation.save_model(journal, "student.keras", small.model)
     preparation.save_model(journal, "student_folded.keras", folding.fold(small.model))
     clock.lap("fine_tune")
@@ -130,6 +135,7 @@ def _train_blocks(
     config: RunConfig,
     given: cost_table.CostTable | None,
     inputs: "Inputs",
+    context: "TrainingContext",
     todo: list[LayerTask],
     missing: list[LayerTask],
     executor: Executor,
@@ -137,7 +143,7 @@ def _train_blocks(
     display: progress.ProgressDisplay,
 ) -> _BlockPhase:
     """Plan, train, and write down what it took."""
-    from pbd import planning, training
+    from pbd import planning, shared_work, training
 
     journal = inputs.journal
     if not missing:
@@ -145,14 +151,20 @@ def _train_blocks(
         clock.lap("distill")
         return _BlockPhase([], Assignment("none", (), ()), "nothing that was left to train")
     display.phase("predicting what each layer takes")
-    context = _context(config, inputs)
     plan = planning.make(config.execution, given, context, todo, missing, executor)
     clock.lap("calibrate")
 
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
-    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler})")
-    train_group, results = functools.partial(training.train_group, context), []
-    for result in executor.run(train_group, missing, plan.assignment, display.update):
+    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
+    if plan.assignment.shared:
+        (group,) = plan.assignment.groups
+        work = shared_work.TrainShared(context, group)
+        arriving = executor.together(work, display.update, most=context.data.batch_size)
+    else:
+        train_group = functools.partial(training.train_group, context)
+        arriving = executor.run(train_group, missing, plan.assignment, display.update)
+    results = []
+    for result in arriving:
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)
@@ -175,6 +187,23 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         journal=inputs.journal,
         session=uuid.uuid4().hex,
     )
+
+
+def _tuner(
+    context: "TrainingContext", journal: "Journal", executor: Executor, display: progress.ProgressDisplay
+) -> "student.Tune":
+    """Return what fine-tunes a student, in place, on all workers together."""
+    from pbd import ghost_batches, preparation, shared_work
+
+    def tune(model: "keras.Model", settings: StudentConfig, before: "Marks", first_epoch: int) -> "Tuning":
+        path = preparation.save_model(journal, "assembled.keras", model)
+        work = shared_work.TuneShared(context, path, settings, before, first_epoch)
+        most = context.data.batch_size // ghost_batches.unit(model, context.data.batch_size)
+        weights, tuning = executor.together(work, display.update, most)
+        model.set_weights(weights)
+        return tuning
+
+    return tune
 
 
 def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:

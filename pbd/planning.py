@@ -5,11 +5,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from pbd import calibration
-from pbd.config import ExecutionConfig
+from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
 from pbd.executors.base import Executor
-from pbd.records import Assignment, BlockResult, LayerTask
+from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
 from pbd.scheduling import schedulers
-from pbd.scheduling.cost_table import CostTable
+from pbd.scheduling.cost_table import CostTable, Workload
+from pbd.shared_work import TimeExchange
 from pbd.training import TrainingContext
 
 
@@ -22,6 +23,8 @@ class Plan:
     """What the predicted times rest on."""
     measured_costs: Callable[[Sequence[BlockResult], str], CostTable]
     """Returns the table with what results of this plan took, given them and the run directory."""
+    why: str = ""
+    """Why the workers share the work as they do; empty where there was no choice."""
 
 
 def make(
@@ -45,9 +48,37 @@ def make(
     predict = functools.partial(calibration.predict, context, tuple(todo), config.costs, given, executor.num_workers)
     table, work = executor.call(predict)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
-    assignment = scheduler(missing, table.costs(work, config.group), executor.num_workers)
+    assignment, why = scheduler(missing, table.costs(work, config.group), executor.num_workers), ""
+    if may_share(config, context.block, executor.num_workers):
+        most, exchange = context.data.batch_size, TimeExchange(sum(task.block_params for task in missing))
+        exchange_s = executor.together(exchange, lambda event: None, most)
+        shared = share(missing, table, work, min(executor.num_workers, most), exchange_s)
+        why = explain(assignment, shared, exchange_s)
+        if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
+            assignment = shared
 
     def measured(results: Sequence[BlockResult], run_dir: str) -> CostTable:
         return table.corrected(results, work, config.group, run_dir)
 
-    return Plan(assignment, table.source, measured)
+    return Plan(assignment, table.source, measured, why)
+
+
+def may_share(config: ExecutionConfig, block: str, workers: int) -> bool:
+    """Return whether all workers may train one group together: there are several, and nobody asked for another way."""
+    asked = config.parallel == "data" or (config.parallel == "auto" and config.scheduler == "auto" and config.group)
+    return asked and workers > 1 and block in WITHOUT_STATISTICS
+
+
+def share(tasks: Sequence[LayerTask], table: CostTable, work: Workload, workers: int, exchange_s: float) -> Assignment:
+    """Return the assignment in which all workers train all tasks together, each on its part of every batch."""
+    load_s = table.shared(workers, exchange_s).costs(work, grouped=True).load_s(tasks)
+    group = TaskGroup(tuple(sorted(tasks, key=lambda task: task.index)), predicted_s=load_s)
+    return Assignment("shared", ((group,), *[()] * (workers - 1)), (load_s,) * workers, shared=True)
+
+
+def explain(by_task: Assignment, shared: Assignment, exchange_s: float) -> str:
+    """Say what the two ways are predicted to take."""
+    return (
+        f"each its own layers: {by_task.predicted_makespan_s:.1f} s ({by_task.scheduler}); all layers together: "
+        f"{shared.predicted_makespan_s:.1f} s, {1e3 * exchange_s:.1f} ms of every step to exchange gradients"
+    )

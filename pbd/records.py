@@ -65,6 +65,8 @@ class Assignment:
     """Groups that go, in this order, to whichever worker comes free."""
     steals: bool = False
     """Whether a worker with nothing left takes groups from the queues of others."""
+    shared: bool = False
+    """Whether all workers train the first queue's one group together, each on its part of every batch."""
 
     @property
     def predicted_makespan_s(self) -> float:
@@ -108,6 +110,8 @@ class BlockResult:
     """What its group was predicted to take."""
     energy_j: float | None = None
     error: str | None = None
+    shared: bool = False
+    """All workers trained it together, each on its part of every batch; `worker` is the first of them."""
     found: bool = False
     """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
 

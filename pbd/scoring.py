@@ -8,6 +8,7 @@ import numpy as np
 
 from pbd import devices, evaluation, graph
 from pbd.datasets import Dataset
+from pbd.teamwork import ALONE, Team, add_up_all
 
 
 def squared_error(output: Any, target: Any) -> Any:
@@ -48,8 +49,16 @@ class Score:
     marks: evaluation.Marks
 
 
-def score(teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset) -> dict[str, Score]:
+def score(
+    teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset, team: Team = ALONE
+) -> dict[str, Score]:
     """Score every block on the validation split in one pass: the teacher's prefix is computed once for all.
+
+    Args:
+        teacher: the network whose layers the blocks replace.
+        built: the blocks by layer.
+        dataset: this worker's part of it.
+        team: those who have the other parts.
 
     Returns:
         For each layer: its block's squared error over the variance of the layer's output, and the marks of the teacher
@@ -58,14 +67,18 @@ def score(teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset)
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
     marking = evaluation.Marking(len(built), dataset.labelled)
-    columns: dict[str, list[np.ndarray]] = {"error": [], "mean": [], "square": []}
+    sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
+    images_seen = np.zeros(1)
     for images, labels in dataset.batches("validation"):
         found = scorer.predict_on_batch(images)
         scores = np.asarray(found["scores"], dtype=np.float64)
         marking.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
-        for key, column in columns.items():
-            column.append(np.asarray(found[key], dtype=np.float64))
-    error, mean, square = (np.concatenate(columns[key]).mean(axis=0) for key in ("error", "mean", "square"))
+        for key in sums:
+            sums[key] += np.asarray(found[key], dtype=np.float64).sum(axis=0)
+        images_seen += len(scores)
+    marking.add_up(team)
+    *added, count = add_up_all(team, [*sums.values(), images_seen])
+    error, mean, square = (total / count for total in added)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)
     return {
         name: Score(float(nmse[i]), marks) for i, (name, marks) in enumerate(zip(built, marking.marks, strict=True))

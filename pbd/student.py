@@ -1,7 +1,7 @@
 """From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune, keep the promised accuracy."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -20,6 +20,8 @@ STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
 ROUNDING = 1e-9
 """A target that is met exactly is met."""
+Tune = Callable[[keras.Model, StudentConfig, Marks, int], Tuning]
+"""Fine-tunes a student in place, given the settings, its marks as it comes, and the data's epoch to begin with."""
 AIM = 0.8
 """The share of the accuracy drop allowed that the next student is made for: what it loses is only foretold roughly."""
 
@@ -102,7 +104,7 @@ class Workshop:
     dataset: Dataset
     tasks: Sequence[LayerTask]
     config: RunConfig
-    emit: Emit
+    tune: Tune
 
     def assemble(self, accepted: Mapping[str, BlockResult]) -> keras.Model:
         """Return the teacher with the accepted blocks and all its batch statistics re-estimated."""
@@ -131,7 +133,7 @@ class Workshop:
             return Tuning(before)
         trainable = {layer.name: layer.trainable for layer in model.layers}
         freeze_outside(model, accepted, settings.fine_tune_scope)
-        tuning = fine_tuning.fine_tune(model, self.teacher, self.dataset, settings, before, self.emit, first_epoch)
+        tuning = self.tune(model, settings, before, first_epoch)
         for layer in model.layers:
             layer.trainable = trainable[layer.name]
         return tuning
@@ -144,14 +146,24 @@ def make(
     accepted: dict[str, BlockResult],
     config: RunConfig,
     display: ProgressDisplay,
+    tune: Tune | None = None,
 ) -> Student:
     """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole.
 
     With a target, the layers whose blocks cost most are given back to the student, and it is made again of the others,
     until the target holds or no block is left.
+
+    Args:
+        teacher: flat and functional.
+        dataset: whose training split the student learns from, and whose validation split choices are made on.
+        tasks: every convolution.
+        accepted: the blocks to use, by layer.
+        config: of the run.
+        display: told of phases and progress.
+        tune: what fine-tunes a student; by default this process does.
     """
     keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
-    shop = Workshop(teacher, dataset, tasks, config, display.update)
+    shop = Workshop(teacher, dataset, tasks, config, tune or tune_here(teacher, dataset, display.update))
     model = shop.assemble(accepted)
     assembled = shop.examine(model)
     display.phase(f"assembled {len(accepted)} accepted blocks: {_in_words(assembled)}")
@@ -161,6 +173,15 @@ def make(
     if config.student.target_accuracy_drop is not None:
         student = _keep_promise(shop, student, accepted, display)
     return replace(student, model=graph.flatten(student.model))
+
+
+def tune_here(teacher: keras.Model, dataset: Dataset, emit: Emit) -> Tune:
+    """Return what fine-tunes a student in this process alone."""
+
+    def tune(model: keras.Model, settings: StudentConfig, before: Marks, first_epoch: int) -> Tuning:
+        return fine_tuning.fine_tune(model, teacher, dataset, settings, before, emit, first_epoch)
+
+    return tune
 
 
 def _keep_promise(

@@ -12,15 +12,16 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, devices, graph
+from pbd import blocks, datasets, graph
 from pbd.config import DataConfig, TrainingConfig
 from pbd.errors import MissingInputError
-from pbd.fitting import Emit, ReportProgress, adam
+from pbd.fitting import Emit, ReportProgress, Trainer, adam, trainer
 from pbd.initialisation import FIT_IMAGES, initialise
 from pbd.journal import Journal
 from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.scoring import Score, score, squared_error
 from pbd.stopping import LearningCurve
+from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, Team, add_up_all
 
 STOPPING_IMAGES = 1024
 """How many validation images tell, after every epoch, whether a block still learns."""
@@ -97,11 +98,18 @@ def load_dataset(data: DataConfig, seed: int, image_shape: tuple[int, int, int],
     return datasets.load(data, seed, image_shape)
 
 
-def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team = ALONE) -> list[BlockResult]:
     """Train and score the blocks of a group, and write each to the run directory the moment it is done.
 
     A group that cannot be trained together is tried task by task, so that one bad block costs only itself. A block that
     is in the run directory (its worker was lost before it could say so) is not trained again.
+
+    Args:
+        context: of the run.
+        group: the tasks to train in one pass.
+        emit: told of every step.
+        team: those who train the same group with the same arguments at the same time, each on its part of every batch;
+            the blocks must treat each image by itself.
 
     Returns:
         One result per task, `trained` or `failed`; `worker`, `started_s` and (unless it was found) `seconds` are the
@@ -109,44 +117,73 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[
 
     Raises:
         PbdError: this worker cannot load the teacher or the data.
+        LostTeamError: another worker was lost.
     """
-    committed = [context.journal.committed_block(task.layer_name) for task in group.tasks]
-    left = tuple(task for task, result in zip(group.tasks, committed, strict=True) if result is None)
-    found = [replace(result, found=True) for result in committed if result]
-    return found + (_train(context, TaskGroup(left), emit) if left else [])
+    committed = {task.layer_name: context.journal.committed_block(task.layer_name) for task in group.tasks}
+    (seen,) = add_up_all(team, [np.array([result is not None for result in committed.values()], np.int64)])
+    everywhere = dict(zip(committed, seen == team.size, strict=True))  # nobody may take another's for done
+    left = tuple(task for task in group.tasks if not everywhere[task.layer_name])
+    found = [replace(r, found=True) for name, r in committed.items() if r is not None and everywhere[name]]
+    return found + (_train(context, TaskGroup(left), emit, team) if left else [])
 
 
-def _train(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -> list[BlockResult]:
     began = time.monotonic()
     teacher = load_teacher(context.teacher_path, context.session)
     dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
+    mine = dataset.shared(datasets.Part(team.index, team.size))
     try:
-        results = _train_together(context, group, teacher, dataset, emit)
+        results = _train_together(context, group, teacher, mine, emit, team)
+    except LostTeamError:
+        raise
     except Exception as error:
+        if not isinstance(error, BrokenTeamError):
+            team.give_up()
         if len(group.tasks) > 1:
-            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit)]
+            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit, team)]
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         return [BlockResult(group.tasks[0].layer_name, "failed", context.block, error=message)]
     for result in results:
-        if result.status == "trained":
+        if result.status == "trained" and team.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
 
 
 def _train_together(
-    context: TrainingContext, group: TaskGroup, teacher: keras.Model, dataset: datasets.Dataset, emit: Emit
+    context: TrainingContext, group: TaskGroup, teacher: keras.Model, dataset: datasets.Dataset, emit: Emit, team: Team
 ) -> list[BlockResult]:
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
-    images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
-    prefix = graph.truncate(teacher, built)
-    initialise(built, group.tasks, teacher, prefix, images, context.block, context.block_init, context.seed)
+    _give_first_weights(context, group, built, teacher, dataset, team)
     start_counts = context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise"
     curves = {name: LearningCurve(start_counts) for name in built}
-    _fit(context.training, teacher, built, dataset, curves, emit)
+    _fit(context.training, teacher, built, dataset, curves, emit, team)
     total = dataset.steps_per_epoch * context.training.epochs
     emit(Progress(0, f"scoring {_label(built)}", total, total, context.training.epochs))
-    scores = score(teacher, built, dataset)
+    scores = score(teacher, built, dataset, team)
     return [_result(context, name, block, curves[name], scores[name]) for name, block in built.items()]
+
+
+def _give_first_weights(
+    context: TrainingContext,
+    group: TaskGroup,
+    built: dict[str, keras.Model],
+    teacher: keras.Model,
+    dataset: datasets.Dataset,
+    team: Team,
+) -> None:
+    """Give each worker of the team some of the blocks to begin, and everyone the weights of all."""
+    own = group.tasks[team.index :: team.size]
+    if own:
+        mine = {task.layer_name: built[task.layer_name] for task in own}
+        images = (batch for batch, _ in replace(dataset, part=datasets.WHOLE).batches("train", limit=FIT_IMAGES))
+        prefix = graph.truncate(teacher, mine)
+        initialise(mine, own, teacher, prefix, images, context.block, context.block_init, context.seed)
+    if team.size > 1:
+        names = {task.layer_name for task in own}
+        weights = [w if name in names else 0.0 * w for name, block in built.items() for w in block.get_weights()]
+        coming = iter(add_up_all(team, weights))
+        for block in built.values():
+            block.set_weights([next(coming) for _ in block.weights])
 
 
 def _label(names: Iterable[str]) -> str:
@@ -161,25 +198,29 @@ def _fit(
     dataset: datasets.Dataset,
     curves: dict[str, LearningCurve],
     emit: Emit,
+    team: Team,
 ) -> None:
     """Train the blocks in place and leave each at its best epoch; one that has flattened leaves the graph.
 
     When a block leaves depends on its own errors alone, and the optimiser keeps its state for the others: they train
     on as if it had never been there.
     """
-    variances = _target_variances(graph.truncate(teacher, built), dataset)
+    variances = _target_variances(graph.truncate(teacher, built), dataset, team)
     steps = dataset.steps_per_epoch
     optimizer = adam(config.learning_rate, steps * config.epochs)
     optimizer.build([variable for block in built.values() for variable in block.trainable_variables])
-    active, distiller = dict(built), None
+    active = dict(built)
+    distiller = GroupDistiller(graph.truncate(teacher, active), active)
+    trains = trainer(distiller, optimizer, dataset, team)
     for epoch in range(config.epochs + 1):
-        if distiller is None or len(distiller.parts) != len(active):
+        if len(distiller.parts) != len(active):
             distiller = GroupDistiller(graph.truncate(teacher, active), active)
-            distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
+            trains = trainer(distiller, optimizer, dataset, team)
         losses: dict[str, float] = {}
         if epoch > 0:
-            losses = _one_epoch(distiller, dataset, epoch - 1, config.epochs, ReportProgress(emit, _label(active)))
-        for name, error in _validation_errors(distiller, dataset).items():
+            told = ReportProgress(emit, _label(active)).over(config.epochs)
+            losses = _one_epoch(trains, dataset, epoch - 1, told)
+        for name, error in _validation_errors(distiller, dataset, team).items():
             curves[name].add(error / variances[name], active[name].get_weights(), losses.get(name))
         active = {n: b for n, b in active.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
         if not active:
@@ -188,40 +229,33 @@ def _fit(
         block.set_weights(curves[name].best)
 
 
-def _one_epoch(
-    distiller: GroupDistiller, dataset: datasets.Dataset, epoch: int, epochs: int, progress: ReportProgress
-) -> dict[str, float]:
+def _one_epoch(trains: Trainer, dataset: datasets.Dataset, epoch: int, progress: ReportProgress) -> dict[str, float]:
     """Train for one epoch; return each block's mean squared error."""
-    history = distiller.fit(
-        dataset.training_batches(epoch, epoch + 1),
-        initial_epoch=epoch,
-        epochs=epoch + 1,
-        steps_per_epoch=dataset.steps_per_epoch,
-        callbacks=[progress.over(epochs)],
-        shuffle=False,
-        verbose=0,
-    ).history
-    return {name: float(history[name][0]) for name in distiller.layer_names}
+    batches = dataset.training_batches(epoch, epoch + 1)
+    history = trains.fit(batches, epoch, epoch + 1, dataset.steps_per_epoch, [progress])
+    return {name: float(values[0]) for name, values in history.items()}
 
 
-def _validation_errors(distiller: GroupDistiller, dataset: datasets.Dataset) -> dict[str, float]:
+def _validation_errors(distiller: GroupDistiller, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
     """Return each block's mean squared error on the images that tell when to stop."""
-    images = dataset.batches("validation", limit=STOPPING_IMAGES)
-    errors = distiller.predict(images.map(lambda x, _: x), verbose=0)
-    return {name: float(np.mean(error)) for name, error in zip(distiller.layer_names, errors, strict=True)}
+    sums, count = np.zeros(len(distiller.parts)), np.zeros(1)
+    for images, _ in dataset.batches("validation", limit=STOPPING_IMAGES):
+        errors = np.asarray(distiller.predict_on_batch(images), np.float64)
+        sums, count = sums + errors.sum(axis=1), count + errors.shape[1]
+    sums, count = add_up_all(team, [sums, count])
+    return dict(zip(distiller.layer_names, map(float, sums / count), strict=True))
 
 
-def _target_variances(prefix: keras.Model, dataset: datasets.Dataset) -> dict[str, float]:
+def _target_variances(prefix: keras.Model, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
     """Return the variance of each layer's output on the same images."""
-    sums: dict[str, np.ndarray] = {}
+    sums = {name: np.zeros(3) for name in prefix.output}
     for images, _ in dataset.batches("validation", limit=STOPPING_IMAGES):
         for name, (_, target) in prefix.predict_on_batch(images).items():
             target = np.asarray(target, np.float64)
-            seen = np.array([target.size, target.sum(), np.square(target).sum()])
-            sums[name] = sums.get(name, 0.0) + seen
+            sums[name] += [target.size, target.sum(), np.square(target).sum()]
     return {
         name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)
-        for name, (count, total, square) in sums.items()
+        for name, (count, total, square) in zip(sums, add_up_all(team, list(sums.values())), strict=True)
     }
 
 

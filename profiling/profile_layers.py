@@ -12,38 +12,21 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from experiments import command_line
+from experiments.command_line import Parser, check_folder, positive
 from pbd import devices
-from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TeacherConfig
-from pbd.errors import MissingInputError, PbdError, UsageError
+from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig
 from pbd.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
 
 BATCHES = 2
 """Different batches of images; more would only take memory."""
-
-
-def load_teacher(name: str, image_size: int, classes: int) -> Any:
-    """Return the teacher, flat; one of keras.applications gets random weights.
-
-    Raises:
-        PbdError: there is no such teacher, or it cannot be used.
-    """
-    from pbd import graph, teachers
-
-    config = TeacherConfig(teacher=name)
-    teachers.check(config)
-    if teachers.is_file(name):
-        model = teachers.load_file(name)
-    else:
-        model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
-    height, width, channels = graph.image_shape_of(model)
-    return graph.flatten(model, (height or image_size, width or image_size, channels or 3))
 
 
 def noise(image_shape: tuple[int, int, int], batch_size: int) -> Any:
@@ -68,6 +51,7 @@ def measure(settings: argparse.Namespace) -> CostTable:
     Raises:
         PbdError: there is no such teacher, or it has no convolution to replace.
     """
+    from experiments.networks import load_teacher
     from pbd import graph, layer_timing
 
     teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
@@ -97,17 +81,6 @@ def as_table(costs: CostTable) -> Table:
     return table
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise UsageError(f"{message}. See --help.")
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
-    return int(text)
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Turn command-line arguments into settings.
 
@@ -115,38 +88,34 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UsageError: a flag or a value is wrong; the message is one line.
         MissingInputError: the folder of `--out` does not exist.
     """
-    parser = _Parser(
-        prog="profiling.profile_layers", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser("profiling.profile_layers", __doc__)
     parser.add_argument("--teacher", default="VGG16", help="a model file, or a built-in network (random weights)")
-    parser.add_argument("--image-size", type=_positive, default=224, help="pixels, where the teacher leaves it free")
-    parser.add_argument("--classes", type=_positive, default=10, help="of a built-in network")
-    parser.add_argument("--batch-size", type=_positive, default=DataConfig().batch_size)
+    parser.add_argument("--image-size", type=positive, default=224, help="pixels, where the teacher leaves it free")
+    parser.add_argument("--classes", type=positive, default=10, help="of a built-in network")
+    parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
     parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--include-unprofitable", action="store_true", help="as in pbd-run")
-    parser.add_argument("--threads", type=_positive, help="CPU threads; by default all cores")
+    parser.add_argument("--threads", type=positive, help="CPU threads; by default all cores")
     parser.add_argument("--out", type=Path, help="write the table here, for pbd-run --costs")
     settings = parser.parse_args(argv)
-    if settings.out is not None and not settings.out.absolute().parent.is_dir():
-        raise MissingInputError(f"--out must lie in a folder that exists. Received: {str(settings.out)!r}.")
+    check_folder("--out", settings.out)
     return settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print the table, write it; return the exit code."""
-    try:
-        settings = parse(sys.argv[1:] if argv is None else argv)
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments)
         devices.claim(0, 1, settings.threads)
         devices.load_backend()
         costs = measure(settings)
         Console().print(as_table(costs))
         if settings.out is not None:
             write_atomically(settings.out, json.dumps(costs.as_json(), indent=2).encode())
-    except PbdError as error:
-        print(f"profile_layers: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    return command_line.run("profile_layers", command, argv)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """Fine-tuning: the losses are what they are called, the teacher stays, the best epoch is kept, divergence undone."""
 
+import dataclasses
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -8,10 +10,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pbd import fine_tuning, graph
+from pbd import fine_tuning, ghost_batches, graph
 from pbd.config import StudentConfig
 from pbd.datasets import Dataset
 from pbd.evaluation import Marks
+from pbd.teamwork import Team
 from tests.colours import (
     CLASSES,
     SHAPE,
@@ -23,6 +26,7 @@ from tests.colours import (
     snapshot,
     trained_teacher,
 )
+from tests.teams import as_team
 
 layers = keras.layers
 LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
@@ -241,7 +245,7 @@ class Script:
         self._marks = iter(Marks(accuracy, accuracy, kl) for accuracy, kl in measures)
         self.seen: list[list[np.ndarray]] = []
 
-    def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset) -> Marks:
+    def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team) -> Marks:
         self.seen.append(student.get_weights())
         return next(self._marks)
 
@@ -325,3 +329,50 @@ def test_what_is_frozen_is_not_tuned(teacher: keras.Model, student: keras.Model,
     worst = Marks(0.0, 0.0, 100.0)
     fine_tuning.fine_tune(student, teacher, dataset, config, worst, ignore)
     assert moved_layers(before, student) == {"a", "norm"}
+
+
+def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: keras.Model) -> None:
+    """The student has a batch normalisation, which sees parts of the batch that no worker's share cuts."""
+    large = dataclasses.replace(dataset, batch_size=2 * ghost_batches.SMALLEST)
+    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.004)
+    copies = [graph.flatten(teacher) for _ in range(3)]
+    for copy in copies:
+        damage(copy, 0.5)
+    start, damaged = fine_tuning.examine(copies[0], teacher, large), snapshot(copies[0])
+    before = predict(copies[0], some_images())
+    alone = fine_tuning.fine_tune(copies[2], teacher, large, config, start, ignore)
+
+    def work(team: Team) -> fine_tuning.Tuning:
+        return fine_tuning.fine_tune(copies[team.index], teacher, large, config, start, ignore, team=team)
+
+    for tuning, copy in zip(as_team(2, work), copies, strict=False):
+        assert [row["loss"] for row in tuning.history] == pytest.approx([r["loss"] for r in alone.history], rel=1e-3)
+        assert tuning.best.accuracy == pytest.approx(alone.best.accuracy, abs=1 / 48)
+        # not the weights: a bias in front of a normalisation has no gradient but rounding, which Adam follows
+        np.testing.assert_allclose(predict(copy, some_images()), predict(copies[2], some_images()), atol=1e-3)
+        assert np.abs(predict(copy, some_images()) - before).max() > 0.1
+    assert {"norm", "logits"} <= moved_layers(damaged, copies[2])
+
+
+def test_divergence_steps_the_whole_team_back(
+    dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copies = [graph.flatten(teacher) for _ in range(2)]
+    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.001, fine_tune_scope="blocks")
+    large, losses = dataclasses.replace(dataset, batch_size=2 * ghost_batches.SMALLEST), iter([math.nan])
+
+    def work(team: Team) -> fine_tuning.Tuning:
+        add_up = team.add_up
+
+        def poisoned(values: np.ndarray) -> np.ndarray:
+            return add_up(values * next(losses, 1.0) if team.index == 1 and values.dtype == np.float32 else values)
+
+        team.add_up = poisoned
+        return fine_tuning.fine_tune(
+            copies[team.index], teacher, large, config, Marks(0.9, 0.9, 0.1), ignore, team=team
+        )
+
+    first, second = as_team(2, work)
+    assert first == second
+    assert len(first.story) == 1
+    assert "the loss is not a finite number" in first.story[0]

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from experiments import latency, runtimes
+from experiments.networks import load_teacher
 from pbd.errors import EnvironmentMismatchError, PbdError
 
 
@@ -31,7 +32,7 @@ def teacher_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_every_runtime_agrees_with_keras_at_every_batch_size(teacher_file: Path) -> None:
-    teacher = latency.load_teacher(str(teacher_file), image_size=32)
+    teacher = load_teacher(str(teacher_file), image_size=32)
     networks = {"teacher": teacher, **latency.make_students(teacher, ["two_layer"])}
     assert networks["two_layer"].count_params() < teacher.count_params()
     for runtime in runtimes.RUNTIMES:
@@ -44,7 +45,7 @@ def test_every_runtime_agrees_with_keras_at_every_batch_size(teacher_file: Path)
 
 
 def test_a_runtime_that_computes_something_else_is_refused(teacher_file: Path) -> None:
-    teacher = latency.load_teacher(str(teacher_file), image_size=32)
+    teacher = load_teacher(str(teacher_file), image_size=32)
     images = np.ones((2, 8, 8, 3), "float32")
     for wrong in (1.01, np.nan):
         with pytest.raises(PbdError, match=r"must agree with Keras to 0\.001"):

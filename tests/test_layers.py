@@ -12,19 +12,21 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
-    {"errors", "records"},
+    {"errors", "records", "teamwork"},
     {"config"},
     {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping"},
     {"report"},
     {"devices"},
     {"datasets"},
     {"evaluation", "blocks"},
+    {"data_parallel"},
     {"graph", "fitting"},
-    {"initialisation", "scoring", "fine_tuning", "folding"},
+    {"initialisation", "scoring", "ghost_batches", "folding"},
+    {"fine_tuning"},
     {"training", "student", "teachers"},
     {"layer_timing"},
     {"calibration"},
-    {"executors", "preparation"},
+    {"executors", "preparation", "shared_work"},
     {"planning"},
     {"pipeline"},
     {"run"},
@@ -32,7 +34,7 @@ FLOORS = (
 """From the ground up; a module may import from the floors below it, and from its own package."""
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
 KNOWS_MPI = {"executors/mpi.py"}
-KNOWS_DASK = {f"executors/dask_{part}.py" for part in ("cluster", "connection", "worker")}
+KNOWS_DASK = {f"executors/dask_{part}.py" for part in ("cluster", "connection", "team", "worker")}
 MAY_IMPORT_TENSORFLOW = {"datasets", "devices"}
 
 

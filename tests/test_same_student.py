@@ -25,6 +25,9 @@ WAYS = {
     "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
     "four ranks, one by one": (["mpirun", "-n", "4"], ["--scheduler", "round_robin", "--no-group"]),
     "two ranks, pulling": (["mpirun", "-n", "2"], ["--scheduler", "pull"]),
+    "two ranks, sharing every batch": (["mpirun", "-n", "2"], ["--parallel", "data"]),
+    "three ranks, sharing every batch": (["mpirun", "-n", "3"], ["--parallel", "data"]),
+    "two Dask workers, sharing every batch": ([], ["--executor", "dask", "--workers", "2", "--parallel", "data"]),
     "two Dask workers, pulling": ([], ["--executor", "dask", "--workers", "2", "--no-group"]),
     "two Dask workers, stealing": ([], ["--executor", "dask", "--workers", "2", "--scheduler", "work_stealing"]),
 }
@@ -33,6 +36,7 @@ IMPATIENT_WAYS = {
     "serial grouped, impatient": ([], ["--executor", "serial", *IMPATIENT]),
     "serial one by one, impatient": ([], ["--executor", "serial", "--no-group", *IMPATIENT]),
     "two ranks, impatient": (["mpirun", "-n", "2"], ["--scheduler", "contiguous", *IMPATIENT]),
+    "two ranks, sharing every batch, impatient": (["mpirun", "-n", "2"], ["--parallel", "data", *IMPATIENT]),
 }
 CONTROL = {"another seed": ([], ["--executor", "serial", "--seed", "1"])}
 

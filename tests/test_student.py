@@ -95,7 +95,8 @@ def test_only_accepted_layers_are_replaced(
 
 
 def shop(teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object) -> student.Workshop:
-    return student.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), ignore)
+    tune = student.tune_here(teacher, dataset, ignore)
+    return student.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), tune)
 
 
 def test_without_accepted_blocks_the_student_is_the_teacher(

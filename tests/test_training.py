@@ -11,6 +11,8 @@ from pbd.config import RunConfig
 from pbd.errors import MissingInputError
 from pbd.journal import Journal
 from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+from pbd.teamwork import Team
+from tests.teams import as_team
 
 Tasks = list[LayerTask]
 
@@ -119,7 +121,7 @@ def test_one_that_has_flattened_leaves_and_the_others_train_as_if_it_had_never_b
     errors_of: dict[str, list[float]] = {}
     script = {"second": [1.0, 0.1, 0.5], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
 
-    def scripted(distiller: Any, dataset: Any) -> dict[str, float]:
+    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
         for name in distiller.layer_names:
             errors_of.setdefault(name, []).append(script[name][len(errors_of.get(name, []))])
         return {name: errors_of[name][-1] for name in distiller.layer_names}
@@ -152,7 +154,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
     script = {"second": [4.0, 3.0, 1.0, 2.0], "third": [1.0, 2.0, 3.0, 4.0]}
     weights: dict[str, list[dict[str, np.ndarray]]] = {"second": [], "third": []}
 
-    def scripted(distiller: Any, dataset: Any) -> dict[str, float]:
+    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
         for name, part in zip(distiller.layer_names, distiller.parts, strict=True):
             weights[name].append(blocks.get_weights(part))
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
@@ -280,3 +282,62 @@ def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None
     assert result.loss_history == ()
     assert len(result.nmse_history) == 1
     assert all(np.array_equal(result.weights[key], first[key]) for key in first)
+
+
+def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
+    """Train the tasks in one group on a team of so many threads; return what each has."""
+    from pbd import training
+
+    def work(team: Team) -> dict[str, BlockResult]:
+        results = training.train_group(context, TaskGroup(tuple(tasks)), ignore, team)
+        return {result.layer_name: result for result in results}
+
+    return as_team(size, work)
+
+
+@pytest.fixture
+def own_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every thread load a teacher of its own, as every process does."""
+    from pbd import training
+
+    monkeypatch.setattr(training, "load_teacher", training.load_teacher.__wrapped__)
+
+
+@pytest.mark.usefixtures("own_copies")
+def test_a_team_trains_the_blocks_that_one_worker_would(context: tuple[Any, Tasks]) -> None:
+    settings = {"block": "decoupled_r2", "block_init": "fitted", "epochs": 2}
+    made, shared = changed(context, **settings), changed(context, **settings)
+    alone = train(made, context[1])
+    for results in as_teams(shared, context[1], 2):
+        assert results.keys() == alone.keys()
+        for name, result in results.items():
+            assert result.loss_history == pytest.approx(alone[name].loss_history, rel=1e-4)
+            assert result.nmse_history == pytest.approx(alone[name].nmse_history, rel=1e-4)
+            assert result.nmse == pytest.approx(alone[name].nmse, rel=1e-4)
+            assert result.val_accuracy == alone[name].val_accuracy
+            assert result.val_kl == pytest.approx(alone[name].val_kl, rel=1e-3)
+            for key, weight in result.weights.items():
+                np.testing.assert_allclose(weight, alone[name].weights[key], atol=1e-5)
+    assert set(shared.journal.committed_blocks()) == {"second", "third"}
+
+
+@pytest.mark.usefixtures("own_copies")
+def test_a_block_that_fails_for_one_worker_of_a_team_costs_only_itself(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd import blocks
+
+    made, whole, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
+
+    def broken(block: str, task: LayerTask, seed: int) -> Any:
+        if task.layer_name == "second":
+            calls.append(task)
+            if len(calls) % 2:  # in one of the two threads
+                raise MemoryError("injected")
+        return whole(block, task, seed)
+
+    monkeypatch.setattr(blocks, "build_block", broken)
+    for results in as_teams(made, context[1], 2):
+        assert results["third"].status == "trained"
+        assert results["second"].status == "failed"
+    assert set(made.journal.committed_blocks()) == {"third"}

@@ -5,6 +5,6 @@ for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
 """
 
 from pbd.datasets.loading import absolute, known_names, load
-from pbd.datasets.pipelines import Dataset, IndexedSplit, Split, StreamSplit
+from pbd.datasets.pipelines import WHOLE, Dataset, IndexedSplit, Part, Split, StreamSplit
 
-__all__ = ["Dataset", "IndexedSplit", "Split", "StreamSplit", "absolute", "known_names", "load"]
+__all__ = ["WHOLE", "Dataset", "IndexedSplit", "Part", "Split", "StreamSplit", "absolute", "known_names", "load"]

@@ -19,7 +19,9 @@ PARTS = {
 }
 
 
-def augmented(images: "tf.Tensor", name: str, key: tuple["int | tf.Tensor", "int | tf.Tensor"]) -> "tf.Tensor":
+def augmented(
+    images: "tf.Tensor", name: str, key: tuple["int | tf.Tensor", "int | tf.Tensor"], first: int = 0
+) -> "tf.Tensor":
     """Return a batch of images, (n, height, width, channels) float32, each changed at random.
 
     Rotation, crop (padded by reflection) and flip are one affine map, so an image is resampled once. Flips and
@@ -29,6 +31,7 @@ def augmented(images: "tf.Tensor", name: str, key: tuple["int | tf.Tensor", "int
         images: the batch; height and width are static.
         name: one of `pbd.config.AUGMENTATIONS`.
         key: two integers that decide everything random.
+        first: where in the batch that the key is for these images begin.
     """
     import tensorflow as tf
 
@@ -37,7 +40,7 @@ def augmented(images: "tf.Tensor", name: str, key: tuple["int | tf.Tensor", "int
     height, width = images.shape[1:3]
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=_transforms(tf.shape(images)[0], height, width, PARTS[name], key),
+        transforms=_transforms(first + tf.shape(images)[0], height, width, PARTS[name], key)[first:],
         output_shape=tf.constant([height, width]),
         fill_value=0.0,
         interpolation="BILINEAR" if "rotate" in PARTS[name] else "NEAREST",

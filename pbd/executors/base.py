@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.teamwork import Team
 
 T = TypeVar("T")
 Emit = Callable[[Progress], None]
@@ -37,6 +38,19 @@ class Executor(Protocol):
 
     def call(self, function: Callable[[], T]) -> T:
         """Return what a picklable function gives where a worker trains, on its device and with its threads."""
+        ...
+
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+        """Have all workers call a picklable function at once, as a team; return what the first of them gives.
+
+        Args:
+            function: called with the worker's team and, for progress, a listener.
+            emit: told of the first worker's progress.
+            most: how many workers can be of use; the others wait.
+
+        Raises:
+            BrokenTeamError: a worker could not go on.
+        """
         ...
 
     def serve(self) -> RunReport:

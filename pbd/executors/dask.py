@@ -12,7 +12,7 @@ import queue
 import string
 import time
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -20,11 +20,12 @@ import cloudpickle
 
 from pbd.config import ExecutionConfig
 from pbd.errors import NoWorkersError
-from pbd.executors import dask_worker
+from pbd.executors import dask_team, dask_worker
 from pbd.executors.base import Emit, TrainGroup
 from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, outcome
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
+from pbd.teamwork import BrokenTeamError, LostTeamError, Team
 
 MOST_ATTEMPTS = 3
 """How many workers a group may lose before it is tried task by task, and a task before it is given up."""
@@ -100,6 +101,57 @@ class DaskExecutor:
             "See the workers' own output."
         )
 
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+        pickled = cloudpickle.dumps(function)
+        self._cluster.admit_teams()
+        for _ in range(MOST_ATTEMPTS):
+            roll = self._cluster.look()
+            while not roll.ready:
+                self._cluster.expect_work(hopeful=False)
+                time.sleep(_POLL_S)
+                roll = self._cluster.look()
+            with contextlib.suppress(LostWorkError):
+                return self._as_team(pickled, roll, emit, most)
+        raise NoWorkersError(
+            f"{MOST_ATTEMPTS} teams of workers lost one each time: out of memory, or killed? See the workers' own "
+            "output. What was finished is kept: go on with --resume --run-dir DIR."
+        )
+
+    def _as_team(self, pickled: bytes, roll: Roll, emit: Emit, most: int) -> Any:
+        """Return what the first of the ready workers gives.
+
+        Raises:
+            LostWorkError: one of them is gone.
+        """
+        settings, name = self._settings(roll), self._key("team")
+        team = sorted(roll.ready, key=self._cluster.number)[:most]
+        places = dict(zip(team, dask_team.memberships(name, team), strict=True))
+        keys = {worker: self._key("join") for worker in team}
+        submit = self._cluster.submit
+        sent = {w: submit(keys[w], dask_worker.join, pickled, places[w], settings, worker=w) for w in team}
+        try:
+            while left := {worker: future for worker, future in sent.items() if not future.done()}:
+                finished(left, _POLL_S)
+                self._pass_on_progress(emit)
+                self._check_there({keys[worker]: worker for worker in left})
+        except BaseException:
+            self._cluster.lose(name, team[0])
+            for future in sent.values():
+                future.cancel()
+            raise
+        return _of_the_first(list(sent.values()))
+
+    def _check_there(self, workers: Mapping[str, str]) -> None:
+        """Check that each worker can still do the piece of work that was sent to it.
+
+        Raises:
+            LostWorkError: one is gone, or was paused before it began.
+        """
+        roll = self._cluster.look()
+        for key, worker in workers.items():
+            if worker not in roll.there or (worker not in roll.ready and not self._cluster.has_begun(key)):
+                raise LostWorkError
+
     def _wait_for(self, worker: str, key: str, future: "Future[Any]") -> None:
         """Wait for a worker to be done with something.
 
@@ -107,10 +159,11 @@ class DaskExecutor:
             LostWorkError: it is gone, or was paused before it began.
         """
         while not finished({key: future}, _POLL_S):
-            roll = self._cluster.look()
-            if worker not in roll.there or (worker not in roll.ready and not self._cluster.has_begun(key)):
+            try:
+                self._check_there({key: worker})
+            except LostWorkError:
                 future.cancel()
-                raise LostWorkError
+                raise
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
@@ -219,6 +272,21 @@ class DaskExecutor:
     def stop(self, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # what ended the run is worth more than what happens while leaving
             self._cluster.close()
+
+
+def _of_the_first(futures: Sequence["Future[Any]"]) -> Any:
+    """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
+    given_up: BrokenTeamError | None = None
+    for future in futures:
+        try:
+            outcome(future)
+        except BrokenTeamError as error:
+            given_up = error
+        except LostTeamError as error:
+            raise LostWorkError from error
+    if given_up is not None:
+        raise given_up
+    return outcome(futures[0])
 
 
 def _withdrawn(sent: _Sent) -> TaskGroup:

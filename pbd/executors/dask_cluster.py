@@ -16,7 +16,7 @@ from distributed.client import ClosedClientError
 
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
-from pbd.executors import dask_connection
+from pbd.executors import dask_connection, dask_team
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
@@ -159,6 +159,16 @@ class Cluster:
             yield
         except (OSError, TimeoutError, CancelledError, ClosedClientError) as error:
             raise scheduler_lost() from error
+
+    def admit_teams(self) -> None:
+        """Let workers, those that come later too, add up what teams bring to them."""
+        with self._scheduler_there():
+            self._client.register_plugin(dask_team.Meeting())
+
+    def lose(self, team: str, worker: str) -> None:
+        """Tell the worker where a team meets that it is lost, if it is there still."""
+        with contextlib.suppress(Exception):  # who meets at a worker that is gone has noticed
+            self._client.run(dask_team.lose, team=team, workers=[worker])
 
     def check_single_threads(self) -> None:
         """Refuse workers that would train several groups at once, each on all of the worker's cores.

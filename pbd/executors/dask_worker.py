@@ -1,5 +1,6 @@
 """What a Dask worker does with the work it is sent: take a device, then train."""
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -13,8 +14,10 @@ import cloudpickle
 
 from pbd import devices
 from pbd.errors import EnvironmentMismatchError
-from pbd.executors.base import Seldom, run_queue
+from pbd.executors.base import Emit, Seldom, run_queue
+from pbd.executors.dask_team import DaskTeam, Membership
 from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.teamwork import BrokenTeamError, LostTeamError, Team
 
 _SETTLING = threading.Lock()
 _threads: int | None = None  # with which this process computes, once it has settled
@@ -62,6 +65,25 @@ def call(pickled: bytes, settings: Settings) -> Any:
     settle(settings)
     function: Callable[[], Any] = cloudpickle.loads(pickled)
     return function()
+
+
+def join(pickled: bytes, membership: Membership, settings: Settings) -> Any:
+    """Call a pickled function of a team and a progress listener, together with the other members; the first tells."""
+    from distributed import get_worker
+
+    settle(settings)
+    worker, team = get_worker(), DaskTeam(membership)
+    tell = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
+    function: Callable[[Team, Emit], Any] = cloudpickle.loads(pickled)
+    try:
+        answer = function(team, tell if team.index == 0 else lambda event: None)
+    except (BrokenTeamError, LostTeamError):
+        raise
+    except BaseException:
+        with contextlib.suppress(LostTeamError):
+            team.give_up()
+        raise
+    return answer if team.index == 0 else None
 
 
 def _message(address: str, event: Progress) -> dict[str, Any]:

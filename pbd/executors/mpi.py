@@ -5,6 +5,7 @@ drawn by an atomic counter, so that no rank is spent on handing them out. Nobody
 would burn a core that a neighbour trains on: everyone polls and sleeps.
 """
 
+import contextlib
 import itertools
 import os
 import sys
@@ -21,6 +22,7 @@ from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageEr
 from pbd.executors import launcher
 from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.teamwork import BrokenTeamError, Team
 
 _COMMAND, _PROGRESS = 1, 2
 _POLL_S = 0.05
@@ -38,6 +40,14 @@ class _Work:
     train_group: TrainGroup
     queue: tuple[TaskGroup, ...]
     pool: tuple[TaskGroup, ...]
+
+
+@dataclass(frozen=True)
+class _Together:
+    """From rank 0 to a worker: call this at the same time as all others."""
+
+    function: Callable[[Team, Emit], Any]
+    most: int
 
 
 @dataclass(frozen=True)
@@ -106,6 +116,27 @@ class MpiExecutor:
     def call(self, function: Callable[[], T]) -> T:
         return function()  # rank 0 is a worker like the others
 
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+        self._training = True
+        self._tell_all(_Together(function, most))
+        with self._team_of(most) as team:
+            result = function(team, emit)
+        self._training = False
+        return result
+
+    @contextlib.contextmanager
+    def _team_of(self, most: int) -> "Iterator[MpiTeam | None]":
+        """Make a team of the first ranks; all must come, and those that are not of it get `None`."""
+        from mpi4py import MPI
+
+        rank = self._comm.Get_rank()
+        comm = self._comm.Split(0 if rank < most else MPI.UNDEFINED, rank)
+        if comm == MPI.COMM_NULL:
+            yield None
+        else:
+            yield MpiTeam(comm)
+            comm.Free()
+
     def _work(self, work: _Work, emit: Emit) -> list[list[BlockResult]]:
         """Train this rank's groups; return what every rank has trained, in rank 0 alone."""
 
@@ -152,7 +183,12 @@ class MpiExecutor:
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
-            self._work(command, Seldom(self._tell_progress))
+            if isinstance(command, _Together):
+                with self._team_of(command.most) as team:
+                    if team is not None:
+                        command.function(team, lambda event: None)
+            else:
+                self._work(command, Seldom(self._tell_progress))
 
     def _tell_progress(self, event: Progress) -> None:
         """Send progress to rank 0, unless it has not taken what was sent before."""
@@ -161,19 +197,45 @@ class MpiExecutor:
 
     def finish(self, report: RunReport) -> None:
         self._tell_all(_Stop(report=report))
+        self._released = True
 
     def stop(self, error: BaseException) -> None:
         if self._released:
             return
         if isinstance(error, PbdError) and self.coordinates and not self._training:
             self._tell_all(_Stop(error=error))
+            self._released = True
         else:
             abort(error)
 
-    def _tell_all(self, message: _Stop) -> None:
+    def _tell_all(self, message: _Together | _Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
-        self._released = True
+
+
+class MpiTeam:
+    """The ranks of a communicator; a sum is one `Allreduce`, after all have agreed that they can go on."""
+
+    def __init__(self, comm: Any) -> None:
+        self._comm = comm
+        self.index, self.size = comm.Get_rank(), comm.Get_size()
+
+    def add_up(self, values: np.ndarray) -> np.ndarray:
+        self._agree(well=True)
+        total = np.empty_like(values)
+        self._comm.Allreduce(np.ascontiguousarray(values), total)
+        return total
+
+    def give_up(self) -> None:
+        with contextlib.suppress(BrokenTeamError):
+            self._agree(well=False)
+
+    def _agree(self, well: bool) -> None:
+        failed = np.array([0 if well else 1], np.int32)
+        total = np.empty_like(failed)
+        self._comm.Allreduce(failed, total)
+        if total[0]:
+            raise BrokenTeamError("a worker of the team could not go on.")
 
 
 class SharedCounter:

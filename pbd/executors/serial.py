@@ -8,6 +8,7 @@ from typing import TypeVar
 from pbd.executors.base import Emit, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
+from pbd.teamwork import ALONE, Team
 
 T = TypeVar("T")
 
@@ -40,6 +41,9 @@ class SerialExecutor:
 
     def call(self, function: Callable[[], T]) -> T:
         return function()
+
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+        return function(ALONE, emit)
 
     def serve(self) -> RunReport:
         raise RuntimeError("the serial executor has no other process to serve")

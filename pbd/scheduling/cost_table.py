@@ -84,6 +84,20 @@ class LayerTimes:
         scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)  # its error, and its scores when swapped in
         return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s
 
+    def shared(self, workers: int, exchange_s: float) -> "LayerTimes":
+        """Return the times of one of several workers that train the layer's group together.
+
+        Each sees its part of every batch, and gives its part of the blocks their first weights; what is done once in a
+        process, everyone does.
+
+        Args:
+            workers: how many there are.
+            exchange_s: what adding up the block's gradient takes, per step.
+        """
+        per_image = ("prefix_s", "check_s", "suffix_s", "target_s", "gather_s")
+        parts = {name: getattr(self, name) / workers for name in per_image}
+        return replace(self, **parts, step_s=self.step_s / workers + exchange_s)
+
     def scaled(self, factor: float) -> "LayerTimes":
         """Return the times, each multiplied by the factor."""
         return LayerTimes(**{name: factor * seconds for name, seconds in vars(self).items()})
@@ -126,6 +140,16 @@ class CostTable:
             source=self.source,
         )
 
+    def shared(self, workers: int, exchange_s: float) -> "CostTable":
+        """Return what each layer takes one of several workers that train all layers together.
+
+        Args:
+            workers: how many there are.
+            exchange_s: what adding up the gradients of all layers takes, per step.
+        """
+        each_s = exchange_s / max(1, len(self.layers))
+        return replace(self, layers={name: times.shared(workers, each_s) for name, times in self.layers.items()})
+
     def check(self, wanted: Conditions, layer_names: Collection[str]) -> None:
         """Refuse to serve a run that the table was not made for.
 
@@ -151,7 +175,7 @@ class CostTable:
 
         A group's layers are all scaled alike, so that for the epochs that its blocks trained (some stop early) it is
         predicted to take what it took. Groups with a failed block tell nothing: part of their time went into retries;
-        nor do those of which a part was found done.
+        nor do those of which a part was found done, or that several workers shared.
 
         Args:
             results: those of a group share worker and start; ones that no worker stamped are left out.
@@ -188,7 +212,11 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     for result in results:
         if result.worker is not None:
             groups.setdefault((result.worker, result.started_s), []).append(result)
-    return [group for group in groups.values() if all(one.status == "trained" and not one.found for one in group)]
+    return [
+        group
+        for group in groups.values()
+        if all(one.status == "trained" and not one.found and not one.shared for one in group)
+    ]
 
 
 def read_given(wanted: str) -> CostTable | None:

@@ -1,0 +1,185 @@
+"""One block phase of one scheme, in a process of its own (under MPI, one for each worker): `speed` runs it.
+
+Its argument is a `Setup` as JSON, and it prints how many seconds the phase took. Before the clock starts, every worker
+has loaded the teacher and the data and computed a batch: what is measured is training, scoring and writing blocks.
+"""
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pbd import devices
+from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
+from pbd.errors import PbdError, StoppedError
+from pbd.executors import open_executor
+from pbd.executors.base import Emit, Executor, TrainGroup
+from pbd.journal import Journal
+from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
+from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.schedulers import SCHEDULERS
+
+if TYPE_CHECKING:
+    from pbd.training import TrainingContext
+
+SCHEMES = ("paper", "ours")
+SESSION = "speed"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What is trained, and how."""
+
+    scheme: str
+    """`paper` or `ours`."""
+    workers: int
+    threads: int
+    """CPU threads, and cores, of each worker."""
+    run_dir: str
+    """A run directory that exists; blocks are written there."""
+    teacher: str
+    """A flat `.keras` file."""
+    dataset: str
+    train_limit: int | None
+    batch_size: int
+    augment: str
+    epochs: int
+    learning_rate: float
+    block: str
+    block_init: str
+    seed: int
+
+    @property
+    def data(self) -> DataConfig:
+        return DataConfig(
+            dataset=self.dataset,
+            train_limit=self.train_limit,
+            batch_size=self.batch_size,
+            preprocess="none",
+            augment=self.augment,
+        )
+
+    @property
+    def training(self) -> TrainingConfig:
+        """No block stops early: the schemes train for the same epochs."""
+        return TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
+
+
+def take_cores(local_rank: int, threads: int) -> None:
+    """Keep this worker to cores of its own, as many as it has threads, where the host has that many and can do so."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    cores = sorted(os.sched_getaffinity(0))
+    own = cores[local_rank * threads : (local_rank + 1) * threads]
+    if len(own) == threads:
+        os.sched_setaffinity(0, own)
+
+
+def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
+    """Load what this worker trains with and compute a batch; return the context and the layers to replace."""
+    from pbd import graph, training
+
+    teacher = training.load_teacher(setup.teacher, SESSION)
+    context = training.TrainingContext(
+        teacher_path=setup.teacher,
+        data=setup.data,
+        image_shape=tuple(teacher.inputs[0].shape[1:]),
+        training=setup.training,
+        block=setup.block,
+        block_init=setup.block_init,
+        seed=setup.seed,
+        journal=Journal(Path(setup.run_dir)),
+        session=SESSION,
+    )
+    dataset = training.load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    teacher.predict_on_batch(next(iter(dataset.training_batches(0, 1)))[0])
+    tasks = graph.enumerate_tasks(teacher, setup.block)
+    return context, [task for task in tasks if task.skip_reason is None]
+
+
+def dealt_out(tasks: Sequence[LayerTask], workers: int) -> Assignment:
+    """Return the tasks one by one, dealt out in turn: the paper's round robin."""
+    names = [task.layer_name for task in tasks]
+    equal = LayerCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0), grouped=False, source="equal")
+    return SCHEDULERS["round_robin"](tasks, equal, workers)
+
+
+def plan(
+    scheme: str, context: "TrainingContext", tasks: Sequence[LayerTask], executor: Executor
+) -> tuple[TrainGroup, Assignment]:
+    """Return what trains a group in this scheme, and who trains what; ours is planned as `pbd-run` plans it."""
+    if scheme == "paper":
+        from experiments import paper_scheme
+
+        return functools.partial(paper_scheme.train_group, context), dealt_out(tasks, executor.num_workers)
+    from pbd import planning, training
+
+    planned = planning.make(ExecutionConfig(), None, context, tasks, tasks, executor)
+    return functools.partial(training.train_group, context), planned.assignment
+
+
+def ignore(_: object) -> None:
+    """Take progress and do nothing."""
+
+
+def wake(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    """Train nothing: with it, the clock starts when every worker has loaded what it needs."""
+    return [BlockResult(name, "trained", block="none") for name in group.layer_names]
+
+
+def measure(setup: Setup, executor: Executor) -> float:
+    """Run the block phase and return its seconds, until the last worker is done and every block is written.
+
+    Raises:
+        PbdError: a block could not be trained.
+    """
+    take_cores(executor.local_rank, setup.threads)
+    devices.claim(executor.local_rank, executor.local_workers, setup.threads)
+    devices.load_backend()
+    context, tasks = load(setup)
+    if not executor.coordinates:
+        executor.serve()
+    train_group, assignment = plan(setup.scheme, context, tasks, executor)
+    list(executor.run(wake, tasks, dealt_out(tasks, executor.num_workers), ignore))
+    began = time.monotonic()
+    for result in executor.run(train_group, tasks, assignment, ignore):
+        if result.status == "failed":
+            raise PbdError(f"{result.layer_name} could not be trained: {result.error}")
+        context.journal.commit_block(result)  # again, with its worker and times, as pbd-run does
+    return time.monotonic() - began
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Measure one setup and print the seconds; return the exit code."""
+    (text,) = sys.argv[1:] if argv is None else argv
+    setup, finished = Setup(**json.loads(text)), StoppedError("the block phase is over")
+    try:
+        executor = open_executor(ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial"))
+        try:
+            seconds = measure(setup, executor)
+        except BaseException as error:
+            executor.stop(error)
+            raise
+        print(json.dumps({"seconds": seconds}), flush=True)
+        executor.stop(finished)  # there is no report to finish with
+    except PbdError as error:
+        if str(error) == str(finished):
+            return 0
+        print(f"experiments.block_phase: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def as_argument(setup: Setup) -> str:
+    """Return what `main` takes."""
+    return json.dumps(dataclasses.asdict(setup))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""The networks that are measured: files, those of pbd, and two for images of 32 pixels that the bench builds itself.
+
+Speed does not depend on weights: what is built here has random ones.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import layers
+
+from pbd import graph, teachers
+from pbd.config import TeacherConfig
+from pbd.errors import UsageError, unknown_name
+
+CLASSES = 10
+IMAGE_SHAPE = (32, 32, 3)
+VGG16_STAGES = ((2, 32), (2, 64), (3, 128), (3, 256), (3, 256))
+"""Convolutions and channels of each, half of VGG16's."""
+
+
+def vgg16_half(classes: int = CLASSES) -> keras.Model:
+    """VGG16 for images of 32 pixels: half the channels, normalised, one dense layer at the end; takes raw pixels."""
+    inputs = keras.Input(IMAGE_SHAPE)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    for stage, (convolutions, channels) in enumerate(VGG16_STAGES, start=1):
+        for position in range(1, convolutions + 1):
+            x = _normalised(x, channels, 1, f"block{stage}_conv{position}")
+            x = layers.ReLU()(x)
+        x = layers.MaxPooling2D(name=f"block{stage}_pool")(x)
+    outputs = layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, outputs, name="vgg16_half")
+
+
+def resnet56(classes: int = CLASSES) -> keras.Model:
+    """The ResNet of 56 layers for images of 32 pixels (He et al. 2015, section 4.2); takes raw pixels."""
+    inputs = keras.Input(IMAGE_SHAPE)
+    x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
+    x = layers.ReLU()(_normalised(x, 16, 1, "stem"))
+    for stage, channels in enumerate((16, 32, 64), start=1):
+        for unit in range(1, 10):
+            stride = 2 if stage > 1 and unit == 1 else 1
+            name = f"stage{stage}_unit{unit}"
+            y = layers.ReLU()(_normalised(x, channels, stride, f"{name}_conv1"))
+            y = _normalised(y, channels, 1, f"{name}_conv2")
+            if x.shape[-1] != channels:
+                x = layers.Conv2D(channels, 1, strides=stride, use_bias=False, name=f"{name}_shortcut")(x)
+            x = layers.ReLU()(layers.Add()([x, y]))
+    outputs = layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, outputs, name="resnet56")
+
+
+def _normalised(x: Any, channels: int, stride: int, name: str) -> Any:
+    x = layers.Conv2D(channels, 3, strides=stride, padding="same", use_bias=False, name=name)(x)
+    return layers.BatchNormalization(name=f"{name}_norm")(x)
+
+
+OWN: dict[str, Callable[[int], keras.Model]] = {"vgg16_half": vgg16_half, "resnet56": resnet56}
+
+
+def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Model:
+    """Return the teacher, flat; one that is not a file gets random weights.
+
+    Raises:
+        PbdError: there is no such teacher, or it cannot be used.
+    """
+    known = [*OWN, *teachers.BUILT_IN, *teachers.application_names()]
+    if not teachers.is_file(name) and name not in known:
+        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
+    if name in OWN:
+        keras.utils.set_random_seed(0)
+        return graph.flatten(OWN[name](classes))
+    config = TeacherConfig(teacher=name)
+    teachers.check(config)
+    if teachers.is_file(name):
+        model = teachers.load_file(name)
+    else:
+        model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
+    height, width, channels = graph.image_shape_of(model)
+    return graph.flatten(model, (height or image_size, width or image_size, channels or 3))

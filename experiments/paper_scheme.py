@@ -1,0 +1,108 @@
+"""The scheme of arXiv:2012.03096, task by task: the baseline that pbd's grouped training is held against.
+
+As in the authors' published code, a task is trained in rounds of two epochs. Each round loads the teacher from its file
+and cuts it off behind the layer; every step computes that part of the teacher and trains one block on the layer's input
+and output; a round ends with the whole teacher, the block in its layer's place, on the validation split. Tasks share
+nothing: each has its own augmented images, and for first weights that are fitted its own statistics.
+
+First weights, batches, optimiser, step and the choice of the best epoch are pbd's own, so that its blocks are those of
+a grouped run, and what differs is how often the same things are computed. Where the authors waste time without need, it
+does not follow them: the part of the teacher and the block's step are one graph, the teacher is loaded once a round
+(not twice), and the block and its optimiser stay in memory.
+"""
+
+import keras
+import numpy as np
+
+from pbd import blocks, devices, evaluation, graph, training
+from pbd.datasets import Dataset
+from pbd.fitting import Emit, adam
+from pbd.initialisation import FIT_IMAGES, initialise
+from pbd.records import BlockResult, LayerTask, TaskGroup
+from pbd.stopping import LearningCurve
+from pbd.training import STOPPING_IMAGES, GroupDistiller, TrainingContext
+
+ROUND_EPOCHS = 2
+"""After how many epochs the teacher is loaded anew and the block evaluated in the whole network."""
+
+
+def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    """Train the tasks of a group one after another; what an executor runs, as it runs `training.train_group`."""
+    dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+    return [train_task(context, task, dataset) for task in group.tasks]
+
+
+def train_task(context: TrainingContext, task: LayerTask, dataset: Dataset) -> BlockResult:
+    """Train one block, write it to the run directory and return it, at the epoch with the lowest validation error.
+
+    `nmse_history` stays empty: the errors are not normalised. The accuracy is the best that a round ended with.
+    """
+    epochs, name = context.training.epochs, task.layer_name
+    block = blocks.build_block(context.block, task, context.seed)
+    optimizer = adam(context.training.learning_rate, dataset.steps_per_epoch * epochs)
+    optimizer.build(block.trainable_variables)
+    curve = LearningCurve(context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise")
+    accuracies = []
+    for first in range(0, epochs, ROUND_EPOCHS):
+        teacher = keras.models.load_model(context.teacher_path, compile=False)
+        prefix = graph.truncate(teacher, [name])
+        if first == 0:
+            _initialise(context, task, block, teacher, prefix, dataset)
+        distiller = GroupDistiller(prefix, {name: block})
+        distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
+        if first == 0 and curve.start_counts:
+            curve.add(_validation_error(distiller, dataset), block.get_weights())
+        for epoch in range(first, min(first + ROUND_EPOCHS, epochs)):
+            loss = _one_epoch(distiller, dataset, epoch)
+            curve.add(_validation_error(distiller, dataset), block.get_weights(), loss)
+        accuracies.append(_accuracy(teacher, name, block, dataset))
+    block.set_weights(curve.best)
+    result = BlockResult(
+        layer_name=name,
+        status="trained",
+        block=context.block,
+        weights=blocks.get_weights(block),
+        loss_history=tuple(curve.losses),
+        val_accuracy=max(accuracies),
+    )
+    context.journal.commit_block(result)
+    return result
+
+
+def _initialise(
+    context: TrainingContext,
+    task: LayerTask,
+    block: keras.Model,
+    teacher: keras.Model,
+    prefix: keras.Model,
+    dataset: Dataset,
+) -> None:
+    images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
+    built = {task.layer_name: block}
+    initialise(built, [task], teacher, prefix, images, context.block, context.block_init, context.seed)
+
+
+def _one_epoch(distiller: GroupDistiller, dataset: Dataset, epoch: int) -> float:
+    """Train for one epoch; return the block's mean squared error."""
+    history = distiller.fit(
+        dataset.training_batches(epoch, epoch + 1),
+        initial_epoch=epoch,
+        epochs=epoch + 1,
+        steps_per_epoch=dataset.steps_per_epoch,
+        shuffle=False,
+        verbose=0,
+    ).history
+    return float(history[distiller.layer_names[0]][0])
+
+
+def _validation_error(distiller: GroupDistiller, dataset: Dataset) -> float:
+    """Return the block's mean squared error on the images by which the best epoch is chosen."""
+    images = dataset.batches("validation", limit=STOPPING_IMAGES)
+    return float(np.mean(distiller.predict(images.map(lambda x, _: x), verbose=0)))
+
+
+def _accuracy(teacher: keras.Model, name: str, block: keras.Model, dataset: Dataset) -> float:
+    """Return the validation accuracy of the whole teacher with the block in its layer's place."""
+    whole = keras.Model(teacher.inputs, graph.swap_each(teacher, {name: block})[name])
+    whole.compile(jit_compile=devices.compiles_with_xla())
+    return evaluation.accuracy(whole, dataset.batches("validation"))

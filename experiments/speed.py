@@ -1,0 +1,240 @@
+"""The paper's scheme against ours: seconds of the block phase, on the same network, images, epochs and seed.
+
+Both schemes train the same blocks from the same first weights on the same batches, and must come to the same weights;
+they differ in how often they compute the same things (see `paper_scheme`). They take turns, each measurement in a fresh
+process whose workers have cores of their own; what is compared is the block phase, scoring included.
+
+    python -m experiments.speed --teacher vgg16_half --dataset cifar10.npz --train-limit 5000 --csv speed.csv
+
+A teacher is a file or a network's name, which gets random weights: speed does not depend on them.
+"""
+
+import argparse
+import dataclasses
+import itertools
+import json
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.console import Console
+from rich.table import Table
+
+from experiments import command_line
+from experiments.block_phase import SCHEMES, Setup, as_argument
+from experiments.command_line import Parser, check_folder, positive
+from experiments.executions import run_module
+from pbd import devices
+from pbd.config import AUGMENTATIONS, BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TrainingConfig
+from pbd.errors import PbdError
+from pbd.journal import Journal
+
+WIDTH = 110
+LEARNING_RATE = TrainingConfig().learning_rate
+Case = tuple[str, int]
+"""A scheme and a number of workers."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One scheme with one number of workers; ratios are medians over the repeats, of runs that stood side by side."""
+
+    scheme: str
+    workers: int
+    seconds: float
+    """The median."""
+    fastest_s: float
+    slowest_s: float
+    times_as_fast: float
+    """As the paper's scheme with as many workers."""
+    gain: float | None
+    """Of these workers over one; `None` where one was not measured."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """How far the blocks of two runs lie apart."""
+
+    largest: float = 0.0
+    """Between any two weights."""
+    relative: float = 0.0
+    """Over the largest weight of the same variable."""
+
+    def or_larger(self, other: "Difference") -> "Difference":
+        """Return the larger of either."""
+        return Difference(max(self.largest, other.largest), max(self.relative, other.relative))
+
+
+def compare(one: Mapping[str, Mapping[str, np.ndarray]], other: Mapping[str, Mapping[str, np.ndarray]]) -> Difference:
+    """Return how far two runs' blocks lie apart, given their weights by layer and by variable.
+
+    Raises:
+        PbdError: they are not of the same layers and shapes.
+    """
+    shapes = [{(a, b): w.shape for a, block in run.items() for b, w in block.items()} for run in (one, other)]
+    if shapes[0] != shapes[1]:
+        raise PbdError(f"both schemes must train the same blocks. Received: {sorted(one)} and {sorted(other)}.")
+    found = Difference()
+    for layer, key in shapes[0]:
+        first, second = one[layer][key], other[layer][key]
+        apart = float(np.max(np.abs(first - second)))
+        found = found.or_larger(Difference(apart, apart / max(float(np.max(np.abs(first))), np.finfo(float).tiny)))
+    return found
+
+
+def weights_of(run_dir: str | Path) -> dict[str, dict[str, np.ndarray]]:
+    """Return the weights of a run's blocks, by layer and by variable."""
+    return {name: dict(result.weights) for name, result in Journal(Path(run_dir)).committed_blocks().items()}
+
+
+def measure(setup: Setup) -> float:
+    """Run one block phase in processes of its own and return its seconds.
+
+    Raises:
+        PbdError: it failed; the message is its last line.
+    """
+    Journal.create(setup.run_dir, {})
+    executor = "mpi" if setup.workers > 1 else "serial"
+    printed = run_module(executor, setup.workers, ["experiments.block_phase", as_argument(setup)])
+    return float(json.loads(printed.strip().splitlines()[-1])["seconds"])
+
+
+def alternate(
+    setup: Setup, workers: Sequence[int], repeats: int, folder: Path
+) -> Iterator[tuple[Case, float, Difference]]:
+    """Measure the schemes in turn; yield each run's case, its seconds and how far it lies from the first run's blocks.
+
+    Args:
+        setup: of all runs; scheme, workers and run directory are filled in.
+        workers: for each number, both schemes are run.
+        repeats: runs of each case.
+        folder: where the run directories go.
+    """
+    reference: dict[str, dict[str, np.ndarray]] = {}
+    for repeat, count, scheme in itertools.product(range(repeats), workers, SCHEMES):
+        run_dir = str(folder / f"{scheme}-{count}-{repeat}")
+        seconds = measure(dataclasses.replace(setup, scheme=scheme, workers=count, run_dir=run_dir))
+        blocks = weights_of(run_dir)
+        reference = reference or blocks
+        yield (scheme, count), seconds, compare(reference, blocks)
+
+
+def summarise(seconds: Mapping[Case, Sequence[float]]) -> list[Row]:
+    """Return a row for each case, given the seconds of its runs in the order in which they were made."""
+
+    def ratio(over: Case, under: Case) -> float | None:
+        if over not in seconds:
+            return None
+        return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+
+    return [
+        Row(
+            scheme=scheme,
+            workers=workers,
+            seconds=statistics.median(taken),
+            fastest_s=min(taken),
+            slowest_s=max(taken),
+            times_as_fast=ratio(("paper", workers), (scheme, workers)),
+            gain=ratio((scheme, 1), (scheme, workers)),
+        )
+        for (scheme, workers), taken in seconds.items()
+    ]
+
+
+def as_table(rows: Sequence[Row], difference: Difference) -> Table:
+    """Return the rows for a terminal."""
+    table = Table(
+        title="The block phase, scoring included",
+        caption=f"Largest difference from the first run's weights: {difference.largest:.1e}; "
+        f"of the largest weight of its kind: {difference.relative:.1e}.",
+    )
+    headings = ("scheme", "workers", "seconds, median (range)", "times as fast\nas the paper's", "over\none worker")
+    for heading in headings:
+        table.add_column(heading, justify="left" if heading == "scheme" else "right")
+    for row in rows:
+        seconds = f"{row.seconds:.1f} ({row.fastest_s:.1f}-{row.slowest_s:.1f})"
+        gain = "-" if row.gain is None else f"{row.gain:.2f}"
+        table.add_row(row.scheme, str(row.workers), seconds, f"{row.times_as_fast:.2f}", gain)
+    return table
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: the table's folder does not exist.
+    """
+    parser = Parser("speed", __doc__)
+    parser.add_argument(
+        "--teacher", default="vgg16_half", help="a model file, vgg16_half, resnet56, or a built-in network"
+    )
+    parser.add_argument("--dataset", default=DataConfig().dataset, help="as in pbd-run")
+    parser.add_argument("--train-limit", type=positive, metavar="N", help="as in pbd-run")
+    parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
+    parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip_crop")
+    parser.add_argument("--epochs", type=positive, default=2, help="for each block")
+    parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
+    parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
+    parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--workers", nargs="+", type=positive, default=[1, 2], metavar="N")
+    parser.add_argument("--threads-per-worker", type=positive, default=1, help="and cores")
+    parser.add_argument("--repeats", type=positive, default=3, help="runs of each scheme and number of workers")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    settings = parser.parse_args(argv)
+    settings.workers = sorted(set(settings.workers))
+    TrainingConfig(learning_rate=settings.learning_rate)
+    check_folder("--csv", settings.csv)
+    return settings
+
+
+def save_teacher(name: str, folder: Path) -> str:
+    """Write the teacher, flat, to a file and return its path.
+
+    Raises:
+        PbdError: there is no such teacher, or it cannot be used.
+    """
+    devices.load_backend()
+    from experiments.networks import load_teacher
+
+    path = folder / "teacher.keras"
+    load_teacher(name, image_size=32).save(path)
+    return str(path)
+
+
+def run(settings: argparse.Namespace, console: Console) -> list[Row]:
+    """Measure what the settings ask for; print each run as it ends, and the table."""
+    shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
+    chosen = {name: getattr(settings, name) for name in shared} | {"threads": settings.threads_per_worker}
+    found, difference = {}, Difference()
+    with tempfile.TemporaryDirectory() as folder:
+        teacher = save_teacher(settings.teacher, Path(folder))
+        setup = Setup("", 0, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
+        for case, seconds, apart in alternate(setup, settings.workers, settings.repeats, Path(folder)):
+            found.setdefault(case, []).append(seconds)
+            difference = difference.or_larger(apart)
+            console.print(f"{case[0]}, workers: {case[1]}: {seconds:.1f} s", highlight=False)
+    rows = summarise(found)
+    console.print(as_table(rows, difference))
+    return rows
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments)
+        rows = run(settings, Console(width=None if Console().is_terminal else WIDTH))
+        if settings.csv is not None:
+            command_line.write_csv(rows, settings.csv)
+
+    return command_line.run("speed", command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

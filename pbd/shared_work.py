@@ -1,0 +1,75 @@
+"""What all workers of a run do together, as pieces of work that can be sent to them."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pbd import fine_tuning, training
+from pbd.config import StudentConfig
+from pbd.evaluation import Marks
+from pbd.fine_tuning import Tuning
+from pbd.fitting import Emit
+from pbd.records import BlockResult, TaskGroup
+from pbd.teamwork import Team
+from pbd.training import TrainingContext
+
+EXCHANGES = 7
+"""How often an exchange is timed; the median counts."""
+
+
+@dataclass(frozen=True)
+class TrainShared:
+    """Train one group, each worker on its part of every batch."""
+
+    context: TrainingContext
+    group: TaskGroup
+
+    def __call__(self, team: Team, emit: Emit) -> list[BlockResult]:
+        began = time.monotonic()
+        results = training.train_group(self.context, self.group, emit, team)
+        seconds = time.monotonic() - began
+        stamp = {"worker": 0, "shared": True, "predicted_s": self.group.predicted_s}
+        return [replace(r, **stamp, seconds=r.seconds if r.found else seconds) for r in results]
+
+
+@dataclass(frozen=True)
+class TuneShared:
+    """Fine-tune the student in a file, each worker on its part of every batch."""
+
+    context: TrainingContext
+    student: Path
+    settings: StudentConfig
+    before: Marks
+    first_epoch: int
+
+    def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Tuning]:
+        """Return the student's weights, in Keras' order, and what came of it."""
+        context = self.context
+        teacher = training.load_teacher(context.teacher_path, context.session)
+        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+        student = keras.models.load_model(self.student, compile=False)
+        tuning = fine_tuning.fine_tune(
+            student, teacher, dataset, self.settings, self.before, emit, self.first_epoch, team
+        )
+        return student.get_weights(), tuning
+
+
+@dataclass(frozen=True)
+class TimeExchange:
+    """Measure what adding up takes."""
+
+    values: int
+    """How many float32 numbers each worker brings."""
+
+    def __call__(self, team: Team, emit: Emit) -> float:
+        """Return the median seconds of an exchange."""
+        brought, taken = np.ones(self.values, np.float32), []
+        for _ in range(EXCHANGES):
+            team.add_up(np.zeros(1))  # all begin at once
+            began = time.perf_counter()
+            team.add_up(brought)
+            taken.append(time.perf_counter() - began)
+        return float(np.median(taken))

@@ -1,0 +1,79 @@
+"""Normalising in fixed parts: right by hand, the same however the batch is split, Keras' own for one part."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pbd import ghost_batches
+from tests.colours import SHAPE
+from tests.teams import as_team
+
+
+def network(axis: int = -1, trainable: bool = True, **options: Any) -> keras.Model:
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(6, 3, use_bias=False)(inputs)
+    normalise = keras.layers.BatchNormalization(axis=axis, momentum=0.8, name="normalise", **options)
+    normalise.trainable = trainable
+    x = keras.layers.Dropout(0.0)(keras.layers.ReLU()(normalise(x)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    draws = np.random.default_rng(5)
+    normalise.set_weights([draws.uniform(0.5, 2.0, w.shape).astype("float32") for w in normalise.get_weights()])
+    return model
+
+
+def images(count: int = 48) -> np.ndarray:
+    return np.random.default_rng(3).normal(1.0, 2.0, (count, *SHAPE)).astype("float32")
+
+
+@pytest.mark.parametrize(("batch", "size"), [(64, 16), (60, 20), (50, 25), (31, 31), (30, 30), (8, 8), (1, 1)])
+def test_the_parts_are_as_small_as_is_sound(batch: int, size: int) -> None:
+    assert ghost_batches.part_size(batch) == size
+
+
+def test_what_may_be_split_into_what() -> None:
+    assert ghost_batches.unit(network(), 64) == 16
+    assert ghost_batches.unit(network(trainable=False), 64) == 1
+    assert ghost_batches.unit(network(axis=1), 64) == 64
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+def test_one_part_is_what_keras_does(options: dict[str, Any]) -> None:
+    ours, theirs, x = network(**options), network(**options), images()
+    np.testing.assert_allclose(ghost_batches.train(ours, x, len(x)), theirs(x, training=True), rtol=1e-4, atol=1e-5)
+    for own, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
+
+def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:
+    model, x = network(), images(32)
+    before = model.get_layer("normalise").get_weights()
+    outputs = np.asarray(ghost_batches.train(model, x, 16))
+    after, moved = model.get_layer("normalise").get_weights(), []
+    for part in (slice(16), slice(16, 32)):
+        alone = network()
+        np.testing.assert_allclose(outputs[part], alone(x[part], training=True), rtol=1e-4, atol=1e-5)
+        moved.append(alone.get_layer("normalise").get_weights()[2:])
+    np.testing.assert_allclose(after[2:], np.mean(moved, axis=0), rtol=1e-5)
+    assert not np.allclose(after[2], before[2])
+    assert not np.allclose(moved[0][0], moved[1][0]), "else one part would do for both"
+
+
+def test_a_team_has_the_averages_over_everyones_parts() -> None:
+    x = images(48)
+    whole = network()
+    ghost_batches.train(whole, x, 16)
+    models = [network(), network()]
+
+    def work(team: Any) -> list[np.ndarray]:
+        model, own = models[team.index], x[:16] if team.index == 0 else x[16:]
+        ghost_batches.train(model, own, 16)
+        shared = ghost_batches.ShareStatistics(ghost_batches.normalisations(model), team, len(own) / len(x))
+        shared.on_epoch_end(0)
+        return model.get_weights()
+
+    for weights in as_team(2, work):
+        for own, other in zip(weights, whole.get_weights(), strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
