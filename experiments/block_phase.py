@@ -10,7 +10,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -19,7 +19,7 @@ from pbd import devices
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor, TrainGroup
+from pbd.executors.base import Emit, Executor
 from pbd.journal import Journal
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
@@ -28,7 +28,8 @@ from pbd.scheduling.schedulers import SCHEDULERS
 if TYPE_CHECKING:
     from pbd.training import TrainingContext
 
-SCHEMES = ("paper", "ours")
+SCHEMES = ("paper", "task", "data")
+"""The paper's, and ours: each worker trains layers of its own, or all train all layers on a part of every batch."""
 SESSION = "speed"
 
 
@@ -37,7 +38,7 @@ class Setup:
     """What is trained, and how."""
 
     scheme: str
-    """`paper` or `ours`."""
+    """One of `SCHEMES`."""
     workers: int
     threads: int
     """CPU threads, and cores, of each worker."""
@@ -112,16 +113,19 @@ def dealt_out(tasks: Sequence[LayerTask], workers: int) -> Assignment:
 
 def plan(
     scheme: str, context: "TrainingContext", tasks: Sequence[LayerTask], executor: Executor
-) -> tuple[TrainGroup, Assignment]:
-    """Return what trains a group in this scheme, and who trains what; ours is planned as `pbd-run` plans it."""
+) -> Callable[[], Iterable[BlockResult]]:
+    """Return what trains all tasks in this scheme; ours is planned and carried out as `pbd-run` does it."""
     if scheme == "paper":
         from experiments import paper_scheme
 
-        return functools.partial(paper_scheme.train_group, context), dealt_out(tasks, executor.num_workers)
-    from pbd import planning, training
+        train_group = functools.partial(paper_scheme.train_group, context)
+        return lambda: executor.run(train_group, tasks, dealt_out(tasks, executor.num_workers), ignore)
+    from pbd import planning
 
-    planned = planning.make(ExecutionConfig(), None, context, tasks, tasks, executor)
-    return functools.partial(training.train_group, context), planned.assignment
+    planned = planning.make(ExecutionConfig(parallel=scheme), None, context, tasks, tasks, executor)
+    if planned.assignment.shared != (scheme == "data"):
+        raise PbdError(f"{context.block} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
+    return lambda: planning.carry_out(planned.assignment, context, tasks, executor, ignore)
 
 
 def ignore(_: object) -> None:
@@ -145,10 +149,10 @@ def measure(setup: Setup, executor: Executor) -> float:
     context, tasks = load(setup)
     if not executor.coordinates:
         executor.serve()
-    train_group, assignment = plan(setup.scheme, context, tasks, executor)
+    train = plan(setup.scheme, context, tasks, executor)
     list(executor.run(wake, tasks, dealt_out(tasks, executor.num_workers), ignore))
     began = time.monotonic()
-    for result in executor.run(train_group, tasks, assignment, ignore):
+    for result in train():
         if result.status == "failed":
             raise PbdError(f"{result.layer_name} could not be trained: {result.error}")
         context.journal.commit_block(result)  # again, with its worker and times, as pbd-run does

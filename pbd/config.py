@@ -207,7 +207,8 @@ class ExecutionConfig:
     work_stealing (Dask's), or auto: pull on Dask, else contiguous for groups, else wfd."""
     parallel: str = "auto"
     """How workers share the blocks: task (each trains layers of its own), data (all train all layers, each on its part
-    of every batch), or auto (what is predicted to be faster). The student is fine-tuned by all in any case."""
+    of every batch), or auto (task on Dask, else what is predicted to be faster). All fine-tune the student in any case,
+    but no more than have 32 images of the batch each if it has batch normalisations."""
     workers: int | None = None
     """Number of workers; under MPI it is the number of ranks, on a Dask cluster how many to wait for."""
     dask_address: str | None = None

@@ -86,7 +86,8 @@ class DataParallel:
             batches: this worker's part of each.
 
         Raises:
-            BrokenTeamError: another worker failed or was lost.
+            BrokenTeamError: another worker gave up.
+            LostTeamError: another worker was lost.
         """
         model = self._model
         told = keras.callbacks.CallbackList(list(callbacks), True, model=model, epochs=epochs, steps=steps)

@@ -167,7 +167,8 @@ def fine_tune(
             no more than the batch has units (see `ghost_batches.unit`).
 
     Raises:
-        BrokenTeamError: another worker failed or was lost.
+        BrokenTeamError: another worker gave up.
+        LostTeamError: another worker was lost.
     """
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     pupil = logits_model(student, images)

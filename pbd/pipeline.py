@@ -1,6 +1,5 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
-import functools
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -67,7 +66,7 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
 def _distill(
     config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
 ) -> RunReport:
-    from pbd import evaluation, folding, preparation, student  # these load the backend
+    from pbd import folding, preparation, student  # these load the backend
 
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
@@ -88,7 +87,7 @@ def _distill(
     block_phase = _train_blocks(config, given, inputs, context, list(todo.values()), missing, executor, clock, display)
     results = done | {result.layer_name: result for result in block_phase.results}
 
-    (teacher_marks,) = evaluation.mark(teacher, [teacher], dataset.batches("validation"), dataset.labelled)
+    (teacher_marks,) = _mark(context, [journal.file("teacher.keras")], "validation", executor)
     lowest = config.student.lowest_accuracy(teacher_marks.measure)
     accepted = decisions.accept(results.values(), lowest)
     tune = _tuner(context, journal, executor, display)
@@ -98,7 +97,7 @@ def _distill(
     clock.lap("fine_tune")
 
     display.phase("reading the test split, once")
-    tested = evaluation.mark(teacher, [teacher, small.model], dataset.batches("test"), dataset.labelled)
+    tested = _mark(context, [journal.file("teacher.keras"), path], "test", executor)
     finished = RunReport(
         config=config.flat(),
         versions=preparation.versions(),
@@ -143,7 +142,7 @@ def _train_blocks(
     display: progress.ProgressDisplay,
 ) -> _BlockPhase:
     """Plan, train, and write down what it took."""
-    from pbd import planning, shared_work, training
+    from pbd import planning
 
     journal = inputs.journal
     if not missing:
@@ -156,15 +155,8 @@ def _train_blocks(
 
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
     display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
-    if plan.assignment.shared:
-        (group,) = plan.assignment.groups
-        work = shared_work.TrainShared(context, group)
-        arriving = executor.together(work, display.update, most=context.data.batch_size)
-    else:
-        train_group = functools.partial(training.train_group, context)
-        arriving = executor.run(train_group, missing, plan.assignment, display.update)
     results = []
-    for result in arriving:
+    for result in planning.carry_out(plan.assignment, context, missing, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)
@@ -193,17 +185,26 @@ def _tuner(
     context: "TrainingContext", journal: "Journal", executor: Executor, display: progress.ProgressDisplay
 ) -> "student.Tune":
     """Return what fine-tunes a student, in place, on all workers together."""
-    from pbd import ghost_batches, preparation, shared_work
+    from pbd import blocks, ghost_batches, preparation, shared_work
 
     def tune(model: "keras.Model", settings: StudentConfig, before: "Marks", first_epoch: int) -> "Tuning":
         path = preparation.save_model(journal, "assembled.keras", model)
         work = shared_work.TuneShared(context, path, settings, before, first_epoch)
         most = context.data.batch_size // ghost_batches.unit(model, context.data.batch_size)
         weights, tuning = executor.together(work, display.update, most)
-        model.set_weights(weights)
+        path.unlink()
+        blocks.set_weights(model, weights)
         return tuning
 
     return tune
+
+
+def _mark(context: "TrainingContext", models: list[Path], split: str, executor: Executor) -> list["Marks"]:
+    """Return the marks of the networks in these files, found by all workers together."""
+    from pbd import shared_work
+
+    work = shared_work.MarkShared(context, tuple(models), split)
+    return executor.together(work, lambda event: None, most=context.data.batch_size)
 
 
 def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:

@@ -1,16 +1,16 @@
 """Who trains what: predicted costs, and the assignment that rests on them."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pbd import calibration
+from pbd import calibration, training
 from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
-from pbd.executors.base import Executor
+from pbd.executors.base import Emit, Executor
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
 from pbd.scheduling import schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
-from pbd.shared_work import TimeExchange
+from pbd.shared_work import TimeExchange, TrainShared
 from pbd.training import TrainingContext
 
 
@@ -49,10 +49,10 @@ def make(
     table, work = executor.call(predict)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     assignment, why = scheduler(missing, table.costs(work, config.group), executor.num_workers), ""
-    if may_share(config, context.block, executor.num_workers):
+    if may_share(config, context.block, executor):
         most, exchange = context.data.batch_size, TimeExchange(sum(task.block_params for task in missing))
         exchange_s = executor.together(exchange, lambda event: None, most)
-        shared = share(missing, table, work, min(executor.num_workers, most), exchange_s)
+        shared = share(missing, table, work, min(executor.team_size, most), executor.num_workers, exchange_s)
         why = explain(assignment, shared, exchange_s)
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
@@ -63,15 +63,41 @@ def make(
     return Plan(assignment, table.source, measured, why)
 
 
-def may_share(config: ExecutionConfig, block: str, workers: int) -> bool:
-    """Return whether all workers may train one group together: there are several, and nobody asked for another way."""
-    asked = config.parallel == "data" or (config.parallel == "auto" and config.scheduler == "auto" and config.group)
-    return asked and workers > 1 and block in WITHOUT_STATISTICS
+def carry_out(
+    assignment: Assignment, context: TrainingContext, tasks: Sequence[LayerTask], executor: Executor, emit: Emit
+) -> Iterator[BlockResult]:
+    """Train the tasks as they are assigned; yield a result for each, some as soon as they are there."""
+    if not assignment.shared:
+        train_group = functools.partial(training.train_group, context)
+        yield from executor.run(train_group, tasks, assignment, emit)
+    else:
+        (group,) = assignment.groups
+        yield from executor.together(TrainShared(context, group), emit, most=context.data.batch_size)
 
 
-def share(tasks: Sequence[LayerTask], table: CostTable, work: Workload, workers: int, exchange_s: float) -> Assignment:
-    """Return the assignment in which all workers train all tasks together, each on its part of every batch."""
-    load_s = table.shared(workers, exchange_s).costs(work, grouped=True).load_s(tasks)
+def may_share(config: ExecutionConfig, block: str, executor: Executor) -> bool:
+    """Return whether all workers may train one group together: there are several, and nothing speaks against it.
+
+    Where workers come and go it has to be asked for: with any of them, all lose what they have not finished.
+    """
+    free = config.parallel == "auto" and config.scheduler == "auto" and config.group and not executor.elastic
+    return (free or config.parallel == "data") and executor.team_size > 1 and block in WITHOUT_STATISTICS
+
+
+def share(
+    tasks: Sequence[LayerTask], table: CostTable, work: Workload, team: int, workers: int, exchange_s: float
+) -> Assignment:
+    """Return the assignment in which a team trains all tasks together, each worker on its part of every batch.
+
+    Args:
+        tasks: one at least.
+        table: what they take one worker.
+        work: how many batches there are.
+        team: how many workers work together.
+        workers: how many there are.
+        exchange_s: what adding up the gradients takes, per step.
+    """
+    load_s = table.shared(team).costs(work, grouped=True).load_s(tasks) + work.steps * exchange_s
     group = TaskGroup(tuple(sorted(tasks, key=lambda task: task.index)), predicted_s=load_s)
     return Assignment("shared", ((group,), *[()] * (workers - 1)), (load_s,) * workers, shared=True)
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pbd import fine_tuning, training
+from pbd import blocks, evaluation, fine_tuning, training
 from pbd.config import StudentConfig
+from pbd.datasets import Part
 from pbd.evaluation import Marks
 from pbd.fine_tuning import Tuning
 from pbd.fitting import Emit
@@ -45,16 +46,35 @@ class TuneShared:
     before: Marks
     first_epoch: int
 
-    def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Tuning]:
-        """Return the student's weights, in Keras' order, and what came of it."""
+    def __call__(self, team: Team, emit: Emit) -> tuple[dict[str, np.ndarray], Tuning]:
+        """Return the student's weights, by layer and variable, and what came of it."""
         context = self.context
         teacher = training.load_teacher(context.teacher_path, context.session)
         dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+        keras.utils.set_random_seed(blocks.derive_seed(context.seed, "student"))  # for layers such as dropout
         student = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
             student, teacher, dataset, self.settings, self.before, emit, self.first_epoch, team
         )
-        return student.get_weights(), tuning
+        return blocks.get_weights(student), tuning
+
+
+@dataclass(frozen=True)
+class MarkShared:
+    """Mark networks on a split, each worker on some of its batches."""
+
+    context: TrainingContext
+    models: tuple[Path, ...]
+    split: str
+
+    def __call__(self, team: Team, emit: Emit) -> list[Marks]:
+        """Return the marks of each network."""
+        context = self.context
+        teacher = training.load_teacher(context.teacher_path, context.session)
+        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+        models = [teacher if str(p) == context.teacher_path else keras.models.load_model(p) for p in self.models]
+        batches = dataset.shared(Part(team.index, team.size)).batches(self.split)
+        return evaluation.mark(teacher, models, batches, dataset.labelled, team)
 
 
 @dataclass(frozen=True)

@@ -134,6 +134,7 @@ def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -
     mine = dataset.shared(datasets.Part(team.index, team.size))
     try:
         results = _train_together(context, group, teacher, mine, emit, team)
+        team.add_up(np.zeros(1))  # nobody has failed since the last sum
     except LostTeamError:
         raise
     except Exception as error:

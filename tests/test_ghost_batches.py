@@ -28,15 +28,20 @@ def images(count: int = 48) -> np.ndarray:
     return np.random.default_rng(3).normal(1.0, 2.0, (count, *SHAPE)).astype("float32")
 
 
-@pytest.mark.parametrize(("batch", "size"), [(64, 16), (60, 20), (50, 25), (31, 31), (30, 30), (8, 8), (1, 1)])
+@pytest.mark.parametrize(("batch", "size"), [(64, 32), (100, 50), (99, 33), (60, 60), (31, 31), (8, 8), (1, 1)])
 def test_the_parts_are_as_small_as_is_sound(batch: int, size: int) -> None:
     assert ghost_batches.part_size(batch) == size
 
 
 def test_what_may_be_split_into_what() -> None:
-    assert ghost_batches.unit(network(), 64) == 16
+    assert ghost_batches.unit(network(), 64) == 32
     assert ghost_batches.unit(network(trainable=False), 64) == 1
     assert ghost_batches.unit(network(axis=1), 64) == 64
+    inputs = keras.Input(SHAPE)
+    plain = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
+    assert ghost_batches.unit(plain, 64) == 1
+    dropping = keras.Model(inputs, keras.layers.Dropout(0.1)(plain(inputs)))
+    assert ghost_batches.unit(dropping, 64) == 64, "each piece would lose others"
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])

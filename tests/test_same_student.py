@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,9 +15,9 @@ import pytest
 from pbd.journal import Journal
 from pbd.records import BlockResult
 
-STEPS_PER_EPOCH, EPOCHS = 25, 2
-COMMON = ["--batch-size", "16", "--train-limit", str(16 * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
-COMMON += ["--fine-tune-epochs", "1", "--threads-per-worker", "1", "--max-accuracy-drop", "1", "--augment", "flip"]
+BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
+COMMON = ["--batch-size", str(BATCH), "--train-limit", str(BATCH * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
+COMMON += ["--fine-tune-epochs", "2", "--threads-per-worker", "1", "--max-accuracy-drop", "1", "--augment", "flip"]
 WAYS = {
     "serial grouped": ([], ["--executor", "serial"]),
     "serial one by one": ([], ["--executor", "serial", "--no-group"]),
@@ -32,6 +33,7 @@ WAYS = {
     "two Dask workers, stealing": ([], ["--executor", "dask", "--workers", "2", "--scheduler", "work_stealing"]),
 }
 IMPATIENT = ["--patience", "1", "--epochs", "5", "--block-init", "kernel", "--learning-rate", "0.06"]
+IMPATIENT += ["--batch-size", "16", "--train-limit", "400", "--fine-tune-epochs", "0"]
 IMPATIENT_WAYS = {
     "serial grouped, impatient": ([], ["--executor", "serial", *IMPATIENT]),
     "serial one by one, impatient": ([], ["--executor", "serial", "--no-group", *IMPATIENT]),
@@ -69,7 +71,15 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def blocks_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, BlockResult]]:
+def reports() -> dict[str, dict[str, Any]]:
+    """What `blocks_of` has run so far reports, by way."""
+    return {}
+
+
+@pytest.fixture(scope="module")
+def blocks_of(
+    teacher: Path, reports: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], dict[str, BlockResult]]:
     """Return a function that runs one of the ways, once, and returns its blocks."""
     runs: dict[str, Path] = {}
 
@@ -80,6 +90,8 @@ def blocks_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callab
             told = start(launcher, [*COMMON, *arguments, "--teacher", str(teacher), "--run-dir", str(directory)])
             assert told.returncode == 0, told.stdout + told.stderr
             runs[way] = directory
+            reports[way] = json.loads((directory / "report.json").read_text())
+            assert not (directory / "assembled.keras").exists(), "it is for the workers alone"
         return Journal(runs[way]).committed_blocks()
 
     return run
@@ -124,6 +136,18 @@ def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
 def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
     """The control: the comparison above can fail."""
     assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
+
+
+@pytest.mark.parametrize("way", ["serial one by one", "four ranks, wfd", "two Dask workers, pulling"])
+def test_the_student_does_not_depend_on_how_many_tuned_it(
+    way: str, blocks_of: Callable[[str], dict[str, BlockResult]], reports: dict[str, dict[str, Any]]
+) -> None:
+    """It has a batch normalisation, so that two workers at most share a batch of 64."""
+    for each in ("serial grouped", way):
+        blocks_of(each)
+    wanted, found = ([row["loss"] for row in reports[w]["fine_tune_history"]] for w in ("serial grouped", way))
+    assert found == pytest.approx(wanted, rel=1e-3)
+    assert wanted[1] < wanted[0]
 
 
 def test_training_moves_the_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:

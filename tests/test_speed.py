@@ -45,7 +45,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 def setup(files: dict[str, str], run_dir: Path, **settings: Any) -> Setup:
     how = {"train_limit": None, "batch_size": 16, "augment": "flip_crop", "epochs": 3, "learning_rate": 0.003}
     how |= {"block": "decoupled_r2", "block_init": "fitted", "seed": 1}
-    return Setup("ours", 1, 1, str(run_dir), **files, **how | settings)
+    return Setup("task", 1, 1, str(run_dir), **files, **how | settings)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_both_schemes_train_the_same_blocks(
     found, loads, load_model = {}, [], keras.models.load_model
     wanted = {"block": block, "block_init": block_init, "epochs": epochs}
     monkeypatch.setattr(keras.models, "load_model", lambda *a, **k: loads.append(a) or load_model(*a, **k))
-    for scheme, train_group in (("paper", paper_scheme.train_group), ("ours", training.train_group)):
+    for scheme, train_group in (("paper", paper_scheme.train_group), ("task", training.train_group)):
         Journal.create(tmp_path / scheme, {})
         context, tasks = block_phase.load(setup(files, tmp_path / scheme, **wanted))
         loads.clear()
@@ -79,8 +79,8 @@ def test_both_schemes_train_the_same_blocks(
         assert all(0.0 <= result.val_accuracy <= 1.0 for result in results)
         found[scheme] = speed.weights_of(tmp_path / scheme)
     assert set(found["paper"]) == set(NAMES)
-    assert speed.compare(found["paper"], found["ours"]).largest < 1e-5
-    fresh = {name: {key: value + 1.0 for key, value in block.items()} for name, block in found["ours"].items()}
+    assert speed.compare(found["paper"], found["task"]).largest < 1e-5
+    fresh = {name: {key: value + 1.0 for key, value in block.items()} for name, block in found["task"].items()}
     assert speed.compare(found["paper"], fresh).largest == pytest.approx(1.0, abs=1e-3)
 
 
@@ -98,27 +98,28 @@ def test_schemes_take_turns_and_each_run_is_compared_with_the_first(
     monkeypatch.setattr(speed, "measure", lambda one: made.append(one) or float(len(made)))
     monkeypatch.setattr(speed, "weights_of", lambda _: {"a": {"k": np.array([float(len(made))])}})
     done = list(speed.alternate(setup(files, tmp_path), [1, 2], repeats=2, folder=tmp_path))
-    cases = [("paper", 1), ("ours", 1), ("paper", 2), ("ours", 2)]
+    cases = [("paper", 1), ("task", 1), ("paper", 2), ("task", 2), ("data", 2)]
     assert [(one.scheme, one.workers) for one in made] == 2 * cases
     assert [case for case, _, _ in done] == 2 * cases
-    assert len({one.run_dir for one in made}) == 8
-    assert [seconds for _, seconds, _ in done] == list(range(1, 9))
-    assert [apart.largest for _, _, apart in done] == list(range(8))
+    assert len({one.run_dir for one in made}) == 10
+    assert [seconds for _, seconds, _ in done] == list(range(1, 11))
+    assert [apart.largest for _, _, apart in done] == list(range(10))
 
 
 def test_ratios_are_medians_of_runs_that_stood_side_by_side() -> None:
-    seconds = {("paper", 1): [10.0, 40.0, 12.0], ("ours", 1): [2.0, 10.0, 2.0], ("paper", 2): [8.0, 8.0, 8.0]}
-    seconds |= {("ours", 2): [1.0, 2.0, 4.0]}
+    seconds = {("paper", 1): [10.0, 40.0, 12.0], ("task", 1): [2.0, 10.0, 2.0], ("paper", 2): [8.0, 8.0, 8.0]}
+    seconds |= {("task", 2): [1.0, 2.0, 4.0], ("data", 2): [1.0, 2.5, 1.0]}
     rows = {(row.scheme, row.workers): row for row in speed.summarise(seconds)}
-    ours = rows["ours", 1]
+    ours = rows["task", 1]
     assert (ours.seconds, ours.fastest_s, ours.slowest_s, ours.times_as_fast, ours.gain) == (2.0, 2.0, 10.0, 5.0, 1.0)
     assert rows["paper", 1].times_as_fast == 1.0
-    assert (rows["ours", 2].times_as_fast, rows["ours", 2].gain) == (4.0, 2.0)
+    assert (rows["task", 2].times_as_fast, rows["task", 2].gain) == (4.0, 2.0)
+    assert rows["data", 2].gain == 2.0, "over one worker, who trains by tasks"
     assert rows["paper", 2].gain == 1.5
     printed = as_text(speed.as_table(list(rows.values()), Difference(2e-7, 3e-6)))
     for words in ("2.0 (2.0-10.0) │", " 5.00 │", "2.0e-07", "3.0e-06"):
         assert words in printed
-    (alone, _) = speed.summarise({("paper", 2): [3.0], ("ours", 2): [1.0]})
+    (alone, _) = speed.summarise({("paper", 2): [3.0], ("task", 2): [1.0]})
     assert alone.gain is None
 
 
@@ -136,7 +137,7 @@ def test_a_measurement_is_a_process_of_its_own(
     assert speed.main([*arguments, "--workers", "1", "--repeats", "1", "--csv", str(table)]) == 0
     with table.open() as file:
         rows = list(csv.DictReader(file))
-    assert [(row["scheme"], row["workers"]) for row in rows] == [("paper", "1"), ("ours", "1")]
+    assert [(row["scheme"], row["workers"]) for row in rows] == [("paper", "1"), ("task", "1")]
     assert all(float(row["seconds"]) > 0 for row in rows)
     said = capsys.readouterr().out
     assert said.count("workers: 1: ") == 2

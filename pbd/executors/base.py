@@ -25,6 +25,8 @@ class Executor(Protocol):
     """This process's number among the workers of the same host."""
     local_workers: int
     """How many workers share this host."""
+    team_size: int
+    """How many of them can work `together`."""
     elastic: bool
     """Whether workers may come and go."""
     coordinates: bool
@@ -43,13 +45,16 @@ class Executor(Protocol):
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
         """Have all workers call a picklable function at once, as a team; return what the first of them gives.
 
+        Where the workers are only imagined, one is the team.
+
         Args:
             function: called with the worker's team and, for progress, a listener.
             emit: told of the first worker's progress.
             most: how many workers can be of use; the others wait.
 
         Raises:
-            BrokenTeamError: a worker could not go on.
+            Exception: the function's own, of whichever worker.
+            NoWorkersError: one worker after another was lost.
         """
         ...
 

@@ -82,6 +82,11 @@ class DaskExecutor:
         """How many workers there have been so far."""
         return self._cluster.num_workers
 
+    @property
+    def team_size(self) -> int:
+        """How many workers are ready now."""
+        return len(self._cluster.look().ready)
+
     def call(self, function: Callable[[], T]) -> T:
         pickled, attempts = cloudpickle.dumps(function), 0
         while attempts < MOST_ATTEMPTS:
@@ -105,11 +110,10 @@ class DaskExecutor:
         pickled = cloudpickle.dumps(function)
         self._cluster.admit_teams()
         for _ in range(MOST_ATTEMPTS):
-            roll = self._cluster.look()
-            while not roll.ready:
+            while not (roll := self._cluster.look()).ready:
                 self._cluster.expect_work(hopeful=False)
                 time.sleep(_POLL_S)
-                roll = self._cluster.look()
+            self._cluster.expect_work(hopeful=True)
             with contextlib.suppress(LostWorkError):
                 return self._as_team(pickled, roll, emit, most)
         raise NoWorkersError(
@@ -129,8 +133,12 @@ class DaskExecutor:
         keys = {worker: self._key("join") for worker in team}
         submit = self._cluster.submit
         sent = {w: submit(keys[w], dask_worker.join, pickled, places[w], settings, worker=w) for w in team}
+        lost = False
         try:
             while left := {worker: future for worker, future in sent.items() if not future.done()}:
+                if not lost and any(future.done() and future.exception() for future in sent.values()):
+                    self._cluster.lose(name, team[0])  # the others would wait for whoever has left
+                    lost = True
                 finished(left, _POLL_S)
                 self._pass_on_progress(emit)
                 self._check_there({keys[worker]: worker for worker in left})
@@ -276,16 +284,14 @@ class DaskExecutor:
 
 def _of_the_first(futures: Sequence["Future[Any]"]) -> Any:
     """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
-    given_up: BrokenTeamError | None = None
+    consequences: list[BrokenTeamError | LostTeamError] = []
     for future in futures:
         try:
             outcome(future)
-        except BrokenTeamError as error:
-            given_up = error
-        except LostTeamError as error:
-            raise LostWorkError from error
-    if given_up is not None:
-        raise given_up
+        except (BrokenTeamError, LostTeamError) as error:
+            consequences.append(error)
+    if consequences:
+        raise LostWorkError from consequences[0]
     return outcome(futures[0])
 
 

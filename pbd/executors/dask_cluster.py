@@ -168,7 +168,8 @@ class Cluster:
     def lose(self, team: str, worker: str) -> None:
         """Tell the worker where a team meets that it is lost, if it is there still."""
         with contextlib.suppress(Exception):  # who meets at a worker that is gone has noticed
-            self._client.run(dask_team.lose, team=team, workers=[worker])
+            if worker in self.look().there:
+                self._client.run(dask_team.lose, team=team, workers=[worker])
 
     def check_single_threads(self) -> None:
         """Refuse workers that would train several groups at once, each on all of the worker's cores.

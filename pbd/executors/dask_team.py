@@ -24,21 +24,25 @@ class _Sum:
     done: "asyncio.Future[bytes | str]"
     parts: dict[int, np.ndarray | None] = field(default_factory=dict)
 
-    def total(self) -> bytes | str:
-        """Return the sum in the order of the team, or what is wrong."""
-        parts = [self.parts[index] for index in range(len(self.parts))]
-        if any(part is None for part in parts):
-            return BROKEN
-        total = parts[0].copy()
-        for part in parts[1:]:
-            total += part
-        return total.tobytes()
+    def bring(self, index: int, part: np.ndarray | None, size: int) -> None:
+        """Take in one worker's part; one that gives up ends the waiting of all."""
+        self.parts[index] = part
+        if self.done.done():
+            return
+        if part is None:
+            self.done.set_result(BROKEN)
+        elif len(self.parts) == size:
+            total = self.parts[0].copy()
+            for other in range(1, size):  # in the order of the team, whoever came first
+                total += self.parts[other]
+            self.done.set_result(total.tobytes())
 
 
 class Meeting(WorkerPlugin):
     """Lets a worker add up what teams bring to it; it runs in the worker's event loop alone."""
 
     name = "pbd-meeting"
+    idempotent = True  # it holds the sums of other runs, too
 
     def setup(self, worker: Any) -> None:
         """Have the worker answer the calls of teams."""
@@ -54,17 +58,18 @@ class Meeting(WorkerPlugin):
         if team in self._lost:
             return LOST
         coming = self._sums.setdefault((team, number), _Sum(asyncio.get_running_loop().create_future()))
-        coming.parts[index] = None if values is None else np.frombuffer(values, dtype)
+        coming.bring(index, None if values is None else np.frombuffer(values, dtype), size)
         if len(coming.parts) == size:
             del self._sums[team, number]
-            coming.done.set_result(coming.total())
         return await asyncio.shield(coming.done)
 
     def lose(self, team: str) -> None:
         """Let every sum of the team fail, now and from now on."""
         self._lost.add(team)
         for key in [key for key in self._sums if key[0] == team]:
-            self._sums.pop(key).done.set_result(LOST)
+            done = self._sums.pop(key).done
+            if not done.done():
+                done.set_result(LOST)
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,9 @@
 """MPI: one worker per rank; rank 0 coordinates and trains.
 
 Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Groups of a common pool are
-drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits inside a blocking call, which
-would burn a core that a neighbour trains on: everyone polls and sleeps.
+drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits long in a blocking call, which
+would burn a core that a neighbour trains on: everyone polls and sleeps. A team's sums are the exception: they are so
+many and so short that they are waited for.
 """
 
 import contextlib
@@ -77,7 +78,7 @@ class MpiExecutor:
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
         self._check_launcher()
-        self.num_workers = self._comm.Get_size()
+        self.num_workers = self.team_size = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
         if num_workers not in (None, self.num_workers):
             raise UsageError(

@@ -17,6 +17,7 @@ class SerialExecutor:
     """Runs every group here; of several workers, the one that has been busy for the least time is next."""
 
     name = "serial"
+    team_size = 1
     elastic = False
     local_rank = 0
     local_workers = 1

@@ -84,19 +84,14 @@ class LayerTimes:
         scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)  # its error, and its scores when swapped in
         return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s
 
-    def shared(self, workers: int, exchange_s: float) -> "LayerTimes":
+    def shared(self, workers: int) -> "LayerTimes":
         """Return the times of one of several workers that train the layer's group together.
 
         Each sees its part of every batch, and gives its part of the blocks their first weights; what is done once in a
         process, everyone does.
-
-        Args:
-            workers: how many there are.
-            exchange_s: what adding up the block's gradient takes, per step.
         """
-        per_image = ("prefix_s", "check_s", "suffix_s", "target_s", "gather_s")
-        parts = {name: getattr(self, name) / workers for name in per_image}
-        return replace(self, **parts, step_s=self.step_s / workers + exchange_s)
+        per_image = ("prefix_s", "step_s", "check_s", "suffix_s", "target_s", "gather_s")
+        return replace(self, **{name: getattr(self, name) / workers for name in per_image})
 
     def scaled(self, factor: float) -> "LayerTimes":
         """Return the times, each multiplied by the factor."""
@@ -140,15 +135,9 @@ class CostTable:
             source=self.source,
         )
 
-    def shared(self, workers: int, exchange_s: float) -> "CostTable":
-        """Return what each layer takes one of several workers that train all layers together.
-
-        Args:
-            workers: how many there are.
-            exchange_s: what adding up the gradients of all layers takes, per step.
-        """
-        each_s = exchange_s / max(1, len(self.layers))
-        return replace(self, layers={name: times.shared(workers, each_s) for name, times in self.layers.items()})
+    def shared(self, workers: int) -> "CostTable":
+        """Return what each layer takes one of several workers that train all layers together, exchanges aside."""
+        return replace(self, layers={name: times.shared(workers) for name, times in self.layers.items()})
 
     def check(self, wanted: Conditions, layer_names: Collection[str]) -> None:
         """Refuse to serve a run that the table was not made for.
@@ -191,6 +180,8 @@ class CostTable:
             if predicted_s > 0:
                 measured += len(group)
                 layers |= {name: times.scaled(group[0].seconds / predicted_s) for name, times in own.layers.items()}
+        if measured == 0:
+            return self
         rest = "" if measured == len(layers) else f"; {len(layers) - measured} of {len(layers)} layers: {self.source}"
         return replace(self, layers=layers, source=f"measured by the run in {run_dir} on {self.device}{rest}")
 
