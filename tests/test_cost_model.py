@@ -209,13 +209,30 @@ def test_what_no_worker_stamped_what_failed_and_what_is_unknown_corrects_nothing
     results = [failed, result("conv1", 0, 0.0, 50.0), result("conv2", None, 0.0, 9.0), result("other", 1, 0.0, 9.0)]
     corrected = TABLE.corrected(results, WORK, True, "runs/one")
     assert corrected.layers == TABLE.layers
-    assert corrected.source.endswith("; 3 of 3 layers: calibrated on one core")
+    assert corrected.source == "calibrated on one core", "nothing was measured, and nothing says so"
 
 
 def test_a_group_that_was_found_in_part_corrects_nothing() -> None:
     found = replace(result("conv0", 0, 0.0, 50.0), found=True)
     corrected = TABLE.corrected([found, result("conv1", 0, 0.0, 3.0)], WORK, True, "runs/one")
     assert corrected.layers == TABLE.layers
+
+
+def test_a_group_that_workers_shared_corrects_nothing() -> None:
+    """Its seconds are those of a part of every batch."""
+    shared = [replace(result(f"conv{at}", 0, 0.0, 50.0), shared=True) for at in range(3)]
+    assert TABLE.corrected(shared, WORK, True, "runs/one") == TABLE
+
+
+def test_of_workers_that_share_every_batch_each_pays_its_part_of_what_is_paid_per_image() -> None:
+    times = TABLE.layers["conv1"]
+    half = times.shared(2)
+    assert times.shared(1) == times
+    once = {"block_once_s", "group_once_s", "epoch_s", "load_s"}
+    for name, seconds in vars(times).items():
+        assert getattr(half, name) == (seconds if name in once else seconds / 2), name
+    tasks, whole, shared = TASKS[:2], TABLE.costs(WORK, True), TABLE.shared(2).costs(WORK, True)
+    assert whole.load_s(tasks) / 2 < shared.load_s(tasks) < whole.load_s(tasks)
 
 
 def test_between_two_depths_the_prefix_is_linear_and_never_shorter_than_a_shallower_one() -> None:

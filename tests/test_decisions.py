@@ -116,6 +116,11 @@ def test_a_group_counts_once_and_idle_is_the_wait_for_the_slowest() -> None:
     assert [(row.worker, row.busy_s, row.idle_s) for row in rows] == [(0, 6.0, 0.0), (1, 5.0, 1.0), (2, 0.0, 6.0)]
 
 
+def test_what_all_trained_together_kept_all_of_them_busy() -> None:
+    results = [trained(name, 1.0, worker=0, seconds=4.0, shared=True) for name in "ab"]
+    assert [(row.busy_s, row.idle_s) for row in worker_rows(results, num_workers=2)] == [(4.0, 0.0), (4.0, 0.0)]
+
+
 def test_workers_without_results_were_neither_busy_nor_idle() -> None:
     assert [(row.busy_s, row.idle_s) for row in worker_rows([], num_workers=2)] == [(0.0, 0.0), (0.0, 0.0)]
     resumed = [trained("a", 1.0, worker=None, seconds=9.0)]

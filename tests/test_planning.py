@@ -1,0 +1,104 @@
+"""Planning: when workers share every batch, and what they are told then."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import pytest
+
+from pbd import planning
+from pbd.config import ExecutionConfig
+from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
+from tests.fakes import make_task
+
+TASKS = [make_task(at) for at in range(3)]
+WORK = Workload(epochs=3, steps_per_epoch=100, check_batches=2, fit_batches=4, score_batches=5)
+
+
+@dataclass
+class Context:
+    """As much of a training context as planning looks at."""
+
+    block: str = "decoupled_r2"
+    data: Any = None
+
+    def __post_init__(self) -> None:
+        self.data = type("Data", (), {"batch_size": 64})
+
+
+@dataclass
+class Workers:
+    """An executor that calls nothing: costs and the exchange's seconds are given."""
+
+    table: CostTable
+    exchange_s: float = 0.001
+    num_workers: int = 2
+    team_size: int = 2
+    elastic: bool = False
+    asked: int = 0
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        return self.table, WORK
+
+    def together(self, function: Any, emit: Any, most: int) -> float:
+        self.asked += 1
+        assert function.values == sum(task.block_params for task in TASKS)
+        return self.exchange_s
+
+
+def table(**seconds: float) -> CostTable:
+    times = LayerTimes(**{field.name: seconds.get(field.name, 0.0) for field in fields(LayerTimes)})
+    return CostTable(Conditions("t", "decoupled_r2", "fitted", 64), "cpu", "given", dict.fromkeys(_names(), times))
+
+
+def _names() -> list[str]:
+    return [task.layer_name for task in TASKS]
+
+
+def make(workers: Workers, context: Context | None = None, **settings: Any) -> planning.Plan:
+    return planning.make(ExecutionConfig(**settings), None, context or Context(), TASKS, TASKS, workers)
+
+
+SLOW_PREFIX = {"prefix_s": 0.1, "step_s": 0.01}
+
+
+def test_where_the_teacher_costs_most_the_workers_share_every_batch() -> None:
+    plan = make(Workers(table(**SLOW_PREFIX)))
+    assert plan.assignment.shared
+    (group,) = plan.assignment.groups
+    assert list(group.layer_names) == _names()
+    assert "all layers together" in plan.why
+    assert "1.0 ms of every step" in plan.why
+    expected = table(**SLOW_PREFIX).shared(2).costs(WORK, True).load_s(TASKS) + WORK.steps * 0.001
+    assert plan.assignment.predicted_makespan_s == group.predicted_s == pytest.approx(expected)
+
+
+def test_where_exchanging_takes_longer_than_the_teacher_each_trains_layers_of_its_own() -> None:
+    plan = make(Workers(table(**SLOW_PREFIX), exchange_s=1.0))
+    assert not plan.assignment.shared
+    assert "1000.0 ms of every step" in plan.why
+    assert make(Workers(table(**SLOW_PREFIX), exchange_s=1.0), parallel="data").assignment.shared, "it was asked for"
+
+
+@pytest.mark.parametrize(
+    ("settings", "workers", "block"),
+    [
+        ({"parallel": "task"}, {}, "decoupled_r2"),
+        ({"scheduler": "wfd"}, {}, "decoupled_r2"),
+        ({"group": False}, {}, "decoupled_r2"),
+        ({}, {"elastic": True}, "decoupled_r2"),
+        ({}, {"team_size": 1}, "decoupled_r2"),
+        ({}, {"num_workers": 1, "team_size": 1}, "decoupled_r2"),
+        ({}, {}, "two_layer"),
+    ],
+)
+def test_what_speaks_against_sharing(settings: dict[str, Any], workers: dict[str, Any], block: str) -> None:
+    there = Workers(table(**SLOW_PREFIX), **workers)
+    plan = make(there, Context(block), **settings)
+    assert not plan.assignment.shared
+    assert (plan.why, there.asked) == ("", 0)
+    assert sorted(name for group in plan.assignment.groups for name in group.layer_names) == _names()
+
+
+def test_on_workers_that_come_and_go_sharing_has_to_be_asked_for() -> None:
+    assert make(Workers(table(**SLOW_PREFIX), elastic=True), parallel="data").assignment.shared
