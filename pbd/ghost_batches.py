@@ -1,8 +1,8 @@
 """Normalise a batch in fixed parts, each by its own statistics, so that workers can split it and change nothing.
 
 Ghost batch normalisation (Hoffer et al. 2017, arXiv:1705.08741), which on ResNet20 costs no accuracy that could be told
-from chance (`experiments/README.md`). How a batch is cut depends on its size alone, never on
-the number of workers; one worker computes all parts, several compute some each.
+from chance (`experiments/README.md`). How a batch is cut depends on its size alone, never on the number of workers: one
+worker computes all parts, several compute some each.
 """
 
 import inspect
