@@ -36,8 +36,6 @@ IMPATIENT = ["--patience", "1", "--epochs", "5", "--block-init", "kernel", "--le
 IMPATIENT += ["--batch-size", "16", "--train-limit", "400", "--fine-tune-epochs", "0"]
 IMPATIENT_WAYS = {
     "serial grouped, impatient": ([], ["--executor", "serial", *IMPATIENT]),
-    "serial one by one, impatient": ([], ["--executor", "serial", "--no-group", *IMPATIENT]),
-    "two ranks, impatient": (["mpirun", "-n", "2"], ["--scheduler", "contiguous", *IMPATIENT]),
     "two ranks, sharing every batch, impatient": (["mpirun", "-n", "2"], ["--parallel", "data", *IMPATIENT]),
 }
 CONTROL = {"another seed": ([], ["--executor", "serial", "--seed", "1"])}
@@ -108,7 +106,21 @@ def largest_difference(ours: dict[str, BlockResult], theirs: dict[str, BlockResu
     return float(max(differences))
 
 
-@pytest.mark.parametrize("way", [way for way in WAYS if way != "serial grouped"])
+SLOW = {
+    "serial, three queues",
+    "two ranks, contiguous",
+    "two ranks, pulling",
+    "three ranks, sharing every batch",
+    "four ranks, one by one",
+    "two Dask workers, sharing every batch",
+    "two Dask workers, stealing",
+}
+"""What others come near to; all ways together take minutes."""
+
+
+@pytest.mark.parametrize(
+    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS if way != "serial grouped"]
+)
 def test_blocks_do_not_depend_on_how_they_were_computed(
     way: str, blocks_of: Callable[[str], dict[str, BlockResult]]
 ) -> None:

@@ -28,6 +28,7 @@ from pbd.teamwork import BrokenTeamError, Team
 _COMMAND, _PROGRESS = 1, 2
 _POLL_S = 0.05
 _RANK_0_SPEAKS_FIRST_S = 0.5
+_LAUNCHER_READS_S = 0.3
 _LAUNCHER_KILLS_S = 5.0
 _COUNTER_POLL_S = 0.02
 
@@ -301,6 +302,7 @@ def abort(error: BaseException) -> NoReturn:
         traceback.print_exception(error, file=sys.__stderr__)
         sys.__stderr__.flush()
         code = PbdError.exit_code
+    time.sleep(_LAUNCHER_READS_S)  # what it has not read when it hears of the abort is lost
     MPI.COMM_WORLD.Abort(code)
     time.sleep(_LAUNCHER_KILLS_S)  # Abort may return before the launcher has ended this process
     os._exit(code)
