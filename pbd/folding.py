@@ -6,7 +6,7 @@ added: runtimes add while they convolve, but copy to concatenate (figures: `expe
 """
 
 import collections
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -31,6 +31,25 @@ def fold(model: keras.Model) -> keras.Model:
     while normalised := _normalised(model):  # one may stand behind another
         model = _without_normalisations(model, normalised)
     return _added_not_concatenated(model)
+
+
+def fold_around(model: keras.Model, built: Mapping[str, keras.Model]) -> tuple[keras.Model, dict[str, keras.Model]]:
+    """Return a folded copy, and for each block what takes its layer's place there.
+
+    Args:
+        model: flat and functional.
+        built: blocks by layer.
+
+    Returns:
+        The copy, and each block with the normalisation that its layer has taken in, if it has, behind it.
+    """
+    flat = graph.flatten(model)
+    normalised = _normalised(flat)
+    whole = {
+        name: keras.Model(block.inputs, normalised[name](block.outputs[0])) if name in normalised else block
+        for name, block in built.items()
+    }
+    return _without_normalisations(flat, normalised), whole
 
 
 def _without_normalisations(model: keras.Model, normalised: dict[str, keras.layers.BatchNormalization]) -> keras.Model:

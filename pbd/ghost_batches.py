@@ -70,19 +70,49 @@ def train(model: keras.Model, images: Any, size: int) -> Any:
 
 def normalise(layer: keras.layers.BatchNormalization, x: Any, size: int) -> Any:
     """Apply a layer in training mode to parts of a batch; its moving averages take in the mean of their statistics."""
-    ops = keras.ops
+    ops, channels = keras.ops, x.shape[-1]
     parts = ops.cast(x, layer.variable_dtype)
-    parts = ops.reshape(parts, (-1, size * int(np.prod(x.shape[1:-1])), x.shape[-1]))
-    mean, variance = ops.moments(parts, axes=[1], keepdims=True)
+    parts = ops.reshape(parts, (-1, size * int(np.prod(x.shape[1:-1])), channels))
+    mean = _mean(parts)
+    variance = ops.maximum(_mean(ops.square(parts)) - ops.square(mean), 0.0)
     for moving, seen in ((layer.moving_mean, mean), (layer.moving_variance, variance)):
         moving.assign(layer.momentum * moving + (1.0 - layer.momentum) * ops.mean(seen, axis=(0, 1)))
-    scale = ops.rsqrt(variance + layer.epsilon)
-    if layer.scale:
-        scale = scale * layer.gamma
-    shift = -mean * scale
-    if layer.center:
-        shift = shift + layer.beta
-    return ops.cast(ops.reshape(parts * scale + shift, (-1, *x.shape[1:])), x.dtype)
+    gamma = ops.convert_to_tensor(layer.gamma) if layer.scale else ops.ones((channels,), parts.dtype)
+    beta = ops.convert_to_tensor(layer.beta) if layer.center else ops.zeros((channels,), parts.dtype)
+    outputs = _standardised(parts, gamma, beta, mean, ops.rsqrt(variance + layer.epsilon))
+    return ops.cast(ops.reshape(outputs, (-1, *x.shape[1:])), x.dtype)
+
+
+def _mean(parts: Any) -> Any:
+    """Return each part's mean per channel, (parts, 1, channels), as a product: the fastest of reductions on a CPU."""
+    values = parts.shape[1]
+    return keras.ops.matmul(keras.ops.full((1, 1, values), 1.0 / values, parts.dtype), parts)
+
+
+def _standardised(parts: Any, gamma: Any, beta: Any, mean: Any, inverse_deviation: Any) -> Any:
+    """Return parts of zero mean and unit deviation, times gamma, plus beta; gradients know what the statistics are of.
+
+    Written out (Ioffe and Szegedy 2015, arXiv:1502.03167), forward and backward go over the parts half as often as when
+    the gradients of mean and variance are left to the backend.
+    """
+    ops = keras.ops
+
+    @ops.custom_gradient
+    def standardise(parts: Any, gamma: Any, beta: Any) -> Any:
+        scale = inverse_deviation * gamma
+
+        def gradients(*upstreams: Any, upstream: Any = None) -> tuple[Any, Any, Any]:
+            upstream = upstreams[0] if upstream is None else upstream
+            of_shift = _mean(upstream)
+            of_scale = (_mean(upstream * parts) - mean * of_shift) * inverse_deviation
+            slope = scale * inverse_deviation * of_scale
+            of_parts = scale * upstream - slope * parts + (slope * mean - scale * of_shift)
+            values = parts.shape[1]
+            return of_parts, values * ops.sum(of_scale, axis=(0, 1)), values * ops.sum(of_shift, axis=(0, 1))
+
+        return parts * scale + (beta - mean * scale), gradients
+
+    return standardise(parts, gamma, beta)
 
 
 class ShareStatistics(keras.callbacks.Callback):

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, devices, evaluation, graph, initialisation
+from pbd import blocks, datasets, devices, evaluation, folding, graph, initialisation
 from pbd.fitting import adam
 from pbd.records import LayerTask
 from pbd.scheduling import cost_table
@@ -158,6 +158,8 @@ class PrefixTimes:
 
     depths: Mapping[int, Pace]
     whole: Pace
+    folded: float
+    """What the whole takes for scoring, its normalisations folded, as a share of what it takes otherwise."""
     epoch_s: float
     """Starting to read the data."""
     trace_s: float
@@ -193,7 +195,7 @@ def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: Bloc
         prefix_s=prefix.typical_s,
         step_s=own.step.typical_s,
         check_s=own.check.typical_s,
-        suffix_s=suffix.typical_s,
+        suffix_s=prefixes.folded * suffix.typical_s,
         target_s=own.target_s,
         gather_s=own.gather_s,
         block_once_s=own.start_s + tracing_s + swap_share * swap_s,
@@ -240,9 +242,13 @@ def _prefix_times(teacher: keras.Model, setup: Setup, idle_step: Pace, idle_chec
     tracing = Pace(0.0, idle_step.once_s)
     paces = {m: _prefix_pace(_probed(teacher, output), setup.dataset).beyond(tracing) for m, output in outputs.items()}
     whole = _probed(teacher, teacher.outputs[0])
+    whole_pace = _prefix_pace(whole, setup.dataset).beyond(tracing)
+    folded, _ = folding.fold_around(teacher, {})
+    folded_s = _prefix_pace(_probed(folded, folded.outputs[0]), setup.dataset).typical_s
     return PrefixTimes(
         depths=paces,
-        whole=_prefix_pace(whole, setup.dataset).beyond(tracing),
+        whole=whole_pace,
+        folded=min(1.0, folded_s / whole_pace.typical_s),
         epoch_s=_epoch_s(whole, setup.dataset),
         trace_s=idle_step.once_s + (PREFIX_PASSES + setup.gathers) * idle_check.once_s,
     )

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import devices, evaluation, graph
+from pbd import devices, evaluation, folding, graph
 from pbd.datasets import Dataset
 from pbd.teamwork import ALONE, Team, add_up_all
 
@@ -21,8 +21,9 @@ class GroupScorer(keras.Model):
 
     def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
         super().__init__(name="group_scorer")
-        swapped = list(graph.swap_each(teacher, built).values())
-        self.scores = keras.Model(teacher.inputs, [teacher.outputs[0], *swapped])
+        folded, whole = folding.fold_around(teacher, built)  # most of the work is what comes behind each block
+        swapped = list(graph.swap_each(folded, whole).values())
+        self.scores = keras.Model(folded.inputs, [folded.outputs[0], *swapped])
         self.prefix = graph.truncate(teacher, built)
         self.parts = list(built.values())
         self.layer_names = list(built)

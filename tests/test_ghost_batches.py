@@ -1,10 +1,12 @@
 """Normalising in fixed parts: right by hand, the same however the batch is split, Keras' own for one part."""
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pbd import ghost_batches
 from tests.colours import SHAPE
@@ -50,6 +52,34 @@ def test_one_part_is_what_keras_does(options: dict[str, Any]) -> None:
     np.testing.assert_allclose(ghost_batches.train(ours, x, len(x)), theirs(x, training=True), rtol=1e-4, atol=1e-5)
     for own, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
         np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+def test_the_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
+    layer = network(**options).get_layer("normalise")
+    draws = np.random.default_rng(8)
+    x, weights = (draws.normal(5.0, 0.5, (24, 4, 4, 6)).astype("float32") for _ in range(2))
+
+    def ours(x: Any) -> Any:
+        return ghost_batches.normalise(layer, x, 8)
+
+    def defined(x: Any) -> Any:
+        parts = keras.ops.split(x, 3)
+        return keras.ops.concatenate([layer(part, training=True) for part in parts])
+
+    wanted, found = (gradients(apply, layer, x, weights) for apply in (defined, ours))
+    assert len(found) == len(layer.trainable_variables) + 1
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+
+
+def gradients(apply: Callable[[Any], Any], layer: keras.Layer, x: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """Return those of a weighted sum of outputs, by the inputs and by the layer's variables."""
+    inputs = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        loss = tf.reduce_sum(apply(inputs) * weights)
+    return [np.asarray(g) for g in tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])]
 
 
 def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:

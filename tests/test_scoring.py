@@ -34,12 +34,16 @@ def make_teacher(softmax: bool) -> keras.Model:
     x = keras.ops.square(inputs / 127.5 - 1.0)
     for name in ("first", "second"):
         x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name=name)(x)
-    y = keras.layers.BatchNormalization()(keras.layers.Conv2D(16, 3, padding="same", name="third")(x))
+    y = keras.layers.Conv2D(16, 3, padding="same", name="third")(x)
+    normalise = keras.layers.BatchNormalization()
+    y = normalise(y)
     x = keras.layers.Flatten()(keras.layers.Add()([x, y]))
     dense = keras.layers.Dense(10, name="head", activation="softmax" if softmax else None)
     model = keras.Model(inputs, dense(x))
     kernel, bias = dense.get_weights()
     dense.set_weights([8 * (kernel - kernel.mean(axis=0)), bias])
+    draws = np.random.default_rng(6)
+    normalise.set_weights([draws.uniform(0.5, 1.5, weight.shape) for weight in normalise.get_weights()])
     return graph.flatten(model)
 
 
@@ -100,7 +104,7 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     score = scoring.score(scored.teacher, {"third": block}, scored.dataset)["third"]
     assert score.nmse < 1e-9
     assert score.marks.agreement == 1.0
-    assert score.marks.kl < 1e-9
+    assert score.marks.kl < 1e-7
 
 
 def test_scoring_changes_nothing(scored: Scored) -> None:

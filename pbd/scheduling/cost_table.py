@@ -56,7 +56,7 @@ class LayerTimes:
     check_s: float
     """The block's forward and error on a validation batch."""
     suffix_s: float
-    """The teacher's forward behind the layer, on a batch."""
+    """The teacher's forward behind the layer, on a batch, as scoring runs it: with normalisations folded."""
     target_s: float = 0.0
     """The moments of the layer's output on a batch."""
     gather_s: float = 0.0
