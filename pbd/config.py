@@ -220,6 +220,9 @@ class ExecutionConfig:
     calibrate if there are several workers, else macs."""
     group: bool = True
     """Train the layers of a worker in one pass that pays the teacher's forward once."""
+    memory_limit: float | None = None
+    """Gigabytes (1e9 bytes) that a worker may take while it trains blocks: groups that are predicted to take more are
+    cut (default: what the host has free)."""
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores shared out evenly)."""
     run_dir: str | None = None
@@ -238,6 +241,8 @@ class ExecutionConfig:
                 "parallel data has no layers to share out. Received: "
                 f"{'no_group' if not self.group else 'scheduler ' + self.scheduler}. Give --parallel task."
             )
+        if self.memory_limit is not None:
+            _positive("memory_limit", self.memory_limit)
         _at_least("workers", self.workers, 1)
         _at_least("threads_per_worker", self.threads_per_worker, 1)
         if self.scheduler == "work_stealing" and self.executor != "dask":

@@ -86,6 +86,11 @@ def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[Worke
         for number in range(num_workers)
     ]
     makespan = max((started + seconds for _, _, started, seconds in spans), default=0.0)
+    peaks = [
+        max((r.peak_bytes for r in trained if r.peak_bytes and (r.shared or r.worker == number)), default=None)
+        for number in range(num_workers)
+    ]
     return tuple(
-        WorkerReport(number, busy_s=seconds, idle_s=max(0.0, makespan - seconds)) for number, seconds in enumerate(busy)
+        WorkerReport(number, seconds, idle_s=max(0.0, makespan - seconds), peak_bytes=peak)
+        for number, (seconds, peak) in enumerate(zip(busy, peaks, strict=True))
     )

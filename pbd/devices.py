@@ -1,14 +1,17 @@
 """Which device and how many threads this process uses; decided before any backend is loaded."""
 
+import contextlib
 import errno
 import importlib
 import importlib.util
 import json
 import logging
+import math
 import os
 import socket
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 import threadpoolctl
 
@@ -16,6 +19,7 @@ from pbd.errors import EnvironmentMismatchError
 
 _CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and to what
 _SEATS: dict[int, socket.socket] = {}
+_local_workers = 1
 
 
 def physical_gpus() -> int:
@@ -54,6 +58,8 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
     Raises:
         EnvironmentMismatchError: there are GPUs, but fewer than workers.
     """
+    global _local_workers
+    _local_workers = local_workers
     forget_inherited()
     given = threads is not None
     threads = threads or max(1, available_cores() // local_workers)
@@ -150,6 +156,65 @@ def has_accelerator() -> bool:
     import keras
 
     return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
+
+
+def memory_in_use() -> int:
+    """Return the bytes that this process holds now, on its accelerator if it has one, else of its host's memory."""
+    if has_accelerator():
+        return _accelerator_memory()["current"]
+    try:
+        with open("/proc/self/statm", encoding="ascii") as pages:
+            return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return peak_memory()
+
+
+def peak_memory() -> int:
+    """Return the most bytes that this process has held, on its accelerator if it has one, else of its host's memory."""
+    if has_accelerator():
+        return _accelerator_memory()["peak"]
+    import resource
+
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else 1024 * most
+
+
+def _accelerator_memory() -> dict[str, int]:
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")
+
+
+def free_memory() -> int | None:
+    """Return how many bytes of the host's memory this worker may still take: its part of what is free there.
+
+    A container or a batch job has what its control group leaves it. `None` where the system does not say, and on
+    accelerators.
+    """
+    if has_accelerator():
+        return None
+    try:
+        with open("/proc/meminfo", encoding="ascii") as lines:
+            free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration):
+        return None
+    return int(min(free, _free_in_group())) // _local_workers
+
+
+def _free_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
+    """Return what the control group leaves, the files that it only caches not counted (both versions of the kernel's).
+
+    Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
+    """
+    for limit, used, cached in (
+        ("memory.max", "memory.current", "file"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_cache"),
+    ):
+        with contextlib.suppress(OSError, ValueError, KeyError):  # a limit that is none reads "max"
+            stat = (root / limit).with_name("memory.stat").read_text().split()
+            files = int(dict(zip(stat[::2], stat[1::2], strict=True))[cached])
+            return max(0, int((root / limit).read_text()) - int((root / used).read_text()) + files)
+    return math.inf
 
 
 def compiles_with_xla() -> bool:

@@ -18,6 +18,11 @@ PATCHES_PER_VALUE = 16
 """Patches gathered for each value of a patch, at least: enough to tell its second moment from noise."""
 
 
+def gathers(block: str, block_init: str) -> bool:
+    """Return whether first weights rest on statistics of images."""
+    return block_init == "fitted" or (block_init != "noise" and block not in blocks.DECOUPLED_RANKS)
+
+
 def initialise(
     built: dict[str, keras.Model],
     tasks: Iterable[LayerTask],
@@ -45,7 +50,7 @@ def initialise(
     tasks = list(tasks)
     decouples = block in blocks.DECOUPLED_RANKS
     statistics = {task.layer_name: Statistics.empty(task, seed) for task in tasks}
-    if block_init == "fitted" or not decouples:
+    if gathers(block, block_init):
         gather(statistics, prefix, images)
     for task in tasks:
         layer, seen = teacher.get_layer(task.layer_name), statistics[task.layer_name]

@@ -61,7 +61,7 @@ class Setup:
     @property
     def gathers(self) -> bool:
         """Whether first weights are fitted to images."""
-        return self.block_init == "fitted" or (self.block_init != "noise" and self.block not in blocks.DECOUPLED_RANKS)
+        return initialisation.gathers(self.block, self.block_init)
 
     def workload(self, epochs: int) -> Workload:
         """Return how many batches a group goes through."""

@@ -1,14 +1,16 @@
 """Who trains what: predicted costs, and the assignment that rests on them."""
 
+import dataclasses
 import functools
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pbd import calibration, training
+from pbd import calibration, memory, training
 from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
 from pbd.executors.base import Emit, Executor
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
-from pbd.scheduling import schedulers
+from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 from pbd.shared_work import TimeExchange, TrainShared
 from pbd.training import TrainingContext
@@ -45,17 +47,24 @@ def make(
         missing: those not done yet, one at least.
         executor: whose workers are to do it.
     """
+    footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
+    room = footprint.room(config.memory_limit, missing, context.data.batch_size)
     predict = functools.partial(calibration.predict, context, tuple(todo), config.costs, given, executor.num_workers)
     table, work = executor.call(predict)
+    costs = table.costs(work, config.group)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
-    assignment, why = scheduler(missing, table.costs(work, config.group), executor.num_workers), ""
+    whole = scheduler(missing, costs, executor.num_workers)
+    assignment, why = cutting.cut(whole, costs, room.fits), ""
     if may_share(config, context.block, executor):
         most, exchange = context.data.batch_size, TimeExchange(sum(task.block_params for task in missing))
         exchange_s = executor.together(exchange, lambda event: None, most)
-        shared = share(missing, table, work, min(executor.team_size, most), executor.num_workers, exchange_s)
+        team = min(executor.team_size, most)
+        shared = share(missing, table, work, team, executor.num_workers, exchange_s, room)
         why = explain(assignment, shared, exchange_s)
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
+    if len(assignment.groups) > (1 if assignment.shared else len(whole.groups)):
+        why = f"{why}{why and '; '}in {len(assignment.groups)} groups, to take at most {room.in_words} each"
 
     def measured(results: Sequence[BlockResult], run_dir: str) -> CostTable:
         return table.corrected(results, work, config.group, run_dir)
@@ -71,8 +80,11 @@ def carry_out(
         train_group = functools.partial(training.train_group, context)
         yield from executor.run(train_group, tasks, assignment, emit)
     else:
-        (group,) = assignment.groups
-        yield from executor.together(TrainShared(context, group), emit, most=context.data.batch_size)
+        began = time.monotonic()
+        for group in assignment.groups:
+            started_s = time.monotonic() - began
+            for result in executor.together(TrainShared(context, group), emit, most=context.data.batch_size):
+                yield dataclasses.replace(result, started_s=started_s)
 
 
 def may_share(config: ExecutionConfig, block: str, executor: Executor) -> bool:
@@ -85,7 +97,13 @@ def may_share(config: ExecutionConfig, block: str, executor: Executor) -> bool:
 
 
 def share(
-    tasks: Sequence[LayerTask], table: CostTable, work: Workload, team: int, workers: int, exchange_s: float
+    tasks: Sequence[LayerTask],
+    table: CostTable,
+    work: Workload,
+    team: int,
+    workers: int,
+    exchange_s: float,
+    room: memory.Room,
 ) -> Assignment:
     """Return the assignment in which a team trains all tasks together, each worker on its part of every batch.
 
@@ -96,10 +114,14 @@ def share(
         team: how many workers work together.
         workers: how many there are.
         exchange_s: what adding up the gradients takes, per step.
+        room: decides which tasks can be trained at once.
     """
-    load_s = table.shared(team).costs(work, grouped=True).load_s(tasks) + work.steps * exchange_s
-    group = TaskGroup(tuple(sorted(tasks, key=lambda task: task.index)), predicted_s=load_s)
-    return Assignment("shared", ((group,), *[()] * (workers - 1)), (load_s,) * workers, shared=True)
+    costs = table.shared(team).costs(work, grouped=True)
+    ordered = sorted(tasks, key=lambda task: task.index)
+    runs = cutting.runs(ordered, lambda run: room.fits(run, 1 / team))
+    groups = tuple(TaskGroup(run, costs.load_s(run) + work.steps * exchange_s) for run in runs)
+    load_s = sum(group.predicted_s or 0.0 for group in groups)
+    return Assignment("shared", (groups, *[()] * (workers - 1)), (load_s,) * workers, shared=True)
 
 
 def explain(by_task: Assignment, shared: Assignment, exchange_s: float) -> str:

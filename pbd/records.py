@@ -66,7 +66,7 @@ class Assignment:
     steals: bool = False
     """Whether a worker with nothing left takes groups from the queues of others."""
     shared: bool = False
-    """Whether all workers train the first queue's one group together, each on its part of every batch."""
+    """Whether all workers train the first queue's groups together, each on its part of every batch."""
 
     @property
     def predicted_makespan_s(self) -> float:
@@ -109,6 +109,8 @@ class BlockResult:
     predicted_s: float | None = None
     """What its group was predicted to take."""
     energy_j: float | None = None
+    peak_bytes: int | None = None
+    """The most memory that its worker had held by the end of its group; of several, the one that held most."""
     error: str | None = None
     shared: bool = False
     """All workers trained it together, each on its part of every batch; `worker` is the first of them."""
@@ -187,6 +189,8 @@ class WorkerReport:
     worker: int
     busy_s: float
     idle_s: float
+    peak_bytes: int | None = None
+    """The most memory that it held until it was done: its device's, on an accelerator, else the host's."""
 
 
 @dataclass(frozen=True)

@@ -211,6 +211,9 @@ def _facts(report: RunReport) -> Table:
     workers = f"{len(busy_s)} ({report.executor}, {report.scheduler}) on {report.device}"
     if busy_s:
         workers += f"; busy {min(busy_s):.1f} to {max(busy_s):.1f} s"
+    peaks = [row.peak_bytes for row in report.workers if row.peak_bytes]
+    if peaks:
+        workers += f"; at most {_count(max(peaks), 'B')} of memory"
     folder = Path(report.run_dir)
     grid = Table.grid(padding=(0, 3, 0, 0))
     grid.add_column(style="bold", no_wrap=True)

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, graph
+from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
 from pbd.errors import MissingInputError
 from pbd.fitting import Emit, ReportProgress, Trainer, adam, trainer
@@ -134,7 +134,7 @@ def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -
     mine = dataset.shared(datasets.Part(team.index, team.size))
     try:
         results = _train_together(context, group, teacher, mine, emit, team)
-        team.add_up(np.zeros(1))  # nobody has failed since the last sum
+        peak_bytes = _most(team, devices.peak_memory())  # and nobody has failed since the last sum
     except LostTeamError:
         raise
     except Exception as error:
@@ -144,10 +144,16 @@ def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -
             return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit, team)]
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         return [BlockResult(group.tasks[0].layer_name, "failed", context.block, error=message)]
+    results = [replace(result, peak_bytes=peak_bytes) for result in results]
     for result in results:
         if result.status == "trained" and team.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
+
+
+def _most(team: Team, value: float) -> int:
+    """Return the largest of what the members of a team have."""
+    return int(team.add_up(np.where(np.arange(team.size) == team.index, value, 0.0)).max())
 
 
 def _train_together(

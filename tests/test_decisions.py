@@ -121,6 +121,17 @@ def test_what_all_trained_together_kept_all_of_them_busy() -> None:
     assert [(row.busy_s, row.idle_s) for row in worker_rows(results, num_workers=2)] == [(4.0, 0.0), (4.0, 0.0)]
 
 
+def test_a_worker_held_at_most_what_its_fullest_group_did() -> None:
+    results = [
+        trained("a", 1.0, worker=0, seconds=4.0, peak_bytes=70),
+        trained("b", 1.0, worker=0, seconds=4.0, started_s=4.0, peak_bytes=90),
+        trained("found", 1.0, worker=1, seconds=9.0, found=True, peak_bytes=999),
+    ]
+    assert [row.peak_bytes for row in worker_rows(results, num_workers=2)] == [90, None]
+    together = [trained("a", 1.0, worker=0, seconds=4.0, shared=True, peak_bytes=70)]
+    assert [row.peak_bytes for row in worker_rows(together, num_workers=2)] == [70, 70]
+
+
 def test_workers_without_results_were_neither_busy_nor_idle() -> None:
     assert [(row.busy_s, row.idle_s) for row in worker_rows([], num_workers=2)] == [(0.0, 0.0), (0.0, 0.0)]
     resumed = [trained("a", 1.0, worker=None, seconds=9.0)]

@@ -1,6 +1,7 @@
 """The share of the host that a worker claims, decided by environment before any backend loads."""
 
 import contextlib
+import math
 import os
 import subprocess
 import sys
@@ -98,3 +99,28 @@ def test_no_two_processes_take_one_gpu(tmp_path: Path) -> None:
         again = stack.enter_context(sit(1))
         assert again.stdout.readline().strip() == "1", "a seat falls free when its process dies"
         again.kill()
+
+
+VERSION_2 = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 1900\nfile 1000\n"}
+VERSION_1 = {
+    "memory/memory.limit_in_bytes": "5000\n",
+    "memory/memory.usage_in_bytes": "3000\n",
+    "memory/memory.stat": "cache 0\ntotal_cache 1000\n",
+}
+
+
+@pytest.mark.parametrize("files", [VERSION_2, VERSION_1], ids=["version 2", "version 1"])
+def test_a_container_may_use_what_its_group_leaves_and_what_it_only_caches(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert devices._free_in_group(tmp_path) == 3000
+
+
+def test_without_a_limit_a_group_leaves_everything(tmp_path: Path) -> None:
+    assert devices._free_in_group(tmp_path) == math.inf
+    for name, text in (VERSION_2 | {"memory.max": "max\n"}).items():
+        (tmp_path / name).write_text(text)
+    assert devices._free_in_group(tmp_path) == math.inf

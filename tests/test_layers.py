@@ -24,7 +24,7 @@ FLOORS = (
     {"initialisation", "ghost_batches", "folding"},
     {"scoring", "fine_tuning"},
     {"training", "student", "teachers"},
-    {"layer_timing"},
+    {"layer_timing", "memory"},
     {"calibration"},
     {"executors", "preparation", "shared_work"},
     {"planning"},

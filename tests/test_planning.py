@@ -1,13 +1,14 @@
 """Planning: when workers share every batch, and what they are told then."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import pytest
 
-from pbd import planning
+from pbd import memory, planning
 from pbd.config import ExecutionConfig
+from pbd.errors import UsageError
+from pbd.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
 from tests.fakes import make_task
 
@@ -37,13 +38,21 @@ class Workers:
     elastic: bool = False
     asked: int = 0
 
-    def call(self, function: Callable[[], Any]) -> Any:
-        return self.table, WORK
+    footprint: Footprint = field(default_factory=lambda: footprint_of(1.0))
+
+    def call(self, function: Any) -> Any:
+        return self.footprint if function.func is memory.footprint else (self.table, WORK)
 
     def together(self, function: Any, emit: Any, most: int) -> float:
         self.asked += 1
         assert function.values == sum(task.block_params for task in TASKS)
         return self.exchange_s
+
+
+def footprint_of(gigabytes: float, free: float = 100.0) -> Footprint:
+    """Return the footprint of layers that take so much each."""
+    each = LayerMemory(shown=int(GIGABYTE * gigabytes), learning=0, weights=0, moment=0)
+    return Footprint(-OVERHEAD, dict.fromkeys(_names(), each), int(GIGABYTE * free))
 
 
 def table(**seconds: float) -> CostTable:
@@ -102,3 +111,30 @@ def test_what_speaks_against_sharing(settings: dict[str, Any], workers: dict[str
 
 def test_on_workers_that_come_and_go_sharing_has_to_be_asked_for() -> None:
     assert make(Workers(table(**SLOW_PREFIX), elastic=True), parallel="data").assignment.shared
+
+
+@pytest.mark.parametrize(("limit", "groups"), [(None, 1), (6.0, 1), (4.0, 2), (2.0, 3)])
+def test_one_worker_trains_at_once_what_fits_into_its_memory(limit: float | None, groups: int) -> None:
+    alone = Workers(table(**SLOW_PREFIX), num_workers=1, team_size=1, footprint=footprint_of(2.0))
+    plan = make(alone, memory_limit=limit)
+    assert len(plan.assignment.groups) == groups
+    assert [name for group in plan.assignment.groups for name in group.layer_names] == _names()
+    assert plan.why == ("" if groups == 1 else f"in {groups} groups, to take at most {limit} GB each")
+    (load_s,) = plan.assignment.predicted_load_s
+    assert load_s == pytest.approx(sum(group.predicted_s for group in plan.assignment.groups)), "a prefix for each"
+
+
+def test_who_shares_a_batch_has_room_for_more_layers() -> None:
+    workers = Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0))
+    plan = make(workers, memory_limit=2.0)
+    assert [len(group.tasks) for group in plan.assignment.groups] == [2, 1]
+    assert plan.assignment.shared
+    assert plan.assignment.predicted_load_s[0] == pytest.approx(sum(g.predicted_s for g in plan.assignment.groups))
+
+
+def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
+    crowded = Workers(table(**SLOW_PREFIX), num_workers=1, team_size=1, footprint=footprint_of(2.0, free=1.0))
+    plan = make(crowded)
+    assert [len(group.tasks) for group in plan.assignment.groups] == [1, 1, 1]
+    with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 .* 2\.00 GB.*--batch-size below 64"):
+        make(crowded, memory_limit=1.5)

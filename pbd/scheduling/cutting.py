@@ -1,0 +1,48 @@
+"""Cut an assignment's groups so that each fits into a worker's memory."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from pbd.records import Assignment, LayerTask, TaskGroup
+from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.simulate import replay
+
+Fits = Callable[[Sequence[LayerTask]], bool]
+"""Whether tasks can be trained in one pass; who fits with others also fits with fewer of them."""
+
+
+def cut(assignment: Assignment, costs: LayerCosts, fits: Fits) -> Assignment:
+    """Return the assignment with each group that does not fit cut into as few runs of its layers as do.
+
+    A layer that does not fit alone stays a group of its own. Predicted times are those of the groups that come out.
+    """
+
+    def apart(groups: Iterable[TaskGroup]) -> tuple[TaskGroup, ...]:
+        return tuple(part for group in groups for part in _parts(group, costs, fits))
+
+    queues, pool = tuple(map(apart, assignment.queues)), apart(assignment.pool)
+    if len(pool) + sum(map(len, queues)) == len(assignment.groups):
+        return assignment
+    changed = dataclasses.replace(assignment, queues=queues, pool=pool)
+    return dataclasses.replace(changed, predicted_load_s=replay(changed, costs).busy_s)
+
+
+def runs(tasks: Sequence[LayerTask], fits: Fits) -> Iterator[tuple[LayerTask, ...]]:
+    """Yield the fewest runs of these tasks, in their order, that fit."""
+    run: tuple[LayerTask, ...] = ()
+    for task in tasks:
+        if run and not fits((*run, task)):
+            yield run
+            run = ()
+        run = (*run, task)
+    if run:
+        yield run
+
+
+def _parts(group: TaskGroup, costs: LayerCosts, fits: Fits) -> Iterator[TaskGroup]:
+    parts = list(runs(group.tasks, fits))
+    if len(parts) == 1:
+        yield group
+        return
+    for part in parts:
+        yield TaskGroup(part, predicted_s=costs.load_s(part))

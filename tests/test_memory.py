@@ -1,0 +1,67 @@
+"""What a group is predicted to take, beside what it takes."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pbd.memory import FITTED_COPIES, GATHERED_COPIES, OVERHEAD, Footprint, LayerMemory
+from tests.fakes import make_task
+
+MEASURE = """
+import json, sys
+from pbd import devices
+devices.claim(0, 1, 1)
+devices.load_backend()
+import keras
+from pbd import graph, memory, training
+from pbd.config import DataConfig, TrainingConfig
+from pbd.journal import Journal
+from pbd.records import TaskGroup
+
+inputs = x = keras.Input((32, 32, 1))
+for number in range(4):
+    x = keras.layers.Conv2D(64, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+journal = Journal.create(sys.argv[1], {})
+path = str(journal.file("teacher.keras"))
+model.save(path)
+data = DataConfig(dataset="digits", train_limit=256, batch_size=128)
+training_config = TrainingConfig(epochs=1)
+context = training.TrainingContext(path, data, (32, 32, 1), training_config, sys.argv[2], sys.argv[3], 0, journal)
+tasks = tuple(task for task in graph.enumerate_tasks(model, sys.argv[2]) if task.skip_reason is None)
+predicted = memory.footprint(context, tasks)
+results = training.train_group(context, TaskGroup(tasks), lambda event: None)
+print(json.dumps([len(tasks), predicted.base, predicted.peak(tasks), results[0].peak_bytes]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("block", "block_init"), [("decoupled_r2", "fitted"), pytest.param("two_layer", "noise", marks=pytest.mark.slow)]
+)
+def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init: str) -> None:
+    arguments = [sys.executable, "-c", MEASURE, f"{tmp_path}/run", block, block_init]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=True)
+    layers, base, predicted, taken = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{layers} layers: {base / 1e6:.0f} MB before, {predicted / 1e6:.0f} MB predicted, {taken / 1e6:.0f} MB taken"
+    )
+    assert layers == 3
+    assert taken - base > 200e6, "enough to tell"
+    assert 0.5 * (taken - base) < predicted - base < 2 * (taken - base)
+    assert predicted > 0.95 * taken
+
+
+def test_the_phase_that_takes_most_counts() -> None:
+    tasks = [make_task(0), make_task(1)]
+
+    def peak(shown: int, learning: int, moment: int, share: float = 1.0) -> int:
+        each = LayerMemory(shown, learning, weights=7, moment=moment)
+        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, share) - OVERHEAD - 1_014
+
+    assert peak(100, 50, 0) == 300, "learning"
+    assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
+    assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
+    assert peak(100, 50, 0, share=0.5) == 150
