@@ -15,8 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from experiments import spending
+from experiments.spending import Watch
 from pbd import devices
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
+from pbd.decisions import worker_rows
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
 from pbd.executors.base import Emit, Executor
@@ -28,8 +31,11 @@ from pbd.scheduling.schedulers import SCHEDULERS
 if TYPE_CHECKING:
     from pbd.training import TrainingContext
 
-SCHEMES = ("paper", "task", "data")
-"""The paper's, and ours: each worker trains layers of its own, or all train all layers on a part of every batch."""
+SCHEMES = ("paper", "task", "data", "copies")
+"""The paper's, and ours: each worker trains layers of its own, or all train all layers on a part of every batch.
+
+In `copies` each worker trains everything, for itself: what that takes longer than one worker is the machine's doing.
+"""
 SESSION = "speed"
 
 
@@ -112,7 +118,7 @@ def dealt_out(tasks: Sequence[LayerTask], workers: int) -> Assignment:
 
 
 def plan(
-    scheme: str, context: "TrainingContext", tasks: Sequence[LayerTask], executor: Executor
+    scheme: str, context: "TrainingContext", tasks: Sequence[LayerTask], executor: Executor, emit: Emit
 ) -> Callable[[], Iterable[BlockResult]]:
     """Return what trains all tasks in this scheme; ours is planned and carried out as `pbd-run` does it."""
     if scheme == "paper":
@@ -122,10 +128,14 @@ def plan(
         return lambda: executor.run(train_group, tasks, dealt_out(tasks, executor.num_workers), ignore)
     from pbd import planning
 
+    if scheme == "copies":
+        everything = (TaskGroup(tuple(tasks)),)
+        copies = Assignment("copies", (everything,) * executor.num_workers, (0.0,) * executor.num_workers)
+        return lambda: planning.carry_out(copies, context, tasks, executor, emit)
     planned = planning.make(ExecutionConfig(parallel=scheme), None, context, tasks, tasks, executor)
     if planned.assignment.shared != (scheme == "data"):
         raise PbdError(f"{context.block} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
-    return lambda: planning.carry_out(planned.assignment, context, tasks, executor, ignore)
+    return lambda: planning.carry_out(planned.assignment, context, tasks, executor, emit)
 
 
 def ignore(_: object) -> None:
@@ -137,8 +147,18 @@ def wake(group: TaskGroup, emit: Emit) -> list[BlockResult]:
     return [BlockResult(name, "trained", block="none") for name in group.layer_names]
 
 
-def measure(setup: Setup, executor: Executor) -> float:
-    """Run the block phase and return its seconds, until the last worker is done and every block is written.
+@dataclass(frozen=True)
+class Measured:
+    """What a block phase took."""
+
+    seconds: float
+    """Until the last worker was done and every block was written."""
+    spent: dict[str, float]
+    """By `spending.PARTS`, of the first worker; empty for the paper's scheme."""
+
+
+def measure(setup: Setup, executor: Executor) -> Measured:
+    """Run the block phase and return what it took.
 
     Raises:
         PbdError: a block could not be trained.
@@ -149,14 +169,39 @@ def measure(setup: Setup, executor: Executor) -> float:
     context, tasks = load(setup)
     if not executor.coordinates:
         executor.serve()
-    train = plan(setup.scheme, context, tasks, executor)
+    watch, results = Watch(), []
+    train = plan(setup.scheme, context, tasks, executor, watch)
     list(executor.run(wake, tasks, dealt_out(tasks, executor.num_workers), ignore))
-    began = time.monotonic()
+    watch.start()
     for result in train():
         if result.status == "failed":
             raise PbdError(f"{result.layer_name} could not be trained: {result.error}")
         context.journal.commit_block(result)  # again, with its worker and times, as pbd-run does
-    return time.monotonic() - began
+        results.append(result)
+    ended = time.monotonic()
+    return Measured(ended - watch.began, _spent(setup, context, executor.num_workers, results, watch, ended))
+
+
+def _spent(
+    setup: Setup,
+    context: "TrainingContext",
+    workers: int,
+    results: Sequence[BlockResult],
+    watch: Watch,
+    ended: float,
+) -> dict[str, float]:
+    """Return where the first worker's seconds went."""
+    from pbd import datasets, training
+
+    if not watch.events:
+        return {}
+    own = [result for result in results if result.worker == 0]
+    dataset = training.load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    part = datasets.Part(0, workers) if setup.scheme == "data" else datasets.WHOLE
+    alone_s = spending.step_parts(context, [result.layer_name for result in own], dataset.shared(part))
+    groups = len({result.started_s for result in own})
+    steps = groups * setup.epochs * dataset.steps_per_epoch
+    return spending.split(watch.spent(ended), steps, alone_s, worker_rows(results, workers)[0].idle_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -166,11 +211,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         executor = open_executor(ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial"))
         try:
-            seconds = measure(setup, executor)
+            measured = measure(setup, executor)
         except BaseException as error:
             executor.stop(error)
             raise
-        print(json.dumps({"seconds": seconds}), flush=True)
+        print(json.dumps(dataclasses.asdict(measured)), flush=True)
         executor.stop(finished)  # there is no report to finish with
     except PbdError as error:
         if str(error) == str(finished):

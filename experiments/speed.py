@@ -25,9 +25,10 @@ from rich.console import Console
 from rich.table import Table
 
 from experiments import command_line
-from experiments.block_phase import SCHEMES, Setup, as_argument
+from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
 from experiments.command_line import Parser, check_folder, positive
 from experiments.executions import run_module
+from experiments.spending import PARTS
 from pbd import devices
 from pbd.config import AUGMENTATIONS, BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
@@ -49,10 +50,10 @@ class Row:
     """The median."""
     fastest_s: float
     slowest_s: float
-    times_as_fast: float
-    """As the paper's scheme with as many workers."""
+    times_as_fast: float | None
+    """As the paper's scheme with as many workers; `None` where that was not measured, or does other work."""
     gain: float | None
-    """Of these workers over one; `None` where one was not measured."""
+    """Of these workers over one, in blocks trained per second; `None` where one was not measured."""
 
 
 @dataclass(frozen=True)
@@ -91,8 +92,8 @@ def weights_of(run_dir: str | Path) -> dict[str, dict[str, np.ndarray]]:
     return {name: dict(result.weights) for name, result in Journal(Path(run_dir)).committed_blocks().items()}
 
 
-def measure(setup: Setup) -> float:
-    """Run one block phase in processes of its own and return its seconds.
+def measure(setup: Setup) -> Measured:
+    """Run one block phase in processes of its own and return what it took.
 
     Raises:
         PbdError: it failed; the message is its last line.
@@ -100,32 +101,33 @@ def measure(setup: Setup) -> float:
     Journal.create(setup.run_dir, {})
     executor = "mpi" if setup.workers > 1 else "serial"
     printed = run_module(executor, setup.workers, ["experiments.block_phase", as_argument(setup)])
-    return float(json.loads(printed.strip().splitlines()[-1])["seconds"])
+    return Measured(**json.loads(printed.strip().splitlines()[-1]))
 
 
-def cases(workers: Sequence[int]) -> list[Case]:
-    """Return what is measured: one worker has nobody to share a batch with."""
-    return [(scheme, count) for count in workers for scheme in SCHEMES if scheme != "data" or count > 1]
+def cases(schemes: Sequence[str], workers: Sequence[int]) -> list[Case]:
+    """Return what is measured: one worker has nobody to share a batch, or the machine, with."""
+    alone = ("paper", "task")
+    return [(scheme, count) for count in workers for scheme in schemes if scheme in alone or count > 1]
 
 
 def alternate(
-    setup: Setup, workers: Sequence[int], repeats: int, folder: Path
-) -> Iterator[tuple[Case, float, Difference]]:
-    """Measure the schemes in turn; yield each run's case, its seconds and how far it lies from the first run's blocks.
+    setup: Setup, chosen: Sequence[Case], repeats: int, folder: Path
+) -> Iterator[tuple[Case, Measured, Difference]]:
+    """Measure the cases in turn; yield each run's case, what it took and how far it lies from the first run's blocks.
 
     Args:
         setup: of all runs; scheme, workers and run directory are filled in.
-        workers: for each number, both schemes are run.
+        chosen: what `cases` returned.
         repeats: runs of each case.
         folder: where the run directories go.
     """
     reference: dict[str, dict[str, np.ndarray]] = {}
-    for repeat, (scheme, count) in itertools.product(range(repeats), cases(workers)):
+    for repeat, (scheme, count) in itertools.product(range(repeats), chosen):
         run_dir = str(folder / f"{scheme}-{count}-{repeat}")
-        seconds = measure(dataclasses.replace(setup, scheme=scheme, workers=count, run_dir=run_dir))
+        measured = measure(dataclasses.replace(setup, scheme=scheme, workers=count, run_dir=run_dir))
         blocks = weights_of(run_dir)
         reference = reference or blocks
-        yield (scheme, count), seconds, compare(reference, blocks)
+        yield (scheme, count), measured, compare(reference, blocks)
 
 
 def summarise(seconds: Mapping[Case, Sequence[float]]) -> list[Row]:
@@ -134,7 +136,8 @@ def summarise(seconds: Mapping[Case, Sequence[float]]) -> list[Row]:
     def ratio(over: Case, under: Case) -> float | None:
         if over not in seconds:
             return None
-        return statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
+        work = under[1] if under[0] == "copies" else 1
+        return work * statistics.median(a / b for a, b in zip(seconds[over], seconds[under], strict=True))
 
     return [
         Row(
@@ -143,7 +146,7 @@ def summarise(seconds: Mapping[Case, Sequence[float]]) -> list[Row]:
             seconds=statistics.median(taken),
             fastest_s=min(taken),
             slowest_s=max(taken),
-            times_as_fast=ratio(("paper", workers), (scheme, workers)),
+            times_as_fast=None if scheme == "copies" else ratio(("paper", workers), (scheme, workers)),
             gain=ratio(("paper" if scheme == "paper" else "task", 1), (scheme, workers)),
         )
         for (scheme, workers), taken in seconds.items()
@@ -162,8 +165,19 @@ def as_table(rows: Sequence[Row], difference: Difference) -> Table:
         table.add_column(heading, justify="left" if heading == "scheme" else "right")
     for row in rows:
         seconds = f"{row.seconds:.1f} ({row.fastest_s:.1f}-{row.slowest_s:.1f})"
-        gain = "-" if row.gain is None else f"{row.gain:.2f}"
-        table.add_row(row.scheme, str(row.workers), seconds, f"{row.times_as_fast:.2f}", gain)
+        ratios = ("-" if ratio is None else f"{ratio:.2f}" for ratio in (row.times_as_fast, row.gain))
+        table.add_row(row.scheme, str(row.workers), seconds, *ratios)
+    return table
+
+
+def spending_table(spent: Mapping[Case, Sequence[Mapping[str, float]]]) -> Table:
+    """Return where the first worker's seconds went, a column for each case; medians over its runs."""
+    table = Table(title="Where the first worker's seconds go", caption="Data and teacher: what they take alone.")
+    table.add_column("part")
+    for scheme, workers in spent:
+        table.add_column(f"{scheme}, {workers}", justify="right")
+    for part in PARTS:
+        table.add_row(part, *(f"{statistics.median(run[part] for run in runs):.1f}" for runs in spent.values()))
     return table
 
 
@@ -187,6 +201,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES, help="which to measure")
     parser.add_argument("--workers", nargs="+", type=positive, default=[1, 2], metavar="N")
     parser.add_argument("--threads-per-worker", type=positive, default=1, help="and cores")
     parser.add_argument("--repeats", type=positive, default=3, help="runs of each scheme and number of workers")
@@ -216,16 +231,21 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     """Measure what the settings ask for; print each run as it ends, and the table."""
     shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
     chosen = {name: getattr(settings, name) for name in shared} | {"threads": settings.threads_per_worker}
-    found, difference = {}, Difference()
+    found, spent, difference = {}, {}, Difference()
     with tempfile.TemporaryDirectory() as folder:
         teacher = save_teacher(settings.teacher, Path(folder))
         setup = Setup("", 0, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
-        for case, seconds, apart in alternate(setup, settings.workers, settings.repeats, Path(folder)):
-            found.setdefault(case, []).append(seconds)
+        chosen = cases(settings.schemes, settings.workers)
+        for case, measured, apart in alternate(setup, chosen, settings.repeats, Path(folder)):
+            found.setdefault(case, []).append(measured.seconds)
+            if measured.spent:
+                spent.setdefault(case, []).append(measured.spent)
             difference = difference.or_larger(apart)
-            console.print(f"{case[0]}, workers: {case[1]}: {seconds:.1f} s", highlight=False)
+            console.print(f"{case[0]}, workers: {case[1]}: {measured.seconds:.1f} s", highlight=False)
     rows = summarise(found)
     console.print(as_table(rows, difference))
+    if spent:
+        console.print(spending_table(spent))
     return rows
 
 

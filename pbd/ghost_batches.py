@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import graph
+from pbd import devices, graph
 from pbd.teamwork import Team, add_up_all
 
 SMALLEST = 32
@@ -84,7 +84,12 @@ def normalise(layer: keras.layers.BatchNormalization, x: Any, size: int) -> Any:
 
 
 def _mean(parts: Any) -> Any:
-    """Return each part's mean per channel, (parts, 1, channels), as a product: the fastest of reductions on a CPU."""
+    """Return each part's mean per channel, (parts, 1, channels).
+
+    On a CPU as a product, the fastest of reductions there; accelerators may multiply in less than float32.
+    """
+    if devices.has_accelerator():
+        return keras.ops.mean(parts, axis=1, keepdims=True)
     values = parts.shape[1]
     return keras.ops.matmul(keras.ops.full((1, 1, values), 1.0 / values, parts.dtype), parts)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from pbd import blocks, datasets, evaluation, graph, scoring
 from pbd.config import DataConfig
@@ -113,3 +114,17 @@ def test_scoring_changes_nothing(scored: Scored) -> None:
     assert again == scored.scores
     for old, new in zip(before, scored.teacher.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
+
+
+def test_the_gradient_of_the_error_is_that_of_its_definition() -> None:
+    draws = np.random.default_rng(2)
+    output, target = (tf.constant(draws.normal(size=(5, 3, 4, 2)), tf.float32) for _ in range(2))
+    weights = tf.constant(draws.normal(size=5), tf.float32)
+    found = []
+    for error in (scoring.squared_error, lambda y, t: tf.reduce_mean((y - t) ** 2, axis=(1, 2, 3))):
+        with tf.GradientTape() as tape:
+            tape.watch((output, target))
+            loss = tf.reduce_sum(weights * error(output, target))
+        found.append([loss, *tape.gradient(loss, (output, target))])
+    for ours, defined in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, defined, rtol=1e-5, atol=1e-7)

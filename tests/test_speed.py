@@ -11,13 +11,14 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from experiments import block_phase, operations, speed
-from experiments.block_phase import Setup
+from experiments import block_phase, operations, speed, spending
+from experiments.block_phase import Measured, Setup
 from experiments.operations import Row
 from experiments.speed import Difference
+from experiments.spending import Watch
 from pbd.errors import PbdError
 from pbd.journal import Journal
-from pbd.records import TaskGroup
+from pbd.records import Progress, TaskGroup
 
 NAMES = ("first", "second")
 
@@ -95,20 +96,21 @@ def test_schemes_take_turns_and_each_run_is_compared_with_the_first(
     files: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made: list[Setup] = []
-    monkeypatch.setattr(speed, "measure", lambda one: made.append(one) or float(len(made)))
+    monkeypatch.setattr(speed, "measure", lambda one: made.append(one) or Measured(float(len(made)), {}))
     monkeypatch.setattr(speed, "weights_of", lambda _: {"a": {"k": np.array([float(len(made))])}})
-    done = list(speed.alternate(setup(files, tmp_path), [1, 2], repeats=2, folder=tmp_path))
-    cases = [("paper", 1), ("task", 1), ("paper", 2), ("task", 2), ("data", 2)]
+    cases = [("paper", 1), ("task", 1), ("paper", 2), ("task", 2), ("data", 2), ("copies", 2)]
+    assert speed.cases(block_phase.SCHEMES, [1, 2]) == cases
+    done = list(speed.alternate(setup(files, tmp_path), cases, repeats=2, folder=tmp_path))
     assert [(one.scheme, one.workers) for one in made] == 2 * cases
     assert [case for case, _, _ in done] == 2 * cases
-    assert len({one.run_dir for one in made}) == 10
-    assert [seconds for _, seconds, _ in done] == list(range(1, 11))
-    assert [apart.largest for _, _, apart in done] == list(range(10))
+    assert len({one.run_dir for one in made}) == 12
+    assert [measured.seconds for _, measured, _ in done] == list(range(1, 13))
+    assert [apart.largest for _, _, apart in done] == list(range(12))
 
 
 def test_ratios_are_medians_of_runs_that_stood_side_by_side() -> None:
     seconds = {("paper", 1): [10.0, 40.0, 12.0], ("task", 1): [2.0, 10.0, 2.0], ("paper", 2): [8.0, 8.0, 8.0]}
-    seconds |= {("task", 2): [1.0, 2.0, 4.0], ("data", 2): [1.0, 2.5, 1.0]}
+    seconds |= {("task", 2): [1.0, 2.0, 4.0], ("data", 2): [1.0, 2.5, 1.0], ("copies", 2): [2.5, 12.0, 2.5]}
     rows = {(row.scheme, row.workers): row for row in speed.summarise(seconds)}
     ours = rows["task", 1]
     assert (ours.seconds, ours.fastest_s, ours.slowest_s, ours.times_as_fast, ours.gain) == (2.0, 2.0, 10.0, 5.0, 1.0)
@@ -116,11 +118,39 @@ def test_ratios_are_medians_of_runs_that_stood_side_by_side() -> None:
     assert (rows["task", 2].times_as_fast, rows["task", 2].gain) == (4.0, 2.0)
     assert rows["data", 2].gain == 2.0, "over one worker, who trains by tasks"
     assert rows["paper", 2].gain == 1.5
+    assert rows["copies", 2].times_as_fast is None
+    assert rows["copies", 2].gain == pytest.approx(1.6), "twice the work in 1.25 times the time"
     printed = as_text(speed.as_table(list(rows.values()), Difference(2e-7, 3e-6)))
     for words in ("2.0 (2.0-10.0) │", " 5.00 │", "2.0e-07", "3.0e-06"):
         assert words in printed
-    (alone, _) = speed.summarise({("paper", 2): [3.0], ("task", 2): [1.0]})
-    assert alone.gain is None
+    (alone, ours) = speed.summarise({("paper", 2): [3.0], ("task", 2): [1.0]})
+    assert (alone.gain, ours.times_as_fast) == (None, 3.0)
+    assert speed.summarise({("task", 1): [1.0]})[0].times_as_fast is None
+
+
+def test_where_the_seconds_go_is_told_from_progress() -> None:
+    times = iter([0.0, 10.0, 12.0, 16.0, 21.0, 23.0, 26.0])
+    watch = Watch(clock=lambda: next(times))
+    watch.start()
+    watch(Progress(1, "another worker's", 3, 8, 1))
+    for epoch, done in ((1, 1), (1, 2), (1, 4), (2, 5), (2, 6)):
+        watch(Progress(0, "a", done, 6, epoch))
+    watch(Progress(0, "scoring a", 6, 6, 2))
+    spent = watch.spent(ended=40.0)
+    assert spent == {
+        "first weights, tracing": 8.0,  # the first step has 2 of the first 10 seconds
+        "steps": 2 + 2 + 4 + 2 + 2,
+        "checks between epochs": 3.0 + 3.0,
+        "scoring and saving": 14.0,
+    }
+    assert sum(spent.values()) == 40.0
+    parts = spending.split(spent, steps=6, alone_s={"data": 0.25, "teacher": 0.5}, waiting_s=4.0)
+    assert (parts["steps: data"], parts["steps: teacher"], parts["steps: blocks"]) == (1.5, 3.0, 7.5)
+    assert (parts["scoring and saving"], parts["waiting for others"]) == (10.0, 4.0)
+    assert tuple(parts) == spending.PARTS
+    printed = as_text(speed.spending_table({("task", 1): [parts, parts]}))
+    assert "task, 1" in printed
+    assert "7.5" in printed
 
 
 def as_text(table: Table) -> str:
