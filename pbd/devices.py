@@ -180,16 +180,19 @@ def peak_memory() -> int:
 
 
 def _accelerator_memory() -> dict[str, int]:
-    import tensorflow as tf
+    """Return what TensorFlow knows of a GPU; zeros where there is another backend, or another accelerator."""
+    try:
+        import tensorflow as tf
 
-    return tf.config.experimental.get_memory_info("GPU:0")
+        return tf.config.experimental.get_memory_info("GPU:0")
+    except (ImportError, RuntimeError, ValueError):
+        return {"current": 0, "peak": 0}
 
 
 def free_memory() -> int | None:
-    """Return how many bytes of the host's memory this worker may still take: its part of what is free there.
+    """Return how many bytes of the host's memory are free; `None` where the system does not say, and on accelerators.
 
-    A container or a batch job has what its control group leaves it. `None` where the system does not say, and on
-    accelerators.
+    A container has what its control group leaves it.
     """
     if has_accelerator():
         return None
@@ -198,7 +201,12 @@ def free_memory() -> int | None:
             free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
     except (OSError, StopIteration):
         return None
-    return int(min(free, _free_in_group())) // _local_workers
+    return int(min(free, _free_in_group()))
+
+
+def local_workers() -> int:
+    """Return how many workers shared this host when this one took its share."""
+    return _local_workers
 
 
 def _free_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:

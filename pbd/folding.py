@@ -130,7 +130,8 @@ def _folded(layer: keras.Layer, normalisation: keras.layers.BatchNormalization) 
     """Return the layer's weights, bias last, with which it gives what the normalisation makes of its output."""
     kernels = layer.get_weights()
     bias = kernels.pop() if layer.use_bias else np.zeros(normalisation.output.shape[-1], np.float32)
-    mean, variance = (np.asarray(value, np.float64) for value in normalisation.get_weights()[-2:])
+    statistics = normalisation.moving_mean, normalisation.moving_variance
+    mean, variance = (np.asarray(keras.ops.convert_to_numpy(value), np.float64) for value in statistics)
     scale = 1.0 / np.sqrt(variance + normalisation.epsilon)
     if normalisation.scale:
         scale = scale * keras.ops.convert_to_numpy(normalisation.gamma)

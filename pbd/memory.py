@@ -1,14 +1,14 @@
 """What memory a group takes to train, predicted from shapes: how much of it fits is known before anything is lost."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import keras
 
 from pbd import blocks, devices, initialisation, training
 from pbd.errors import UsageError
-from pbd.records import LayerTask
+from pbd.records import LayerTask, TaskGroup
 
 GIGABYTE = 1e9
 COUNTED_ON = 0.8
@@ -21,6 +21,8 @@ GATHERED_COPIES = 3
 """Of a batch's inputs and outputs while statistics are gathered: as tensors, as arrays, and on the way."""
 FITTED_COPIES = 8
 """Of a layer's second moment while first weights are fitted, in float64."""
+FOLDED_COPIES = 2
+"""Of the teacher's weights while blocks are scored."""
 OPTIMISER_COPIES = 5
 """Of a block's weights: themselves, their gradient, Adam's two moments, and the best so far."""
 
@@ -44,43 +46,38 @@ class Footprint:
     """Predicts the most memory that a worker holds while it trains a group."""
 
     base: int
-    """Bytes that a worker holds before it trains anything."""
+    """Bytes that a worker holds whatever it trains."""
     layers: Mapping[str, LayerMemory]
     free: int | None = None
-    """Bytes that it may take besides; `None` where that is not known."""
+    """Bytes that are free on its host; `None` where that is not known."""
+    neighbours: int = 1
+    """How many workers share what is free, itself included; the others may not have loaded anything yet."""
 
-    def room(self, limit: float | None, tasks: Sequence[LayerTask], batch_size: int) -> "Room":
-        """Return what decides whether a group fits: this limit, in gigabytes, or what is free.
+    def room(self, limit: float | None) -> "Room":
+        """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""
+        if limit is not None:
+            return Room(self, limit * GIGABYTE, given=True)
+        return Room(self, math.inf if self.free is None else COUNTED_ON * (self.base + self.free) / self.neighbours)
 
-        Raises:
-            UsageError: one of the tasks does not fit into the limit even alone.
-        """
-        if limit is None:
-            return Room(self, math.inf if self.free is None else self.base + COUNTED_ON * self.free)
-        largest = max(tasks, key=lambda task: self.peak([task]))
-        needed = self.peak([largest]) / GIGABYTE
-        if needed > limit:
-            raise UsageError(
-                f"memory_limit must leave room for every layer alone. Received: {limit:g} GB, but {largest.layer_name} "
-                f"is predicted to take {needed:.2f} GB. Give more, or a --batch-size below {batch_size}."
-            )
-        return Room(self, limit * GIGABYTE)
-
-    def peak(self, tasks: Sequence[LayerTask], share: float = 1.0) -> int:
+    def peak(self, tasks: Sequence[LayerTask], team: int = 1) -> int:
         """Return the bytes that a group of these tasks takes, what was held before included.
 
         Args:
             tasks: of the group.
-            share: the part of each batch, and of first weights, that is this worker's.
+            team: how many workers train it together: each gives its part of the blocks their first weights, and then
+                sees its part of every batch.
         """
         parts = [self.layers[task.layer_name] for task in tasks]
-        shown, moments = (sum(getattr(part, name) for part in parts) for name in ("shown", "moment"))
-        weights = sum(part.weights for part in parts)
-        largest = max((part.moment for part in parts), default=0)
-        gathering = share * (GATHERED_COPIES * shown + moments) if moments else 0
-        fitting = share * moments + 2 * FITTED_COPIES * largest
-        learning = share * (shown + sum(part.learning for part in parts))
-        return self.base + OVERHEAD + weights + math.ceil(max(gathering, fitting, learning))
+        beginning = max((_beginning(parts[member::team]) for member in range(min(team, len(parts)))), default=0)
+        learning = sum(part.shown + part.learning for part in parts)
+        return self.base + OVERHEAD + sum(part.weights for part in parts) + max(beginning, math.ceil(learning / team))
+
+
+def _beginning(parts: Sequence[LayerMemory]) -> int:
+    """Return the bytes that first weights of these blocks take while statistics are gathered, or one is fitted."""
+    moments, largest = sum(part.moment for part in parts), max(part.moment for part in parts)
+    gathering = GATHERED_COPIES * sum(part.shown for part in parts) if moments else 0
+    return moments + max(gathering, 2 * FITTED_COPIES * largest)
 
 
 @dataclass(frozen=True)
@@ -90,23 +87,41 @@ class Room:
     footprint: Footprint
     limit: float
     """In bytes."""
+    given: bool = False
+    """Whether it was asked for; what only happens to be free refuses nothing."""
 
     @property
     def in_words(self) -> str:
         return f"{self.limit / GIGABYTE:.1f} GB"
 
-    def fits(self, tasks: Sequence[LayerTask], share: float = 1.0) -> bool:
+    def fits(self, tasks: Sequence[LayerTask], team: int = 1) -> bool:
         """Return whether a group of these tasks does; see `Footprint.peak`."""
-        return self.footprint.peak(tasks, share) <= self.limit
+        return self.footprint.peak(tasks, team) <= self.limit
+
+    def check(self, groups: Iterable[TaskGroup], team: int, batch_size: int) -> None:
+        """Refuse groups, cut as far as can be, that do not fit into the limit that was asked for.
+
+        Raises:
+            UsageError: one does not.
+        """
+        for group in groups:
+            if self.given and not self.fits(group.tasks, team):
+                needed = self.footprint.peak(group.tasks, team) / GIGABYTE
+                raise UsageError(
+                    "memory_limit must leave room for every layer alone. "
+                    f"Received: {self.limit / GIGABYTE:g} GB, but {group.layer_names[0]} is predicted to take "
+                    f"{needed:.2f} GB. Give more, or a --batch-size below {batch_size}."
+                )
 
 
 def footprint(context: training.TrainingContext, tasks: tuple[LayerTask, ...]) -> Footprint:
     """Return what predicts the memory of this run's groups; called where a worker trains, before it does."""
-    training.load_teacher(context.teacher_path, context.session)
+    teacher = training.load_teacher(context.teacher_path, context.session)
     dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
     gathers = initialisation.gathers(context.block, context.block_init)
     layers = {task.layer_name: _layer_memory(task, context.block, dataset.batch_size, gathers) for task in tasks}
-    return Footprint(devices.memory_in_use(), layers, devices.free_memory())
+    base = devices.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()
+    return Footprint(base, layers, devices.free_memory(), devices.local_workers())
 
 
 def _layer_memory(task: LayerTask, block: str, batch_size: int, gathers: bool) -> LayerMemory:

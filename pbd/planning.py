@@ -48,13 +48,13 @@ def make(
         executor: whose workers are to do it.
     """
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
-    room = footprint.room(config.memory_limit, missing, context.data.batch_size)
+    room = footprint.room(config.memory_limit)
     predict = functools.partial(calibration.predict, context, tuple(todo), config.costs, given, executor.num_workers)
     table, work = executor.call(predict)
     costs = table.costs(work, config.group)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     whole = scheduler(missing, costs, executor.num_workers)
-    assignment, why = cutting.cut(whole, costs, room.fits), ""
+    assignment, why, team = cutting.cut(whole, costs, room.fits), "", 1
     if may_share(config, context.block, executor):
         most, exchange = context.data.batch_size, TimeExchange(sum(task.block_params for task in missing))
         exchange_s = executor.together(exchange, lambda event: None, most)
@@ -63,6 +63,7 @@ def make(
         why = explain(assignment, shared, exchange_s)
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
+    room.check(assignment.groups, team if assignment.shared else 1, context.data.batch_size)
     if len(assignment.groups) > (1 if assignment.shared else len(whole.groups)):
         why = f"{why}{why and '; '}in {len(assignment.groups)} groups, to take at most {room.in_words} each"
 
@@ -118,7 +119,7 @@ def share(
     """
     costs = table.shared(team).costs(work, grouped=True)
     ordered = sorted(tasks, key=lambda task: task.index)
-    runs = cutting.runs(ordered, lambda run: room.fits(run, 1 / team))
+    runs = cutting.runs(ordered, lambda run: room.fits(run, team))
     groups = tuple(TaskGroup(run, costs.load_s(run) + work.steps * exchange_s) for run in runs)
     load_s = sum(group.predicted_s or 0.0 for group in groups)
     return Assignment("shared", (groups, *[()] * (workers - 1)), (load_s,) * workers, shared=True)

@@ -82,6 +82,14 @@ def gradients(apply: Callable[[Any], Any], layer: keras.Layer, x: np.ndarray, we
     return [np.asarray(g) for g in tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])]
 
 
+def test_channels_that_hardly_vary_around_a_large_mean_are_normalised_too() -> None:
+    layer = network(scale=False, center=False).get_layer("normalise")
+    x = (1000.0 + np.random.default_rng(4).normal(size=(32, 16, 16, 6))).astype("float32")
+    found = np.asarray(ghost_batches.normalise(layer, x, 32), np.float64)
+    np.testing.assert_allclose(found.std(axis=(0, 1, 2)), 1.0, atol=2e-3)
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0.0, atol=2e-3)
+
+
 def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:
     model, x = network(), images(32)
     before = model.get_layer("normalise").get_weights()

@@ -1,13 +1,15 @@
 """What a group is predicted to take, beside what it takes."""
 
+import dataclasses
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from pbd.memory import FITTED_COPIES, GATHERED_COPIES, OVERHEAD, Footprint, LayerMemory
+from pbd.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, Footprint, LayerMemory
 from tests.fakes import make_task
 
 MEASURE = """
@@ -57,11 +59,21 @@ def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init
 def test_the_phase_that_takes_most_counts() -> None:
     tasks = [make_task(0), make_task(1)]
 
-    def peak(shown: int, learning: int, moment: int, share: float = 1.0) -> int:
+    def peak(shown: int, learning: int, moment: int, team: int = 1) -> int:
         each = LayerMemory(shown, learning, weights=7, moment=moment)
-        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, share) - OVERHEAD - 1_014
+        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, team) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
     assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
     assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
-    assert peak(100, 50, 0, share=0.5) == 150
+    assert peak(100, 50, 0, team=2) == 150
+    assert peak(100, 50, 1, team=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
+    assert peak(100, 50, 1, team=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
+
+
+def test_neighbours_that_have_loaded_nothing_yet_will_take_as_much() -> None:
+    alone = Footprint(base=2, layers={}, free=18, neighbours=1)
+    assert alone.room(None).limit == pytest.approx(COUNTED_ON * 20)
+    assert dataclasses.replace(alone, neighbours=4).room(None).limit == pytest.approx(COUNTED_ON * 5)
+    assert dataclasses.replace(alone, free=None).room(None).limit == math.inf
+    assert alone.room(3.0).limit == 3e9

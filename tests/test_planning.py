@@ -136,5 +136,6 @@ def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
     crowded = Workers(table(**SLOW_PREFIX), num_workers=1, team_size=1, footprint=footprint_of(2.0, free=1.0))
     plan = make(crowded)
     assert [len(group.tasks) for group in plan.assignment.groups] == [1, 1, 1]
+    assert make(Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0)), parallel="data", memory_limit=1.5)
     with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 .* 2\.00 GB.*--batch-size below 64"):
         make(crowded, memory_limit=1.5)
