@@ -44,7 +44,8 @@ def make_teacher(softmax: bool) -> keras.Model:
     kernel, bias = dense.get_weights()
     dense.set_weights([8 * (kernel - kernel.mean(axis=0)), bias])
     draws = np.random.default_rng(6)
-    normalise.set_weights([draws.uniform(0.5, 1.5, weight.shape) for weight in normalise.get_weights()])
+    scale, shift = draws.uniform(0.5, 1.5, (2, 16)), draws.normal(0.0, 0.1, (2, 16))
+    normalise.set_weights([scale[0], shift[0], shift[1], scale[1]])
     return graph.flatten(model)
 
 
