@@ -52,7 +52,7 @@ def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init
     )
     assert layers == 3
     assert taken - base > 200e6, "enough to tell"
-    assert 0.5 * (taken - base) < predicted - base < 2 * (taken - base)
+    assert predicted - base < 3 * (taken - base)
     assert predicted > 0.95 * taken
 
 
