@@ -162,21 +162,30 @@ def memory_in_use() -> int:
     """Return the bytes that this process holds now, on its accelerator if it has one, else of its host's memory."""
     if has_accelerator():
         return _accelerator_memory()["current"]
-    try:
-        with open("/proc/self/statm", encoding="ascii") as pages:
-            return int(pages.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-    except OSError:
-        return peak_memory()
+    held = _kernel_bytes("/proc/self/status", "VmRSS")
+    return peak_memory() if held is None else held
 
 
 def peak_memory() -> int:
     """Return the most bytes that this process has held, on its accelerator if it has one, else of its host's memory."""
     if has_accelerator():
         return _accelerator_memory()["peak"]
-    import resource
+    most = _kernel_bytes("/proc/self/status", "VmHWM")
+    if most is not None:
+        return most
+    import resource  # on Linux it counts what the process that started this one held, too
 
     most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return most if sys.platform == "darwin" else 1024 * most
+
+
+def _kernel_bytes(path: str, name: str) -> int | None:
+    """Return a figure of Linux' /proc, which gives them in KiB; `None` where there is none."""
+    try:
+        with open(path, encoding="ascii") as lines:
+            return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+    except (OSError, StopIteration):
+        return None
 
 
 def _accelerator_memory() -> dict[str, int]:
@@ -196,12 +205,8 @@ def free_memory() -> int | None:
     """
     if has_accelerator():
         return None
-    try:
-        with open("/proc/meminfo", encoding="ascii") as lines:
-            free = next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
-    except (OSError, StopIteration):
-        return None
-    return int(min(free, _free_in_group()))
+    free = _kernel_bytes("/proc/meminfo", "MemAvailable")
+    return None if free is None else int(min(free, _free_in_group()))
 
 
 def local_workers() -> int:

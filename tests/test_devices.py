@@ -124,3 +124,13 @@ def test_without_a_limit_a_group_leaves_everything(tmp_path: Path) -> None:
     for name, text in (VERSION_2 | {"memory.max": "max\n"}).items():
         (tmp_path / name).write_text(text)
     assert devices._free_in_group(tmp_path) == math.inf
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is started by a large process only counts its memory there")
+def test_the_memory_of_the_process_that_started_this_one_is_not_its_own() -> None:
+    start = (
+        "import subprocess, sys\nlarge = bytearray(400_000_000)\nlarge[::4096] = bytes(len(large[::4096]))\n"
+        "subprocess.run([sys.executable, '-c', 'from pbd import devices; print(devices.peak_memory())'], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=60)
+    assert 1e6 < int(done.stdout) < 200e6
