@@ -128,9 +128,10 @@ def test_without_a_limit_a_group_leaves_everything(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="what is started by a large process only counts its memory there")
 def test_the_memory_of_the_process_that_started_this_one_is_not_its_own() -> None:
+    child = "from pbd import devices; devices.has_accelerator = bool; print(devices.peak_memory())"
     start = (
         "import subprocess, sys\nlarge = bytearray(400_000_000)\nlarge[::4096] = bytes(len(large[::4096]))\n"
-        "subprocess.run([sys.executable, '-c', 'from pbd import devices; print(devices.peak_memory())'], check=True)"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
     done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=60)
     assert 1e6 < int(done.stdout) < 200e6
