@@ -31,10 +31,12 @@ from pbd.scheduling.schedulers import SCHEDULERS
 if TYPE_CHECKING:
     from pbd.training import TrainingContext
 
-SCHEMES = ("paper", "task", "data", "copies")
+SCHEMES = ("paper", "task", "data", "copies", "automatic")
 """The paper's, and ours: each worker trains layers of its own, or all train all layers on a part of every batch.
 
 In `copies` each worker trains everything, for itself: what that takes longer than one worker is the machine's doing.
+`automatic` is `task` with the numbers of threads left to TensorFlow (the paper's Figure 5): every worker has as many as
+there are cores, and its data pipeline is tuned while it runs.
 """
 SESSION = "speed"
 
@@ -88,6 +90,19 @@ def take_cores(local_rank: int, threads: int) -> None:
         os.sched_setaffinity(0, own)
 
 
+def claim(setup: Setup, executor: Executor) -> None:
+    """Take this worker's share of the cores, and of threads."""
+    if setup.scheme == "automatic":
+        from pbd.datasets import pipelines
+
+        pipelines.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
+        take_cores(0, setup.threads * executor.local_workers)
+        devices.claim(executor.local_rank, executor.local_workers, devices.available_cores())
+    else:
+        take_cores(executor.local_rank, setup.threads)
+        devices.claim(executor.local_rank, executor.local_workers, setup.threads)
+
+
 def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
     """Load what this worker trains with and compute a batch; return the context and the layers to replace."""
     from pbd import graph, training
@@ -132,7 +147,8 @@ def plan(
         everything = (TaskGroup(tuple(tasks)),)
         copies = Assignment("copies", (everything,) * executor.num_workers, (0.0,) * executor.num_workers)
         return lambda: planning.carry_out(copies, context, tasks, executor, emit)
-    planned = planning.make(ExecutionConfig(parallel=scheme), None, context, tasks, tasks, executor)
+    parallel = "data" if scheme == "data" else "task"
+    planned = planning.make(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
     if planned.assignment.shared != (scheme == "data"):
         raise PbdError(f"{context.block} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
     return lambda: planning.carry_out(planned.assignment, context, tasks, executor, emit)
@@ -163,8 +179,7 @@ def measure(setup: Setup, executor: Executor) -> Measured:
     Raises:
         PbdError: a block could not be trained.
     """
-    take_cores(executor.local_rank, setup.threads)
-    devices.claim(executor.local_rank, executor.local_workers, setup.threads)
+    claim(setup, executor)
     devices.load_backend()
     context, tasks = load(setup)
     if not executor.coordinates:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 PARALLEL_CALLS = 4
-"""Batches made at once. A fixed number, never AUTOTUNE: it takes the cores of the other workers."""
+"""Batches made at once, and threads for it. A fixed number: AUTOTUNE, which an experiment sets, takes others' cores."""
 PREFETCHED = 2
 SHUFFLE_BUFFER = 4096
 
@@ -263,7 +263,8 @@ def _fed(batches: "tf.data.Dataset") -> "tf.data.Dataset":
 
     options = tf.data.Options()
     options.deterministic = True
-    options.autotune.enabled = False
-    options.threading.private_threadpool_size = PARALLEL_CALLS
-    options.threading.max_intra_op_parallelism = 1
+    options.autotune.enabled = PARALLEL_CALLS == tf.data.AUTOTUNE
+    if not options.autotune.enabled:
+        options.threading.private_threadpool_size = PARALLEL_CALLS
+        options.threading.max_intra_op_parallelism = 1
     return batches.prefetch(PREFETCHED).with_options(options)
