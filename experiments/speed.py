@@ -189,6 +189,21 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         MissingInputError: the table's folder does not exist.
     """
     parser = Parser("speed", __doc__)
+    add_what_is_trained(parser)
+    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES[:3], help="which to measure")
+    parser.add_argument("--workers", nargs="+", type=positive, default=[1, 2], metavar="N")
+    parser.add_argument("--threads-per-worker", type=positive, default=1, help="and cores")
+    parser.add_argument("--repeats", type=positive, default=3, help="runs of each scheme and number of workers")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    settings = parser.parse_args(argv)
+    settings.workers = sorted(set(settings.workers))
+    TrainingConfig(learning_rate=settings.learning_rate)
+    check_folder("--csv", settings.csv)
+    return settings
+
+
+def add_what_is_trained(parser: Parser) -> None:
+    """Add the flags that fill in a `Setup`."""
     parser.add_argument(
         "--teacher", default="vgg16_half", help="a model file, vgg16_half, resnet56, or a built-in network"
     )
@@ -201,16 +216,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--schemes", nargs="+", choices=SCHEMES, default=SCHEMES, help="which to measure")
-    parser.add_argument("--workers", nargs="+", type=positive, default=[1, 2], metavar="N")
-    parser.add_argument("--threads-per-worker", type=positive, default=1, help="and cores")
-    parser.add_argument("--repeats", type=positive, default=3, help="runs of each scheme and number of workers")
-    parser.add_argument("--csv", type=Path, help="also write the table here")
-    settings = parser.parse_args(argv)
-    settings.workers = sorted(set(settings.workers))
-    TrainingConfig(learning_rate=settings.learning_rate)
-    check_folder("--csv", settings.csv)
-    return settings
+
+
+def as_setup(settings: argparse.Namespace, threads: int, teacher: str) -> Setup:
+    """Return what is trained; scheme, workers and run directory are to be filled in."""
+    shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
+    chosen = {name: getattr(settings, name) for name in shared}
+    return Setup("", 0, threads, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
 
 
 def save_teacher(name: str, folder: Path) -> str:
@@ -229,12 +241,9 @@ def save_teacher(name: str, folder: Path) -> str:
 
 def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     """Measure what the settings ask for; print each run as it ends, and the table."""
-    shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
-    chosen = {name: getattr(settings, name) for name in shared} | {"threads": settings.threads_per_worker}
     found, spent, difference = {}, {}, Difference()
     with tempfile.TemporaryDirectory() as folder:
-        teacher = save_teacher(settings.teacher, Path(folder))
-        setup = Setup("", 0, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
+        setup = as_setup(settings, settings.threads_per_worker, save_teacher(settings.teacher, Path(folder)))
         chosen = cases(settings.schemes, settings.workers)
         for case, measured, apart in alternate(setup, chosen, settings.repeats, Path(folder)):
             found.setdefault(case, []).append(measured.seconds)

@@ -98,14 +98,14 @@ def test_schemes_take_turns_and_each_run_is_compared_with_the_first(
     made: list[Setup] = []
     monkeypatch.setattr(speed, "measure", lambda one: made.append(one) or Measured(float(len(made)), {}))
     monkeypatch.setattr(speed, "weights_of", lambda _: {"a": {"k": np.array([float(len(made))])}})
-    cases = [("paper", 1), ("task", 1), ("paper", 2), ("task", 2), ("data", 2), ("copies", 2)]
+    cases = [("paper", 1), ("task", 1), ("paper", 2), ("task", 2), ("data", 2), ("copies", 2), ("automatic", 2)]
     assert speed.cases(block_phase.SCHEMES, [1, 2]) == cases
     done = list(speed.alternate(setup(files, tmp_path), cases, repeats=2, folder=tmp_path))
     assert [(one.scheme, one.workers) for one in made] == 2 * cases
     assert [case for case, _, _ in done] == 2 * cases
-    assert len({one.run_dir for one in made}) == 12
-    assert [measured.seconds for _, measured, _ in done] == list(range(1, 13))
-    assert [apart.largest for _, _, apart in done] == list(range(12))
+    assert len({one.run_dir for one in made}) == 14
+    assert [measured.seconds for _, measured, _ in done] == list(range(1, 15))
+    assert [apart.largest for _, _, apart in done] == list(range(14))
 
 
 def test_ratios_are_medians_of_runs_that_stood_side_by_side() -> None:

@@ -1,0 +1,154 @@
+"""What the block phase is predicted to take with more workers than there are: by tasks, and sharing every batch.
+
+Every layer is timed here, on one thread; from that, `pbd-run`'s own planning predicts what it would choose by.
+
+    python -m experiments.scaling --teacher resnet56 --dataset cifar10.npz --workers 1 2 4 8 16 --network-gbit 10
+
+Workers are taken to be alike, each with a core and a memory of its own. Gradients are taken to be added up in a ring
+over links of that rate, so that each worker sends, and receives, nearly twice their size in every step.
+"""
+
+import argparse
+import dataclasses
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.table import Table
+
+from experiments import block_phase, command_line, speed
+from experiments.command_line import Parser, check_folder, positive
+from pbd import devices
+from pbd.config import WITHOUT_STATISTICS
+from pbd.journal import Journal
+from pbd.memory import Footprint
+from pbd.records import LayerTask
+from pbd.scheduling import schedulers
+from pbd.scheduling.cost_table import CostTable, Workload
+
+ENDLESS = Footprint(base=0, layers={}).room(None)
+BYTES_PER_GBIT = 1e9 / 8
+GRADIENT_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Row:
+    """What the block phase is predicted to take; gains are over one worker."""
+
+    workers: int
+    by_task_s: float
+    by_task_gain: float
+    shared_s: float | None
+    """`None` where a block sees the whole batch, which can then not be shared."""
+    shared_gain: float | None
+    exchange_s: float
+    """Of `shared_s`, the seconds in which gradients are added up."""
+
+
+def predict(
+    tasks: Sequence[LayerTask],
+    table: CostTable,
+    work: Workload,
+    workers: Sequence[int],
+    bytes_per_s: float,
+    shares: bool,
+) -> list[Row]:
+    """Return a row for each number of workers.
+
+    Args:
+        tasks: what is trained.
+        table: what each takes one worker.
+        work: how many batches there are.
+        workers: how many.
+        bytes_per_s: that a worker can send and receive.
+        shares: whether a batch can be shared.
+    """
+    from pbd import planning
+
+    costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
+    gradients = GRADIENT_BYTES * sum(task.block_params for task in tasks)
+
+    def by_task_s(count: int) -> float:
+        return scheduler(tasks, costs, count).predicted_makespan_s
+
+    rows, alone_s = [], by_task_s(1)
+    for count in workers:
+        exchange_s = 2 * (count - 1) / count * gradients / bytes_per_s
+        shared = planning.share(tasks, table, work, count, count, exchange_s, ENDLESS) if shares else None
+        shared_s = shared.predicted_makespan_s if shared else None
+        rows.append(
+            Row(
+                workers=count,
+                by_task_s=by_task_s(count),
+                by_task_gain=alone_s / by_task_s(count),
+                shared_s=shared_s,
+                shared_gain=alone_s / shared_s if shared_s else None,
+                exchange_s=work.steps * exchange_s,
+            )
+        )
+    return rows
+
+
+def as_table(rows: Sequence[Row]) -> Table:
+    """Return the rows for a terminal."""
+    table = Table(title="The block phase, scoring included: predicted seconds")
+    for heading in ("workers", "by tasks", "over one", "sharing batches", "of it, exchange", "over one"):
+        table.add_column(heading, justify="right")
+    for row in rows:
+        shared = ("-",) * 3
+        if row.shared_s is not None and row.shared_gain is not None:
+            shared = (f"{row.shared_s:.1f}", f"{row.exchange_s:.1f}", f"{row.shared_gain:.2f}")
+        table.add_row(str(row.workers), f"{row.by_task_s:.1f}", f"{row.by_task_gain:.2f}", *shared)
+    return table
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: the table's folder does not exist.
+    """
+    parser = Parser("scaling", __doc__)
+    speed.add_what_is_trained(parser)
+    parser.add_argument("--workers", nargs="+", type=positive, default=[1, 2, 4, 8, 16], metavar="N")
+    parser.add_argument("--network-gbit", type=positive, default=10, metavar="N", help="per second, of every link")
+    parser.add_argument("--csv", type=Path, help="also write the table here")
+    settings = parser.parse_args(argv)
+    check_folder("--csv", settings.csv)
+    return settings
+
+
+def run(settings: argparse.Namespace) -> list[Row]:
+    """Time the layers and return the predictions."""
+    from pbd import calibration
+
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        Journal.create(run_dir, {})
+        setup = speed.as_setup(settings, threads=1, teacher=speed.save_teacher(settings.teacher, Path(folder)))
+        context, tasks = block_phase.load(dataclasses.replace(setup, run_dir=str(run_dir)))
+        table, work = calibration.predict(context, tuple(tasks), "calibrate", None, workers=1)
+    bytes_per_s = BYTES_PER_GBIT * settings.network_gbit
+    return predict(tasks, table, work, settings.workers, bytes_per_s, setup.block in WITHOUT_STATISTICS)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments)
+        devices.claim(0, 1, threads=1)
+        rows = run(settings)
+        Console(width=None if Console().is_terminal else speed.WIDTH).print(as_table(rows))
+        if settings.csv is not None:
+            command_line.write_csv(rows, settings.csv)
+
+    return command_line.run("scaling", command, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
