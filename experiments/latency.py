@@ -183,14 +183,14 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     present = installed(settings.runtimes, console)
     devices.load_backend()
     from experiments.networks import load_teacher
-    from pbd import folding, graph, teachers
+    from pbd import folding, graph, model_files
 
     teacher = load_teacher(settings.teacher, settings.image_size)
     networks = {"the teacher": teacher}
     if settings.student is None:
         networks |= make_students(teacher, settings.block)
     else:
-        student = teachers.load_file(settings.student)
+        student = model_files.load(settings.student)
         networks[Path(settings.student).stem] = graph.flatten(student, tuple(teacher.inputs[0].shape[1:]))
     folded = {name: folding.fold(model) for name, model in networks.items()}
     rows = [row for runtime in present for row in measure(folded, runtime, settings.batches, settings.rounds)]

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import layers
 
-from pbd import graph, teachers
+from pbd import graph, model_files, teachers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
 
@@ -73,7 +73,7 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
     config = TeacherConfig(teacher=name)
     teachers.check(config)
     if teachers.is_file(name):
-        model = teachers.load_file(name)
+        model = model_files.load(name)
     else:
         model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
     height, width, channels = graph.image_shape_of(model)

@@ -11,7 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pbd import datasets, graph, teachers
+from pbd import datasets, graph, model_files, teachers
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.errors import BadInputError
 from pbd.fitting import fit_on_labels
@@ -45,9 +45,9 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     if model is None:
         teachers.check(config.teacher)
         if teachers.is_file(config.teacher.teacher):
-            model = teachers.load_file(config.teacher.teacher)
+            model = model_files.load(config.teacher.teacher)
         elif config.execution.resume and (directory / "teacher.keras").is_file():
-            model = teachers.load_file(str(directory / "teacher.keras"))  # as it was trained then
+            model = model_files.load(str(directory / "teacher.keras"))  # as it was trained then
     data_config = replace(config.data, preprocess=preprocess)
     dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
     if model is None:
@@ -122,7 +122,7 @@ def _built_in(config: RunConfig, dataset: datasets.Dataset, display: ProgressDis
     path = teachers.cache_path(wanted, dataset, settings)
     if path.is_file():
         display.phase(f"teacher {wanted.teacher}: trained before, from {path}")
-        return teachers.load_file(str(path))
+        return model_files.load(str(path))
     display.phase(f"teacher {wanted.teacher}: training it on {dataset.name}, {wanted.teacher_epochs} epochs")
     fit_on_labels(model, dataset, wanted.teacher_epochs, TEACHER_LEARNING_RATE, display.update, "teacher")
     model = graph.flatten(model)

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from pbd import graph
+from pbd import graph, model_files
 from pbd.config import TeacherConfig
 from pbd.datasets import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
@@ -52,11 +52,14 @@ def check(config: TeacherConfig) -> None:
 
     Raises:
         MissingInputError: no such file, or a folder.
+        BadInputError: the file is not on this host.
         UsageError: no built-in network has this name.
     """
     name, weights = config.teacher, config.teacher_weights
     if weights not in (None, "imagenet") and not Path(weights).is_file():
         raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
+    if "://" in name:
+        raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
     if is_file(name):
         if weights is not None:
             raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
@@ -69,19 +72,6 @@ def check(config: TeacherConfig) -> None:
         raise UsageError(
             unknown_name("teacher (no such file, no built-in network)", name, [*BUILT_IN, *application_names()])
         )
-
-
-def load_file(path: str) -> keras.Model:
-    """Load a model file; nothing in it is run.
-
-    Raises:
-        BadInputError: Keras cannot read it.
-    """
-    try:
-        return keras.models.load_model(path, compile=False, safe_mode=True)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BadInputError(f"the teacher must be a whole Keras model. Received: {path!r}: {reason[:300]}") from error
 
 
 def wanted_shape(config: TeacherConfig, model: keras.Model | None) -> tuple[int | None, ...] | None:
@@ -127,11 +117,11 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
         else:
             named = weights if weights == "imagenet" else None
             model = _application(config.teacher, input_shape, num_classes, named)
-        if weights not in (None, "imagenet"):
-            model.load_weights(weights)
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BadInputError(f"{config.teacher} cannot be built for images {input_shape}: {reason[:300]}") from error
+    if weights not in (None, "imagenet"):
+        model_files.load_weights(model, weights)
     return model
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from pbd import evaluation, graph, teachers
+from pbd import evaluation, graph, model_files, teachers
 from pbd.config import TeacherConfig
 from pbd.errors import BadInputError
 from pbd.records import LayerTask
@@ -126,7 +126,7 @@ def test_multiply_accumulates_match_published_ones(name: str, side: int, macs: f
 
 
 def test_multiply_accumulates_of_resnet20_match_the_published_ones(shared_teachers: Path) -> None:
-    model = teachers.load_file(str(shared_teachers / "resnet20_cifar10.keras"))
+    model = model_files.load(str(shared_teachers / "resnet20_cifar10.keras"))
     assert evaluation.count_macs(model) == pytest.approx(40.6e6, rel=0.01)
 
 
@@ -135,7 +135,7 @@ def test_multiply_accumulates_of_resnet20_match_the_published_ones(shared_teache
     [("resnet20_cifar10", 19), ("resnet20_cifar10_jpeg", 19), ("vgg6_cifar10", 6), ("nascifarnet_cifar10", 6)],
 )
 def test_teachers_trained_by_others_are_read_exactly(name: str, convolutions: int, shared_teachers: Path) -> None:
-    model = teachers.load_file(str(shared_teachers / f"{name}.keras"))
+    model = model_files.load(str(shared_teachers / f"{name}.keras"))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
     flat = graph.flatten(model, (32, 32, 3))
     tasks = graph.enumerate_tasks(flat, BLOCK)

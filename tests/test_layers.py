@@ -19,7 +19,7 @@ FLOORS = (
     {"devices"},
     {"datasets"},
     {"evaluation", "blocks"},
-    {"data_parallel"},
+    {"data_parallel", "model_files"},
     {"graph", "fitting"},
     {"initialisation", "ghost_batches", "folding"},
     {"scoring", "fine_tuning"},

@@ -5,7 +5,6 @@ import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from pbd import run
@@ -84,54 +83,6 @@ def test_missing_model(tmp_path: Path) -> None:
     code, line = one_line_refusal(tmp_path, "--teacher", str(tmp_path / "absent.keras"))
     assert code == 66
     assert "absent.keras" in line
-
-
-def test_model_without_convolutions_and_data_of_another_shape(tmp_path: Path) -> None:
-    import keras
-
-    inputs = keras.Input((32, 32, 1))
-    outputs = keras.layers.Dense(10)(keras.layers.Flatten()(inputs))
-    keras.Model(inputs, outputs, name="flat").save(tmp_path / "flat.keras")
-    code, line = one_line_refusal(tmp_path, "--teacher", str(tmp_path / "flat.keras"))
-    assert code == 65
-    assert "convolution" in line
-
-    x, y = np.zeros((200, 20, 20, 1), np.uint8), np.arange(200) % 10
-    np.savez(tmp_path / "other.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    hidden = keras.layers.Conv2D(8, 3, padding="same")(keras.layers.Conv2D(8, 3)(inputs))
-    conv = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.Flatten()(hidden)))
-    conv.save(tmp_path / "conv.keras")
-    arguments = ("--teacher", str(tmp_path / "conv.keras"), "--dataset", str(tmp_path / "other.npz"))
-    code, line = one_line_refusal(tmp_path, *arguments)
-    assert code == 65
-    assert "20" in line
-    assert "32" in line
-
-
-def test_images_without_labels_where_labels_are_needed(tmp_path: Path) -> None:
-    import keras
-
-    inputs = keras.Input((20, 20, 1))
-    hidden = keras.layers.Conv2D(8, 3)(keras.layers.Conv2D(8, 3)(inputs))
-    conv = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(hidden)))
-    conv.save(tmp_path / "conv.keras")
-    np.savez(tmp_path / "images.npz", x_train=np.zeros((200, 20, 20, 1), np.uint8))
-    data = ("--dataset", str(tmp_path / "images.npz"))
-    arguments = ("--teacher", str(tmp_path / "conv.keras"), "--fine-tune-loss", "cross_entropy", *data)
-    code, line = one_line_refusal(tmp_path, *arguments)
-    assert code == 65
-    assert "cross_entropy needs labels" in line
-    code, line = one_line_refusal(tmp_path, *data)
-    assert code == 65
-    assert "a built-in teacher is trained on labels" in line
-    assert "--teacher FILE" in line
-
-
-def test_unknown_dataset_and_teacher(tmp_path: Path) -> None:
-    assert "digits" in one_line_refusal(tmp_path, "--dataset", "digts")[1]
-    code, line = one_line_refusal(tmp_path, "--teacher", "VGG61")
-    assert code == 2
-    assert "VGG1" in line
 
 
 def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> None:
