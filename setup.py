@@ -42,5 +42,5 @@ setup(
         "dev": DEV,
         "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },
-    entry_points={"console_scripts": ["pbd-run=pbd.run:main"]},
+    entry_points={"console_scripts": ["pbd-run=pbd.run:main", "pbd-status=pbd.status:main"]},
 )

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -39,12 +40,13 @@ class Journal:
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
+    def create(cls, path: str | Path, identity: dict[str, Any], layers: Iterable[str] = ()) -> "Journal":
         """Start a run directory at `path`, parents included.
 
         Args:
             path: a directory that does not exist yet, or is empty.
             identity: what the run's results depend on; a resumed run must have the same.
+            layers: that the run replaces.
 
         Raises:
             CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
@@ -56,7 +58,7 @@ class Journal:
             if not found:
                 # Only one process can make this folder: of two runs started here at once, one is refused.
                 (journal.path / _BLOCKS).mkdir()
-                journal.write_json(_RUN_FILE, {"format": FORMAT, "identity": identity})
+                journal.write_json(_RUN_FILE, {"format": FORMAT, "identity": identity, "layers": list(layers)})
                 return journal
         except OSError as error:
             reason = error.strerror or str(error)
@@ -77,7 +79,7 @@ class Journal:
             CorruptStateError: its `run.json` is damaged, or `identity` is not the one it was created with.
         """
         journal = cls(Path(path))
-        before = journal._read_identity()
+        before = journal._read_run_file()["identity"]
         if not os.access(journal.path, os.W_OK):
             raise CannotCreateError(f"cannot write to {path}. Make it writable, or start anew in another --run-dir.")
         differences = _differences(before, json.loads(_dump_json(identity)))
@@ -98,7 +100,7 @@ class Journal:
         """
         found = Path(path)
         if resume:
-            cls(found)._read_identity()
+            cls(found)._read_run_file()
         elif found.is_file() or (found.is_dir() and any(found.iterdir())):
             cls.create(found, {})
 
@@ -121,6 +123,15 @@ class Journal:
         path = self.path / _BLOCKS / block_file_name(layer_name)
         return _read_block(path) if path.exists() else None
 
+    def layers(self) -> tuple[str, ...]:
+        """Return the layers that the run replaces.
+
+        Raises:
+            MissingInputError: there is no run.
+            CorruptStateError: its `run.json` is damaged.
+        """
+        return tuple(self._read_run_file()["layers"])
+
     def file(self, name: str) -> Path:
         """Return the path of `name` in the run directory."""
         return self.path / name
@@ -137,14 +148,14 @@ class Journal:
         """Write `data` so that `name` holds all of it or what it held before, and return its path."""
         return write_atomically(self.file(name), data)
 
-    def _read_identity(self) -> dict[str, Any]:
+    def _read_run_file(self) -> dict[str, Any]:
         run_file = self.file(_RUN_FILE)
         try:
-            content = json.loads(run_file.read_bytes())
-            version, identity = content["format"], dict(content["identity"])
+            content = dict(json.loads(run_file.read_bytes()))
+            version, _, _ = content["format"], dict(content["identity"]), list(content.setdefault("layers", []))
         except OSError as error:
             raise MissingInputError(
-                f"no run to resume in {self.path}. Leave --resume out to start one, or give its --run-dir."
+                f"there is no run in {self.path}. Give its --run-dir, or leave --resume out to start one."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
@@ -152,7 +163,7 @@ class Journal:
             raise CorruptStateError(
                 f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
             )
-        return identity
+        return content
 
 
 def write_atomically(target: Path, data: bytes) -> Path:

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbd import decisions, devices, progress, report
+from pbd import completion, decisions, devices, progress, report
 from pbd.config import RunConfig, StudentConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
@@ -66,11 +66,24 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
 def _distill(
     config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
 ) -> RunReport:
-    from pbd import folding, preparation, student  # these load the backend
+    from pbd import preparation  # loads the backend
 
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
-    inputs = preparation.prepare(config, model, display)
+    with preparation.prepare(config, model, display) as inputs:
+        return _compress(config, given, inputs, executor, clock, display)
+
+
+def _compress(
+    config: RunConfig,
+    given: cost_table.CostTable | None,
+    inputs: "Inputs",
+    executor: Executor,
+    clock: "_Clock",
+    display: progress.ProgressDisplay,
+) -> RunReport:
+    from pbd import folding, preparation, student
+
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
 
@@ -78,10 +91,10 @@ def _distill(
     done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
     missing = [task for name, task in todo.items() if name not in done]
     display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
-    finished = report.read(journal)
-    if finished is not None and not missing:
+    if not missing and completion.is_intact(journal):
         display.phase("this run was finished before")
-        return finished
+        return report.read(journal)
+    completion.withdraw(journal)
 
     context = _context(config, inputs)
     block_phase = _train_blocks(config, given, inputs, context, list(todo.values()), missing, executor, clock, display)
@@ -118,6 +131,7 @@ def _distill(
         run_dir=str(journal.path),
     )
     report.write(finished, journal)
+    completion.write(journal)
     return finished
 
 

@@ -1,17 +1,19 @@
 """Everything a run needs before the first block is trained: the teacher, the data, the run directory."""
 
+import contextlib
 import hashlib
 import importlib.metadata
 import json
 import tempfile
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 
-from pbd import datasets, graph, model_files, teachers
+from pbd import datasets, graph, model_files, run_lock, teachers
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.errors import BadInputError
 from pbd.fitting import fit_on_labels
@@ -36,8 +38,12 @@ class Inputs:
     """Every convolution of the teacher, those to skip included."""
 
 
-def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Inputs:
-    """Load or train the teacher, load the data, and open the run directory; nothing is written if any of it fails."""
+@contextlib.contextmanager
+def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Iterator[Inputs]:
+    """Load or train the teacher, load the data, and open the run directory, which is this run's until the end.
+
+    Nothing is written if any of it fails.
+    """
     directory = _directory(config)
     preprocess = config.data.preprocess
     if preprocess == "auto":
@@ -58,12 +64,24 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     wanted = config.blocks
     tasks = graph.enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
     identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
-    journal = (Journal.resume if config.execution.resume else Journal.create)(directory, identity)
+    if config.execution.resume:
+        journal = Journal.resume(directory, identity)
+    else:
+        journal = Journal.create(directory, identity, [task.layer_name for task in tasks if task.skip_reason is None])
+    with run_lock.held(directory):
+        _keep(journal, teacher)
+        judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
+        display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
+        reachable = replace(data_config, dataset=datasets.absolute(data_config.dataset))
+        yield Inputs(teacher, dataset, reachable, journal, tasks)
+
+
+def _keep(journal: Journal, teacher: keras.Model) -> None:
+    """Write the teacher into the run directory, unless it is there."""
+    with contextlib.suppress(BadInputError):
+        if _digest(model_files.load(str(journal.file("teacher.keras")))) == _digest(teacher):
+            return
     save_model(journal, "teacher.keras", teacher)
-    judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
-    display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
-    reachable = replace(data_config, dataset=datasets.absolute(data_config.dataset))
-    return Inputs(teacher, dataset, reachable, journal, tasks)
 
 
 def _labelled(config: DataConfig, dataset: datasets.Dataset) -> datasets.Dataset:
@@ -104,6 +122,7 @@ def _directory(config: RunConfig) -> Path:
         name = Path(config.teacher.teacher).stem
         data = Path(config.data.dataset).stem.replace(":", "-")
         return (Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+    run_lock.check(Path(config.execution.run_dir))
     Journal.check(config.execution.run_dir, config.execution.resume)
     return Path(config.execution.run_dir).absolute()
 

@@ -53,12 +53,9 @@ def write(report: RunReport, journal: Journal) -> None:
     journal.write_json("report.json", to_json(report))
 
 
-def read(journal: Journal) -> RunReport | None:
-    """Return the report of a finished run, `None` where the run directory has none yet."""
-    path = journal.file("report.json")
-    if not path.is_file():
-        return None
-    said = json.loads(path.read_bytes())
+def read(journal: Journal) -> RunReport:
+    """Return the report of a run that is complete."""
+    said = json.loads(journal.file("report.json").read_bytes())
     histories = ("loss_history", "nmse_history")
     rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
     return RunReport(

@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
     {"errors", "records", "teamwork"},
     {"config"},
-    {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping"},
-    {"report"},
+    {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping", "run_lock"},
+    {"report", "completion"},
     {"devices"},
     {"datasets"},
     {"evaluation", "blocks"},
@@ -29,7 +29,7 @@ FLOORS = (
     {"executors", "preparation", "shared_work"},
     {"planning"},
     {"pipeline"},
-    {"run"},
+    {"run", "status"},
 )
 """From the ground up; a module may import from the floors below it, and from its own package."""
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}

@@ -96,6 +96,31 @@ def test_a_finished_run_is_not_done_again(run_dir: Path, monkeypatch: pytest.Mon
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.npz")} == before
 
 
+def test_a_finished_run_that_is_damaged_is_made_whole_again(run_dir: Path, tmp_path: Path) -> None:
+    import pbd
+    from pbd import completion
+
+    again = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    whole = (again / "student.keras").read_bytes()
+    (again / "student.keras").write_bytes(whole[:1000] + b"?" + whole[1001:])
+    assert completion.damaged(Journal(again)) == ["student.keras"]
+    pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL)
+    assert completion.damaged(Journal(again)) == []
+
+
+def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
+    import pbd
+    from pbd import run_lock
+    from pbd.errors import EnvironmentMismatchError
+
+    before = {path: path.read_bytes() for path in run_dir.rglob("*.*")}
+    with run_lock.held(run_dir):
+        for resume in (True, False):
+            with pytest.raises(EnvironmentMismatchError, match="is at work since"):
+                pbd.distill(model=small_teacher(), run_dir=run_dir, resume=resume, **SMALL)
+    assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
+
+
 def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_measured(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
