@@ -63,7 +63,7 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     _check_outputs(teacher, dataset)
     wanted = config.blocks
     tasks = graph.enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
-    identity = {**config.student_settings(), "teacher_sha256": _digest(teacher)}
+    identity = {**config.student_settings(), "teacher_sha256": _digest(teacher), "data_sha256": dataset.digest()}
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:

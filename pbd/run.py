@@ -104,7 +104,7 @@ def _toml_settings(arguments: Sequence[str]) -> dict[str, Any]:
             settings = tomllib.load(file)
     except OSError as error:
         raise MissingInputError(f"the settings file must be readable. Received: {path!r}: {error.strerror}.") from error
-    except tomllib.TOMLDecodeError as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(f"the settings file must be TOML. Received: {path!r}: {error}.") from error
     return {name.replace("-", "_"): value for name, value in settings.items()}
 
@@ -129,13 +129,14 @@ def _silence() -> Iterator[None]:
 
 
 def _stop_on_signals() -> None:
-    """Treat a termination request (SIGTERM; Slurm's SIGUSR1) like Ctrl-C."""
+    """Treat a termination request (SIGTERM; Slurm's SIGUSR1; a closed terminal, but for nohup) like Ctrl-C."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise KeyboardInterrupt
 
-    for number in (signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(number, stop)
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
 
 
 if __name__ == "__main__":

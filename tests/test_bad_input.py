@@ -1,6 +1,9 @@
 """Every kind of bad input: one line with the remedy, the right exit code, nothing written, no code of others run."""
 
 import io
+import json
+import subprocess
+import sys
 import time
 import zipfile
 from collections.abc import Callable
@@ -349,3 +352,13 @@ def test_a_run_directory_that_is_a_file(good: Files, tmp_path: Path) -> None:
         pbd.distill(run_dir=str(tmp_path / "file"), teacher=str(good["keras"]), dataset=str(good["npz"]))
     assert caught.value.exit_code == 73
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("cases", [80, pytest.param(5000, marks=pytest.mark.slow)])
+def test_a_file_damaged_at_random_is_loaded_or_refused(cases: int, tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "tests.fuzz", "0", str(cases), str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30 + 2 * cases)
+    assert done.returncode == 0, done.stdout[-200:] + done.stderr[-2000:]
+    outcomes = json.loads(done.stdout.splitlines()[-1])
+    assert outcomes["refused"] > cases / 2
+    assert sum(outcomes.values()) == cases

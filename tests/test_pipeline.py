@@ -165,9 +165,10 @@ def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> 
     from pbd.progress import NullProgress
 
     config = RunConfig.of(teacher="MobileNet", teacher_epochs=0, run_dir=tmp_path / "run", include_unprofitable=True)
-    first = preparation.prepare(config, None, NullProgress())
-    second = preparation.prepare(config.replace(resume=True), None, NullProgress())
-    assert first.data_config.preprocess == second.data_config.preprocess == "mobilenet"
+    with preparation.prepare(config, None, NullProgress()) as first:
+        assert first.data_config.preprocess == "mobilenet"
+    with preparation.prepare(config.replace(resume=True), None, NullProgress()) as second:
+        assert second.data_config.preprocess == "mobilenet"
     assert first.dataset.image_shape == (32, 32, 3)
 
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, wrong input, the exit codes, the launcher."""
 
+import random
 import subprocess
 import sys
 import time
@@ -8,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from pbd import run
-from pbd.errors import UsageError
+from pbd.errors import PbdError, UsageError
 
 
 def pbd_run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
@@ -69,6 +70,25 @@ def test_settings_file_errors(tmp_path: Path) -> None:
     assert pbd_run("--config", str(tmp_path / "absent.toml")).returncode == 66
 
 
+@pytest.mark.fast
+def test_a_settings_file_damaged_at_random_is_read_or_refused(tmp_path: Path) -> None:
+    file, draws, outcomes = tmp_path / "settings.toml", random.Random(0), {"read": 0, "refused": 0}
+    whole = b'epochs = 3\nbatch-size = 16\nlayers = ["conv1*", "^conv1_2"]\nlearning-rate = 0.01\nlabels = true\n'
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(draws.randint(1, 3)):
+            content[draws.randrange(len(content))] = draws.choice(b'0123456789-=.#"[]{}\n\x00\xff\tabcdefnix')
+        file.write_bytes(bytes(content))
+        try:
+            run.parse(["--config", str(file)])
+            outcome = "read"
+        except PbdError as error:
+            outcome, said = "refused", str(error)
+        assert outcome == "read" or "\n" not in said
+        outcomes[outcome] += 1
+    assert min(outcomes.values()) > 10
+
+
 def one_line_refusal(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     """Run with wrong input; check that it is said in one line and that nothing is written."""
     directory = tmp_path / "run"
@@ -93,3 +113,15 @@ def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> Non
     assert "--resume" in answer.stderr
     assert time.monotonic() - started < 60
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.json"]
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize(("before", "goes_on"), [("SIG_DFL", False), ("SIG_IGN", True)])
+def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on: bool) -> None:
+    code = (
+        f"import os, signal; from pbd import run; signal.signal(signal.SIGHUP, signal.{before}); "
+        "run._stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert ("went on" in done.stdout) == goes_on
+    assert ("KeyboardInterrupt" in done.stderr) != goes_on

@@ -1,6 +1,7 @@
 """Stores of images that can be read in any order: an array, or a list of image files."""
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,11 @@ class ArrayImages:
     def pixel_max(self) -> float | None:
         """The largest value of float images; `None` for uint8, whose range is known."""
         return None if self.array.dtype == np.uint8 else float(self.array.max())
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """Yield what tells these images from others."""
+        yield f"{self.array.dtype.str}{self.array.shape}".encode()
+        yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
 
     @cached_property
     def _tensor(self) -> "tf.Tensor":
@@ -68,6 +74,12 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        """Yield what tells these images from others: their names, below the folder that has them all."""
+        root = os.path.commonpath(self.paths)
+        for path in self.paths:
+            yield os.path.relpath(path, root).encode()
 
     @cached_property
     def _tensor(self) -> "tf.Tensor":

@@ -4,8 +4,9 @@ Workers that train one thing together each read a part of every training batch, 
 is read in order; all parts together are what one worker alone would read.
 """
 
+import hashlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -50,6 +51,10 @@ class Split(ABC):
         """Return the number of images."""
 
     @abstractmethod
+    def content(self) -> Iterator[bytes | memoryview]:
+        """Yield what tells this split from others."""
+
+    @abstractmethod
     def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int, own: slice) -> "tf.data.Dataset":
         """Return (step, images, labels) of epochs [first_epoch, epochs), each shuffled anew; of each batch, a slice.
 
@@ -79,6 +84,11 @@ class IndexedSplit(Split):
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        yield self.rows.tobytes()
+        yield self.labels.tobytes()
+        yield from self.images.content()
 
     def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int, own: slice) -> "tf.data.Dataset":
         import tensorflow as tf
@@ -129,6 +139,9 @@ class StreamSplit(Split):
 
     def __len__(self) -> int:
         return self.size
+
+    def content(self) -> Iterator[bytes | memoryview]:
+        yield str(self.size).encode()
 
     def steps(self, first_epoch: int, epochs: int, batch_size: int, seed: int, own: slice) -> "tf.data.Dataset":
         import tensorflow as tf
@@ -200,6 +213,14 @@ class Dataset:
                 f"{self.batch_size}. Raise it, or give --parallel task."
             )
         return replace(self, part=part, unit=unit)
+
+    def digest(self) -> str:
+        """Return a SHA-256 of the splits: images, or the names of their files, and labels; of a stream, its sizes."""
+        found = hashlib.sha256()
+        for split in (self.train, self.validation, self.test):
+            for part in split.content():
+                found.update(part)
+        return found.hexdigest()
 
     @property
     def _own(self) -> slice:
