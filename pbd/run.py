@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     first = launcher.rank() in (None, 0)
     with contextlib.nullcontext() if first else _silence():
         try:
-            config = parse(arguments)
+            config = _start(arguments)
             _stop_on_signals()
             return _run(config)
         except PbdError as error:
@@ -46,6 +46,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         except Exception:
             traceback.print_exc()
             return PbdError.exit_code
+
+
+def _start(arguments: Sequence[str]) -> RunConfig:
+    """Return the settings; one of several ranks that cannot read them tells the others, which would wait for it."""
+    try:
+        return parse(arguments)
+    except PbdError as error:
+        if launcher.size() > 1:
+            from pbd.executors import mpi_world
+
+            mpi_world.stay_away(error)
+        raise
 
 
 def _run(config: RunConfig) -> int:

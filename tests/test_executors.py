@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -99,3 +100,34 @@ def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
         assert set(worker_of.values()) == {0, 1, 2}
         assert [name for name, worker in worker_of.items() if worker == worker_of["conv0"]] == ["conv0"]
     assert all(len(list(tmp_path.glob(f"conv{at}.*"))) == 2 for at in range(11))
+
+
+def started_apart(first: str, others: str, ranks: int = 3) -> tuple[subprocess.CompletedProcess[str], float]:
+    """Run a shell command in rank 1 and another one in all other ranks; return what came out and the seconds."""
+    script = f"if [ $PMI_RANK = 1 ]; then {first}; else {others}; fi"
+    command = [str(Path(sys.executable).parent / "mpirun"), "-n", str(ranks), "sh", "-c", script]
+    began = time.monotonic()
+    environment = os.environ | {"PBD_START_LIMIT": "4"}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    return done, time.monotonic() - began
+
+
+@pytest.mark.parametrize("failing", ["rank 1", "all others"])
+def test_a_rank_that_cannot_start_is_heard_of_by_the_others(failing: str, tmp_path: Path) -> None:
+    bad = f"exec {sys.executable} -m pbd.run --config {tmp_path}/absent.toml"
+    good = f"exec {sys.executable} -m pbd.run --run-dir {tmp_path}/run"
+    done, seconds = started_apart(*((bad, good) if failing == "rank 1" else (good, bad)))
+    assert done.returncode == 66
+    lines = [line for line in done.stderr.splitlines() if "absent.toml" in line]
+    assert len(lines) == 1
+    assert ("rank 1 on" in lines[0]) == (failing == "rank 1")
+    assert "Traceback" not in done.stderr
+    assert seconds < 30
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_rank_that_never_comes_is_not_waited_for_for_ever(tmp_path: Path) -> None:
+    done, seconds = started_apart("exit 3", f"exec {sys.executable} -m pbd.run --run-dir {tmp_path}/run")
+    assert done.returncode != 0
+    assert seconds < 30
+    assert not (tmp_path / "run").exists()

@@ -8,28 +8,22 @@ many and so short that they are waited for.
 
 import contextlib
 import itertools
-import os
-import sys
 import threading
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
-from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
-from pbd.executors import launcher
+from pbd.errors import PbdError, StoppedError, UsageError
+from pbd.executors import mpi_world
 from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.teamwork import BrokenTeamError, Team
 
 _COMMAND, _PROGRESS = 1, 2
 _POLL_S = 0.05
-_RANK_0_SPEAKS_FIRST_S = 0.5
-_LAUNCHER_READS_S = 0.3
-_LAUNCHER_KILLS_S = 5.0
 _COUNTER_POLL_S = 0.02
 
 T = TypeVar("T")
@@ -67,18 +61,10 @@ class MpiExecutor:
     elastic = False
 
     def __init__(self, num_workers: int | None = None) -> None:
-        try:
-            from mpi4py import MPI
-        except (ImportError, RuntimeError) as error:
-            raise EnvironmentMismatchError(
-                f"the mpi executor needs mpi4py and an MPI library. Received: {error}. Install them with pip: "
-                "mpi4py mpich."
-            ) from error
-        self._comm = MPI.COMM_WORLD
+        self._comm = mpi_world.join()
         self._training = False  # the workers are busy and cannot be told anything
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
-        self._check_launcher()
         self.num_workers = self.team_size = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
         if num_workers not in (None, self.num_workers):
@@ -86,17 +72,11 @@ class MpiExecutor:
                 f"under MPI the number of workers is the number of ranks. Received: --workers {num_workers}, "
                 f"{self.num_workers} ranks. Use mpirun -n {num_workers}."
             )
+        from mpi4py import MPI
+
         host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_workers = host.Get_rank(), host.Get_size()
         host.Free()
-
-    def _check_launcher(self) -> None:
-        announced, found = launcher.size(), self._comm.Get_size()
-        if announced not in (1, found):
-            raise EnvironmentMismatchError(
-                f"mpirun and mpi4py must be of the same MPI. Received: a launcher of {announced} ranks, a communicator "
-                f"of {found}. Use the mpirun that belongs to mpi4py's library."
-            )
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
@@ -208,7 +188,7 @@ class MpiExecutor:
             self._tell_all(_Stop(error=error))
             self._released = True
         else:
-            abort(error)
+            mpi_world.abort(error)
 
     def _tell_all(self, message: _Together | _Stop) -> None:
         for rank in range(1, self.num_workers):
@@ -286,23 +266,3 @@ class SharedCounter:
         if self._answering.is_alive():
             self._answering.join()
         self._window.Free()
-
-
-def abort(error: BaseException) -> NoReturn:
-    """End every rank at once: an exception in one rank alone would leave the others waiting for ever."""
-    from mpi4py import MPI
-
-    if isinstance(error, PbdError | KeyboardInterrupt):
-        told = error if isinstance(error, PbdError) else StoppedError()
-        if MPI.COMM_WORLD.Get_rank() != 0:
-            time.sleep(_RANK_0_SPEAKS_FIRST_S)
-        print(f"pbd-run: {told}", file=sys.__stderr__, flush=True)
-        code = told.exit_code
-    else:
-        traceback.print_exception(error, file=sys.__stderr__)
-        sys.__stderr__.flush()
-        code = PbdError.exit_code
-    time.sleep(_LAUNCHER_READS_S)  # what it has not read when it hears of the abort is lost
-    MPI.COMM_WORLD.Abort(code)
-    time.sleep(_LAUNCHER_KILLS_S)  # Abort may return before the launcher has ended this process
-    os._exit(code)
