@@ -24,12 +24,11 @@ from experiments.command_line import Parser, check_folder, positive
 from pbd import devices
 from pbd.config import WITHOUT_STATISTICS
 from pbd.journal import Journal
-from pbd.memory import Footprint
+from pbd.memory import Footprint, LayerMemory
 from pbd.records import LayerTask
 from pbd.scheduling import schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 
-ENDLESS = Footprint(base=0, layers={}).room(None)
 BYTES_PER_GBIT = 1e9 / 8
 GRADIENT_BYTES = 4
 
@@ -69,6 +68,7 @@ def predict(
     from pbd import planning
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
+    endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).room(None)
     gradients = GRADIENT_BYTES * sum(task.block_params for task in tasks)
 
     def by_task_s(count: int) -> float:
@@ -77,7 +77,7 @@ def predict(
     rows, alone_s = [], by_task_s(1)
     for count in workers:
         exchange_s = 2 * (count - 1) / count * gradients / bytes_per_s
-        shared = planning.share(tasks, table, work, count, count, exchange_s, ENDLESS) if shares else None
+        shared = planning.share(tasks, table, work, count, count, exchange_s, endless) if shares else None
         shared_s = shared.predicted_makespan_s if shared else None
         rows.append(
             Row(

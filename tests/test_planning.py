@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from experiments import scaling
 from pbd import memory, planning
 from pbd.config import ExecutionConfig
 from pbd.errors import UsageError
@@ -139,3 +140,17 @@ def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
     assert make(Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0)), parallel="data", memory_limit=1.5)
     with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 .* 2\.00 GB.*--batch-size below 64"):
         make(crowded, memory_limit=1.5)
+
+
+def test_more_workers_than_there_are_are_predicted_from_the_same_costs() -> None:
+    costs = table(step_s=0.01, prefix_s=0.01)
+    gradients = 4 * sum(task.block_params for task in TASKS)
+    alone, two, many = scaling.predict(TASKS, costs, WORK, [1, 2, 16], bytes_per_s=1e6, shares=True)
+    assert (alone.by_task_gain, alone.shared_gain, alone.exchange_s) == (1.0, pytest.approx(1.0), 0.0)
+    assert alone.by_task_s == pytest.approx(WORK.steps * 0.04 + WORK.checks * 0.01 + 9 * 0.01, rel=0.3)
+    assert two.exchange_s == pytest.approx(WORK.steps * gradients / 1e6), "each sends its half twice"
+    assert two.shared_s == pytest.approx(alone.shared_s / 2 + two.exchange_s)
+    assert many.by_task_s == scaling.predict(TASKS, costs, WORK, [3], 1e6, True)[0].by_task_s, "there are three layers"
+    assert many.exchange_s == pytest.approx(two.exchange_s * 15 / 8)
+    (whole,) = scaling.predict(TASKS, costs, WORK, [2], bytes_per_s=1e6, shares=False)
+    assert (whole.shared_s, whole.shared_gain, whole.by_task_s) == (None, None, two.by_task_s)

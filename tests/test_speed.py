@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from experiments import block_phase, operations, speed, spending
+from experiments import block_phase, operations, scaling, speed, spending
 from experiments.block_phase import Measured, Setup
 from experiments.operations import Row
 from experiments.speed import Difference
@@ -182,6 +182,7 @@ def test_a_measurement_is_a_process_of_its_own(
         (speed, ["--block-init", "zeros"], 2, "argument --block-init: invalid choice: 'zeros'"),
         (speed, ["--learning-rate", "-1"], 2, "learning_rate must be positive"),
         (speed, ["--teacher", "resnet65"], 2, "Received: 'resnet65'. Did you mean 'resnet56'?"),
+        (scaling, ["--network-gbit", "0"], 2, "argument --network-gbit: must be a whole number above 0"),
         (speed, ["--csv", "nowhere/speed.csv"], 66, "Received: 'nowhere/speed.csv'"),
         (operations, ["--rounds", "0"], 2, "argument --rounds: must be a whole number above 0"),
         (operations, ["--fast"], 2, "unrecognized arguments: --fast"),
