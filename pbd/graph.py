@@ -2,7 +2,7 @@
 
 import fnmatch
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import keras
@@ -280,16 +280,11 @@ def swap(model: keras.Model, tasks: Iterable[LayerTask], block: str, seed: int =
     return copy
 
 
-def swap_each(model: keras.Model, built: Mapping[str, keras.Model]) -> dict[str, Any]:
-    """For each block alone, return the model's output tensor with just that block in its layer's place.
+def output_with(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
+    """Return the model's output tensor with a block in a layer's place; it hangs on the model's own graph and layers.
 
-    The tensors hang on the model's own graph and layers: whatever a block does not change is shared by all of them,
-    so one pass of the prefix serves every block and each pays only for what comes after it.
+    For many blocks at once see `variants`.
     """
-    return {name: _swap_one(model, name, block) for name, block in built.items()}
-
-
-def _swap_one(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
     changed: set[int] = set()
     several_calls = {id(layer) for layer, calls in layer_calls(model) if calls > 1}
 

@@ -180,17 +180,15 @@ def _measure(setup: Setup) -> CostTable:
     prefixes = _prefix_times(teacher, setup, *idle)
     kinds = {_kind(task): task for task in setup.tasks}
     times = {kind: _block_times(task, setup, teacher, *idle) for kind, task in kinds.items()}
-    swap_s = _swap_s(teacher, setup)
-    layers = {task.layer_name: _layer_times(setup, prefixes, task, times[_kind(task)], swap_s) for task in setup.tasks}
+    layers = {task.layer_name: _layer_times(setup, prefixes, task, times[_kind(task)]) for task in setup.tasks}
     device = devices.describe()
     return CostTable(setup.conditions, device, f"calibrated on {device}", layers)
 
 
-def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: BlockTimes, swap_s: float) -> LayerTimes:
+def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: BlockTimes) -> LayerTimes:
     prefix = prefixes.upto(task)
     suffix = prefixes.whole.beyond(prefix)
-    swap_share = suffix.once_s / (prefixes.whole.once_s or 1.0)
-    tracing_s = own.step.once_s + BLOCK_TRACES * own.check.once_s + suffix.once_s
+    tracing_s = own.step.once_s + BLOCK_TRACES * own.check.once_s
     return LayerTimes(
         prefix_s=prefix.typical_s,
         step_s=own.step.typical_s,
@@ -198,7 +196,7 @@ def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: Bloc
         suffix_s=prefixes.folded * suffix.typical_s,
         target_s=own.target_s,
         gather_s=own.gather_s,
-        block_once_s=own.start_s + tracing_s + swap_share * swap_s,
+        block_once_s=own.start_s + tracing_s,
         group_once_s=(1 + PREFIX_PASSES + setup.gathers) * prefix.once_s + prefixes.whole.once_s + prefixes.trace_s,
         epoch_s=prefixes.epoch_s,
         load_s=setup.load_s,
@@ -346,10 +344,3 @@ def _first_weights_s(
         )
     )
     return gather_s, max(0.0, whole_s - gather_s)
-
-
-def _swap_s(teacher: keras.Model, setup: Setup) -> float:
-    """Return what rewiring the teacher around one block takes, as much of it as is behind the shallowest layer."""
-    first = depths(setup.tasks)[0]
-    block = blocks.build_block(setup.block, first, seed=0)
-    return _seconds(lambda: graph.swap_each(teacher, {first.layer_name: block}))

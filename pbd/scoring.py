@@ -1,15 +1,19 @@
 """How each block of a group does on the validation split, alone in the teacher's place: one pass for all."""
 
 import math
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from pbd import devices, evaluation, folding, graph
+from pbd import devices, evaluation, folding, graph, variants
 from pbd.datasets import Dataset
 from pbd.teamwork import ALONE, Team, add_up_all
+
+MOST_BYTES = 256 * 2**20
+"""Of one tensor while blocks are scored: larger batches are scored in parts."""
 
 
 def squared_error(output: Any, target: Any) -> Any:
@@ -30,21 +34,26 @@ def squared_error(output: Any, target: Any) -> Any:
     return error(output, target)
 
 
+def in_parts(batches: Iterable[tuple[Any, Any]], most: int) -> Iterator[tuple[Any, Any]]:
+    """Yield the batches in parts of at most so many images."""
+    for images, labels in batches:
+        for start in range(0, len(images), most):
+            yield images[start : start + most], labels[start : start + most]
+
+
 class GroupScorer(keras.Model):
     """For each image and block: the scores with only it swapped in, its error, its target's moments."""
 
     def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
         super().__init__(name="group_scorer")
-        folded, whole = folding.fold_around(teacher, built)  # most of the work is what comes behind each block
-        swapped = list(graph.swap_each(folded, whole).values())
-        self.scores = keras.Model(folded.inputs, [folded.outputs[0], *swapped])
+        self.folded, self.whole = folding.fold_around(teacher, built)  # most of the work is what comes behind a block
         self.prefix = graph.truncate(teacher, built)
         self.parts = list(built.values())
         self.layer_names = list(built)
 
     def call(self, images: Any) -> dict[str, Any]:
         ops = keras.ops
-        scores = keras.tree.flatten(self.scores(images, training=False))
+        scores = variants.run(self.folded, self.whole, images)
         activations = self.prefix(images, training=False)
         inputs, targets = zip(*(activations[name] for name in self.layer_names), strict=True)
         outputs = [part(x, training=False) for part, x in zip(self.parts, inputs, strict=True)]
@@ -84,7 +93,8 @@ def score(
     marking = evaluation.Marking(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     images_seen = np.zeros(1)
-    for images, labels in dataset.batches("validation"):
+    at_once = max(1, MOST_BYTES // variants.bytes_per_image(teacher, list(built)))
+    for images, labels in in_parts(dataset.batches("validation"), at_once):
         found = scorer.predict_on_batch(images)
         scores = np.asarray(found["scores"], dtype=np.float64)
         marking.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))

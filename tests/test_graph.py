@@ -355,28 +355,18 @@ def test_truncate_gives_input_and_output_and_only_what_feeds_them() -> None:
     np.testing.assert_array_equal(given["a1"][0], images())
 
 
-def test_swap_each_equals_single_swaps_and_shares_one_graph() -> None:
+def test_an_output_with_a_block_hangs_on_the_models_own_layers() -> None:
     shared = layers.ReLU(name="shared")
-    model = classifier(lambda x: residual(shared(conv("first", 8)(shared(x)))))
-    flat = graph.flatten(model)
-    tasks = {task.layer_name: task for task in graph.enumerate_tasks(flat, BLOCK, include_unprofitable=True)}
-    assert list(tasks) == ["first", "a1", "a2", "b1"]
-    built = {name: blocks.build_block(BLOCK, task, seed=4) for name, task in tasks.items()}
-    outputs = graph.swap_each(flat, built)
-    together = keras.Model(flat.inputs, outputs)
-    found = together(images(), training=False)
-    for name, task in tasks.items():
+    flat = graph.flatten(classifier(lambda x: residual(shared(conv("first", 8)(shared(x))))))
+    for task in graph.enumerate_tasks(flat, BLOCK, include_unprofitable=True):
+        name = task.layer_name
+        block = blocks.build_block(BLOCK, task, seed=4)
         alone = graph.swap(flat, [task], BLOCK)
-        blocks.set_weights(alone, blocks.get_weights(built[name]))
-        np.testing.assert_allclose(found[name], predict(alone, images()), rtol=1e-5, atol=1e-6)
-
-    calls = {layer.name: (layer, count) for layer, count in evaluation.layer_calls(together)}
-    assert all(calls[layer.name][0] is layer for layer in flat.layers)
-    # A layer runs once for all blocks behind it, and once more for every block before it; nothing needs the last one's
-    # own output, whose block takes its place.
-    assert {name: calls[name][1] for name in ("first", "a1", "a2", "b1")} == {"first": 1, "a1": 2, "a2": 3, "b1": 3}
-    assert {name: calls[name][1] for name in ("short", "logits")} == {"short": 4, "logits": 4}
-    assert difference(model, flat) == 0.0
+        blocks.set_weights(alone, blocks.get_weights(block))
+        found = keras.Model(flat.inputs, graph.output_with(flat, name, block))
+        np.testing.assert_allclose(predict(found, images()), predict(alone, images()), rtol=1e-5, atol=1e-6)
+        assert found.get_layer("logits") is flat.get_layer("logits")
+        assert name not in {layer.name for layer in found.layers}
 
 
 def test_run_trains_only_the_named_layers() -> None:

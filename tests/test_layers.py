@@ -21,7 +21,7 @@ FLOORS = (
     {"evaluation", "blocks"},
     {"data_parallel", "model_files"},
     {"graph", "fitting"},
-    {"initialisation", "ghost_batches", "folding"},
+    {"initialisation", "ghost_batches", "folding", "variants"},
     {"scoring", "fine_tuning"},
     {"training", "student", "teachers"},
     {"layer_timing", "memory"},

@@ -76,7 +76,7 @@ def test_an_assembled_block_equals_the_teacher_with_it_swapped(
         name = task.layer_name
         block = blocks.build_block(BLOCK, task, seed=1)
         blocks.set_weights(block, accepted[name].weights)
-        swapped = keras.Model(teacher.inputs, graph.swap_each(teacher, {name: block})[name])
+        swapped = keras.Model(teacher.inputs, graph.output_with(teacher, name, block))
         small = student.assemble(teacher, tasks, {name: accepted[name]}, BLOCK)
         np.testing.assert_allclose(predict(small, images), predict(swapped, images), rtol=1e-5, atol=1e-6)
 
