@@ -9,15 +9,22 @@ from typing import Any
 from pbd.journal import Journal
 
 RECORD = "complete.json"
-ARTIFACTS = ("*.json", "*.keras", "summary.txt", "blocks/*.npz")
-"""What a run makes; other files in its directory are their owners'."""
+MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
+TEXTS = ("run.json", "report.json", "summary.txt")
+"""What every run makes, with the models."""
 MADE_IN_TRAINING = "costs.json"
 _log = logging.getLogger(__name__)
 
 
 def write(journal: Journal) -> None:
-    """Record that nothing is missing, and what there is."""
-    files = {name: _digest(journal.file(name)) for name in _made(journal.path)}
+    """Record that nothing is missing, and what there is; other files in the directory are their owners'.
+
+    Raises:
+        OSError: something is missing, or cannot be read.
+    """
+    blocks = sorted(str(path.relative_to(journal.path)) for path in journal.path.glob("blocks/[!.]*.npz"))
+    measured = [MADE_IN_TRAINING] if journal.file(MADE_IN_TRAINING).exists() else []
+    files = {name: _digest(journal.file(name)) for name in (*MODELS, *TEXTS, *measured, *blocks)}
     journal.write_json(RECORD, {"files": files, "sha256": _digest_of(files)})
 
 
@@ -40,7 +47,7 @@ def damaged(journal: Journal) -> list[str] | None:
             raise ValueError("its content does not match its checksum")
     except (OSError, ValueError, KeyError, TypeError):
         return [RECORD]
-    return [name for name, digest in files.items() if _digest(journal.file(name)) != digest]
+    return [name for name, digest in files.items() if not _is_whole(journal.file(name), digest)]
 
 
 def is_intact(journal: Journal) -> bool:
@@ -51,18 +58,16 @@ def is_intact(journal: Journal) -> bool:
     return found == []
 
 
-def _made(run_dir: Path) -> list[str]:
-    paths = {path for pattern in ARTIFACTS for path in run_dir.glob(pattern) if path.is_file()}
-    return sorted(str(path.relative_to(run_dir)) for path in paths if path.name != RECORD and path.name[0] != ".")
-
-
-def _digest(path: Path) -> str | None:
-    """Return a file's SHA-256, `None` where it cannot be read."""
+def _is_whole(path: Path, digest: str) -> bool:
     try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        return _digest(path) == digest
     except OSError:
-        return None
+        return False
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(content: dict[str, Any]) -> str:

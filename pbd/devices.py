@@ -199,12 +199,15 @@ def _accelerator_memory() -> dict[str, int]:
 
 
 def free_memory() -> int | None:
-    """Return how many bytes of the host's memory are free; `None` where the system does not say, and on accelerators.
+    """Return how many bytes a worker can still take; `None` where the system does not say, and on accelerators."""
+    return None if has_accelerator() else free_host_memory()
+
+
+def free_host_memory() -> int | None:
+    """Return how many bytes of the host's memory are free; `None` where the system does not say.
 
     A container has what its control group leaves it.
     """
-    if has_accelerator():
-        return None
     free = _kernel_bytes("/proc/meminfo", "MemAvailable")
     return None if free is None else int(min(free, _free_in_group()))
 

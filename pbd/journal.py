@@ -19,7 +19,7 @@ import numpy as np
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.records import BlockResult
 
-FORMAT = 1
+FORMAT = 2
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
@@ -155,7 +155,7 @@ class Journal:
             version, _, _ = content["format"], dict(content["identity"]), list(content.setdefault("layers", []))
         except OSError as error:
             raise MissingInputError(
-                f"there is no run in {self.path}. Give its --run-dir, or leave --resume out to start one."
+                f"there is no run in {self.path}. Check the path; a new run is started without --resume."
             ) from error
         except (ValueError, KeyError, TypeError) as error:
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import keras
 
-from pbd import blocks, devices, initialisation, training
+from pbd import blocks, devices, initialisation, scoring, training, variants
 from pbd.errors import UsageError
 from pbd.records import LayerTask, TaskGroup
 
@@ -21,6 +21,8 @@ GATHERED_COPIES = 3
 """Of a batch's inputs and outputs while statistics are gathered: as tensors, as arrays, and on the way."""
 FITTED_COPIES = 8
 """Of a layer's second moment while first weights are fitted, in float64."""
+SCORED_COPIES = 3
+"""Of the largest stack of variants while blocks are scored: what a layer reads, what it gives, and what comes of it."""
 FOLDED_COPIES = 2
 """Of the teacher's weights while blocks are scored."""
 OPTIMISER_COPIES = 5
@@ -52,6 +54,8 @@ class Footprint:
     """Bytes that are free on its host; `None` where that is not known."""
     neighbours: int = 1
     """How many workers share what is free, itself included; the others may not have loaded anything yet."""
+    variant: int = 0
+    """Bytes of a batch of the network, or of one of its variants, where a stack of them is largest."""
 
     def room(self, limit: float | None) -> "Room":
         """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""
@@ -70,7 +74,9 @@ class Footprint:
         parts = [self.layers[task.layer_name] for task in tasks]
         beginning = max((_beginning(parts[member::team]) for member in range(min(team, len(parts)))), default=0)
         learning = sum(part.shown + part.learning for part in parts)
-        return self.base + OVERHEAD + sum(part.weights for part in parts) + max(beginning, math.ceil(learning / team))
+        scored = SCORED_COPIES * min(scoring.MOST_BYTES, self.variant * (1 + len(parts)))
+        phases = max(beginning, math.ceil(learning / team), scored)
+        return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
 
 def _beginning(parts: Sequence[LayerMemory]) -> int:
@@ -121,7 +127,9 @@ def footprint(context: training.TrainingContext, tasks: tuple[LayerTask, ...]) -
     gathers = initialisation.gathers(context.block, context.block_init)
     layers = {task.layer_name: _layer_memory(task, context.block, dataset.batch_size, gathers) for task in tasks}
     base = devices.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()
-    return Footprint(base, layers, devices.free_memory(), devices.local_workers())
+    stack = dataset.batch_size * variants.bytes_per_image(teacher, list(layers))
+    variant = stack // (1 + len(layers))
+    return Footprint(base, layers, devices.free_memory(), devices.local_workers(), variant)
 
 
 def _layer_memory(task: LayerTask, block: str, batch_size: int, gathers: bool) -> LayerMemory:

@@ -6,11 +6,12 @@ declares a network of gigabytes, nor weights that are no numbers.
 
 import contextlib
 import io
+import json
 import math
 import zipfile
 from collections.abc import Iterator
 from pathlib import PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import h5py
 import keras
@@ -26,6 +27,10 @@ UNSUSPICIOUS = 64 * 2**20
 """Bytes that any part may hold when unpacked."""
 SHARE_OF_MEMORY = 0.5
 """Of the host's free memory: what all weights may take."""
+MEMORY_IF_UNKNOWN = 16 * 2**30
+"""Bytes that are taken to be free where the system does not say."""
+MOST_VALUES = 2**26
+"""In any shape that a layer declares, batch aside."""
 _DEFERRED = "uninitialized_variables"  # where Keras keeps what a stateless scope did not create
 
 
@@ -61,12 +66,13 @@ def check(path: str) -> None:
     Raises:
         ValueError: it is not an archive of Keras', nor HDF5, or declares what cannot be in it.
     """
-    if h5py.is_hdf5(path):
+    is_archive, is_hdf5 = zipfile.is_zipfile(path), h5py.is_hdf5(path)
+    if is_archive == is_hdf5:  # what is both would be checked as the one and read as the other
+        raise ValueError("it is empty, cut off, or of another format")
+    if is_hdf5:
         with open(path, "rb") as file:
             _check_hdf5(file)
         return
-    if not zipfile.is_zipfile(path):
-        raise ValueError("it is empty, cut off, or of another format")
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
             _check_member(member)
@@ -76,6 +82,7 @@ def check(path: str) -> None:
         for name in ("config.json", "model.weights.h5"):
             if name not in archive.namelist():
                 raise ValueError(f"it has no {name}")
+        _check_shapes(json.loads(archive.read("config.json")))
         _check_hdf5(io.BytesIO(archive.read("model.weights.h5")))
 
 
@@ -102,28 +109,47 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
 
 
 def _check_room(needed: int) -> None:
-    free = devices.free_memory()
-    if needed > SHARE_OF_MEMORY * (math.inf if free is None else free):
+    free = devices.free_host_memory()
+    free = MEMORY_IF_UNKNOWN if free is None else free
+    if needed > SHARE_OF_MEMORY * free:
         raise ValueError(f"it would take {needed:,} bytes of memory, of which {free:,} are free")
 
 
 def _check_hdf5(file: BinaryIO) -> None:
     arrays: dict[str, h5py.Dataset] = {}
 
-    def look(name: str, found: h5py.Group | h5py.Dataset) -> None:
+    def look(name: str, found: h5py.Group | h5py.Dataset) -> str | None:
         if isinstance(found, h5py.Dataset):
             arrays[name] = found
+        return name if h5py.h5o.get_info(found.id).rc > 1 else None
 
     with h5py.File(file, "r") as content:
+        if "model_config" in content.attrs:
+            _check_shapes(json.loads(content.attrs["model_config"]))
         link = content.visititems_links(lambda name, link: None if isinstance(link, h5py.HardLink) else name)
         if link is not None:
             raise ValueError(f"{link} is a link")
-        content.visititems(look)
+        shared = content.visititems(look)
+        if shared is not None:
+            raise ValueError(f"{shared} stands for several things")
         for name, found in arrays.items():
             if found.external or found.is_virtual:
                 raise ValueError(f"{name} is stored outside of it")
             _check_size(name, found.nbytes, found.id.get_storage_size())
         _check_room(sum(found.nbytes for found in arrays.values()))
+
+
+def _check_shapes(config: Any, name: str = "") -> None:
+    """Check that no layer declares an enormous shape: some compute constants of their inputs' shape."""
+    if isinstance(config, dict):
+        for key, value in config.items():
+            _check_shapes(value, key)
+    elif isinstance(config, list):
+        for value in config:
+            _check_shapes(value, name)
+        size = math.prod(max(1, abs(size)) for size in config if isinstance(size, int))
+        if "shape" in name and size > MOST_VALUES:
+            raise ValueError(f"a {name} of {size:,} values is declared")
 
 
 def _rehearse(path: str) -> None:

@@ -52,8 +52,9 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
         teachers.check(config.teacher)
         if teachers.is_file(config.teacher.teacher):
             model = model_files.load(config.teacher.teacher)
-        elif config.execution.resume and (directory / "teacher.keras").is_file():
-            model = model_files.load(str(directory / "teacher.keras"))  # as it was trained then
+        elif config.execution.resume:
+            with contextlib.suppress(BadInputError):  # if it is damaged, it is made again
+                model = model_files.load(str(directory / "teacher.keras"))  # as it was trained then
     data_config = replace(config.data, preprocess=preprocess)
     dataset = datasets.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
     if model is None:

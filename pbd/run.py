@@ -17,6 +17,7 @@ from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
 from pbd.executors import launcher
 
+START_LIMIT_S = 600
 _BOX = "╭╮╰╯│─┌┐└┘├┤ \t"
 
 
@@ -50,13 +51,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _start(arguments: Sequence[str]) -> RunConfig:
     """Return the settings; one of several ranks that cannot read them tells the others, which would wait for it."""
+    os.environ.setdefault(launcher.START_LIMIT, str(START_LIMIT_S))
     try:
         return parse(arguments)
-    except PbdError as error:
+    except Exception as error:
         if launcher.size() > 1:
             from pbd.executors import mpi_world
 
-            mpi_world.stay_away(error)
+            mpi_world.stay_away(error if isinstance(error, PbdError) else PbdError(repr(error)))
         raise
 
 

@@ -11,9 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pbd.errors import EnvironmentMismatchError
+from pbd.errors import CannotCreateError, EnvironmentMismatchError
 
 NAME = "lock"
+ASKING_S = 1.0
+"""For how long a lock may be taken by those who only ask."""
 _log = logging.getLogger(__name__)
 
 
@@ -23,19 +25,38 @@ def held(run_dir: Path) -> Iterator[None]:
 
     Raises:
         EnvironmentMismatchError: another run is at work there.
+        CannotCreateError: the directory cannot be written to.
     """
-    with (run_dir / NAME).open("a+", encoding="utf-8") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise _taken(run_dir, _said_by(file)) from error
-        except OSError as error:
-            _log.warning("%s cannot be locked (%s): start no second run there.", run_dir, error.strerror)
-        file.truncate(0)
+    try:
+        file = (run_dir / NAME).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise CannotCreateError(f"cannot write to {run_dir}: {error.strerror}. Give another --run-dir.") from error
+    with file:
+        _take(file, run_dir)
         now = time.strftime("%Y-%m-%d %H:%M:%S %z")
         file.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": now}))
         file.flush()
-        yield
+        try:
+            yield
+        finally:
+            file.truncate(0)
+
+
+def _take(file: Any, run_dir: Path) -> None:
+    """Lock the file and empty it; who only asks who holds it, locks it for a moment, too."""
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if time.monotonic() - began > ASKING_S:
+                raise _taken(run_dir, _said_by(file)) from error
+            time.sleep(0.02)
+        except OSError as error:
+            _log.warning("%s cannot be locked (%s): start no second run there.", run_dir, error.strerror)
+            break
+    file.truncate(0)
 
 
 def check(run_dir: Path) -> None:

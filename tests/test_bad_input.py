@@ -149,6 +149,10 @@ def go_round(file: h5py.File) -> None:
     del file["layers/conv2d/vars"]
 
 
+def alias(file: h5py.File) -> None:
+    file["layers/conv2d/vars/2"] = file[KERNEL]
+
+
 ARCHIVES: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "no config": (without("config.json"), "has no config.json"),
     "no weights": (without("model.weights.h5"), "has no model.weights.h5"),
@@ -166,6 +170,8 @@ ARCHIVES: dict[str, tuple[Callable[[dict[str, bytes]], None], str]] = {
     "weights in another file": (in_weights(store_outside), "stored outside of it"),
     "a folder within itself": (in_weights(go_round), "must be a whole Keras model"),
     "an unregistered layer": (in_config('"class_name": "Conv2D"', '"class_name": "Mine"'), "Mine"),
+    "weights that stand for several": (in_weights(alias), "stands for several things"),
+    "a constant of an enormous shape": (in_config("12, 12, 3", "1, 1, 250000000"), "250,000,000 values"),
     "a module to import": (in_config('"module": "keras.layers"', '"module": "antigravity"'), "must be a whole"),
     "a part outside of it": (with_part("../../outside", b"x"), "lies outside of it"),
     "a part at the root": (with_part("/etc/outside", b"x"), "lies outside of it"),
@@ -192,6 +198,13 @@ def bit_flipped(source: bytes) -> bytes:
     return source[:at] + bytes([source[at] ^ 1]) + source[at + 1 :]
 
 
+def empty_hdf5() -> bytes:
+    stream = io.BytesIO()
+    with h5py.File(stream, "w"):
+        pass
+    return stream.getvalue()
+
+
 CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "empty.keras": ("keras", lambda _: b"", "empty, cut off"),
     "empty.h5": ("h5", lambda _: b"", "empty, cut off"),
@@ -201,6 +214,7 @@ CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "text.h5": ("h5", lambda _: b"I am a text file,\nnot a model.\n", "of another format"),
     "noise.keras": ("keras", lambda _: np.random.default_rng(0).bytes(4096), "of another format"),
     "flipped.keras": ("keras", bit_flipped, "does not match its checksum"),
+    "both.keras": ("keras", lambda whole: empty_hdf5() + whole, "of another format"),
     "wrong.name": ("keras", bytes, "must be a whole Keras model"),
     "no_config.h5": ("h5", lambda whole: edited(whole, lambda file: file.attrs.pop("model_config")), "config"),
     "no_weights.h5": ("h5", lambda whole: edited(whole, lambda file: file.pop("model_weights")), "must be a whole"),
@@ -227,7 +241,7 @@ def test_a_zip_bomb(good: Files, tmp_path: Path) -> None:
 
 
 def test_weights_that_memory_has_no_room_for(good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbd.devices.free_memory", lambda: 10_000)
+    monkeypatch.setattr("pbd.devices.free_host_memory", lambda: 10_000)
     error = refusal(tmp_path / "run", teacher=str(good["keras"]), dataset=str(good["npz"]))
     assert error.exit_code == 65
     assert "of which 10,000 are free" in str(error)

@@ -1,7 +1,9 @@
 """What executors share, and how serial and MPI workers take groups from a common pool; no TensorFlow."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -11,7 +13,7 @@ import pytest
 
 from pbd.config import ExecutionConfig
 from pbd.errors import UsageError
-from pbd.executors import base, open_executor
+from pbd.executors import base, mpi_world, open_executor
 from pbd.executors.base import Emit, Seldom, run_queue
 from pbd.executors.serial import SerialExecutor
 from pbd.records import BlockResult, Progress, TaskGroup
@@ -110,6 +112,16 @@ def started_apart(first: str, others: str, ranks: int = 3) -> tuple[subprocess.C
     environment = os.environ | {"PBD_START_LIMIT": "4"}
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
     return done, time.monotonic() - began
+
+
+@pytest.mark.parametrize(("given", "fits"), [("4", True), ("0", True), ("10m", False), ("-1", False)])
+def test_the_limit_of_waiting_is_seconds(given: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PBD_START_LIMIT", given)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError), mpi_world._ended_unless_all_come():
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
+    assert signal.alarm(0) == 0
 
 
 @pytest.mark.parametrize("failing", ["rank 1", "all others"])

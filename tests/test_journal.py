@@ -228,7 +228,7 @@ def test_resume_names_the_settings_that_differ(journal: Journal) -> None:
     assert "\n" not in message
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1}', b'{"format": 2, "identity": {}}', b"\xff"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"format": 1}', b'{"format": 1, "identity": {}}', b"\xff"])
 def test_a_damaged_run_file_stops_the_run(journal: Journal, content: bytes) -> None:
     journal.file("run.json").write_bytes(content)
     with pytest.raises(CorruptStateError):

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pbd.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, Footprint, LayerMemory
+from pbd import scoring
+from pbd.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, SCORED_COPIES, Footprint, LayerMemory
 from tests.fakes import make_task
 
 MEASURE = """
@@ -68,6 +69,9 @@ def test_the_phase_that_takes_most_counts() -> None:
     assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
     assert peak(100, 50, 0, team=2) == 150
     assert peak(100, 50, 1, team=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
+    scored = Footprint(0, {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}, variant=100)
+    assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300, "scoring the network and two variants"
+    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * scoring.MOST_BYTES
     assert peak(100, 50, 1, team=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
 
 

@@ -108,6 +108,18 @@ def test_a_finished_run_that_is_damaged_is_made_whole_again(run_dir: Path, tmp_p
     assert completion.damaged(Journal(again)) == []
 
 
+def test_a_trained_teacher_that_is_damaged_is_made_again(tmp_path: Path) -> None:
+    import pbd
+    from pbd import completion
+
+    settings = {**SMALL, "run_dir": tmp_path / "run", "teacher_epochs": 0, "layers": ("conv2_1",)}
+    pbd.distill(max_accuracy_drop=1.0, **settings)
+    whole = (tmp_path / "run" / "teacher.keras").read_bytes()
+    (tmp_path / "run" / "teacher.keras").write_bytes(whole[: len(whole) // 2])
+    pbd.distill(max_accuracy_drop=1.0, resume=True, **settings)
+    assert completion.damaged(Journal(tmp_path / "run")) == []
+
+
 def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
     import pbd
     from pbd import run_lock

@@ -80,8 +80,31 @@ def test_one_flipped_byte_is_noticed_wherever_it_is(complete: Journal, tmp_path:
             shutil.rmtree(copy.path)
 
 
+def test_what_is_missing_is_not_recorded_as_complete(journal: Journal) -> None:
+    with pytest.raises(FileNotFoundError):
+        completion.write(journal)
+    assert completion.damaged(journal) is None
+
+
+def test_who_only_asks_keeps_nobody_out(journal: Journal) -> None:
+    asking = (
+        "import sys\nfrom pathlib import Path\nfrom pbd import run_lock\nwhile True: run_lock.holder(Path(sys.argv[1]))"
+    )
+    with run_lock.held(journal.path):
+        pass
+    with subprocess.Popen([sys.executable, "-c", asking, str(journal.path)]) as other:
+        try:
+            time.sleep(1.0)
+            for _ in range(300):
+                with run_lock.held(journal.path):
+                    pass
+        finally:
+            other.kill()
+
+
 def test_a_file_that_is_gone_is_noticed_and_one_of_others_is_not_looked_at(complete: Journal) -> None:
     complete.file("notes.txt").write_text("mine")
+    complete.file("notes.json").write_text("{}")
     assert completion.is_intact(complete)
     complete.file("student.keras").unlink()
     assert completion.damaged(complete) == ["student.keras"]

@@ -77,8 +77,9 @@ class FileImages:
 
     def content(self) -> Iterator[bytes | memoryview]:
         """Yield what tells these images from others: their names, below the folder that has them all."""
-        root = os.path.commonpath(self.paths)
-        for path in self.paths:
+        paths = [os.path.abspath(path) for path in self.paths]
+        root = os.path.commonpath(paths) if paths else ""
+        for path in paths:
             yield os.path.relpath(path, root).encode()
 
     @cached_property

@@ -4,6 +4,8 @@ import os
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+START_LIMIT = "PBD_START_LIMIT"
+"""In the environment: for how many seconds ranks wait for one that has not started; none, or 0, is for ever."""
 
 
 def rank() -> int | None:

@@ -61,7 +61,7 @@ class MpiExecutor:
     elastic = False
 
     def __init__(self, num_workers: int | None = None) -> None:
-        self._comm = mpi_world.join()
+        self._comm, self.local_rank, self.local_workers = mpi_world.join()
         self._training = False  # the workers are busy and cannot be told anything
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
@@ -72,11 +72,6 @@ class MpiExecutor:
                 f"under MPI the number of workers is the number of ranks. Received: --workers {num_workers}, "
                 f"{self.num_workers} ranks. Use mpirun -n {num_workers}."
             )
-        from mpi4py import MPI
-
-        host = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank, self.local_workers = host.Get_rank(), host.Get_size()
-        host.Free()
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit

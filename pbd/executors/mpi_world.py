@@ -11,18 +11,17 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError
+from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
 from pbd.executors import launcher
 
-START_LIMIT_VARIABLE = "PBD_START_LIMIT"
-_START_LIMIT_S = 600
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_SPEAKS_FIRST_S = 0.5
 _LAUNCHER_READS_S = 0.3
 _LAUNCHER_KILLS_S = 5.0
 
 
-def join() -> Any:
-    """Return the communicator of all ranks, once every one of them can start.
+def join() -> tuple[Any, int, int]:
+    """Wait until every rank can start; return their communicator, this rank's number on its host, and how many it has.
 
     Raises:
         EnvironmentMismatchError: there is no MPI library, or the launcher is another one's.
@@ -31,37 +30,62 @@ def join() -> Any:
     with _ended_unless_all_come():
         comm = _world()
         answers = comm.allgather(None)
+        local_rank, local_ranks = _on_this_host(comm)
     for rank, said in enumerate(answers):
         if said is not None:
             host, code, message = said
             error = PbdError(f"rank {rank} on {host} could not start: {message}")
             error.exit_code = code
             raise error
-    return comm
+    return comm, local_rank, local_ranks
 
 
 def stay_away(error: PbdError) -> None:
     """In a rank that cannot start: tell those that wait for it in `join`."""
-    with contextlib.suppress(EnvironmentMismatchError), _ended_unless_all_come():
-        _world().allgather((platform.node(), error.exit_code, str(error)))
+    with contextlib.suppress(PbdError), _ended_unless_all_come():
+        comm = _world()
+        comm.allgather((platform.node(), error.exit_code, str(error)))
+        _on_this_host(comm)
+
+
+def _on_this_host(comm: Any) -> tuple[int, int]:
+    from mpi4py import MPI
+
+    host = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    found = host.Get_rank(), host.Get_size()
+    host.Free()
+    return found
 
 
 @contextlib.contextmanager
 def _ended_unless_all_come() -> Iterator[None]:
-    """Have the kernel end this process, and so the launcher all ranks, if one does not come in time.
+    """Have the kernel end this process, and so the launcher all ranks, on signals, or if one does not come in time.
 
-    Nothing in Python could: MPI's own start waits for every rank, without letting go of the interpreter.
+    Nothing in Python could: MPI's own start waits for every rank, without letting go of the interpreter. There is a
+    limit where the environment sets one, as `pbd-run` does.
     """
     if threading.current_thread() is not threading.main_thread():  # which alone may change signals
         yield
         return
-    before = signal.signal(signal.SIGALRM, signal.SIG_DFL)
-    signal.alarm(int(os.environ.get(START_LIMIT_VARIABLE, _START_LIMIT_S)))
+    limit_s = _start_limit_s()
+    before = {number: signal.getsignal(number) for number in (signal.SIGALRM, *STOPPING)}
+    for number, handler in before.items():
+        if handler is not signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    signal.alarm(limit_s)
     try:
         yield
     finally:
         signal.alarm(0)
-        signal.signal(signal.SIGALRM, before or signal.SIG_DFL)
+        for number, handler in before.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def _start_limit_s() -> int:
+    given = os.environ.get(launcher.START_LIMIT, "0")
+    if not given.isdecimal():
+        raise UsageError(f"{launcher.START_LIMIT} must be seconds, 0 for no limit. Received: {given!r}.")
+    return int(given)
 
 
 def _world() -> Any:
