@@ -217,8 +217,12 @@ class DaskCluster:
         words = ["dask", "scheduler", "--host", f"{protocol}://{self.host.address}", "--port", "0"]
         words += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(self.scheduler_file)]
         process = self.start("scheduler", self.host, words)
-        wait_until(self.scheduler_file.exists, "scheduler file", [process])
+        wait_until(self._is_announced, "scheduler file", [process])
         return process
+
+    def _is_announced(self) -> bool:
+        """Return whether the scheduler has written its file to the end."""
+        return self.scheduler_file.exists() and self.scheduler_file.read_text().rstrip().endswith("}")
 
     def start_worker(self, name: str, host: Host | None = None, by: str | Path | None = None) -> Process:
         """Start a worker; `by` is the scheduler's address (the default) or its file."""
