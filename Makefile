@@ -9,7 +9,7 @@ run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
 
 test: $(READY)  ## the whole test suite
-	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 fast: $(READY)  ## only the tests that load no TensorFlow
 	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -m fast $(ARGS)
