@@ -12,14 +12,14 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
-    {"errors", "records", "teamwork"},
-    {"config"},
+    {"errors", "records", "teamwork", "packing"},
+    {"config", "watchdog"},
     {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping", "run_lock"},
     {"report", "completion"},
     {"devices"},
     {"datasets"},
-    {"evaluation", "blocks"},
-    {"data_parallel", "model_files"},
+    {"evaluation", "blocks", "losses"},
+    {"data_parallel", "model_files", "bookmarks"},
     {"graph", "fitting"},
     {"initialisation", "ghost_batches", "folding", "variants"},
     {"scoring", "fine_tuning"},

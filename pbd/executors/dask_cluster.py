@@ -14,6 +14,7 @@ import dask
 import distributed
 from distributed.client import ClosedClientError
 
+from pbd import watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
 from pbd.executors import dask_connection, dask_team
@@ -77,6 +78,7 @@ class Cluster:
         Raises:
             NoWorkersError: the scheduler is gone, or is not the one that was asked to do the work.
         """
+        watchdog.alive()
         with self._scheduler_there():  # not `scheduler_info()`: its copy, which others write, may name no workers
             scheduler = self._client.sync(self._client.scheduler.identity, n_workers=-1)
         if scheduler["id"] != self._scheduler_id:
