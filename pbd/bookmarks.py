@@ -104,7 +104,7 @@ class FileBookmark:
             return None
         try:
             return _unpack(path.read_bytes())
-        except Exception as error:  # see `unpack`
+        except (OSError, ValueError) as error:
             _log.warning("%s is damaged (%s): fine-tuning begins anew.", path, error)
             return None
 

@@ -18,7 +18,7 @@ from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.packing import pack, plain, unpack
 from pbd.records import BlockResult
 
-FORMAT = 2
+FORMAT = 3
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
@@ -57,7 +57,8 @@ class Journal:
             if not found:
                 # Only one process can make this folder: of two runs started here at once, one is refused.
                 (journal.path / _BLOCKS).mkdir()
-                journal.write_json(_RUN_FILE, {"format": FORMAT, "identity": identity, "layers": list(layers)})
+                content = {"format": FORMAT, "identity": identity, "layers": list(layers)}
+                journal.write_json(_RUN_FILE, content | {"sha256": _digest(content)})
                 return journal
         except OSError as error:
             reason = error.strerror or str(error)
@@ -155,7 +156,7 @@ class Journal:
         run_file = self.file(_RUN_FILE)
         try:
             content = dict(json.loads(run_file.read_bytes()))
-            version, _, _ = content["format"], dict(content["identity"]), list(content.setdefault("layers", []))
+            version, written = content["format"], content.pop("sha256", "")
         except OSError as error:
             raise MissingInputError(
                 f"there is no run in {self.path}. Check the path; a new run is started without --resume."
@@ -166,6 +167,8 @@ class Journal:
             raise CorruptStateError(
                 f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
             )
+        if written != _digest(content):
+            raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
         return content
 
 
@@ -191,7 +194,7 @@ def _read_block(path: Path) -> BlockResult | None:
         result = _unpack(path.read_bytes())
         if block_file_name(result.layer_name) != path.name:
             raise ValueError(f"it holds layer {result.layer_name!r}")
-    except Exception as error:  # see `unpack`
+    except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
@@ -208,6 +211,10 @@ def block_file_name(layer_name: str) -> str:
     if len(safe) > _LONGEST_NAME:
         safe = f"{safe[:100]}-{hashlib.sha256(layer_name.encode()).hexdigest()}"
     return f"{safe}.npz"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
 
 
 def _dump_json(obj: Any) -> bytes:

@@ -94,7 +94,7 @@ class DaskExecutor:
             worker, key = min(roll.ready, key=self._cluster.number), self._key()
             future = self._cluster.submit(key, dask_worker.call, pickled, self._settings(roll), worker=worker)
             self._wait_for(worker, key, future)
-            return cloudpickle.loads(outcome(future))
+            return outcome(future, cloudpickle.loads)
 
         return insist(attempt, LostWorkError)
 
@@ -137,7 +137,7 @@ class DaskExecutor:
             for future in sent.values():
                 future.cancel()
             raise
-        return cloudpickle.loads(_of_the_first(list(sent.values())))
+        return _of_the_first(list(sent.values()))
 
     def _check_there(self, workers: Mapping[str, str]) -> None:
         """Check that each worker can still do the piece of work that was sent to it.
@@ -279,7 +279,7 @@ def _of_the_first(futures: Sequence["Future[Any]"]) -> Any:
             consequences.append(error)
     if consequences:
         raise LostWorkError(str(consequences[0])) from consequences[0]
-    return outcome(futures[0])
+    return outcome(futures[0], cloudpickle.loads)
 
 
 def _withdrawn(sent: _Sent) -> TaskGroup:

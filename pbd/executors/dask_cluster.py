@@ -211,17 +211,21 @@ def finished(futures: "Mapping[str, Future[Any]]", timeout_s: float) -> list[str
     return [key for key, future in futures.items() if future.done()]
 
 
-def outcome(future: "Future[T]") -> T:
+def outcome(future: "Future[Any]", read: Callable[[Any], Any] = lambda result: result) -> Any:
     """Return what a finished piece of work gave.
+
+    Args:
+        future: of the work.
+        read: makes of it what is returned.
 
     Raises:
         LostWorkError: the workers that had it died.
         NoWorkersError: the scheduler was lost.
-        EnvironmentMismatchError: a worker could not read what it was sent.
+        EnvironmentMismatchError: a worker could not read what it was sent, or sent what cannot be read.
         Exception: any other is the work's own.
     """
     try:
-        return future.result()
+        return read(future.result())
     except CancelledError as error:
         raise scheduler_lost() from error
     except distributed.KilledWorker as error:

@@ -41,8 +41,12 @@ POINTS = {
     "leaving": ("pbd.run", "_run"),
 }
 """Where a fault can strike: just before this function of this module."""
-RECORDED = {"begun": ("pbd.training", "_train_together"), "committed": ("pbd.journal", "Journal.commit_block")}
-"""What is written down with the names of layers, to tell what was trained again."""
+RECORDED = {
+    "started": ("pbd.executors.child_main", "_settle"),
+    "begun": ("pbd.training", "_train_together"),
+    "committed": ("pbd.journal", "Journal.commit_block"),
+}
+"""What is written down, with the names of layers."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Fault:
     """How often it strikes from then on."""
     role: str = "any"
     """`child` or `worker` (what supervises a child) or `any`."""
+    layer: str | None = None
+    """It strikes whoever trains this layer; for points that are given a group."""
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,41 @@ class Plan:
         path = os.pathsep.join(filter(None, (str(HERE / "path"), str(HERE.parents[1]), os.environ.get("PYTHONPATH"))))
         return {ENVIRONMENT: json.dumps(dataclasses.asdict(self)), "PYTHONPATH": path}
 
+    def note(self, event: str, what: Sequence[str]) -> None:
+        """Write down what happened, as a line each; any process of the run may."""
+        with open(Path(self.folder) / "events", "a", encoding="utf-8") as out:
+            out.write("".join(f"{time.time():.3f}\t{event}\t{each}\n" for each in what))
+
+    def events(self, *kinds: str) -> list[tuple[float, str, str]]:
+        """Return what happened, in order: when, what kind of event, and to whom."""
+        path = Path(self.folder) / "events"
+        lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+        found = [line.split("\t") for line in lines]
+        return [(float(when), event, what) for when, event, what in found if event in kinds]
+
     def struck(self) -> list[str]:
         """Return what has struck, in order."""
-        return _lines(Path(self.folder) / "struck")
+        return [what for _, _, what in self.events("struck")]
 
-    def layers(self, what: str) -> list[str]:
-        """Return the layers that were `begun` or `committed`, in order, as often as they were."""
-        return _lines(Path(self.folder) / what)
+    def begun_after_commit(self) -> list[str]:
+        """Return the layers whose training was begun although they had been committed."""
+        committed, again = set[str](), list[str]()
+        for _, event, layer in self.events("begun", "committed"):
+            if event == "committed":
+                committed.add(layer)
+            elif layer in committed:
+                again.append(layer)
+        return again
 
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    def notice_s(self) -> float | None:
+        """Return the longest time from a fault to the next process that was started, or to the end of the run."""
+        events = self.events("struck", "started", "ended")
+        waits = [
+            min((later for later, other, _ in events[at + 1 :] if other != "struck"), default=when) - when
+            for at, (when, event, _) in enumerate(events)
+            if event == "struck"
+        ]
+        return max(waits, default=None)
 
 
 def _hang() -> None:
@@ -178,12 +208,12 @@ def _role() -> str:
     return "child" if any("child_main" in part for part in sys.orig_argv) else "worker"
 
 
-def _strike(plan: Plan, number: int, *_: Any, **__: Any) -> None:
+def _strike(plan: Plan, number: int, *arguments: Any, **_: Any) -> None:
     fault = plan.faults[number]
-    if fault.role in ("any", _role()):
+    if fault.role in ("any", _role()) and (fault.layer is None or fault.layer in arguments[1].layer_names):
         reached = next(_count(Path(plan.folder) / f"reached-{number}"))
         if fault.nth <= reached < fault.nth + fault.times:
-            _note(plan, "struck", [f"{fault.kind} at {fault.point} in a {_role()}"])
+            plan.note("struck", [f"{fault.kind} at {fault.point} in a {_role()}"])
             KINDS[fault.kind]()
 
 
@@ -197,12 +227,10 @@ def _count(stem: Path) -> Iterator[int]:
         number += 1
 
 
-def _record(plan: Plan, what: str, *arguments: Any, **_: Any) -> None:
-    names = [arguments[1].layer_name] if what == "committed" else arguments[1].layer_names
-    if what == "begun" or _role() == "child" or "--no-isolate" in sys.argv:  # the coordinator commits again, with times
-        _note(plan, what, names)
-
-
-def _note(plan: Plan, file: str, lines: Sequence[str]) -> None:
-    with open(Path(plan.folder) / file, "a", encoding="utf-8") as out:
-        out.write("".join(f"{line}\n" for line in lines))
+def _record(plan: Plan, event: str, *arguments: Any, **_: Any) -> None:
+    if event == "started":
+        plan.note(event, [str(os.getpid())])
+    elif event == "begun":
+        plan.note(event, arguments[1].layer_names)
+    elif _role() == "child":  # the coordinator commits again, with its worker and times
+        plan.note(event, [arguments[1].layer_name])
