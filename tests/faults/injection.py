@@ -42,7 +42,7 @@ POINTS = {
 }
 """Where a fault can strike: just before this function of this module."""
 RECORDED = {
-    "started": ("pbd.executors.child_main", "_settle"),
+    "noticed": ("pbd.executors.workplace", "LostProcessError.__init__"),
     "begun": ("pbd.training", "_train_together"),
     "committed": ("pbd.journal", "Journal.commit_block"),
 }
@@ -107,12 +107,15 @@ class Plan:
         return again
 
     def notice_s(self) -> float | None:
-        """Return the longest time from a fault to the next process that was started, or to the end of the run."""
-        events = self.events("struck", "started", "ended")
+        """Return the longest time from a fault to when its process was found lost, or to the end of the run.
+
+        An exception is no loss; `None` where nothing was lost.
+        """
+        events = self.events("struck", "noticed", "ended")
         waits = [
-            min((later for later, other, _ in events[at + 1 :] if other != "struck"), default=when) - when
-            for at, (when, event, _) in enumerate(events)
-            if event == "struck"
+            min(later for later, other, _ in events[at + 1 :] if other != "struck") - when
+            for at, (when, event, what) in enumerate(events)
+            if event == "struck" and not what.startswith("raise")
         ]
         return max(waits, default=None)
 
@@ -228,8 +231,8 @@ def _count(stem: Path) -> Iterator[int]:
 
 
 def _record(plan: Plan, event: str, *arguments: Any, **_: Any) -> None:
-    if event == "started":
-        plan.note(event, [str(os.getpid())])
+    if event == "noticed":
+        plan.note(event, [str(arguments[1])])
     elif event == "begun":
         plan.note(event, arguments[1].layer_names)
     elif _role() == "child":  # the coordinator commits again, with its worker and times

@@ -95,7 +95,7 @@ class Outcome:
 
     @property
     def notice_s(self) -> float | None:
-        """From the fault to the next process that was started, or to the end; `None` where nothing struck."""
+        """From the fault to when it was noticed, or to the end; `None` where nothing was lost."""
         return self.plan.notice_s()
 
 
