@@ -220,10 +220,11 @@ def no_silent_success(soak: Soak) -> Row:
 def it_stops_cleanly(soak: Soak) -> Row:
     """G8: a job manager's signals."""
     slowest, codes, orphans, corrupt = 0.0, set[int | None](), 0, 0
+    takes_s = {way: soak.run(f"g8-{way}", way).seconds for way in WAYS}
     for number in range(soak.times(24)):
         way, name = soak.draws.choice(sorted(WAYS)), f"g8-{number}"
         told = soak.draws.choice([signal.SIGTERM, signal.SIGUSR1])
-        after_s = soak.draws.uniform(6.0, 14.0)
+        after_s = soak.draws.uniform(0.2, 0.9) * takes_s[way]
         outcome = soak.run(name, way, killed_after_s=after_s, number=told)
         codes.add(outcome.code)
         orphans += len(outcome.orphans)
