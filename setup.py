@@ -30,6 +30,7 @@ setup(
         "threadpoolctl>=3.5",
         "tyro>=1.0",
         "rich>=14",
+        "cloudpickle>=3",
     ],
     extras_require={
         "cpu": CPU,

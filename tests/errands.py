@@ -90,6 +90,18 @@ def sleeps_and_tells(team: Team, emit: Emit) -> str:
 
 
 @dataclass(frozen=True)
+class Knows:
+    """Returns whether Keras knows an object by this name."""
+
+    name: str
+
+    def __call__(self, team: Team, emit: Emit) -> bool:
+        import keras
+
+        return keras.saving.get_registered_object(self.name) is not None
+
+
+@dataclass(frozen=True)
 class Begins:
     """Leaves its process number in a file and goes on for long."""
 

@@ -84,6 +84,23 @@ def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
     assert str(tmp_path) in path
 
 
+def test_layers_that_were_registered_here_are_known_there() -> None:
+    import keras
+
+    @keras.saving.register_keras_serializable("tests")
+    class Twice(keras.layers.Layer):
+        def call(self, x: object) -> object:
+            return 2 * x
+
+    made = Child(devices.Share(), 60.0)
+    try:
+        assert made.do(errands.Knows("tests>Twice"), ignore)
+        assert not made.do(errands.Knows("tests>Thrice"), ignore)
+    finally:
+        made.close()
+        keras.saving.get_custom_objects().pop("tests>Twice")
+
+
 ENDS = {
     errands.is_killed: "SIGKILL.*out of memory",
     errands.crashes: "SIGSEGV",

@@ -94,6 +94,11 @@ class Outcome:
         return self.status is not None and self.status.state == status.COMPLETE
 
     @property
+    def failed(self) -> tuple[str, ...]:
+        """The layers that the report names as failed."""
+        return self.status.failed if self.status else ()
+
+    @property
     def notice_s(self) -> float | None:
         """From the fault to when it was noticed, or to the end; `None` where nothing was lost."""
         return self.plan.notice_s()
