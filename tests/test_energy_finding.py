@@ -1,6 +1,7 @@
 """Meters found in made-up hardware: RAPL's zones, AMD's registers, NVIDIA's driver; and what is said without."""
 
 import os
+import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -51,6 +52,24 @@ def test_only_packages_are_counted_not_their_parts_nor_the_platform(tmp_path: Pa
     assert reading.total_j == pytest.approx(10.0)
     assert [trace.device.name for trace in reading.traces] == ["package-0", "package-1"]
     assert reading.source == "rapl"
+
+
+def test_workers_that_each_found_the_hosts_meters_count_it_once(
+    tmp_path: Path, gpus: tuple[dict[str, Any], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at = places(tmp_path)
+    zone = Zone(at.powercap, "0", "package-0")
+    meters = [energy.Meter(energy.find(at))]
+    monkeypatch.setitem(sys.modules, "pynvml", Driver(gpus[0]))  # the second sees fewer, and numbers them anew
+    meters.append(energy.Meter(energy.find(at)))
+    zone.show(5_000_000)
+    gpus[0]["nvmlDeviceGetTotalEnergyConsumption"] = 18_000
+    sent = [pickle.loads(pickle.dumps(meter.read())) for meter in meters]
+    assert [reading.by_kind_j["package"] for reading in sent] == pytest.approx([5.0, 5.0])
+    together = energy.merge(sent)
+    assert together.by_kind_j["package"] == pytest.approx(5.0)
+    assert [trace.total_j for trace in together.traces if trace.device.identity == "GPU-new"] == pytest.approx([8.0])
+    assert (together.hosts, len(together.traces)) == (("d1ce",), 3)
 
 
 def test_a_package_that_disappears_is_reported(tmp_path: Path) -> None:
