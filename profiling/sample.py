@@ -164,14 +164,18 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
         with contextlib.closing(Table(csv_path, host.row())) as table:
             began_s = time.monotonic()
             running.start()
-            for number in itertools.count(1):
-                code = running.wait(began_s + number * interval_s - time.monotonic())
+            code = None
+            while code is None:
+                code = running.wait(until_next(time.monotonic() - began_s, interval_s))
                 table.add(host.row())
-                if code is not None:
-                    break
     wall_s, own_s = time.monotonic() - began_s, time.process_time()
     _say(table.fault or f"{table.rows} rows in {csv_path}; took {own_s:.2f} s of a core in {wall_s:.0f} s")
     return code
+
+
+def until_next(elapsed_s: float, interval_s: float) -> float:
+    """Return the seconds until the next row; rows missed while all was stopped are not made up for."""
+    return interval_s * (round(elapsed_s / interval_s) + 1) - elapsed_s
 
 
 def _gpus() -> tuple[nvml.Gpu, ...]:
