@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
     {"errors", "records", "teamwork", "packing"},
     {"config", "watchdog"},
-    {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping", "run_lock"},
+    {"scheduling", "journal", "energy", "progress", "decisions", "decoupling", "stopping", "run_lock"},
     {"report", "completion"},
     {"devices"},
     {"datasets"},
