@@ -96,7 +96,10 @@ class FileBookmark:
 
     def write(self, place: Place) -> None:
         if self._team.index == 0:
-            self._journal.write_bytes(self._name, _pack(place))
+            try:
+                self._journal.write_bytes(self._name, _pack(place))
+            except OSError as error:
+                _log.warning("the epoch cannot be kept for --resume: %s", error)
 
     def _load(self) -> Place | None:
         path = self._journal.file(self._name)
@@ -104,7 +107,7 @@ class FileBookmark:
             return None
         try:
             return _unpack(path.read_bytes())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the last two: another pbd's
             _log.warning("%s is damaged (%s): fine-tuning begins anew.", path, error)
             return None
 

@@ -77,7 +77,7 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
 
 def losses_in_words(results: Iterable[BlockResult]) -> tuple[str, ...]:
     """Return a line for the layers that were trained again since the processes that trained them were lost."""
-    again = [result for result in results if result.attempts > 1 and result.status == "trained"]
+    again = [result for result in results if result.attempts > 1 and result.status == "trained" and not result.found]
     if not again:
         return ()
     most = max(result.attempts for result in again)

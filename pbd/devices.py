@@ -87,6 +87,7 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
         "TF_NUM_INTEROP_THREADS": "1" if local_workers > 1 else "2",
         "OMP_NUM_THREADS": str(threads),
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX: a worker and the process that trains for it share the GPU
     }
     if not verbose:
         settings["TF_CPP_MIN_LOG_LEVEL"] = "3"

@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd import watchdog
 from pbd.teamwork import ALONE, Team, add_up_all
 
 
@@ -79,6 +80,7 @@ class Marking:
 
     def add(self, teacher_scores: np.ndarray, scores: Sequence[np.ndarray], labels: np.ndarray) -> None:
         """Take in a batch of outputs, each of shape `(batch, classes)`, and its labels, `(batch,)`."""
+        watchdog.alive()
         reference, answers = log_probabilities(teacher_scores), np.argmax(teacher_scores, axis=-1)
         self._images += len(labels)
         for i, score in enumerate(scores):

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, decoupling
+from pbd import blocks, decoupling, watchdog
 from pbd.decoupling import Factors
 from pbd.records import LayerTask
 
@@ -177,6 +177,7 @@ def all_patches(inputs: np.ndarray, task: LayerTask) -> np.ndarray:
 def gather(statistics: dict[str, Statistics], prefix: keras.Model, images: Iterable[Any]) -> None:
     """Add the layers' inputs and outputs on these images to their statistics."""
     for batch in images:
+        watchdog.alive()
         activations = prefix.predict_on_batch(batch)
         for name, seen in statistics.items():
             inputs, outputs = (np.asarray(value, np.float32) for value in activations[name])

@@ -14,7 +14,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, devices, evaluation, folding, graph, initialisation
+from pbd import blocks, datasets, devices, evaluation, folding, graph, initialisation, watchdog
 from pbd.fitting import adam
 from pbd.records import LayerTask
 from pbd.scheduling import cost_table
@@ -125,6 +125,7 @@ class Pace:
 def pace_of(step: Callable[[], object]) -> Pace:
     """Time a step that traces itself the first time: the median of a few behind the warm-up, which outliers miss."""
     first_s = _seconds(step)
+    watchdog.alive()
     for _ in range(WARM_UP):
         step()
     taken: list[float] = []

@@ -25,8 +25,9 @@ def pack(said: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> bytes:
     words, stream = json.dumps(said, default=plain).encode(), io.BytesIO()
     named = {f"weight_{index}": array for index, array in enumerate(arrays)}
     np.savez(stream, meta=np.frombuffer(words, np.uint8), **named)
-    content = stream.getvalue()
-    return content + _digest(content)
+    digest = _digest(stream.getbuffer())
+    stream.write(digest)
+    return stream.getvalue()
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
@@ -35,8 +36,8 @@ def unpack(data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
     Raises:
         ValueError: the content is damaged.
     """
-    content, digest = data[:-DIGEST_BYTES], data[-DIGEST_BYTES:]
-    if _digest(content) != digest:
+    content = memoryview(data)[:-DIGEST_BYTES]
+    if _digest(content) != data[-DIGEST_BYTES:]:
         raise ValueError("its content does not match its checksum")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[f"weight_{index}"] for index in range(len(archive.files) - 1)]
@@ -52,5 +53,5 @@ def plain(value: Any) -> Any:
     raise TypeError(f"cannot be written as JSON: {value!r}")
 
 
-def _digest(content: bytes) -> bytes:
+def _digest(content: bytes | memoryview) -> bytes:
     return hashlib.sha256(content).digest()

@@ -2,18 +2,22 @@
 
 import dataclasses
 import functools
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from pbd import calibration, memory, training
 from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
+from pbd.errors import NoWorkersError
 from pbd.executors.base import Emit, Executor
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
 from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 from pbd.shared_work import TimeExchange, TrainShared
 from pbd.training import TrainingContext
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,7 @@ def make(
     """
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     room = footprint.room(config.memory_limit)
-    predict = functools.partial(calibration.predict, context, tuple(todo), config.costs, given, executor.num_workers)
-    table, work = executor.call(predict)
+    table, work = _predict(config.costs, given, context, todo, executor)
     costs = table.costs(work, config.group)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     whole = scheduler(missing, costs, executor.num_workers)
@@ -71,6 +74,21 @@ def make(
         return table.corrected(results, work, config.group, run_dir)
 
     return Plan(assignment, table.source, measured, why)
+
+
+def _predict(
+    wanted: str, given: CostTable | None, context: TrainingContext, todo: Sequence[LayerTask], executor: Executor
+) -> tuple[CostTable, Workload]:
+    """Return what each layer takes; a layer that loses the process that times it must not cost the run."""
+
+    def predicting(how: str) -> Callable[[], tuple[CostTable, Workload]]:
+        return functools.partial(calibration.predict, context, tuple(todo), how, given, executor.num_workers)
+
+    try:
+        return executor.call(predicting(wanted))
+    except NoWorkersError as error:
+        _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error)
+        return executor.call(predicting("macs"))
 
 
 def carry_out(

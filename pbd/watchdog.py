@@ -14,8 +14,8 @@ from contextlib import contextmanager
 from pbd.errors import PbdError, StoppedError
 
 TICK_S = 1.0
-IDLE = 0.01
-"""A process that takes a smaller share of a core does nothing."""
+IDLE = 0.2
+"""A process that takes a smaller share of a core does nothing: what helps in the background takes some hundredths."""
 
 End = Callable[[PbdError], None]
 _seen = 0  # grows with every call of `alive`
@@ -27,6 +27,11 @@ def alive() -> None:
     """Say that this process waits for something on purpose; to be called again and again while it does."""
     global _seen
     _seen += 1
+
+
+def seen() -> int:
+    """Return how often `alive` was called."""
+    return _seen
 
 
 def also_check(check: Callable[[], PbdError | None], end: End) -> None:

@@ -121,8 +121,8 @@ def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, 
 
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
 def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
-    child._stall_limit_s = STALL_LIMIT_S if work is not errands.turns_for_ever else 0.2
     first, began = child.do(errands.who, ignore), time.monotonic()
+    child._stall_limit_s = STALL_LIMIT_S if work is not errands.turns_for_ever else 0.2
     with pytest.raises(LostProcessError, match="hung: it said nothing"):
         child.do(work, ignore)
     assert time.monotonic() - began < 10

@@ -74,6 +74,12 @@ def test_a_rank_that_loses_its_child_begins_again_with_all_others(place: int, tm
     assert (tmp_path / "died").exists()
 
 
+def test_a_loss_counts_for_more_than_giving_up(tmp_path: Path) -> None:
+    """Both at the same sum: nobody may go on with something else while the others begin again."""
+    told = ranks(3, f"GivesUpWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
+    assert json.loads(told.stdout) == 7, told.stderr
+
+
 def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
     told = ranks(2, "dies_in_the_second", isolate=True)
     assert told.returncode == NoWorkersError.exit_code

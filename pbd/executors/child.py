@@ -5,9 +5,12 @@ import logging
 import os
 import pickle
 import signal
+import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import threading
 from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,16 +18,19 @@ from typing import Any, TypeVar
 from pbd import devices, watchdog
 from pbd.executors import launcher
 from pbd.executors.base import Emit
-from pbd.executors.link import Answer, GiveUp, Greeting, Order, Sum, Tray
+from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
 from pbd.executors.workplace import LostProcessError, Work
 from pbd.records import Progress
 from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, Team
 from pbd.watchdog import Patience
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 _POLL_S = 0.5
 _ENDS_S = 10.0
 _LAST_WORDS = 200
+IDLE = 0.01
+"""A process that takes a smaller share of a core does nothing."""
 MOST_BUSY = 10
 """A process that computes may be silent for this many times the stall limit: tracing and compiling say nothing."""
 
@@ -40,9 +46,14 @@ class Child:
     def __init__(self, share: devices.Share, stall_limit_s: float) -> None:
         self._share, self._stall_limit_s = share, stall_limit_s
         self._process: subprocess.Popen[bytes] | None = None
+        self._busy = threading.Lock()
         self._start()
 
     def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+        with self._busy:
+            return self._do(work, emit, team)
+
+    def _do(self, work: Work[T], emit: Emit, team: Team) -> T:
         if self._process is None:
             self._start()
         try:
@@ -69,7 +80,9 @@ class Child:
             self._said.close()
 
     def _start(self) -> None:
+        custom_objects = _custom_objects()
         self._link, theirs = Pipe()
+        _limit_waiting(self._link.fileno(), self._stall_limit_s)
         self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
         descriptors = theirs.fileno(), self._tray.descriptor
         said = None if self._share.verbose else self._said
@@ -80,11 +93,10 @@ class Child:
             stdin=subprocess.DEVNULL,
             stdout=said,
             stderr=said,
-            start_new_session=True,  # what the terminal sends to all is for us to act on
         )
         theirs.close()
         with contextlib.suppress(LostProcessError):  # of which the first order will hear
-            self._send(Greeting(self._share, _custom_objects()))
+            self._send(Greeting(self._share, custom_objects, _keras_settings()))
 
     def _send(self, message: Any) -> None:
         try:
@@ -104,11 +116,15 @@ class Child:
                 continue
             try:
                 message = self._link.recv()
+            except BlockingIOError as error:
+                raise LostProcessError("the process that trains hung in the middle of a word") from error
             except (EOFError, OSError) as error:
                 raise LostProcessError(self._how_it_ended()) from error
             watch.alive()
             if isinstance(message, Answer):
                 return message
+            if isinstance(message, Beat):
+                continue
             if isinstance(message, Progress):
                 emit(message)
             elif isinstance(message, logging.LogRecord):
@@ -134,13 +150,15 @@ class Child:
             return "the process that trains closed its connection"
         if code >= 0:
             return f"the process that trains ended with code {code}{self._last_words()}"
-        name = signal.Signals(-code).name
+        known = {number.value: number.name for number in signal.Signals}
+        name = known.get(-code, f"signal {-code}")
         hint = " (out of memory?)" if -code == signal.SIGKILL else ""
         return f"the process that trains was ended by {name}{hint}{self._last_words()}"
 
     def _last_words(self) -> str:
         self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        said = self._said.read().decode(errors="replace")
+        lines = said.partition("Fatal Python error")[0].strip().splitlines()  # where it was, follows
         return f": {lines[-1].strip()[:_LAST_WORDS]}" if lines else ""
 
 
@@ -164,7 +182,7 @@ class _Watch:
         if not self._patience.lost():
             return
         silent_s, computed_s = self._patience.silent_s, _cpu_s(self._pid) - self._computed_s
-        if computed_s < watchdog.IDLE * silent_s or silent_s > MOST_BUSY * self._limit_s:
+        if computed_s < IDLE * silent_s or silent_s > MOST_BUSY * self._limit_s:
             raise LostProcessError(
                 f"the process that trains hung: it said nothing for {silent_s:.0f} s, and computed {computed_s:.0f} s"
             )
@@ -185,11 +203,32 @@ def _environment() -> dict[str, str]:
     return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
-def _custom_objects() -> bytes | None:
+def _limit_waiting(descriptor: int, seconds: float) -> None:
+    """Have reads and writes fail that wait for so long in the middle of a message."""
+    limit = struct.pack("ll", max(1, int(seconds)), 0)
+    with socket.socket(fileno=os.dup(descriptor)) as ours:
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            ours.setsockopt(socket.SOL_SOCKET, option, limit)
+
+
+def _keras_settings() -> dict[str, Any]:
+    """Return how this process has set up Keras, where it has."""
+    if "keras" not in sys.modules:
+        return {}
+    config = sys.modules["keras"].config
+    return {"floatx": config.floatx(), "image_data_format": config.image_data_format(), "epsilon": config.epsilon()}
+
+
+def _custom_objects() -> dict[str, bytes]:
     """Return what this process has registered with Keras, by value where it was made in the main script."""
-    registered = sys.modules["keras"].saving.get_custom_objects() if "keras" in sys.modules else None
-    if not registered:
-        return None
+    if "keras" not in sys.modules:
+        return {}
     import cloudpickle
 
-    return cloudpickle.dumps(dict(registered))
+    found = {}
+    for name, registered in sys.modules["keras"].saving.get_custom_objects().items():
+        try:
+            found[name] = cloudpickle.dumps(registered)
+        except Exception as error:  # it may have nothing to do with the teacher
+            _log.warning("%s cannot be sent to the process that trains (%s): --no-isolate trains here.", name, error)
+    return found

@@ -9,19 +9,22 @@ import pickle
 import signal
 import sys
 import threading
+import time
 import traceback
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
 
-from pbd import devices
+from pbd import devices, watchdog
 from pbd.executors.base import Seldom
-from pbd.executors.link import Answer, GiveUp, Greeting, Order, Sum, Tray
+from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
 from pbd.teamwork import ALONE, Team
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_EAGER_TO_DIE = "500"
+_EAGER_TO_DIE = 500
+_BEAT_S = 1.0
 
 
 def main() -> NoReturn:
@@ -32,6 +35,7 @@ def main() -> NoReturn:
     faulthandler.enable()
     link = _Link(Connection(descriptor), Tray(tray))
     logging.getLogger("pbd").addHandler(_PassOn(link))
+    threading.Thread(target=_beat, args=(link,), daemon=True).start()
     greeting: Greeting = link.hear()
     trouble = _settle(greeting)
     while True:
@@ -39,18 +43,41 @@ def main() -> NoReturn:
         link.say(Answer(error=trouble) if trouble else _carry_out(order, link))
 
 
+def _beat(link: "_Link") -> None:
+    """Pass on, now and then, that the work comes by `watchdog.alive`."""
+    before = watchdog.seen()
+    while True:
+        time.sleep(_BEAT_S)
+        if watchdog.seen() != before:
+            before = watchdog.seen()
+            link.say(Beat())
+
+
 def _settle(greeting: Greeting) -> Exception | None:
     """Take the device and load what the worker has registered; return what went wrong."""
     try:
         greeting.share.claim()
         devices.load_backend()
-        if greeting.custom_objects is not None:
+        if greeting.custom_objects or greeting.keras_settings:
             import keras
 
-            keras.saving.get_custom_objects().update(pickle.loads(greeting.custom_objects))
+            for name, value in greeting.keras_settings.items():
+                getattr(keras.config, f"set_{name}")(value)
+            for name, pickled in greeting.custom_objects.items():
+                _register(name, pickle.loads(pickled))
     except Exception as error:
         return error
     return None
+
+
+def _register(name: str, thing: Any) -> None:
+    import keras
+
+    package, sign, own = name.rpartition(">")
+    if sign:
+        keras.saving.register_keras_serializable(package, own)(thing)  # which tells its name from the thing, too
+    else:
+        keras.saving.get_custom_objects()[name] = thing
 
 
 def _carry_out(order: Order, link: "_Link") -> Answer:
@@ -142,8 +169,9 @@ def _die_with(parent: int) -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent:
         os._exit(0)
-    with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
-        file.write(_EAGER_TO_DIE)
+    score = Path("/proc/self/oom_score_adj")
+    with contextlib.suppress(OSError, ValueError):
+        score.write_text(str(max(_EAGER_TO_DIE, int(score.read_text()))))
 
 
 def _leave_signals_to_the_worker() -> None:

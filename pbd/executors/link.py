@@ -16,8 +16,10 @@ class Greeting:
     """To a child: who it is. It says nothing back; what went wrong is the answer to its first order."""
 
     share: devices.Share
-    custom_objects: bytes | None
-    """The layers and functions that were registered with Keras, pickled; `None` where there are none."""
+    custom_objects: dict[str, bytes]
+    """The layers and functions that were registered with Keras, pickled, by name."""
+    keras_settings: dict[str, Any]
+    """By the names of `keras.config`; empty where they are the defaults."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +39,11 @@ class Answer:
 
     result: Any = None
     error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Beat:
+    """From a child: it goes on, though it has nothing to tell."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +93,7 @@ class Tray:
     def _reach(self, size: int) -> None:
         if self._map is not None and len(self._map) >= size:
             return
+        size = max(size, 1)
         if os.fstat(self.descriptor).st_size < size:
             os.ftruncate(self.descriptor, size)
-        self._map = mmap.mmap(self.descriptor, max(size, 1))
+        self._map = mmap.mmap(self.descriptor, size)

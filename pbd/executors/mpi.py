@@ -117,6 +117,7 @@ class MpiExecutor:
                 return None
 
             def attempt() -> Any:
+                team.begin()
                 result = self._workplace.do(command.function, emit, team)
                 team.part()
                 return result
@@ -159,6 +160,7 @@ class MpiExecutor:
     def _gather(self, mine: list[BlockResult], emit: Emit) -> list[list[BlockResult]]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
         while self._telling is not None and not self._telling.Test():
+            watchdog.alive()
             time.sleep(_POLL_S)
         everyone = self._comm.Ibarrier()
         while not everyone.Test():
@@ -222,6 +224,11 @@ class MpiTeam:
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.index, self.size = comm.Get_rank(), comm.Get_size()
+        self._attempt = 0
+
+    def begin(self) -> None:
+        """Begin what the team does, or begin it again; all do."""
+        self._attempt += 1
 
     def add_up(self, values: np.ndarray) -> np.ndarray:
         self._agree(_WELL)
@@ -230,7 +237,7 @@ class MpiTeam:
         return total
 
     def give_up(self) -> None:
-        with contextlib.suppress(BrokenTeamError, LostTeamError):
+        with contextlib.suppress(BrokenTeamError):  # a loss is more: there is nothing else to try together
             self._agree(_GAVE_UP)
 
     def leave(self) -> None:
@@ -248,11 +255,14 @@ class MpiTeam:
     def _agree(self, state: int) -> None:
         from mpi4py import MPI
 
-        worst = np.empty(1, np.int32)
-        self._comm.Allreduce(np.array([state], np.int32), worst, op=MPI.MAX)
-        if worst[0] == _LOST:
+        most = np.empty(3, np.int32)
+        self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), most, op=MPI.MAX)
+        worst, last, first = int(most[0]), int(most[1]), -int(most[2])
+        if first != last:
+            raise RuntimeError(f"workers of a team are at attempts {first} and {last}")
+        if worst == _LOST:
             raise LostTeamError("a worker of the team lost the process that trains")
-        if worst[0] == _GAVE_UP:
+        if worst == _GAVE_UP:
             raise BrokenTeamError("a worker of the team could not go on.")
 
 

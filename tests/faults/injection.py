@@ -25,7 +25,7 @@ ENVIRONMENT = "PBD_FAULTS"
 HERE = Path(__file__).resolve().parent
 
 POINTS = {
-    "start": ("pbd.executors.child_main", "_settle"),
+    "start": ("pbd.devices", "load_backend"),
     "first weights": ("pbd.training", "_give_first_weights"),
     "tracing": ("pbd.training", "GroupDistiller.__init__"),
     "training": ("pbd.fitting", "ReportProgress.on_train_batch_end"),
@@ -38,9 +38,9 @@ POINTS = {
     "fine-tuning": ("pbd.fine_tuning", "Examiner.on_epoch_end"),
     "marking": ("pbd.evaluation", "mark"),
     "finishing": ("pbd.completion", "write"),
-    "leaving": ("pbd.run", "_run"),
+    "leaving": ("pbd.report", "summary"),
 }
-"""Where a fault can strike: just before this function of this module."""
+"""Where a fault can strike: just before this function of this module, which is not the main one of a process."""
 RECORDED = {
     "noticed": ("pbd.executors.workplace", "LostProcessError.__init__"),
     "begun": ("pbd.training", "_train_together"),
@@ -95,6 +95,10 @@ class Plan:
     def struck(self) -> list[str]:
         """Return what has struck, in order."""
         return [what for _, _, what in self.events("struck")]
+
+    def reached(self, number: int) -> int:
+        """Return how often the point of a fault was reached."""
+        return len(list(Path(self.folder).glob(f"reached-{number}.*")))
 
     def begun_after_commit(self) -> list[str]:
         """Return the layers whose training was begun although they had been committed."""
@@ -154,12 +158,12 @@ def _launcher() -> int:
 def prepare() -> None:
     """Wrap the functions of the plan as soon as their modules are there."""
     plan = _plan()
-    hooks: dict[str, list[tuple[str, Callable[..., None]]]] = {}
+    hooks: dict[str, list[tuple[str, Callable[..., None], bool]]] = {}
     for number, fault in enumerate(plan.faults):
         module, name = POINTS[fault.point]
-        hooks.setdefault(module, []).append((name, functools.partial(_strike, plan, number)))
+        hooks.setdefault(module, []).append((name, functools.partial(_strike, plan, number), False))
     for what, (module, name) in RECORDED.items():
-        hooks.setdefault(module, []).append((name, functools.partial(_record, plan, what)))
+        hooks.setdefault(module, []).append((name, functools.partial(_record, plan, what), what == "committed"))
     sys.meta_path.insert(0, _Finder(hooks))
 
 
@@ -172,7 +176,7 @@ def _plan() -> Plan:
 class _Finder(importlib.abc.MetaPathFinder):
     """Finds modules as ever, and wraps some of their functions once they are loaded."""
 
-    def __init__(self, hooks: dict[str, list[tuple[str, Callable[..., None]]]]) -> None:
+    def __init__(self, hooks: dict[str, list[tuple[str, Callable[..., None], bool]]]) -> None:
         self._hooks = hooks
 
     def find_spec(
@@ -187,22 +191,26 @@ class _Finder(importlib.abc.MetaPathFinder):
 
         def exec_module(module: ModuleType) -> None:
             load(module)
-            for function, before in self._hooks[name]:
-                _wrap(module, function, before)
+            for function, hook, after in self._hooks[name]:
+                _wrap(module, function, hook, after)
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
         return spec
 
 
-def _wrap(module: ModuleType, dotted: str, before: Callable[..., None]) -> None:
+def _wrap(module: ModuleType, dotted: str, hook: Callable[..., None], after: bool) -> None:
     *owners, name = dotted.split(".")
     owner = functools.reduce(getattr, owners, module)
     function = getattr(owner, name)
 
     @functools.wraps(function)
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
-        before(*arguments, **keywords)
-        return function(*arguments, **keywords)
+        if not after:
+            hook(*arguments, **keywords)
+        result = function(*arguments, **keywords)
+        if after:
+            hook(*arguments, **keywords)
+        return result
 
     setattr(owner, name, wrapped)
 

@@ -60,12 +60,12 @@ def torn_by_kills(folder: Path, kills: int, draws: random.Random) -> tuple[int, 
     return torn, seen
 
 
-def on_a_full_disk(folder: Path) -> Found:
-    """Save to a disk that fills, and to one that is read-only, where this system lets us make such disks."""
+def on_a_full_disk(folder: Path) -> Found | None:
+    """Save to a disk that fills, and to one that is read-only; `None` where this system lets us make no such disks."""
     folder.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={SMALL_DISK}", "tmpfs", str(folder)]
     if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
-        return Found("no small disk could be made here", True)
+        return None
     try:
         journal = Journal.create(folder / "run", {})
         failed, data = 0, os.urandom(300_000)

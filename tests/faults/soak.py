@@ -30,6 +30,9 @@ from tests.faults.jobs import LAYERS, WAYS, Outcome, Range
 IN_TRAINING = ("start", "first weights", "tracing", "training", "scoring", "committing")
 LOSSES = ("kill", "crash", "stop", "hang", "spin", "leave")
 ROUNDING = 1e-4
+NOTICED_S = 4 * jobs.STALL_LIMIT_S + 10.0
+GRACE_S = 30.0
+"""What job managers leave between the first signal and the last."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,9 @@ def nothing_is_lost(soak: Soak) -> Row:
             points, kinds = ("first weights", "tracing", "scoring"), ("raise",)
         fault = jobs.pick(soak.draws, points, kinds)
         outcomes.append(soak.run(f"g1-{number}", soak.draws.choice(["mpi", "dask"]), fault))
-    named = sum(len(one.failed) for one in outcomes)  # of an exception, which would come again
-    lost = sum(len(set(jobs.blocks_lost(one)) - set(one.failed)) for one in outcomes)
+    raised = [one for one in outcomes if any(what.startswith("raise") for what in one.struck)]
+    named = sum(len(one.failed) for one in raised)  # an exception would come again, and is not tried again
+    lost = sum(len(set(jobs.blocks_lost(one)) - set(one.failed if one in raised else ())) for one in outcomes)
     rerun, incomplete = sum(len(one.rerun) for one in outcomes), sum(not one.complete for one in outcomes)
     struck = sum(bool(one.struck) for one in outcomes)
     figures = f"{len(outcomes)} runs, {struck} struck: lost {lost}, rerun {rerun}, incomplete {incomplete}"
@@ -129,12 +133,15 @@ def it_never_hangs(soak: Soak) -> Row:
     hung = sum(one.code is None for one in outcomes)
     orphans = sum(len(one.orphans) for one in outcomes)
     longest = max((one.notice_s for one in outcomes if one.notice_s is not None), default=0.0)
+    struck = sum(bool(one.struck) for one in outcomes)
+    silent = sum(one.code == 0 and not one.complete for one in outcomes)
     return Row(
         "G3 it never hangs",
         "each fault, in children, ranks, the coordinator, from start to finish",
-        f"{len(outcomes)} runs: hangs {hung}, orphans {orphans}, longest time to notice {longest:.1f} s "
+        f"{len(outcomes)} runs, {struck} struck: hangs {hung}, orphans {orphans}, "
+        f"code 0 without being complete {silent}, longest time to notice {longest:.1f} s "
         f"(--stall-limit {jobs.STALL_LIMIT_S})",
-        hung == 0 and orphans == 0,
+        not (hung or orphans or silent) and struck > 0.9 * len(outcomes) and longest < NOTICED_S,
     )
 
 
@@ -165,8 +172,8 @@ def no_file_is_torn(soak: Soak) -> Row:
     return Row(
         "G5 no torn file",
         "SIGKILL while saving; a full disk; a read-only folder",
-        f"{kills} kills, {written} files: torn {torn}; {full.in_words}",
-        torn == 0 and full.kept,
+        f"{kills} kills, {written} files: torn {torn}; {full.in_words if full else 'no small disk can be made here'}",
+        torn == 0 and full is not None and full.kept,
     )
 
 
@@ -236,7 +243,7 @@ def it_stops_cleanly(soak: Soak) -> Row:
         "SIGTERM or SIGUSR1 to what was started",
         f"{soak.times(24)} runs: codes {sorted(map(str, codes))}, slowest {slowest:.1f} s, orphans {orphans}, "
         f"not resumable {corrupt}",
-        codes == {StoppedError.exit_code} and not orphans and not corrupt,
+        codes == {StoppedError.exit_code} and not orphans and not corrupt and slowest < GRACE_S,
     )
 
 
