@@ -13,7 +13,7 @@ import pytest
 from pbd import completion, report, run_lock, status
 from pbd.errors import EnvironmentMismatchError
 from pbd.journal import Journal
-from pbd.records import BlockResult
+from pbd.records import BlockResult, RunReport
 from tests.report_factory import make_report
 
 pytestmark = pytest.mark.fast
@@ -50,7 +50,7 @@ def complete(journal: Journal) -> Journal:
     return journal
 
 
-def without_failures() -> report.RunReport:
+def without_failures() -> RunReport:
     made = make_report()
     return dataclasses.replace(made, blocks=tuple(row for row in made.blocks if row.status != "failed"))
 
