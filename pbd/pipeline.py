@@ -82,7 +82,7 @@ def _compress(
     clock: "_Clock",
     display: progress.ProgressDisplay,
 ) -> RunReport:
-    from pbd import folding, preparation, student
+    from pbd import folding, latency, preparation, student
 
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
@@ -120,6 +120,7 @@ def _compress(
         student=_facts(small.model, small.marks, tested[1], path),
         blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
         workers=decisions.worker_rows(block_phase.results, executor.num_workers),
+        latency=latency.compare(teacher, small.model, config.data.batch_size),
         timing=clock.timing(block_phase),
         energy={"source": "none", "total_j": None},
         executor=executor.name,

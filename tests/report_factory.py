@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
 
 
 def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockReport:
@@ -54,5 +54,6 @@ def make_report(**changes: Any) -> RunReport:
         groups=(("conv4_block1_2_conv", "block2_conv1"), ("block3_conv1",)),
         fine_tune_history=({"loss": 0.5, "val_accuracy": 0.9},),
         run_dir="run",
+        latency=(Latency(1, 0.003, 0.0029, 0.0031, 0.0033, 0.0032, 0.0035, 0.91, 15, 10),),
     )
     return dataclasses.replace(report, **changes)

@@ -22,7 +22,7 @@ FLOORS = (
     {"data_parallel", "model_files"},
     {"graph", "fitting"},
     {"initialisation", "ghost_batches", "folding", "variants"},
-    {"scoring", "fine_tuning"},
+    {"scoring", "fine_tuning", "latency"},
     {"training", "student", "teachers"},
     {"layer_timing", "memory"},
     {"calibration"},

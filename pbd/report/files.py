@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from pbd.errors import CorruptStateError, MissingInputError
 from pbd.journal import Journal
-from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
 from pbd.report.text import render
 
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
@@ -36,6 +37,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "judged_by": report.judged_by,
             "fine_tune_history": report.fine_tune_history,
             "story": report.story,
+            "latency": [asdict(row) for row in report.latency],
             "run_dir": report.run_dir,
         }
     )
@@ -48,8 +50,26 @@ def write(report: RunReport, journal: Journal) -> None:
 
 
 def read(journal: Journal) -> RunReport:
-    """Return the report of a run that is complete."""
-    said = json.loads(journal.file("report.json").read_bytes())
+    """Return the report of a run that is complete.
+
+    Raises:
+        MissingInputError: the run has no report yet, or there is no run.
+        CorruptStateError: its `report.json` is damaged.
+    """
+    path = journal.file("report.json")
+    try:
+        return from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        journal.layers()  # says where there is no run at all
+        raise MissingInputError(
+            f"the run in {journal.path} has no report yet. Go on with it with pbd-run --resume."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptStateError(f"{path} is damaged. Make the run whole with pbd-run --resume.") from error
+
+
+def from_json(said: Mapping[str, Any]) -> RunReport:
+    """Return the report that says this; what versions before did not measure is left out."""
     histories = ("loss_history", "nmse_history")
     rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
     return RunReport(
@@ -64,6 +84,7 @@ def read(journal: Journal) -> RunReport:
             "groups": tuple(tuple(group) for group in said["groups"]),
             "fine_tune_history": tuple(said["fine_tune_history"]),
             "story": tuple(said["story"]),
+            "latency": tuple(Latency(**row) for row in said.get("latency", ())),
         }
     )
 

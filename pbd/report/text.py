@@ -8,8 +8,8 @@ from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from pbd.records import BlockReport, ModelFacts, RunReport
-from pbd.report.words import count, percent, ratio
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport
+from pbd.report.words import count, decisions, duration, error, is_slower, percent, points, ratio, speed
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
 _WIDE = 100  # columns from which the reasons fit beside the figures
@@ -30,7 +30,7 @@ def summary(report: RunReport) -> Group:
         _Layers(report.blocks, "accuracy" if report.judged_by == "labels" else "agreement"),
         _headline(report),
         Text(""),
-        _before_and_after(report.teacher, report.student),
+        _before_and_after(report),
         Text(""),
         _facts(report),
     )
@@ -85,7 +85,7 @@ def _figures(row: BlockReport) -> tuple[str, ...]:
         return f"{old}->{new}" if row.status in ("accepted", "rejected", "given_back") else old
 
     return (
-        "-" if row.nmse is None else f"{row.nmse:.4f}" if row.nmse < 10 else f"{row.nmse:.1e}",
+        error(row.nmse),
         percent(row.val_agreement if row.val_accuracy is None else row.val_accuracy, 1)
         if row.nmse is not None
         else "-",
@@ -97,28 +97,31 @@ def _figures(row: BlockReport) -> tuple[str, ...]:
 
 
 def _headline(report: RunReport) -> Text:
-    counts = {status: sum(row.status == status for row in report.blocks) for status in _STYLES}
-    line = Text(f"{counts.pop('accepted')} of {len(report.blocks)} layers replaced", style="bold")
-    for status, number in counts.items():
-        if number:
-            line.append(f", {number} {status.replace('_', ' ')}", style=_STYLES[status])
+    (_, accepted), *others = decisions(report.blocks)
+    line = Text(f"{accepted} of {len(report.blocks)} layers replaced", style="bold")
+    for status, number in others:
+        line.append(f", {number} {status.replace('_', ' ')}", style=_STYLES[status])
     return line
 
 
-def _before_and_after(teacher: ModelFacts, student: ModelFacts) -> Table:
+def _before_and_after(report: RunReport) -> Table:
+    teacher, student = report.teacher, report.student
     table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("")
     for name in ("teacher", "student", "change"):
         table.add_column(name, justify="right", no_wrap=True)
     judged = "accuracy" if student.val_accuracy is not None else "agreement"
     for split, field in (("test", f"test_{judged}"), ("validation", f"val_{judged}")):
-        name, old, new = f"{split} {judged}", getattr(teacher, field), getattr(student, field)
-        known = old is not None and new is not None
-        table.add_row(name, percent(old), percent(new), f"{100 * (new - old):+.2f} points" if known else "-")
+        old, new = getattr(teacher, field), getattr(student, field)
+        table.add_row(f"{split} {judged}", percent(old), percent(new), points(old, new))
     sizes = (("parameters", "params", ""), ("multiply-accumulates", "macs", "MAC"), ("file size", "size_bytes", "B"))
     for name, field, unit in sizes:
         old, new = getattr(teacher, field), getattr(student, field)
         table.add_row(name, count(old, unit), count(new, unit), ratio(old, new))
+    for row in report.latency:
+        style = "yellow" if is_slower(row.times_as_fast) else ""
+        times = duration(row.teacher_s), duration(row.student_s), Text(speed(row.times_as_fast), style)
+        table.add_row(f"latency, batch {row.batch}", *times)
     return table
 
 
@@ -144,6 +147,8 @@ def _facts(report: RunReport) -> Table:
     grid.add_row("before fine-tuning", _quality(report.assembled))
     if report.judged_by == "teacher":
         grid.add_row("judged by", "agreement with the teacher: the data has no labels, or they were not used")
+    for number, row in enumerate(report.latency):
+        grid.add_row("" if number else "latency", Text(_spread(row)))
     for number, line in enumerate(report.story):
         grid.add_row("" if number else "what happened", Text(line))
     grid.add_row("seconds", Text(phases))
@@ -152,6 +157,13 @@ def _facts(report: RunReport) -> Table:
     grid.add_row("student", Text(report.student.path or "not saved"))
     grid.add_row("report", Text(str(folder / "report.json")))
     return grid
+
+
+def _spread(row: Latency) -> str:
+    return (
+        f"batch {row.batch}: quartiles {duration(row.teacher_q1_s)} to {duration(row.teacher_q3_s)} (teacher), "
+        f"{duration(row.student_q1_s)} to {duration(row.student_q3_s)} (student); {row.rounds} rounds"
+    )
 
 
 def _misjudged(rows: tuple[BlockReport, ...]) -> str:

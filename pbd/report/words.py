@@ -1,25 +1,80 @@
-"""Figures as people read them."""
+"""Figures as people read them; what is absent is said to be so."""
+
+from collections.abc import Sequence
+
+from pbd.records import BlockReport
+
+ABSENT = "not measured"
+STATUSES = ("accepted", "rejected", "given_back", "failed", "skipped")
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
-    return "not measured" if fraction is None else f"{fraction:.{digits}%}"
+    """Return a share of one in percent: 93.27%."""
+    return ABSENT if fraction is None else f"{fraction:.{digits}%}"
+
+
+def points(old: float | None, new: float | None) -> str:
+    """Return the difference of two shares in percentage points: -1.95 points."""
+    return "-" if old is None or new is None else f"{100 * (new - old):+.2f} points"
 
 
 def count(value: float | None, unit: str = "") -> str:
-    """Return a count with one decimal and a prefix of a thousand: 1.2 M, 40.6 M MAC, 1.4 MB."""
+    """Return a count with one decimal and a prefix of a thousand: 1.2 M, 40.6 M MAC, 1.4 MB, 3.2 kJ."""
     if value is None:
-        return "not measured"
+        return ABSENT
     scaled, prefix = float(value), ""
     for larger in ("k", "M", "G", "T"):
         if abs(scaled) < 999.95:  # where one decimal would round up to 1000.0
             break
         scaled, prefix = scaled / 1000, larger
     number = f"{scaled:.1f}" if prefix else f"{value:g}"
-    ending = f"{prefix}{unit}" if unit == "B" else f"{prefix} {unit}"
+    ending = f"{prefix}{unit}" if unit in ("B", "J", "W") else f"{prefix} {unit}"
     return f"{number} {ending.strip()}".strip()
 
 
 def ratio(old: float | None, new: float | None) -> str:
+    """Return how many times smaller the new one is, or larger."""
     if not old or not new:
         return "-"
     return f"{old / new:.1f}x smaller" if new <= old else f"{new / old:.1f}x larger"
+
+
+def error(nmse: float | None) -> str:
+    """Return a normalised error with the digits that matter."""
+    return "-" if nmse is None else f"{nmse:.4f}" if nmse < 10 else f"{nmse:.1e}"
+
+
+def is_slower(times_as_fast: float) -> bool:
+    """Return whether a network is slower by what two decimals show."""
+    return round(times_as_fast, 2) < 1
+
+
+def speed(times_as_fast: float) -> str:
+    """Return it so that a network that is not faster is seen to be slower."""
+    said = f"{times_as_fast:.2f}" if times_as_fast < 10 else f"{times_as_fast:.1f}"
+    return f"{said}x as fast{': slower' if is_slower(times_as_fast) else ''}"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time with three digits and the unit that suits it: 3.21 ms, 12.2 s, 48 min 3 s, 2 h 5 min."""
+    if seconds is None:
+        return ABSENT
+    if seconds < 0.9995:
+        return f"{1000 * seconds:.3g} ms"
+    if seconds < 119.95:
+        return f"{seconds:.1f} s" if seconds >= 9.995 else f"{seconds:.2f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def decisions(rows: Sequence[BlockReport]) -> list[tuple[str, int]]:
+    """Return how many layers each decision was made about: accepted first, and of the others those that there are."""
+    numbers = [(status, sum(row.status == status for row in rows)) for status in STATUSES]
+    return [(status, number) for status, number in numbers if number or status == "accepted"]
+
+
+def replaced(rows: Sequence[BlockReport]) -> str:
+    """Return the decisions in one line: 17 of 19 layers replaced, 1 rejected, 1 skipped."""
+    (_, accepted), *others = decisions(rows)
+    rest = [f", {number} {status.replace('_', ' ')}" for status, number in others]
+    return f"{accepted} of {len(rows)} layers replaced{''.join(rest)}"
