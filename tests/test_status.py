@@ -69,7 +69,7 @@ def flip(path: Path, at: int) -> None:
 
 def test_one_flipped_byte_is_noticed_wherever_it_is(complete: Journal, tmp_path: Path) -> None:
     files = [path.relative_to(complete.path) for path in complete.path.rglob("*") if path.is_file()]
-    assert len(files) == 11
+    assert len(files) == 12
     assert completion.damaged(complete) == []
     for name in files:
         size = (complete.path / name).stat().st_size

@@ -13,6 +13,7 @@ from pbd.journal import Journal
 from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
 from pbd.report.text import render
 
+PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
 
 
@@ -44,9 +45,13 @@ def to_json(report: RunReport) -> dict[str, Any]:
 
 
 def write(report: RunReport, journal: Journal) -> None:
-    """Write `report.json` and `summary.txt` into the run directory."""
+    """Write `report.json`, `summary.txt` and `report.html` into the run directory."""
+    from pbd.report import page  # loads the template engine
+
+    content = to_json(report)
     journal.write_bytes("summary.txt", render(report).encode())
-    journal.write_json("report.json", to_json(report))
+    journal.write_json("report.json", content)
+    journal.write_bytes(PAGE, page.of_run(from_json(content)).encode())  # as it is made again from the file
 
 
 def read(journal: Journal) -> RunReport:

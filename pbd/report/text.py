@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd.records import BlockReport, Latency, ModelFacts, RunReport
-from pbd.report.words import count, decisions, duration, error, is_slower, percent, points, ratio, speed
+from pbd.report.words import count, decisions, error, is_slower, latency, percent, points, ratio, speed
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
 _WIDE = 100  # columns from which the reasons fit beside the figures
@@ -120,7 +120,7 @@ def _before_and_after(report: RunReport) -> Table:
         table.add_row(name, count(old, unit), count(new, unit), ratio(old, new))
     for row in report.latency:
         style = "yellow" if is_slower(row.times_as_fast) else ""
-        times = duration(row.teacher_s), duration(row.student_s), Text(speed(row.times_as_fast), style)
+        times = latency(row.teacher_s), latency(row.student_s), Text(speed(row.times_as_fast), style)
         table.add_row(f"latency, batch {row.batch}", *times)
     return table
 
@@ -161,8 +161,8 @@ def _facts(report: RunReport) -> Table:
 
 def _spread(row: Latency) -> str:
     return (
-        f"batch {row.batch}: quartiles {duration(row.teacher_q1_s)} to {duration(row.teacher_q3_s)} (teacher), "
-        f"{duration(row.student_q1_s)} to {duration(row.student_q3_s)} (student); {row.rounds} rounds"
+        f"batch {row.batch}: quartiles {latency(row.teacher_q1_s)} to {latency(row.teacher_q3_s)} (teacher), "
+        f"{latency(row.student_q1_s)} to {latency(row.student_q3_s)} (student); {row.rounds} rounds"
     )
 
 

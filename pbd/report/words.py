@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from pbd.records import BlockReport
+from pbd.records import BlockReport, Latency
 
 ABSENT = "not measured"
 STATUSES = ("accepted", "rejected", "given_back", "failed", "skipped")
@@ -55,14 +55,28 @@ def speed(times_as_fast: float) -> str:
     return f"{said}x as fast{': slower' if is_slower(times_as_fast) else ''}"
 
 
+def speeds(rows: Sequence[Latency]) -> str:
+    """Return the same for each batch size, in a sentence's words."""
+    said = []
+    for row in rows:
+        batches = "with one image at a time" if row.batch == 1 else f"in batches of {row.batch}"
+        slower = " (slower)" if is_slower(row.times_as_fast) else ""
+        said.append(f"{row.times_as_fast:.2f} times as fast {batches}{slower}")
+    return " and ".join(said)
+
+
+def latency(seconds: float) -> str:
+    """Return the time of a forward pass with three digits: 3.20 ms, 1.25 s."""
+    shown, unit = (seconds, "s") if seconds >= 0.9995 else (1000 * seconds, "ms")
+    return f"{shown:#.3g}".rstrip(".") + f" {unit}"
+
+
 def duration(seconds: float | None) -> str:
-    """Return a time with three digits and the unit that suits it: 3.21 ms, 12.2 s, 48 min 3 s, 2 h 5 min."""
+    """Return a wall time in the unit that suits it: 12.2 s, 48 min 3 s, 2 h 5 min."""
     if seconds is None:
         return ABSENT
-    if seconds < 0.9995:
-        return f"{1000 * seconds:.3g} ms"
     if seconds < 119.95:
-        return f"{seconds:.1f} s" if seconds >= 9.995 else f"{seconds:.2f} s"
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
