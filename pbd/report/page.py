@@ -2,6 +2,7 @@
 
 import base64
 import hashlib
+import inspect
 import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
@@ -58,8 +59,7 @@ def _render(template: str, **content: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    said = ("percent", "points", "count", "ratio", "error", "speed", "speeds", "latency", "duration", "replaced")
-    environment.filters |= {name: getattr(words, name) for name in said}
+    environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
     environment.tests["slower"] = words.is_slower
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

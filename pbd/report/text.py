@@ -155,7 +155,7 @@ def _facts(report: RunReport) -> Table:
     grid.add_row("workers", Text(workers))
     grid.add_row("energy", "not measured" if total_j is None else Text(f"{total_j:.1f} J ({energy.get('source')})"))
     grid.add_row("student", Text(report.student.path or "not saved"))
-    grid.add_row("report", Text(str(folder / "report.json")))
+    grid.add_row("report", Text(f"{folder / 'report.html'}, with its data in report.json"))
     return grid
 
 

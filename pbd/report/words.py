@@ -39,6 +39,11 @@ def ratio(old: float | None, new: float | None) -> str:
     return f"{old / new:.1f}x smaller" if new <= old else f"{new / old:.1f}x larger"
 
 
+def saved(old: int, new: int) -> float | None:
+    """Return the share that the new one does without; `None` where that is nothing."""
+    return 1 - new / old if new != old and old else None
+
+
 def error(nmse: float | None) -> str:
     """Return a normalised error with the digits that matter."""
     return "-" if nmse is None else f"{nmse:.4f}" if nmse < 10 else f"{nmse:.1e}"
@@ -59,10 +64,14 @@ def speeds(rows: Sequence[Latency]) -> str:
     """Return the same for each batch size, in a sentence's words."""
     said = []
     for row in rows:
-        batches = "with one image at a time" if row.batch == 1 else f"in batches of {row.batch}"
         slower = " (slower)" if is_slower(row.times_as_fast) else ""
-        said.append(f"{row.times_as_fast:.2f} times as fast {batches}{slower}")
+        said.append(f"{row.times_as_fast:.2f} times as fast with {images(row.batch)} at a time{slower}")
     return " and ".join(said)
+
+
+def images(batch: int) -> str:
+    """Return what a batch holds."""
+    return "one image" if batch == 1 else f"{batch} images"
 
 
 def latency(seconds: float) -> str:
