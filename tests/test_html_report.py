@@ -1,12 +1,10 @@
 """report.html says everything, as text and not as markup, fetches nothing, and is made again from a run directory."""
 
-import dataclasses
 import json
 import math
 import re
 import shlex
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -15,19 +13,13 @@ import pytest
 from pbd import completion
 from pbd.config import RunConfig
 from pbd.journal import Journal
-from pbd.records import Latency, ModelFacts, RunReport, WorkerReport
+from pbd.records import ModelFacts, RunReport
 from pbd.report import page, render, settings, timeline, write
 from pbd.report.__main__ import main
 from pbd.run import parse
-from tests import browser
-from tests.report_factory import make_report, make_row
+from tests.report_factory import NASTY, SECTIONS, SLOW, full_report, make_report, make_row
 
 pytestmark = pytest.mark.fast
-
-SECTIONS = ("result", "layers", "timeline", "curves", "time", "energy", "again")
-NASTY = """<script>alert("1")</script> 'x' & Größe 層/{{ 7*7 }}"""
-SLOW = Latency(1, 0.0030, 0.0029, 0.0031, 0.0033, 0.0032, 0.0035, 0.91, 15, 10)
-FAST = Latency(64, 0.040, 0.039, 0.041, 0.025, 0.024, 0.026, 1.6, 3, 10)
 
 
 class Document(HTMLParser):
@@ -53,31 +45,6 @@ class Document(HTMLParser):
     @property
     def words(self) -> str:
         return " ".join(self.texts)
-
-
-def full_report(**changes: object) -> RunReport:
-    """Return a report of two workers with everything that there can be."""
-    rows = (
-        make_row("stem", "skipped", "input channels: 3; depthwise filters are faster from 8 on"),
-        make_row("b1", "accepted", "accuracy 0.9 >= 0.8", nmse=0.03, params_after=9_000, predicted_s=10.0),
-        make_row("b2", "accepted", "accuracy 0.9 >= 0.8", nmse=0.3, predicted_s=10.0),
-        make_row("b3", "given_back", "cost most", nmse=0.1, worker=1, started_s=0.0, seconds=8.0, predicted_s=9.0),
-        make_row("b4", "failed", "the loss is not finite", worker=1, started_s=8.0, seconds=2.0),
-        make_row("b5", "accepted", "from before", nmse=0.2, worker=0, started_s=3.0, seconds=5.0),
-    )
-    report = make_report(
-        blocks=rows,
-        groups=(("b1", "b2"), ("b3",), ("b4",)),
-        latency=(SLOW, FAST),
-        story=("epoch 2 diverged: taken back", "gave back b3"),
-        fine_tune_history=(
-            {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9, "val_kl": 0.2, "learning_rate": 0.003},
-            {"epoch": 2, "loss": 0.25, "val_accuracy": 0.91, "val_kl": 0.1, "learning_rate": 0.001},
-        ),
-        workers=(WorkerReport(0, 12.25, 0.0, 2_000_000_000), WorkerReport(1, 10.0, 2.25)),
-        config=RunConfig.of(teacher="VGG16", epochs=5, labels=True, layers=["conv*", "^conv1"]).flat(),
-    )
-    return dataclasses.replace(report, **changes)
 
 
 @pytest.fixture
@@ -314,113 +281,3 @@ def test_the_summary_says_when_a_smaller_network_is_slower() -> None:
     assert "latency, batch 1 3.00 ms 3.30 ms 0.91x as fast: slower" in words
     assert "latency, batch 64 40.0 ms 25.0 ms 1.60x as fast" in words
     assert "batch 1: quartiles 2.90 ms to 3.10 ms (teacher), 3.20 ms to 3.50 ms (student); 15 rounds" in words
-
-
-@pytest.fixture(scope="module")
-def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Browser]:
-    program = browser.find()
-    if program is None:
-        pytest.skip("chromium is not installed (Debian: apt-get install chromium)")
-    with browser.started(program, tmp_path_factory.mktemp("profile")) as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, and one of two, with names that would break a careless one."""
-    folder = tmp_path_factory.mktemp("pages")
-    long_name = "block4_" + "conv" * 30
-    rows = (*full_report().blocks, make_row(NASTY, "rejected", NASTY, nmse=0.05), make_row(long_name, "accepted", "ok"))
-    report = full_report(blocks=rows, groups=(*full_report().groups, (NASTY, long_name)))
-    made = {"run": page.of_run(report), "runs": page.of_runs({"runs/first": report, "runs/" + "x" * 80: full_report()})}
-    for name, text in made.items():
-        (folder / f"{name}.html").write_text(text)
-    return {name: folder / f"{name}.html" for name in made}
-
-
-@pytest.mark.parametrize("name", ["run", "runs"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1280])
-def test_a_browser_shows_it_without_complaint(
-    chromium: browser.Browser, pages: dict[str, Path], name: str, scheme: str, width: int
-) -> None:
-    shown = browser.Page(chromium, pages[name], width, scheme)
-    assert shown.evaluate("[...document.querySelectorAll('section')].every(each => each.offsetHeight > 0)")
-    assert shown.evaluate("document.documentElement.scrollWidth") <= width
-    assert shown.requests == [pages[name].as_uri()]
-    assert shown.complaints == []
-    for selector in (
-        "body",
-        ".note",
-        "a",
-        "td",
-        "th button",
-        ".decision.accepted",
-        ".decision.given_back",
-        "small.warn",
-    ):
-        if shown.evaluate(f"document.querySelector('{selector}') !== null"):
-            assert contrast(shown, selector) >= 4.5, selector
-    if name == "run":
-        ids = shown.evaluate("[...document.querySelectorAll('section')].map(each => each.id)")
-        assert ids == list(SECTIONS)
-        assert contrast(shown, "svg .tick", "fill") >= 4.5
-
-
-def contrast(shown: browser.Page, selector: str, painted_with: str = "color") -> float:
-    """Return the contrast of an element with what is behind it, as WCAG 2 defines it."""
-    front, behind = shown.evaluate(f"""(() => {{
-        const element = document.querySelector('{selector}');
-        const painted = (each) => !getComputedStyle(each).backgroundColor.startsWith('rgba(0, 0, 0, 0');
-        let ground = element;
-        while (!painted(ground)) ground = ground.parentElement;
-        return [getComputedStyle(element).{painted_with}, getComputedStyle(ground).backgroundColor];
-    }})()""")
-    low, high = sorted(
-        luminance([int(part) for part in re.findall("[0-9]+", colour)[:3]]) for colour in (front, behind)
-    )
-    return (high + 0.05) / (low + 0.05)
-
-
-def luminance(colour: list[int]) -> float:
-    linear = [
-        share / 12.92 if share <= 0.04045 else ((share + 0.055) / 1.055) ** 2.4 for share in (c / 255 for c in colour)
-    ]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
-LAYERS = "document.querySelector('#layers table')"
-
-
-def column(shown: browser.Page, label: str) -> list[str]:
-    """Return the values of a column of the table of layers, from above."""
-    return shown.evaluate(f"""(() => {{
-        const at = [...{LAYERS}.tHead.rows[0].cells].findIndex(each => each.textContent.trim() === '{label}');
-        return [...{LAYERS}.tBodies[0].rows].map(row => row.cells[at].dataset.value ?? row.cells[at].textContent);
-    }})()""")
-
-
-def focus(shown: browser.Page, label: str) -> None:
-    """Give the focus to a column's heading."""
-    buttons = f"[...{LAYERS}.querySelectorAll('th button')]"
-    shown.evaluate(f"{buttons}.find(each => each.textContent.trim() === '{label}').focus()")
-
-
-def test_columns_are_sorted_by_keyboard_and_pointer(chromium: browser.Browser, pages: dict[str, Path]) -> None:
-    shown = browser.Page(chromium, pages["run"])
-    assert column(shown, "#") == [str(number) for number in range(1, 9)]
-    focus(shown, "error")
-    shown.press_enter()
-    upwards = column(shown, "error")
-    assert upwards == ["0.03", "0.05", "0.1", "0.127", "0.2", "0.3", "", ""]
-    assert column(shown, "layer")[0] == "b1", "whole rows move"
-    shown.evaluate("document.activeElement.click()")
-    assert column(shown, "error") == [*upwards[5::-1], "", ""]
-    assert (
-        shown.evaluate(f"[...{LAYERS}.querySelectorAll('[aria-sort]')].map(each => each.ariaSort)").count("none") == 10
-    )
-    assert shown.evaluate("document.activeElement.closest('th').ariaSort") == "descending"
-    focus(shown, "layer")
-    shown.press_enter()
-    assert column(shown, "layer")[-1] == "stem"
-    assert shown.complaints == []
