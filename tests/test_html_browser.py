@@ -57,6 +57,14 @@ def test_a_browser_shows_it_without_complaint(
         assert contrast(shown, "svg .tick", "fill") >= 4.5
 
 
+def test_a_careless_page_would_be_noticed(chromium: browser.Browser, tmp_path: Path) -> None:
+    path = tmp_path / "careless.html"
+    path.write_text("<link rel=stylesheet href=theirs.css><script>console.error('mine'); undefinedName();</script>")
+    shown = browser.Page(chromium, path)
+    assert shown.requests == [path.as_uri(), (tmp_path / "theirs.css").as_uri()]
+    assert len(shown.complaints) >= 2
+
+
 def contrast(shown: browser.Page, selector: str, painted_with: str = "color") -> float:
     """Return the contrast of an element with what is behind it, as WCAG 2 defines it."""
     front, behind = shown.evaluate(f"""(() => {{
@@ -93,7 +101,7 @@ def focus(shown: browser.Page, label: str) -> None:
     shown.evaluate(f"{buttons}.find(each => each.textContent.trim() === '{label}').focus()")
 
 
-def test_columns_are_sorted_by_keyboard_and_pointer(chromium: browser.Browser, pages: dict[str, Path]) -> None:
+def test_columns_are_sorted_by_keyboard_and_click(chromium: browser.Browser, pages: dict[str, Path]) -> None:
     shown = browser.Page(chromium, pages["run"])
     assert column(shown, "#") == [str(number) for number in range(1, 9)]
     focus(shown, "error")
