@@ -57,15 +57,18 @@ def _compare(runners: Mapping[str, Callable[[Any], Any]], image_shape: Any, dtyp
 def plan(pass_s: float) -> tuple[int, int, int]:
     """Return how many rounds fit into `LIMIT_S`, and the uncounted and the counted passes of each.
 
-    A long pass fills the caches by itself: it needs no warm-up, and rounds of one pass are more rounds.
+    The longer a pass, the sooner it has filled the caches by itself: it can do with less warm-up.
 
     Args:
         pass_s: the seconds that a pass of the slowest network takes.
     """
-    passes = LIMIT_S / pass_s
-    if passes >= FEWEST_ROUNDS * (WARM_UP + BURST):
-        return min(ROUNDS, int(passes / (WARM_UP + BURST))), WARM_UP, BURST
-    return max(FEWEST_ROUNDS, min(ROUNDS, int(passes))), 0, 1
+    passes = int(LIMIT_S / pass_s)
+    in_a_round = passes // ROUNDS
+    if in_a_round >= WARM_UP + BURST:
+        return ROUNDS, WARM_UP, BURST
+    if in_a_round >= 2:
+        return ROUNDS, 1, in_a_round - 1
+    return max(FEWEST_ROUNDS, min(ROUNDS, passes)), 0, 1
 
 
 def alternate(

@@ -62,11 +62,17 @@ def speed(times_as_fast: float) -> str:
 
 def speeds(rows: Sequence[Latency]) -> str:
     """Return the same for each batch size, in a sentence's words."""
-    said = []
-    for row in rows:
-        slower = " (slower)" if is_slower(row.times_as_fast) else ""
-        said.append(f"{row.times_as_fast:.2f} times as fast with {images(row.batch)} at a time{slower}")
-    return " and ".join(said)
+    said = [
+        f"{row.times_as_fast:.2f} times as fast with {images(row.batch)} at a time"
+        f"{' (slower)' if is_slower(row.times_as_fast) else ''}"
+        for row in rows
+    ]
+    return " and ".join(said).replace("as fast", "as fast as the teacher", 1)
+
+
+def rounds(rows: Sequence[Latency]) -> str:
+    """Return how often each batch size was measured."""
+    return " and ".join(f"{row.rounds} rounds with {images(row.batch)}" for row in rows)
 
 
 def images(batch: int) -> str:
