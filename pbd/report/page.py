@@ -102,7 +102,7 @@ def bar_charts(reports: Mapping[str, RunReport], judged: str) -> list[tuple[str,
     charts: list[tuple[str, Callable[[RunReport], float | None], Callable[[Any], str]]] = [
         (f"test {judged}", lambda run: getattr(run.student, f"test_{judged}"), words.percent),
         ("multiply-accumulates per image", lambda run: run.student.macs, words.count),
-        ("seconds in all", lambda run: run.timing.total_s, words.duration),
+        ("wall time in all", lambda run: run.timing.total_s, words.duration),
         ("energy", lambda run: run.energy.get("total_j"), lambda value: words.count(value, "J")),
     ]
     found = [(caption, {name: of(run) for name, run in reports.items()}, said) for caption, of, said in charts]
