@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test fast lint bench clean
+.PHONY: run test fast soak lint bench clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
@@ -13,6 +13,9 @@ test: $(READY)  ## the whole test suite
 
 fast: $(READY)  ## only the tests that load no TensorFlow
 	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -m fast $(ARGS)
+
+soak: $(READY)  ## inject faults into real runs, many times: hours (ARGS="--share 0.1" for fewer)
+	PATH="$(abspath $(BIN)):$$PATH" python -m tests.faults.soak $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

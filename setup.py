@@ -32,6 +32,7 @@ setup(
         "tyro>=1.0",
         "rich>=14",
         "jinja2>=3.1",
+        "cloudpickle>=3",
     ],
     extras_require={
         "cpu": CPU,

@@ -92,15 +92,16 @@ def take_cores(local_rank: int, threads: int) -> None:
 
 def claim(setup: Setup, executor: Executor) -> None:
     """Take this worker's share of the cores, and of threads."""
+    share = executor.share
     if setup.scheme == "automatic":
         from pbd.datasets import pipelines
 
         pipelines.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
-        take_cores(0, setup.threads * executor.local_workers)
-        devices.claim(executor.local_rank, executor.local_workers, devices.available_cores())
+        take_cores(0, setup.threads * share.local_workers)
+        dataclasses.replace(share, threads=devices.available_cores()).claim()
     else:
-        take_cores(executor.local_rank, setup.threads)
-        devices.claim(executor.local_rank, executor.local_workers, setup.threads)
+        take_cores(share.local_rank, setup.threads)
+        dataclasses.replace(share, threads=setup.threads).claim()
 
 
 def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
@@ -224,7 +225,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     (text,) = sys.argv[1:] if argv is None else argv
     setup, finished = Setup(**json.loads(text)), StoppedError("the block phase is over")
     try:
-        executor = open_executor(ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial"))
+        executor = open_executor(
+            ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial", isolate=False)  # all as measured here
+        )
         try:
             measured = measure(setup, executor)
         except BaseException as error:

@@ -110,7 +110,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     settings = parser.parse_args(argv)
     finished = StoppedError("all cases are done")
     try:
-        executor = open_executor(ExecutionConfig(executor=settings.executor, workers=settings.workers))
+        executor = open_executor(ExecutionConfig(executor=settings.executor, workers=settings.workers, isolate=False))
         try:
             if not executor.coordinates:
                 executor.serve()

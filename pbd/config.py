@@ -223,6 +223,12 @@ class ExecutionConfig:
     memory_limit: float | None = None
     """Gigabytes (1e9 bytes) that a worker may take while it trains blocks: groups that are predicted to take more are
     cut (default: what the host has free)."""
+    isolate: bool = True
+    """Train in a child process of each worker: a crash, a hang or the system's memory killer cost one attempt of three,
+    and not the run."""
+    stall_limit: float = 300.0
+    """Seconds for which such a child may neither report nor compute before it counts as lost; ten times as many if it
+    computes, since tracing and compiling report nothing."""
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores shared out evenly)."""
     run_dir: str | None = None
@@ -243,6 +249,7 @@ class ExecutionConfig:
             )
         if self.memory_limit is not None:
             _positive("memory_limit", self.memory_limit)
+        _positive("stall_limit", self.stall_limit)
         _at_least("workers", self.workers, 1)
         _at_least("threads_per_worker", self.threads_per_worker, 1)
         if self.scheduler == "work_stealing" and self.executor != "dask":

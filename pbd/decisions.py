@@ -6,6 +6,7 @@ from pbd.records import BlockReport, BlockResult, LayerTask, WorkerReport
 
 ROUNDING = 1e-9
 """A threshold that is met exactly is met."""
+MOST_NAMES = 8
 
 
 def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
@@ -70,7 +71,22 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
         loss_history=result.loss_history if result else (),
         nmse_history=result.nmse_history if result else (),
         predicted_s=result.predicted_s if result else None,
+        attempts=result.attempts if result else 1,
     )
+
+
+def losses_in_words(results: Iterable[BlockResult]) -> tuple[str, ...]:
+    """Return a line for the layers that were trained again since the processes that trained them were lost."""
+    again = [result for result in results if result.attempts > 1 and result.status == "trained"]
+    if not again:
+        return ()
+    most = max(result.attempts for result in again)
+    return (f"lost the process that trained {_names(again)}: trained again, {most} attempts at most",)
+
+
+def _names(results: Sequence[BlockResult]) -> str:
+    names = [result.layer_name for result in results]
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} … ({len(names)} layers)"
 
 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:

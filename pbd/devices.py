@@ -11,6 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import threadpoolctl
@@ -20,6 +21,24 @@ from pbd.errors import EnvironmentMismatchError
 _CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and to what
 _SEATS: dict[int, socket.socket] = {}
 _local_workers = 1
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one worker has of its host; see `claim`."""
+
+    local_rank: int = 0
+    local_workers: int = 1
+    threads: int | None = None
+    verbose: bool = False
+
+    def claim(self) -> int:
+        """Take it for this process; return its CPU threads.
+
+        Raises:
+            EnvironmentMismatchError: there are GPUs, but fewer than workers.
+        """
+        return claim(self.local_rank, self.local_workers, self.threads, self.verbose)
 
 
 def physical_gpus() -> int:

@@ -1,4 +1,4 @@
-"""Fine-tune a student beside its frozen teacher: the losses, the best epoch, and what to do when it diverges."""
+"""Fine-tune a student beside its frozen teacher: the best epoch, and what to do when it diverges."""
 
 import math
 from collections.abc import Callable
@@ -8,11 +8,13 @@ from typing import Any
 import keras
 
 from pbd import evaluation, ghost_batches, graph
+from pbd.bookmarks import Attempt, Bookmark, NoBookmark, Place, Tuning
 from pbd.config import StudentConfig
 from pbd.datasets import Dataset, Part
 from pbd.evaluation import Marks
 from pbd.fitting import Emit, ReportProgress, adam, trainer
 from pbd.ghost_batches import ShareStatistics
+from pbd.losses import Loss, make_loss
 from pbd.teamwork import ALONE, Team
 
 COLLAPSED = 0.5
@@ -21,39 +23,6 @@ SMALL_LEAD = 0.1
 STEP_BACK = 0.25
 """What the learning rate is multiplied by after that."""
 MOST_STEPS_BACK = 4
-
-Loss = Callable[[Any, Any, Any], Any]
-"""Maps (labels, student's logits, teacher's logits) to a loss."""
-
-
-def kd_mse(labels: Any, student: Any, teacher: Any) -> Any:
-    """Mean squared difference of the logits (Ba and Caruana 2014, arXiv:1312.6184)."""
-    return keras.ops.mean(keras.ops.square(student - teacher))
-
-
-def kd_kl(labels: Any, student: Any, teacher: Any, temperature: float) -> Any:
-    """Divergence of the softened outputs, times the squared temperature (Hinton et al. 2015, arXiv:1503.02531)."""
-    ops = keras.ops
-    wanted, got = ops.log_softmax(teacher / temperature), ops.log_softmax(student / temperature)
-    return temperature**2 * ops.mean(ops.sum(ops.exp(wanted) * (wanted - got), axis=-1))
-
-
-def cross_entropy(labels: Any, student: Any, teacher: Any) -> Any:
-    """Cross entropy against the labels."""
-    return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, student, from_logits=True))
-
-
-def make_loss(config: StudentConfig) -> Loss:
-    """Return the loss that the settings ask for."""
-
-    def softened(labels: Any, student: Any, teacher: Any) -> Any:
-        return kd_kl(labels, student, teacher, config.temperature)
-
-    def mixed(labels: Any, student: Any, teacher: Any) -> Any:
-        weight = config.distillation_weight
-        return weight * softened(labels, student, teacher) + (1.0 - weight) * cross_entropy(labels, student, teacher)
-
-    return {"kd_mse": kd_mse, "kd_kl": softened, "cross_entropy": cross_entropy, "mixed": mixed}[config.fine_tune_loss]
 
 
 class Tutoring(keras.Model):
@@ -128,16 +97,92 @@ def _as_row(marks: Marks) -> dict[str, float]:
     return {name: value for name, value in known.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class Tuning:
-    """What came of fine-tuning a student."""
+class KeepPlace(keras.callbacks.Callback):
+    """Keeps, after every epoch that did not diverge, all that is needed to go on from there."""
 
-    best: Marks
-    """Of the weights that it was left with."""
-    history: tuple[dict[str, float], ...] = ()
-    """Epoch, loss, marks and the learning rate it began with, a row per epoch that was not taken back."""
-    story: tuple[str, ...] = ()
-    """A line for each time that training diverged and was stepped back."""
+    def __init__(self, bookmark: Bookmark, attempt: Attempt, watch: Examiner, tuned: "_Tuned") -> None:
+        super().__init__()
+        self._bookmark, self._attempt, self._watch, self._tuned = bookmark, attempt, watch, tuned
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        watch, tuned = self._watch, self._tuned
+        if not watch.diverged:
+            now = tuned.student, tuned.optimizer
+            variables, optimizer = ([keras.ops.convert_to_numpy(v) for v in each.variables] for each in now)
+            rows = tuple(watch.rows)
+            self._bookmark.write(Place(self._attempt, watch.best, rows, watch.weights, variables, optimizer))
+
+
+@dataclass
+class _Tuned:
+    """What changes while a student is tuned."""
+
+    student: keras.Model
+    optimizer: keras.optimizers.Optimizer
+
+    def put_back(self, place: Place) -> None:
+        """Make everything as it was there; the optimiser is built."""
+        for variables, values in ((self.student, place.variables), (self.optimizer, place.optimizer)):
+            for variable, value in zip(variables.variables, values, strict=True):
+                variable.assign(value)
+
+
+@dataclass
+class _Tutor:
+    """Trains a student beside its teacher."""
+
+    tutoring: Tutoring
+    student: keras.Model
+    dataset: Dataset
+    """This worker's part of it."""
+    epochs: int
+    first_epoch: int
+    team: Team
+    examine: Callable[[], Marks]
+    statistics: ShareStatistics
+    emit: Emit
+    bookmark: Bookmark
+
+    def train(self, attempt: Attempt, place: Place | None) -> Examiner:
+        """Train for what is left of an attempt, from its beginning or from a place in it; return who watched."""
+        steps = self.dataset.steps_per_epoch
+        tuned = _Tuned(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch)))
+        watch = Examiner(self.student, self.examine, attempt.before.best)
+        if place is not None:
+            tuned.optimizer.build(self.tutoring.trainable_variables)
+            tuned.put_back(place)
+            watch.best, watch.weights, watch.rows = place.best, list(place.best_weights), list(place.rows)
+        begin = attempt.epoch + len(watch.rows)
+        if begin < self.epochs:
+            keep = KeepPlace(self.bookmark, attempt, watch, tuned)
+            trainer(self.tutoring, tuned.optimizer, self.dataset, self.team).fit(
+                self.dataset.training_batches(self.first_epoch + begin, self.first_epoch + self.epochs),
+                first_epoch=begin,
+                epochs=self.epochs,
+                steps=steps,
+                callbacks=[self.statistics, watch, keep, ReportProgress(self.emit, "fine-tuning")],
+            )
+        return watch
+
+    def outcome(self, attempt: Attempt, watch: Examiner) -> Tuning:
+        """Return what came of an attempt, and of those before it."""
+        left = self.epochs - attempt.epoch
+        rows = tuple(
+            row | {"epoch": self.first_epoch + row["epoch"], "learning_rate": cosine(attempt.rate, number / left)}
+            for number, row in enumerate(watch.rows)
+        )
+        return replace(attempt.before, best=watch.best, history=attempt.before.history + rows)
+
+    def step_back(self, attempt: Attempt, watch: Examiner) -> Attempt:
+        """Return the attempt that follows one that diverged."""
+        done = self.outcome(attempt, watch)
+        epoch, left = len(done.history), self.epochs - attempt.epoch
+        reached = cosine(attempt.rate, len(watch.rows) / left)
+        again = Attempt(done, STEP_BACK * reached, attempt.number + 1)
+        then = f"{again.rate:g} from there" if again.number <= MOST_STEPS_BACK else "and given up"
+        number = self.first_epoch + epoch + 1
+        line = f"epoch {number} diverged at learning rate {reached:g} ({watch.diverged}): taken back, {then}"
+        return replace(again, before=replace(done, story=(*done.story, line)))
 
 
 def fine_tune(
@@ -149,6 +194,7 @@ def fine_tune(
     emit: Emit,
     first_epoch: int = 0,
     team: Team = ALONE,
+    bookmark: Bookmark | None = None,
 ) -> Tuning:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
@@ -165,6 +211,7 @@ def fine_tune(
         first_epoch: which epoch of the data to begin with.
         team: those who tune the same student with the same arguments at the same time, each on its part of every batch;
             no more than the batch has units (see `ghost_batches.unit`).
+        bookmark: where an interrupted tuning of this student may be taken up, and kept for the next time.
 
     Raises:
         BrokenTeamError: another worker gave up.
@@ -173,37 +220,30 @@ def fine_tune(
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     pupil = logits_model(student, images)
     size = ghost_batches.part_size(dataset.batch_size)
-    tutoring = Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config), size)
     if not math.isfinite(before.kl):  # anything is better
         before = Marks(None if before.accuracy is None else 0.0, 0.0, math.inf)
     mine = dataset.shared(Part(team.index, team.size), ghost_batches.unit(pupil, dataset.batch_size))
-    statistics = ShareStatistics(ghost_batches.normalisations(pupil), team, mine.share)
-    tuning, rate, epoch = Tuning(before), config.fine_tune_learning_rate, 0
-    for steps_back in range(1 + MOST_STEPS_BACK):
-        watch = Examiner(student, lambda: examine(student, teacher, mine, team), tuning.best)
-        left = config.fine_tune_epochs - epoch
-        trainer(tutoring, adam(rate, mine.steps_per_epoch * left), mine, team).fit(
-            mine.training_batches(first_epoch + epoch, first_epoch + config.fine_tune_epochs),
-            first_epoch=epoch,
-            epochs=config.fine_tune_epochs,
-            steps=mine.steps_per_epoch,
-            callbacks=[statistics, watch, ReportProgress(emit, "fine-tuning")],
-        )
+    tutor = _Tutor(
+        tutoring=Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config), size),
+        student=student,
+        dataset=mine,
+        epochs=config.fine_tune_epochs,
+        first_epoch=first_epoch,
+        team=team,
+        examine=lambda: examine(student, teacher, mine, team),
+        statistics=ShareStatistics(ghost_batches.normalisations(pupil), team, mine.share),
+        emit=emit,
+        bookmark=bookmark or NoBookmark(),
+    )
+    place = tutor.bookmark.read()
+    attempt = place.attempt if place else Attempt(Tuning(before), config.fine_tune_learning_rate)
+    while attempt.number <= MOST_STEPS_BACK:
+        watch = tutor.train(attempt, place)
         student.set_weights(watch.weights)
-        rows = tuple(
-            row | {"epoch": first_epoch + row["epoch"], "learning_rate": cosine(rate, number / left)}
-            for number, row in enumerate(watch.rows)
-        )
-        tuning = Tuning(watch.best, tuning.history + rows, tuning.story)
         if not watch.diverged:
-            break
-        epoch += len(rows)
-        reached = cosine(rate, len(rows) / left)
-        line = f"epoch {first_epoch + epoch + 1} diverged at learning rate {reached:g} ({watch.diverged}): taken back"
-        rate = STEP_BACK * reached
-        then = f"{rate:g} from there" if steps_back < MOST_STEPS_BACK else "and given up"
-        tuning = replace(tuning, story=(*tuning.story, f"{line}, {then}"))
-    return tuning
+            return tutor.outcome(attempt, watch)
+        attempt, place = tutor.step_back(attempt, watch), None
+    return attempt.before
 
 
 def cosine(rate: float, done: float) -> float:

@@ -3,10 +3,10 @@
 import contextlib
 import dataclasses
 import hashlib
-import io
 import json
 import logging
 import os
+import shutil
 import uuid
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
+from pbd.packing import pack, plain, unpack
 from pbd.records import BlockResult
 
-FORMAT = 2
+FORMAT = 3
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
@@ -58,7 +57,8 @@ class Journal:
             if not found:
                 # Only one process can make this folder: of two runs started here at once, one is refused.
                 (journal.path / _BLOCKS).mkdir()
-                journal.write_json(_RUN_FILE, {"format": FORMAT, "identity": identity, "layers": list(layers)})
+                content = {"format": FORMAT, "identity": identity, "layers": list(layers)}
+                journal.write_json(_RUN_FILE, content | {"sha256": _digest(content)})
                 return journal
         except OSError as error:
             reason = error.strerror or str(error)
@@ -148,11 +148,15 @@ class Journal:
         """Write `data` so that `name` holds all of it or what it held before, and return its path."""
         return write_atomically(self.file(name), data)
 
+    def remove_folder(self, name: str) -> None:
+        """Remove what is not needed any more; it may not be there."""
+        shutil.rmtree(self.file(name), ignore_errors=True)
+
     def _read_run_file(self) -> dict[str, Any]:
         run_file = self.file(_RUN_FILE)
         try:
             content = dict(json.loads(run_file.read_bytes()))
-            version, _, _ = content["format"], dict(content["identity"]), list(content.setdefault("layers", []))
+            version, written = content["format"], content.pop("sha256", "")
         except OSError as error:
             raise MissingInputError(
                 f"there is no run in {self.path}. Check the path; a new run is started without --resume."
@@ -163,6 +167,8 @@ class Journal:
             raise CorruptStateError(
                 f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
             )
+        if written != _digest(content):
+            raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
         return content
 
 
@@ -188,7 +194,7 @@ def _read_block(path: Path) -> BlockResult | None:
         result = _unpack(path.read_bytes())
         if block_file_name(result.layer_name) != path.name:
             raise ValueError(f"it holds layer {result.layer_name!r}")
-    except Exception as error:  # a flipped byte can raise nearly anything in zip, NumPy and JSON
+    except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
@@ -207,17 +213,12 @@ def block_file_name(layer_name: str) -> str:
     return f"{safe}.npz"
 
 
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
+
+
 def _dump_json(obj: Any) -> bytes:
-    return json.dumps(obj, indent=2, allow_nan=False, default=_plain, ensure_ascii=False).encode()
-
-
-def _plain(value: Any) -> Any:
-    """Turn what JSON does not know into what it does."""
-    if isinstance(value, np.generic | np.ndarray):
-        return value.tolist()
-    if isinstance(value, Path):
-        return str(value)
-    raise TypeError(f"cannot be written as JSON: {value!r}")
+    return json.dumps(obj, indent=2, allow_nan=False, default=plain, ensure_ascii=False).encode()
 
 
 def _sync_folder(folder: Path) -> None:
@@ -243,37 +244,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
 
 
 def _pack(result: BlockResult) -> bytes:
-    """Serialise to memory: the weights as arrays, the other fields as JSON, and a digest over both."""
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "weights"}
-    arrays = [np.asarray(array) for array in result.weights.values()]
-    for name, array in zip(result.weights, arrays, strict=True):
-        if array.dtype.kind not in "biufc":
-            raise TypeError(f"weights must be arrays of plain numbers. Received: {array.dtype} for {name!r}.")
-    meta = json.dumps({"fields": fields, "weights": list(result.weights)}, default=_plain).encode()
-    stream = io.BytesIO()
-    np.savez(
-        stream,
-        meta=np.frombuffer(meta, np.uint8),
-        sha256=np.frombuffer(_digest(meta, arrays), np.uint8),
-        **{f"weight_{index}": array for index, array in enumerate(arrays)},
-    )
-    return stream.getvalue()
+    return pack({"fields": fields, "weights": list(result.weights)}, list(result.weights.values()))
 
 
 def _unpack(data: bytes) -> BlockResult:
-    with np.load(io.BytesIO(data), allow_pickle=False) as archive:
-        meta = archive["meta"].tobytes()
-        arrays = [archive[f"weight_{index}"] for index in range(len(archive.files) - 2)]
-        if _digest(meta, arrays) != archive["sha256"].tobytes():
-            raise ValueError("its content does not match its checksum")
-    content = json.loads(meta)
+    content, arrays = unpack(data)
     fields = content["fields"] | {name: tuple(content["fields"][name]) for name in ("loss_history", "nmse_history")}
     return BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))
-
-
-def _digest(meta: bytes, arrays: list[np.ndarray]) -> bytes:
-    digest = hashlib.sha256(meta)
-    for array in arrays:
-        digest.update(f"{array.dtype.str}{array.shape}".encode())
-        digest.update(array.tobytes())
-    return digest.digest()

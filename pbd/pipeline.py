@@ -49,11 +49,10 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
         config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
     try:
-        threads = config.execution.threads_per_worker
-        devices.claim(executor.local_rank, executor.local_workers, threads, config.execution.verbose)
-        devices.load_backend()
         if not executor.coordinates:
             return executor.serve()
+        executor.share.claim()
+        devices.load_backend()
         with progress.open_progress() as display:
             finished = _distill(config, model, executor, display)
         executor.finish(finished)
@@ -82,7 +81,7 @@ def _compress(
     clock: "_Clock",
     display: progress.ProgressDisplay,
 ) -> RunReport:
-    from pbd import folding, latency, preparation, student
+    from pbd import folding, latency, preparation, shared_work, student
 
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
@@ -128,11 +127,12 @@ def _compress(
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         judged_by="labels" if dataset.labelled else "teacher",
         fine_tune_history=small.history,
-        story=small.story,
+        story=(*decisions.losses_in_words(block_phase.results), *small.story),
         run_dir=str(journal.path),
     )
     report.write(finished, journal)
     completion.write(journal)
+    journal.remove_folder(shared_work.BOOKMARKS)
     return finished
 
 

@@ -42,6 +42,8 @@ class TaskGroup:
     tasks: tuple[LayerTask, ...]
     predicted_s: float | None = field(default=None, compare=False)
     """What training it is predicted to take, in seconds."""
+    attempt: int = field(default=1, compare=False)
+    """Which attempt at its tasks this is; see `scheduling.attempts`."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -114,6 +116,8 @@ class BlockResult:
     error: str | None = None
     shared: bool = False
     """All workers trained it together, each on its part of every batch; `worker` is the first of them."""
+    attempts: int = 1
+    """How often its training was begun: again where the process that trained it was lost."""
     found: bool = False
     """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
 
@@ -180,6 +184,8 @@ class BlockReport:
     nmse_history: tuple[float, ...] = ()
     predicted_s: float | None = None
     """What `seconds` was predicted to be."""
+    attempts: int = 1
+    """How often its training was begun: again where the process that trained it was lost."""
 
 
 @dataclass(frozen=True)

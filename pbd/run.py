@@ -13,6 +13,7 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
+from pbd import watchdog
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
 from pbd.executors import launcher
@@ -65,7 +66,8 @@ def _start(arguments: Sequence[str]) -> RunConfig:
 def _run(config: RunConfig) -> int:
     from pbd.pipeline import distill
 
-    report = distill(config)
+    with watchdog.watching(config.execution.stall_limit):
+        report = distill(config)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 

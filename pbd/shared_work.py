@@ -1,13 +1,16 @@
 """What all workers of a run do together, as pieces of work that can be sent to them."""
 
+import hashlib
+import json
 import time
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from pbd import blocks, evaluation, fine_tuning, training
+from pbd.bookmarks import FileBookmark
 from pbd.config import StudentConfig
 from pbd.datasets import Part
 from pbd.evaluation import Marks
@@ -17,6 +20,8 @@ from pbd.records import BlockResult, TaskGroup
 from pbd.teamwork import Team
 from pbd.training import TrainingContext
 
+BOOKMARKS = "fine_tuning"
+"""The folder of the run directory where tunings are kept until the run is complete."""
 EXCHANGES = 7
 """How often an exchange is timed; the median counts."""
 
@@ -54,9 +59,24 @@ class TuneShared:
         keras.utils.set_random_seed(blocks.derive_seed(context.seed, "student"))  # for layers such as dropout
         student = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
-            student, teacher, dataset, self.settings, self.before, emit, self.first_epoch, team
+            student,
+            teacher,
+            dataset,
+            self.settings,
+            self.before,
+            emit,
+            self.first_epoch,
+            team,
+            self._bookmark(student, team),
         )
         return blocks.get_weights(student), tuning
+
+    def _bookmark(self, student: keras.Model, team: Team) -> FileBookmark:
+        """Return where this tuning is kept; other tunings of a run have other layers, or begin at another epoch."""
+        layers = [(layer.name, layer.trainable) for layer in student.layers]
+        what = [layers, self.first_epoch, asdict(self.settings)]
+        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+        return FileBookmark(self.context.journal, f"{BOOKMARKS}/{digest[:16]}.npz", team)
 
 
 @dataclass(frozen=True)

@@ -35,6 +35,10 @@ class Team(Protocol):
         """In place of the next sum: let it fail for the others, since this worker cannot go on."""
         ...
 
+    def leave(self) -> None:
+        """In place of the next sum: let the others know that there is no team any more, since this worker was lost."""
+        ...
+
 
 class Alone:
     """The team of one."""
@@ -47,6 +51,9 @@ class Alone:
         return values
 
     def give_up(self) -> None:
+        """There is nobody else to tell."""
+
+    def leave(self) -> None:
         """There is nobody else to tell."""
 
 

@@ -7,7 +7,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from pbd.teamwork import BrokenTeamError, Team
+from pbd.teamwork import BrokenTeamError, LostTeamError, Team
 
 T = TypeVar("T")
 
@@ -28,11 +28,17 @@ class ThreadTeam:
     def give_up(self) -> None:
         self._meet(None)
 
+    def leave(self) -> None:
+        self._barrier.abort()
+
     def _meet(self, values: np.ndarray | None) -> list[np.ndarray | None]:
-        self._brought[self.index] = values
-        self._barrier.wait(120)
-        parts = list(self._brought)
-        self._barrier.wait(120)
+        try:
+            self._brought[self.index] = values
+            self._barrier.wait(120)
+            parts = list(self._brought)
+            self._barrier.wait(120)
+        except threading.BrokenBarrierError as error:
+            raise LostTeamError("a thread left") from error
         return parts
 
 

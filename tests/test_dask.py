@@ -17,10 +17,11 @@ from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import dask_cluster, dask_connection, open_executor
 from pbd.executors.base import Executor
-from pbd.executors.dask import MOST_ATTEMPTS, DaskExecutor, _letters
+from pbd.executors.dask import DaskExecutor, _letters
 from pbd.executors.dask_worker import host
 from pbd.records import BlockResult, Progress
 from pbd.scheduling import schedulers
+from pbd.scheduling.attempts import MOST_ATTEMPTS
 from tests.cluster import DaskCluster, wait_until
 from tests.sleepers import Sleeper, sleeping
 
@@ -38,7 +39,7 @@ def _without_a_backend() -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def executor() -> Iterator[DaskExecutor]:
-    made = open_executor(ExecutionConfig(executor="dask", workers=3))
+    made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=False))
     assert isinstance(made, DaskExecutor)
     yield made
     made.stop(KeyboardInterrupt())
@@ -47,7 +48,7 @@ def executor() -> Iterator[DaskExecutor]:
 @pytest.fixture
 def mortal() -> Iterator[DaskExecutor]:
     """Workers for one test: Dask does not start one again that is killed while it starts."""
-    made = open_executor(ExecutionConfig(executor="dask", workers=3))
+    made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=False))
     assert isinstance(made, DaskExecutor)
     yield made
     made.stop(KeyboardInterrupt())
@@ -186,7 +187,7 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
     with DaskCluster(tmp_path / "dask") as started:
         process = started.start_scheduler()
         started.start_worker("worker-0")
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=started.address))
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=started.address, isolate=False))
         try:
             tasks, costs = sleeping([0.2] * 50)
             sleeper = Sleeper(tmp_path, durations([0.2] * 50))
@@ -264,7 +265,7 @@ def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, mo
 
 def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
         try:
             assert made.num_workers == 1
             tasks, costs = sleeping([0.3] * 20)
@@ -290,7 +291,7 @@ def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_workers_of_several_threads_are_not_stolen_from(tmp_path: Path) -> None:
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
         with pytest.raises(EnvironmentMismatchError, match="--nthreads 1"):
             train(made, Sleeper(tmp_path, durations([0.1])), "work_stealing", [0.1], workers=1)
         made.stop(KeyboardInterrupt())
@@ -332,7 +333,7 @@ def test_workers_that_listen_on_the_network_are_refused() -> None:
         command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--no-nanny", "--nthreads", "1"]
         with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
             try:
-                config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address)
+                config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False)
                 made = open_executor(config)
                 with pytest.raises(EnvironmentMismatchError, match=r"--host 127\.0\.0\.1"):
                     made.call(os.getpid)

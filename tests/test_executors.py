@@ -51,7 +51,12 @@ def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: P
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 2)
     sleeper = Sleeper(tmp_path, {task.layer_name: s for task, s in zip(tasks, seconds, strict=True)})
-    results = {r.layer_name: r for r in SerialExecutor(2).run(sleeper, tasks, assignment, lambda _: None)}
+    results = {
+        r.layer_name: r
+        for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(
+            sleeper, tasks, assignment, lambda _: None
+        )
+    }
     workers = [results[f"conv{at}"].worker for at in range(5)]
     assert workers == ([0, 1, 1, 1, 1] if scheduler == "pull" else [0, 1, 0, 1, 0])
 
@@ -66,10 +71,11 @@ def test_one_process_executors_refuse_several_ranks(monkeypatch: pytest.MonkeyPa
 RANKS = """
 import json, sys
 from pathlib import Path
+from pbd.config import ExecutionConfig
 from pbd.executors.mpi import MpiExecutor, SharedCounter
 from pbd.scheduling import schedulers
 from tests.sleepers import Sleeper, sleeping
-executor = MpiExecutor()
+executor = MpiExecutor(ExecutionConfig(isolate=False))
 predicted, actual = json.loads(sys.argv[2])
 tasks, costs = sleeping(predicted)
 if executor.coordinates:

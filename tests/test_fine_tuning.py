@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pbd import fine_tuning, ghost_batches, graph
+from pbd import fine_tuning, ghost_batches, graph, losses
 from pbd.config import StudentConfig
 from pbd.datasets import Dataset
 from pbd.evaluation import Marks
@@ -81,21 +81,21 @@ def test_a_loss_is_what_its_name_says(loss: str, temperature: float, weight: flo
     labels = generator.integers(5, size=7).astype("int32")
     student, teacher = generator.normal(0.0, 3.0, (2, 7, 5)).astype("float32")
     config = StudentConfig(fine_tune_loss=loss, temperature=temperature, distillation_weight=weight)
-    found = float(fine_tuning.make_loss(config)(labels, student, teacher))
+    found = float(losses.make_loss(config)(labels, student, teacher))
     assert found == pytest.approx(by_hand(config, labels, student, teacher), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["kd_mse", "kd_kl"])
 def test_a_student_that_answers_as_the_teacher_has_nothing_to_learn(loss: str) -> None:
     logits = np.random.default_rng(1).normal(0.0, 3.0, (7, 5)).astype("float32")
-    measured = fine_tuning.make_loss(StudentConfig(fine_tune_loss=loss))
+    measured = losses.make_loss(StudentConfig(fine_tune_loss=loss))
     assert float(measured(np.full(7, -1), logits, logits)) == pytest.approx(0.0, abs=1e-6)
     assert float(measured(np.full(7, -1), logits + np.eye(7, 5, dtype="float32"), logits)) > 0.01
 
 
 def test_kd_kl_does_not_mind_a_constant_and_kd_mse_does() -> None:
     logits = np.random.default_rng(1).normal(size=(7, 5)).astype("float32")
-    kl, mse = (fine_tuning.make_loss(StudentConfig(fine_tune_loss=loss)) for loss in ("kd_kl", "kd_mse"))
+    kl, mse = (losses.make_loss(StudentConfig(fine_tune_loss=loss)) for loss in ("kd_kl", "kd_mse"))
     assert float(kl(None, logits + 3.0, logits)) == pytest.approx(0.0, abs=1e-5)
     assert float(mse(None, logits + 3.0, logits)) == pytest.approx(9.0, rel=1e-5)
 
@@ -220,7 +220,7 @@ def test_divergence_is_noticed_undone_and_told(
     rate, told = 1e4, " ("
     if kind == "no number":
         rate, told = 1e-3, "the loss is not a finite number"
-        monkeypatch.setattr(fine_tuning, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
+        monkeypatch.setattr(losses, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
     student = graph.flatten(teacher)
     damage(student, 0.3)
     start = fine_tuning.examine(student, teacher, dataset)

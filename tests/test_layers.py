@@ -12,15 +12,15 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
-    {"errors", "records", "teamwork"},
-    {"config"},
-    {"scheduling", "journal", "progress", "decisions", "decoupling", "stopping", "run_lock"},
+    {"errors", "records", "teamwork", "packing"},
+    {"config", "watchdog"},
+    {"scheduling", "journal", "energy", "progress", "decisions", "decoupling", "stopping", "run_lock"},
     {"completion"},
     {"report"},
     {"devices"},
     {"datasets"},
-    {"evaluation", "blocks"},
-    {"data_parallel", "model_files"},
+    {"evaluation", "blocks", "losses"},
+    {"data_parallel", "model_files", "bookmarks"},
     {"graph", "fitting"},
     {"initialisation", "ghost_batches", "folding", "variants"},
     {"scoring", "fine_tuning", "latency"},

@@ -10,7 +10,14 @@ import pytest
 
 from pbd.journal import Journal
 
-SMALL = {"train_limit": 256, "batch_size": 32, "epochs": 1, "fine_tune_epochs": 1, "executor": "serial"}
+SMALL = {
+    "train_limit": 256,
+    "batch_size": 32,
+    "epochs": 1,
+    "fine_tune_epochs": 1,
+    "executor": "serial",
+    "isolate": False,
+}
 
 MEASURES = ("accuracy", "agreement")
 

@@ -21,6 +21,7 @@ COMMON += ["--fine-tune-epochs", "2", "--threads-per-worker", "1", "--max-accura
 WAYS = {
     "serial grouped": ([], ["--executor", "serial"]),
     "serial one by one": ([], ["--executor", "serial", "--no-group"]),
+    "serial, in the same process": ([], ["--executor", "serial", "--no-isolate"]),
     "serial, three queues": ([], ["--executor", "serial", "--workers", "3", "--scheduler", "wfd"]),
     "two ranks, contiguous": (["mpirun", "-n", "2"], ["--scheduler", "contiguous"]),
     "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
@@ -150,7 +151,7 @@ def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, Bl
     assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
 
 
-@pytest.mark.parametrize("way", ["serial one by one", "four ranks, wfd", "two Dask workers, pulling"])
+@pytest.mark.parametrize("way", ["serial, in the same process", "four ranks, wfd", "two Dask workers, pulling"])
 def test_the_student_does_not_depend_on_how_many_tuned_it(
     way: str, blocks_of: Callable[[str], dict[str, BlockResult]], reports: dict[str, dict[str, Any]]
 ) -> None:

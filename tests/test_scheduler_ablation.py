@@ -15,6 +15,7 @@ from experiments.optimum import optimum
 from experiments.replays import Row, limits, logged_runs, logged_sources, printed_speedups, replay_source
 from experiments.scheduler_ablation import main
 from experiments.sleepers import Sleep, cases, run_sleeping, sleeping
+from pbd.config import ExecutionConfig
 from pbd.executors.serial import SerialExecutor
 from pbd.records import BlockResult, WorkerReport
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes
@@ -171,7 +172,7 @@ def test_every_case_is_scaled_to_the_same_work() -> None:
 def test_a_real_executor_sleeps_as_long_as_it_was_told() -> None:
     source = sleeping("short", [0.03, 0.01, 0.02])
     assignment = pull(source.tasks, source.costs, 2)
-    results = run_sleeping(SerialExecutor(2), assignment, source)
+    results = run_sleeping(SerialExecutor(ExecutionConfig(workers=2, isolate=False)), assignment, source)
     seconds = {result.layer_name: result.seconds for result in results}
     assert all(seconds[task.layer_name] >= source.costs.task_s(task) for task in source.tasks)
     timeline = measured_timeline(results, source.tasks, 2)

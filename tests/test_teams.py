@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from pbd.config import ExecutionConfig
-from pbd.errors import MissingInputError
+from pbd.errors import MissingInputError, NoWorkersError
 from pbd.executors import open_executor
 from pbd.executors.dask import DaskExecutor
 from pbd.executors.serial import SerialExecutor
@@ -27,17 +27,19 @@ def ignore(_: Progress) -> None:
 
 
 def test_serial_workers_are_a_team_of_one() -> None:
-    assert SerialExecutor(3).together(together.sums, ignore, most=3) == (1, [1.0, 1.0])
+    executor = SerialExecutor(ExecutionConfig(workers=3, isolate=False))
+    assert executor.together(together.sums, ignore, most=3) == (1, [1.0, 1.0])
 
 
 # MPI
 
 
-def ranks(count: int, work: str, most: int = 9) -> subprocess.CompletedProcess[str]:
+def ranks(count: int, work: str, isolate: bool, most: int = 9) -> subprocess.CompletedProcess[str]:
     """Let so many ranks do something of `tests.together`; the first prints what it gives."""
     script = (
-        "import json\nfrom pbd.executors.mpi import MpiExecutor\nfrom pbd.errors import PbdError\n"
-        "from tests import together\nexecutor = MpiExecutor()\n"
+        "import json\nfrom pathlib import Path\nfrom pbd.config import ExecutionConfig\n"
+        "from pbd.executors.mpi import MpiExecutor\nfrom tests import together\n"
+        f"executor = MpiExecutor(ExecutionConfig(isolate={isolate}))\n"
         "try:\n    if executor.coordinates:\n"
         f"        print(json.dumps(executor.together(together.{work}, lambda event: None, most={most})), flush=True)\n"
         "        executor.finish(None)\n"
@@ -50,19 +52,38 @@ def ranks(count: int, work: str, most: int = 9) -> subprocess.CompletedProcess[s
     return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=root)
 
 
+in_children = pytest.mark.parametrize("isolate", [False, True])
+
+
+@in_children
 @pytest.mark.parametrize(("count", "most", "size", "total"), [(2, 9, 2, 11.0), (3, 9, 3, 111.0), (3, 2, 2, 11.0)])
-def test_ranks_add_up(count: int, most: int, size: int, total: float) -> None:
-    told = ranks(count, "sums", most)
+def test_ranks_add_up(count: int, most: int, size: int, total: float, isolate: bool) -> None:
+    told = ranks(count, "sums", isolate, most)
     assert json.loads(told.stdout) == [size, [total, size * (size + 1) / 2]], told.stderr
 
 
-def test_a_rank_that_gives_up_lets_the_others_go_on() -> None:
-    assert json.loads(ranks(3, "fails_in_the_second").stdout) == ["given up", "together"]
+@in_children
+def test_a_rank_that_gives_up_lets_the_others_go_on(isolate: bool) -> None:
+    assert json.loads(ranks(3, "fails_in_the_second", isolate).stdout) == ["given up", "together"]
 
 
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_rank_that_loses_its_child_begins_again_with_all_others(place: int, tmp_path: Path) -> None:
+    told = ranks(3, f"Mortal(Path({str(tmp_path)!r}), {place})", isolate=True)
+    assert json.loads(told.stdout) == [3, 3.0], told.stderr
+    assert (tmp_path / "died").exists()
+
+
+def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
+    told = ranks(2, "dies_in_the_second", isolate=True)
+    assert told.returncode == NoWorkersError.exit_code
+    assert "at each of 3 attempts" in told.stderr
+
+
+@in_children
 @pytest.mark.parametrize(("work", "said"), [("leaves", "run directory"), ("leaves_after_the_last_sum", "no space")])
-def test_a_rank_that_leaves_ends_the_job(work: str, said: str) -> None:
-    told = ranks(2, work)
+def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) -> None:
+    told = ranks(2, work, isolate)
     assert told.returncode == MissingInputError.exit_code
     assert said in told.stderr
 
@@ -76,9 +97,9 @@ def _without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
 
 
-@pytest.fixture
-def executor() -> Iterator[DaskExecutor]:
-    made = open_executor(ExecutionConfig(executor="dask", workers=3))
+@pytest.fixture(params=[False, True], ids=["in workers", "in children"])
+def executor(request: pytest.FixtureRequest) -> Iterator[DaskExecutor]:
+    made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=request.param))
     assert isinstance(made, DaskExecutor)
     yield made
     made.stop(KeyboardInterrupt())
@@ -104,7 +125,7 @@ def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], N
     return answers[0]
 
 
-def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskExecutor) -> None:
+def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskExecutor, tmp_path: Path) -> None:
     assert ask(executor, together.sums) == (3, [111.0, 6.0])
     assert ask(executor, together.sums, most=2) == (2, [11.0, 3.0])
     assert ask(executor, together.fails_in_the_second) == ["given up", "together"]
@@ -112,7 +133,7 @@ def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskEx
     for work, said in (
         (together.leaves, "run directory"),
         (together.leaves_after_the_last_sum, "no space"),
-        (together.Unreadable(), "nothing to read"),
+        (together.Unreadable(tmp_path), "nothing to read"),
     ):
         error = ask(executor, work)
         assert isinstance(error, MissingInputError)

@@ -20,7 +20,7 @@ def open_executor(config: ExecutionConfig) -> Executor:
     if name == "mpi":
         from pbd.executors.mpi import MpiExecutor
 
-        return MpiExecutor(config.workers)
+        return MpiExecutor(config)
     if launcher.size() > 1:
         raise UsageError(f"the {name} executor is one process. Received: {launcher.size()} ranks. Drop mpirun.")
     if name == "dask":
@@ -33,4 +33,4 @@ def open_executor(config: ExecutionConfig) -> Executor:
         return DaskExecutor(config)
     from pbd.executors.serial import SerialExecutor
 
-    return SerialExecutor(config.workers or 1)
+    return SerialExecutor(config)

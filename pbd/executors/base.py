@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Protocol, TypeVar
 
+from pbd.devices import Share
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.teamwork import Team
 
@@ -21,10 +22,8 @@ class Executor(Protocol):
 
     name: str
     num_workers: int
-    local_rank: int
-    """This process's number among the workers of the same host."""
-    local_workers: int
-    """How many workers share this host."""
+    share: Share
+    """What this process may take of its host."""
     team_size: int
     """How many of them can work `together`."""
     elastic: bool

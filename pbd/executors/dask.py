@@ -18,17 +18,17 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
+from pbd import devices
 from pbd.config import ExecutionConfig
-from pbd.errors import NoWorkersError
 from pbd.executors import dask_team, dask_worker
 from pbd.executors.base import Emit, TrainGroup
 from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, outcome
+from pbd.executors.workplace import given_up, insist
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.scheduling.attempts import again
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.teamwork import BrokenTeamError, LostTeamError, Team
 
-MOST_ATTEMPTS = 3
-"""How many workers a group may lose before it is tried task by task, and a task before it is given up."""
 _POLL_S = 0.5
 _LEAST_DURATION_S = 0.01  # Dask never steals what it takes for shorter than a millisecond
 
@@ -49,12 +49,11 @@ class DaskExecutor:
 
     name = "dask"
     elastic = True
-    local_rank = 0
-    local_workers = 1
     coordinates = True
 
     def __init__(self, config: ExecutionConfig) -> None:
         self._config = config
+        self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
         self._run = _letters(uuid.uuid4().int)
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._began = 0.0
@@ -88,38 +87,29 @@ class DaskExecutor:
         return len(self._cluster.look().ready)
 
     def call(self, function: Callable[[], T]) -> T:
-        pickled, attempts = cloudpickle.dumps(function), 0
-        while attempts < MOST_ATTEMPTS:
-            roll = self._cluster.look()
-            self._cluster.expect_work(bool(roll.ready))
-            if not roll.ready:
-                time.sleep(_POLL_S)
-                continue
-            attempts += 1
+        pickled = cloudpickle.dumps(function)
+
+        def attempt() -> T:
+            roll = self._when_ready()
             worker, key = min(roll.ready, key=self._cluster.number), self._key()
             future = self._cluster.submit(key, dask_worker.call, pickled, self._settings(roll), worker=worker)
-            with contextlib.suppress(LostWorkError):
-                self._wait_for(worker, key, future)
-                return outcome(future)
-        raise NoWorkersError(
-            f"{MOST_ATTEMPTS} workers were lost or paused while they measured the layers: out of memory, or killed? "
-            "See the workers' own output."
-        )
+            self._wait_for(worker, key, future)
+            return outcome(future, cloudpickle.loads)
+
+        return insist(attempt, LostWorkError)
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
         pickled = cloudpickle.dumps(function)
         self._cluster.admit_teams()
-        for _ in range(MOST_ATTEMPTS):
-            while not (roll := self._cluster.look()).ready:
-                self._cluster.expect_work(hopeful=False)
-                time.sleep(_POLL_S)
-            self._cluster.expect_work(hopeful=True)
-            with contextlib.suppress(LostWorkError):
-                return self._as_team(pickled, roll, emit, most)
-        raise NoWorkersError(
-            f"{MOST_ATTEMPTS} teams of workers lost one each time: out of memory, or killed? See the workers' own "
-            "output. What was finished is kept: go on with --resume --run-dir DIR."
-        )
+        return insist(lambda: self._as_team(pickled, self._when_ready(), emit, most), LostWorkError)
+
+    def _when_ready(self) -> Roll:
+        """Wait until there are workers."""
+        while not (roll := self._cluster.look()).ready:
+            self._cluster.expect_work(hopeful=False)
+            time.sleep(_POLL_S)
+        self._cluster.expect_work(hopeful=True)
+        return roll
 
     def _as_team(self, pickled: bytes, roll: Roll, emit: Emit, most: int) -> Any:
         """Return what the first of the ready workers gives.
@@ -158,7 +148,7 @@ class DaskExecutor:
         roll = self._cluster.look()
         for key, worker in workers.items():
             if worker not in roll.there or (worker not in roll.ready and not self._cluster.has_begun(key)):
-                raise LostWorkError
+                raise LostWorkError("a worker was lost or paused (out of memory, or killed? see its own output)")
 
     def _wait_for(self, worker: str, key: str, future: "Future[Any]") -> None:
         """Wait for a worker to be done with something.
@@ -190,7 +180,7 @@ class DaskExecutor:
     def _hand_out(self, pickled: bytes, dispatcher: Dispatcher) -> Iterator[Sequence[BlockResult]]:
         """Keep one group in flight per worker; yield, about twice a second, what has arrived since."""
         running: dict[str, _Sent] = {}
-        losses, number = collections.Counter[tuple[str, ...]](), self._cluster.number
+        number = self._cluster.number
         while running or dispatcher.left:
             roll = self._cluster.look()
             self._cluster.expect_work(bool(running or roll.ready))
@@ -200,7 +190,7 @@ class DaskExecutor:
                 if running[worker].future.done():
                     continue
                 if worker not in roll.there:
-                    yield _try_again(_withdrawn(running.pop(worker)), losses, dispatcher)
+                    yield _try_again(_withdrawn(running.pop(worker)), dispatcher)
                 elif not self._cluster.has_begun(running[worker].key):
                     dispatcher.put_back(_withdrawn(running.pop(worker)))
             for worker in sorted(roll.ready - running.keys(), key=number):
@@ -209,7 +199,7 @@ class DaskExecutor:
             for worker in finished({worker: sent.future for worker, sent in running.items()}, _POLL_S):
                 sent = running.pop(worker)
                 arrived = self._take_in(sent)
-                yield _try_again(sent.group, losses, dispatcher) if arrived is None else arrived
+                yield _try_again(sent.group, dispatcher) if arrived is None else arrived
             yield ()
 
     def _let_steal(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
@@ -251,10 +241,7 @@ class DaskExecutor:
 
     def _settings(self, roll: Roll) -> dask_worker.Settings:
         hosts = collections.Counter(map(dask_worker.host, roll.there))
-        config = self._config
-        return dask_worker.Settings(
-            config.threads_per_worker, config.verbose, dict(hosts), self._topic, config.dask_insecure
-        )
+        return dask_worker.Settings(self._config, dict(hosts), self._topic)
 
     def _take_in(self, sent: _Sent) -> list[BlockResult] | None:
         """Return the results of a group with its worker and times; `None` if its workers died."""
@@ -291,8 +278,8 @@ def _of_the_first(futures: Sequence["Future[Any]"]) -> Any:
         except (BrokenTeamError, LostTeamError) as error:
             consequences.append(error)
     if consequences:
-        raise LostWorkError from consequences[0]
-    return outcome(futures[0])
+        raise LostWorkError(str(consequences[0])) from consequences[0]
+    return outcome(futures[0], cloudpickle.loads)
 
 
 def _withdrawn(sent: _Sent) -> TaskGroup:
@@ -300,20 +287,11 @@ def _withdrawn(sent: _Sent) -> TaskGroup:
     return sent.group
 
 
-def _try_again(
-    group: TaskGroup, losses: collections.Counter[tuple[str, ...]], dispatcher: Dispatcher
-) -> list[BlockResult]:
-    """Put a group whose worker was lost back to be done; give it up where that happens every time."""
-    losses[group.layer_names] += 1
-    if losses[group.layer_names] < MOST_ATTEMPTS:
-        dispatcher.put_back(group)
-    elif len(group.tasks) > 1:
-        for task in reversed(group.tasks):
-            dispatcher.put_back(TaskGroup((task,)))
-    else:
-        message = "every worker that trained it was lost: out of memory, or killed? See the workers' own output."
-        return [BlockResult(group.layer_names[0], "failed", block="", error=message)]
-    return []
+def _try_again(group: TaskGroup, dispatcher: Dispatcher) -> list[BlockResult]:
+    """Put a group whose worker was lost back to be done, less at a time; give it up where that happens every time."""
+    for part in reversed(again(group)):
+        dispatcher.put_back(part)
+    return given_up(group, "the worker that trained it was lost (out of memory, or killed? see its own output)")
 
 
 def _letters(number: int) -> str:

@@ -14,6 +14,7 @@ import dask
 import distributed
 from distributed.client import ClosedClientError
 
+from pbd import watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
 from pbd.executors import dask_connection, dask_team
@@ -77,6 +78,7 @@ class Cluster:
         Raises:
             NoWorkersError: the scheduler is gone, or is not the one that was asked to do the work.
         """
+        watchdog.alive()
         with self._scheduler_there():  # not `scheduler_info()`: its copy, which others write, may name no workers
             scheduler = self._client.sync(self._client.scheduler.identity, n_workers=-1)
         if scheduler["id"] != self._scheduler_id:
@@ -209,17 +211,21 @@ def finished(futures: "Mapping[str, Future[Any]]", timeout_s: float) -> list[str
     return [key for key, future in futures.items() if future.done()]
 
 
-def outcome(future: "Future[T]") -> T:
+def outcome(future: "Future[Any]", read: Callable[[Any], Any] = lambda result: result) -> Any:
     """Return what a finished piece of work gave.
+
+    Args:
+        future: of the work.
+        read: makes of it what is returned.
 
     Raises:
         LostWorkError: the workers that had it died.
         NoWorkersError: the scheduler was lost.
-        EnvironmentMismatchError: a worker could not read what it was sent.
+        EnvironmentMismatchError: a worker could not read what it was sent, or sent what cannot be read.
         Exception: any other is the work's own.
     """
     try:
-        return future.result()
+        return read(future.result())
     except CancelledError as error:
         raise scheduler_lost() from error
     except distributed.KilledWorker as error:

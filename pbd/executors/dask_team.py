@@ -100,6 +100,9 @@ class DaskTeam:
         with contextlib.suppress(BrokenTeamError):
             self._meet(None, "")
 
+    def leave(self) -> None:
+        """Nothing: the coordinator hears of the loss, and tells where the team meets."""
+
     def _meet(self, values: bytes | None, dtype: str) -> bytes:
         self._sums += 1
         place = {"team": self._team, "index": self.index, "size": self.size, "number": self._sums}

@@ -6,35 +6,34 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlsplit
 
 import cloudpickle
 
 from pbd import devices
+from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError
-from pbd.executors.base import Emit, Seldom, run_queue
+from pbd.executors import workplace
+from pbd.executors.base import Seldom, run_queue
 from pbd.executors.dask_team import DaskTeam, Membership
+from pbd.executors.workplace import LostProcessError, Packed, Workplace
 from pbd.records import BlockResult, Progress, TaskGroup
-from pbd.teamwork import BrokenTeamError, LostTeamError, Team
+from pbd.teamwork import BrokenTeamError, LostTeamError
 
 _SETTLING = threading.Lock()
-_threads: int | None = None  # with which this process computes, once it has settled
+_settled: tuple[int, Workplace] | None = None  # the threads with which work is done, and where
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """How workers of this run use their hosts."""
 
-    threads: int | None
-    verbose: bool
+    config: ExecutionConfig
     workers_of_host: dict[str, int]
     """By host; of a host that joined later, the worker counts as alone."""
     events: str
     """The topic that progress goes to."""
-    insecure: bool
-    """Whether workers may be reached over the network without TLS."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,36 +48,49 @@ class Done:
 
 
 def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
-    """Train a group with the pickled function, which is only unpickled once this process has its device."""
+    """Train a group with the pickled function, which is only unpickled where the work is done."""
     from distributed import get_worker
 
-    settle(settings)
+    train_group = workplace.training_in(settle(settings), Packed(pickled))
     worker = get_worker()
     emit = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
     began = time.monotonic()
-    (results,) = run_queue(cloudpickle.loads(pickled), [group], 0, emit, began)
+    (results,) = run_queue(train_group, [group], 0, emit, began)
     return Done(worker.address, tuple(results), time.monotonic() - began)
 
 
-def call(pickled: bytes, settings: Settings) -> Any:
-    """Call a pickled function without arguments."""
-    settle(settings)
-    function: Callable[[], Any] = cloudpickle.loads(pickled)
-    return function()
+@dataclasses.dataclass(frozen=True)
+class _Pickling:
+    """A function whose result stays pickled on its way through the worker, which has no use for it."""
+
+    function: Packed[Any]
+
+    def __call__(self, *arguments: Any) -> bytes:
+        return cloudpickle.dumps(self.function(*arguments))
 
 
-def join(pickled: bytes, membership: Membership, settings: Settings) -> Any:
-    """Call a pickled function of a team and a progress listener, together with the other members; the first tells."""
+def call(pickled: bytes, settings: Settings) -> bytes:
+    """Call a pickled function without arguments; return its result, pickled."""
+    return workplace.call_in(settle(settings), _Pickling(Packed(pickled)))
+
+
+def join(pickled: bytes, membership: Membership, settings: Settings) -> bytes | None:
+    """Call a pickled function of a team and a progress listener, together with the other members.
+
+    Returns:
+        The first member's result, pickled.
+    """
     from distributed import get_worker
 
-    settle(settings)
+    place = settle(settings)
     worker, team = get_worker(), DaskTeam(membership)
     tell = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
-    function: Callable[[Team, Emit], Any] = cloudpickle.loads(pickled)
     try:
-        answer = function(team, tell if team.index == 0 else lambda event: None)
+        answer = place.do(_Pickling(Packed(pickled)), tell if team.index == 0 else lambda event: None, team)
     except (BrokenTeamError, LostTeamError):
         raise
+    except LostProcessError as error:
+        raise LostTeamError(str(error)) from error
     except BaseException:
         with contextlib.suppress(LostTeamError):
             team.give_up()
@@ -90,8 +102,11 @@ def _message(address: str, event: Progress) -> dict[str, Any]:
     return dataclasses.asdict(event) | {"worker": address}
 
 
-def settle(settings: Settings) -> None:
-    """Take this process's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
+def settle(settings: Settings) -> Workplace:
+    """Take this worker's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
+
+    Returns:
+        Where the worker does its work.
 
     Raises:
         EnvironmentMismatchError: the worker is open to the network, all GPUs of the host are taken, or an earlier run
@@ -101,19 +116,20 @@ def settle(settings: Settings) -> None:
 
     from pbd.executors.dask_connection import check_privacy
 
-    check_privacy(get_worker().listen_address, settings.insecure)
-    global _threads
+    check_privacy(get_worker().listen_address, settings.config.dask_insecure)
+    global _settled
     with _SETTLING:
-        if _threads is None:
-            _threads = _take_share(settings)
-        elif settings.threads not in (None, _threads):
+        _settled = _settled or _take_share(settings)
+        (threads, place), wanted = _settled, settings.config.threads_per_worker
+        if wanted not in (None, threads):
             raise EnvironmentMismatchError(
                 "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
-                f"{settings.threads}, a worker with {_threads}. Start the workers again, or leave the flag out."
+                f"{wanted}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
+        return place
 
 
-def _take_share(settings: Settings) -> int:
+def _take_share(settings: Settings) -> tuple[int, Workplace]:
     from distributed import get_worker
 
     worker = get_worker()
@@ -122,9 +138,12 @@ def _take_share(settings: Settings) -> int:
     number = re.search(r"\d+$", str(worker.name))
     seat = devices.take_seat(gpus, int(number[0]) if number else 0) if gpus else 0
     local_workers = settings.workers_of_host.get(host(worker.address), 1)
-    threads = devices.claim(seat, local_workers, settings.threads, settings.verbose)
-    devices.load_backend()
-    return threads
+    config = settings.config
+    share = devices.Share(seat, local_workers, config.threads_per_worker, config.verbose)
+    threads = share.claim()
+    if not config.isolate:
+        devices.load_backend()
+    return threads, workplace.open_workplace(config, share)
 
 
 def host(address: str) -> str:

@@ -4,6 +4,8 @@ import os
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
+PREFIXES = ("PMI", "OMPI_", "PRTE_", "HYDI_", "MPI_LOCAL")
+"""Of what MPI launchers set in the environment, all of which would make a child process believe that it is a rank."""
 START_LIMIT = "PBD_START_LIMIT"
 """In the environment: for how many seconds ranks wait for one that has not started; none, or 0, is for ever."""
 

@@ -1,4 +1,4 @@
-"""MPI: one worker per rank; rank 0 coordinates and trains.
+"""MPI: one worker per rank; rank 0 coordinates, too.
 
 Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Groups of a common pool are
 drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits long in a blocking call, which
@@ -16,13 +16,16 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from pbd import devices, watchdog
+from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
-from pbd.executors import mpi_world
+from pbd.executors import mpi_world, workplace
 from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
-from pbd.teamwork import BrokenTeamError, Team
+from pbd.teamwork import BrokenTeamError, LostTeamError, Team
 
 _COMMAND, _PROGRESS = 1, 2
+_WELL, _GAVE_UP, _LOST = 0, 1, 2
 _POLL_S = 0.05
 _COUNTER_POLL_S = 0.02
 
@@ -33,7 +36,7 @@ T = TypeVar("T")
 class _Work:
     """From rank 0 to a worker: train these groups, and then what the counter gives you of the pool."""
 
-    train_group: TrainGroup
+    train_group: workplace.Packed[list[BlockResult]]
     queue: tuple[TaskGroup, ...]
     pool: tuple[TaskGroup, ...]
 
@@ -42,7 +45,7 @@ class _Work:
 class _Together:
     """From rank 0 to a worker: call this at the same time as all others."""
 
-    function: Callable[[Team, Emit], Any]
+    function: workplace.Packed[Any]
     most: int
 
 
@@ -60,30 +63,36 @@ class MpiExecutor:
     name = "mpi"
     elastic = False
 
-    def __init__(self, num_workers: int | None = None) -> None:
-        self._comm, self.local_rank, self.local_workers = mpi_world.join()
+    def __init__(self, config: ExecutionConfig) -> None:
+        self._comm, local_rank, local_ranks = mpi_world.join()
         self._training = False  # the workers are busy and cannot be told anything
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
         self.num_workers = self.team_size = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
-        if num_workers not in (None, self.num_workers):
+        if config.workers not in (None, self.num_workers):
             raise UsageError(
-                f"under MPI the number of workers is the number of ranks. Received: --workers {num_workers}, "
-                f"{self.num_workers} ranks. Use mpirun -n {num_workers}."
+                f"under MPI the number of workers is the number of ranks. Received: --workers {config.workers}, "
+                f"{self.num_workers} ranks. Use mpirun -n {config.workers}."
             )
+        self.share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
+        self._workplace = workplace.open_workplace(config, self.share)
+        if self.num_workers > 1 and mpi_world.allows_threads():
+            beats = mpi_world.Beats(self._comm, config.stall_limit)
+            watchdog.also_check(beats.exchange, mpi_world.abort)
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         self._training = True
+        packed = workplace.Packed.of(train_group)
         requests = [
-            self._comm.isend(_Work(train_group, queue, assignment.pool), dest=rank, tag=_COMMAND)
+            self._comm.isend(_Work(packed, queue, assignment.pool), dest=rank, tag=_COMMAND)
             for rank, queue in enumerate(assignment.queues)
             if rank > 0
         ]
 
-        gathered = self._work(_Work(train_group, assignment.queues[0], assignment.pool), emit)
+        gathered = self._work(_Work(packed, assignment.queues[0], assignment.pool), emit)
         for request in requests:
             request.wait()
         self._training = False
@@ -91,15 +100,28 @@ class MpiExecutor:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return function()  # rank 0 is a worker like the others
+        return workplace.call_in(self._workplace, function)  # rank 0 is a worker like the others
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
         self._training = True
-        self._tell_all(_Together(function, most))
-        with self._team_of(most) as team:
-            result = function(team, emit)
+        command = _Together(workplace.Packed.of(function), most)
+        self._tell_all(command)
+        result = self._join(command, emit)
         self._training = False
         return result
+
+    def _join(self, command: _Together, emit: Emit) -> Any:
+        """Do this rank's part of what all do together; again, if any of them lost the process that did its part."""
+        with self._team_of(command.most) as team:
+            if team is None:
+                return None
+
+            def attempt() -> Any:
+                result = self._workplace.do(command.function, emit, team)
+                team.part()
+                return result
+
+            return workplace.insist(attempt, LostTeamError)
 
     @contextlib.contextmanager
     def _team_of(self, most: int) -> "Iterator[MpiTeam | None]":
@@ -130,6 +152,7 @@ class MpiExecutor:
         return gathered
 
     def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: Emit) -> list[BlockResult]:
+        train_group = workplace.training_in(self._workplace, train_group)
         trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
         return [result for results in trained for result in results]
 
@@ -139,6 +162,7 @@ class MpiExecutor:
             time.sleep(_POLL_S)
         everyone = self._comm.Ibarrier()
         while not everyone.Test():
+            watchdog.alive()
             self._pass_on_progress(emit)
             time.sleep(_POLL_S)
         self._pass_on_progress(emit)
@@ -153,17 +177,17 @@ class MpiExecutor:
     def serve(self) -> RunReport:
         while True:
             while not self._comm.iprobe(source=0, tag=_COMMAND):
+                watchdog.alive()
                 time.sleep(_POLL_S)
             command = self._comm.recv(source=0, tag=_COMMAND)
             if isinstance(command, _Stop):
                 self._released = True
+                self._workplace.close()
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
             if isinstance(command, _Together):
-                with self._team_of(command.most) as team:
-                    if team is not None:
-                        command.function(team, lambda event: None)
+                self._join(command, lambda event: None)
             else:
                 self._work(command, Seldom(self._tell_progress))
 
@@ -175,6 +199,7 @@ class MpiExecutor:
     def finish(self, report: RunReport) -> None:
         self._tell_all(_Stop(report=report))
         self._released = True
+        self._workplace.close()
 
     def stop(self, error: BaseException) -> None:
         if self._released:
@@ -182,6 +207,7 @@ class MpiExecutor:
         if isinstance(error, PbdError) and self.coordinates and not self._training:
             self._tell_all(_Stop(error=error))
             self._released = True
+            self._workplace.close()
         else:
             mpi_world.abort(error)
 
@@ -198,20 +224,35 @@ class MpiTeam:
         self.index, self.size = comm.Get_rank(), comm.Get_size()
 
     def add_up(self, values: np.ndarray) -> np.ndarray:
-        self._agree(well=True)
+        self._agree(_WELL)
         total = np.empty_like(values)
         self._comm.Allreduce(np.ascontiguousarray(values), total)
         return total
 
     def give_up(self) -> None:
-        with contextlib.suppress(BrokenTeamError):
-            self._agree(well=False)
+        with contextlib.suppress(BrokenTeamError, LostTeamError):
+            self._agree(_GAVE_UP)
 
-    def _agree(self, well: bool) -> None:
-        failed = np.array([0 if well else 1], np.int32)
-        total = np.empty_like(failed)
-        self._comm.Allreduce(failed, total)
-        if total[0]:
+    def leave(self) -> None:
+        with contextlib.suppress(BrokenTeamError, LostTeamError):
+            self._agree(_LOST)
+
+    def part(self) -> None:
+        """End what the team did, for all or for nobody.
+
+        Raises:
+            LostTeamError: a worker was lost after the last sum.
+        """
+        self._agree(_WELL)
+
+    def _agree(self, state: int) -> None:
+        from mpi4py import MPI
+
+        worst = np.empty(1, np.int32)
+        self._comm.Allreduce(np.array([state], np.int32), worst, op=MPI.MAX)
+        if worst[0] == _LOST:
+            raise LostTeamError("a worker of the team lost the process that trains")
+        if worst[0] == _GAVE_UP:
             raise BrokenTeamError("a worker of the team could not go on.")
 
 
@@ -234,7 +275,7 @@ class SharedCounter:
             self._window.Lock(0)  # what others read has to be written inside of an epoch
             np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
             self._window.Unlock(0)
-            if MPI.Query_thread() == MPI.THREAD_MULTIPLE:  # else workers wait until rank 0 passes on progress
+            if mpi_world.allows_threads():  # else workers wait until rank 0 passes on progress
                 self._answering.start()
         comm.Barrier()
 

@@ -11,13 +11,15 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
+from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError, StoppedError, UsageError
 from pbd.executors import launcher
+from pbd.watchdog import TICK_S, Patience
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_SPEAKS_FIRST_S = 0.5
 _LAUNCHER_READS_S = 0.3
 _LAUNCHER_KILLS_S = 5.0
+_FEWEST_BEATS = 5
 
 
 def join() -> tuple[Any, int, int]:
@@ -102,6 +104,46 @@ def _world() -> Any:
             f"of {found}. Use the mpirun that belongs to mpi4py's library."
         )
     return MPI.COMM_WORLD
+
+
+def allows_threads() -> bool:
+    """Return whether several threads may use MPI at once."""
+    from mpi4py import MPI
+
+    return MPI.Query_thread() == MPI.THREAD_MULTIPLE
+
+
+class Beats:
+    """Rank 0 and each of the others tell each other, about once a second, that they are there.
+
+    It sees what no library does: a rank that was stopped, or whose host is gone.
+
+    Args:
+        comm: of all ranks, who all make one at the same time.
+        limit_s: for how long nothing may be heard of a rank; a few beats at least.
+    """
+
+    def __init__(self, comm: Any, limit_s: float) -> None:
+        self._comm = comm.Dup()
+        rank, size = comm.Get_rank(), comm.Get_size()
+        limit_s = max(limit_s, _FEWEST_BEATS * TICK_S)
+        self._others = {other: Patience(limit_s) for other in (range(1, size) if rank == 0 else (0,))}
+        self._sending: dict[int, Any] = {}
+
+    def exchange(self) -> PbdError | None:
+        """Send and receive; return what is wrong, if a rank has been silent for too long."""
+        for other, patience in self._others.items():
+            while self._comm.iprobe(source=other):
+                self._comm.recv(source=other)
+                patience.renew()
+            if other not in self._sending or self._sending[other].Test():
+                self._sending[other] = self._comm.isend(None, dest=other)
+            if patience.lost():
+                return NoWorkersError(
+                    f"rank {other} was not heard of for {patience.silent_s:.0f} s: stopped, or its host gone? "
+                    "What was finished is kept: go on with --resume --run-dir DIR."
+                )
+        return None
 
 
 def abort(error: BaseException) -> NoReturn:

@@ -1,35 +1,39 @@
-"""All work in this process, as several workers would share it: the behaviour that every executor is held against."""
+"""All work in one place, as several workers would share it: the behaviour that every executor is held against."""
 
 import heapq
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from pbd import devices
+from pbd.config import ExecutionConfig
+from pbd.executors import workplace
 from pbd.executors.base import Emit, TrainGroup, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
-from pbd.teamwork import ALONE, Team
+from pbd.teamwork import Team
 
 T = TypeVar("T")
 
 
 class SerialExecutor:
-    """Runs every group here; of several workers, the one that has been busy for the least time is next."""
+    """Runs every group in one workplace; of several workers, the one that has been busy for the least time is next."""
 
     name = "serial"
     team_size = 1
     elastic = False
-    local_rank = 0
-    local_workers = 1
     coordinates = True
 
-    def __init__(self, num_workers: int = 1) -> None:
-        self.num_workers = num_workers
+    def __init__(self, config: ExecutionConfig) -> None:
+        self.num_workers = config.workers or 1
+        self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
+        self._workplace = workplace.open_workplace(config, self.share)
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
+        train_group = workplace.training_in(self._workplace, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]
         while free:
             busy_s, worker = heapq.heappop(free)
@@ -41,16 +45,16 @@ class SerialExecutor:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return function()
+        return workplace.call_in(self._workplace, function)
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
-        return function(ALONE, emit)
+        return workplace.insist(lambda: self._workplace.do(function, emit))
 
     def serve(self) -> RunReport:
         raise RuntimeError("the serial executor has no other process to serve")
 
     def finish(self, report: RunReport) -> None:
-        """There is nobody else to tell."""
+        self._workplace.close()
 
     def stop(self, error: BaseException) -> None:
-        """There is nobody else to stop."""
+        self._workplace.close()

@@ -164,7 +164,7 @@ class CostTable:
 
         A group's layers are all scaled alike, so that for the epochs that its blocks trained (some stop early) it is
         predicted to take what it took. Groups with a failed block tell nothing: part of their time went into retries;
-        nor do those of which a part was found done, or that several workers shared.
+        nor do those of which a part was found done or begun again, or that several workers shared.
 
         Args:
             results: those of a group share worker and start; ones that no worker stamped are left out.
@@ -206,7 +206,7 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     return [
         group
         for group in groups.values()
-        if all(one.status == "trained" and not one.found and not one.shared for one in group)
+        if all(r.status == "trained" and r.attempts == 1 and not r.found and not r.shared for r in group)
     ]
 
 

@@ -1,0 +1,21 @@
+"""Joules, and what measured them: GPUs through NVML, processors through RAPL or AMD's registers, or none.
+
+    with energy.measure() as meter:
+        train()
+        halfway = meter.read()
+        fine_tune()
+    whole = meter.read()
+    whole.total_j, whole.source, whole.partial
+    whole.between(halfway.ended_s, whole.ended_s).total_j
+
+Every worker may measure the host that it shares with others: `merge` counts each device once. What cannot be measured
+is `None` from the source `none`, with a line that says why; nothing is estimated. A host's memory, disks and fans are
+not measured.
+"""
+
+from pbd.energy.finding import Finding, Places, find
+from pbd.energy.meter import Meter, measure
+from pbd.energy.readings import Reading, Trace, merge
+from pbd.energy.sharing import Shares, Span, share_out
+
+__all__ = ["Finding", "Meter", "Places", "Reading", "Shares", "Span", "Trace", "find", "measure", "merge", "share_out"]

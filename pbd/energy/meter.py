@@ -1,0 +1,114 @@
+"""The meter of one host: its dials, read often enough that no counter goes round unseen."""
+
+import contextlib
+import threading
+import time
+from array import array
+from collections.abc import Callable, Iterator
+
+from pbd.energy.dials import Dial
+from pbd.energy.finding import Finding, find
+from pbd.energy.readings import Reading, Trace
+
+INTERVAL_S = 1.0
+MOST_MOMENTS = 2**14 + 1
+"""Of a device that are remembered, 4.5 hours of seconds; then every other one is forgotten, but no joules."""
+
+
+class Meter:
+    """Reads all dials at the same moments; threads may share it. A host without dials has a meter that reads none.
+
+    Args:
+        finding: what is measured.
+        clock: tells the moment in seconds; by default since the epoch, but never going back.
+    """
+
+    def __init__(self, finding: Finding, clock: Callable[[], float] | None = None) -> None:
+        self._host = finding.host
+        self._clock = clock or _steady_clock()
+        self._lock = threading.Lock()
+        self._stopped = False
+        self._started_s = self._now_s = self._clock()
+        tracks = [_Track(dial) for dial in finding.dials]
+        for track in tracks:
+            track.advance(self._now_s)
+        self._tracks = [track for track in tracks if track.lost is None]
+        unread = (f"{track.dial.device.name} cannot be read. Received: {track.lost}." for track in tracks if track.lost)
+        self._complaints = (*finding.complaints, *unread)
+
+    def sample(self) -> None:
+        """Read every dial once; nothing after `stop`."""
+        with self._lock:
+            if self._stopped:
+                return
+            self._now_s = self._clock()
+            for track in self._tracks:
+                track.advance(self._now_s)
+
+    def read(self) -> Reading:
+        """Return what was spent from the beginning until now, or until it was stopped."""
+        self.sample()
+        with self._lock:
+            traces = tuple(track.trace() for track in self._tracks)
+            return Reading(self._started_s, self._now_s, traces, (self._host,), self._complaints)
+
+    def stop(self) -> None:
+        """Read every dial for the last time."""
+        self.sample()
+        self._stopped = True
+
+
+class _Track:
+    """What a dial said at each moment at which it could be read."""
+
+    def __init__(self, dial: Dial) -> None:
+        self.dial = dial
+        self.lost: str | None = None
+        self._times_s, self._joules = array("d"), array("d")
+
+    def advance(self, now_s: float) -> None:
+        try:
+            spent = self.dial.advance(now_s)
+        except (OSError, ValueError) as error:
+            self.lost = str(error)
+            return
+        self.lost = None
+        self._times_s.append(now_s)
+        self._joules.append(spent + (self._joules[-1] if self._joules else 0.0))
+        if len(self._times_s) == MOST_MOMENTS:
+            self._times_s, self._joules = self._times_s[::2], self._joules[::2]
+
+    def trace(self) -> Trace:
+        fault = self.dial.fault
+        if self.lost is not None:
+            fault = f"lost after {self._times_s[-1] - self._times_s[0]:.0f} s: {self.lost}"
+        return Trace(self.dial.device, tuple(self._times_s), tuple(self._joules), fault)
+
+
+@contextlib.contextmanager
+def measure(finding: Finding | None = None, interval_s: float = INTERVAL_S) -> Iterator[Meter]:
+    """Measure this host while the block runs; the meter can be read within it and after it.
+
+    Args:
+        finding: what is measured; by default all that can be.
+        interval_s: between two readings of the dials, by a thread of its own.
+    """
+    meter, done = Meter(find() if finding is None else finding), threading.Event()
+
+    def keep_sampling() -> None:
+        while not done.wait(interval_s):
+            meter.sample()
+
+    thread = threading.Thread(target=keep_sampling, name="energy", daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        done.set()
+        thread.join()
+        meter.stop()
+
+
+def _steady_clock() -> Callable[[], float]:
+    epoch_s = time.time() - time.monotonic()
+    return lambda: epoch_s + time.monotonic()

@@ -1,0 +1,195 @@
+"""A child process that works for a worker: if it crashes, is killed or hangs, only what it was doing is lost."""
+
+import contextlib
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+from multiprocessing import Pipe
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pbd import devices, watchdog
+from pbd.executors import launcher
+from pbd.executors.base import Emit
+from pbd.executors.link import Answer, GiveUp, Greeting, Order, Sum, Tray
+from pbd.executors.workplace import LostProcessError, Work
+from pbd.records import Progress
+from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, Team
+from pbd.watchdog import Patience
+
+T = TypeVar("T")
+_POLL_S = 0.5
+_ENDS_S = 10.0
+_LAST_WORDS = 200
+MOST_BUSY = 10
+"""A process that computes may be silent for this many times the stall limit: tracing and compiling say nothing."""
+
+
+class Child:
+    """A workplace in a process of its own, which is started at once, and again whenever it was lost.
+
+    Args:
+        share: of the host, which the child takes.
+        stall_limit_s: for how long it may neither say anything nor compute; ten times as long if it computes.
+    """
+
+    def __init__(self, share: devices.Share, stall_limit_s: float) -> None:
+        self._share, self._stall_limit_s = share, stall_limit_s
+        self._process: subprocess.Popen[bytes] | None = None
+        self._start()
+
+    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+        if self._process is None:
+            self._start()
+        try:
+            self._send(Order(pickle.dumps(work), team.index, team.size))
+            answer = self._attend(emit, team)
+        except LostProcessError:
+            self.close()
+            team.leave()
+            raise
+        except BaseException:
+            self.close()  # it is in the middle of something
+            raise
+        if answer.error is not None:
+            raise answer.error
+        return answer.result
+
+    def close(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            self._link.close()
+            self._tray.close()
+            self._said.close()
+
+    def _start(self) -> None:
+        self._link, theirs = Pipe()
+        self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
+        descriptors = theirs.fileno(), self._tray.descriptor
+        said = None if self._share.verbose else self._said
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "pbd.executors.child_main", *map(str, descriptors), str(os.getpid())],
+            env=_environment(),
+            pass_fds=descriptors,
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+            start_new_session=True,  # what the terminal sends to all is for us to act on
+        )
+        theirs.close()
+        with contextlib.suppress(LostProcessError):  # of which the first order will hear
+            self._send(Greeting(self._share, _custom_objects()))
+
+    def _send(self, message: Any) -> None:
+        try:
+            self._link.send(message)
+        except OSError as error:
+            raise LostProcessError(self._how_it_ended()) from error
+
+    def _attend(self, emit: Emit, team: Team) -> Answer:
+        """Serve the child until it answers."""
+        watch = _Watch(self._process.pid, self._stall_limit_s)
+        while True:
+            watchdog.alive()
+            if not self._link.poll(_POLL_S):
+                if self._process.poll() is not None:
+                    raise LostProcessError(self._how_it_ended())
+                watch.check()
+                continue
+            try:
+                message = self._link.recv()
+            except (EOFError, OSError) as error:
+                raise LostProcessError(self._how_it_ended()) from error
+            watch.alive()
+            if isinstance(message, Answer):
+                return message
+            if isinstance(message, Progress):
+                emit(message)
+            elif isinstance(message, logging.LogRecord):
+                logging.getLogger(message.name).handle(message)
+            else:
+                self._send(self._for_the_team(message, team))
+                watch.alive()
+
+    def _for_the_team(self, message: Sum | GiveUp, team: Team) -> Sum | GiveUp | Exception:
+        try:
+            if isinstance(message, GiveUp):
+                team.give_up()
+            else:
+                self._tray.put(team.add_up(self._tray.take(message.shape, message.dtype)))
+        except (BrokenTeamError, LostTeamError) as error:
+            return error
+        return message
+
+    def _how_it_ended(self) -> str:
+        try:
+            code = self._process.wait(_ENDS_S)
+        except subprocess.TimeoutExpired:
+            return "the process that trains closed its connection"
+        if code >= 0:
+            return f"the process that trains ended with code {code}{self._last_words()}"
+        name = signal.Signals(-code).name
+        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
+        return f"the process that trains was ended by {name}{hint}{self._last_words()}"
+
+    def _last_words(self) -> str:
+        self._said.seek(0)
+        lines = self._said.read().decode(errors="replace").strip().splitlines()
+        return f": {lines[-1].strip()[:_LAST_WORDS]}" if lines else ""
+
+
+class _Watch:
+    """Notices when a process hangs."""
+
+    def __init__(self, pid: int, limit_s: float) -> None:
+        self._pid, self._limit_s, self._patience = pid, limit_s, Patience(limit_s, _POLL_S)
+        self.alive()
+
+    def alive(self) -> None:
+        self._patience.renew()
+        self._computed_s = _cpu_s(self._pid)
+
+    def check(self) -> None:
+        """To be called at every poll.
+
+        Raises:
+            LostProcessError: the process was silent for too long.
+        """
+        if not self._patience.lost():
+            return
+        silent_s, computed_s = self._patience.silent_s, _cpu_s(self._pid) - self._computed_s
+        if computed_s < watchdog.IDLE * silent_s or silent_s > MOST_BUSY * self._limit_s:
+            raise LostProcessError(
+                f"the process that trains hung: it said nothing for {silent_s:.0f} s, and computed {computed_s:.0f} s"
+            )
+
+
+def _cpu_s(pid: int) -> float:
+    """Return how long the threads of a process have computed; 0 where the system does not say."""
+    try:
+        after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def _environment() -> dict[str, str]:
+    """Return this process's environment, with its paths of modules, and without what a launcher told it."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher.PREFIXES)}
+    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+
+
+def _custom_objects() -> bytes | None:
+    """Return what this process has registered with Keras, by value where it was made in the main script."""
+    registered = sys.modules["keras"].saving.get_custom_objects() if "keras" in sys.modules else None
+    if not registered:
+        return None
+    import cloudpickle
+
+    return cloudpickle.dumps(dict(registered))

@@ -1,0 +1,155 @@
+"""Where a worker's work is done: in this process, or in a child whose death costs one attempt and not the run."""
+
+import dataclasses
+import logging
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+from pbd import devices
+from pbd.config import ExecutionConfig
+from pbd.errors import NoWorkersError
+from pbd.executors.base import Emit, TrainGroup
+from pbd.records import BlockResult, TaskGroup
+from pbd.scheduling.attempts import MOST_ATTEMPTS, again
+from pbd.teamwork import ALONE, Team
+
+T = TypeVar("T")
+Work = Callable[[Team, Emit], T]
+_log = logging.getLogger(__name__)
+
+
+class LostProcessError(Exception):
+    """The process that did the work is gone; how, the message says."""
+
+
+class Workplace(Protocol):
+    """Does one piece of work at a time, on one device."""
+
+    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+        """Return what a picklable piece of work gives.
+
+        Raises:
+            LostProcessError: the process that did it is gone; the next piece of work gets a new one.
+            Exception: the work's own.
+        """
+        ...
+
+    def close(self) -> None:
+        """Let go of what it holds; whatever is being done there ends."""
+        ...
+
+
+class Here:
+    """This process, once it has taken its share of the host."""
+
+    def __init__(self, share: devices.Share) -> None:
+        self._share = share
+
+    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+        self._share.claim()
+        devices.load_backend()
+        return work(team, emit)
+
+    def close(self) -> None:
+        """There is nothing to let go of."""
+
+
+def open_workplace(config: ExecutionConfig, share: devices.Share) -> Workplace:
+    """Return where a worker with this share of its host works, as the settings want it."""
+    if not config.isolate:
+        return Here(share)
+    from pbd.executors.child import Child
+
+    return Child(share, config.stall_limit)
+
+
+@dataclass(frozen=True)
+class Packed(Generic[T]):
+    """A function in a form that is only unpacked where it is called: what it needs is not loaded on the way there."""
+
+    pickled: bytes
+
+    @classmethod
+    def of(cls, function: Callable[..., T]) -> "Packed[T]":
+        return function if isinstance(function, cls) else cls(pickle.dumps(function))
+
+    def __call__(self, *arguments: Any) -> T:
+        return pickle.loads(self.pickled)(*arguments)
+
+
+@dataclass(frozen=True)
+class _Train:
+    train_group: TrainGroup
+    group: TaskGroup
+
+    def __call__(self, team: Team, emit: Emit) -> list[BlockResult]:
+        return self.train_group(self.group, emit)
+
+
+@dataclass(frozen=True)
+class _Call(Generic[T]):
+    function: Callable[[], T]
+
+    def __call__(self, team: Team, emit: Emit) -> T:
+        return self.function()
+
+
+def training_in(workplace: Workplace, train_group: TrainGroup) -> TrainGroup:
+    """Return what trains a group in a workplace, and tries again, less at a time, what its process was lost with."""
+
+    def train(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+        results, left = list[BlockResult](), [group]
+        while left:
+            part = left.pop(0)
+            try:
+                done = workplace.do(_Train(train_group, part), emit)
+            except LostProcessError as error:
+                _log.warning("%s, at attempt %d of %d at %s.", error, part.attempt, MOST_ATTEMPTS, _names(part))
+                left[:0] = again(part)
+                done = given_up(part, str(error))
+            results += [dataclasses.replace(result, attempts=part.attempt) for result in done]
+        return results
+
+    return train
+
+
+def given_up(group: TaskGroup, why: str) -> list[BlockResult]:
+    """Return the failed results of a group that was lost, none where it is to be tried again."""
+    if again(group):
+        return []
+    message = f"{why}, at each of {group.attempt} attempts."
+    return [BlockResult(name, "failed", block="", error=message) for name in group.layer_names]
+
+
+def call_in(workplace: Workplace, function: Callable[[], T]) -> T:
+    """Return what a picklable function gives in a workplace.
+
+    Raises:
+        NoWorkersError: its process was lost at every attempt.
+    """
+    return insist(lambda: workplace.do(_Call(function), lambda event: None))
+
+
+def insist(attempt: Callable[[], T], *losses: type[Exception]) -> T:
+    """Return what an attempt gives that does not lose a process, or anything else that it may lose.
+
+    Raises:
+        NoWorkersError: every one of them did.
+    """
+    lost: Exception | None = None
+    for _ in range(MOST_ATTEMPTS):
+        try:
+            return attempt()
+        except (LostProcessError, *losses) as error:
+            lost = error
+            _log.warning("%s.", error)
+    raise NoWorkersError(
+        f"{lost}, at each of {MOST_ATTEMPTS} attempts. What was finished is kept: go on with --resume --run-dir DIR."
+    )
+
+
+def _names(group: TaskGroup) -> str:
+    names = group.layer_names
+    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"

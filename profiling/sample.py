@@ -1,0 +1,236 @@
+"""Run a command, and write down what the host does meanwhile, once a second: the paper's system profiler.
+
+    python -m profiling.sample --csv trace.csv -- mpirun -n 4 pbd-run --teacher VGG16 --dataset cifar10
+
+A row holds the seconds since the beginning (`t_s`), how busy all processors were (`cpu_percent`) and each of them
+(`cpu0_percent`, as /proc/stat counts, since the row before), each GPU's load and memory (`gpu-0_percent`,
+`gpu-0_memory_bytes`), and for all that is measured the mean watts since the row before and the joules since the
+beginning: `rapl_package-0_w`, `rapl_package-0_j`, `nvml_gpu-0_w`, `amd_msr_core-0_j`, … A cell is empty where nothing
+is known. Signals go on to the command, and its exit code is returned.
+"""
+
+import argparse
+import codecs
+import contextlib
+import csv
+import itertools
+import math
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import command_line
+from experiments.command_line import Parser, check_folder
+from pbd import energy
+from pbd.energy import nvml
+from pbd.energy.dials import Dial
+from pbd.errors import MissingInputError
+from profiling.commands import Command
+
+STAT = Path("/proc/stat")
+LONGEST_S = 60.0
+"""Between two rows; a counter of 32 bits may go round unseen in more."""
+
+
+class Processors:
+    """How busy the processors are, as Linux counts it in ticks."""
+
+    def __init__(self, stat: Path) -> None:
+        self._stat = stat
+        self._last: dict[str, tuple[int, int]] = {}
+
+    def cells(self) -> dict[str, float | None]:
+        """Return the percentages since the call before, of all together and of each; `None` the first time."""
+        now = dict(itertools.starmap(self._ticks, self._lines()))
+        shares = {name: _percent(ticks, self._last.get(name)) for name, ticks in now.items()}
+        self._last = now
+        return {f"{name}_percent": share for name, share in shares.items()}
+
+    def _lines(self) -> list[tuple[str, list[int]]]:
+        with self._stat.open(encoding="ascii") as lines:
+            fields = [line.split() for line in itertools.takewhile(lambda line: line.startswith("cpu"), lines)]
+        return [(name, [int(count) for count in counts]) for name, *counts in fields]
+
+    @staticmethod
+    def _ticks(name: str, counts: list[int]) -> tuple[str, tuple[int, int]]:
+        """Return the busy ticks and all of them; what guests took is among what users took."""
+        user, nice, system, idle, waiting, interrupts, soft, stolen = counts[:8]
+        busy = user + nice + system + interrupts + soft
+        return name, (busy, busy + idle + waiting + stolen)
+
+
+def _percent(now: tuple[int, int], last: tuple[int, int] | None) -> float | None:
+    if last is None or now[1] <= last[1]:
+        return None
+    return round(100 * (now[0] - last[0]) / (now[1] - last[1]), 1)
+
+
+class Spending:
+    """What one device draws."""
+
+    def __init__(self, dial: Dial) -> None:
+        self._dial = dial
+        self._name = f"{dial.device.source}_{dial.device.name}"
+        self._joules = 0.0
+        self._last_s: float | None = None
+
+    def cells(self, now_s: float) -> dict[str, float | None]:
+        """Return watts since the call before and joules since the first; `None` where they are not known."""
+        watts = joules = None
+        with contextlib.suppress(OSError, ValueError):
+            spent = self._dial.advance(now_s)
+            self._joules += spent
+            if self._last_s is not None and now_s > self._last_s:
+                watts = round(spent / (now_s - self._last_s), 3)
+            self._last_s = now_s
+            joules = round(self._joules, 3) if self._dial.fault is None else None
+        return {f"{self._name}_w": watts, f"{self._name}_j": joules}
+
+
+class Host:
+    """All that a row says."""
+
+    def __init__(self, finding: energy.Finding, gpus: Sequence[nvml.Gpu], stat: Path = STAT) -> None:
+        self._began_s = time.monotonic()
+        self._processors = Processors(stat)
+        self._gpus = gpus
+        self._spendings = [Spending(dial) for dial in finding.dials]
+
+    def row(self) -> dict[str, float | None]:
+        now_s = time.monotonic()
+        cells: dict[str, float | None] = {"t_s": round(now_s - self._began_s, 3)}
+        for spending in self._spendings:
+            cells |= spending.cells(now_s)
+        return cells | self._processors.cells() | self._loads()
+
+    def _loads(self) -> dict[str, float | None]:
+        cells: dict[str, float | None] = {}
+        for gpu in self._gpus:
+            for name, ask in (("percent", gpu.busy_percent), ("memory_bytes", gpu.memory_bytes)):
+                cells[f"gpu-{gpu.index}_{name}"] = None
+                with contextlib.suppress(OSError):
+                    cells[f"gpu-{gpu.index}_{name}"] = ask()
+        return cells
+
+
+class Table:
+    """The rows, each in the file as soon as it is known; a disk that is full ends the table, not the command.
+
+    Args:
+        path: of the file.
+        first: the first row; its names are the columns.
+
+    Raises:
+        MissingInputError: the file cannot be written.
+    """
+
+    def __init__(self, path: Path, first: dict[str, float | None]) -> None:
+        self.rows = 1
+        self.fault: str | None = None
+        try:
+            self._file = codecs.getwriter("utf-8")(path.open("wb", buffering=0))
+            self._writer = csv.DictWriter(self._file, list(first), extrasaction="ignore")
+            self._writer.writeheader()
+            self._writer.writerow(first)
+        except OSError as error:
+            raise MissingInputError(
+                f"the table must be writable. Received: {str(path)!r}: {error.strerror}."
+            ) from error
+
+    def add(self, row: dict[str, float | None]) -> None:
+        if self.fault is None:
+            try:
+                self._writer.writerow(row)
+                self.rows += 1
+            except OSError as error:
+                self.fault = f"the table ends after {self.rows} rows. Received: {error.strerror}."
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
+    """Run the command, write the table, and return the command's exit code.
+
+    Raises:
+        MissingInputError: the command cannot be run, or the table cannot be written.
+    """
+    with Command(command) as running:  # takes the signals before any thread is there
+        finding = energy.find(cores=True)
+        for complaint in finding.complaints:
+            _say(complaint)
+        host = Host(finding, _gpus())
+        with contextlib.closing(Table(csv_path, host.row())) as table:
+            began_s = time.monotonic()
+            running.start()
+            code = None
+            while code is None:
+                code = running.wait(until_next(time.monotonic() - began_s, interval_s))
+                table.add(host.row())
+    wall_s, own_s = time.monotonic() - began_s, time.process_time()
+    _say(table.fault or f"{table.rows} rows in {csv_path}; took {own_s:.2f} s of a core in {wall_s:.0f} s")
+    return code
+
+
+def until_next(elapsed_s: float, interval_s: float) -> float:
+    """Return the seconds until the next row; rows missed while all was stopped are not made up for."""
+    return interval_s * (round(elapsed_s / interval_s) + 1) - elapsed_s
+
+
+def _gpus() -> tuple[nvml.Gpu, ...]:
+    try:
+        return nvml.gpus()
+    except OSError:  # what was found complains of it
+        return ()
+
+
+def _say(line: str) -> None:
+    print(f"sample: {line}", file=sys.stderr)
+
+
+def interval(text: str) -> float:
+    """Return the text as seconds between rows."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not 0.05 <= seconds <= LONGEST_S:
+        raise argparse.ArgumentTypeError(f"must be seconds from 0.05 to {LONGEST_S:.0f}. Received: {text!r}")
+    return seconds
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong, or no command follows; the message is one line.
+        MissingInputError: the table's folder does not exist.
+    """
+    parser = Parser("sample", __doc__)
+    parser.usage = "sample [-h] --csv FILE [--interval SECONDS] -- COMMAND [ARGUMENT ...]"
+    parser.add_argument("--csv", type=Path, required=True, metavar="FILE", help="write the table here")
+    parser.add_argument("--interval", type=interval, default=1.0, metavar="SECONDS", help="between rows (default 1)")
+    at = list(argv).index("--") if "--" in argv else len(argv)
+    settings = parser.parse_args(argv[:at])
+    settings.command = list(argv[at + 1 :])
+    if not settings.command:
+        parser.error("a command must follow --. Received: none")
+    check_folder("--csv", settings.csv)
+    return settings
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Sample while the command runs; return its exit code, or one of pbd-run's where it did not run."""
+    code = 0
+
+    def command(arguments: Sequence[str]) -> None:
+        nonlocal code
+        settings = parse(arguments)
+        code = sample(settings.command, settings.csv, settings.interval)
+
+    return command_line.run("sample", command, argv) or code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,222 @@
+"""Small real runs to inject faults into, and what can be told of them afterwards."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from pbd import completion, status
+from pbd.errors import PbdError
+from pbd.journal import Journal
+from tests.faults.injection import ENVIRONMENT, Fault, Plan
+
+LIMIT_S = 240.0
+"""A run that takes longer hangs: without faults it takes about 20 s, and what hangs is ended after 40."""
+STALL_LIMIT_S = 4
+LAYERS = ("a1", "a2", "b1", "b2")
+SETTINGS = ["--batch-size", "64", "--train-limit", "448", "--epochs", "2", "--fine-tune-epochs", "3"]
+SETTINGS += [
+    "--threads-per-worker",
+    "1",
+    "--max-accuracy-drop",
+    "1",
+    "--augment",
+    "flip",
+    "--stall-limit",
+    str(STALL_LIMIT_S),
+]
+WAYS = {
+    "serial": ([], []),
+    "mpi": (["mpirun", "-n", "2"], ["--parallel", "task"]),
+    "mpi, shared": (["mpirun", "-n", "2"], ["--parallel", "data"]),
+    "dask": ([], ["--executor", "dask", "--workers", "2", "--no-group"]),
+}
+
+
+def make_teacher(path: Path) -> Path:
+    """Write a small residual network with four convolutions to replace; its weights are random but fixed."""
+    import keras
+
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((32, 32, 1))
+    x = keras.layers.Rescaling(1 / 255)(inputs)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="stem")(x)
+    for name in ("a", "b"):
+        y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"{name}1")(x)
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+        y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name=f"{name}2")(y)
+        x = keras.layers.Add()([x, y])
+    outputs = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    keras.Model(inputs, outputs, name="residual").save(path)
+    return path
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a run, or of several of one run directory."""
+
+    run_dir: Path
+    plan: Plan
+    code: int | None
+    """`None` where it hung."""
+    seconds: float
+    said: str
+    orphans: tuple[int, ...]
+    """Processes that were there some seconds after the end."""
+
+    @property
+    def struck(self) -> list[str]:
+        return self.plan.struck()
+
+    @property
+    def rerun(self) -> list[str]:
+        """Layers that were begun again after they had been committed."""
+        return self.plan.begun_after_commit()
+
+    @cached_property
+    def status(self) -> status.Status | None:
+        """What `pbd-status` says; `None` where there is no run."""
+        try:
+            return status.read(self.run_dir)
+        except PbdError:
+            return None
+
+    @property
+    def complete(self) -> bool:
+        return self.status is not None and self.status.state == status.COMPLETE
+
+    @property
+    def failed(self) -> tuple[str, ...]:
+        """The layers that the report names as failed."""
+        return self.status.failed if self.status else ()
+
+    @property
+    def notice_s(self) -> float | None:
+        """From the fault to when it was noticed, or to the end; `None` where nothing was lost."""
+        return self.plan.notice_s()
+
+
+@dataclass(frozen=True)
+class Range:
+    """Where runs are made."""
+
+    folder: Path
+    teacher: Path
+
+    @classmethod
+    def at(cls, folder: Path) -> "Range":
+        """Make one; nothing may be there."""
+        folder.mkdir(parents=True)
+        return cls(folder, make_teacher(folder / "teacher.keras"))
+
+    def run(
+        self,
+        name: str,
+        way: str,
+        faults: Sequence[Fault] = (),
+        arguments: Sequence[str] = (),
+        killed_after_s: float | None = None,
+        number: int = signal.SIGKILL,
+    ) -> Outcome:
+        """Run, or go on with, the run of this name.
+
+        Args:
+            name: of the run directory.
+            way: one of `WAYS`.
+            faults: what goes wrong.
+            arguments: for `pbd-run`.
+            killed_after_s: when to send its launcher a signal.
+            number: which.
+        """
+        launcher, own = WAYS[way]
+        run_dir = self.folder / name / "run"
+        plan = Plan(str(self.folder / name / "faults"), tuple(faults))
+        command = [*launcher, sys.executable, "-m", "pbd.run", "--teacher", str(self.teacher), *SETTINGS, *own]
+        resume = ["--resume"] if (run_dir / "run.json").exists() else []
+        environment = {key: value for key, value in os.environ.items() if "THREADS" not in key} | plan.environment()
+        environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
+        began = time.monotonic()
+        with open(self.folder / name / "said", "a+", encoding="utf-8") as said:
+            process = subprocess.Popen(
+                [*command, "--run-dir", str(run_dir), *resume, *arguments],
+                env=environment,
+                stdout=said,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+            (Path(plan.folder) / "launcher").write_text(str(process.pid))
+            code = _wait(process, killed_after_s, number)
+            seconds = time.monotonic() - began
+            plan.note("ended", ["-"])
+            orphans = _orphans(plan)
+            for pid in orphans if code is not None else _processes(plan):
+                os.kill(pid, signal.SIGKILL)
+            said.seek(0)
+            return Outcome(run_dir, plan, code, seconds, said.read(), tuple(orphans))
+
+    def weights(self, name: str) -> list[np.ndarray]:
+        """Return the weights of the student of a run."""
+        import keras
+
+        return keras.models.load_model(self.folder / name / "run" / "student.keras", compile=False).get_weights()
+
+
+def _wait(process: "subprocess.Popen[bytes]", after_s: float | None, number: int) -> int | None:
+    try:
+        if after_s is not None:
+            try:
+                return process.wait(after_s)
+            except subprocess.TimeoutExpired:
+                process.send_signal(number)
+        return process.wait(LIMIT_S)
+    except subprocess.TimeoutExpired:
+        return None
+
+
+def _orphans(plan: Plan, patience_s: float = 8.0) -> list[int]:
+    until = time.monotonic() + patience_s
+    while (left := _processes(plan)) and time.monotonic() < until:
+        time.sleep(0.2)
+    return left
+
+
+def _processes(plan: Plan) -> list[int]:
+    """Return the processes of a run, which have its plan in their environment."""
+    mark, found = f'{ENVIRONMENT}={{"folder": "{plan.folder}"'.encode(), []
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            zombie = entry.joinpath("stat").read_text().rpartition(")")[2].split()[0] == "Z"
+            if not zombie and mark in entry.joinpath("environ").read_bytes() and int(entry.name) != os.getpid():
+                found.append(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def differences(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
+    """Return the largest difference of any weight, over the largest of its variable."""
+    return max(float(np.abs(a - b).max() / max(np.abs(a).max(), 1e-12)) for a, b in zip(one, other, strict=True))
+
+
+def blocks_lost(outcome: Outcome) -> list[str]:
+    """Return the layers whose blocks are not in the run directory."""
+    return sorted(set(LAYERS) - Journal(outcome.run_dir).committed_blocks().keys())
+
+
+def is_truly_complete(outcome: Outcome) -> bool:
+    """Return whether all that a complete run has is there and whole, found without its own record."""
+    made = all((outcome.run_dir / name).exists() for name in (*completion.MODELS, *completion.TEXTS))
+    return made and not blocks_lost(outcome)
+
+
+def pick(draws: random.Random, points: Sequence[str], kinds: Sequence[str]) -> Fault:
+    """Return a random fault that strikes a child once."""
+    return Fault(draws.choice(points), draws.choice(kinds), nth=draws.randint(1, 2), role="child")

@@ -1,0 +1,55 @@
+"""A few faults in real runs; `make soak` injects many. Each run ends in time, loses nothing and does nothing twice."""
+
+import random
+from pathlib import Path
+
+import pytest
+
+from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, StoppedError
+from pbd.scheduling.attempts import MOST_ATTEMPTS
+from tests.faults import jobs, saving
+from tests.faults.injection import Fault
+from tests.faults.jobs import Range
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
+    return Range.at(tmp_path_factory.mktemp("faults") / "range")
+
+
+@pytest.mark.parametrize(
+    ("way", "fault"),
+    [
+        ("mpi", Fault("training", "hang", nth=3, role="child")),
+        pytest.param("dask", Fault("scoring", "crash", role="child"), marks=pytest.mark.slow),
+        pytest.param("mpi, shared", Fault("fine-tuning", "kill", nth=2, role="child"), marks=pytest.mark.slow),
+    ],
+)
+def test_a_lost_child_costs_an_attempt_and_not_the_run(way: str, fault: Fault, place: Range) -> None:
+    outcome = place.run(f"{fault.kind}-{fault.point}", way, [fault])
+    assert (outcome.code, len(outcome.struck)) == (0, 1), outcome.said
+    assert outcome.complete
+    assert not outcome.rerun
+    assert not outcome.orphans
+    assert outcome.notice_s < 4 * jobs.STALL_LIMIT_S
+
+
+def test_what_always_fails_costs_only_itself_and_a_stopped_run_goes_on(place: Range) -> None:
+    fault = Fault("first weights", "kill", times=99, role="child", layer="b1")
+    stopped = place.run("b1", "serial", [fault, Fault("fine-tuning", "stop the launcher", nth=2, role="child")])
+    assert stopped.code == StoppedError.exit_code, stopped.said
+    assert not stopped.orphans
+    done = place.run("b1", "serial", [fault])
+    assert done.code == FINISHED_WITH_FAILED_BLOCKS, done.said
+    assert jobs.blocks_lost(done) == ["b1"]
+    assert done.complete
+    assert not done.rerun
+    assert len([what for what in done.struck if what.startswith("kill")]) % MOST_ATTEMPTS == 0
+
+
+def test_no_file_is_torn(tmp_path: Path) -> None:
+    torn, written = saving.torn_by_kills(tmp_path / "torn", 5, random.Random(0))
+    assert torn == 0
+    assert written > 5
+    full = saving.on_a_full_disk(tmp_path / "full")
+    assert full.kept, full.in_words

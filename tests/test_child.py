@@ -1,0 +1,219 @@
+"""A child process that works for a worker: what it gives, how its end is noticed, and that the worker outlives it."""
+
+import logging
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from pbd import devices
+from pbd.errors import MissingInputError, NoWorkersError
+from pbd.executors import workplace
+from pbd.executors.base import Emit
+from pbd.executors.child import Child
+from pbd.executors.workplace import LostProcessError
+from pbd.records import Progress, TaskGroup
+from pbd.scheduling.attempts import MOST_ATTEMPTS, again
+from pbd.teamwork import LostTeamError, Team
+from tests import errands, together
+from tests.cluster import wait_until
+from tests.fakes import make_task
+from tests.sleepers import Sleeper
+from tests.teams import as_team
+
+STALL_LIMIT_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child loads TensorFlow only to keep it quiet: these tests need none."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    made = Child(devices.Share(), STALL_LIMIT_S)
+    yield made
+    made.close()
+
+
+def ignore(_: Progress) -> None:
+    """Take a progress event and do nothing."""
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Progress] = []
+    first = child.do(errands.who, ignore)
+    assert first != os.getpid()
+    assert child.do(errands.tells, told.append) == "told"
+    assert [event.label for event in told] == ["telling"]
+    assert [record.getMessage() for record in caplog.records if record.name == "pbd.test"] == ["this is odd"]
+    with pytest.raises(MissingInputError, match="no such thing") as refused:
+        child.do(errands.refuses, ignore)
+    assert "errands.py" in refused.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="pickle"):
+        child.do(errands.gives_what_cannot_be_sent, ignore)
+    os.kill(first, signal.SIGTERM)  # as a job manager sends it to all processes: the worker decides
+    assert child.do(errands.who, ignore) == first
+
+
+def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMI_RANK", "3")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = Child(devices.Share(), STALL_LIMIT_S)
+    environment, path = made.do(errands.environment, ignore)
+    made.close()
+    assert environment["KEPT"] == "yes"
+    assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
+    assert str(tmp_path) in path
+
+
+def test_layers_that_were_registered_here_are_known_there() -> None:
+    import keras
+
+    @keras.saving.register_keras_serializable("tests")
+    class Twice(keras.layers.Layer):
+        def call(self, x: object) -> object:
+            return 2 * x
+
+    made = Child(devices.Share(), 60.0)
+    try:
+        assert made.do(errands.Knows("tests>Twice"), ignore)
+        assert not made.do(errands.Knows("tests>Thrice"), ignore)
+    finally:
+        made.close()
+        keras.saving.get_custom_objects().pop("tests>Twice")
+
+
+ENDS = {
+    errands.is_killed: "SIGKILL.*out of memory",
+    errands.crashes: "SIGSEGV",
+    errands.leaves_in_silence: "ended with code 0",
+    errands.leaves_with_words: "ended with code 3: no space left on device",
+}
+HANGS = (errands.waits_for_ever, errands.is_stopped, errands.turns_for_ever)
+
+
+@pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
+def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
+    first, began = child.do(errands.who, ignore), time.monotonic()
+    with pytest.raises(LostProcessError, match=ENDS[work]):
+        child.do(work, ignore)
+    assert time.monotonic() - began < 5
+    assert child.do(errands.who, ignore) not in (first, os.getpid())
+
+
+@pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
+def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
+    child._stall_limit_s = STALL_LIMIT_S if work is not errands.turns_for_ever else 0.2
+    first, began = child.do(errands.who, ignore), time.monotonic()
+    with pytest.raises(LostProcessError, match="hung: it said nothing"):
+        child.do(work, ignore)
+    assert time.monotonic() - began < 10
+    assert not is_running(first)
+
+
+def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
+    assert child.do(errands.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
+    assert child.do(errands.sleeps_and_tells, ignore) == "done"
+
+
+def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path) -> None:
+    def interrupt(event: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child.do(errands.Begins(tmp_path / "pid"), interrupt)
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert child.do(errands.who, ignore) != os.getpid()
+
+
+def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys\nfrom pbd import devices\n"
+        "from pbd.executors.child import Child\nfrom tests import errands\n"
+        "work = errands.Begins(pathlib.Path(sys.argv[1]))\nChild(devices.Share(), 60).do(work, lambda event: None)\n"
+    )
+    file, root = tmp_path / "pid", Path(__file__).resolve().parents[1]
+    worker = subprocess.Popen([sys.executable, "-c", script, str(file)], cwd=root)
+    wait_until(lambda: file.exists() and file.read_text(), "the child begins")
+    pid = int(file.read_text())
+    assert is_running(pid)
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: not is_running(pid), "the child ends")
+
+
+# Teams
+
+
+def in_children(size: int, work: Callable[[Team, Emit], object]) -> list[object]:
+    """Let a team work, each member in a child of its own; return what each gives, or the error it ends with."""
+
+    def member(team: Team) -> object:
+        made = Child(devices.Share(), 60.0)
+        try:
+            return made.do(work, ignore, team)
+        except (LostProcessError, LostTeamError) as error:
+            return type(error)
+        finally:
+            made.close()
+
+    return as_team(size, member)
+
+
+def test_children_add_up_through_their_workers() -> None:
+    assert in_children(3, together.sums) == [(3, [111.0, 6.0]), None, None], "only the first says what came of it"
+    assert in_children(2, together.fails_in_the_second) == [["given up", "together"], None]
+
+
+def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
+    assert in_children(2, together.Mortal(tmp_path, place=1)) == [LostTeamError, LostProcessError]
+
+
+# Attempts
+
+
+def test_less_is_tried_at_a_time_until_each_is_alone() -> None:
+    tasks = tuple(make_task(at) for at in range(5))
+    halves = again(TaskGroup(tasks, predicted_s=5.0))
+    assert [part.layer_names for part in halves] == [("conv0", "conv1", "conv2"), ("conv3", "conv4")]
+    singles = [part for half in halves for part in again(half)]
+    assert [part.tasks for part in singles] == [(task,) for task in tasks]
+    assert {part.attempt for part in singles} == {MOST_ATTEMPTS}
+    assert again(singles[0]) == ()
+    assert [part.attempt for part in again(TaskGroup(tasks[:1]))] == [2]
+
+
+def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path: Path) -> None:
+    names = [f"conv{at}" for at in range(5)]
+    sleeper = Sleeper(tmp_path, dict.fromkeys(names, 0.0), kills={"conv1": 99, "conv3": 1})
+    train = workplace.training_in(child, sleeper)
+    results = {result.layer_name: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
+    assert results.keys() == set(names)
+    assert {name for name, result in results.items() if result.status == "failed"} == {"conv1"}
+    assert "SIGKILL" in results["conv1"].error
+    assert len(sleeper.begun("conv1")) == results["conv1"].attempts == MOST_ATTEMPTS
+    assert [results[name].attempts for name in ("conv0", "conv2", "conv3", "conv4")] == [3, 3, 3, 3]
+
+
+def test_what_cannot_be_called_at_all_is_said(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    with pytest.raises(NoWorkersError, match=r"SIGKILL.*--resume"):
+        workplace.insist(lambda: child.do(errands.is_killed, ignore))
