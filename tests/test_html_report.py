@@ -119,17 +119,32 @@ def test_nothing_is_fetched() -> None:
 
 
 def test_energy_is_said_by_source() -> None:
-    energy = {"source": "nvml", "total_j": 1234.5, "phases": {"distill_j": 1000.0, "fine_tune_j": None}, "mean_w": 31.4}
+    energy = {
+        "source": "nvml+rapl",
+        "total_j": 1234.5,
+        "by_kind_j": {"gpu": 1000.0, "package": None},
+        "mean_w": 31.4,
+        "seconds": 39.3,
+        "hosts": 2,
+        "partial": True,
+        "notes": ["only 1 of 2 hosts are measured"],
+    }
     said = Document(page.of_run(full_report(energy=energy))).words
     for expected in (
-        "Source: nvml",
+        "Source: nvml+rapl",
         "total 1.2 kJ",
-        "phases distill 1.0 kJ",
-        "phases fine tune j not measured",
-        "31.4 W",
+        "by kind: gpu 1.0 kJ",
+        "by kind: package not measured",
+        "mean 31.4 W",
+        "seconds 39.3 s",
+        "hosts 2",
+        "There are joules that are not counted. only 1 of 2 hosts are measured",
     ):
         assert expected in said, expected
     assert "no energy meter" not in said
+    none = {"source": "none", "total_j": None, "notes": ["no counter may be read. Ask for it."]}
+    said = Document(page.of_run(full_report(energy=none))).words
+    assert "so there is no figure. Source: none. no counter may be read. Ask for it." in said
 
 
 @pytest.mark.parametrize("judged_by", ["labels", "teacher"])

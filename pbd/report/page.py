@@ -3,7 +3,6 @@
 import base64
 import hashlib
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
 from pathlib import PurePath
@@ -15,6 +14,9 @@ from markupsafe import Markup
 from pbd.records import RunReport
 from pbd.report import plots, settings, timeline, words
 
+UNITS = ("j", "w", "s")
+ENERGY_IN_WORDS = ("source", "partial", "notes")
+"""What is said of the measured energy beside its figures."""
 SMALL = (168.0, 104.0)
 """The canvas of a layer's own plot."""
 
@@ -113,23 +115,21 @@ def bar_charts(reports: Mapping[str, RunReport], judged: str) -> list[tuple[str,
     ]
 
 
-def energy_rows(energy: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what was measured, and in words how much; the unit is in the ending of a name."""
+def energy_rows(energy: Mapping[str, Any], prefix: str = "", unit: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what was measured, and in words how much; the unit is in the ending of a name, or of one above it."""
     for name, value in energy.items():
-        words_of_name = f"{prefix} {name}".strip()
+        stem, _, ending = str(name).rpartition("_")
+        its_unit = ending if stem and ending in UNITS else "s" if name == "seconds" else unit
+        label = prefix + (stem if stem and ending in UNITS else str(name)).replace("_", " ")
         if isinstance(value, Mapping):
-            yield from energy_rows(value, words_of_name)
-        elif isinstance(value, list | tuple):
-            yield from energy_rows({str(number): item for number, item in enumerate(value)}, words_of_name)
-        elif name != "source" or prefix:
-            yield _with_unit(words_of_name, value)
+            yield from energy_rows(value, f"{label}: ", its_unit)
+        elif prefix or name not in ENERGY_IN_WORDS:
+            yield label, _with_unit(value, its_unit)
 
 
-def _with_unit(name: str, value: Any) -> tuple[str, str]:
-    stem, _, unit = name.rpartition("_")
-    if isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value) and stem:
-        if unit in ("j", "w"):
-            return stem.replace("_", " "), words.count(value, unit.upper())
-        if unit == "s":
-            return stem.replace("_", " "), words.duration(value)
-    return name.replace("_", " "), words.ABSENT if value is None else str(value)
+def _with_unit(value: Any, unit: str) -> str:
+    if value is None:
+        return words.ABSENT
+    if unit and isinstance(value, int | float):
+        return words.duration(value) if unit == "s" else words.count(value, unit.upper())
+    return str(value)
