@@ -20,6 +20,7 @@ setup(
     long_description=Path(__file__).with_name("README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     packages=find_packages(include=["pbd", "pbd.*"]),
+    package_data={"pbd.report": ["templates/*"]},
     python_requires=">=3.11",
     install_requires=[
         "keras>=3.15.1,<3.16",
@@ -30,6 +31,7 @@ setup(
         "threadpoolctl>=3.5",
         "tyro>=1.0",
         "rich>=14",
+        "jinja2>=3.1",
         "cloudpickle>=3",
     ],
     extras_require={
@@ -43,5 +45,7 @@ setup(
         "dev": DEV,
         "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },
-    entry_points={"console_scripts": ["pbd-run=pbd.run:main", "pbd-status=pbd.status:main"]},
+    entry_points={
+        "console_scripts": ["pbd-run=pbd.run:main", "pbd-status=pbd.status:main", "pbd-report=pbd.report.__main__:main"]
+    },
 )

@@ -10,7 +10,6 @@ profitable convolution of the teacher is replaced by an untrained block.
 import argparse
 import os
 import sys
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +21,10 @@ from rich.table import Table
 
 from experiments import command_line
 from experiments.command_line import Parser, check_folder, positive
-from experiments.runtimes import RUNTIMES, Runner, check_agreement, make_runner
+from experiments.runtimes import RUNTIMES, check_agreement, make_runner
 from pbd import devices
 from pbd.config import BlockConfig
 from pbd.errors import EnvironmentMismatchError, MissingInputError, UsageError, unknown_name
-
-WARM_UP = 3
-BURST = 10
 
 
 @dataclass(frozen=True)
@@ -47,24 +43,6 @@ class Row:
     """The larger of the two networks' relative differences from Keras."""
 
 
-def alternate(runners: Mapping[str, Runner], images: np.ndarray, rounds: int) -> dict[str, np.ndarray]:
-    """Run the networks in turn and return each one's median milliseconds of each round.
-
-    A turn is a burst of passes, the first few uncounted: after a single pass of another network, the caches would hold
-    that one's weights, as they never do where one network serves.
-    """
-    times: dict[str, list[float]] = {name: [] for name in runners}
-    for at in range(rounds):
-        for name in list(runners)[:: 1 if at % 2 else -1]:  # so that none always runs behind the same other one
-            taken = []
-            for _ in range(WARM_UP + BURST):
-                started = time.perf_counter()
-                runners[name](images)
-                taken.append(1e3 * (time.perf_counter() - started))
-            times[name].append(float(np.median(taken[WARM_UP:])))
-    return {name: np.array(taken) for name, taken in times.items()}
-
-
 def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], rounds: int) -> Iterator[Row]:
     """Yield, for each batch size, a row for each student: its time beside the teacher's in one runtime.
 
@@ -74,6 +52,8 @@ def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], r
         batches: images in a forward pass.
         rounds: turns of each network.
     """
+    from pbd.latency import alternate  # loads the backend
+
     teacher, *students = networks
     inputs = networks[teacher].inputs[0]
     runners = {name: make_runner(name, model, runtime) for name, model in networks.items()}
@@ -82,7 +62,7 @@ def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], r
         differences = {
             name: check_agreement(f"{name} in {runtime}", networks[name], runners[name], images) for name in networks
         }
-        times = alternate(runners, images, rounds)
+        times = {name: 1e3 * taken for name, taken in alternate(runners, images, rounds).items()}
         for name in students:
             quartiles = np.quantile(times[name], (0.25, 0.75))
             figures = (

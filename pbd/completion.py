@@ -10,7 +10,7 @@ from pbd.journal import Journal
 
 RECORD = "complete.json"
 MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
-TEXTS = ("run.json", "report.json", "summary.txt")
+TEXTS = ("run.json", "report.json", "report.html", "summary.txt")
 """What every run makes, with the models."""
 MADE_IN_TRAINING = "costs.json"
 _log = logging.getLogger(__name__)

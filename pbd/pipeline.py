@@ -81,7 +81,7 @@ def _compress(
     clock: "_Clock",
     display: progress.ProgressDisplay,
 ) -> RunReport:
-    from pbd import folding, preparation, shared_work, student
+    from pbd import folding, latency, preparation, shared_work, student
 
     teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
     clock.lap("teacher")
@@ -119,6 +119,7 @@ def _compress(
         student=_facts(small.model, small.marks, tested[1], path),
         blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
         workers=decisions.worker_rows(block_phase.results, executor.num_workers),
+        latency=latency.compare(teacher, small.model, config.data.batch_size),
         timing=clock.timing(block_phase),
         energy={"source": "none", "total_j": None},
         executor=executor.name,

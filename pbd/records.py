@@ -214,6 +214,25 @@ class Timing:
 
 
 @dataclass(frozen=True)
+class Latency:
+    """Seconds of a forward pass, teacher and student in turn on one device; medians and quartiles over the rounds."""
+
+    batch: int
+    """Images in a pass."""
+    teacher_s: float
+    teacher_q1_s: float
+    teacher_q3_s: float
+    student_s: float
+    student_q1_s: float
+    student_q3_s: float
+    times_as_fast: float
+    """The median over the rounds of the teacher's time over the student's."""
+    rounds: int
+    passes: int
+    """Counted passes of each network in a round, whose median is the round's figure."""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """Everything that `report.json` says (version 1)."""
 
@@ -236,6 +255,8 @@ class RunReport:
     story: tuple[str, ...] = ()
     """What happened to the student besides: learning rates stepped back, layers given back, in order."""
     run_dir: str = ""
+    latency: tuple[Latency, ...] = ()
+    """For each batch size that was measured, how fast the student is; none in reports of older versions."""
     version: int = 1
 
     @property

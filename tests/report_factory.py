@@ -3,7 +3,15 @@
 import dataclasses
 from typing import Any
 
-from pbd.records import BlockReport, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.config import RunConfig
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
+
+SLOW = Latency(1, 0.0030, 0.0029, 0.0031, 0.0033, 0.0032, 0.0035, 0.91, 15, 10)
+FAST = Latency(64, 0.040, 0.039, 0.041, 0.025, 0.024, 0.026, 1.6, 3, 10)
+NASTY = """<script>alert("1")</script> 'x' & Größe 層/{{ 7*7 }}"""
+"""A name that no layer should have."""
+SECTIONS = ("result", "layers", "timeline", "curves", "time", "energy", "again")
+"""Of the page of one run, in order."""
 
 
 def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockReport:
@@ -54,5 +62,31 @@ def make_report(**changes: Any) -> RunReport:
         groups=(("conv4_block1_2_conv", "block2_conv1"), ("block3_conv1",)),
         fine_tune_history=({"loss": 0.5, "val_accuracy": 0.9},),
         run_dir="run",
+        latency=(SLOW,),
+    )
+    return dataclasses.replace(report, **changes)
+
+
+def full_report(**changes: Any) -> RunReport:
+    """Return a report of two workers with everything that there can be."""
+    rows = (
+        make_row("stem", "skipped", "input channels: 3; depthwise filters are faster from 8 on"),
+        make_row("b1", "accepted", "accuracy 0.9 >= 0.8", nmse=0.03, params_after=9_000, predicted_s=10.0),
+        make_row("b2", "accepted", "accuracy 0.9 >= 0.8", nmse=0.3, predicted_s=10.0),
+        make_row("b3", "given_back", "cost most", nmse=0.1, worker=1, started_s=0.0, seconds=8.0, predicted_s=9.0),
+        make_row("b4", "failed", "the loss is not finite", worker=1, started_s=8.0, seconds=2.0),
+        make_row("b5", "accepted", "from before", nmse=0.2, worker=0, started_s=3.0, seconds=5.0),
+    )
+    report = make_report(
+        blocks=rows,
+        groups=(("b1", "b2"), ("b3",), ("b4",)),
+        latency=(SLOW, FAST),
+        story=("epoch 2 diverged: taken back", "gave back b3"),
+        fine_tune_history=(
+            {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9, "val_kl": 0.2, "learning_rate": 0.003},
+            {"epoch": 2, "loss": 0.25, "val_accuracy": 0.91, "val_kl": 0.1, "learning_rate": 0.001},
+        ),
+        workers=(WorkerReport(0, 12.25, 0.0, 2_000_000_000), WorkerReport(1, 10.0, 2.25)),
+        config=RunConfig.of(teacher="VGG16", epochs=5, labels=True, layers=["conv*", "^conv1"]).flat(),
     )
     return dataclasses.replace(report, **changes)

@@ -11,7 +11,9 @@ from rich.console import Console
 
 from experiments import latency, runtimes
 from experiments.networks import load_teacher
+from pbd import graph
 from pbd.errors import EnvironmentMismatchError, PbdError
+from pbd.latency import BURST, LIMIT_S, WARM_UP, alternate, compare, plan
 
 
 def small_teacher() -> keras.Model:
@@ -58,9 +60,9 @@ def test_networks_take_turns_and_each_is_timed_every_round() -> None:
     def runner(name: str) -> Callable[[np.ndarray], np.ndarray]:
         return lambda images: order.append(name) or images
 
-    times = latency.alternate({name: runner(name) for name in "tab"}, np.zeros(1), rounds=4)
+    times = alternate({name: runner(name) for name in "tab"}, np.zeros(1), rounds=4)
     assert {name: len(taken) for name, taken in times.items()} == {"t": 4, "a": 4, "b": 4}
-    burst = latency.WARM_UP + latency.BURST
+    burst = WARM_UP + BURST
     bursts = [set(order[at : at + burst]) for at in range(0, len(order), burst)]
     assert all(len(names) == 1 for names in bursts), "a burst is one network's"
     turns = ["".join(name for names in bursts[at : at + 3] for name in names) for at in range(0, len(bursts), 3)]
@@ -139,3 +141,33 @@ def test_wrong_arguments_are_said_in_one_line(
 def test_an_unknown_block_is_said_in_one_line(teacher_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert latency.main(["--teacher", str(teacher_file), "--block", "two_layers"]) == 2
     assert capsys.readouterr().err.splitlines()[-1].endswith("Received: 'two_layers'. Did you mean 'two_layer'?")
+
+
+def test_a_student_is_timed_beside_its_teacher_with_one_image_and_with_a_batch() -> None:
+    teacher = graph.flatten(small_teacher())
+    student = latency.make_students(teacher, ["decoupled_r2"])["decoupled_r2"]
+    weights = [value.copy() for value in teacher.get_weights()]
+    rows = compare(teacher, student, training_batch=8)
+    assert [row.batch for row in rows] == [1, 8]
+    for row in rows:
+        assert 0 < row.teacher_q1_s <= row.teacher_s <= row.teacher_q3_s
+        assert 0 < row.student_q1_s <= row.student_s <= row.student_q3_s
+        assert row.times_as_fast > 0
+        assert row.rounds >= 3
+    for before, now in zip(weights, teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, now)
+    assert len(compare(teacher, student, training_batch=1)) == 1
+
+
+def test_a_network_and_itself_are_about_as_fast() -> None:
+    model = graph.flatten(small_teacher())
+    (row,) = compare(model, model, training_batch=1)
+    assert 0.5 < row.times_as_fast < 2
+
+
+@pytest.mark.parametrize("pass_s", [1e-4, 1e-3, 1e-2, 0.05, 0.06, 0.2, 0.6, 30.0])
+def test_measuring_takes_no_longer_than_it_may(pass_s: float) -> None:
+    rounds, warm_up, burst = plan(pass_s)
+    assert 3 <= rounds <= 15
+    assert burst >= 1
+    assert rounds * (warm_up + burst) * pass_s <= max(LIMIT_S, 3 * pass_s) * 1.001

@@ -62,6 +62,8 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert said["teacher"]["macs"] - said["student"]["macs"] == saved > 0
     assert said["timing"]["total_s"] >= said["timing"]["distill_s"] > 0
     assert said["energy"] == {"source": "none", "total_j": None}
+    assert [row["batch"] for row in said["latency"]] == [1, SMALL["batch_size"]]
+    assert all(row["teacher_s"] > 0 and row["student_s"] > 0 for row in said["latency"])
 
 
 def test_the_student_opens_without_pbd_and_has_the_reported_accuracy(run_dir: Path) -> None:

@@ -11,7 +11,8 @@ import pytest
 
 from pbd.journal import Journal
 from pbd.records import ModelFacts, RunReport
-from pbd.report import _count, _ratio, json_safe, read, render, to_json, write
+from pbd.report import json_safe, read, render, to_json, write
+from pbd.report.words import count, ratio
 from tests.report_factory import make_report, make_row
 
 pytestmark = pytest.mark.fast
@@ -25,7 +26,7 @@ KEYS = {
     "energy": {"source", "total_j"},
 }
 TOP = {"version", "config", "versions", "device", "blocks", "workers", "executor", "scheduler", "groups"} | KEYS.keys()
-TOP |= {"judged_by", "story", "fine_tune_history", "run_dir"}
+TOP |= {"judged_by", "story", "fine_tune_history", "run_dir", "latency"}
 TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "val_agreement", "val_kl"}
 TRAINED |= {"loss_history", "nmse_history"}
 BLOCK = {"layer", "status", "reason", "params_before", "params_after", "macs_before", "macs_after"} | TRAINED
@@ -167,10 +168,10 @@ def test_summary_is_plain_text_whatever_the_environment(monkeypatch: pytest.Monk
     [(0, "", "0"), (999, "", "999"), (999_960, "", "1.0 M"), (1_400_000, "B", "1.4 MB"), (12, "B", "12 B")],
 )
 def test_counts_read_well(value: int, unit: str, expected: str) -> None:
-    assert _count(value, unit) == expected
+    assert count(value, unit) == expected
 
 
 def test_ratio_names_its_direction() -> None:
-    assert _ratio(100, 50) == "2.0x smaller"
-    assert _ratio(50, 100) == "2.0x larger"
-    assert _ratio(0, 5) == "-"
+    assert ratio(100, 50) == "2.0x smaller"
+    assert ratio(50, 100) == "2.0x larger"
+    assert ratio(0, 5) == "-"

@@ -13,7 +13,7 @@ import pytest
 from pbd import completion, report, run_lock, status
 from pbd.errors import EnvironmentMismatchError
 from pbd.journal import Journal
-from pbd.records import BlockResult
+from pbd.records import BlockResult, RunReport
 from tests.report_factory import make_report
 
 pytestmark = pytest.mark.fast
@@ -50,7 +50,7 @@ def complete(journal: Journal) -> Journal:
     return journal
 
 
-def without_failures() -> report.RunReport:
+def without_failures() -> RunReport:
     made = make_report()
     return dataclasses.replace(made, blocks=tuple(row for row in made.blocks if row.status != "failed"))
 
@@ -69,7 +69,7 @@ def flip(path: Path, at: int) -> None:
 
 def test_one_flipped_byte_is_noticed_wherever_it_is(complete: Journal, tmp_path: Path) -> None:
     files = [path.relative_to(complete.path) for path in complete.path.rglob("*") if path.is_file()]
-    assert len(files) == 11
+    assert len(files) == 12
     assert completion.damaged(complete) == []
     for name in files:
         size = (complete.path / name).stat().st_size

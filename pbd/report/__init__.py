@@ -1,0 +1,6 @@
+"""What a run says at its end: `report.json` and a summary for people, both from one `RunReport`."""
+
+from pbd.report.files import json_safe, read, to_json, write
+from pbd.report.text import render, summary
+
+__all__ = ["json_safe", "read", "render", "summary", "to_json", "write"]

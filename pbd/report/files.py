@@ -1,0 +1,109 @@
+"""What a run says at its end, as files: `report.json` (version 1) and what is made from it."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from pbd.errors import CorruptStateError, MissingInputError
+from pbd.journal import Journal
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.report.text import render
+
+PAGE = "report.html"
+_ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
+
+
+def to_json(report: RunReport) -> dict[str, Any]:
+    """Return the content of `report.json`; NaN and infinity, which JSON has no word for, become null."""
+    return json_safe(
+        {
+            "version": report.version,
+            "config": report.config,
+            "versions": report.versions,
+            "device": report.device,
+            "teacher": asdict(report.teacher),
+            "assembled": {name: getattr(report.assembled, name) for name in _ASSEMBLED},
+            "student": asdict(report.student),
+            "blocks": [asdict(row) for row in report.blocks],
+            "workers": [asdict(row) for row in report.workers],
+            "timing": asdict(report.timing),
+            "energy": {"source": "none", "total_j": None} | report.energy,
+            "executor": report.executor,
+            "scheduler": report.scheduler,
+            "groups": report.groups,
+            "judged_by": report.judged_by,
+            "fine_tune_history": report.fine_tune_history,
+            "story": report.story,
+            "latency": [asdict(row) for row in report.latency],
+            "run_dir": report.run_dir,
+        }
+    )
+
+
+def write(report: RunReport, journal: Journal) -> None:
+    """Write `report.json`, `summary.txt` and `report.html` into the run directory."""
+    from pbd.report import page  # loads the template engine
+
+    content = to_json(report)
+    journal.write_bytes("summary.txt", render(report).encode())
+    journal.write_json("report.json", content)
+    journal.write_bytes(PAGE, page.of_run(from_json(content)).encode())  # as it is made again from the file
+
+
+def read(journal: Journal) -> RunReport:
+    """Return the report of a run that is complete.
+
+    Raises:
+        MissingInputError: the run has no report yet, or there is no run.
+        CorruptStateError: its `report.json` is damaged.
+    """
+    path = journal.file("report.json")
+    try:
+        return from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        journal.layers()  # says where there is no run at all
+        raise MissingInputError(
+            f"the run in {journal.path} has no report yet. Go on with it with pbd-run --resume."
+        ) from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise CorruptStateError(f"{path} is damaged. Make the run whole with pbd-run --resume.") from error
+
+
+def from_json(said: Mapping[str, Any]) -> RunReport:
+    """Return the report that says this; what versions before did not measure is left out."""
+    histories = ("loss_history", "nmse_history")
+    rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
+    return RunReport(
+        **said
+        | {
+            "teacher": ModelFacts(**said["teacher"]),
+            "assembled": ModelFacts(said["student"]["params"], said["student"]["macs"], **said["assembled"]),
+            "student": ModelFacts(**said["student"]),
+            "blocks": tuple(BlockReport(**row) for row in rows),
+            "workers": tuple(WorkerReport(**row) for row in said["workers"]),
+            "timing": Timing(**said["timing"]),
+            "groups": tuple(tuple(group) for group in said["groups"]),
+            "fine_tune_history": tuple(said["fine_tune_history"]),
+            "story": tuple(said["story"]),
+            "latency": tuple(Latency(**row) for row in said.get("latency", ())),
+        }
+    )
+
+
+def json_safe(value: Any) -> Any:
+    """Return `value` in plain JSON types: non-finite floats as None, arrays and tuples as lists, others as text."""
+    if isinstance(value, np.generic | np.ndarray):
+        value = value.tolist()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(name): json_safe(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_safe(item) for item in value]
+    return str(value)

@@ -1,0 +1,135 @@
+"""`report.html`: one file for a run, or one that compares several; nothing in it is fetched from elsewhere."""
+
+import base64
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from importlib import resources
+from pathlib import PurePath
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from pbd.records import RunReport
+from pbd.report import plots, settings, timeline, words
+
+UNITS = ("j", "w", "s")
+ENERGY_IN_WORDS = ("source", "partial", "notes")
+"""What is said of the measured energy beside its figures."""
+SMALL = (168.0, 104.0)
+"""The canvas of a layer's own plot."""
+
+
+def of_run(report: RunReport) -> str:
+    """Return the page of one run, the same for the same report."""
+    return _render(
+        "run.html.j2",
+        report=report,
+        name=title(report),
+        timeline=timeline.of(report),
+        phases=timeline.phases(report),
+        errors=layer_plots(report, "nmse_history", first=0),
+        losses=layer_plots(report, "loss_history", first=1),
+        tuning=tuning_plots(report),
+        energy=list(energy_rows(report.energy)),
+        command=settings.command(report),
+        settings=settings.of(report),
+    )
+
+
+def of_runs(reports: Mapping[str, RunReport]) -> str:
+    """Return the page that compares runs, by name."""
+    by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
+    judged = "accuracy" if all(report.judged_by == "labels" for report in reports.values()) else "agreement"
+    return _render(
+        "runs.html.j2",
+        reports=reports,
+        judged=judged,
+        title=title,
+        charts=bar_charts(reports, judged),
+        layers={name: [rows.get(name) for rows in by_name] for one in by_name for name in one},
+        differences=settings.differences(list(reports.values())),
+    )
+
+
+def _render(template: str, **content: Any) -> str:
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pbd.report"),
+        autoescape=True,  # names of layers, paths and settings are their owners' text
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
+    environment.tests["slower"] = words.is_slower
+    script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template(template).render(content, script=Markup(script), script_digest=digest)
+
+
+def title(report: RunReport) -> str:
+    """Return what the teacher is called, and its data."""
+    teacher, dataset = (str(report.config.get(name, "")) for name in ("teacher", "dataset"))
+    return f"{PurePath(teacher).stem or 'teacher'} on {PurePath(dataset).stem or 'data'}"
+
+
+def layer_plots(report: RunReport, history: str, first: int) -> list[tuple[str, float | None, plots.Plot]]:
+    """Return name, last figure and plot of each layer that has such a history, all on one logarithmic scale."""
+    rows = {row.layer: getattr(row, history) for row in report.blocks if getattr(row, history)}
+    scale = plots.Scale.around([value for figures in rows.values() for value in figures], log=True)
+    return [(layer, row[-1], plots.over_epochs({"": row}, first, scale, SMALL)) for layer, row in rows.items()]
+
+
+def tuning_plots(report: RunReport) -> list[tuple[str, plots.Plot]]:
+    """Return heading and plot of what fine-tuning did to the student, from the assembled one on."""
+    history = report.fine_tune_history
+    if not history:
+        return []
+    judged = "accuracy" if report.student.val_accuracy is not None else "agreement"
+    marks = [getattr(report.assembled, f"val_{judged}"), *(row.get(f"val_{judged}") for row in history)]
+    teacher = getattr(report.teacher, f"val_{judged}")
+    lines = {"student": marks, "teacher": [teacher] * len(marks)}
+    percents = {name: [None if value is None else 100 * value for value in line] for name, line in lines.items()}
+    losses = {"loss": [row.get("loss") for row in history]}
+    positive = all(value is not None and value > 0 for value in losses["loss"])
+    return [
+        (f"Validation {judged}, percent", plots.over_epochs(percents, first=0)),
+        ("Training loss", plots.over_epochs(losses, first=1, log=positive)),
+    ]
+
+
+def bar_charts(reports: Mapping[str, RunReport], judged: str) -> list[tuple[str, list[tuple[str, float, str]]]]:
+    """Return caption and bars (name, length, in words) of what runs are compared by; what none measured is left out."""
+    charts: list[tuple[str, Callable[[RunReport], float | None], Callable[[Any], str]]] = [
+        (f"test {judged}", lambda run: getattr(run.student, f"test_{judged}"), words.percent),
+        ("multiply-accumulates per image", lambda run: run.student.macs, words.count),
+        ("wall time in all", lambda run: run.timing.total_s, words.duration),
+        ("energy", lambda run: run.energy.get("total_j"), lambda value: words.count(value, "J")),
+    ]
+    found = [(caption, {name: of(run) for name, run in reports.items()}, said) for caption, of, said in charts]
+    return [
+        (caption, [(name, value or 0.0, said(value)) for name, value in values.items()])
+        for caption, values, said in found
+        if any(values.values())
+    ]
+
+
+def energy_rows(energy: Mapping[str, Any], prefix: str = "", unit: str = "") -> Iterator[tuple[str, str]]:
+    """Yield what was measured, and in words how much; the unit is in the ending of a name, or of one above it."""
+    for name, value in energy.items():
+        stem, _, ending = str(name).rpartition("_")
+        its_unit = ending if stem and ending in UNITS else "s" if name == "seconds" else unit
+        label = prefix + (stem if stem and ending in UNITS else str(name)).replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from energy_rows(value, f"{label}: ", its_unit)
+        elif prefix or name not in ENERGY_IN_WORDS:
+            yield label, _with_unit(value, its_unit)
+
+
+def _with_unit(value: Any, unit: str) -> str:
+    if value is None:
+        return words.ABSENT
+    if unit and isinstance(value, int | float):
+        return words.duration(value) if unit == "s" else words.count(value, unit.upper())
+    return str(value)

@@ -1,0 +1,115 @@
+"""Who trained what and when, from the report's rows: the groups, the lanes of the workers, the phases."""
+
+from dataclasses import dataclass
+
+from pbd.records import RunReport
+from pbd.report.plots import Bar, Tick, axis
+
+EVERYBODY = "shared"
+"""What the scheduler is called where all workers train every group, each on its part of every batch."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers that were trained in one pass, by `worker` or by all of them."""
+
+    worker: int
+    layers: tuple[str, ...]
+    started_s: float
+    seconds: float
+    predicted_s: float | None
+    failed: bool
+
+    @property
+    def label(self) -> str:
+        return self.layers[0] if len(self.layers) == 1 else f"{len(self.layers)} layers: {', '.join(self.layers)}"
+
+    @property
+    def off(self) -> float | None:
+        """How far the prediction was from the time taken, as a share of that."""
+        return None if self.predicted_s is None else self.predicted_s / self.seconds - 1
+
+
+@dataclass(frozen=True)
+class Lane:
+    """What one worker did in the block phase."""
+
+    worker: int
+    busy_s: float
+    idle_s: float
+    peak_bytes: int | None
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """The block phase: its groups, and a lane for each worker."""
+
+    groups: tuple[Group, ...]
+    lanes: tuple[Lane, ...]
+    length_s: float
+    ticks: tuple[Tick, ...]
+    """In percent of the lanes' length."""
+    earlier: tuple[str, ...]
+    """Layers that were trained before the run was resumed: their times are another session's."""
+
+
+def of(report: RunReport) -> Timeline:
+    """Return the timeline of the session that wrote the report."""
+    groups = _groups(report)
+    length_s = max((group.started_s + group.seconds for group in groups), default=0.0)
+    lanes = tuple(
+        Lane(row.worker, row.busy_s, row.idle_s, row.peak_bytes, _bars(report, groups, row.worker, length_s))
+        for row in report.workers
+    )
+    here = {name for group in report.groups for name in group}
+    earlier = tuple(row.layer for row in report.blocks if row.seconds and row.layer not in here)
+    return Timeline(groups, lanes, length_s, tuple(axis(length_s, " s")), earlier)
+
+
+def _groups(report: RunReport) -> tuple[Group, ...]:
+    here = {name for group in report.groups for name in group}
+    found: dict[tuple[float, int, float], list] = {}
+    for row in report.blocks:
+        if row.layer in here and row.seconds and row.worker is not None:
+            found.setdefault((row.started_s or 0.0, row.worker, row.seconds), []).append(row)
+    return tuple(
+        Group(
+            worker,
+            layers=tuple(row.layer for row in rows),
+            started_s=started_s,
+            seconds=seconds,
+            predicted_s=rows[0].predicted_s,
+            failed=any(row.status == "failed" for row in rows),
+        )
+        for (started_s, worker, seconds), rows in sorted(found.items(), key=lambda item: item[0])
+    )
+
+
+def _bars(report: RunReport, groups: tuple[Group, ...], worker: int, length_s: float) -> tuple[Bar, ...]:
+    def percent(seconds: float) -> float:
+        return 100 * seconds / length_s
+
+    return tuple(
+        Bar(
+            group.label,
+            start=percent(group.started_s),
+            length=percent(group.seconds),
+            expected=None if group.predicted_s is None else percent(min(group.predicted_s, length_s - group.started_s)),
+            kind="failed" if group.failed else "",
+        )
+        for group in groups
+        if group.worker == worker or report.scheduler == EVERYBODY
+    )
+
+
+def phases(report: RunReport) -> list[tuple[str, float]]:
+    """Return the run's phases and their seconds, in order; what is between them comes last."""
+    timing = report.timing
+    named = [
+        ("teacher and data", timing.teacher_s),
+        ("prediction of times", timing.calibrate_s),
+        ("blocks", timing.distill_s),
+        ("student and fine-tuning", timing.fine_tune_s),
+    ]
+    return [*named, ("test and latency", max(0.0, timing.total_s - sum(seconds for _, seconds in named)))]
