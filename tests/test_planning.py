@@ -6,9 +6,9 @@ from typing import Any
 import pytest
 
 from experiments import scaling
-from pbd import memory, planning
+from pbd import calibration, memory, planning
 from pbd.config import ExecutionConfig
-from pbd.errors import UsageError
+from pbd.errors import NoWorkersError, UsageError
 from pbd.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
 from tests.fakes import make_task
@@ -41,7 +41,12 @@ class Workers:
 
     footprint: Footprint = field(default_factory=lambda: footprint_of(1.0))
 
+    loses: str | None = None
+    """The kind of costs that lose the process which measures them."""
+
     def call(self, function: Any) -> Any:
+        if function.func is calibration.predict and function.args[2] == self.loses:
+            raise NoWorkersError("the process that trains was ended by SIGKILL")
         return self.footprint if function.func is memory.footprint else (self.table, WORK)
 
     def together(self, function: Any, emit: Any, most: int) -> float:
@@ -67,6 +72,13 @@ def _names() -> list[str]:
 
 def make(workers: Workers, context: Context | None = None, **settings: Any) -> planning.Plan:
     return planning.make(ExecutionConfig(**settings), None, context or Context(), TASKS, TASKS, workers)
+
+
+def test_a_layer_that_loses_the_process_that_times_it_does_not_cost_the_run(caplog: pytest.LogCaptureFixture) -> None:
+    assert make(Workers(table(step_s=0.01), loses="auto"), parallel="task").assignment.groups
+    assert "SIGKILL" in caplog.text
+    with pytest.raises(NoWorkersError):
+        make(Workers(table(step_s=0.01), loses="macs"), costs="macs")
 
 
 SLOW_PREFIX = {"prefix_s": 0.1, "step_s": 0.01}

@@ -22,7 +22,7 @@ from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.teamwork import BrokenTeamError, LostTeamError
 
 _SETTLING = threading.Lock()
-_settled: tuple[int, Workplace] | None = None  # the threads with which work is done, and where
+_settled: "_Settled | None" = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,18 +118,40 @@ def settle(settings: Settings) -> Workplace:
 
     check_privacy(get_worker().listen_address, settings.config.dask_insecure)
     global _settled
+    config = settings.config
     with _SETTLING:
         _settled = _settled or _take_share(settings)
-        (threads, place), wanted = _settled, settings.config.threads_per_worker
+        threads, wanted = _settled.threads, config.threads_per_worker
         if wanted not in (None, threads):
             raise EnvironmentMismatchError(
                 "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
                 f"{wanted}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
-        return place
+        if (_settled.isolate, _settled.stall_limit) != (config.isolate, config.stall_limit):  # another run's
+            _settled.place.close()
+            _settled = _open(_settled.share, threads, config)
+        return _settled.place
 
 
-def _take_share(settings: Settings) -> tuple[int, Workplace]:
+@dataclasses.dataclass(frozen=True)
+class _Settled:
+    """How this worker works."""
+
+    share: devices.Share
+    threads: int
+    isolate: bool
+    stall_limit: float
+    place: Workplace
+
+
+def _open(share: devices.Share, threads: int, config: ExecutionConfig) -> _Settled:
+    if not config.isolate:
+        devices.load_backend()
+    place = workplace.open_workplace(config, share)
+    return _Settled(share, threads, config.isolate, config.stall_limit, place)
+
+
+def _take_share(settings: Settings) -> _Settled:
     from distributed import get_worker
 
     worker = get_worker()
@@ -140,10 +162,7 @@ def _take_share(settings: Settings) -> tuple[int, Workplace]:
     local_workers = settings.workers_of_host.get(host(worker.address), 1)
     config = settings.config
     share = devices.Share(seat, local_workers, config.threads_per_worker, config.verbose)
-    threads = share.claim()
-    if not config.isolate:
-        devices.load_backend()
-    return threads, workplace.open_workplace(config, share)
+    return _open(share, share.claim(), config)
 
 
 def host(address: str) -> str:

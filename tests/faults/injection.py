@@ -63,7 +63,7 @@ class Fault:
     role: str = "any"
     """`child` or `worker` (what supervises a child) or `any`."""
     layer: str | None = None
-    """It strikes whoever trains this layer; for points that are given a group."""
+    """It strikes whoever works on this layer; for points that are given a group, or blocks by name."""
 
 
 @dataclass(frozen=True)
@@ -219,9 +219,17 @@ def _role() -> str:
     return "child" if any("child_main" in part for part in sys.orig_argv) else "worker"
 
 
+def _concerns(layer: str | None, arguments: Sequence[Any]) -> bool:
+    """Return whether a function is called for this layer: with a group that has it, or a block of its name."""
+    groups = [
+        getattr(argument, "layer_names", argument if isinstance(argument, dict) else ()) for argument in arguments
+    ]
+    return layer is None or any(layer in names for names in groups)
+
+
 def _strike(plan: Plan, number: int, *arguments: Any, **_: Any) -> None:
     fault = plan.faults[number]
-    if fault.role in ("any", _role()) and (fault.layer is None or fault.layer in arguments[1].layer_names):
+    if fault.role in ("any", _role()) and _concerns(fault.layer, arguments):
         reached = next(_count(Path(plan.folder) / f"reached-{number}"))
         if fault.nth <= reached < fault.nth + fault.times:
             plan.note("struck", [f"{fault.kind} at {fault.point} in a {_role()}"])

@@ -57,6 +57,10 @@ class Soak:
     def times(self, whole: int) -> int:
         return max(1, round(self.share * whole))
 
+    def attempts(self, outcome: Outcome, layer: str) -> int:
+        """Return how often a layer's training was begun."""
+        return sum(what == layer for _, _, what in outcome.plan.events("begun"))
+
     def run(self, name: str, way: str, *faults: Fault, **how: object) -> Outcome:
         outcome = self.place.run(name, way, faults, **how)
         state = outcome.status.state if outcome.status else "no run"
@@ -96,10 +100,11 @@ def a_bad_task_costs_only_itself(soak: Soak) -> Row:
     for way in ("serial", "mpi", "dask"):
         for kind in ("kill", "crash", "hang")[: soak.times(3)]:
             layer = soak.draws.choice(LAYERS)
-            fault = Fault("first weights", kind, times=99, role="child", layer=layer)
+            point = soak.draws.choice(["first weights", "tracing"])  # the second strikes calibration, too
+            fault = Fault(point, kind, times=99, role="child", layer=layer)
             outcome = soak.run(f"g2-{way}-{kind}", way, fault)
             cases += 1
-            attempts.add(len(outcome.struck))
+            attempts.add(soak.attempts(outcome, layer))
             kept &= outcome.code == FINISHED_WITH_FAILED_BLOCKS and jobs.blocks_lost(outcome) == [layer]
     return Row(
         "G2 a task that always fails costs only itself",
