@@ -5,7 +5,7 @@ from typing import Any, Protocol
 
 import keras
 
-from pbd import devices, evaluation
+from pbd import devices, evaluation, watchdog
 from pbd.data_parallel import DataParallel
 from pbd.datasets import Dataset
 from pbd.records import Progress
@@ -81,6 +81,7 @@ class ReportProgress(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        watchdog.alive()
         steps, loss = self.params["steps"], (logs or {}).get("loss")
         done, total = self._epoch * steps + batch + 1, steps * (self._epochs or self.params["epochs"])
         self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import keras
 
-from pbd import blocks, fine_tuning, graph
+from pbd import blocks, fine_tuning, graph, watchdog
 from pbd.config import RunConfig, StudentConfig
 from pbd.datasets import Dataset
 from pbd.evaluation import Marks
@@ -54,6 +54,7 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any]) -> None:
     for layer in normalisations:
         layer.trainable = True  # Keras leaves the statistics of a frozen one alone
     for count, batch in enumerate(images, start=1):
+        watchdog.alive()
         for layer in normalisations:
             layer.momentum = 1.0 - 1.0 / count
         graph.run(student, keras.ops.convert_to_tensor(batch), training=training)

@@ -221,9 +221,7 @@ def _role() -> str:
 
 def _concerns(layer: str | None, arguments: Sequence[Any]) -> bool:
     """Return whether a function is called for this layer: with a group that has it, or a block of its name."""
-    groups = [
-        getattr(argument, "layer_names", argument if isinstance(argument, dict) else ()) for argument in arguments
-    ]
+    groups = (each if isinstance(each, dict) else getattr(each, "layer_names", ()) for each in arguments[1:])
     return layer is None or any(layer in names for names in groups)
 
 
