@@ -31,6 +31,7 @@ _ENDS_S = 10.0
 _LAST_WORDS = 200
 IDLE = 0.01
 """A process that takes a smaller share of a core does nothing."""
+KERAS_COMES_WITH = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 MOST_BUSY = 10
 """A process that computes may be silent for this many times the stall limit: tracing and compiling say nothing."""
 
@@ -212,11 +213,11 @@ def _limit_waiting(descriptor: int, seconds: float) -> None:
 
 
 def _keras_settings() -> dict[str, Any]:
-    """Return how this process has set up Keras, where it has."""
+    """Return how this process has set up Keras, where that is not as it comes."""
     if "keras" not in sys.modules:
         return {}
     config = sys.modules["keras"].config
-    return {"floatx": config.floatx(), "image_data_format": config.image_data_format(), "epsilon": config.epsilon()}
+    return {name: now for name, usual in KERAS_COMES_WITH.items() if (now := getattr(config, name)()) != usual}
 
 
 def _custom_objects() -> dict[str, bytes]:
