@@ -34,7 +34,7 @@ FLOORS = (
 )
 """From the ground up; a module may import from the floors below it, and from its own package."""
 FLOOR_OF = {name: number for number, floor in enumerate(FLOORS) for name in floor}
-KNOWS_MPI = {"executors/mpi.py", "executors/mpi_world.py"}
+KNOWS_MPI = {"executors/mpi.py", "executors/mpi_team.py", "executors/mpi_world.py"}
 KNOWS_DASK = {f"executors/dask_{part}.py" for part in ("cluster", "connection", "team", "worker")}
 MAY_IMPORT_TENSORFLOW = {"datasets", "devices"}
 

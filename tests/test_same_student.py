@@ -108,6 +108,7 @@ def largest_difference(ours: dict[str, BlockResult], theirs: dict[str, BlockResu
 
 
 SLOW = {
+    "serial one by one",
     "serial, three queues",
     "two ranks, contiguous",
     "two ranks, pulling",

@@ -21,11 +21,11 @@ from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
 from pbd.executors import mpi_world, workplace
 from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
+from pbd.executors.mpi_team import MpiTeam
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
-from pbd.teamwork import BrokenTeamError, LostTeamError, Team
+from pbd.teamwork import LostTeamError, Team
 
 _COMMAND, _PROGRESS = 1, 2
-_WELL, _GAVE_UP, _LOST = 0, 1, 2
 _POLL_S = 0.05
 _COUNTER_POLL_S = 0.02
 
@@ -216,54 +216,6 @@ class MpiExecutor:
     def _tell_all(self, message: _Together | _Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
-
-
-class MpiTeam:
-    """The ranks of a communicator; a sum is one `Allreduce`, after all have agreed that they can go on."""
-
-    def __init__(self, comm: Any) -> None:
-        self._comm = comm
-        self.index, self.size = comm.Get_rank(), comm.Get_size()
-        self._attempt = 0
-
-    def begin(self) -> None:
-        """Begin what the team does, or begin it again; all do."""
-        self._attempt += 1
-
-    def add_up(self, values: np.ndarray) -> np.ndarray:
-        self._agree(_WELL)
-        total = np.empty_like(values)
-        self._comm.Allreduce(np.ascontiguousarray(values), total)
-        return total
-
-    def give_up(self) -> None:
-        with contextlib.suppress(BrokenTeamError):  # a loss is more: there is nothing else to try together
-            self._agree(_GAVE_UP)
-
-    def leave(self) -> None:
-        with contextlib.suppress(BrokenTeamError, LostTeamError):
-            self._agree(_LOST)
-
-    def part(self) -> None:
-        """End what the team did, for all or for nobody.
-
-        Raises:
-            LostTeamError: a worker was lost after the last sum.
-        """
-        self._agree(_WELL)
-
-    def _agree(self, state: int) -> None:
-        from mpi4py import MPI
-
-        most = np.empty(3, np.int32)
-        self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), most, op=MPI.MAX)
-        worst, last, first = int(most[0]), int(most[1]), -int(most[2])
-        if first != last:
-            raise RuntimeError(f"workers of a team are at attempts {first} and {last}")
-        if worst == _LOST:
-            raise LostTeamError("a worker of the team lost the process that trains")
-        if worst == _GAVE_UP:
-            raise BrokenTeamError("a worker of the team could not go on.")
 
 
 class SharedCounter:
