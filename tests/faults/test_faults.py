@@ -20,7 +20,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
 @pytest.mark.parametrize(
     ("way", "fault"),
     [
-        ("mpi", Fault("training", "hang", nth=3, role="child")),
+        pytest.param("mpi", Fault("training", "hang", nth=3, role="child"), marks=pytest.mark.slow),
         pytest.param("dask", Fault("scoring", "crash", role="child"), marks=pytest.mark.slow),
         pytest.param("mpi, shared", Fault("fine-tuning", "kill", nth=2, role="child"), marks=pytest.mark.slow),
     ],
