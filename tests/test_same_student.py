@@ -14,6 +14,7 @@ import pytest
 
 from pbd.journal import Journal
 from pbd.records import BlockResult
+from tests.faults.jobs import make_teacher
 
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
 COMMON = ["--batch-size", str(BATCH), "--train-limit", str(BATCH * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
@@ -52,21 +53,7 @@ def start(launcher: list[str], arguments: list[str], timeout: int = 300) -> subp
 @pytest.fixture(scope="module")
 def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A small residual network with four convolutions to replace; its weights are random but fixed."""
-    import keras
-
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((32, 32, 1))
-    x = keras.layers.Rescaling(1 / 255)(inputs)
-    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="stem")(x)
-    for name in ("a", "b"):
-        y = keras.layers.Conv2D(16, 3, padding="same", use_bias=False, name=f"{name}1")(x)
-        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
-        y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name=f"{name}2")(y)
-        x = keras.layers.Add()([x, y])
-    outputs = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
-    path = tmp_path_factory.mktemp("teacher") / "residual.keras"
-    keras.Model(inputs, outputs, name="residual").save(path)
-    return path
+    return make_teacher(tmp_path_factory.mktemp("teacher") / "residual.keras")
 
 
 @pytest.fixture(scope="module")
