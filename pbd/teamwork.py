@@ -35,6 +35,10 @@ class Team(Protocol):
         """In place of the next sum: let it fail for the others, since this worker cannot go on."""
         ...
 
+
+class WorkersTeam(Team, Protocol):
+    """The team of a worker whose part is done in a process that may be lost."""
+
     def leave(self) -> None:
         """In place of the next sum: let the others know that there is no team any more, since this worker was lost."""
         ...

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pbd.config import ExecutionConfig
-from pbd.errors import UsageError
+from pbd.errors import EnvironmentMismatchError, UsageError
 from pbd.executors import base, mpi_world, open_executor
 from pbd.executors.base import Emit, Seldom, run_queue
 from pbd.executors.serial import SerialExecutor
@@ -108,6 +108,17 @@ def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
         assert set(worker_of.values()) == {0, 1, 2}
         assert [name for name, worker in worker_of.items() if worker == worker_of["conv0"]] == ["conv0"]
     assert all(len(list(tmp_path.glob(f"conv{at}.*"))) == 2 for at in range(11))
+
+
+def test_the_launcher_of_another_mpi_is_refused(tmp_path: Path) -> None:
+    """As Open MPI's mpirun starts two processes, of which each finds itself alone in MPICH's world."""
+    environment = os.environ | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
+    command = [sys.executable, "-m", "pbd.run", "--run-dir", str(tmp_path / "run")]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=60, env=environment)
+    assert told.returncode == EnvironmentMismatchError.exit_code, told.stderr
+    assert "must be of the same MPI" in told.stderr
+    assert "Traceback" not in told.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def started_apart(first: str, others: str, ranks: int = 3) -> tuple[subprocess.CompletedProcess[str], float]:

@@ -21,7 +21,7 @@ from pbd.executors.base import Emit
 from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
 from pbd.executors.workplace import LostProcessError, Work
 from pbd.records import Progress
-from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, Team
+from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, WorkersTeam
 from pbd.watchdog import Patience
 
 T = TypeVar("T")
@@ -50,11 +50,11 @@ class Child:
         self._busy = threading.Lock()
         self._start()
 
-    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+    def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
         with self._busy:
             return self._do(work, emit, team)
 
-    def _do(self, work: Work[T], emit: Emit, team: Team) -> T:
+    def _do(self, work: Work[T], emit: Emit, team: WorkersTeam) -> T:
         if self._process is None:
             self._start()
         try:
@@ -105,7 +105,7 @@ class Child:
         except OSError as error:
             raise LostProcessError(self._how_it_ended()) from error
 
-    def _attend(self, emit: Emit, team: Team) -> Answer:
+    def _attend(self, emit: Emit, team: WorkersTeam) -> Answer:
         """Serve the child until it answers."""
         watch = _Watch(self._process.pid, self._stall_limit_s)
         while True:
@@ -134,7 +134,7 @@ class Child:
                 self._send(self._for_the_team(message, team))
                 watch.alive()
 
-    def _for_the_team(self, message: Sum | GiveUp, team: Team) -> Sum | GiveUp | Exception:
+    def _for_the_team(self, message: Sum | GiveUp, team: WorkersTeam) -> Sum | GiveUp | Exception:
         try:
             if isinstance(message, GiveUp):
                 team.give_up()

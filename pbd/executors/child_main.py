@@ -139,9 +139,6 @@ class _Team:
     def give_up(self) -> None:
         self._ask(GiveUp())
 
-    def leave(self) -> None:
-        raise NotImplementedError("a worker leaves its team when its child is lost")
-
     def _ask(self, message: Sum | GiveUp) -> None:
         self._link.say(message)
         answer = self._link.hear()

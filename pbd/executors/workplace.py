@@ -13,7 +13,7 @@ from pbd.errors import NoWorkersError
 from pbd.executors.base import Emit, TrainGroup
 from pbd.records import BlockResult, TaskGroup
 from pbd.scheduling.attempts import MOST_ATTEMPTS, again
-from pbd.teamwork import ALONE, Team
+from pbd.teamwork import ALONE, Team, WorkersTeam
 
 T = TypeVar("T")
 Work = Callable[[Team, Emit], T]
@@ -27,7 +27,7 @@ class LostProcessError(Exception):
 class Workplace(Protocol):
     """Does one piece of work at a time, on one device."""
 
-    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+    def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
         """Return what a picklable piece of work gives.
 
         Raises:
@@ -47,7 +47,7 @@ class Here:
     def __init__(self, share: devices.Share) -> None:
         self._share = share
 
-    def do(self, work: Work[T], emit: Emit, team: Team = ALONE) -> T:
+    def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
         self._share.claim()
         devices.load_backend()
         return work(team, emit)

@@ -262,9 +262,10 @@ def pytest_says(name: str, *tests: str) -> tuple[str, bool]:
 def a_hostile_model_does_no_harm(soak: Soak) -> Row:
     """G9: the list of bad inputs, and random damage."""
     listed, well = pytest_says("the list", "tests/test_bad_input.py")
-    count = soak.times(1500)
+    folder = soak.place.folder / "g9"
+    folder.mkdir()
     fuzz = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", str(count), "1000"],
+        [sys.executable, "-m", "tests.fuzz", str(soak.times(1500)), "1000", str(folder)],
         capture_output=True,
         text=True,
         timeout=1800,
@@ -283,10 +284,9 @@ def nobody_shares(soak: Soak) -> Row:
     """G10: two runs in one directory, two launchers."""
     said, kept = pytest_says(
         "tests",
-        "tests/test_status.py",
-        "tests/test_executors.py",
-        "-k",
-        "lock or holds or taken or launcher or several_ranks",
+        "tests/test_status.py::test_one_run_at_a_time_until_it_ends_however_it_does",
+        "tests/test_pipeline.py::test_a_second_run_in_the_same_directory_is_refused",
+        "tests/test_executors.py::test_the_launcher_of_another_mpi_is_refused",
     )
     return Row("G10 two runs never share a directory; mixed launchers are refused", "both", said, kept)
 
