@@ -33,7 +33,7 @@ def predict(
         tasks: every layer that the run trains, those done before included.
         wanted: see `choose`.
         given: see `choose`.
-        workers: how many there are.
+        workers: how many there are to share the tasks among.
     """
     started = time.perf_counter()
     teacher = training.load_teacher(context.teacher_path, context.session)
@@ -51,7 +51,7 @@ def choose(wanted: str, given: CostTable | None, setup: Setup, workers: int) -> 
             share the work among, else multiply-accumulates), `calibrate` (measure now), `macs`, or a path.
         given: what the path holds, if it is one.
         setup: what is to be predicted.
-        workers: how many there are.
+        workers: how many there are to share the tasks among.
 
     Raises:
         UsageError: `given` was made for another teacher, block or batch size.

@@ -217,7 +217,7 @@ class ExecutionConfig:
     """Use a Dask cluster over the network without TLS: whoever reaches it can run code on every worker."""
     costs: str = "auto"
     """Where predicted times come from: a costs.json of another run, calibrate, macs, or auto: calibrated before, else
-    calibrate if there are several workers, else macs."""
+    calibrate if there are several workers to share the layers among, else macs."""
     group: bool = True
     """Train the layers of a worker in one pass that pays the teacher's forward once."""
     memory_limit: float | None = None

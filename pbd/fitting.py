@@ -8,6 +8,7 @@ import keras
 from pbd import devices, evaluation, watchdog
 from pbd.data_parallel import DataParallel
 from pbd.datasets import Dataset
+from pbd.flat_adam import FlatAdam
 from pbd.records import Progress
 from pbd.teamwork import Team
 
@@ -16,7 +17,7 @@ Emit = Callable[[Progress], None]
 
 def adam(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
     """Return Adam with a learning rate that falls to zero along a cosine in `steps` steps."""
-    return keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+    return FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
 
 
 class Trainer(Protocol):

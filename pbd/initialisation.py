@@ -51,7 +51,7 @@ def initialise(
     decouples = block in blocks.DECOUPLED_RANKS
     statistics = {task.layer_name: Statistics.empty(task, seed) for task in tasks}
     if gathers(block, block_init):
-        gather(statistics, prefix, images)
+        gather(statistics, prefix, images, targets=not decouples)
     for task in tasks:
         layer, seen = teacher.get_layer(task.layer_name), statistics[task.layer_name]
         rank = blocks.most_ranks(task, blocks.DECOUPLED_RANKS.get(block, 1))
@@ -136,8 +136,8 @@ class Statistics:
         """Standard deviation of the layer's output, (channels,)."""
         return np.sqrt(np.maximum(self.squares / self.batches - self.target_mean**2, 0.0))
 
-    def add(self, inputs: np.ndarray, outputs: np.ndarray) -> None:
-        """Take in a batch of the layer's inputs and outputs, (images, height, width, channels)."""
+    def add(self, inputs: np.ndarray, outputs: np.ndarray | None = None) -> None:
+        """Take in a batch of the layer's inputs and, if they matter, outputs, (images, height, width, channels)."""
         patches = self._some_patches(inputs)
         if not self.patches:  # sums around a first mean lose nothing where the mean is far larger than what varies
             self.centre = patches.mean(axis=0, dtype=np.float64).astype(patches.dtype)
@@ -145,6 +145,8 @@ class Statistics:
         self.patches += len(patches)
         self.first = self.first + patches.sum(axis=0)
         self.second = self.second + patches.T @ patches
+        if outputs is None:
+            return
         self.batches += 1
         self.targets = self.targets + outputs.mean(axis=(0, 1, 2), dtype=np.float64)
         self.squares = self.squares + np.square(outputs).mean(axis=(0, 1, 2), dtype=np.float64)
@@ -174,11 +176,11 @@ def all_patches(inputs: np.ndarray, task: LayerTask) -> np.ndarray:
     return windows[:, ::down, ::right, :, ::low, ::wide]
 
 
-def gather(statistics: dict[str, Statistics], prefix: keras.Model, images: Iterable[Any]) -> None:
-    """Add the layers' inputs and outputs on these images to their statistics."""
+def gather(statistics: dict[str, Statistics], prefix: keras.Model, images: Iterable[Any], targets: bool = True) -> None:
+    """Add the layers' inputs and, unless told otherwise, outputs on these images to their statistics."""
     for batch in images:
         watchdog.alive()
         activations = prefix.predict_on_batch(batch)
         for name, seen in statistics.items():
-            inputs, outputs = (np.asarray(value, np.float32) for value in activations[name])
-            seen.add(inputs, outputs)
+            inputs, outputs = activations[name]
+            seen.add(np.asarray(inputs, np.float32), np.asarray(outputs, np.float32) if targets else None)

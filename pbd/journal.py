@@ -18,7 +18,7 @@ from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.packing import pack, plain, unpack
 from pbd.records import BlockResult
 
-FORMAT = 3
+FORMAT = 4
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest

@@ -336,7 +336,8 @@ def _first_weights_s(
     built, images = {task.layer_name: block}, [alone.batch]
 
     def gather() -> None:
-        initialisation.gather({task.layer_name: initialisation.Statistics.empty(task, 0)}, alone.prefix, images)
+        seen = {task.layer_name: initialisation.Statistics.empty(task, 0)}
+        initialisation.gather(seen, alone.prefix, images, targets=setup.block not in blocks.DECOUPLED_RANKS)
 
     gather_s = pace_of(gather).typical_s if setup.gathers else 0.0
     whole_s = _seconds(

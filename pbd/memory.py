@@ -25,8 +25,9 @@ SCORED_COPIES = 3
 """Of the largest stack of variants while blocks are scored: what a layer reads, what it gives, and what comes of it."""
 FOLDED_COPIES = 2
 """Of the teacher's weights while blocks are scored."""
-OPTIMISER_COPIES = 5
-"""Of a block's weights: themselves, their gradient, Adam's two moments, and the best so far."""
+OPTIMISER_COPIES = 9
+"""Of a block's weights: themselves, their gradient apart and in a row, Adam's two moments before and after a step, the
+change, and the best so far."""
 
 
 @dataclass(frozen=True)

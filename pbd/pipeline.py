@@ -102,8 +102,8 @@ def _compress(
     (teacher_marks,) = _mark(context, [journal.file("teacher.keras")], "validation", executor)
     lowest = config.student.lowest_accuracy(teacher_marks.measure)
     accepted = decisions.accept(results.values(), lowest)
-    tune = _tuner(context, journal, executor, display)
-    small = student.make(teacher, dataset, tasks, accepted, config, display, tune)
+    settle, tune = _settler(context, journal, executor), _tuner(context, journal, executor, display)
+    small = student.make(teacher, dataset, tasks, accepted, config, display, settle, tune)
     path = preparation.save_model(journal, "student.keras", small.model)
     preparation.save_model(journal, "student_folded.keras", folding.fold(small.model))
     clock.lap("fine_tune")
@@ -194,6 +194,21 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         journal=inputs.journal,
         session=uuid.uuid4().hex,
     )
+
+
+def _settler(context: "TrainingContext", journal: "Journal", executor: Executor) -> "student.Settle":
+    """Return what re-estimates a student's statistics, in place, and marks it, on all workers together."""
+    from pbd import blocks, preparation, shared_work
+
+    def settle(model: "keras.Model") -> "Marks":
+        path = preparation.save_model(journal, "assembled.keras", model)
+        work = shared_work.SettleShared(context, path)
+        weights, marks = executor.together(work, lambda event: None, most=context.data.batch_size)
+        path.unlink()
+        blocks.set_weights(model, weights)
+        return marks
+
+    return settle
 
 
 def _tuner(

@@ -53,7 +53,7 @@ def make(
     """
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     room = footprint.room(config.memory_limit)
-    table, work = _predict(config.costs, given, context, todo, executor)
+    table, work = _predict(config, given, context, todo, executor)
     costs = table.costs(work, config.group)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     whole = scheduler(missing, costs, executor.num_workers)
@@ -77,15 +77,21 @@ def make(
 
 
 def _predict(
-    wanted: str, given: CostTable | None, context: TrainingContext, todo: Sequence[LayerTask], executor: Executor
+    config: ExecutionConfig,
+    given: CostTable | None,
+    context: TrainingContext,
+    todo: Sequence[LayerTask],
+    executor: Executor,
 ) -> tuple[CostTable, Workload]:
     """Return what each layer takes; a layer that loses the process that times it must not cost the run."""
+    nothing_to_decide = config.parallel == "data" and may_share(config, context.block, executor)
+    sharers = 1 if nothing_to_decide else executor.num_workers
 
     def predicting(how: str) -> Callable[[], tuple[CostTable, Workload]]:
-        return functools.partial(calibration.predict, context, tuple(todo), how, given, executor.num_workers)
+        return functools.partial(calibration.predict, context, tuple(todo), how, given, sharers)
 
     try:
-        return executor.call(predicting(wanted))
+        return executor.call(predicting(config.costs))
     except NoWorkersError as error:
         _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error)
         return executor.call(predicting("macs"))

@@ -17,6 +17,7 @@ from pbd.evaluation import Marks
 from pbd.fine_tuning import Tuning
 from pbd.fitting import Emit
 from pbd.records import BlockResult, TaskGroup
+from pbd.student import settle
 from pbd.teamwork import Team
 from pbd.training import TrainingContext
 
@@ -42,6 +43,23 @@ class TrainShared:
 
 
 @dataclass(frozen=True)
+class SettleShared:
+    """Re-estimate the batch statistics of the student in a file and mark it, each worker on some of the batches."""
+
+    context: TrainingContext
+    student: Path
+
+    def __call__(self, team: Team, emit: Emit) -> tuple[dict[str, np.ndarray], Marks]:
+        """Return the student's weights, by layer and variable, and its marks on the validation split."""
+        context = self.context
+        teacher = training.load_teacher(context.teacher_path, context.session)
+        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+        model = keras.models.load_model(self.student, compile=False)
+        marks = settle(model, teacher, dataset.shared(Part(team.index, team.size)), team)
+        return blocks.get_weights(model), marks
+
+
+@dataclass(frozen=True)
 class TuneShared:
     """Fine-tune the student in a file, each worker on its part of every batch."""
 
@@ -57,9 +75,9 @@ class TuneShared:
         teacher = training.load_teacher(context.teacher_path, context.session)
         dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
         keras.utils.set_random_seed(blocks.derive_seed(context.seed, "student"))  # for layers such as dropout
-        student = keras.models.load_model(self.student, compile=False)
+        model = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
-            student,
+            model,
             teacher,
             dataset,
             self.settings,
@@ -67,13 +85,13 @@ class TuneShared:
             emit,
             self.first_epoch,
             team,
-            self._bookmark(student, team),
+            self._bookmark(model, team),
         )
-        return blocks.get_weights(student), tuning
+        return blocks.get_weights(model), tuning
 
-    def _bookmark(self, student: keras.Model, team: Team) -> FileBookmark:
+    def _bookmark(self, model: keras.Model, team: Team) -> FileBookmark:
         """Return where this tuning is kept; other tunings of a run have other layers, or begin at another epoch."""
-        layers = [(layer.name, layer.trainable) for layer in student.layers]
+        layers = [(layer.name, layer.trainable) for layer in model.layers]
         what = [layers, self.first_epoch, asdict(self.settings)]
         digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
         return FileBookmark(self.context.journal, f"{BOOKMARKS}/{digest[:16]}.npz", team)

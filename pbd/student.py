@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import keras
+import numpy as np
 
 from pbd import blocks, fine_tuning, graph, watchdog
 from pbd.config import RunConfig, StudentConfig
@@ -15,6 +16,7 @@ from pbd.fine_tuning import Tuning, examine
 from pbd.fitting import Emit
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, LayerTask
+from pbd.teamwork import ALONE, Team, add_up_all
 
 STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
@@ -22,6 +24,8 @@ ROUNDING = 1e-9
 """A target that is met exactly is met."""
 Tune = Callable[[keras.Model, StudentConfig, Marks, int], Tuning]
 """Fine-tunes a student in place, given the settings, its marks as it comes, and the data's epoch to begin with."""
+Settle = Callable[[keras.Model], Marks]
+"""Re-estimates a student's batch statistics, in place, and returns its marks on the validation split."""
 AIM = 0.8
 """The share of the accuracy drop allowed that the next student is made for: what it loses is only foretold roughly."""
 
@@ -36,7 +40,7 @@ def assemble(
     return student
 
 
-def reestimate_statistics(student: keras.Model, images: Iterable[Any]) -> None:
+def reestimate_statistics(student: keras.Model, images: Iterable[Any], team: Team = ALONE) -> None:
     """Set all batch statistics to their averages over these batches, as the student itself produces them.
 
     The blocks learned on the teacher's activations; behind other blocks, the inputs of every normalisation, the
@@ -45,12 +49,13 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any]) -> None:
     Args:
         student: changed in place.
         images: batches of training images.
+        team: those whose batches count, too.
     """
     normalisations = [layer for layer in student.layers if isinstance(layer, keras.layers.BatchNormalization)]
     if not normalisations:
         return
     kept = [(layer.momentum, layer.trainable) for layer in normalisations]
-    training = {layer.name for layer in normalisations}
+    training, count = {layer.name for layer in normalisations}, 0
     for layer in normalisations:
         layer.trainable = True  # Keras leaves the statistics of a frozen one alone
     for count, batch in enumerate(images, start=1):
@@ -60,6 +65,11 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any]) -> None:
         graph.run(student, keras.ops.convert_to_tensor(batch), training=training)
     for layer, (momentum, trainable) in zip(normalisations, kept, strict=True):
         layer.momentum, layer.trainable = momentum, trainable
+    statistics = [value for layer in normalisations for value in (layer.moving_mean, layer.moving_variance)]
+    sums = [count * keras.ops.convert_to_numpy(value) for value in statistics]
+    *sums, counts = add_up_all(team, [*sums, np.array([count], np.float32)])
+    for value, total in zip(statistics, sums, strict=True):
+        value.assign(total / counts)
 
 
 def layers_of(accepted: Mapping[str, BlockResult]) -> set[str]:
@@ -105,17 +115,13 @@ class Workshop:
     dataset: Dataset
     tasks: Sequence[LayerTask]
     config: RunConfig
+    settle: Settle
     tune: Tune
 
-    def assemble(self, accepted: Mapping[str, BlockResult]) -> keras.Model:
-        """Return the teacher with the accepted blocks and all its batch statistics re-estimated."""
+    def assemble(self, accepted: Mapping[str, BlockResult]) -> tuple[keras.Model, Marks]:
+        """Return the teacher with the accepted blocks, all its batch statistics re-estimated, and its marks."""
         model = assemble(self.teacher, self.tasks, accepted, self.config.blocks.block)
-        return self.with_fresh_statistics(model) if accepted else model
-
-    def with_fresh_statistics(self, model: keras.Model) -> keras.Model:
-        """Return the model, its batch statistics re-estimated on training images."""
-        reestimate_statistics(model, (x for x, _ in self.dataset.batches("train", limit=STATISTICS_IMAGES)))
-        return model
+        return model, self.settle(model) if accepted else self.examine(model)
 
     def examine(self, model: keras.Model) -> Marks:
         """Return the marks on the validation split."""
@@ -147,6 +153,7 @@ def make(
     accepted: dict[str, BlockResult],
     config: RunConfig,
     display: ProgressDisplay,
+    settle: Settle | None = None,
     tune: Tune | None = None,
 ) -> Student:
     """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole.
@@ -161,12 +168,13 @@ def make(
         accepted: the blocks to use, by layer.
         config: of the run.
         display: told of phases and progress.
+        settle: what re-estimates statistics; by default this process does.
         tune: what fine-tunes a student; by default this process does.
     """
     keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
-    shop = Workshop(teacher, dataset, tasks, config, tune or tune_here(teacher, dataset, display.update))
-    model = shop.assemble(accepted)
-    assembled = shop.examine(model)
+    settle, tune = settle or settle_here(teacher, dataset), tune or tune_here(teacher, dataset, display.update)
+    shop = Workshop(teacher, dataset, tasks, config, settle, tune)
+    model, assembled = shop.assemble(accepted)
     display.phase(f"assembled {len(accepted)} accepted blocks: {_in_words(assembled)}")
     tuning = shop.fine_tune(model, accepted, assembled, config.student)
     display.phase(f"fine-tuned for {len(tuning.history)} epochs: {_in_words(tuning.best)}")
@@ -174,6 +182,24 @@ def make(
     if config.student.target_accuracy_drop is not None:
         student = _keep_promise(shop, student, accepted, display)
     return replace(student, model=graph.flatten(student.model))
+
+
+def settle_here(teacher: keras.Model, dataset: Dataset) -> Settle:
+    """Return what re-estimates statistics in this process alone."""
+    return lambda model: settle(model, teacher, dataset)
+
+
+def settle(model: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team = ALONE) -> Marks:
+    """Re-estimate the batch statistics of a student on training images; return its marks on the validation split.
+
+    Args:
+        model: changed in place.
+        teacher: which its marks compare it with.
+        dataset: this worker's part of it.
+        team: those who have the other parts.
+    """
+    reestimate_statistics(model, (x for x, _ in dataset.batches("train", limit=STATISTICS_IMAGES)), team)
+    return examine(model, teacher, dataset, team)
 
 
 def tune_here(teacher: keras.Model, dataset: Dataset, emit: Emit) -> Tune:
@@ -200,8 +226,8 @@ def _keep_promise(
     while student.marks.measure < wanted and kept:
         worst = worst_blocks(kept, AIM * target / (teacher.measure - student.marks.measure))
         kept = {name: result for name, result in kept.items() if name not in worst}
-        model = shop.assemble(kept) if kept else graph.flatten(shop.teacher)
-        tuning = shop.fine_tune(model, kept, shop.examine(model), shop.config.student, len(student.history))
+        model, before = shop.assemble(kept)
+        tuning = shop.fine_tune(model, kept, before, shop.config.student, len(student.history))
         line = f"gave back {', '.join(worst)}: {_in_words(student.marks)} -> {_in_words(tuning.best)}"
         display.phase(f"{line} (wanted {wanted:.4f})")
         why = f"cost most, with the student at {student.marks.measure:.4f} < {wanted:.4f}"

@@ -19,7 +19,7 @@ FLOORS = (
     {"report"},
     {"devices"},
     {"datasets"},
-    {"evaluation", "blocks", "losses"},
+    {"evaluation", "blocks", "losses", "flat_adam"},
     {"data_parallel", "model_files", "bookmarks"},
     {"graph", "fitting"},
     {"initialisation", "ghost_batches", "folding", "variants"},

@@ -38,6 +38,8 @@ class Workers:
     team_size: int = 2
     elastic: bool = False
     asked: int = 0
+    sharers: int = 0
+    """Among how many workers tasks were to be shared when costs were asked for."""
 
     footprint: Footprint = field(default_factory=lambda: footprint_of(1.0))
 
@@ -47,7 +49,10 @@ class Workers:
     def call(self, function: Any) -> Any:
         if function.func is calibration.predict and function.args[2] == self.loses:
             raise NoWorkersError("the process that trains was ended by SIGKILL")
-        return self.footprint if function.func is memory.footprint else (self.table, WORK)
+        if function.func is memory.footprint:
+            return self.footprint
+        self.sharers = function.args[4]
+        return self.table, WORK
 
     def together(self, function: Any, emit: Any, most: int) -> float:
         self.asked += 1
@@ -120,6 +125,13 @@ def test_what_speaks_against_sharing(settings: dict[str, Any], workers: dict[str
     assert not plan.assignment.shared
     assert (plan.why, there.asked) == ("", 0)
     assert sorted(name for group in plan.assignment.groups for name in group.layer_names) == _names()
+
+
+@pytest.mark.parametrize(("parallel", "sharers"), [("auto", 2), ("task", 2), ("data", 1)])
+def test_costs_are_not_measured_where_they_decide_nothing(parallel: str, sharers: int) -> None:
+    there = Workers(table(**SLOW_PREFIX))
+    make(there, parallel=parallel)
+    assert there.sharers == sharers
 
 
 def test_on_workers_that_come_and_go_sharing_has_to_be_asked_for() -> None:

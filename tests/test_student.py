@@ -1,6 +1,7 @@
 """From accepted blocks to a student: nothing else changes, statistics are the true ones, the promise is kept."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import keras
 import numpy as np
@@ -8,10 +9,11 @@ import pytest
 
 from pbd import blocks, evaluation, graph, student
 from pbd.config import RunConfig
-from pbd.datasets import Dataset
+from pbd.datasets import Dataset, Part
 from pbd.evaluation import Marks
 from pbd.progress import NullProgress
 from pbd.records import BlockResult, LayerTask
+from pbd.teamwork import Team
 from tests.colours import (
     SHAPE,
     ignore,
@@ -22,6 +24,7 @@ from tests.colours import (
     snapshot,
     trained_teacher,
 )
+from tests.teams import as_team
 
 layers = keras.layers
 BLOCK = "two_layer"
@@ -95,15 +98,16 @@ def test_only_accepted_layers_are_replaced(
 
 
 def shop(teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object) -> student.Workshop:
-    tune = student.tune_here(teacher, dataset, ignore)
-    return student.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), tune)
+    settle, tune = student.settle_here(teacher, dataset), student.tune_here(teacher, dataset, ignore)
+    return student.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
 
 
 def test_without_accepted_blocks_the_student_is_the_teacher(
     teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...]
 ) -> None:
     bench = shop(teacher, dataset, tasks, fine_tune_epochs=2)
-    copy = bench.assemble({})
+    copy, marks = bench.assemble({})
+    assert (marks.agreement, marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
     before = Marks(0.5, 1.0, 0.0)
     assert bench.fine_tune(copy, {}, before, bench.config.student) == student.Tuning(before)
@@ -139,6 +143,24 @@ def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> 
     expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
     student.reestimate_statistics(assembled, [batch])
     np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_that_workers_share_are_those_of_one(
+    teacher: keras.Model, dataset: Dataset, accepted: dict[str, BlockResult], tasks: tuple[LayerTask, ...]
+) -> None:
+    """Of five batches, one worker has three; validation images are shared, too."""
+    dataset = replace(dataset, batch_size=20)
+    models = [student.assemble(teacher, tasks, accepted, BLOCK) for _ in range(3)]
+    alone = student.settle(models[2], teacher, dataset)
+
+    def settle(team: Team) -> Marks:
+        return student.settle(models[team.index], teacher, dataset.shared(Part(team.index, team.size)), team)
+
+    for marks, model in zip(as_team(2, settle), models, strict=False):
+        assert marks.accuracy == alone.accuracy
+        assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
+        for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):
+            np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
