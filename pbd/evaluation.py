@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,6 +117,24 @@ def log_probabilities(scores: np.ndarray) -> np.ndarray:
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
+def in_one_size(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
+    """Yield batches, and how many images of each count: one that is smaller is filled up with copies of its last.
+
+    A network is traced anew for every size of batch, which takes longer than a few more images do.
+
+    Args:
+        batches: pairs of images and labels, the first as large as any.
+    """
+    size = 0
+    for images, labels in batches:
+        count = len(images)
+        size = max(size, count)
+        if count < size:
+            images = np.asarray(images)
+            images = np.concatenate([images, np.repeat(images[-1:], size - count, axis=0)])
+        yield images, labels, count
+
+
 def mark(
     teacher: keras.Model,
     models: Sequence[keras.Model],
@@ -134,9 +152,9 @@ def mark(
         team: those whose batches count, too.
     """
     marking = Marking(len(models), labelled)
-    for images, labels in batches:
-        reference = np.asarray(teacher.predict_on_batch(images))
-        scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images)) for m in models]
+    for images, labels, count in in_one_size(batches):
+        reference = np.asarray(teacher.predict_on_batch(images))[:count]
+        scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images))[:count] for m in models]
         marking.add(reference, scores, np.asarray(labels))
     marking.add_up(team)
     return marking.marks

@@ -94,16 +94,16 @@ def score(
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     images_seen = np.zeros(1)
     at_once = max(1, MOST_BYTES // variants.bytes_per_image(teacher, list(built)))
-    for images, labels in in_parts(dataset.batches("validation"), at_once):
-        found = scorer.predict_on_batch(images)
-        scores = np.asarray(found["scores"], dtype=np.float64)
+    for images, labels, count in evaluation.in_one_size(in_parts(dataset.batches("validation"), at_once)):
+        found = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
+        scores = found["scores"]
         marking.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
         for key in sums:
-            sums[key] += np.asarray(found[key], dtype=np.float64).sum(axis=0)
-        images_seen += len(scores)
+            sums[key] += found[key].sum(axis=0)
+        images_seen += count
     marking.add_up(team)
-    *added, count = add_up_all(team, [*sums.values(), images_seen])
-    error, mean, square = (total / count for total in added)
+    *added, everywhere = add_up_all(team, [*sums.values(), images_seen])
+    error, mean, square = (total / everywhere for total in added)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)
     return {
         name: Score(float(nmse[i]), marks) for i, (name, marks) in enumerate(zip(built, marking.marks, strict=True))

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, devices, graph
+from pbd import blocks, datasets, devices, evaluation, graph
 from pbd.config import DataConfig, TrainingConfig
 from pbd.errors import MissingInputError
 from pbd.fitting import Emit, ReportProgress, Trainer, adam, trainer
@@ -245,20 +245,20 @@ def _one_epoch(trains: Trainer, dataset: datasets.Dataset, epoch: int, progress:
 
 def _validation_errors(distiller: GroupDistiller, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
     """Return each block's mean squared error on the images that tell when to stop."""
-    sums, count = np.zeros(len(distiller.parts)), np.zeros(1)
-    for images, _ in dataset.batches("validation", limit=STOPPING_IMAGES):
-        errors = np.asarray(distiller.predict_on_batch(images), np.float64)
-        sums, count = sums + errors.sum(axis=1), count + errors.shape[1]
-    sums, count = add_up_all(team, [sums, count])
-    return dict(zip(distiller.layer_names, map(float, sums / count), strict=True))
+    sums, seen = np.zeros(len(distiller.parts)), np.zeros(1)
+    for images, _, count in evaluation.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
+        errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
+        sums, seen = sums + errors.sum(axis=1), seen + count
+    sums, seen = add_up_all(team, [sums, seen])
+    return dict(zip(distiller.layer_names, map(float, sums / seen), strict=True))
 
 
 def _target_variances(prefix: keras.Model, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
     """Return the variance of each layer's output on the same images."""
     sums = {name: np.zeros(3) for name in prefix.output}
-    for images, _ in dataset.batches("validation", limit=STOPPING_IMAGES):
+    for images, _, count in evaluation.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
         for name, (_, target) in prefix.predict_on_batch(images).items():
-            target = np.asarray(target, np.float64)
+            target = np.asarray(target, np.float64)[:count]
             sums[name] += [target.size, target.sum(), np.square(target).sum()]
     return {
         name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)

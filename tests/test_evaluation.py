@@ -75,6 +75,15 @@ def test_accuracy_weighs_images_and_not_batches() -> None:
     assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
 
 
+def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
+    (first, labels, count), (last, last_labels, last_count) = evaluation.in_one_size(uneven_batches())
+    assert (count, last_count) == (4, 1)
+    assert np.array_equal(first, UNEVEN[:4])
+    assert np.array_equal(last, np.repeat(UNEVEN[4:], 4, axis=0))
+    assert np.array_equal(labels, LABELS[:4])
+    assert np.array_equal(last_labels, LABELS[4:]), "labels are those of the images that count"
+
+
 def test_agreement_is_with_the_teacher_and_not_with_the_labels() -> None:
     found = evaluation.mark(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
     assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
