@@ -5,11 +5,12 @@ import contextlib
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cloudpickle
 import dask
 import distributed
 from distributed.client import ClosedClientError
@@ -18,6 +19,7 @@ from pbd import watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
 from pbd.executors import dask_connection, dask_team
+from pbd.teamwork import BrokenTeamError, LostTeamError
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
@@ -238,6 +240,19 @@ def outcome(future: "Future[Any]", read: Callable[[Any], Any] = lambda result: r
             f"every Dask worker must have this pbd. Received: {type(error).__name__}: {said}. "
             "Start the workers where python -m pbd.run works."
         ) from error
+
+
+def of_the_first(futures: Sequence["Future[Any]"]) -> Any:
+    """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
+    consequences: list[BrokenTeamError | LostTeamError] = []
+    for future in futures:
+        try:
+            outcome(future)
+        except (BrokenTeamError, LostTeamError) as error:
+            consequences.append(error)
+    if consequences:
+        raise LostWorkError(str(consequences[0])) from consequences[0]
+    return outcome(futures[0], cloudpickle.loads)
 
 
 def scheduler_lost() -> NoWorkersError:
