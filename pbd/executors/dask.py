@@ -18,9 +18,9 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from pbd import devices
+from pbd import devices, energy
 from pbd.config import ExecutionConfig
-from pbd.executors import dask_team, dask_worker
+from pbd.executors import dask_energy, dask_team, dask_worker
 from pbd.executors.base import Emit, TrainGroup
 from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, of_the_first, outcome
 from pbd.executors.workplace import given_up, insist
@@ -60,6 +60,7 @@ class DaskExecutor:
         self._cluster = Cluster(config)
         try:
             self._cluster.subscribe(self._topic, self._events.put)
+            self._meters = dask_energy.ClusterMeters(self._cluster, energy.host_identity())
             self._settling = self._settle_all()
         except BaseException:
             self._cluster.close()
@@ -258,14 +259,19 @@ class DaskExecutor:
             event = self._events.get()
             emit(Progress(**event | {"worker": self._cluster.number(event["worker"])}))
 
+    def readings(self) -> dict[int, energy.Reading]:
+        return self._meters.read()
+
     def serve(self) -> RunReport:
         raise RuntimeError("Dask's workers are processes of their own; there is none here to serve")
 
     def finish(self, report: RunReport) -> None:
+        self._meters.end()
         self._cluster.close()
 
     def stop(self, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # what ended the run is worth more than what happens while leaving
+            self._meters.end()
             self._cluster.close()
 
 

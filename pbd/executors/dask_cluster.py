@@ -1,11 +1,12 @@
 """A Dask cluster as the executor sees it: who is there, and what becomes of the work they are sent."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -23,6 +24,7 @@ from pbd.teamwork import BrokenTeamError, LostTeamError
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
+_ANSWER_S = 10.0
 
 T = TypeVar("T")
 
@@ -174,6 +176,22 @@ class Cluster:
         with contextlib.suppress(Exception):  # who meets at a worker that is gone has noticed
             if worker in self.look().there:
                 self._client.run(dask_team.lose, team=team, workers=[worker])
+
+    def ask(self, workers: Iterable[str], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return what workers answer beside their work; who is gone, or does not answer in time, is left out."""
+        answers: dict[str, Any] = {}
+
+        async def ask_one(worker: str) -> None:
+            with contextlib.suppress(Exception):
+                asked = self._client.run(function, *arguments, workers=[worker], asynchronous=True)
+                answers.update(await asyncio.wait_for(asked, _ANSWER_S))
+
+        async def ask_all() -> None:
+            await asyncio.gather(*map(ask_one, workers))
+
+        with contextlib.suppress(Exception), self._scheduler_there():
+            self._client.sync(ask_all)
+        return answers
 
     def check_single_threads(self) -> None:
         """Refuse workers that would train several groups at once, each on all of the worker's cores.
