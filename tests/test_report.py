@@ -184,7 +184,14 @@ def test_summary_is_plain_text_whatever_the_environment(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("value", "unit", "expected"),
-    [(0, "", "0"), (999, "", "999"), (999_960, "", "1.0 M"), (1_400_000, "B", "1.4 MB"), (12, "B", "12 B")],
+    [
+        (0, "", "0"),
+        (999, "", "999"),
+        (24.4417, "J", "24.44 J"),
+        (999_960, "", "1.0 M"),
+        (1_400_000, "B", "1.4 MB"),
+        (12, "B", "12 B"),
+    ],
 )
 def test_counts_read_well(value: int, unit: str, expected: str) -> None:
     assert count(value, unit) == expected
