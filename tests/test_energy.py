@@ -232,6 +232,12 @@ def test_a_driver_that_hangs_does_not_hang_what_is_measured(monkeypatch: pytest.
     goes_on.set()
 
 
+def test_a_loss_is_known_from_the_later_of_two_readings() -> None:
+    before = of_worker("one", 5, device())
+    after = replay(range(7), [Recording(device(), [100.0] * 6 + [None])])
+    assert "lost after 5 s" in energy.merge([before, after]).faults[0]
+
+
 def test_a_reading_is_told_by_another_clock() -> None:
     reading = replay(range(11), [Recording(device(), [100.0] * 6 + [300.0] * 5)])
     moved = reading.ending_at(1010.0)

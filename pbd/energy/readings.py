@@ -156,7 +156,7 @@ def merge(readings: Iterable[Reading]) -> Reading:
     longest: dict[str, Trace] = {}
     for trace in (trace for reading in every for trace in reading.traces):
         known = longest.setdefault(trace.device.identity, trace)
-        if trace.seconds > known.seconds:
+        if trace.seconds >= known.seconds:  # the later one knows of a loss
             longest[trace.device.identity] = trace
     return Reading(
         started_s=min(reading.started_s for reading in every),
