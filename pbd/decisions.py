@@ -72,6 +72,7 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
         nmse_history=result.nmse_history if result else (),
         predicted_s=result.predicted_s if result else None,
         attempts=result.attempts if result else 1,
+        energy_j=result.energy_j if result else None,
     )
 
 

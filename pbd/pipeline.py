@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbd import completion, decisions, devices, progress, report
+from pbd import completion, decisions, devices, joules, progress, report
 from pbd.config import RunConfig, StudentConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
@@ -69,8 +69,8 @@ def _distill(
 
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
-    with preparation.prepare(config, model, display) as inputs:
-        return _compress(config, given, inputs, executor, clock, display)
+    with joules.account(executor.readings) as account, preparation.prepare(config, model, display) as inputs:
+        return _compress(config, given, inputs, executor, clock, account, display)
 
 
 def _compress(
@@ -79,6 +79,7 @@ def _compress(
     inputs: "Inputs",
     executor: Executor,
     clock: "_Clock",
+    account: joules.Account,
     display: progress.ProgressDisplay,
 ) -> RunReport:
     from pbd import folding, latency, preparation, shared_work, student
@@ -91,13 +92,14 @@ def _compress(
     missing = [task for name, task in todo.items() if name not in done]
     display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
     if not missing and completion.is_intact(journal):
-        display.phase("this run was finished before")
+        display.phase("this run was finished before: its report, with its times and joules, is of then")
         return report.read(journal)
     completion.withdraw(journal)
 
     context = _context(config, inputs)
     block_phase = _train_blocks(config, given, inputs, context, list(todo.values()), missing, executor, clock, display)
-    results = done | {result.layer_name: result for result in block_phase.results}
+    bill = account.bill(block_phase.results, clock.laps["distill"])
+    results = done | {result.layer_name: result for result in bill.charged(block_phase.results)}
 
     (teacher_marks,) = _mark(context, [journal.file("teacher.keras")], "validation", executor)
     lowest = config.student.lowest_accuracy(teacher_marks.measure)
@@ -118,10 +120,10 @@ def _compress(
         assembled=_facts(small.model, small.assembled),
         student=_facts(small.model, small.marks, tested[1], path),
         blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
-        workers=decisions.worker_rows(block_phase.results, executor.num_workers),
+        workers=bill.written_on(decisions.worker_rows(block_phase.results, executor.num_workers)),
         latency=latency.compare(teacher, small.model, config.data.batch_size),
         timing=clock.timing(block_phase),
-        energy={"source": "none", "total_j": None},
+        energy=account.summary(config.execution.resume),
         executor=executor.name,
         scheduler=block_phase.assignment.scheduler,
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),

@@ -111,6 +111,7 @@ class BlockResult:
     predicted_s: float | None = None
     """What its group was predicted to take."""
     energy_j: float | None = None
+    """Its part of what its worker spent meanwhile; `None` where that is not measured."""
     peak_bytes: int | None = None
     """The most memory that its worker had held by the end of its group; of several, the one that held most."""
     error: str | None = None
@@ -186,17 +187,22 @@ class BlockReport:
     """What `seconds` was predicted to be."""
     attempts: int = 1
     """How often its training was begun: again where the process that trained it was lost."""
+    energy_j: float | None = None
+    """Its part of what its worker spent meanwhile; `None` where that is not measured."""
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """How long a worker was busy in the block phase, and how long it waited for the slowest."""
+    """How long a worker was busy in the block phase, how long it waited for the slowest, and the joules of both."""
 
     worker: int
     busy_s: float
     idle_s: float
     peak_bytes: int | None = None
     """The most memory that it held until it was done: its device's, on an accelerator, else the host's."""
+    busy_j: float | None = None
+    """An equal part of what its host spent, whatever each worker did; `None` where that is not measured."""
+    idle_j: float | None = None
 
 
 @dataclass(frozen=True)

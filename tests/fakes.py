@@ -1,5 +1,9 @@
 """Stand-ins for what tests should not need: a teacher, a device, a long run."""
 
+import time
+from collections.abc import Callable
+
+from pbd.energy.dials import Counter, Device
 from pbd.records import LayerTask
 
 
@@ -29,3 +33,15 @@ def make_task(
         block_params=400,
         skip_reason=skip_reason,
     )
+
+
+def steady(watts: float, host: str, kind: str = "package", gone: Callable[[], object] = lambda: False) -> Counter:
+    """Return a dial that always shows the same power, until it is gone."""
+
+    def read() -> int:
+        if gone():
+            raise OSError("the device has fallen off the bus")
+        return int(1e6 * watts * time.monotonic())
+
+    source = "rapl" if kind == "package" else "nvml"
+    return Counter(Device(kind, "0", source, host, f"{host}/{kind}-0"), read, 1e-6)

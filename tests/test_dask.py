@@ -13,11 +13,13 @@ from pathlib import Path
 import distributed
 import pytest
 
+from pbd import energy
 from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import dask_cluster, dask_connection, open_executor
 from pbd.executors.base import Executor
 from pbd.executors.dask import DaskExecutor, _letters
+from pbd.executors.dask_energy import ClusterMeters
 from pbd.executors.dask_worker import host
 from pbd.records import BlockResult, Progress
 from pbd.scheduling import schedulers
@@ -108,6 +110,22 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
         ended = {name: result.started_s + result.seconds for name, result in by_layer.items()}
         assert max(ended, key=ended.__getitem__) == "conv0", scheduler
         assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
+
+
+def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor: DaskExecutor) -> None:
+    found = executor.readings()
+    assert sorted(found) == [0, 1, 2]
+    assert {(reading.hosts, reading.traces, reading.complaints) for reading in found.values()} == {
+        ((energy.host_identity(),), (), ())
+    }
+    begun = time.time()
+    of_this_run, of_the_next = (ClusterMeters(executor._cluster, here="elsewhere") for _ in range(2))
+    assert not any(reading.seconds for reading in of_this_run.read().values()), "it is over"
+    seconds = sorted(reading.seconds for reading in of_the_next.read().values())
+    assert seconds[:2] == [0.0, 0.0]
+    assert 0.0 < seconds[2] <= time.time() - begun
+    of_the_next.end()
+    assert not any(reading.seconds for reading in of_the_next.read().values())
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])

@@ -207,3 +207,47 @@ def test_a_meter_reads_by_itself_and_stops() -> None:
     assert whole.between(halfway.ended_s, whole.ended_s).total_j == pytest.approx(2.0)
     assert meter.read() == whole
     assert watched.reads == reads
+
+
+def test_a_meter_that_fails_costs_only_its_joules() -> None:
+    def fails() -> energy.Finding:
+        raise TypeError("no such thing")
+
+    meter = energy.HostMeter(fails)
+    meter.wait()
+    reading = meter.read()
+    assert (reading.total_j, reading.hosts) == (None, (energy.host_identity(),))
+    assert "no such thing" in reading.complaints[0]
+    meter.stop()
+
+
+def test_a_driver_that_hangs_does_not_hang_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(energy.host_meter, "PATIENCE_S", 0.05)
+    goes_on = threading.Event()
+    hanging = Counter(device(), lambda: int(goes_on.wait(60)), 1e-6, RANGE_UJ)
+    with energy.measure(energy.Finding("one", (hanging,))) as meter:
+        reading = meter.read()
+    assert reading.total_j is None
+    assert "did not answer" in reading.complaints[0]
+    goes_on.set()
+
+
+def test_a_loss_is_known_from_the_later_of_two_readings() -> None:
+    before = of_worker("one", 5, device())
+    after = replay(range(7), [Recording(device(), [100.0] * 6 + [None])])
+    assert "lost after 5 s" in energy.merge([before, after]).faults[0]
+
+
+def test_a_reading_is_told_by_another_clock() -> None:
+    reading = replay(range(11), [Recording(device(), [100.0] * 6 + [300.0] * 5)])
+    moved = reading.ending_at(1010.0)
+    assert (moved.started_s, moved.ended_s, moved.total_j) == (1000.0, 1010.0, reading.total_j)
+    assert moved.between(1003.0, 1007.5).total_j == pytest.approx(reading.between(3.0, 7.5).total_j)
+
+
+def test_what_was_not_read_is_not_shared_out() -> None:
+    reading = replay(range(11), [Recording(device(), [100.0] * 6 + [None] * 5)])
+    spans = [Span(0, 0.0, 5.0), Span(0, 4.0, 8.0), Span(1, 7.0, 9.0), Span(1, -1.0, 3.0)]
+    shares = energy.share_out(reading, spans, [0, 1])
+    assert shares.spans_j == (pytest.approx(225.0), None, None, pytest.approx(150.0))
+    assert shares.busy_j == shares.idle_j == {0: None, 1: None}

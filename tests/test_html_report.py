@@ -1,5 +1,6 @@
 """report.html says everything, as text and not as markup, fetches nothing, and is made again from a run directory."""
 
+import dataclasses
 import json
 import math
 import re
@@ -13,7 +14,7 @@ import pytest
 from pbd import completion
 from pbd.config import RunConfig
 from pbd.journal import Journal
-from pbd.records import ModelFacts, RunReport
+from pbd.records import ModelFacts, RunReport, WorkerReport
 from pbd.report import page, render, settings, timeline, write
 from pbd.report.__main__ import main
 from pbd.run import parse
@@ -142,6 +143,13 @@ def test_energy_is_said_by_source() -> None:
     ):
         assert expected in said, expected
     assert "no energy meter" not in said
+    assert "energy, busy" not in said, "no worker was measured"
+    workers = (WorkerReport(0, 12.25, 0.0, None, 800.0, 200.0), WorkerReport(1, 10.0, 2.25))
+    rows = tuple(dataclasses.replace(row, energy_j=321.5) for row in full_report().blocks[:2])
+    said = Document(page.of_run(full_report(energy=energy, workers=workers, blocks=rows))).words
+    assert "energy, busy energy, waiting 0 12.2 s 0.0 s not measured 800 J 200 J" in said
+    assert "321.5 J" in said
+    assert "nvml+rapl, partial" in Document(page.of_runs({"a": full_report(energy=energy)})).words
     none = {"source": "none", "total_j": None, "notes": ["no counter may be read. Ask for it."]}
     said = Document(page.of_run(full_report(energy=none))).words
     assert "so there is no figure. Source: none. no counter may be read. Ask for it." in said

@@ -15,7 +15,7 @@ FLOORS = (
     {"errors", "records", "teamwork", "packing"},
     {"config", "watchdog"},
     {"scheduling", "journal", "energy", "progress", "decisions", "decoupling", "stopping", "run_lock"},
-    {"completion"},
+    {"completion", "joules"},
     {"report"},
     {"devices"},
     {"datasets"},

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbd import energy, joules
 from pbd.journal import Journal
+from tests.fakes import steady
 
 SMALL = {
     "train_limit": 256,
@@ -39,8 +41,16 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import pbd
 
     directory = tmp_path_factory.mktemp("pipeline") / "run"
-    pbd.distill(model=small_teacher(), run_dir=directory, max_accuracy_drop=1.0, **SMALL)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(energy.host_meter, "find", lambda: metered(lost_with=directory / "student.keras"))
+        pbd.distill(model=small_teacher(), run_dir=directory, max_accuracy_drop=1.0, **SMALL)
     return directory
+
+
+def metered(lost_with: Path) -> energy.Finding:
+    """Return a host whose processor draws 100 W, and whose GPU draws 50 W until this file is there."""
+    host = energy.host_identity()
+    return energy.Finding(host, (steady(100.0, host), steady(50.0, host, "gpu", gone=lost_with.exists)), ("No more.",))
 
 
 def test_the_report_keeps_its_contract(run_dir: Path) -> None:
@@ -61,9 +71,27 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     saved = sum(row["macs_before"] - row["macs_after"] for row in said["blocks"])
     assert said["teacher"]["macs"] - said["student"]["macs"] == saved > 0
     assert said["timing"]["total_s"] >= said["timing"]["distill_s"] > 0
-    assert said["energy"] == {"source": "none", "total_j": None}
     assert [row["batch"] for row in said["latency"]] == [1, SMALL["batch_size"]]
     assert all(row["teacher_s"] > 0 and row["student_s"] > 0 for row in said["latency"])
+
+
+def test_the_report_tells_the_joules_and_which_meter_was_lost(run_dir: Path) -> None:
+    said = json.loads((run_dir / "report.json").read_text())
+    spent, timing = said["energy"], said["timing"]
+    assert (spent["source"], spent["hosts"], spent["partial"]) == ("rapl+nvml", 1, True)
+    assert spent["by_kind_j"]["package"] == pytest.approx(100 * spent["seconds"], rel=0.01)
+    assert timing["distill_s"] < spent["by_kind_j"]["gpu"] / 50 < spent["seconds"]
+    assert spent["total_j"] == pytest.approx(sum(spent["by_kind_j"].values()))
+    assert spent["seconds"] == pytest.approx(timing["total_s"], abs=0.5)
+    lost, other = spent["notes"]
+    assert "gpu-0 (nvml): lost after" in lost
+    assert "fallen off the bus" in lost
+    assert other == "No more."
+    (worker,) = said["workers"]
+    assert worker["busy_j"] + worker["idle_j"] == pytest.approx(150 * timing["distill_s"], rel=0.02)
+    assert [row["energy_j"] for row in said["blocks"]] == [None, pytest.approx(worker["busy_j"])]
+    assert worker["busy_j"] == pytest.approx(150 * worker["busy_s"], rel=0.02)
+    assert lost in " ".join((run_dir / "summary.txt").read_text().split())
 
 
 def test_the_student_opens_without_pbd_and_has_the_reported_accuracy(run_dir: Path) -> None:
@@ -151,10 +179,13 @@ def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_m
     again = Path(shutil.copytree(run_dir, tmp_path / "run"))
     (again / "report.json").unlink()
     monkeypatch.setattr(calibration, "predict", lambda *_: pytest.fail("there was nothing to predict"))
+    monkeypatch.setattr(energy.host_meter, "find", lambda: metered(lost_with=tmp_path / "never"))
     finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL)
     assert (again / "costs.json").read_bytes() == (run_dir / "costs.json").read_bytes()
     assert (finished.scheduler, finished.groups, finished.timing.predicted_makespan_s) == ("none", (), 0.0)
-    assert [row.busy_s for row in finished.workers] == [0.0]
+    assert [(row.busy_s, row.busy_j) for row in finished.workers] == [(0.0, 0.0)]
+    assert finished.energy["total_j"] == pytest.approx(150 * finished.energy["seconds"], rel=0.01)
+    assert (finished.energy["partial"], finished.energy["notes"][0]) == (False, joules.RESUMED)
     before = report.read(Journal(run_dir))
     assert finished.student.test_accuracy == pytest.approx(before.student.test_accuracy, abs=0.02)
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pbd.journal import Journal
-from pbd.records import ModelFacts, RunReport
+from pbd.records import ModelFacts, RunReport, WorkerReport
 from pbd.report import json_safe, read, render, to_json, write
 from pbd.report.words import count, ratio
 from tests.report_factory import make_report, make_row
@@ -146,6 +146,25 @@ def test_narrow_summary_gives_equal_reasons_once() -> None:
     assert "skipped a, b: no gain" in render(make_report(blocks=rows), 80)
 
 
+def test_the_summary_says_by_what_joules_were_measured_and_what_they_lack() -> None:
+    spent = {"source": "nvml+rapl", "total_j": 1234.5, "partial": True, "notes": ["gpu-0 (nvml): lost [after] 3 s"]}
+    workers = (WorkerReport(0, 9.0, 1.0, None, 800.0, 200.0), WorkerReport(1, 10.0, 0.0))
+    text = " ".join(render(make_report(energy=spent, workers=workers)).split())
+    lacking = "energy 1.2 kJ (nvml+rapl), partial: there are joules that are not counted gpu-0 (nvml): lost [after] 3 s"
+    assert lacking in text
+    assert "; 800 J busy, 200 J waiting (1 of them measured)" in text
+    whole = " ".join(render(make_report(energy=spent | {"partial": False, "notes": ["a line"]})).split())
+    assert "energy 1.2 kJ (nvml+rapl) a line" in whole
+
+
+def test_the_summary_leaves_the_reasons_for_no_meter_to_the_page() -> None:
+    none = {"source": "none", "total_j": None, "notes": ["Processors are measured through RAPL. Do this and that."]}
+    text = render(make_report(energy=none))
+    assert "energy               not measured; report.html says why" in text
+    assert "Do this" not in text
+    assert "busy, " not in text
+
+
 def test_summary_survives_what_is_absent_and_what_looks_like_markup() -> None:
     nothing = ModelFacts(0, 0)
     report = make_report(teacher=nothing, student=nothing, assembled=nothing, workers=(), run_dir="")
@@ -165,7 +184,14 @@ def test_summary_is_plain_text_whatever_the_environment(monkeypatch: pytest.Monk
 
 @pytest.mark.parametrize(
     ("value", "unit", "expected"),
-    [(0, "", "0"), (999, "", "999"), (999_960, "", "1.0 M"), (1_400_000, "B", "1.4 MB"), (12, "B", "12 B")],
+    [
+        (0, "", "0"),
+        (999, "", "999"),
+        (24.4417, "J", "24.44 J"),
+        (999_960, "", "1.0 M"),
+        (1_400_000, "B", "1.4 MB"),
+        (12, "B", "12 B"),
+    ],
 )
 def test_counts_read_well(value: int, unit: str, expected: str) -> None:
     assert count(value, unit) == expected

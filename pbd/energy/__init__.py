@@ -10,12 +10,29 @@
 
 Every worker may measure the host that it shares with others: `merge` counts each device once. What cannot be measured
 is `None` from the source `none`, with a line that says why; nothing is estimated. A host's memory, disks and fans are
-not measured.
+not measured. A meter that fails or hangs costs its joules, not what it measures.
 """
 
-from pbd.energy.finding import Finding, Places, find
-from pbd.energy.meter import Meter, measure
+from pbd.energy.finding import Finding, Places, find, host_identity
+from pbd.energy.host_meter import Bystander, HostMeter, measure, unread
+from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading, Trace, merge
 from pbd.energy.sharing import Shares, Span, share_out
 
-__all__ = ["Finding", "Meter", "Places", "Reading", "Shares", "Span", "Trace", "find", "measure", "merge", "share_out"]
+__all__ = [
+    "Bystander",
+    "Finding",
+    "HostMeter",
+    "Meter",
+    "Places",
+    "Reading",
+    "Shares",
+    "Span",
+    "Trace",
+    "find",
+    "host_identity",
+    "measure",
+    "merge",
+    "share_out",
+    "unread",
+]

@@ -47,7 +47,7 @@ def find(places: Places | None = None, cores: bool = False) -> Finding:
     return Finding(host, dials, tuple(complaint for complaint in complaints if complaint))
 
 
-def host_identity(boot_id: Path) -> str:
+def host_identity(boot_id: Path = Places.boot_id) -> str:
     """Return a name that all processes of a host agree on, those in containers too, and no other host has."""
     try:
         return boot_id.read_text().strip()

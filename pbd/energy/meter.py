@@ -1,16 +1,14 @@
 """The meter of one host: its dials, read often enough that no counter goes round unseen."""
 
-import contextlib
 import threading
 import time
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from pbd.energy.dials import Dial
-from pbd.energy.finding import Finding, find
+from pbd.energy.finding import Finding
 from pbd.energy.readings import Reading, Trace
 
-INTERVAL_S = 1.0
 MOST_MOMENTS = 2**14 + 1
 """Of a device that are remembered, 4.5 hours of seconds; then every other one is forgotten, but no joules."""
 
@@ -83,30 +81,6 @@ class _Track:
         if self.lost is not None:
             fault = f"lost after {self._times_s[-1] - self._times_s[0]:.0f} s: {self.lost}"
         return Trace(self.dial.device, tuple(self._times_s), tuple(self._joules), fault)
-
-
-@contextlib.contextmanager
-def measure(finding: Finding | None = None, interval_s: float = INTERVAL_S) -> Iterator[Meter]:
-    """Measure this host while the block runs; the meter can be read within it and after it.
-
-    Args:
-        finding: what is measured; by default all that can be.
-        interval_s: between two readings of the dials, by a thread of its own.
-    """
-    meter, done = Meter(find() if finding is None else finding), threading.Event()
-
-    def keep_sampling() -> None:
-        while not done.wait(interval_s):
-            meter.sample()
-
-    thread = threading.Thread(target=keep_sampling, name="energy", daemon=True)
-    thread.start()
-    try:
-        yield meter
-    finally:
-        done.set()
-        thread.join()
-        meter.stop()
 
 
 def _steady_clock() -> Callable[[], float]:

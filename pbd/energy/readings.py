@@ -113,6 +113,19 @@ class Reading:
         traces = tuple(trace.between(start_s, end_s) for trace in self.traces)
         return replace(self, started_s=start_s, ended_s=end_s, traces=traces)
 
+    def covers(self, start_s: float, end_s: float) -> bool:
+        """Return whether every device was read for nearly all of this time, as far as it lies within the reading."""
+        part = self.between(max(start_s, self.started_s), min(end_s, self.ended_s))
+        return not any(part._misses(trace) for trace in part.traces)
+
+    def ending_at(self, moment_s: float) -> "Reading":
+        """Return the same by a clock that shows this moment at its end: clocks of hosts differ."""
+        later_s = moment_s - self.ended_s
+        traces = tuple(
+            replace(trace, times_s=tuple(time_s + later_s for time_s in trace.times_s)) for trace in self.traces
+        )
+        return replace(self, started_s=self.started_s + later_s, ended_s=moment_s, traces=traces)
+
     def of_host(self, host: str) -> "Reading":
         """Return the part of one host."""
         traces = tuple(trace for trace in self.traces if trace.device.host == host)
@@ -143,7 +156,7 @@ def merge(readings: Iterable[Reading]) -> Reading:
     longest: dict[str, Trace] = {}
     for trace in (trace for reading in every for trace in reading.traces):
         known = longest.setdefault(trace.device.identity, trace)
-        if trace.seconds > known.seconds:
+        if trace.seconds >= known.seconds:  # the later one knows of a loss
             longest[trace.device.identity] = trace
     return Reading(
         started_s=min(reading.started_s for reading in every),

@@ -20,7 +20,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Shares:
-    """Joules; `None` each where the host is not measured."""
+    """Joules; `None` each where the host is not measured, or not nearly all of the time."""
 
     spans_j: tuple[float | None, ...]
     """Of each span, in the order given."""
@@ -59,4 +59,8 @@ def share_out(reading: Reading, spans: Sequence[Span], workers: Sequence[int]) -
             (busy_j if active[worker] else idle_j)[worker] += part_j
             for number in active[worker]:
                 spans_j[number] += part_j / len(active[worker])
-    return Shares(tuple(spans_j), busy_j, idle_j)
+    covered = (reading.covers(span.start_s, span.end_s) for span in spans)
+    known_j = tuple(joules if whole else None for joules, whole in zip(spans_j, covered, strict=True))
+    if not reading.covers(start_s, end_s):
+        busy_j, idle_j = dict.fromkeys(workers), dict.fromkeys(workers)
+    return Shares(known_j, busy_j, idle_j)

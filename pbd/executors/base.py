@@ -4,11 +4,14 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Protocol, TypeVar
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pbd.devices import Share
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.teamwork import Team
+
+if TYPE_CHECKING:
+    from pbd.energy import Reading
 
 T = TypeVar("T")
 Emit = Callable[[Progress], None]
@@ -54,6 +57,14 @@ class Executor(Protocol):
         Raises:
             Exception: the function's own, of whichever worker.
             NoWorkersError: one worker after another was lost.
+        """
+        ...
+
+    def readings(self) -> "dict[int, Reading]":
+        """Return, by worker, what was read of its host in this run; to be called while none of them trains.
+
+        On each host but the coordinator's, one worker has a meter; readings of others only tell the host, and so does
+        that of a worker that was lost. No error is raised for a worker that does not answer: it is left out.
         """
         ...
 

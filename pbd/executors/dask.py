@@ -18,16 +18,16 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from pbd import devices
+from pbd import devices, energy
 from pbd.config import ExecutionConfig
-from pbd.executors import dask_team, dask_worker
+from pbd.executors import dask_energy, dask_team, dask_worker
 from pbd.executors.base import Emit, TrainGroup
-from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, outcome
+from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, of_the_first, outcome
 from pbd.executors.workplace import given_up, insist
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.attempts import again
 from pbd.scheduling.dispatch import Dispatcher
-from pbd.teamwork import BrokenTeamError, LostTeamError, Team
+from pbd.teamwork import Team
 
 _POLL_S = 0.5
 _LEAST_DURATION_S = 0.01  # Dask never steals what it takes for shorter than a millisecond
@@ -60,6 +60,7 @@ class DaskExecutor:
         self._cluster = Cluster(config)
         try:
             self._cluster.subscribe(self._topic, self._events.put)
+            self._meters = dask_energy.ClusterMeters(self._cluster, energy.host_identity())
             self._settling = self._settle_all()
         except BaseException:
             self._cluster.close()
@@ -137,7 +138,7 @@ class DaskExecutor:
             for future in sent.values():
                 future.cancel()
             raise
-        return _of_the_first(list(sent.values()))
+        return of_the_first(list(sent.values()))
 
     def _check_there(self, workers: Mapping[str, str]) -> None:
         """Check that each worker can still do the piece of work that was sent to it.
@@ -258,28 +259,20 @@ class DaskExecutor:
             event = self._events.get()
             emit(Progress(**event | {"worker": self._cluster.number(event["worker"])}))
 
+    def readings(self) -> dict[int, energy.Reading]:
+        return self._meters.read()
+
     def serve(self) -> RunReport:
         raise RuntimeError("Dask's workers are processes of their own; there is none here to serve")
 
     def finish(self, report: RunReport) -> None:
+        self._meters.end()
         self._cluster.close()
 
     def stop(self, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # what ended the run is worth more than what happens while leaving
+            self._meters.end()
             self._cluster.close()
-
-
-def _of_the_first(futures: Sequence["Future[Any]"]) -> Any:
-    """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
-    consequences: list[BrokenTeamError | LostTeamError] = []
-    for future in futures:
-        try:
-            outcome(future)
-        except (BrokenTeamError, LostTeamError) as error:
-            consequences.append(error)
-    if consequences:
-        raise LostWorkError(str(consequences[0])) from consequences[0]
-    return outcome(futures[0], cloudpickle.loads)
 
 
 def _withdrawn(sent: _Sent) -> TaskGroup:

@@ -1,15 +1,17 @@
 """A Dask cluster as the executor sees it: who is there, and what becomes of the work they are sent."""
 
+import asyncio
 import concurrent.futures
 import contextlib
 import logging
 import pickle
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, InvalidStateError
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import cloudpickle
 import dask
 import distributed
 from distributed.client import ClosedClientError
@@ -18,9 +20,11 @@ from pbd import watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
 from pbd.executors import dask_connection, dask_team
+from pbd.teamwork import BrokenTeamError, LostTeamError
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
+_ANSWER_S = 10.0
 
 T = TypeVar("T")
 
@@ -173,6 +177,22 @@ class Cluster:
             if worker in self.look().there:
                 self._client.run(dask_team.lose, team=team, workers=[worker])
 
+    def ask(self, workers: Iterable[str], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return what workers answer beside their work; who is gone, or does not answer in time, is left out."""
+        answers: dict[str, Any] = {}
+
+        async def ask_one(worker: str) -> None:
+            with contextlib.suppress(Exception):
+                asked = self._client.run(function, *arguments, workers=[worker], asynchronous=True)
+                answers.update(await asyncio.wait_for(asked, _ANSWER_S))
+
+        async def ask_all() -> None:
+            await asyncio.gather(*map(ask_one, workers))
+
+        with contextlib.suppress(Exception), self._scheduler_there():
+            self._client.sync(ask_all)
+        return answers
+
     def check_single_threads(self) -> None:
         """Refuse workers that would train several groups at once, each on all of the worker's cores.
 
@@ -238,6 +258,19 @@ def outcome(future: "Future[Any]", read: Callable[[Any], Any] = lambda result: r
             f"every Dask worker must have this pbd. Received: {type(error).__name__}: {said}. "
             "Start the workers where python -m pbd.run works."
         ) from error
+
+
+def of_the_first(futures: Sequence["Future[Any]"]) -> Any:
+    """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
+    consequences: list[BrokenTeamError | LostTeamError] = []
+    for future in futures:
+        try:
+            outcome(future)
+        except (BrokenTeamError, LostTeamError) as error:
+            consequences.append(error)
+    if consequences:
+        raise LostWorkError(str(consequences[0])) from consequences[0]
+    return outcome(futures[0], cloudpickle.loads)
 
 
 def scheduler_lost() -> NoWorkersError:

@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from pbd import devices, watchdog
+from pbd import devices, energy, watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
 from pbd.executors import mpi_world, workplace
@@ -47,6 +47,11 @@ class _Together:
 
     function: workplace.Packed[Any]
     most: int
+
+
+@dataclass(frozen=True)
+class _Read:
+    """From rank 0 to a worker: say what was read of your host."""
 
 
 @dataclass(frozen=True)
@@ -157,7 +162,7 @@ class MpiExecutor:
         trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
         return [result for results in trained for result in results]
 
-    def _gather(self, mine: list[BlockResult], emit: Emit) -> list[list[BlockResult]]:
+    def _gather(self, mine: T, emit: Emit) -> list[T]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
         while self._telling is not None and not self._telling.Test():
             watchdog.alive()
@@ -176,7 +181,16 @@ class MpiExecutor:
         while self._comm.iprobe(tag=_PROGRESS):
             emit(self._comm.recv(tag=_PROGRESS))
 
+    def readings(self) -> dict[int, energy.Reading]:
+        self._tell_all(_Read())
+        return dict(enumerate(self._gather(energy.unread(), lambda event: None)))
+
     def serve(self) -> RunReport:
+        first = self.share.local_rank == 0  # rank 0 is the first of its own host
+        with energy.measure() if first else contextlib.nullcontext(energy.Bystander()) as meter:
+            return self._serve(meter)
+
+    def _serve(self, meter: energy.HostMeter | energy.Bystander) -> RunReport:
         while True:
             while not self._comm.iprobe(source=0, tag=_COMMAND):
                 watchdog.alive()
@@ -188,7 +202,9 @@ class MpiExecutor:
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
-            if isinstance(command, _Together):
+            if isinstance(command, _Read):
+                self._gather(meter.read(), lambda event: None)
+            elif isinstance(command, _Together):
                 self._join(command, lambda event: None)
             else:
                 self._work(command, Seldom(self._tell_progress))
@@ -213,7 +229,7 @@ class MpiExecutor:
         else:
             mpi_world.abort(error)
 
-    def _tell_all(self, message: _Together | _Stop) -> None:
+    def _tell_all(self, message: _Together | _Read | _Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
 

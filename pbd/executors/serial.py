@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from pbd import devices
+from pbd import devices, energy
 from pbd.config import ExecutionConfig
 from pbd.executors import workplace
 from pbd.executors.base import Emit, TrainGroup, run_queue
@@ -49,6 +49,9 @@ class SerialExecutor:
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
         return workplace.insist(lambda: self._workplace.do(function, emit))
+
+    def readings(self) -> dict[int, energy.Reading]:
+        return dict.fromkeys(range(self.num_workers), energy.unread())
 
     def serve(self) -> RunReport:
         raise RuntimeError("the serial executor has no other process to serve")

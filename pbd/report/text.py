@@ -1,15 +1,17 @@
 """The summary of a run for a terminal and for `summary.txt`."""
 
 import io
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console, ConsoleOptions, Group, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from pbd.records import BlockReport, Latency, ModelFacts, RunReport
-from pbd.report.words import count, decisions, error, is_slower, latency, percent, points, ratio, speed
+from pbd.records import BlockReport, Latency, ModelFacts, RunReport, WorkerReport
+from pbd.report.words import ABSENT, count, decisions, error, is_slower, latency, percent, points, ratio, speed
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
 _WIDE = 100  # columns from which the reasons fit beside the figures
@@ -127,16 +129,17 @@ def _before_and_after(report: RunReport) -> Table:
 
 def _facts(report: RunReport) -> Table:
     """What is left to say, a line each: seconds per phase, energy, who did it, where it lies."""
-    timing, energy = report.timing, report.energy
+    timing = report.timing
     phases = (
         f"teacher {timing.teacher_s:.1f}, calibration {timing.calibrate_s:.1f}, blocks {timing.distill_s:.1f} "
         f"(predicted {timing.predicted_makespan_s:.1f} from {timing.predicted_from}{_misjudged(report.blocks)}), "
         f"fine-tuning {timing.fine_tune_s:.1f}, total {timing.total_s:.1f}"
     )
-    total_j, busy_s = energy.get("total_j"), [row.busy_s for row in report.workers]
+    busy_s = [row.busy_s for row in report.workers]
     workers = f"{len(busy_s)} ({report.executor}, {report.scheduler}) on {report.device}"
     if busy_s:
         workers += f"; busy {min(busy_s):.1f} to {max(busy_s):.1f} s"
+    workers += _joules(report.workers)
     peaks = [row.peak_bytes for row in report.workers if row.peak_bytes]
     if peaks:
         workers += f"; at most {count(max(peaks), 'B')} of memory"
@@ -153,7 +156,8 @@ def _facts(report: RunReport) -> Table:
         grid.add_row("" if number else "what happened", Text(line))
     grid.add_row("seconds", Text(phases))
     grid.add_row("workers", Text(workers))
-    grid.add_row("energy", "not measured" if total_j is None else Text(f"{total_j:.1f} J ({energy.get('source')})"))
+    for number, line in enumerate(_energy(report.energy)):
+        grid.add_row("" if number else "energy", Text(line))
     grid.add_row("student", Text(report.student.path or "not saved"))
     grid.add_row("report", Text(f"{folder / 'report.html'}, with its data in report.json"))
     return grid
@@ -164,6 +168,27 @@ def _spread(row: Latency) -> str:
         f"batch {row.batch}: quartiles {latency(row.teacher_q1_s)} to {latency(row.teacher_q3_s)} (teacher), "
         f"{latency(row.student_q1_s)} to {latency(row.student_q3_s)} (student); {row.rounds} rounds"
     )
+
+
+def _joules(rows: tuple[WorkerReport, ...]) -> str:
+    """Say what the workers spent in the block phase; nothing where nobody measured."""
+    measured = [row for row in rows if row.busy_j is not None and row.idle_j is not None]
+    if not measured:
+        return ""
+    busy_j, idle_j = (sum(getattr(row, part) for row in measured) for part in ("busy_j", "idle_j"))
+    known = "" if len(measured) == len(rows) else f" ({len(measured)} of them measured)"
+    return f"; {count(busy_j, 'J')} busy, {count(idle_j, 'J')} waiting{known}"
+
+
+def _energy(energy: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what was measured, by what, and what it lacks; where there is no meter, the page alone says why."""
+    total_j, notes = energy.get("total_j"), energy.get("notes", ())
+    if total_j is None:
+        yield f"{ABSENT}; report.html says why" if notes else ABSENT
+        return
+    lacking = ", partial: there are joules that are not counted" if energy.get("partial") else ""
+    yield f"{count(total_j, 'J')} ({energy.get('source')}){lacking}"
+    yield from notes
 
 
 def _misjudged(rows: tuple[BlockReport, ...]) -> str:

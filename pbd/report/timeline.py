@@ -1,6 +1,6 @@
 """Who trained what and when, from the report's rows: the groups, the lanes of the workers, the phases."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from pbd.records import RunReport
 from pbd.report.plots import Bar, Tick, axis
@@ -38,6 +38,8 @@ class Lane:
     busy_s: float
     idle_s: float
     peak_bytes: int | None
+    busy_j: float | None
+    idle_j: float | None
     bars: tuple[Bar, ...]
 
 
@@ -58,10 +60,7 @@ def of(report: RunReport) -> Timeline:
     """Return the timeline of the session that wrote the report."""
     groups = _groups(report)
     length_s = max((group.started_s + group.seconds for group in groups), default=0.0)
-    lanes = tuple(
-        Lane(row.worker, row.busy_s, row.idle_s, row.peak_bytes, _bars(report, groups, row.worker, length_s))
-        for row in report.workers
-    )
+    lanes = tuple(Lane(**asdict(row), bars=_bars(report, groups, row.worker, length_s)) for row in report.workers)
     here = {name for group in report.groups for name in group}
     earlier = tuple(row.layer for row in report.blocks if row.seconds and row.layer not in here)
     return Timeline(groups, lanes, length_s, tuple(axis(length_s, " s")), earlier)

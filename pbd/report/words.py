@@ -27,7 +27,7 @@ def count(value: float | None, unit: str = "") -> str:
         if abs(scaled) < 999.95:  # where one decimal would round up to 1000.0
             break
         scaled, prefix = scaled / 1000, larger
-    number = f"{scaled:.1f}" if prefix else f"{value:g}"
+    number = f"{scaled:.1f}" if prefix else f"{value:.4g}"
     ending = f"{prefix}{unit}" if unit in ("B", "J", "W") else f"{prefix} {unit}"
     return f"{number} {ending.strip()}".strip()
 
