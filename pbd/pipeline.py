@@ -2,25 +2,34 @@
 
 import time
 import uuid
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbd import completion, decisions, devices, joules, progress, report
-from pbd.config import RunConfig, StudentConfig
+from pbd.config import RunConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
-from pbd.records import Assignment, BlockResult, LayerTask, ModelFacts, RunReport, Timing
+from pbd.records import (
+    Assignment,
+    BlockReport,
+    BlockResult,
+    LayerTask,
+    ModelFacts,
+    RunReport,
+    Timing,
+    WorkerReport,
+)
 from pbd.scheduling import cost_table
 
 if TYPE_CHECKING:
     import keras
 
-    from pbd import student
+    from pbd.crew import Crew
     from pbd.evaluation import Marks
-    from pbd.fine_tuning import Tuning
-    from pbd.journal import Journal
     from pbd.preparation import Inputs
+    from pbd.student import Student
     from pbd.training import TrainingContext
 
 
@@ -70,72 +79,21 @@ def _distill(
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
     with joules.account(executor.readings) as account, preparation.prepare(config, model, display) as inputs:
-        return _compress(config, given, inputs, executor, clock, account, display)
+        clock.lap("teacher")
+        return _compress(_Run(config, given, inputs, executor, clock, account, display))
 
 
-def _compress(
-    config: RunConfig,
-    given: cost_table.CostTable | None,
-    inputs: "Inputs",
-    executor: Executor,
-    clock: "_Clock",
-    account: joules.Account,
-    display: progress.ProgressDisplay,
-) -> RunReport:
-    from pbd import folding, latency, preparation, shared_work, student
+@dataclass(frozen=True)
+class _Run:
+    """One run on its way: what its steps need."""
 
-    teacher, dataset, journal, tasks = inputs.teacher, inputs.dataset, inputs.journal, inputs.tasks
-    clock.lap("teacher")
-
-    todo = {task.layer_name: task for task in tasks if task.skip_reason is None}
-    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
-    missing = [task for name, task in todo.items() if name not in done]
-    display.phase(f"{len(tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
-    if not missing and completion.is_intact(journal):
-        display.phase("this run was finished before: its report, with its times and joules, is of then")
-        return report.read(journal)
-    completion.withdraw(journal)
-
-    context = _context(config, inputs)
-    block_phase = _train_blocks(config, given, inputs, context, list(todo.values()), missing, executor, clock, display)
-    bill = account.bill(block_phase.results, clock.laps["distill"])
-    results = done | {result.layer_name: result for result in bill.charged(block_phase.results)}
-
-    (teacher_marks,) = _mark(context, [journal.file("teacher.keras")], "validation", executor)
-    lowest = config.student.lowest_accuracy(teacher_marks.measure)
-    accepted = decisions.accept(results.values(), lowest)
-    settle, tune = _settler(context, journal, executor), _tuner(context, journal, executor, display)
-    small = student.make(teacher, dataset, tasks, accepted, config, display, settle, tune)
-    path = preparation.save_model(journal, "student.keras", small.model)
-    preparation.save_model(journal, "student_folded.keras", folding.fold(small.model))
-    clock.lap("fine_tune")
-
-    display.phase("reading the test split, once")
-    tested = _mark(context, [journal.file("teacher.keras"), path], "test", executor)
-    finished = RunReport(
-        config=config.flat(),
-        versions=preparation.versions(),
-        device=devices.describe(),
-        teacher=_facts(teacher, teacher_marks, tested[0], journal.file("teacher.keras")),
-        assembled=_facts(small.model, small.assembled),
-        student=_facts(small.model, small.marks, tested[1], path),
-        blocks=decisions.block_rows(tasks, results, lowest, small.given_back),
-        workers=bill.written_on(decisions.worker_rows(block_phase.results, executor.num_workers)),
-        latency=latency.compare(teacher, small.model, config.data.batch_size),
-        timing=clock.timing(block_phase),
-        energy=account.summary(config.execution.resume),
-        executor=executor.name,
-        scheduler=block_phase.assignment.scheduler,
-        groups=tuple(group.layer_names for group in block_phase.assignment.groups),
-        judged_by="labels" if dataset.labelled else "teacher",
-        fine_tune_history=small.history,
-        story=(*decisions.losses_in_words(block_phase.results), *small.story),
-        run_dir=str(journal.path),
-    )
-    report.write(finished, journal)
-    completion.write(journal)
-    journal.remove_folder(shared_work.BOOKMARKS)
-    return finished
+    config: RunConfig
+    given_costs: cost_table.CostTable | None
+    inputs: "Inputs"
+    executor: Executor
+    clock: "_Clock"
+    account: joules.Account
+    display: progress.ProgressDisplay
 
 
 @dataclass(frozen=True)
@@ -147,27 +105,57 @@ class _BlockPhase:
     predicted_from: str
 
 
+def _compress(run: _Run) -> RunReport:
+    from pbd import crew, folding, preparation, shared_work, student
+
+    config, inputs, journal = run.config, run.inputs, run.inputs.journal
+    todo = {task.layer_name: task for task in inputs.tasks if task.skip_reason is None}
+    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
+    run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
+    if len(done) == len(todo) and completion.is_intact(journal):
+        run.display.phase("this run was finished before: its report, with its times and joules, is of then")
+        return report.read(journal)
+    completion.withdraw(journal)
+
+    context = _context(config, inputs)
+    block_phase = _train_blocks(run, context, list(todo.values()), done)
+    bill = run.account.bill(block_phase.results, run.clock.laps["distill"])
+    results = done | {result.layer_name: result for result in bill.charged(block_phase.results)}
+
+    everyone = crew.Crew(run.executor, context, run.display.update)
+    (teacher_marks,) = everyone.mark([journal.file("teacher.keras")], "validation")
+    lowest = config.student.lowest_accuracy(teacher_marks.measure)
+    accepted = decisions.accept(results.values(), lowest)
+    small = student.make(
+        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, everyone.settle, everyone.tune
+    )
+    preparation.save_model(journal, "student.keras", small.model)
+    preparation.save_model(journal, "student_folded.keras", folding.fold(small.model))
+    run.clock.lap("fine_tune")
+
+    workers = bill.written_on(decisions.worker_rows(block_phase.results, run.executor.num_workers))
+    blocks = decisions.block_rows(inputs.tasks, results, lowest, small.given_back)
+    finished = _report(run, everyone, block_phase, teacher_marks, small, blocks, workers)
+    report.write(finished, journal)
+    completion.write(journal)
+    journal.remove_folder(shared_work.BOOKMARKS)
+    return finished
+
+
 def _train_blocks(
-    config: RunConfig,
-    given: cost_table.CostTable | None,
-    inputs: "Inputs",
-    context: "TrainingContext",
-    todo: list[LayerTask],
-    missing: list[LayerTask],
-    executor: Executor,
-    clock: "_Clock",
-    display: progress.ProgressDisplay,
+    run: _Run, context: "TrainingContext", todo: list[LayerTask], done: Mapping[str, BlockResult]
 ) -> _BlockPhase:
-    """Plan, train, and write down what it took."""
+    """Plan, train those that are not done, and write down what it took."""
     from pbd import planning
 
-    journal = inputs.journal
+    clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
+    missing = [task for task in todo if task.layer_name not in done]
     if not missing:
         clock.lap("calibrate")
         clock.lap("distill")
         return _BlockPhase([], Assignment("none", (), ()), "nothing that was left to train")
     display.phase("predicting what each layer takes")
-    plan = planning.make(config.execution, given, context, todo, missing, executor)
+    plan = planning.make(run.config.execution, run.given_costs, context, todo, missing, executor)
     clock.lap("calibrate")
 
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
@@ -180,6 +168,44 @@ def _train_blocks(
     journal.write_json("costs.json", plan.measured_costs(results, str(journal.path)).as_json())
     clock.lap("distill")
     return _BlockPhase(results, plan.assignment, plan.predicted_from)
+
+
+def _report(
+    run: _Run,
+    everyone: "Crew",
+    block_phase: _BlockPhase,
+    teacher_marks: "Marks",
+    small: "Student",
+    blocks: Sequence[BlockReport],
+    workers: Sequence[WorkerReport],
+) -> RunReport:
+    """Read the test split, once, measure how fast the student is, and say all that came of the run."""
+    from pbd import latency, preparation
+
+    config, inputs, journal = run.config, run.inputs, run.inputs.journal
+    run.display.phase("reading the test split, once")
+    paths = journal.file("teacher.keras"), journal.file("student.keras")
+    tested = everyone.mark(paths, "test")
+    return RunReport(
+        config=config.flat(),
+        versions=preparation.versions(),
+        device=devices.describe(),
+        teacher=_facts(inputs.teacher, teacher_marks, tested[0], paths[0]),
+        assembled=_facts(small.model, small.assembled),
+        student=_facts(small.model, small.marks, tested[1], paths[1]),
+        blocks=tuple(blocks),
+        workers=tuple(workers),
+        latency=latency.compare(inputs.teacher, small.model, config.data.batch_size),
+        timing=run.clock.timing(block_phase),
+        energy=run.account.summary(config.execution.resume),
+        executor=run.executor.name,
+        scheduler=block_phase.assignment.scheduler,
+        groups=tuple(group.layer_names for group in block_phase.assignment.groups),
+        judged_by="labels" if inputs.dataset.labelled else "teacher",
+        fine_tune_history=small.history,
+        story=(*decisions.losses_in_words(block_phase.results), *small.story),
+        run_dir=str(journal.path),
+    )
 
 
 def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
@@ -196,47 +222,6 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         journal=inputs.journal,
         session=uuid.uuid4().hex,
     )
-
-
-def _settler(context: "TrainingContext", journal: "Journal", executor: Executor) -> "student.Settle":
-    """Return what re-estimates a student's statistics, in place, and marks it, on all workers together."""
-    from pbd import blocks, preparation, shared_work
-
-    def settle(model: "keras.Model") -> "Marks":
-        path = preparation.save_model(journal, "assembled.keras", model)
-        work = shared_work.SettleShared(context, path)
-        weights, marks = executor.together(work, lambda event: None, most=context.data.batch_size)
-        path.unlink()
-        blocks.set_weights(model, weights)
-        return marks
-
-    return settle
-
-
-def _tuner(
-    context: "TrainingContext", journal: "Journal", executor: Executor, display: progress.ProgressDisplay
-) -> "student.Tune":
-    """Return what fine-tunes a student, in place, on all workers together."""
-    from pbd import blocks, ghost_batches, preparation, shared_work
-
-    def tune(model: "keras.Model", settings: StudentConfig, before: "Marks", first_epoch: int) -> "Tuning":
-        path = preparation.save_model(journal, "assembled.keras", model)
-        work = shared_work.TuneShared(context, path, settings, before, first_epoch)
-        most = context.data.batch_size // ghost_batches.unit(model, context.data.batch_size)
-        weights, tuning = executor.together(work, display.update, most)
-        path.unlink()
-        blocks.set_weights(model, weights)
-        return tuning
-
-    return tune
-
-
-def _mark(context: "TrainingContext", models: list[Path], split: str, executor: Executor) -> list["Marks"]:
-    """Return the marks of the networks in these files, found by all workers together."""
-    from pbd import shared_work
-
-    work = shared_work.MarkShared(context, tuple(models), split)
-    return executor.together(work, lambda event: None, most=context.data.batch_size)
 
 
 def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:

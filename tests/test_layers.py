@@ -28,7 +28,7 @@ FLOORS = (
     {"layer_timing", "memory"},
     {"calibration"},
     {"executors", "preparation", "shared_work"},
-    {"planning"},
+    {"planning", "crew"},
     {"pipeline"},
     {"run", "status"},
 )

@@ -1,0 +1,68 @@
+"""All workers of a run together: what they are told to do with whole networks, each on its part of the data."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+
+from pbd import blocks, ghost_batches, preparation
+from pbd.config import StudentConfig
+from pbd.evaluation import Marks
+from pbd.executors.base import Emit, Executor
+from pbd.fine_tuning import Tuning
+from pbd.shared_work import MarkShared, SettleShared, TuneShared
+from pbd.training import TrainingContext
+
+
+class Crew:
+    """The workers of an executor, for one run.
+
+    Args:
+        executor: whose workers they are.
+        context: what they work with.
+        emit: told of their progress in fine-tuning.
+    """
+
+    def __init__(self, executor: Executor, context: TrainingContext, emit: Emit) -> None:
+        self._executor, self._context, self._emit = executor, context, emit
+
+    def mark(self, models: Sequence[Path], split: str) -> list[Marks]:
+        """Return the marks of the networks in these files on a split."""
+        work = MarkShared(self._context, tuple(models), split)
+        return self._executor.together(work, _ignore, most=self._context.data.batch_size)
+
+    def settle(self, model: keras.Model) -> Marks:
+        """Re-estimate a student's batch statistics, in place; return its marks on the validation split."""
+        with self._in_a_file(model) as path:
+            work = SettleShared(self._context, path)
+            weights, marks = self._executor.together(work, _ignore, most=self._context.data.batch_size)
+        blocks.set_weights(model, weights)
+        return marks
+
+    def tune(self, model: keras.Model, settings: StudentConfig, before: Marks, first_epoch: int) -> Tuning:
+        """Fine-tune a student, in place; return what came of it.
+
+        Args:
+            model: what is trainable of it is tuned.
+            settings: loss, epochs, first learning rate.
+            before: its marks as it comes.
+            first_epoch: which epoch of the data to begin with.
+        """
+        units = self._context.data.batch_size // ghost_batches.unit(model, self._context.data.batch_size)
+        with self._in_a_file(model) as path:
+            work = TuneShared(self._context, path, settings, before, first_epoch)
+            weights, tuning = self._executor.together(work, self._emit, most=units)
+        blocks.set_weights(model, weights)
+        return tuning
+
+    @contextmanager
+    def _in_a_file(self, model: keras.Model) -> Iterator[Path]:
+        """Give workers the network as a file of the run directory, for as long as they work on it."""
+        path = preparation.save_model(self._context.journal, "assembled.keras", model)
+        yield path
+        path.unlink()
+
+
+def _ignore(event: object) -> None:
+    """Take progress and do nothing."""
