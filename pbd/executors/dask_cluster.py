@@ -22,6 +22,7 @@ from pbd.executors import dask_connection, dask_team
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
 
+_ANSWER_S = 5.0
 T = TypeVar("T")
 
 
@@ -186,6 +187,12 @@ class Cluster:
                 f"work stealing needs workers of one thread. Received: more at {several[0]}. "
                 "Start them with --nthreads 1, or use --scheduler pull."
             )
+
+    def tell_all(self, function: Callable[..., None], *args: Any) -> None:
+        """Have all workers that answer call a function at once, whatever they do."""
+        if self._client.status == "running":
+            with contextlib.suppress(Exception):  # one that is gone, or was stopped, holds nobody up
+                self._client.run(function, *args, on_error="ignore", callback_timeout=_ANSWER_S)
 
     def close(self) -> None:
         """Leave the cluster, and end it if it was started here."""
