@@ -45,6 +45,24 @@ def load_weights(model: keras.Model, path: str) -> None:
         _check_finite(model)
 
 
+def check_known(model: keras.Model) -> None:
+    """Check that Keras can make each layer of a model again, as every process that trains has to.
+
+    Raises:
+        BadInputError: it does not know a layer, or something that is in it.
+    """
+    for layer in model.layers:
+        try:
+            with _without_variables():
+                keras.layers.deserialize(keras.layers.serialize(layer))
+        except Exception as error:
+            raise BadInputError(
+                f"each layer of the teacher must be one that Keras can make again. Received: {layer.name!r} "
+                f"({type(layer).__name__}). Register your own with @keras.saving.register_keras_serializable(), or "
+                "call pbd in a keras.saving.custom_object_scope; write a Lambda as such a layer."
+            ) from error
+
+
 def _check(path: str) -> None:
     free = devices.free_host_memory()
     model_checks.check_apart(path, MEMORY_IF_UNKNOWN if free is None else free)
@@ -65,10 +83,16 @@ def _rehearse(path: str) -> None:
     Raises:
         Exception: Keras' own, where it does not fit together.
     """
-    before = global_state.get_global_attribute(_DEFERRED, [])
+    with _without_variables():
+        keras.models.load_model(path, compile=False, safe_mode=True)
+
+
+@contextlib.contextmanager
+def _without_variables() -> Iterator[None]:
+    before = list(global_state.get_global_attribute(_DEFERRED, []))  # Keras adds to the list itself
     try:
         with keras.StatelessScope(initialize_variables=False):
-            keras.models.load_model(path, compile=False, safe_mode=True)
+            yield
     finally:
         global_state.set_global_attribute(_DEFERRED, before)  # else Keras would create them at the next occasion
 

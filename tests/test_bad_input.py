@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd import teachers
+from pbd import model_files, teachers
 from pbd.config import TeacherConfig
 from pbd.errors import PbdError
 
@@ -202,6 +202,17 @@ def test_a_broken_or_hostile_archive(kind: str, good: Files, tmp_path: Path) -> 
     assert not (tmp_path.parent.parent / "outside").exists()
 
 
+def test_what_was_refused_is_not_built_later(good: Files, tmp_path: Path) -> None:
+    """Keras would create the variables of a model that it was told not to create at the next occasion."""
+    repacked(good["keras"], tmp_path / "bad.keras", in_config('"filters": 8', '"filters": 40000000'))
+    for _ in range(2):
+        with pytest.raises(PbdError):
+            model_files.load(str(tmp_path / "bad.keras"))
+    before = _resident()
+    Twice()(keras.Input((12, 12, 3)))
+    assert _resident() - before < MOST_BYTES
+
+
 def truncated(source: bytes) -> bytes:
     return source[: len(source) // 2]
 
@@ -383,6 +394,23 @@ def test_a_model_without_a_convolution_to_replace(good: Files, tmp_path: Path) -
     error = refusal(tmp_path / "run", teacher=str(path), dataset=str(good["npz"]))
     assert error.exit_code == 65
     assert "convolution" in str(error)
+
+
+class Twice(keras.layers.Layer):
+    """A layer of the user's own, of which Keras was told nothing."""
+
+    def call(self, x: Any) -> Any:
+        return 2 * x
+
+
+@pytest.mark.parametrize("layer", [Twice, lambda name: keras.layers.Activation(lambda x: x, name=name)])
+def test_a_layer_that_no_other_process_could_make(
+    layer: Callable[..., keras.Layer], good: Files, tmp_path: Path
+) -> None:
+    error = refusal(tmp_path / "run", model=classifier(layer(name="mine")), dataset=str(good["npz"]))
+    assert error.exit_code == 65
+    assert "'mine'" in str(error)
+    assert "register_keras_serializable" in str(error)
 
 
 def test_labels_where_labels_are_needed(good: Files, tmp_path: Path) -> None:
