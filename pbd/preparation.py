@@ -48,7 +48,9 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     preprocess = config.data.preprocess
     if preprocess == "auto":
         preprocess = teachers.preprocessing(config.teacher) if model is None else "none"
-    if model is None:
+    if model is not None:
+        model_files.check_known(model)
+    else:
         teachers.check(config.teacher)
         if teachers.is_file(config.teacher.teacher):
             model = model_files.load(config.teacher.teacher)

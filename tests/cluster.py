@@ -56,6 +56,14 @@ def report_of(run_dir: Path) -> dict:
     return json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
 
 
+def is_running(pid: int) -> bool:
+    """Return whether there is such a process, which has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
 def wait_until(there: Callable[[], object], what: str, processes: Sequence["Process"] = ()) -> None:
     """Wait for something; fail after `PATIENCE_S`, or as soon as a process that should bring it has ended."""
     until = time.monotonic() + PATIENCE_S

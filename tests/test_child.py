@@ -13,16 +13,16 @@ import pytest
 
 from pbd import devices
 from pbd.errors import MissingInputError, NoWorkersError
-from pbd.executors import child as child_module
 from pbd.executors import workplace
 from pbd.executors.base import Emit
 from pbd.executors.child import Child
+from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.workplace import LostProcessError
 from pbd.records import Progress, TaskGroup
 from pbd.scheduling.attempts import MOST_ATTEMPTS, again
 from pbd.teamwork import LostTeamError, Team
 from tests import errands, together
-from tests.cluster import wait_until
+from tests.cluster import is_running, wait_until
 from tests.fakes import make_task
 from tests.sleepers import Sleeper
 from tests.teams import as_team
@@ -35,7 +35,7 @@ def _without_a_backend(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
     """A child loads TensorFlow only to keep it quiet, or if something is registered with Keras: most need none."""
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
     if "registered" not in request.node.name:
-        monkeypatch.setattr(child_module, "_custom_objects", dict)
+        monkeypatch.setattr(KerasSetup, "here", KerasSetup)
 
 
 @pytest.fixture
@@ -47,13 +47,6 @@ def child() -> Iterator[Child]:
 
 def ignore(_: Progress) -> None:
     """Take a progress event and do nothing."""
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except OSError:
-        return False
 
 
 def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.LogCaptureFixture) -> None:
@@ -95,13 +88,23 @@ def test_layers_that_were_registered_here_are_known_there() -> None:
         def call(self, x: object) -> object:
             return 2 * x
 
-    made = Child(devices.Share(), 60.0)
+    with keras.saving.custom_object_scope({"Within": Twice}):
+        made = Child(devices.Share(), 60.0)
     try:
         assert made.do(errands.Knows("tests>Twice"), ignore)
+        assert made.do(errands.Knows("Within"), ignore)
         assert not made.do(errands.Knows("tests>Thrice"), ignore)
     finally:
         made.close()
         keras.saving.get_custom_objects().pop("tests>Twice")
+
+
+def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:
+    first = child.do(errands.who, ignore)
+    child.rest()
+    assert not is_running(first)
+    assert child.do(errands.who, ignore) != first
+    assert child.do(errands.tells, lambda event: child.rest()) == "told", "one that works is left alone"
 
 
 ENDS = {

@@ -8,8 +8,10 @@ import sys
 import time
 import types
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+import cloudpickle
 import distributed
 import pytest
 
@@ -17,14 +19,15 @@ from pbd import energy
 from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import dask_cluster, dask_connection, open_executor
-from pbd.executors.base import Executor
+from pbd.executors.base import Emit, Executor
 from pbd.executors.dask import DaskExecutor, _letters
 from pbd.executors.dask_energy import ClusterMeters
 from pbd.executors.dask_worker import host
-from pbd.records import BlockResult, Progress
+from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.scheduling import schedulers
 from pbd.scheduling.attempts import MOST_ATTEMPTS
-from tests.cluster import DaskCluster, wait_until
+from tests.cluster import DaskCluster, is_running, wait_until
+from tests.fakes import make_task
 from tests.sleepers import Sleeper, sleeping
 
 
@@ -218,6 +221,20 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
             made.stop(KeyboardInterrupt())
 
 
+@dataclass(frozen=True)
+class Teller:
+    """Trains for a minute and tells of it all the time; leaves its process number."""
+
+    file: Path
+
+    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+        self.file.write_text(str(os.getpid()))
+        for step in range(600):
+            emit(Progress(0, "telling", step, 600))
+            time.sleep(0.1)
+        return []
+
+
 class Unreadable:
     """Can be sent, but not read: as if worker and coordinator had different versions of something."""
 
@@ -398,6 +415,31 @@ def test_a_worker_keeps_the_threads_of_its_first_run() -> None:
         assert called(None) == 1
         with pytest.raises(EnvironmentMismatchError, match="Start the workers again"):
             called(2)
+
+
+def test_the_processes_of_lasting_workers_end_with_the_run(tmp_path: Path) -> None:
+    """Whether they do nothing by then or are in the middle of something; the next run gets new ones."""
+
+    def opened() -> DaskExecutor:
+        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
+        assert isinstance(made, DaskExecutor)
+        return made
+
+    teller = Teller(tmp_path / "pid")
+    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
+        made = opened()
+        idle = made.call(os.getpid)
+        os.kill(idle, 0)
+        made.finish(None)
+        wait_until(lambda: not is_running(idle), "the idle one ends")
+        made = opened()
+        made._send(cloudpickle.dumps(teller), TaskGroup((make_task(0),)), made._cluster.look())
+        wait_until(lambda: teller.file.exists() and teller.file.read_text(), "the group begins")
+        busy = int(teller.file.read_text())
+        assert is_running(busy)
+        assert busy != idle
+        made.stop(KeyboardInterrupt())
+        wait_until(lambda: not is_running(busy), "the busy one ends")
 
 
 @pytest.mark.parametrize(

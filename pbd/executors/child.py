@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from pbd import devices, watchdog
 from pbd.executors import launcher
 from pbd.executors.base import Emit
+from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
 from pbd.executors.workplace import LostProcessError, Work
 from pbd.records import Progress
@@ -31,7 +32,6 @@ _ENDS_S = 10.0
 _LAST_WORDS = 200
 IDLE = 0.01
 """A process that takes a smaller share of a core does nothing."""
-KERAS_COMES_WITH = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
 MOST_BUSY = 10
 """A process that computes may be silent for this many times the stall limit: tracing and compiling say nothing."""
 
@@ -42,10 +42,12 @@ class Child:
     Args:
         share: of the host, which the child takes.
         stall_limit_s: for how long it may neither say anything nor compute; ten times as long if it computes.
+        keras: what it is told of Keras; by default what this process knows.
     """
 
-    def __init__(self, share: devices.Share, stall_limit_s: float) -> None:
+    def __init__(self, share: devices.Share, stall_limit_s: float, keras: KerasSetup | None = None) -> None:
         self._share, self._stall_limit_s = share, stall_limit_s
+        self._keras = KerasSetup.here() if keras is None else keras
         self._process: subprocess.Popen[bytes] | None = None
         self._busy = threading.Lock()
         self._start()
@@ -71,6 +73,13 @@ class Child:
             raise answer.error
         return answer.result
 
+    def rest(self) -> None:
+        if self._busy.acquire(blocking=False):
+            try:
+                self.close()
+            finally:
+                self._busy.release()
+
     def close(self) -> None:
         process, self._process = self._process, None
         if process is not None:
@@ -81,7 +90,6 @@ class Child:
             self._said.close()
 
     def _start(self) -> None:
-        custom_objects = _custom_objects()
         self._link, theirs = Pipe()
         _limit_waiting(self._link.fileno(), self._stall_limit_s)
         self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
@@ -97,7 +105,7 @@ class Child:
         )
         theirs.close()
         with contextlib.suppress(LostProcessError):  # of which the first order will hear
-            self._send(Greeting(self._share, custom_objects, _keras_settings()))
+            self._send(Greeting(self._share, self._keras))
 
     def _send(self, message: Any) -> None:
         try:
@@ -210,26 +218,3 @@ def _limit_waiting(descriptor: int, seconds: float) -> None:
     with socket.socket(fileno=os.dup(descriptor)) as ours:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             ours.setsockopt(socket.SOL_SOCKET, option, limit)
-
-
-def _keras_settings() -> dict[str, Any]:
-    """Return how this process has set up Keras, where that is not as it comes."""
-    if "keras" not in sys.modules:
-        return {}
-    config = sys.modules["keras"].config
-    return {name: now for name, usual in KERAS_COMES_WITH.items() if (now := getattr(config, name)()) != usual}
-
-
-def _custom_objects() -> dict[str, bytes]:
-    """Return what this process has registered with Keras, by value where it was made in the main script."""
-    if "keras" not in sys.modules:
-        return {}
-    import cloudpickle
-
-    found = {}
-    for name, registered in sys.modules["keras"].saving.get_custom_objects().items():
-        try:
-            found[name] = cloudpickle.dumps(registered)
-        except Exception as error:  # it may have nothing to do with the teacher
-            _log.warning("%s cannot be sent to the process that trains (%s): --no-isolate trains here.", name, error)
-    return found

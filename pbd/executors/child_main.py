@@ -58,26 +58,10 @@ def _settle(greeting: Greeting) -> Exception | None:
     try:
         greeting.share.claim()
         devices.load_backend()
-        if greeting.custom_objects or greeting.keras_settings:
-            import keras
-
-            for name, value in greeting.keras_settings.items():
-                getattr(keras.config, f"set_{name}")(value)
-            for name, pickled in greeting.custom_objects.items():
-                _register(name, pickle.loads(pickled))
+        greeting.keras.apply()
     except Exception as error:
         return error
     return None
-
-
-def _register(name: str, thing: Any) -> None:
-    import keras
-
-    package, sign, own = name.rpartition(">")
-    if sign:
-        keras.saving.register_keras_serializable(package, own)(thing)  # which tells its name from the thing, too
-    else:
-        keras.saving.get_custom_objects()[name] = thing
 
 
 def _carry_out(order: Order, link: "_Link") -> Answer:

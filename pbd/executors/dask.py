@@ -23,6 +23,7 @@ from pbd.config import ExecutionConfig
 from pbd.executors import dask_energy, dask_team, dask_worker
 from pbd.executors.base import Emit, TrainGroup
 from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, of_the_first, outcome
+from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.workplace import given_up, insist
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.attempts import again
@@ -54,7 +55,7 @@ class DaskExecutor:
     def __init__(self, config: ExecutionConfig) -> None:
         self._config = config
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
-        self._run = _letters(uuid.uuid4().int)
+        self._run, self._keras = _letters(uuid.uuid4().int), KerasSetup.here()
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._began = 0.0
         self._cluster = Cluster(config)
@@ -242,7 +243,7 @@ class DaskExecutor:
 
     def _settings(self, roll: Roll) -> dask_worker.Settings:
         hosts = collections.Counter(map(dask_worker.host, roll.there))
-        return dask_worker.Settings(self._config, dict(hosts), self._topic)
+        return dask_worker.Settings(self._config, dict(hosts), self._topic, self._keras)
 
     def _take_in(self, sent: _Sent) -> list[BlockResult] | None:
         """Return the results of a group with its worker and times; `None` if its workers died."""
@@ -266,13 +267,16 @@ class DaskExecutor:
         raise RuntimeError("Dask's workers are processes of their own; there is none here to serve")
 
     def finish(self, report: RunReport) -> None:
-        self._meters.end()
-        self._cluster.close()
+        self._leave()
 
     def stop(self, error: BaseException) -> None:
         with contextlib.suppress(Exception):  # what ended the run is worth more than what happens while leaving
-            self._meters.end()
-            self._cluster.close()
+            self._leave()
+
+    def _leave(self) -> None:
+        self._meters.end()
+        self._cluster.ask(None, dask_worker.leave, self._topic)
+        self._cluster.close()
 
 
 def _withdrawn(sent: _Sent) -> TaskGroup:

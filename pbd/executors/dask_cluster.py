@@ -24,7 +24,8 @@ from pbd.teamwork import BrokenTeamError, LostTeamError
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
-_ANSWER_S = 10.0
+_ANSWER_S = 5.0
+"""How long a worker that is asked something beside its work may take to answer."""
 
 T = TypeVar("T")
 
@@ -177,8 +178,8 @@ class Cluster:
             if worker in self.look().there:
                 self._client.run(dask_team.lose, team=team, workers=[worker])
 
-    def ask(self, workers: Iterable[str], function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Return what workers answer beside their work; who is gone, or does not answer in time, is left out."""
+    def ask(self, workers: Iterable[str] | None, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
+        """Return what workers, or all, answer beside their work; who is gone, or does not in time, is left out."""
         answers: dict[str, Any] = {}
 
         async def ask_one(worker: str) -> None:
@@ -186,11 +187,13 @@ class Cluster:
                 asked = self._client.run(function, *arguments, workers=[worker], asynchronous=True)
                 answers.update(await asyncio.wait_for(asked, _ANSWER_S))
 
-        async def ask_all() -> None:
-            await asyncio.gather(*map(ask_one, workers))
+        async def ask_all(asked: Iterable[str]) -> None:
+            await asyncio.gather(*map(ask_one, asked))
 
-        with contextlib.suppress(Exception), self._scheduler_there():
-            self._client.sync(ask_all)
+        with contextlib.suppress(Exception):
+            there = self.look().there if workers is None else workers
+            with self._scheduler_there():
+                self._client.sync(ask_all, there)
         return answers
 
     def check_single_threads(self) -> None:

@@ -1,13 +1,11 @@
 """A meter on each further host of a Dask cluster, which lives as long as the run; the workers' processes live on."""
 
 import asyncio
-import contextlib
 import dataclasses
 import uuid
 
 from pbd import energy
 from pbd.energy import Bystander, HostMeter, Reading
-from pbd.errors import NoWorkersError
 from pbd.executors.dask_cluster import Cluster
 
 _meters: dict[str, HostMeter] = {}  # of this worker: by run, one at most
@@ -30,10 +28,7 @@ class ClusterMeters:
 
     def read(self) -> dict[int, Reading]:
         """Return, by worker, what was read of its host; of a worker that is lost, only which host it was."""
-        there: frozenset[str] = frozenset()
-        with contextlib.suppress(NoWorkersError):  # whoever has work for them will hear of it
-            there = self._cluster.look().there
-        answers = self._cluster.ask(there, read, self._run)
+        answers = self._cluster.ask(None, read, self._run)
         lost = {worker: self._lost(worker, host) for worker, host in self._host_of.items() if worker not in answers}
         return {self._cluster.number(worker): reading for worker, reading in (lost | answers).items()}
 

@@ -13,16 +13,18 @@ import cloudpickle
 
 from pbd import devices
 from pbd.config import ExecutionConfig
-from pbd.errors import EnvironmentMismatchError
+from pbd.errors import EnvironmentMismatchError, StoppedError
 from pbd.executors import workplace
-from pbd.executors.base import Seldom, run_queue
+from pbd.executors.base import Emit, Seldom, run_queue
 from pbd.executors.dask_team import DaskTeam, Membership
+from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.workplace import LostProcessError, Packed, Workplace
 from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.teamwork import BrokenTeamError, LostTeamError
 
 _SETTLING = threading.Lock()
 _settled: "_Settled | None" = None
+_over: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,8 +34,10 @@ class Settings:
     config: ExecutionConfig
     workers_of_host: dict[str, int]
     """By host; of a host that joined later, the worker counts as alone."""
-    events: str
-    """The topic that progress goes to."""
+    run: str
+    """The topic that progress goes to, of this run alone."""
+    keras: KerasSetup
+    """The coordinator's."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +56,7 @@ def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
     from distributed import get_worker
 
     train_group = workplace.training_in(settle(settings), Packed(pickled))
-    worker = get_worker()
-    emit = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
+    worker, emit = get_worker(), _teller(settings)
     began = time.monotonic()
     (results,) = run_queue(train_group, [group], 0, emit, began)
     return Done(worker.address, tuple(results), time.monotonic() - began)
@@ -80,13 +83,10 @@ def join(pickled: bytes, membership: Membership, settings: Settings) -> bytes | 
     Returns:
         The first member's result, pickled.
     """
-    from distributed import get_worker
-
-    place = settle(settings)
-    worker, team = get_worker(), DaskTeam(membership)
-    tell = Seldom(lambda event: worker.log_event(settings.events, _message(worker.address, event)))
+    place, team = settle(settings), DaskTeam(membership)
+    tell = _teller(settings, aloud=team.index == 0)
     try:
-        answer = place.do(_Pickling(Packed(pickled)), tell if team.index == 0 else lambda event: None, team)
+        answer = place.do(_Pickling(Packed(pickled)), tell, team)
     except (BrokenTeamError, LostTeamError):
         raise
     except LostProcessError as error:
@@ -98,8 +98,26 @@ def join(pickled: bytes, membership: Membership, settings: Settings) -> bytes | 
     return answer if team.index == 0 else None
 
 
-def _message(address: str, event: Progress) -> dict[str, Any]:
-    return dataclasses.asdict(event) | {"worker": address}
+def _teller(settings: Settings, aloud: bool = True) -> Emit:
+    """Return what tells a run of progress; once that is over, what is being done for it ends there."""
+    from distributed import get_worker
+
+    worker = get_worker()
+
+    def tell(event: Progress) -> None:
+        if settings.run in _over:
+            raise StoppedError()
+        if aloud:
+            worker.log_event(settings.run, dataclasses.asdict(event) | {"worker": worker.address})
+
+    return Seldom(tell)
+
+
+def leave(run: str) -> None:
+    """End what is done here for a run that is over, and hold nothing until there is work again."""
+    _over.add(run)
+    if _settled is not None:
+        _settled.place.rest()
 
 
 def settle(settings: Settings) -> Workplace:
@@ -127,9 +145,9 @@ def settle(settings: Settings) -> Workplace:
                 "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
                 f"{wanted}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
-        if (_settled.isolate, _settled.stall_limit) != (config.isolate, config.stall_limit):  # another run's
+        if _settled.how != _how(settings):  # another run's
             _settled.place.close()
-            _settled = _open(_settled.share, threads, config)
+            _settled = _open(_settled.share, threads, settings)
         return _settled.place
 
 
@@ -139,16 +157,21 @@ class _Settled:
 
     share: devices.Share
     threads: int
-    isolate: bool
-    stall_limit: float
+    how: tuple[bool, float, KerasSetup]
     place: Workplace
 
 
-def _open(share: devices.Share, threads: int, config: ExecutionConfig) -> _Settled:
-    if not config.isolate:
+def _how(settings: Settings) -> tuple[bool, float, KerasSetup]:
+    """Return what a workplace depends on that runs may want otherwise."""
+    return settings.config.isolate, settings.config.stall_limit, settings.keras
+
+
+def _open(share: devices.Share, threads: int, settings: Settings) -> _Settled:
+    if not settings.config.isolate:
         devices.load_backend()
-    place = workplace.open_workplace(config, share)
-    return _Settled(share, threads, config.isolate, config.stall_limit, place)
+        settings.keras.apply()
+    place = workplace.open_workplace(settings.config, share, settings.keras)
+    return _Settled(share, threads, _how(settings), place)
 
 
 def _take_share(settings: Settings) -> _Settled:
@@ -162,7 +185,7 @@ def _take_share(settings: Settings) -> _Settled:
     local_workers = settings.workers_of_host.get(host(worker.address), 1)
     config = settings.config
     share = devices.Share(seat, local_workers, config.threads_per_worker, config.verbose)
-    return _open(share, share.claim(), config)
+    return _open(share, share.claim(), settings)
 
 
 def host(address: str) -> str:

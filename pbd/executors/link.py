@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pbd import devices
+from pbd.executors.keras_setup import KerasSetup
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,7 @@ class Greeting:
     """To a child: who it is. It says nothing back; what went wrong is the answer to its first order."""
 
     share: devices.Share
-    custom_objects: dict[str, bytes]
-    """The layers and functions that were registered with Keras, pickled, by name."""
-    keras_settings: dict[str, Any]
-    """By the names of `keras.config`; empty where they are the defaults."""
+    keras: KerasSetup
 
 
 @dataclass(frozen=True)

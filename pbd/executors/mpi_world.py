@@ -12,11 +12,12 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError, StoppedError, UsageError
-from pbd.executors import launcher
+from pbd.executors import launcher, start_limit
 from pbd.watchdog import TICK_S, Patience
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_SPEAKS_FIRST_S = 0.5
+_NEXT_SPEAKS_AFTER_S = 2.0
 _LAUNCHER_READS_S = 0.3
 _LAUNCHER_KILLS_S = 5.0
 _FEWEST_BEATS = 5
@@ -69,25 +70,31 @@ def _ended_unless_all_come() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():  # which alone may change signals
         yield
         return
-    limit_s = _start_limit_s()
+    limit = _start_limit()
     before = {number: signal.getsignal(number) for number in (signal.SIGALRM, *STOPPING)}
     for number, handler in before.items():
         if handler is not signal.SIG_IGN:
             signal.signal(number, signal.SIG_DFL)
-    signal.alarm(limit_s)
     try:
-        yield
+        with limit:
+            yield
     finally:
-        signal.alarm(0)
         for number, handler in before.items():
             signal.signal(number, handler or signal.SIG_DFL)
 
 
-def _start_limit_s() -> int:
+def _start_limit() -> contextlib.AbstractContextManager[None]:
     given = os.environ.get(launcher.START_LIMIT, "0")
     if not given.isdecimal():
         raise UsageError(f"{launcher.START_LIMIT} must be seconds, 0 for no limit. Received: {given!r}.")
-    return int(given)
+    if int(given) == 0:
+        return contextlib.nullcontext()
+    rank = launcher.rank() or 0
+    words = (
+        f"pbd-run: rank {rank} waited {given} s for the other ranks to start, and one did not come. See what the "
+        f"launcher says of it, and whether pbd runs on its host; {launcher.START_LIMIT}=SECONDS has all wait longer."
+    )
+    return start_limit.ended_after(int(given) + _NEXT_SPEAKS_AFTER_S * min(rank, 2), words)
 
 
 def _world() -> Any:

@@ -11,6 +11,7 @@ from pbd import devices
 from pbd.config import ExecutionConfig
 from pbd.errors import NoWorkersError
 from pbd.executors.base import Emit, TrainGroup
+from pbd.executors.keras_setup import KerasSetup
 from pbd.records import BlockResult, TaskGroup
 from pbd.scheduling.attempts import MOST_ATTEMPTS, again
 from pbd.teamwork import ALONE, Team, WorkersTeam
@@ -36,6 +37,10 @@ class Workplace(Protocol):
         """
         ...
 
+    def rest(self) -> None:
+        """Let go of what it holds, unless something is being done there; the next piece of work takes it again."""
+        ...
+
     def close(self) -> None:
         """Let go of what it holds; whatever is being done there ends."""
         ...
@@ -52,17 +57,20 @@ class Here:
         devices.load_backend()
         return work(team, emit)
 
+    def rest(self) -> None:
+        """There is nothing to let go of."""
+
     def close(self) -> None:
         """There is nothing to let go of."""
 
 
-def open_workplace(config: ExecutionConfig, share: devices.Share) -> Workplace:
-    """Return where a worker with this share of its host works, as the settings want it."""
+def open_workplace(config: ExecutionConfig, share: devices.Share, keras: KerasSetup | None = None) -> Workplace:
+    """Return where a worker with this share of its host works, as the settings want it (see `child.Child`)."""
     if not config.isolate:
         return Here(share)
     from pbd.executors.child import Child
 
-    return Child(share, config.stall_limit)
+    return Child(share, config.stall_limit, keras)
 
 
 @dataclass(frozen=True)
