@@ -137,8 +137,8 @@ class FakeCluster:
     def number(self, address: str) -> int:
         return int(address[-1])
 
-    def ask(self, workers: Sequence[str], function: object, *arguments: object) -> dict[str, object]:
-        there = [worker for worker in workers if worker in self.host_of]
+    def ask(self, workers: Sequence[str] | None, function: object, *arguments: object) -> dict[str, object]:
+        there = [worker for worker in self.host_of if workers is None or worker in workers]
         {begin: self.begun, end: self.ended}.get(function, []).extend(there)
         if function is not read:
             return {worker: self.host_of[worker] for worker in there}
