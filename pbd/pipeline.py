@@ -1,5 +1,6 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
+import functools
 import time
 import uuid
 from dataclasses import dataclass, field
@@ -206,7 +207,8 @@ def _tuner(
         path = preparation.save_model(journal, "assembled.keras", model)
         work = shared_work.TuneShared(context, path, settings, before, first_epoch)
         most = context.data.batch_size // ghost_batches.unit(model, context.data.batch_size)
-        weights, tuning = executor.together(work, display.update, most)
+        kept = functools.partial(journal.last_written, shared_work.BOOKMARKS, ".npz")
+        weights, tuning = executor.together(work, display.update, most, kept)
         path.unlink()
         blocks.set_weights(model, weights)
         return tuning
