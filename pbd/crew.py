@@ -11,7 +11,7 @@ from pbd.config import StudentConfig
 from pbd.evaluation import Marks
 from pbd.executors.base import Emit, Executor
 from pbd.fine_tuning import Tuning
-from pbd.shared_work import MarkShared, SettleShared, TuneShared
+from pbd.shared_work import BOOKMARKS, MarkShared, SettleShared, TuneShared
 from pbd.training import TrainingContext
 
 
@@ -52,9 +52,13 @@ class Crew:
         units = self._context.data.batch_size // ghost_batches.unit(model, self._context.data.batch_size)
         with self._in_a_file(model) as path:
             work = TuneShared(self._context, path, settings, before, first_epoch)
-            weights, tuning = self._executor.together(work, self._emit, most=units)
+            weights, tuning = self._executor.together(work, self._emit, most=units, kept=self._kept)
         blocks.set_weights(model, weights)
         return tuning
+
+    def _kept(self) -> dict[str, int]:
+        """Return which epochs of fine-tuning an attempt has left behind."""
+        return self._context.journal.last_written(BOOKMARKS, ".npz")
 
     @contextmanager
     def _in_a_file(self, model: keras.Model) -> Iterator[Path]:

@@ -136,6 +136,10 @@ class Journal:
         """Return the path of `name` in the run directory."""
         return self.path / name
 
+    def last_written(self, folder: str, suffix: str) -> dict[str, int]:
+        """Return when each file in a folder of the run directory was written, in nanoseconds."""
+        return {path.name: path.stat().st_mtime_ns for path in self.file(folder).glob(f"*{suffix}")}
+
     def write_json(self, name: str, obj: Any) -> Path:
         """Write `obj` as JSON, atomically.
 

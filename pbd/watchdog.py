@@ -1,10 +1,11 @@
 """Ends a process that hangs: one that for a while has neither computed nor come by here. Off unless it is started.
 
 What trains has a worker to watch over it (`executors.child`); this watches over those. Time in which the process itself
-was stopped (Ctrl-Z, a laptop that slept) does not count.
+was stopped (Ctrl-Z, a laptop that slept), or in which nobody takes what it says (Ctrl-S), does not count.
 """
 
 import os
+import select
 import sys
 import threading
 import time
@@ -16,6 +17,8 @@ from pbd.errors import PbdError, StoppedError
 TICK_S = 1.0
 IDLE = 0.2
 """A process that takes a smaller share of a core does nothing: what helps in the background takes some hundredths."""
+
+_OUTPUTS = (1, 2)
 
 End = Callable[[PbdError], None]
 _seen = 0  # grows with every call of `alive`
@@ -81,7 +84,7 @@ def _watch(limit_s: float, over: threading.Event) -> None:
     patience, seen, computed_s = Patience(limit_s), _seen, time.process_time()
     while not over.wait(TICK_S):
         error = next(filter(None, (check() for check in tuple(_checks))), None)
-        if seen != _seen or time.process_time() - computed_s > IDLE * TICK_S:
+        if seen != _seen or time.process_time() - computed_s > IDLE * TICK_S or _output_is_blocked():
             patience.renew()
         elif patience.lost():
             error = error or StoppedError(
@@ -91,6 +94,14 @@ def _watch(limit_s: float, over: threading.Event) -> None:
         if error is not None:
             for end in (*_end, _leave):
                 end(error)
+
+
+def _output_is_blocked() -> bool:
+    """Return whether nobody takes what this process says: a terminal stopped with Ctrl-S, a pipe that is full."""
+    outputs = select.poll()
+    for descriptor in _OUTPUTS:
+        outputs.register(descriptor, select.POLLOUT)
+    return len(outputs.poll(0)) < len(_OUTPUTS)  # one that is closed or broken is told of, too
 
 
 def _leave(error: PbdError) -> None:

@@ -1,12 +1,13 @@
 """A child process that works for a worker: what it gives, how its end is noticed, and that the worker outlives it."""
 
+import functools
 import logging
 import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from pbd.executors.base import Emit
 from pbd.executors.child import Child
 from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.workplace import LostProcessError
+from pbd.journal import Journal
 from pbd.records import Progress, TaskGroup
 from pbd.scheduling.attempts import MOST_ATTEMPTS, again
 from pbd.teamwork import LostTeamError, Team
@@ -223,3 +225,25 @@ def test_what_cannot_be_called_at_all_is_said(child: Child, caplog: pytest.LogCa
     caplog.set_level(logging.ERROR)
     with pytest.raises(NoWorkersError, match=r"SIGKILL.*--resume"):
         workplace.insist(lambda: child.do(errands.is_killed, ignore))
+
+
+class LosesItsProcess:
+    """Loses its process every time, and before that leaves something new at some of them."""
+
+    def __init__(self, journal: Journal, leaves: Sequence[int]) -> None:
+        self._journal, self._leaves, self.begun = journal, leaves, 0
+
+    def __call__(self) -> None:
+        self.begun += 1
+        if self.begun in self._leaves:
+            self._journal.write_bytes("tuning/place.npz", bytes([self.begun]))
+        raise LostProcessError(f"loss {self.begun}")
+
+
+@pytest.mark.parametrize(("leaves", "attempts"), [((), 3), ((1,), 3), ((2,), 4), ((1, 2, 4, 6), 8)])
+def test_losses_are_counted_since_something_was_kept(leaves: Sequence[int], attempts: int, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {}, [])
+    loses = LosesItsProcess(journal, leaves)
+    with pytest.raises(NoWorkersError, match=f"loss {attempts}"):
+        workplace.insist(loses, kept=functools.partial(journal.last_written, "tuning", ".npz"))
+    assert loses.begun == attempts

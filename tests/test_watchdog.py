@@ -41,6 +41,18 @@ def test_only_one_that_hangs_is_ended(work: str) -> None:
         assert (told.returncode, told.stdout) == (0, "done\n"), told.stderr
 
 
+def test_one_whose_output_nobody_takes_is_left_alone() -> None:
+    script = (
+        "from pbd import watchdog\n"
+        f"with watchdog.watching({LIMIT_S}):\n    print('x' * 1_000_000, flush=True)\n    print('done')"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True, cwd=ROOT) as blocked:
+        time.sleep(LIMIT_S + 3)
+        assert blocked.stdout is not None
+        assert blocked.stdout.read().endswith("done\n")
+    assert blocked.returncode == 0
+
+
 def test_the_time_in_which_it_was_stopped_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])

@@ -17,7 +17,13 @@ T = TypeVar("T")
 Emit = Callable[[Progress], None]
 TrainGroup = Callable[[TaskGroup, Emit], list[BlockResult]]
 """Trains a group and returns one result per task; it must be picklable."""
+Kept = Callable[[], object]
+"""Says, in every process that has the run directory, what was kept there; it must be picklable."""
 PROGRESS_INTERVAL_S = 0.5
+
+
+def nothing_kept() -> None:
+    """Say that what is lost was lost as a whole."""
 
 
 class Executor(Protocol):
@@ -44,7 +50,7 @@ class Executor(Protocol):
         """Return what a picklable function gives where a worker trains, on its device and with its threads."""
         ...
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
         """Have all workers call a picklable function at once, as a team; return what the first of them gives.
 
         Where the workers are only imagined, one is the team.
@@ -53,6 +59,7 @@ class Executor(Protocol):
             function: called with the worker's team and, for progress, a listener.
             emit: told of the first worker's progress.
             most: how many workers can be of use; the others wait.
+            kept: says what an attempt that is lost leaves to the next one; with something new, they are counted anew.
 
         Raises:
             Exception: the function's own, of whichever worker.

@@ -21,7 +21,7 @@ import cloudpickle
 from pbd import devices, energy
 from pbd.config import ExecutionConfig
 from pbd.executors import dask_energy, dask_team, dask_worker
-from pbd.executors.base import Emit, TrainGroup
+from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept
 from pbd.executors.dask_cluster import Cluster, LostWorkError, Roll, finished, of_the_first, outcome
 from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.workplace import given_up, insist
@@ -100,10 +100,10 @@ class DaskExecutor:
 
         return insist(attempt, LostWorkError)
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
         pickled = cloudpickle.dumps(function)
         self._cluster.admit_teams()
-        return insist(lambda: self._as_team(pickled, self._when_ready(), emit, most), LostWorkError)
+        return insist(lambda: self._as_team(pickled, self._when_ready(), emit, most), LostWorkError, kept=kept)
 
     def _when_ready(self) -> Roll:
         """Wait until there are workers."""

@@ -20,7 +20,7 @@ from pbd import devices, energy, watchdog
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
 from pbd.executors import mpi_world, workplace
-from pbd.executors.base import Emit, Seldom, TrainGroup, run_queue
+from pbd.executors.base import Emit, Kept, Seldom, TrainGroup, nothing_kept, run_queue
 from pbd.executors.mpi_team import MpiTeam
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.teamwork import LostTeamError, Team
@@ -47,6 +47,7 @@ class _Together:
 
     function: workplace.Packed[Any]
     most: int
+    kept: Kept
 
 
 @dataclass(frozen=True)
@@ -107,9 +108,9 @@ class MpiExecutor:
     def call(self, function: Callable[[], T]) -> T:
         return workplace.call_in(self._workplace, function)  # rank 0 is a worker like the others
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
         self._training = True
-        command = _Together(workplace.Packed.of(function), most)
+        command = _Together(workplace.Packed.of(function), most, kept)
         self._tell_all(command)
         result = self._join(command, emit)
         self._training = False
@@ -127,7 +128,7 @@ class MpiExecutor:
                 team.part()
                 return result
 
-            return workplace.insist(attempt, LostTeamError)
+            return workplace.insist(attempt, LostTeamError, kept=command.kept)
 
     @contextlib.contextmanager
     def _team_of(self, most: int) -> "Iterator[MpiTeam | None]":

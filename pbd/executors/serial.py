@@ -8,7 +8,7 @@ from typing import TypeVar
 from pbd import devices, energy
 from pbd.config import ExecutionConfig
 from pbd.executors import workplace
-from pbd.executors.base import Emit, TrainGroup, run_queue
+from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept, run_queue
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.teamwork import Team
@@ -47,8 +47,8 @@ class SerialExecutor:
     def call(self, function: Callable[[], T]) -> T:
         return workplace.call_in(self._workplace, function)
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int) -> T:
-        return workplace.insist(lambda: self._workplace.do(function, emit))
+    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
+        return workplace.insist(lambda: self._workplace.do(function, emit), kept=kept)
 
     def readings(self) -> dict[int, energy.Reading]:
         return dict.fromkeys(range(self.num_workers), energy.unread())

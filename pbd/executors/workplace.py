@@ -10,7 +10,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from pbd import devices
 from pbd.config import ExecutionConfig
 from pbd.errors import NoWorkersError
-from pbd.executors.base import Emit, TrainGroup
+from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept
 from pbd.executors.keras_setup import KerasSetup
 from pbd.records import BlockResult, TaskGroup
 from pbd.scheduling.attempts import MOST_ATTEMPTS, again
@@ -140,19 +140,25 @@ def call_in(workplace: Workplace, function: Callable[[], T]) -> T:
     return insist(lambda: workplace.do(_Call(function), lambda event: None))
 
 
-def insist(attempt: Callable[[], T], *losses: type[Exception]) -> T:
+def insist(attempt: Callable[[], T], *losses: type[Exception], kept: Kept = nothing_kept) -> T:
     """Return what an attempt gives that does not lose a process, or anything else that it may lose.
+
+    Args:
+        attempt: begins where the one before it left something to go on from.
+        kept: says what that is; those that left something new are not counted.
 
     Raises:
         NoWorkersError: every one of them did.
     """
-    lost: Exception | None = None
-    for _ in range(MOST_ATTEMPTS):
+    lost, before, left = None, kept(), MOST_ATTEMPTS
+    while left:
         try:
             return attempt()
         except (LostProcessError, *losses) as error:
             lost = error
             _log.warning("%s.", error)
+        now = kept()
+        before, left = now, (left if now == before else MOST_ATTEMPTS) - 1
     raise NoWorkersError(
         f"{lost}, at each of {MOST_ATTEMPTS} attempts. What was finished is kept: go on with --resume --run-dir DIR."
     )
