@@ -84,11 +84,10 @@ def cell(value: Any, form: str) -> str:
 
 
 def write(rows: Sequence[Row], settings: argparse.Namespace, name: str) -> None:
-    """Write the rows to the folder of --csv, where one was asked for."""
-    if settings.csv:
-        lines = [_flat(row) for row in rows]
-        keys = dict.fromkeys(key for line in lines for key in line)
-        write_csv([{key: line.get(key) for key in keys} for line in lines], settings.csv / f"{name}.csv")
+    """Write the rows to the folder for tables."""
+    lines = [_flat(row) for row in rows]
+    keys = dict.fromkeys(key for line in lines for key in line)
+    write_csv([{key: line.get(key) for key in keys} for line in lines], settings.csv / f"{name}.csv")
 
 
 def _flat(row: Row) -> Row:

@@ -102,12 +102,11 @@ def make(settings: argparse.Namespace) -> None:
     )
     beside.show("Figure 5: threads", COLUMNS, rows, remarks)
     beside.write(rows, settings, "figure5")
-    if settings.plots:
-        series: dict[str, list[tuple[float, float]]] = {}
-        for row in rows:
-            label = f"{row['whose']}: {row['network']}, {row['threads']}"
-            series.setdefault(label, [(1, 1.0)] if row["workers"] > 1 else []).append((row["workers"], row["speedup"]))
-        beside.draw_lines("Figure 5: threads", "speedup of the block phase", series, settings.plots / "figure5.png")
+    series: dict[str, list[tuple[float, float]]] = {}
+    for row in rows:
+        label = f"{row['whose']}: {row['network']}, {row['threads']}"
+        series.setdefault(label, [(1, 1.0)] if row["workers"] > 1 else []).append((row["workers"], row["speedup"]))
+    beside.draw_lines("Figure 5: threads", "speedup of the block phase", series, settings.plots / "figure5.png")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

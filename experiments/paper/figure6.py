@@ -88,8 +88,7 @@ def make(settings: argparse.Namespace) -> None:
     )
     beside.show("Figure 6: load balance", COLUMNS, rows, remarks)
     beside.write(rows, settings, "figure6")
-    if settings.plots:
-        draw(settings, done)
+    draw(settings, done)
 
 
 def draw(settings: argparse.Namespace, done: Sequence[Execution]) -> None:

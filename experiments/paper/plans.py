@@ -5,6 +5,7 @@ who have its hardware, ImageNet, and days. What is given beside either (--teache
 """
 
 import argparse
+import importlib.util
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from typing import Any
 
 from experiments.accuracy import PAPER
 from experiments.command_line import Parser, positive
-from pbd.errors import CannotCreateError, MissingInputError
+from pbd.errors import CannotCreateError, EnvironmentMismatchError, MissingInputError
 
 CHANGEABLE = ("teacher", "dataset", "train_limit", "batch_size", "epochs", "fine_tune_epochs")
 """The settings of pbd that the command line may change."""
@@ -73,8 +74,10 @@ def parser(program: str, description: str) -> Parser:
         made.add_argument(flag, type=int, metavar="N", help=words)
     made.add_argument("--workers", nargs="+", type=positive, metavar="N", help="numbers of MPI ranks")
     made.add_argument("--runs", type=Path, metavar="DIR", help="where runs go; finished ones are not run again")
-    made.add_argument("--csv", type=Path, metavar="DIR", help="write the table to this folder")
-    made.add_argument("--plots", type=Path, metavar="DIR", help="write a chart to this folder, as PNG")
+    made.add_argument("--csv", type=Path, metavar="DIR", help="where the table is written (default: with the runs)")
+    made.add_argument(
+        "--plots", type=Path, metavar="DIR", help="where the chart is written, as PNG (default: likewise)"
+    )
     made.add_argument("--print-commands", action="store_true", help="only say what would be run")
     return made
 
@@ -83,7 +86,9 @@ def settle(given: argparse.Namespace, quick: Setting, full: Sequence[Setting]) -
     """Fill in what depends on the size: the settings to train, and where the runs go.
 
     Raises:
+        EnvironmentMismatchError: there is nothing to draw charts with.
         CannotCreateError: a folder cannot be made.
+        MissingInputError: a file is not there.
     """
     changed = {name: getattr(given, name) for name in CHANGEABLE if getattr(given, name) is not None}
     chosen = list(full) if given.full else [quick]
@@ -92,14 +97,23 @@ def settle(given: argparse.Namespace, quick: Setting, full: Sequence[Setting]) -
     given.settings = [setting.but(**changed) for setting in chosen]
     given.workers = sorted(set(given.workers or ([1, 2, 3, 4] if given.full else [1, 2])))
     given.runs = given.runs or Path("runs") / time.strftime("paper-%Y%m%d-%H%M%S")
-    for folder in filter(None, (given.csv, given.plots)):
+    given.csv, given.plots = given.csv or given.runs / "tables", given.plots or given.runs / "plots"
+    if not given.print_commands:
+        _prepare_output(given)
+    return given
+
+
+def _prepare_output(given: argparse.Namespace) -> None:
+    """Find out whether tables and charts can be written, before anything is run for them."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise EnvironmentMismatchError("charts need matplotlib. Get it with pip install 'pbd[experiments]'.")
+    for folder in (given.csv, given.plots):
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise CannotCreateError(
                 f"--csv and --plots are folders. Received: {str(folder)!r}: {error.strerror}."
             ) from error
-    return given
 
 
 def _own(base: Setting, given: argparse.Namespace) -> Setting:

@@ -77,9 +77,8 @@ def make(settings: argparse.Namespace) -> None:
     )
     beside.show("Table 1: candidate blocks", COLUMNS, rows, remarks)
     beside.write(rows, settings, "table1")
-    if settings.plots:
-        bars = {f"ours, {one['network']}: {one['block']}": one["nmse"] for one in rows}
-        beside.draw_bars("Table 1: candidate blocks", "error over variance", bars, settings.plots / "table1.png")
+    bars = {f"ours, {one['network']}: {one['block']}": one["nmse"] for one in rows}
+    beside.draw_bars("Table 1: candidate blocks", "error over variance", bars, settings.plots / "table1.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

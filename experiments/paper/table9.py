@@ -105,13 +105,10 @@ def make(settings: argparse.Namespace) -> None:
     rows = [*ours, *papers()]
     beside.show("Table 9: energy", COLUMNS, rows, remarks)
     beside.write(rows, settings, "table9")
-    if settings.plots:
-        bars = {
-            f"{one['whose']}: {one['network']}, {one['workers']} workers": one["greenup"]
-            for one in rows
-            if one["greenup"]
-        }
-        beside.draw_bars("Table 9", "greenup", bars, settings.plots / "table9.png")
+    bars = {
+        f"{one['whose']}: {one['network']}, {one['workers']} workers": one["greenup"] for one in rows if one["greenup"]
+    }
+    beside.draw_bars("Table 9", "greenup", bars, settings.plots / "table9.png")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -148,8 +148,7 @@ def make(settings: argparse.Namespace) -> None:
     )
     beside.show("Tables 3 to 6: speedup and efficiency", COLUMNS, rows, remarks)
     beside.write(rows, settings, "tables3to6")
-    if settings.plots:
-        draw(rows, settings)
+    draw(rows, settings)
 
 
 def draw(rows: Sequence[Row], settings: argparse.Namespace) -> None:

@@ -97,11 +97,8 @@ def make(settings: argparse.Namespace) -> None:
     )
     beside.show("Tables 7 and 8: accuracy before and after", COLUMNS, rows, remarks)
     beside.write(rows, settings, "tables7and8")
-    if settings.plots:
-        bars = {
-            f"{one['whose']}: {one['network']}, {one['how']}, {one['workers']}": 100 * one["student"] for one in rows
-        }
-        beside.draw_bars("Tables 7 and 8", "the student's accuracy, %", bars, settings.plots / "tables7and8.png")
+    bars = {f"{one['whose']}: {one['network']}, {one['how']}, {one['workers']}": 100 * one["student"] for one in rows}
+    beside.draw_bars("Tables 7 and 8", "the student's accuracy, %", bars, settings.plots / "tables7and8.png")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
