@@ -73,7 +73,7 @@ def test_all_tables_and_figures_print_ours_beside_the_papers_and_write_csv_and_p
     for title in ("Table 1:", "Tables 3 to 6:", "Tables 7 and 8:", "Table 9:", "Figure 5:", "Figure 6:"):
         assert title in said
     assert said.count("ours") >= 8
-    assert "Ours: digits_cnn, 1024 images of digits, 2 epochs for each block" in said
+    assert "Ours: digits_cnn, 1024 images of digits, epochs: 2 for each block" in said
     assert "nothing measured the energy" in said
     names = {"table1", "tables3to6", "tables7and8", "table9", "figure5", "figure6"}
     assert {path.stem for path in (tmp_path / "csv").iterdir()} == names

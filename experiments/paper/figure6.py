@@ -81,7 +81,7 @@ def make(settings: argparse.Namespace) -> None:
     ours = [row("ours", s.name, one.scheduler, [w.busy_s for w in one.workers]) for (s, _), one in named]
     rows = [*ours, *papers(settings.schedulers)]
     remarks = (
-        runs.conditions(reports[0]),
+        f"{runs.conditions(reports[0])} One layer at a time.",
         beside.HARDWARE,
         "Taken to be what Figure 6 shows: section 4.4 compares the schedulers, and its authors drew these loads; the "
         "figure itself was not at hand. Replayed from one-GPU times, which are shorter: several GPUs slow each other.",

@@ -109,6 +109,6 @@ def conditions(report: Report) -> str:
     config = report["config"]
     images = f"{config['train_limit'] or 'all'} images of {Path(config['dataset']).stem}"
     return (
-        f"Ours: {Path(config['teacher']).stem}, {images}, {config['epochs']} epochs for each block, "
+        f"Ours: {Path(config['teacher']).stem}, {images}, epochs: {config['epochs']} for each block, "
         f"{config['fine_tune_epochs']} of fine-tuning, batches of {config['batch_size']}; {report['device']}."
     )

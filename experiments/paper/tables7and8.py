@@ -18,7 +18,7 @@ from experiments.paper.runs import Report, Run
 from pbd.errors import UsageError, unknown_name
 
 NAMES = {"paper": "the paper's recipe", "+ teacher's logits": "teacher's logits", "+ least squares": "pbd's default"}
-QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=2, train_limit=2048)
+QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=2, costs="macs")
 FULL = tuple(
     Setting(setting.name, {name: value for name, value in setting.flags.items() if name not in PAPER})
     for setting in (*plans.FULL_CIFAR, *plans.FULL_IMAGENET)
