@@ -18,7 +18,7 @@ from rich.table import Table
 from experiments.command_line import write_csv
 from experiments.replays import DATA
 
-WIDTH = 130
+WIDTH = 140
 Row = dict[str, Any]
 """A line of a table, by key; None where a figure is not known."""
 
@@ -65,7 +65,7 @@ def show(title: str, columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]
     console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
     table = Table(title=title)
     for heading, form in columns.values():
-        table.add_column(heading, justify="right" if form else "left")
+        table.add_column(heading, justify="right" if form else "left", overflow="fold")
     for row in rows:
         table.add_row(*(cell(row.get(key), form) for key, (_, form) in columns.items()))
     console.print(table)
