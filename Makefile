@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test fast soak lint bench clean
+.PHONY: run test fast soak lint bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
@@ -23,6 +23,9 @@ lint: $(READY)
 
 bench: $(READY)  ## replay the paper's logged run times under every scheduler
 	$(BIN)/python -m experiments.scheduler_ablation replay
+
+experiments: $(READY)  ## the paper's tables and figures, small (TEACHER=MODEL.keras DATASET=DATA.npz for your own)
+	PATH="$(abspath $(BIN)):$$PATH" python -m experiments.paper --quick $(TEACHER:%=--teacher %) $(DATASET:%=--dataset %) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

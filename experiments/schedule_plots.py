@@ -75,7 +75,7 @@ def draw_gantt(title: str, columns: Sequence[Sequence[Chart]], path: Path) -> No
     figure.legend(
         handles=_gantt_legend(), loc="outside lower center", ncols=len(columns) * 2, fontsize="small", frameon=False
     )
-    _save(figure, path)
+    save(figure, path)
 
 
 def _gantt(axes: "Axes", chart: Chart, end_s: float, layers: int) -> None:
@@ -153,10 +153,11 @@ def draw_curves(title: str, rows: Sequence[Row], path: Path) -> None:
     efficiency.set_ylim(0, 1.05)
     figure.suptitle(title)
     figure.legend(loc="outside lower center", ncols=6, fontsize="small", frameon=False)
-    _save(figure, path)
+    save(figure, path)
 
 
-def _save(figure: "Figure", path: Path) -> None:
+def save(figure: "Figure", path: Path) -> None:
+    """Write a figure as PNG."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
