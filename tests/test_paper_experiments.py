@@ -116,7 +116,9 @@ def test_full_runs_are_the_papers_and_pbd_takes_them(script: Any, capsys: pytest
 def test_own_networks_and_images_take_the_place_of_the_papers(tmp_path: Path) -> None:
     teacher = tmp_path / "mine.keras"
     teacher.touch()
-    given = tables3to6.parse(["--full", "--teacher", str(teacher), "--train-limit", "500", "--batch-size", "128"])
+    given = tables3to6.parse(
+        ["--full", "--teacher", str(teacher), "--train-limit", "500", "--batch-size", "128", "--print-commands"]
+    )
     (setting,) = given.settings
     config = RunConfig.of(**setting.flags)
     assert setting.name == "mine, cifar10"
@@ -209,13 +211,13 @@ def test_recorded_traces_stand_for_runs(fake_pbd: list, tmp_path: Path, capsys: 
     for name, seconds, watts in (("one", 100, 129), ("four", 40, 250)):
         lines = [f"{second},{watts * second}" for second in range(seconds + 1)]
         (tmp_path / f"{name}.csv").write_text("\n".join(["t_s,rapl_package-0_j", *lines]) + "\n")
-    traces = [str(tmp_path / f"{name}.csv") for name in ("one", "four")]
-    assert table9.main(["--traces", *traces]) == 0
+    arguments = ["--runs", str(tmp_path), "--traces", *(str(tmp_path / f"{name}.csv") for name in ("one", "four"))]
+    assert table9.main(arguments) == 0
     line = next(line for line in capsys.readouterr().out.splitlines() if "one and four" in line)
     assert re.findall(r"[\d.]+%?", line) == ["2.50", "1.29", "1.94", "22.5%"]
     assert not fake_pbd
     (tmp_path / "four.csv").write_text("t_s\n0\n1\n")
-    assert table9.main(["--traces", *traces]) == BadInputError.exit_code
+    assert table9.main(arguments) == BadInputError.exit_code
 
 
 @pytest.fixture
