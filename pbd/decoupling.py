@@ -43,7 +43,7 @@ def decouple(kernel: np.ndarray, rank: int) -> Factors:
     left, values, right = np.linalg.svd(kernel, full_matrices=False)
     rank = min(rank, values.shape[1])
     root = np.sqrt(values[:, :rank])
-    return Factors(left[:, :, :rank] * root[:, None, :], right[:, :rank] * root[:, :, None])
+    return _signed(Factors(left[:, :, :rank] * root[:, None, :], right[:, :rank] * root[:, :, None]))
 
 
 def fit(kernel: np.ndarray, moment: np.ndarray, rank: int, sweeps: int = SWEEPS) -> Factors:
@@ -78,7 +78,18 @@ def _balanced(factors: Factors) -> Factors:
     rows = np.linalg.norm(factors.pointwise, axis=2)[:, :, None].transpose(0, 2, 1)
     tiny = np.finfo(np.float64).tiny
     scale = np.sqrt(np.maximum(rows, tiny) / np.maximum(filters, tiny))
-    return Factors(factors.depthwise * scale, factors.pointwise / scale.transpose(0, 2, 1))
+    return _signed(Factors(factors.depthwise * scale, factors.pointwise / scale.transpose(0, 2, 1)))
+
+
+def _signed(factors: Factors) -> Factors:
+    """Return the same kernel's factors with each filter's largest value positive.
+
+    Either sign will do, and which one a decomposition gives hangs on rounding, so on the number of threads.
+    """
+    largest = np.argmax(np.abs(factors.depthwise), axis=1)[:, None, :]
+    values = np.take_along_axis(factors.depthwise, largest, axis=1)
+    signs = np.copysign(np.ones_like(values), values)
+    return Factors(factors.depthwise * signs, factors.pointwise * signs.transpose(0, 2, 1))
 
 
 def _refit_pointwise(factors: Factors, moment: np.ndarray, wanted: np.ndarray) -> Factors:

@@ -114,6 +114,24 @@ def test_channels_that_see_the_same_do_not_make_up_for_each_other_twice() -> Non
     assert error_of(after, kernel, ridged) < error_of(before, kernel, ridged)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_signs_do_not_hang_on_the_decomposition(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Other libraries, or numbers of threads, give singular vectors the other sign."""
+    kernel, moment = random_kernel(shape), moment_of(inputs_for(shape))
+    given = decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)
+    decompose, eigen = np.linalg.svd, np.linalg.eigh
+
+    def svd(matrix: np.ndarray, full_matrices: bool) -> tuple[np.ndarray, ...]:
+        left, values, right = decompose(matrix, full_matrices=full_matrices)
+        return -left, values, -right
+
+    monkeypatch.setattr(np.linalg, "svd", svd)
+    monkeypatch.setattr(np.linalg, "eigh", lambda matrix: (eigen(matrix)[0], -eigen(matrix)[1]))
+    for one, other in zip(given, (decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)), strict=True):
+        np.testing.assert_allclose(one.depthwise, other.depthwise, rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(one.pointwise, other.pointwise, rtol=1e-9, atol=1e-12)
+
+
 def test_the_error_falls_with_the_rank() -> None:
     kernel, patches = random_kernel((4, 9, 6)), inputs_for((4, 9, 6))
     moment = moment_of(patches)
