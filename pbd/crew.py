@@ -1,12 +1,13 @@
 """All workers of a run together: what they are told to do with whole networks, each on its part of the data."""
 
+import functools
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import keras
 
-from pbd import blocks, ghost_batches, preparation
+from pbd import ghost_batches, preparation
 from pbd.config import StudentConfig
 from pbd.evaluation import Marks
 from pbd.executors.base import Emit, Executor
@@ -37,7 +38,7 @@ class Crew:
         with self._in_a_file(model) as path:
             work = SettleShared(self._context, path)
             weights, marks = self._executor.together(work, _ignore, most=self._context.data.batch_size)
-        blocks.set_weights(model, weights)
+        model.set_weights(weights)
         return marks
 
     def tune(self, model: keras.Model, settings: StudentConfig, before: Marks, first_epoch: int) -> Tuning:
@@ -50,22 +51,21 @@ class Crew:
             first_epoch: which epoch of the data to begin with.
         """
         units = self._context.data.batch_size // ghost_batches.unit(model, self._context.data.batch_size)
+        kept = functools.partial(self._context.journal.last_written, BOOKMARKS, ".npz")
         with self._in_a_file(model) as path:
             work = TuneShared(self._context, path, settings, before, first_epoch)
-            weights, tuning = self._executor.together(work, self._emit, most=units, kept=self._kept)
-        blocks.set_weights(model, weights)
+            weights, tuning = self._executor.together(work, self._emit, units, kept)
+        model.set_weights(weights)
         return tuning
-
-    def _kept(self) -> dict[str, int]:
-        """Return which epochs of fine-tuning an attempt has left behind."""
-        return self._context.journal.last_written(BOOKMARKS, ".npz")
 
     @contextmanager
     def _in_a_file(self, model: keras.Model) -> Iterator[Path]:
         """Give workers the network as a file of the run directory, for as long as they work on it."""
         path = preparation.save_model(self._context.journal, "assembled.keras", model)
-        yield path
-        path.unlink()
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)
 
 
 def _ignore(event: object) -> None:

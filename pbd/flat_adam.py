@@ -39,7 +39,7 @@ class FlatAdam(keras.optimizers.Optimizer):
             trainable_variables: those it was built on, or some of them: the others stay as they are for good.
 
         Raises:
-            ValueError: it was built on others.
+            ValueError: it was built on others, or the loss depends on none of them.
         """
         ops, given = keras.ops, list(trainable_variables or self._trainable_variables)
         self.build(given)
@@ -47,6 +47,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         if unknown:
             raise ValueError(f"variables must be among those it was built on. Received: {len(unknown)} others.")
         gradients = {id(v): g for v, g in zip(given, grads, strict=True) if g is not None}
+        if not gradients:
+            raise ValueError("the loss must depend on one of the variables at least. Received: no gradient.")
         parts = [gradients.get(id(v), ops.zeros_like(v)) for v in self._trainable_variables]
         gradient = ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
         ends = np.cumsum([_size(variable) for variable in self._trainable_variables])
@@ -54,6 +56,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
                 variable.assign_sub(ops.cast(ops.reshape(change, variable.shape), variable.dtype))
+                if variable.constraint is not None:
+                    variable.assign(variable.constraint(variable))
         self.iterations.assign_add(1)
 
     def _change(self, gradient: Any) -> Any:

@@ -63,7 +63,7 @@ def make(
         exchange_s = executor.together(exchange, lambda event: None, most)
         team = min(executor.team_size, most)
         shared = share(missing, table, work, team, executor.num_workers, exchange_s, room)
-        why = explain(assignment, shared, exchange_s)
+        why = explain(assignment, shared, exchange_s) if config.parallel != "data" else ""
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
     room.check(assignment.groups, team if assignment.shared else 1, context.data.batch_size)

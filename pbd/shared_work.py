@@ -49,14 +49,14 @@ class SettleShared:
     context: TrainingContext
     student: Path
 
-    def __call__(self, team: Team, emit: Emit) -> tuple[dict[str, np.ndarray], Marks]:
-        """Return the student's weights, by layer and variable, and its marks on the validation split."""
+    def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Marks]:
+        """Return the student's weights and its marks on the validation split."""
         context = self.context
         teacher = training.load_teacher(context.teacher_path, context.session)
         dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
         model = keras.models.load_model(self.student, compile=False)
         marks = settle(model, teacher, dataset.shared(Part(team.index, team.size)), team)
-        return blocks.get_weights(model), marks
+        return model.get_weights(), marks
 
 
 @dataclass(frozen=True)
@@ -69,8 +69,8 @@ class TuneShared:
     before: Marks
     first_epoch: int
 
-    def __call__(self, team: Team, emit: Emit) -> tuple[dict[str, np.ndarray], Tuning]:
-        """Return the student's weights, by layer and variable, and what came of it."""
+    def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Tuning]:
+        """Return the student's weights and what came of it."""
         context = self.context
         teacher = training.load_teacher(context.teacher_path, context.session)
         dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
@@ -87,7 +87,7 @@ class TuneShared:
             team,
             self._bookmark(model, team),
         )
-        return blocks.get_weights(model), tuning
+        return model.get_weights(), tuning
 
     def _bookmark(self, model: keras.Model, team: Team) -> FileBookmark:
         """Return where this tuning is kept; other tunings of a run have other layers, or begin at another epoch."""

@@ -60,6 +60,28 @@ def test_no_gradient_is_no_step() -> None:
     assert not np.array_equal(ours[1].numpy(), variables()[1].numpy())
 
 
+def test_constraints_hold_after_a_step() -> None:
+    layers = [
+        keras.layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(0.5), bias_constraint="non_neg")
+        for _ in range(2)
+    ]
+    draws = np.random.default_rng(3)
+    for layer in layers:
+        layer.build((None, 5))
+        layer.set_weights([draws.normal(size=(5, 3)), np.zeros(3)] if layer is layers[0] else layers[0].get_weights())
+    for optimizer, layer in zip((FlatAdam(0.1), keras.optimizers.Adam(0.1)), layers, strict=True):
+        for _ in range(3):
+            given = [keras.ops.ones_like(variable) for variable in layer.trainable_variables]
+            optimizer.apply(given, layer.trainable_variables)
+    same(layers[0].trainable_variables, layers[1].trainable_variables)
+    assert np.linalg.norm(layers[0].get_weights()[0], axis=0).max() <= 0.5 + 1e-6
+
+
+def test_without_any_gradient_there_is_no_step() -> None:
+    with pytest.raises(ValueError, match="no gradient"):
+        FlatAdam(0.01).apply([None] * len(SHAPES), variables())
+
+
 def test_variables_that_it_was_not_built_on_are_refused() -> None:
     optimizer = FlatAdam(0.01)
     optimizer.build(variables())

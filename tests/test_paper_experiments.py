@@ -204,7 +204,10 @@ def test_greenup_is_that_of_the_reports_energy() -> None:
     assert row["powerup"] == pytest.approx(1.25 / 1.29)
     unmeasured = table9.compared(setting, report(1), report(2, energy_j=2000.0))
     assert (unmeasured["speedup"], unmeasured["greenup"], unmeasured["saved"]) == (1.25, None, None)
-    assert table9.spent(report(1, energy_j=5.0)) == Spent("report.json", 200.0, {"all": 5.0}, "rapl")
+    whole = report(1, energy_j=5.0)
+    assert table9.spent(whole) == Spent("report.json", 200.0, {"all": 5.0}, "rapl")
+    assert table9.spent(whole | {"energy": whole["energy"] | {"partial": True}}) is None
+    assert table9.spent(whole | {"config": whole["config"] | {"resume": True}}) is None
 
 
 def test_recorded_traces_stand_for_runs(fake_pbd: list, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

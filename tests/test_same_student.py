@@ -180,6 +180,7 @@ def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(teacher: P
 def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) -> None:
     """Rank 1 fails while the others wait for it: without a guard this hangs for ever."""
     shutil.copy(teacher, tmp_path / "t.keras")
+    flags = [*COMMON, "--parallel", "task", "--teacher", str(tmp_path / "t.keras"), "--run-dir", str(tmp_path / "run")]
     script = (
         "import sys\nfrom pbd import run\nfrom pbd.executors import mpi\n"
         "whole = mpi.MpiExecutor._train\n"
@@ -187,7 +188,7 @@ def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) ->
         "    if not self.coordinates: raise RuntimeError('injected')\n"
         "    return whole(self, *arguments)\n"
         "mpi.MpiExecutor._train = broken\n"
-        f"sys.exit(run.main({[*COMMON, '--teacher', str(tmp_path / 't.keras'), '--run-dir', str(tmp_path / 'run')]!r}))"
+        f"sys.exit(run.main({flags!r}))"
     )
     mpirun = Path(sys.executable).parent / "mpirun"
     told = subprocess.run(

@@ -50,9 +50,9 @@ def row(whose: str, network: str, workers: int | None, speedup: float | None, gr
 
 
 def spent(report: Report) -> Spent | None:
-    """Return what a run took; `None` where its energy is not known."""
+    """Return what a run took; `None` where its energy is not known, or only a part of it."""
     energy = report["energy"]
-    if not energy.get("total_j"):
+    if not energy.get("total_j") or energy.get("partial") or report["config"].get("resume"):
         return None
     return Spent("report.json", report["timing"]["total_s"], {"all": energy["total_j"]}, energy["source"])
 

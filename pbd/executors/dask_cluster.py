@@ -24,7 +24,7 @@ from pbd.teamwork import BrokenTeamError, LostTeamError
 
 PATIENCE_S = 60.0
 """How long to wait for workers: for as many as were asked for at the start, for any once all are gone."""
-_ANSWER_S = 5.0
+_ANSWER_S = 10.0
 """How long a worker that is asked something beside its work may take to answer."""
 
 T = TypeVar("T")

@@ -42,10 +42,10 @@ class ClusterMeters:
         self._cluster.ask(self._measuring, end, self._run)
 
 
-def begin(run: str) -> None:
+async def begin(run: str) -> None:
     """In a worker: measure this host for a run; one that was before it, and did not end this, is over."""
     for other in list(_meters):
-        _meters.pop(other).stop()
+        await asyncio.to_thread(_meters.pop(other).stop)
     _meters[run] = HostMeter()
 
 

@@ -6,7 +6,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-COMES_WITH = {"floatx": "float32", "image_data_format": "channels_last", "epsilon": 1e-7}
+SETTINGS = ("floatx", "image_data_format", "epsilon", "dtype_policy")
+"""By their names in `keras.config`. All are told, whatever they are: other hosts may have others to begin with."""
 _SCOPES = "custom_objects_scope_dict"  # where Keras keeps the objects of custom_object_scope, for each thread
 _log = logging.getLogger(__name__)
 
@@ -18,7 +19,7 @@ class KerasSetup:
     objects: dict[str, bytes] = field(default_factory=dict)
     """Layers and functions by name, pickled: by value where they were made in the main script."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """By the names of `keras.config`, where they are not as they come."""
+    """Values of `SETTINGS`; a dtype policy by its name."""
 
     @classmethod
     def here(cls) -> "KerasSetup":
@@ -29,8 +30,8 @@ class KerasSetup:
         from keras.src.backend.common import global_state
 
         known = keras.saving.get_custom_objects() | global_state.get_global_attribute(_SCOPES, {})
-        settings = {name: getattr(keras.config, name)() for name in COMES_WITH}
-        return cls(_pickled(known), {name: now for name, now in settings.items() if now != COMES_WITH[name]})
+        settings = {name: getattr(keras.config, name)() for name in SETTINGS}
+        return cls(_pickled(known), settings | {"dtype_policy": settings["dtype_policy"].name})
 
     def apply(self) -> None:
         """Tell the Keras of this process; it is only loaded if there is something to tell."""

@@ -71,7 +71,7 @@ class MpiExecutor:
 
     def __init__(self, config: ExecutionConfig) -> None:
         self._comm, local_rank, local_ranks = mpi_world.join()
-        self._training = False  # the workers are busy and cannot be told anything
+        self._busy = False  # the workers, which then cannot be told anything
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
         self.num_workers = self.team_size = self._comm.Get_size()
@@ -90,18 +90,16 @@ class MpiExecutor:
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
-        self._training = True
         packed = workplace.Packed.of(train_group)
-        requests = [
-            self._comm.isend(_Work(packed, queue, assignment.pool), dest=rank, tag=_COMMAND)
-            for rank, queue in enumerate(assignment.queues)
-            if rank > 0
-        ]
-
-        gathered = self._work(_Work(packed, assignment.queues[0], assignment.pool), emit)
-        for request in requests:
-            request.wait()
-        self._training = False
+        with self._keeping_them_busy():
+            requests = [
+                self._comm.isend(_Work(packed, queue, assignment.pool), dest=rank, tag=_COMMAND)
+                for rank, queue in enumerate(assignment.queues)
+                if rank > 0
+            ]
+            gathered = self._work(_Work(packed, assignment.queues[0], assignment.pool), emit)
+            for request in requests:
+                request.wait()
         for results in gathered:
             yield from results
 
@@ -109,12 +107,17 @@ class MpiExecutor:
         return workplace.call_in(self._workplace, function)  # rank 0 is a worker like the others
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
-        self._training = True
         command = _Together(workplace.Packed.of(function), most, kept)
-        self._tell_all(command)
-        result = self._join(command, emit)
-        self._training = False
-        return result
+        with self._keeping_them_busy():
+            self._tell_all(command)
+            return self._join(command, emit)
+
+    @contextlib.contextmanager
+    def _keeping_them_busy(self) -> Iterator[None]:
+        """Note that workers are at something that this process asked for; after an error they still are."""
+        self._busy = True
+        yield
+        self._busy = False
 
     def _join(self, command: _Together, emit: Emit) -> Any:
         """Do this rank's part of what all do together; again, if any of them lost the process that did its part."""
@@ -183,8 +186,9 @@ class MpiExecutor:
             emit(self._comm.recv(tag=_PROGRESS))
 
     def readings(self) -> dict[int, energy.Reading]:
-        self._tell_all(_Read())
-        return dict(enumerate(self._gather(energy.unread(), lambda event: None)))
+        with self._keeping_them_busy():
+            self._tell_all(_Read())
+            return dict(enumerate(self._gather(energy.unread(), lambda event: None)))
 
     def serve(self) -> RunReport:
         first = self.share.local_rank == 0  # rank 0 is the first of its own host
@@ -223,7 +227,7 @@ class MpiExecutor:
     def stop(self, error: BaseException) -> None:
         if self._released:
             return
-        if isinstance(error, PbdError) and self.coordinates and not self._training:
+        if isinstance(error, PbdError) and self.coordinates and not self._busy:
             self._tell_all(_Stop(error=error))
             self._released = True
             self._workplace.close()
