@@ -12,6 +12,7 @@ import keras
 import numpy as np
 
 from pbd import devices
+from pbd.flat_adam import in_a_row, size
 from pbd.teamwork import Team
 
 
@@ -24,15 +25,13 @@ class GradientTray(keras.optimizers.Optimizer):
     def build(self, variables: list[Any]) -> None:
         if not self.built:
             super().build(variables)
-            self.flat = self.add_variable((sum(variable.shape.num_elements() for variable in variables),), name="flat")
+            self.flat = self.add_variable((sum(map(size, variables)),), dtype="float32", name="flat")
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Keep the gradients; a variable without one has a gradient of zero."""
+        """Keep the gradients."""
         variables = list(trainable_variables or self._trainable_variables)
         self.build(variables)
-        ops = keras.ops
-        parts = [ops.zeros_like(v) if g is None else g for g, v in zip(grads, variables, strict=True)]
-        self.flat.assign(ops.concatenate([ops.reshape(part, (-1,)) for part in parts]))
+        self.flat.assign(in_a_row(grads, variables))
 
 
 class GradientStep(keras.Model):
@@ -45,9 +44,9 @@ class GradientStep(keras.Model):
     def call(self, flat: Any) -> Any:
         total, start = 0.0, 0
         for variable in self.model.trainable_variables:
-            size = int(np.prod(variable.shape))
-            gradient = keras.ops.reshape(flat[start : start + size], variable.shape)
-            total, start = total + keras.ops.sum(variable * gradient), start + size
+            end = start + size(variable)
+            gradient = keras.ops.reshape(flat[start:end], variable.shape)
+            total, start = total + keras.ops.sum(variable * gradient), end
         return total
 
     def compute_loss(

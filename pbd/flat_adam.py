@@ -1,5 +1,6 @@
 """Adam over many small variables as over a single long one: the same steps, in a fraction of the operations."""
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ class FlatAdam(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(list(variables))
-        length = sum(_size(variable) for variable in variables)
+        length = sum(map(size, variables))
         self._momentum = self.add_variable((length,), dtype="float32", name="momentum")
         self._velocity = self.add_variable((length,), dtype="float32", name="velocity")
 
@@ -49,9 +50,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         gradients = {id(v): g for v, g in zip(given, grads, strict=True) if g is not None}
         if not gradients:
             raise ValueError("the loss must depend on one of the variables at least. Received: no gradient.")
-        parts = [gradients.get(id(v), ops.zeros_like(v)) for v in self._trainable_variables]
-        gradient = ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
-        ends = np.cumsum([_size(variable) for variable in self._trainable_variables])
+        gradient = in_a_row([gradients.get(id(v)) for v in self._trainable_variables], self._trainable_variables)
+        ends = np.cumsum(list(map(size, self._trainable_variables)))
         changes = ops.split(self._change(gradient), ends[:-1].tolist())
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
@@ -71,5 +71,13 @@ class FlatAdam(keras.optimizers.Optimizer):
         return momentum * rate / (ops.sqrt(velocity) + EPSILON)
 
 
-def _size(variable: Any) -> int:
-    return int(np.prod(variable.shape))
+def in_a_row(gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
+    """Return the gradients one behind the other, float32; a variable without one has a gradient of zero."""
+    ops = keras.ops
+    parts = [ops.zeros_like(v) if g is None else g for g, v in zip(gradients, variables, strict=True)]
+    return ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
+
+
+def size(variable: Any) -> int:
+    """Return how many numbers a variable holds."""
+    return math.prod(variable.shape)

@@ -20,6 +20,8 @@ from typing import Any, BinaryIO
 
 import h5py
 
+from pbd import launcher
+
 EXPANSION = 100
 """How many times the bytes that it takes in the file a part may hold when unpacked; weights hardly shrink by half."""
 UNSUSPICIOUS = 64 * 2**20
@@ -47,7 +49,7 @@ def check_apart(path: str, free: int) -> None:
     _kind(path)
     told = subprocess.run(
         [sys.executable, "-P", "-m", __name__, path, str(free)],
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(each or os.getcwd() for each in sys.path)},
+        env=launcher.environment_of_a_child(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )

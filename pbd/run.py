@@ -13,10 +13,9 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
-from pbd import watchdog
+from pbd import launcher, watchdog
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
-from pbd.executors import launcher
 
 START_LIMIT_S = 600
 _BOX = "╭╮╰╯│─┌┐└┘├┤ \t"

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 FLOORS = (
-    {"errors", "records", "teamwork", "packing"},
+    {"errors", "records", "teamwork", "packing", "launcher"},
     {"config", "watchdog"},
     {"scheduling", "journal", "energy", "progress", "decisions", "decoupling", "stopping", "run_lock"},
     {"completion", "joules"},

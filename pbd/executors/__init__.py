@@ -1,8 +1,8 @@
 """Executors run a function on groups of tasks; this package is the only place that knows MPI and Dask."""
 
+from pbd import launcher
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, UsageError
-from pbd.executors import launcher
 from pbd.executors.base import Executor
 
 

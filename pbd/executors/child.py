@@ -15,8 +15,7 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pbd import devices, watchdog
-from pbd.executors import launcher
+from pbd import devices, launcher, watchdog
 from pbd.executors.base import Emit
 from pbd.executors.keras_setup import KerasSetup
 from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
@@ -97,7 +96,7 @@ class Child:
         said = None if self._share.verbose else self._said
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "pbd.executors.child_main", *map(str, descriptors), str(os.getpid())],
-            env=_environment(),
+            env=launcher.environment_of_a_child(),
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=said,
@@ -204,12 +203,6 @@ def _cpu_s(pid: int) -> float:
     except OSError:
         return 0.0
     return (int(after_name[11]) + int(after_name[12])) / os.sysconf("SC_CLK_TCK")
-
-
-def _environment() -> dict[str, str]:
-    """Return this process's environment, with its paths of modules, and without what a launcher told it."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(launcher.PREFIXES)}
-    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
 
 
 def _limit_waiting(descriptor: int, seconds: float) -> None:

@@ -11,8 +11,9 @@ import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pbd import launcher
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError, StoppedError, UsageError
-from pbd.executors import launcher, start_limit
+from pbd.executors import start_limit
 from pbd.watchdog import TICK_S, Patience
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)

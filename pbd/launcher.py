@@ -1,6 +1,7 @@
 """What an MPI launcher tells its processes through their environment, before any MPI library is loaded."""
 
 import os
+import sys
 
 RANK_VARIABLES = ("PMI_RANK", "OMPI_COMM_WORLD_RANK", "PMIX_RANK")
 SIZE_VARIABLES = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE")
@@ -18,3 +19,9 @@ def rank() -> int | None:
 def size() -> int:
     """Return how many ranks the launcher started, 1 without a launcher."""
     return max([1, *(int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ)])
+
+
+def environment_of_a_child() -> dict[str, str]:
+    """Return this process's environment for a Python process that is no rank: with its paths of modules."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
+    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
