@@ -3,6 +3,7 @@
 import functools
 import logging
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -99,6 +100,20 @@ def test_layers_that_were_registered_here_are_known_there() -> None:
     finally:
         made.close()
         keras.saving.get_custom_objects().pop("tests>Twice")
+
+
+def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be of a module that a worker on another host lacks, and have nothing to do with the teacher."""
+    import keras
+
+    absent = b"cabsent_module\nThing\n."
+    try:
+        KerasSetup({"Absent": absent, "Present": pickle.dumps(len)}, {}).apply()
+        assert keras.saving.get_custom_objects()["Present"] is len
+    finally:
+        keras.saving.get_custom_objects().pop("Present", None)
+    assert "Absent cannot be made" in caplog.text
+    assert "absent_module" in caplog.text
 
 
 def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:

@@ -21,7 +21,6 @@ from pbd.training import TrainingContext
 MARKS = Marks(0.5, 0.6, 0.7)
 
 
-@keras.saving.register_keras_serializable("test_crew")
 class Gate(keras.layers.Layer):
     """Two layers within one, whose variables share their names."""
 
@@ -54,7 +53,9 @@ class Workers:
         self.kept.append(pickle.loads(pickle.dumps(kept))())  # it goes to every worker
         if self.fail:
             raise RuntimeError("injected")
-        weights = [value + 1 for value in keras.models.load_model(work.student).get_weights()]
+        weights = [
+            value + 1 for value in keras.models.load_model(work.student, custom_objects={"Gate": Gate}).get_weights()
+        ]
         return weights, MARKS if type(work).__name__ == "SettleShared" else Tuning(MARKS)
 
 

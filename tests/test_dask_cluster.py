@@ -99,7 +99,7 @@ def test_joined_by_a_file_a_third_worker_takes_tasks_and_a_killed_one_costs_only
     report = finished(job, run_dir)
     took = trainers(report)
     assert len(took) == BLOCKS
-    assert len(set(took.values())) == 3, f"the third worker took nothing: {took}"
+    assert 2 in took.values(), f"the third worker took nothing: {took}"
     after = {row["layer"]: row["seconds"] for row in report["blocks"] if row["layer"] in before}
     assert after == before, "a finished block was trained again"
 

@@ -42,7 +42,14 @@ class KerasSetup:
         for name, value in self.settings.items():
             getattr(keras.config, f"set_{name}")(value)
         for name, pickled in self.objects.items():
-            _register(name, pickle.loads(pickled))
+            try:
+                _register(name, pickle.loads(pickled))
+            except (
+                Exception
+            ) as error:  # it may have nothing to do with the teacher; if it has, Keras will miss it by name
+                _log.warning(
+                    "%s cannot be made in the process that trains (%s: %s).", name, type(error).__name__, error
+                )
 
 
 def _pickled(objects: dict[str, Any]) -> dict[str, bytes]:
