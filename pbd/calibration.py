@@ -36,8 +36,7 @@ def predict(
         workers: how many there are to share the tasks among.
     """
     started = time.perf_counter()
-    teacher = training.load_teacher(context.teacher_path, context.session)
-    dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+    teacher, dataset = training.load(context)
     load_s = time.perf_counter() - started
     setup = Setup(teacher, tasks, dataset, context.block, context.block_init, load_s)
     return choose(wanted, given, setup, workers), setup.workload(context.training.epochs)

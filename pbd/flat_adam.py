@@ -14,8 +14,8 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 class FlatAdam(keras.optimizers.Optimizer):
     """What `keras.optimizers.Adam` computes (Kingma and Ba 2014, arXiv:1412.6980), all variables at once.
 
-    Adam treats every number by itself, so it does not matter which variable it belongs to. For each variable, Keras
-    builds some twenty-five operations, which take longer to trace than blocks and students of a hundred variables do.
+    Adam treats every number by itself, so it does not matter which variable it belongs to. Keras builds operations for
+    each variable: of tracing a step of 18 blocks, 54 variables, they took half the time (2.6 of 4.7 s).
 
     Args:
         learning_rate: a number, or a schedule of steps.

@@ -123,8 +123,7 @@ class Room:
 
 def footprint(context: training.TrainingContext, tasks: tuple[LayerTask, ...]) -> Footprint:
     """Return what predicts the memory of this run's groups; called where a worker trains, before it does."""
-    teacher = training.load_teacher(context.teacher_path, context.session)
-    dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+    teacher, dataset = training.load(context)
     gathers = initialisation.gathers(context.block, context.block_init)
     layers = {task.layer_name: _layer_memory(task, context.block, dataset.batch_size, gathers) for task in tasks}
     base = devices.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()

@@ -51,9 +51,7 @@ class SettleShared:
 
     def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Marks]:
         """Return the student's weights and its marks on the validation split."""
-        context = self.context
-        teacher = training.load_teacher(context.teacher_path, context.session)
-        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+        teacher, dataset = training.load(self.context)
         model = keras.models.load_model(self.student, compile=False)
         marks = settle(model, teacher, dataset.shared(Part(team.index, team.size)), team)
         return model.get_weights(), marks
@@ -71,10 +69,8 @@ class TuneShared:
 
     def __call__(self, team: Team, emit: Emit) -> tuple[list[np.ndarray], Tuning]:
         """Return the student's weights and what came of it."""
-        context = self.context
-        teacher = training.load_teacher(context.teacher_path, context.session)
-        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
-        keras.utils.set_random_seed(blocks.derive_seed(context.seed, "student"))  # for layers such as dropout
+        teacher, dataset = training.load(self.context)
+        keras.utils.set_random_seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
         model = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
             model,
@@ -107,10 +103,8 @@ class MarkShared:
 
     def __call__(self, team: Team, emit: Emit) -> list[Marks]:
         """Return the marks of each network."""
-        context = self.context
-        teacher = training.load_teacher(context.teacher_path, context.session)
-        dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
-        models = [teacher if str(p) == context.teacher_path else keras.models.load_model(p) for p in self.models]
+        teacher, dataset = training.load(self.context)
+        models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
         batches = dataset.shared(Part(team.index, team.size)).batches(self.split)
         return evaluation.mark(teacher, models, batches, dataset.labelled, team)
 

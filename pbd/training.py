@@ -98,6 +98,16 @@ def load_dataset(data: DataConfig, seed: int, image_shape: tuple[int, int, int],
     return datasets.load(data, seed, image_shape)
 
 
+def load(context: TrainingContext) -> tuple[keras.Model, datasets.Dataset]:
+    """Return the run's teacher and its data, each loaded once per process.
+
+    Raises:
+        PbdError: they cannot be loaded here.
+    """
+    teacher = load_teacher(context.teacher_path, context.session)
+    return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session)
+
+
 def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team = ALONE) -> list[BlockResult]:
     """Train and score the blocks of a group, and write each to the run directory the moment it is done.
 
@@ -129,8 +139,7 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Te
 
 def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -> list[BlockResult]:
     began = time.monotonic()
-    teacher = load_teacher(context.teacher_path, context.session)
-    dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
+    teacher, dataset = load(context)
     mine = dataset.shared(datasets.Part(team.index, team.size))
     try:
         results = _train_together(context, group, teacher, mine, emit, team)
