@@ -169,10 +169,12 @@ def _train_together(
     context: TrainingContext, group: TaskGroup, teacher: keras.Model, dataset: datasets.Dataset, emit: Emit, team: Team
 ) -> list[BlockResult]:
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
-    _give_first_weights(context, group, built, teacher, dataset, team)
+    prefix = graph.truncate(teacher, built)  # one model, since each is traced anew
+    _give_first_weights(context, group, built, teacher, prefix, dataset, team)
+    variances = _target_variances(prefix, dataset, team)
     start_counts = context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise"
     curves = {name: LearningCurve(start_counts) for name in built}
-    _fit(context.training, teacher, built, dataset, curves, emit, team)
+    _fit(context.training, teacher, built, dataset, variances, curves, emit, team)
     total = dataset.steps_per_epoch * context.training.epochs
     emit(Progress(0, f"scoring {_label(built)}", total, total, context.training.epochs))
     scores = score(teacher, built, dataset, team)
@@ -184,6 +186,7 @@ def _give_first_weights(
     group: TaskGroup,
     built: dict[str, keras.Model],
     teacher: keras.Model,
+    prefix: keras.Model,
     dataset: datasets.Dataset,
     team: Team,
 ) -> None:
@@ -192,8 +195,8 @@ def _give_first_weights(
     if own:
         mine = {task.layer_name: built[task.layer_name] for task in own}
         images = (batch for batch, _ in replace(dataset, part=datasets.WHOLE).batches("train", limit=FIT_IMAGES))
-        prefix = graph.truncate(teacher, mine)
-        initialise(mine, own, teacher, prefix, images, context.block, context.block_init, context.seed)
+        feeding = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
+        initialise(mine, own, teacher, feeding, images, context.block, context.block_init, context.seed)
     if team.size > 1:
         names = {task.layer_name for task in own}
         weights = [w if name in names else 0.0 * w for name, block in built.items() for w in block.get_weights()]
@@ -212,6 +215,7 @@ def _fit(
     teacher: keras.Model,
     built: dict[str, keras.Model],
     dataset: datasets.Dataset,
+    variances: dict[str, float],
     curves: dict[str, LearningCurve],
     emit: Emit,
     team: Team,
@@ -221,7 +225,6 @@ def _fit(
     When a block leaves depends on its own errors alone, and the optimiser keeps its state for the others: they train
     on as if it had never been there.
     """
-    variances = _target_variances(graph.truncate(teacher, built), dataset, team)
     steps = dataset.steps_per_epoch
     optimizer = adam(config.learning_rate, steps * config.epochs)
     optimizer.build([variable for block in built.values() for variable in block.trainable_variables])

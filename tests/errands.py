@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,6 +38,11 @@ def gives_what_cannot_be_sent(team: Team, emit: Emit) -> Any:
 
 def environment(team: Team, emit: Emit) -> tuple[dict[str, str], list[str]]:
     return dict(os.environ), sys.path
+
+
+def leaves_a_file(team: Team, emit: Emit) -> Path:
+    with tempfile.NamedTemporaryFile(delete=False) as file:
+        return Path(file.name)
 
 
 def is_killed(team: Team, emit: Emit) -> None:

@@ -22,6 +22,8 @@ class Sleeper:
     """By layer name."""
     kills: dict[str, int] = field(default_factory=dict)
     """By layer name: how often its worker is killed under it."""
+    waits_for: dict[str, int] = field(default_factory=dict)
+    """By layer name: how many layers must have begun before it ends; it waits for half a minute at most."""
     error: Exception | None = None
     """Raised instead of sleeping."""
 
@@ -35,7 +37,13 @@ class Sleeper:
             raise self.error
         emit(Progress(0, group.layer_names[0], 1, 1))
         time.sleep(sum(self.seconds[name] for name in group.layer_names))
+        self._wait(max(self.waits_for.get(name, 0) for name in group.layer_names))
         return [BlockResult(name, "trained", "two_layer", nmse=0.5) for name in group.layer_names]
+
+    def _wait(self, layers: int) -> None:
+        latest = time.monotonic() + 30
+        while len(self.begun("*")) < layers and time.monotonic() < latest:
+            time.sleep(0.05)
 
     def begun(self, name: str) -> list[Path]:
         """Return a file for each time that this layer was begun."""

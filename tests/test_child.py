@@ -83,6 +83,17 @@ def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
     assert str(tmp_path) in path
 
 
+def test_files_that_it_leaves_are_removed(child: Child) -> None:
+    """TensorFlow removes its temporary files at the end of the process, which a child that is ended has not."""
+    left = [child.do(errands.leaves_a_file, ignore)]
+    with pytest.raises(LostProcessError):
+        child.do(errands.is_killed, ignore)
+    left.append(child.do(errands.leaves_a_file, ignore))
+    assert left[1].exists()
+    child.close()
+    assert not any(path.exists() or path.parent.exists() for path in left)
+
+
 def test_layers_that_were_registered_here_are_known_there() -> None:
     import keras
 

@@ -88,7 +88,7 @@ def test_every_group_is_trained_once_and_stamped(executor: DaskExecutor, schedul
         assert len(sleeper.begun(name)) == 1
         assert result.status == "trained"
         assert result.worker in range(3)
-        assert result.seconds == pytest.approx(sleeper.seconds[name], abs=0.1)
+        assert sleeper.seconds[name] <= result.seconds < sleeper.seconds[name] + 2.0
         assert result.predicted_s == sleeper.seconds[name]
         assert result.started_s >= 0
     told = {(event.label, event.worker) for event in events}
@@ -101,17 +101,15 @@ def test_a_static_assignment_is_pinned_to_its_workers(executor: DaskExecutor, tm
 
 
 def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Path) -> None:
-    """The prediction is wrong: all tasks look alike, and one takes as long as all others."""
-    seconds = [2.0] + [0.2] * 8
+    """The prediction is wrong: all tasks look alike, and one does not end before all others have begun."""
     tasks, costs = sleeping([1.0] * 9)
     for scheduler in ("pull", "work_stealing"):
         folder = tmp_path / scheduler
         folder.mkdir()
         assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 3)
-        results = executor.run(Sleeper(folder, durations(seconds)), tasks, assignment, lambda _: None)
+        sleeper = Sleeper(folder, durations([0.1] * 9), waits_for={"conv0": 9})
+        results = executor.run(sleeper, tasks, assignment, lambda _: None)
         by_layer = {result.layer_name: result for result in results}
-        ended = {name: result.started_s + result.seconds for name, result in by_layer.items()}
-        assert max(ended, key=ended.__getitem__) == "conv0", scheduler
         assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
 
 
@@ -131,7 +129,7 @@ def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor:
     assert not any(reading.seconds for reading in of_the_next.read().values())
 
 
-@pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
+@pytest.mark.parametrize("scheduler", ["pull", pytest.param("wfd", marks=pytest.mark.slow), "work_stealing"])
 def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
     seconds = [0.5] * 7
     sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})
@@ -143,7 +141,7 @@ def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, s
         assert again == {"conv2"}
 
 
-@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
+@pytest.mark.parametrize("scheduler", ["pull", pytest.param("work_stealing", marks=pytest.mark.slow)])
 def test_a_task_that_always_kills_its_worker_costs_only_itself(
     mortal: DaskExecutor, scheduler: str, tmp_path: Path
 ) -> None:

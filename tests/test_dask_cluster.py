@@ -108,7 +108,7 @@ def test_joined_by_a_file_a_third_worker_takes_tasks_and_a_killed_one_costs_only
 def test_over_tls_the_same_blocks_and_nothing_without_the_certificates(
     by_address: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    flags = [*TINY, "--workers", "2", "--teacher", teacher]
+    flags = [*TINY, "--workers", "2", "--teacher", teacher, "--no-isolate"]
     with DaskCluster(tmp_path / "dask", tls=True) as started:
         started.start_scheduler()
         assert started.address.startswith("tls://")
@@ -130,7 +130,7 @@ def test_hosts_with_addresses_of_their_own_one_of_which_is_cut_off(deep_teacher:
     """Three hosts on a bridge: scheduler and job on the first, a worker on each other; then a cable is pulled."""
     quickly = {"DASK_DISTRIBUTED__COMM__TIMEOUTS__TCP": "11s"}  # the least that Dask takes
     run_dir = tmp_path / "run"
-    flags = [*LONG, "--workers", "2", "--teacher", deep_teacher, "--run-dir", run_dir]
+    flags = [*LONG, "--workers", "2", "--teacher", deep_teacher, "--run-dir", run_dir, "--no-isolate"]
     with several_hosts(3) as hosts, DaskCluster(tmp_path / "dask", hosts[0], dict(quickly), tls=True) as started:
         started.start_scheduler()
         assert started.address.startswith("tls://10.77.0.1:")

@@ -12,7 +12,7 @@ from pbd.errors import PbdError
 MEAN_S = 2.0
 
 
-@pytest.fixture(scope="module", params=["dask", "mpi"])
+@pytest.fixture(scope="module", params=[pytest.param("dask", marks=pytest.mark.slow), "mpi"])
 def done(request: pytest.FixtureRequest) -> list[Execution]:
     pytest.importorskip({"dask": "distributed", "mpi": "mpi4py"}[request.param])
     return executions.execute(request.param, workers=2, mean_s=MEAN_S)

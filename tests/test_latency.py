@@ -162,7 +162,7 @@ def test_a_student_is_timed_beside_its_teacher_with_one_image_and_with_a_batch()
 def test_a_network_and_itself_are_about_as_fast() -> None:
     model = graph.flatten(small_teacher())
     (row,) = compare(model, model, training_batch=1)
-    assert 0.5 < row.times_as_fast < 2
+    assert 1 / 3 < row.times_as_fast < 3
 
 
 @pytest.mark.parametrize("pass_s", [1e-4, 1e-3, 1e-2, 0.05, 0.06, 0.2, 0.6, 30.0])

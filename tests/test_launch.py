@@ -20,6 +20,8 @@ from cluster import LAUNCH, TINY, Process, environment, free_port, processes_wit
 
 PLAIN = ["chameleon", "dask_ssh", "local_mpi", "make_certificates", "multi_node_mpi"]
 SLURM = ["slurm_dask", "slurm_mpi"]
+QUICK = [*TINY, "--no-isolate"]
+"""Half as many processes load TensorFlow; what a child process costs is tested elsewhere."""
 LONGER = [*TINY, "--epochs", "8", "--patience", "0", "--no-group"]
 """Something to do that can be stopped in the middle: four blocks, one by one."""
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is absent")
@@ -196,13 +198,13 @@ def test_a_job_is_sent_the_signal_and_waited_for(number: int | None, code: int, 
 
 
 def test_local_mpi(folder: Path, teacher: Path) -> None:
-    flags = [*TINY, "--teacher", str(teacher), "--run-dir", "my run"]
+    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
     assert_done(run_to_its_end(folder, LAUNCH / "local_mpi.sh", "2", *flags), folder / "my run", workers=2)
 
 
 def test_multi_node_mpi_with_a_hostfile(folder: Path, teacher: Path) -> None:
     (folder / "my hosts").write_text("localhost:2\n")
-    flags = [*TINY, "--teacher", str(teacher), "--run-dir", "my run"]
+    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
     process = run_to_its_end(folder, LAUNCH / "multi_node_mpi.sh", "my hosts", *flags)
     assert_done(process, folder / "my run", workers=2)
 
@@ -318,7 +320,7 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
 
 @needs_openssl
 def test_dask_over_ssh(folder: Path, teacher: Path, ssh_server: SshServer) -> None:
-    flags = [*TINY, "--teacher", str(teacher), "--run-dir", "my run"]
+    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
     changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_INTERFACE": "lo"}
     process = run_to_its_end(folder, LAUNCH / "dask_ssh.sh", "127.0.0.1,127.0.0.2", *flags, **changes)
     assert_done(process, folder / "my run", workers=2)
@@ -329,7 +331,7 @@ def test_dask_over_ssh(folder: Path, teacher: Path, ssh_server: SshServer) -> No
 def test_a_list_of_hosts_that_is_stopped_and_started_again(folder: Path, teacher: Path, ssh_server: SshServer) -> None:
     port = free_port()
     (folder / "my hosts").write_text("127.0.0.1\n127.0.0.2  # both are this machine\n")
-    flags = [*LONGER, "--teacher", str(teacher), "--run-dir", "my run"]
+    flags = [*LONGER, "--no-isolate", "--teacher", str(teacher), "--run-dir", "my run"]
     command = [LAUNCH / "chameleon.sh", "my hosts", *flags]
     changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_PORT": str(port), "PBD_DIRECTORY": str(folder)}
     before = set(Path("/tmp").glob("pbd-*"))
@@ -391,6 +393,6 @@ def test_the_jobqueue_example_on_a_played_slurm(folder: Path, teacher: Path) -> 
     for name in ("sbatch", "scancel"):
         (played / name).chmod(0o755)
     command = [sys.executable, LAUNCH / "jobqueue_slurm.py", "--workers", "2", "--interface", "lo", "--"]
-    flags = [*TINY, "--teacher", str(teacher), "--run-dir", "my run"]
+    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
     process = run_to_its_end(folder, *command, *flags, PATH=f"{played}:{environment()['PATH']}")
     assert_done(process, folder / "my run", workers=2)

@@ -96,9 +96,10 @@ def largest_difference(ours: dict[str, BlockResult], theirs: dict[str, BlockResu
 
 SLOW = {
     "serial one by one",
+    "serial, in the same process",
     "serial, three queues",
     "two ranks, contiguous",
-    "two ranks, pulling",
+    "four ranks, wfd",
     "three ranks, sharing every batch",
     "four ranks, one by one",
     "two Dask workers, sharing every batch",
@@ -107,9 +108,12 @@ SLOW = {
 """What others come near to; all ways together take minutes."""
 
 
-@pytest.mark.parametrize(
-    "way", [pytest.param(way, marks=[pytest.mark.slow] * (way in SLOW)) for way in WAYS if way != "serial grouped"]
-)
+def ways(*names: str) -> list[Any]:
+    """Return parameters of which some are slow."""
+    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+
+
+@pytest.mark.parametrize("way", ways(*(way for way in WAYS if way != "serial grouped")))
 def test_blocks_do_not_depend_on_how_they_were_computed(
     way: str, blocks_of: Callable[[str], dict[str, BlockResult]]
 ) -> None:
@@ -139,7 +143,10 @@ def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, Bl
     assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
 
 
-@pytest.mark.parametrize("way", ["serial, in the same process", "four ranks, wfd", "two Dask workers, pulling"])
+@pytest.mark.parametrize(
+    "way",
+    ways("serial, in the same process", "two ranks, pulling", "four ranks, wfd", "two Dask workers, pulling"),
+)
 def test_the_student_does_not_depend_on_how_many_tuned_it(
     way: str, blocks_of: Callable[[str], dict[str, BlockResult]], reports: dict[str, dict[str, Any]]
 ) -> None:

@@ -87,16 +87,18 @@ class Child:
             self._link.close()
             self._tray.close()
             self._said.close()
+            self._scratch.cleanup()
 
     def _start(self) -> None:
         self._link, theirs = Pipe()
         _limit_waiting(self._link.fileno(), self._stall_limit_s)
         self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._scratch = tempfile.TemporaryDirectory(prefix="pbd-", ignore_cleanup_errors=True)
         descriptors = theirs.fileno(), self._tray.descriptor
         said = None if self._share.verbose else self._said
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "pbd.executors.child_main", *map(str, descriptors), str(os.getpid())],
-            env=launcher.environment_of_a_child(),
+            env=launcher.environment_of_a_child() | {"TMPDIR": self._scratch.name},  # TensorFlow leaves files there
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=said,
