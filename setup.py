@@ -10,7 +10,7 @@ MPI = ["mpi4py>=4.1", "mpich>=5.0"]
 DASK = ["dask[distributed]>=2026.8"]
 ENERGY = ["nvidia-ml-py>=12"]
 EXPORT = ["onnx>=1.20", "tf2onnx>=1.17", "onnxruntime>=1.23"]
-EXPERIMENTS = ["matplotlib>=3.9", "scipy>=1.14"]
+EXPERIMENTS = ["matplotlib>=3.9", "psutil>=6", "scipy>=1.14"]
 DEV = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", *EXPERIMENTS, *EXPORT]
 
 setup(

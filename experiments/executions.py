@@ -209,6 +209,15 @@ def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "pr
     return Order(executions[0].case, executions[0].executor, by, pairs, pairs - len(broken), tuple(broken))
 
 
+def module_command(executor: str, workers: int, module: Sequence[str]) -> list[str]:
+    """Return the command that runs a module with its arguments, under `mpi` in a process for each worker."""
+    command = [sys.executable, "-m", *module]
+    if executor == "mpi":
+        mpirun = Path(sys.executable).with_name("mpirun")
+        command = [str(mpirun if mpirun.is_file() else "mpirun"), "-n", str(workers), *command]
+    return command
+
+
 def run_module(
     executor: str, workers: int, module: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
 ) -> str:
@@ -217,10 +226,7 @@ def run_module(
     Raises:
         PbdError: it failed; the message is its last line.
     """
-    command = [sys.executable, "-m", *module]
-    if executor == "mpi":
-        mpirun = Path(sys.executable).with_name("mpirun")
-        command = [str(mpirun if mpirun.is_file() else "mpirun"), "-n", str(workers), *command]
+    command = module_command(executor, workers, module)
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     except FileNotFoundError as error:

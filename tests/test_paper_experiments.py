@@ -3,6 +3,7 @@
 import csv
 import itertools
 import json
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from experiments import turns
 from experiments.paper import __main__ as everything
 from experiments.paper import beside, figure5, figure6, plans, runs, table1, table9, tables3to6, tables7and8
 from experiments.paper.beside import Spread
@@ -170,6 +172,42 @@ def test_speedups_are_medians_over_pairs_that_stood_side_by_side() -> None:
     assert (alone["speedup"], alone["how"]) == (Spread(1.0, 1.0, 1.0), "-")
     order = tables3to6.planned(setting, tables3to6.cases(setting, [1, 2], ["task"]), repeats=2)
     assert [(one.workers, one.name[-1]) for one in order] == [(1, "0"), (2, "0"), (1, "1"), (2, "1")]
+
+
+def test_runs_that_take_turns_are_timed_by_them(
+    fake_pbd: list, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each has the machine for every other second: what it wrote at a moment, it wrote after half as many."""
+
+    def in_turns(commands: dict[Path, Sequence[str]], turn_s: float) -> list[turns.Job]:
+        assert turn_s == 3
+        for said, command in commands.items():
+            runs.run_module(
+                "mpi", 2 if "2" in command[: command.index("-m")] else 1, command[command.index("-m") + 1 :]
+            )
+            for name, moment in (
+                ("teacher.keras", 10),
+                ("blocks/a.npz", 70),
+                ("blocks/b.npz", 50),
+                ("report.json", 90),
+            ):
+                path = said.with_suffix("") / name
+                path.parent.mkdir(exist_ok=True)
+                path.touch()
+                os.utime(path, (moment, moment))
+        return [
+            turns.Job(None, said, [(second, second + 1) for second in range(at, 100, 2)])
+            for at, said in enumerate(commands)
+        ]
+
+    monkeypatch.setattr(runs.turns, "run", in_turns)
+    arguments = ["--workers", "1", "2", "--parallel", "data", "--turns", "3", "--runs", str(tmp_path / "runs")]
+    assert tables3to6.main(arguments) == 0
+    with (tmp_path / "runs" / "tables" / "tables3to6.csv").open(newline="") as file:
+        ours = [row for row in csv.DictReader(file) if row["whose"] == "ours"]
+    assert [(float(row["blocks_s"]), float(row["total_s"])) for row in ours] == [(30.0, 45.0), (30.0, 45.0)]
+    assert "in turns" in capsys.readouterr().out
+    assert tables3to6.main(arguments) == CannotCreateError.exit_code, "what was written at other times tells nothing"
 
 
 def test_the_papers_errors_are_not_repeated() -> None:

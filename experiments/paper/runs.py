@@ -11,7 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments.executions import run_module
+from experiments import turns
+from experiments.executions import module_command, run_module
 from pbd import RunConfig
 from pbd.errors import CannotCreateError
 
@@ -96,6 +97,40 @@ def _report(run: Run, folder: Path, console: Console) -> Report:
             f"--runs may hold only runs of the same settings. Received: {str(run_dir)!r}, a run of others. "
             "Give another --runs."
         )
+    return report
+
+
+def carry_out_in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Report]:
+    """Run all at once, in turns of so many seconds, and return their reports with the times that the turns give.
+
+    `distill_s` is from when the teacher is in the run directory to the last block, so that it holds the planning;
+    `total_s` is from the command to the report. All other times in these reports count while a run was stopped.
+
+    Raises:
+        CannotCreateError: a run directory is taken.
+        PbdError: a run failed.
+    """
+    taken = [run.directory(folder) for run in planned if run.directory(folder).exists()]
+    if taken:
+        raise CannotCreateError(f"--turns needs new run directories. Received: {str(taken[0])!r}. Give another --runs.")
+    commands = {
+        run.directory(folder).with_suffix(".txt"): module_command(
+            "mpi", run.workers, ["pbd.run", *run.arguments(folder)]
+        )
+        for run in planned
+    }
+    jobs = turns.run(commands, turn_s)
+    return [_timed_by(job, run.directory(folder)) for run, job in zip(planned, jobs, strict=True)]
+
+
+def _timed_by(job: turns.Job, run_dir: Path) -> Report:
+    """Return a run's report with the times that it had the machine."""
+    report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
+    began, *blocks, ended = (
+        job.seconds_until(path.stat().st_mtime)
+        for path in (run_dir / "teacher.keras", *run_dir.glob("blocks/*.npz"), run_dir / "report.json")
+    )
+    report["timing"] |= {"distill_s": max(blocks) - began, "total_s": ended}
     return report
 
 

@@ -5,8 +5,9 @@ the median over repeats of runs that stood side by side; efficiency is speedup p
 
     python -m experiments.paper.tables3to6 [--quick|--full] [--workers 1 2] [--parallel task data] [--repeats N]
 
-With `task` each worker trains layers of its own, as in the paper; with `data` all share every batch. A built-in teacher
-is trained before the clock starts; all else that a user waits for counts in the whole run.
+With --turns SECONDS, the runs of a repeat take turns of so long: each has the machine as the others have it, however
+its speed changes. With `task` each worker trains layers of its own, as in the paper; with `data` all share every batch.
+A built-in teacher is trained before the clock starts; all else that a user waits for counts in the whole run.
 """
 
 import argparse
@@ -15,6 +16,7 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from experiments import command_line
 from experiments.command_line import positive
@@ -28,6 +30,8 @@ from pbd.config import WITHOUT_STATISTICS, RunConfig
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=1)
 FULL = (*plans.FULL_CIFAR, *plans.FULL_IMAGENET)
 SHARING = ("task", "data")
+ALONE = "the whole run is from the start of pbd to its report"
+IN_TURNS = "in turns: blocks with planning, the whole run from the command to the report"
 Case = tuple[str, int]
 """How workers share the blocks, and how many there are."""
 COLUMNS = {
@@ -116,13 +120,19 @@ def _papers(one: Row, kind: str, how: str, seconds: float, speedup: float) -> Ro
     }
 
 
-def measure(settings: argparse.Namespace, sharing: Sequence[str] | None, repeats: int) -> list[tuple[Setting, dict]]:
+def measure(
+    settings: argparse.Namespace, sharing: Sequence[str] | None, repeats: int, turn_s: float | None = None
+) -> list[tuple[Setting, dict]]:
     """Run what is asked for; return each setting with its reports by case, or nothing where commands are printed."""
     measured = []
     for setting in settings.settings:
         chosen = cases(setting, settings.workers, sharing)
         first, timed = warm_up(setting), planned(setting, chosen, repeats)
-        reports = runs.carry_out([*first, *timed], settings.runs, settings.print_commands)[len(first) :]
+        if turn_s and not settings.print_commands:
+            runs.carry_out(first, settings.runs)
+            reports = in_turns(timed, len(chosen), settings.runs, turn_s)
+        else:
+            reports = runs.carry_out([*first, *timed], settings.runs, settings.print_commands)[len(first) :]
         found: dict[Case, list[Report]] = {}
         for case, report in zip(chosen * repeats, reports, strict=False):
             found.setdefault(case, []).append(report)
@@ -131,16 +141,22 @@ def measure(settings: argparse.Namespace, sharing: Sequence[str] | None, repeats
     return measured
 
 
+def in_turns(timed: Sequence[Run], cases: int, folder: Path, turn_s: float) -> list[Report]:
+    """Return the reports of runs of which those of a repeat, one for each case, take turns."""
+    repeats = [timed[at : at + cases] for at in range(0, len(timed), cases)]
+    return [report for repeat in repeats for report in runs.carry_out_in_turns(repeat, folder, turn_s)]
+
+
 def make(settings: argparse.Namespace) -> None:
     """Measure; print, write and draw the table."""
-    measured = measure(settings, settings.parallel, settings.repeats)
+    measured = measure(settings, settings.parallel, settings.repeats, settings.turns)
     if not measured:
         return
     ours = [row for setting, found in measured for row in summarise(setting, found)]
     rows = [*ours, *papers()]
     remarks = (
         runs.conditions(measured[0][1]["task", 1][0]),
-        f"Medians (and ranges) of {settings.repeats}; the whole run is from the start of pbd to its report.",
+        f"Medians (and ranges) of {settings.repeats}; {IN_TURNS if settings.turns else ALONE}.",
         beside.HARDWARE,
         beside.KINDS,
         "Efficiencies are computed: ResNet50 has 0.96 on 2 GPUs and 0.88 on 4, which Table 3 prints swapped. "
@@ -170,6 +186,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = plans.parser("experiments.paper.tables3to6", __doc__)
     parser.add_argument("--parallel", nargs="+", choices=SHARING, help="how workers share the blocks (default: all)")
+    parser.add_argument("--turns", type=positive, metavar="S", help="runs of a repeat take turns of so many seconds")
     parser.add_argument("--repeats", type=positive, default=1, metavar="N", help="runs of each case (default 1)")
     return plans.settle(parser.parse_args(argv), QUICK, FULL)
 

@@ -1,0 +1,61 @@
+"""Commands that take turns: never two at once, with all their processes, and only their own time counts."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from experiments import turns
+from pbd.errors import PbdError
+
+pytestmark = pytest.mark.fast
+
+NOTES = """
+import subprocess, sys, time
+if len(sys.argv) > 1:
+    child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+until = time.process_time() + 0.3
+while time.process_time() < until:
+    sys.stdout.write(f"{time.time()}\\n")
+    sys.stdout.flush()
+    time.sleep(0.002)
+if len(sys.argv) > 1:
+    child.wait()
+"""
+
+
+def test_one_has_the_machine_and_the_others_are_stopped(tmp_path: Path) -> None:
+    commands = {
+        tmp_path / "one": [sys.executable, "-c", NOTES],
+        tmp_path / "two": [sys.executable, "-c", NOTES, NOTES],
+    }
+    jobs = turns.run(commands, 0.25)
+    for job in jobs:
+        assert job.process.returncode == 0
+        assert len(job.turns) > 1
+        noted = [float(line) for line in job.output.read_text().split()]
+        assert len(noted) > 20
+        inside = [any(began <= moment <= ended for began, ended in job.turns) for moment in noted]
+        assert all(inside), "it went on while it was stopped"
+        assert job.seconds_until(noted[0]) < job.seconds_until(noted[-1]) <= job.seconds_until(time.time())
+    (first, second) = ([(began, ended) for began, ended in job.turns] for job in jobs)
+    assert all(a[1] <= b[0] or b[1] <= a[0] for a in first for b in second)
+    whole_s = max(ended for _, ended in first + second) - first[0][0]
+    assert sum(job.seconds_until(time.time()) for job in jobs) <= whole_s
+
+
+def test_time_in_which_it_was_stopped_does_not_count() -> None:
+    job = turns.Job(None, Path("said"), [(10.0, 12.0), (20.0, 23.0)])
+    assert [job.seconds_until(moment) for moment in (9.0, 11.0, 15.0, 20.5, 99.0)] == [0.0, 1.0, 2.0, 2.5, 5.0]
+
+
+def test_one_that_fails_ends_all(tmp_path: Path) -> None:
+    began = time.monotonic()
+    commands = {
+        tmp_path / "good": [sys.executable, "-c", "import time; time.sleep(600)"],
+        tmp_path / "bad.txt": [sys.executable, "-c", "print('first'); raise SystemExit('no such thing')"],
+    }
+    with pytest.raises(PbdError, match=r"^bad failed: no such thing$"):
+        turns.run(commands, 0.2)
+    assert time.monotonic() - began < 20
