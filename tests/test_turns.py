@@ -15,11 +15,10 @@ NOTES = """
 import subprocess, sys, time
 if len(sys.argv) > 1:
     child = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
-until = time.process_time() + 0.3
-while time.process_time() < until:
+for _ in range(150):
     sys.stdout.write(f"{time.time()}\\n")
     sys.stdout.flush()
-    time.sleep(0.002)
+    time.sleep(0.005)
 if len(sys.argv) > 1:
     child.wait()
 """
