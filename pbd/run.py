@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
-from pbd import launcher, watchdog
+from pbd import devices, launcher, watchdog
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
 
@@ -31,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (see the README)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = launcher.rank() in (None, 0)
+    devices.spare_imports()
     with contextlib.nullcontext() if first else _silence():
         try:
             config = _start(arguments)

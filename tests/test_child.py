@@ -108,6 +108,8 @@ def test_layers_that_were_registered_here_are_known_there() -> None:
         assert made.do(errands.Knows("tests>Twice"), ignore)
         assert made.do(errands.Knows("Within"), ignore)
         assert not made.do(errands.Knows("tests>Thrice"), ignore)
+        assert {"keras", "tensorflow"} <= (loaded := set(made.do(errands.has_loaded, ignore)))
+        assert not {"scipy", "sklearn", "matplotlib"} & loaded, "they take as long to load as Keras itself"
     finally:
         made.close()
         keras.saving.get_custom_objects().pop("tests>Twice")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from pbd.config import AUGMENTATIONS, DataConfig
-from pbd.datasets import Dataset, absolute, load
+from pbd.datasets import Dataset, absolute, load, sources
 from pbd.datasets.sources import load_digits
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, PbdError, UsageError
 
@@ -132,6 +132,21 @@ def test_digits_are_32_by_32_and_keep_one_test_split_for_every_seed() -> None:
     assert len(one.test) == 359
     assert np.array_equal(one.test.rows, other.test.rows)
     assert not np.array_equal(one.validation.rows, other.validation.rows)
+
+
+@pytest.mark.parametrize("name", [sources.DIGITS, "moved.csv.gz"])
+def test_digits_are_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its file is read in place; were it elsewhere, scikit-learn itself would be asked."""
+    from sklearn import datasets
+
+    asked = []
+    whole = datasets.load_digits
+    monkeypatch.setattr(datasets, "load_digits", lambda: asked.append(name) or whole())
+    monkeypatch.setattr(sources, "DIGITS", name)
+    images, labels = sources._read_digits()
+    assert bool(asked) == (name != "digits.csv.gz")
+    np.testing.assert_array_equal(images, whole().images)
+    np.testing.assert_array_equal(labels, whole().target)
 
 
 def test_splits_are_disjoint_and_complete() -> None:

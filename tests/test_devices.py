@@ -54,6 +54,19 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
     assert claimed()[2] == "0"
 
 
+def test_what_nobody_uses_cannot_be_imported_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with devices._without(["colorsys", "json", "no_such_module"]):
+        with pytest.raises(ImportError):
+            import colorsys
+        import json
+    import colorsys
+
+    assert sys.modules["json"] is json
+    assert sys.modules["colorsys"] is colorsys
+    assert "no_such_module" not in sys.modules
+
+
 def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
     """Dask starts a lost worker again from the coordinator, which by then has claimed its own share."""
     child = "import os; from pbd import devices; devices.forget_inherited(); print(dict(os.environ))"

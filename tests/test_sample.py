@@ -2,6 +2,7 @@
 
 import csv
 import fcntl
+import functools
 import os
 import signal
 import subprocess
@@ -102,7 +103,11 @@ def test_the_command_finds_the_signals_as_they_were(tmp_path: Path) -> None:
 def test_signals_go_on_to_the_command(tmp_path: Path, number: signal.Signals) -> None:
     script = f"trap 'echo caught; exit 75' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.01; done"
     command = [sys.executable, "-m", "profiling.sample", "--csv", str(tmp_path / "t.csv"), "--interval", "60"]
-    with subprocess.Popen([*command, "--", "sh", "-c", script], stdout=subprocess.PIPE, cwd=REPOSITORY) as running:
+    command += ["--", "sh", "-c", script]
+    heard = functools.partial(
+        signal.signal, number, signal.SIG_DFL
+    )  # a shell ignores some for what runs in its background
+    with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, preexec_fn=heard) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"ready\n"
         began = time.monotonic()
@@ -120,6 +125,7 @@ def test_what_a_terminal_sends_is_not_sent_twice(tmp_path: Path) -> None:
     opened = {"stdin": theirs, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL, "cwd": REPOSITORY}
 
     def take_terminal() -> None:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
         fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
     with subprocess.Popen(command, start_new_session=True, preexec_fn=take_terminal, **opened) as running:

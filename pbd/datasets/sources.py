@@ -1,5 +1,6 @@
 """Datasets held in arrays: scikit-learn's digits, keras.datasets and .npz archives."""
 
+import importlib.util
 import zipfile
 import zlib
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pbd.datasets.splitting import NO_LABEL
 from pbd.errors import BadInputError, MissingInputError
 
 KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+DIGITS = "digits.csv.gz"
 NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
 
 
@@ -44,13 +46,25 @@ class Parts:
 def load_digits(labels: bool = True) -> Parts:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
     import tensorflow as tf
-    from sklearn import datasets
 
-    digits = datasets.load_digits()
+    digits, targets = _read_digits()
     with tf.device("CPU"):
-        scaled = tf.image.resize(digits.images[..., np.newaxis] * (255.0 / 16.0), (32, 32), "bilinear")
+        scaled = tf.image.resize(digits[..., np.newaxis] * (255.0 / 16.0), (32, 32), "bilinear")
     images = np.clip(np.rint(scaled.numpy()), 0, 255).astype(np.uint8)
-    return Parts(array_part("digits", images, digits.target if labels else None))
+    return Parts(array_part("digits", images, targets if labels else None))
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Return the digits, (1797, 8, 8), and their labels; the file is scikit-learn's, whose import takes a second."""
+    package = importlib.util.find_spec("sklearn")
+    file = Path(package.origin).with_name("datasets") / "data" / DIGITS if package and package.origin else Path(DIGITS)
+    if not file.is_file():
+        from sklearn import datasets
+
+        digits = datasets.load_digits()
+        return digits.images, digits.target
+    table = np.loadtxt(file, delimiter=",")
+    return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
 def load_keras(name: str, labels: bool = True) -> Parts:

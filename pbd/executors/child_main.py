@@ -30,6 +30,7 @@ _BEAT_S = 1.0
 def main() -> NoReturn:
     """Work until the worker goes."""
     descriptor, tray, parent = map(int, sys.argv[1:])
+    devices.spare_imports()
     _die_with(parent)
     _leave_signals_to_the_worker()
     faulthandler.enable()
