@@ -26,6 +26,9 @@ from pbd.scheduling.simulate import Span, lower_bound_s, replay
 MARGIN = 0.05
 """Two makespans whose predictions differ by less than this part count as equal, in whichever order they come out."""
 
+BOUND = ("--bind-to", "core")
+"""For mpirun."""
+
 Timeline = tuple[tuple[Span, ...], ...]
 
 
@@ -209,24 +212,38 @@ def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "pr
     return Order(executions[0].case, executions[0].executor, by, pairs, pairs - len(broken), tuple(broken))
 
 
-def module_command(executor: str, workers: int, module: Sequence[str]) -> list[str]:
-    """Return the command that runs a module with its arguments, under `mpi` in a process for each worker."""
+def module_command(executor: str, workers: int, module: Sequence[str], bound: bool = False) -> list[str]:
+    """Return the command that runs a module with its arguments, under `mpi` in a process for each worker.
+
+    Args:
+        executor: `mpi`, or any other.
+        workers: how many MPI ranks.
+        module: its name and its arguments.
+        bound: whether each rank has a core of its own, and no other.
+    """
     command = [sys.executable, "-m", *module]
     if executor == "mpi":
         mpirun = Path(sys.executable).with_name("mpirun")
         command = [str(mpirun if mpirun.is_file() else "mpirun"), "-n", str(workers), *command]
+        command[1:1] = BOUND if bound else []
     return command
 
 
 def run_module(
-    executor: str, workers: int, module: Sequence[str], environment: Mapping[str, str] = MappingProxyType({})
+    executor: str,
+    workers: int,
+    module: Sequence[str],
+    environment: Mapping[str, str] = MappingProxyType({}),
+    bound: bool = False,
 ) -> str:
     """Run a module with its arguments in a process of its own, under `mpi` one for each worker; return what it printed.
+
+    See `module_command`.
 
     Raises:
         PbdError: it failed; the message is its last line.
     """
-    command = module_command(executor, workers, module)
+    command = module_command(executor, workers, module, bound)
     try:
         done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment})
     except FileNotFoundError as error:

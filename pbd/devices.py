@@ -87,7 +87,7 @@ def claim(local_rank: int, local_workers: int, threads: int | None = None, verbo
     threads = threads or max(1, available_cores() // local_workers)
     settings = {
         "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_NUM_INTEROP_THREADS": "1" if local_workers > 1 else "2",
+        "TF_NUM_INTEROP_THREADS": "1" if local_workers > 1 or threads == 1 else "2",  # each computes, too
         "OMP_NUM_THREADS": str(threads),
         "TF_FORCE_GPU_ALLOW_GROWTH": "true",
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX: a worker and the process that trains for it share the GPU

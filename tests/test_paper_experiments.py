@@ -44,7 +44,7 @@ def fake_pbd(monkeypatch: pytest.MonkeyPatch) -> list[Sequence[str]]:
     """Runs of pbd write a report at once; what each is given is checked by pbd's own parser, and noted."""
     given: list[Sequence[str]] = []
 
-    def run_module(executor: str, workers: int, module: Sequence[str]) -> str:
+    def run_module(executor: str, workers: int, module: Sequence[str], bound: bool = False) -> str:
         config = run.parse(module[1:])
         run_dir = Path(config.execution.run_dir)
         run_dir.mkdir(parents=True)

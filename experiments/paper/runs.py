@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 
 from experiments import turns
-from experiments.executions import module_command, run_module
+from experiments.executions import BOUND, module_command, run_module
 from pbd import RunConfig
 from pbd.errors import CannotCreateError
 
@@ -37,6 +37,11 @@ class Run:
         """Return its run directory."""
         return folder / re.sub(r"[^a-z0-9_]+", "-", self.name.lower()).strip("-")
 
+    @property
+    def bound(self) -> bool:
+        """Whether each worker has a core of its own: else one of a single thread would read its images on another."""
+        return self.flags.get("threads_per_worker") == 1
+
     def arguments(self, folder: Path) -> list[str]:
         """Return what `pbd.run` is given."""
         words = [word for name, value in self.flags.items() for word in _flag(name, value)]
@@ -44,7 +49,10 @@ class Run:
 
     def command(self, folder: Path) -> str:
         """Return what a user types."""
-        return shlex.join(["mpirun", "-n", str(self.workers), "python", "-m", "pbd.run", *self.arguments(folder)])
+        bound = BOUND if self.bound else ()
+        return shlex.join(
+            ["mpirun", *bound, "-n", str(self.workers), "python", "-m", "pbd.run", *self.arguments(folder)]
+        )
 
     def fits(self, report: Report) -> bool:
         """Say whether the report is of a run like this one."""
@@ -89,7 +97,7 @@ def _report(run: Run, folder: Path, console: Console) -> Report:
                 f"Received: {str(run_dir)!r}, without a report. Delete it, or give another --runs."
             )
         began = time.monotonic()
-        run_module("mpi", run.workers, ["pbd.run", *run.arguments(folder)])
+        run_module("mpi", run.workers, ["pbd.run", *run.arguments(folder)], bound=run.bound)
         console.print(f"{run.name}: {time.monotonic() - began:.0f} s", highlight=False)
     report = json.loads(path.read_text(encoding="utf-8"))
     if not run.fits(report):
@@ -115,7 +123,7 @@ def carry_out_in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> l
         raise CannotCreateError(f"--turns needs new run directories. Received: {str(taken[0])!r}. Give another --runs.")
     commands = {
         run.directory(folder).with_suffix(".txt"): module_command(
-            "mpi", run.workers, ["pbd.run", *run.arguments(folder)]
+            "mpi", run.workers, ["pbd.run", *run.arguments(folder)], run.bound
         )
         for run in planned
     }
