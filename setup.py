@@ -46,6 +46,10 @@ setup(
         "all": [*CPU, *MPI, *DASK, *ENERGY, *DEV],
     },
     entry_points={
-        "console_scripts": ["pbd-run=pbd.run:main", "pbd-status=pbd.status:main", "pbd-report=pbd.report.__main__:main"]
+        "console_scripts": [
+            "pbd-run=pbd.run:command",
+            "pbd-status=pbd.status:main",
+            "pbd-report=pbd.report.__main__:main",
+        ]
     },
 )

@@ -156,19 +156,15 @@ def spare_imports() -> None:
 
 
 def load_backend() -> None:
-    """Import Keras and its backend.
+    """Import Keras and its backend in silence; where their messages are wanted, they are imported at their first use.
 
     Raises:
         EnvironmentMismatchError: there is none.
     """
-    if "keras" in sys.modules:
+    if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         return
-    quiet = os.environ.get("TF_CPP_MIN_LOG_LEVEL") == "3"
     try:
-        with (
-            _without(_UNUSED) if _spares_imports else contextlib.nullcontext(),
-            _silence() if quiet else contextlib.nullcontext(),
-        ):
+        with _without(_UNUSED if _spares_imports else ()), _silence():
             importlib.import_module("keras")
     except ImportError as error:
         raise EnvironmentMismatchError(

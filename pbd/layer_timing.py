@@ -29,7 +29,7 @@ FEWEST, MOST = 4, 12
 ENOUGH_S = 0.4
 """No more steps are timed once so many seconds have been, and the fewest are done."""
 PREFIX_PASSES = 3
-"""What traces a group's prefix besides training and the statistics for first weights: variances, checks, scores."""
+"""What traces a group's prefix besides training: variances (with statistics for first weights), checks, scores."""
 BLOCK_TRACES = 3
 """How often it traces a block's forward: checks, its error, its swapped scores."""
 PROBE = "probe"
@@ -198,7 +198,7 @@ def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: Bloc
         target_s=own.target_s,
         gather_s=own.gather_s,
         block_once_s=own.start_s + tracing_s,
-        group_once_s=(1 + PREFIX_PASSES + setup.gathers) * prefix.once_s + prefixes.whole.once_s + prefixes.trace_s,
+        group_once_s=(1 + PREFIX_PASSES) * prefix.once_s + prefixes.whole.once_s + prefixes.trace_s,
         epoch_s=prefixes.epoch_s,
         load_s=setup.load_s,
     )
@@ -249,7 +249,7 @@ def _prefix_times(teacher: keras.Model, setup: Setup, idle_step: Pace, idle_chec
         whole=whole_pace,
         folded=min(1.0, folded_s / whole_pace.typical_s),
         epoch_s=_epoch_s(whole, setup.dataset),
-        trace_s=idle_step.once_s + (PREFIX_PASSES + setup.gathers) * idle_check.once_s,
+        trace_s=idle_step.once_s + PREFIX_PASSES * idle_check.once_s,
     )
 
 

@@ -27,11 +27,16 @@ class _CommandLine(RunConfig):
     """A TOML file with any of these settings, by the same names; flags win over it."""
 
 
+def command() -> int:
+    """Run the command line in a process of its own."""
+    devices.spare_imports()
+    return main()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code (see the README)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     first = launcher.rank() in (None, 0)
-    devices.spare_imports()
     with contextlib.nullcontext() if first else _silence():
         try:
             config = _start(arguments)
@@ -156,4 +161,4 @@ def _stop_on_signals() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(command())

@@ -94,8 +94,10 @@ def test_files_that_it_leaves_are_removed(child: Child) -> None:
     assert not any(path.exists() or path.parent.exists() for path in left)
 
 
-def test_layers_that_were_registered_here_are_known_there() -> None:
+def test_layers_that_were_registered_here_are_known_there(monkeypatch: pytest.MonkeyPatch) -> None:
     import keras
+
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
 
     @keras.saving.register_keras_serializable("tests")
     class Twice(keras.layers.Layer):

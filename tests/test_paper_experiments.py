@@ -200,8 +200,8 @@ def test_runs_that_take_turns_are_timed_by_them(
             for at, said in enumerate(commands)
         ]
 
-    monkeypatch.setattr(runs.turns, "run", in_turns)
-    arguments = ["--workers", "1", "2", "--parallel", "data", "--turns", "3", "--runs", str(tmp_path / "runs")]
+    monkeypatch.setattr(turns, "run", in_turns)
+    arguments = ["--workers", "1", "2", "--parallel", "task", "--turns", "3", "--runs", str(tmp_path / "runs")]
     assert tables3to6.main(arguments) == 0
     with (tmp_path / "runs" / "tables" / "tables3to6.csv").open(newline="") as file:
         ours = [row for row in csv.DictReader(file) if row["whose"] == "ours"]

@@ -5,16 +5,18 @@ import re
 import shlex
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments import turns
 from experiments.executions import BOUND, module_command, run_module
 from pbd import RunConfig
 from pbd.errors import CannotCreateError
+
+if TYPE_CHECKING:
+    from experiments import turns
 
 Report = dict[str, Any]
 """The content of a report.json."""
@@ -108,8 +110,8 @@ def _report(run: Run, folder: Path, console: Console) -> Report:
     return report
 
 
-def carry_out_in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Report]:
-    """Run all at once, in turns of so many seconds, and return their reports with the times that the turns give.
+def carry_out_in_turns(repeats: Sequence[Sequence[Run]], folder: Path, turn_s: float) -> list[Report]:
+    """Run those of each repeat in turns of so many seconds; return all reports with the times that the turns give.
 
     `distill_s` is from when the teacher is in the run directory to the last block, so that it holds the planning;
     `total_s` is from the command to the report. All other times in these reports count while a run was stopped.
@@ -118,9 +120,16 @@ def carry_out_in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> l
         CannotCreateError: a run directory is taken.
         PbdError: a run failed.
     """
-    taken = [run.directory(folder) for run in planned if run.directory(folder).exists()]
+    named = [[replace(run, name=f"{run.name} in turns") for run in repeat] for repeat in repeats]
+    taken = [path for repeat in named for run in repeat if (path := run.directory(folder)).exists()]
     if taken:
         raise CannotCreateError(f"--turns needs new run directories. Received: {str(taken[0])!r}. Give another --runs.")
+    return [report for repeat in named for report in _in_turns(repeat, folder, turn_s)]
+
+
+def _in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Report]:
+    from experiments import turns  # needs psutil
+
     commands = {
         run.directory(folder).with_suffix(".txt"): module_command(
             "mpi", run.workers, ["pbd.run", *run.arguments(folder)], run.bound
@@ -131,7 +140,7 @@ def carry_out_in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> l
     return [_timed_by(job, run.directory(folder)) for run, job in zip(planned, jobs, strict=True)]
 
 
-def _timed_by(job: turns.Job, run_dir: Path) -> Report:
+def _timed_by(job: "turns.Job", run_dir: Path) -> Report:
     """Return a run's report with the times that it had the machine."""
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     began, *blocks, ended = (

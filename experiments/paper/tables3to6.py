@@ -16,7 +16,6 @@ import json
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 from experiments import command_line
 from experiments.command_line import positive
@@ -67,6 +66,13 @@ def warm_up(setting: Setting) -> list[Run]:
     if setting.flags["teacher"].endswith((".keras", ".h5")):
         return []
     return [Run(f"{setting.name} warm-up", 1, dict(setting.but(epochs=0, fine_tune_epochs=0).flags))]
+
+
+def calibration(setting: Setting, chosen: Sequence[Case]) -> list[Run]:
+    """Return the run that measures what plans rest on, which pbd keeps: one that is stopped in between cannot do so."""
+    workers = max((count for kind, count in chosen if kind == "task"), default=1)
+    flags = dict(setting.but(costs="calibrate", parallel="task", epochs=0, fine_tune_epochs=0).flags)
+    return [Run(f"{setting.name} calibration", workers, flags)] if workers > 1 else []
 
 
 def summarise(setting: Setting, found: Mapping[Case, Sequence[Report]]) -> list[Row]:
@@ -129,8 +135,9 @@ def measure(
         chosen = cases(setting, settings.workers, sharing)
         first, timed = warm_up(setting), planned(setting, chosen, repeats)
         if turn_s and not settings.print_commands:
-            runs.carry_out(first, settings.runs)
-            reports = in_turns(timed, len(chosen), settings.runs, turn_s)
+            runs.carry_out([*first, *calibration(setting, chosen)], settings.runs)
+            repeated = [timed[at : at + len(chosen)] for at in range(0, len(timed), len(chosen))]
+            reports = runs.carry_out_in_turns(repeated, settings.runs, turn_s)
         else:
             reports = runs.carry_out([*first, *timed], settings.runs, settings.print_commands)[len(first) :]
         found: dict[Case, list[Report]] = {}
@@ -139,12 +146,6 @@ def measure(
         if found:
             measured.append((setting, found))
     return measured
-
-
-def in_turns(timed: Sequence[Run], cases: int, folder: Path, turn_s: float) -> list[Report]:
-    """Return the reports of runs of which those of a repeat, one for each case, take turns."""
-    repeats = [timed[at : at + cases] for at in range(0, len(timed), cases)]
-    return [report for repeat in repeats for report in runs.carry_out_in_turns(repeat, folder, turn_s)]
 
 
 def make(settings: argparse.Namespace) -> None:

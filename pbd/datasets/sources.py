@@ -57,13 +57,14 @@ def load_digits(labels: bool = True) -> Parts:
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the digits, (1797, 8, 8), and their labels; the file is scikit-learn's, whose import takes a second."""
     package = importlib.util.find_spec("sklearn")
-    file = Path(package.origin).with_name("datasets") / "data" / DIGITS if package and package.origin else Path(DIGITS)
-    if not file.is_file():
+    folders = (package and package.submodule_search_locations) or ()
+    found = [path for folder in folders if (path := Path(folder, "datasets", "data", DIGITS)).is_file()]
+    if not found:
         from sklearn import datasets
 
         digits = datasets.load_digits()
         return digits.images, digits.target
-    table = np.loadtxt(file, delimiter=",")
+    table = np.loadtxt(found[0], delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 

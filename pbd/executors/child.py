@@ -93,7 +93,7 @@ class Child:
         self._link, theirs = Pipe()
         _limit_waiting(self._link.fileno(), self._stall_limit_s)
         self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
-        self._scratch = tempfile.TemporaryDirectory(prefix="pbd-", ignore_cleanup_errors=True)
+        self._scratch = tempfile.TemporaryDirectory(prefix="pbd_child_", ignore_cleanup_errors=True)
         descriptors = theirs.fileno(), self._tray.descriptor
         said = None if self._share.verbose else self._said
         self._process = subprocess.Popen(

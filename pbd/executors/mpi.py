@@ -232,6 +232,7 @@ class MpiExecutor:
             self._released = True
             self._workplace.close()
         else:
+            self._workplace.close()
             mpi_world.abort(error)
 
     def _tell_all(self, message: _Together | _Read | _Stop) -> None:
