@@ -53,7 +53,7 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     began = time.monotonic()
     commands = {
         tmp_path / "good": [sys.executable, "-c", "import time; time.sleep(600)"],
-        tmp_path / "bad.txt": [sys.executable, "-c", "print('first'); raise SystemExit('no such thing')"],
+        tmp_path / "bad.txt": [sys.executable, "-c", "print('first', flush=True); raise SystemExit('no such thing')"],
     }
     with pytest.raises(PbdError, match=r"^bad failed: no such thing$"):
         turns.run(commands, 0.2)
