@@ -68,15 +68,16 @@ class Job:
                 self.process.wait(_GRACE_S)
         self.send(signal.SIGKILL)
 
-    def check(self) -> None:
-        """Look whether it has failed.
+    def goes_on(self) -> bool:
+        """Return whether it has not ended.
 
         Raises:
-            PbdError: it has; the message is its last line.
+            PbdError: it has failed; the message is its last line.
         """
         if self.process.poll():
             said = self.output.read_text(errors="replace").strip().splitlines()
             raise PbdError(f"{self.output.stem} failed: {said[-1] if said else 'it said nothing'}")
+        return self.process.returncode is None
 
 
 def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[Job]:
@@ -92,11 +93,9 @@ def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[Job]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_leaving_in_order())
         jobs = [stack.enter_context(_started(command, output)) for output, command in commands.items()]
-        while left := [job for job in jobs if job.process.poll() is None]:
+        while left := [job for job in jobs if job.goes_on()]:
             for job in left:
                 job.take_turn(turn_s)
-            for job in jobs:
-                job.check()
     return jobs
 
 
