@@ -101,12 +101,13 @@ def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[Job]:
 
 @contextlib.contextmanager
 def _leaving_in_order() -> Iterator[None]:
-    """Have signals end this process like Ctrl-C does: what is stopped would stay so for ever."""
+    """Have signals (SIGHUP not under nohup) end this process in order: what is stopped would stay so for ever."""
 
     def leave(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
-    before = {number: signal.signal(number, leave) for number in (signal.SIGTERM, signal.SIGHUP)}
+    heard = [n for n in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, leave) for number in heard}
     try:
         yield
     finally:

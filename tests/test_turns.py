@@ -1,5 +1,8 @@
 """Commands that take turns: never two at once, with all their processes, and only their own time counts."""
 
+import os
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -8,6 +11,7 @@ import pytest
 
 from experiments import turns
 from pbd.errors import PbdError
+from tests.cluster import is_running, wait_until
 
 pytestmark = pytest.mark.fast
 
@@ -47,6 +51,20 @@ def test_one_has_the_machine_and_the_others_are_stopped(tmp_path: Path) -> None:
 def test_time_in_which_it_was_stopped_does_not_count() -> None:
     job = turns.Job(None, Path("said"), [(10.0, 12.0), (20.0, 23.0)])
     assert [job.seconds_until(moment) for moment in (9.0, 11.0, 15.0, 20.5, 99.0)] == [0.0, 1.0, 2.0, 2.5, 5.0]
+
+
+def test_a_signal_ends_all_in_order(tmp_path: Path) -> None:
+    """What is stopped hears of no signal; left so, it would hold its memory for ever."""
+    sleeper = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
+    script = "from pathlib import Path; from experiments import turns; "
+    script += f"turns.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), 0.2)"
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
+    with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as running:
+        said = [tmp_path / "a", tmp_path / "b"]
+        wait_until(lambda: all(path.exists() and path.read_text() for path in said), "both")
+        running.terminate()
+        assert running.wait(20) == 128 + signal.SIGTERM
+    assert not any(is_running(int(path.read_text())) for path in said)
 
 
 def test_one_that_fails_ends_all(tmp_path: Path) -> None:
