@@ -183,7 +183,6 @@ def use_one_thread() -> None:
     if "tensorflow" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
         devices.claim(0, 1, threads=1)
-        os.environ["TF_NUM_INTEROP_THREADS"] = "1"
 
 
 def main(argv: Sequence[str] | None = None) -> int:

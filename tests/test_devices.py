@@ -20,7 +20,7 @@ NAMES = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 @pytest.fixture
 def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host of eight cores and two GPUs, with nothing set and nothing loaded."""
-    for name in (*NAMES, "PBD_CLAIMED"):
+    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED"):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
@@ -36,6 +36,14 @@ def claimed() -> tuple[str | None, ...]:
 def test_workers_share_cores_and_take_a_gpu_each(bare_host: pytest.MonkeyPatch) -> None:
     devices.claim(local_rank=1, local_workers=2)
     assert claimed() == ("4", "4", "1")
+
+
+@pytest.mark.parametrize(("workers", "threads", "at_once"), [(1, 1, "1"), (1, None, "2"), (1, 4, "2"), (2, 4, "1")])
+def test_a_worker_of_one_thread_computes_one_operation_at_a_time(
+    workers: int, threads: int | None, at_once: str, bare_host: pytest.MonkeyPatch
+) -> None:
+    devices.claim(0, workers, threads)
+    assert os.environ["TF_NUM_INTEROP_THREADS"] == at_once
 
 
 def test_a_flag_beats_the_environment_and_the_environment_beats_the_default(bare_host: pytest.MonkeyPatch) -> None:
