@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from experiments import spending
 from experiments.spending import Watch
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
 from pbd.decisions import worker_rows
 from pbd.errors import PbdError, StoppedError
@@ -181,7 +181,7 @@ def measure(setup: Setup, executor: Executor) -> Measured:
         PbdError: a block could not be trained.
     """
     claim(setup, executor)
-    devices.load_backend()
+    backend.load()
     context, tasks = load(setup)
     if not executor.coordinates:
         executor.serve()

@@ -22,7 +22,7 @@ from rich.table import Table
 from experiments import command_line
 from experiments.command_line import Parser, check_folder, positive
 from experiments.runtimes import RUNTIMES, check_agreement, make_runner
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import BlockConfig
 from pbd.errors import EnvironmentMismatchError, MissingInputError, UsageError, unknown_name
 
@@ -161,7 +161,7 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
         PbdError: a network cannot be used, or none of the runtimes is installed.
     """
     present = installed(settings.runtimes, console)
-    devices.load_backend()
+    backend.load()
     from experiments.networks import load_teacher
     from pbd import folding, graph, model_files
 

@@ -24,7 +24,7 @@ from rich.table import Table
 from experiments import command_line
 from experiments.block_phase import take_cores
 from experiments.command_line import Parser, check_folder, positive
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import BLOCKS, BlockConfig, DataConfig, TrainingConfig
 
 if TYPE_CHECKING:
@@ -191,7 +191,7 @@ def run(settings: argparse.Namespace, console: Console) -> None:
     """Measure, print the table and write it."""
     take_cores(0, settings.threads)
     devices.claim(0, 1, settings.threads)
-    devices.load_backend()
+    backend.load()
     from experiments.networks import load_teacher
     from pbd import blocks, graph
 

@@ -29,7 +29,7 @@ from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
 from experiments.command_line import Parser, check_folder, positive
 from experiments.executions import run_module
 from experiments.spending import PARTS
-from pbd import devices
+from pbd import backend
 from pbd.config import AUGMENTATIONS, BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
 from pbd.journal import Journal
@@ -231,7 +231,7 @@ def save_teacher(name: str, folder: Path) -> str:
     Raises:
         PbdError: there is no such teacher, or it cannot be used.
     """
-    devices.load_backend()
+    backend.load()
     from experiments.networks import load_teacher
 
     path = folder / "teacher.keras"

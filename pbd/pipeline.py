@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbd import completion, decisions, devices, joules, progress, report
+from pbd import backend, completion, decisions, devices, joules, progress, report
 from pbd.config import RunConfig
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
@@ -61,7 +61,7 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
         if not executor.coordinates:
             return executor.serve()
         executor.share.claim()
-        devices.load_backend()
+        backend.load()
         with progress.open_progress() as display:
             finished = _distill(config, model, executor, display)
         executor.finish(finished)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
-from pbd import devices, launcher, watchdog
+from pbd import backend, launcher, watchdog
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
 
@@ -29,7 +29,7 @@ class _CommandLine(RunConfig):
 
 def command() -> int:
     """Run the command line in a process of its own."""
-    devices.spare_imports()
+    backend.spare_imports()
     return main()
 
 

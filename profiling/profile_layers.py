@@ -20,7 +20,7 @@ from rich.table import Table
 
 from experiments import command_line
 from experiments.command_line import Parser, check_folder, positive
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig
 from pbd.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
@@ -109,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)
         devices.claim(0, 1, settings.threads)
-        devices.load_backend()
+        backend.load()
         costs = measure(settings)
         Console().print(as_table(costs))
         if settings.out is not None:

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from pbd import devices
+from pbd import backend, devices
 from pbd.errors import BadInputError
 
 SLOWEST_S = 20.0
@@ -104,7 +104,7 @@ def _small_model() -> Any:
 
 def main(seed: int, cases: int, folder: Path) -> None:
     """Load so many damaged files; raise what a user would see as a traceback."""
-    devices.load_backend()
+    backend.load()
     from pbd import model_files
 
     whole = {}

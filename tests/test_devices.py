@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pbd import devices
+from pbd import backend, devices
 from pbd.errors import EnvironmentMismatchError
 
 pytestmark = pytest.mark.fast
@@ -64,7 +64,7 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
 
 def test_what_nobody_uses_cannot_be_imported_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with devices._without(["colorsys", "json", "no_such_module"]):
+    with backend._without(["colorsys", "json", "no_such_module"]):
         with pytest.raises(ImportError):
             import colorsys
         import json

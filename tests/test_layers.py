@@ -17,7 +17,7 @@ FLOORS = (
     {"scheduling", "journal", "energy", "progress", "decisions", "decoupling", "stopping", "run_lock"},
     {"completion", "joules"},
     {"report"},
-    {"devices", "model_checks"},
+    {"backend", "devices", "model_checks"},
     {"datasets"},
     {"evaluation", "blocks", "losses", "flat_adam"},
     {"data_parallel", "model_files", "bookmarks"},

@@ -15,9 +15,9 @@ from tests.fakes import make_task
 
 MEASURE = """
 import json, sys
-from pbd import devices
+from pbd import backend, devices
 devices.claim(0, 1, 1)
-devices.load_backend()
+backend.load()
 import keras
 from pbd import graph, memory, training
 from pbd.config import DataConfig, TrainingConfig

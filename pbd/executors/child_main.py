@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pbd import devices, watchdog
+from pbd import backend, watchdog
 from pbd.executors.base import Seldom
 from pbd.executors.link import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
 from pbd.teamwork import ALONE, Team
@@ -30,7 +30,7 @@ _BEAT_S = 1.0
 def main() -> NoReturn:
     """Work until the worker goes."""
     descriptor, tray, parent = map(int, sys.argv[1:])
-    devices.spare_imports()
+    backend.spare_imports()
     _die_with(parent)
     _leave_signals_to_the_worker()
     faulthandler.enable()
@@ -58,7 +58,7 @@ def _settle(greeting: Greeting) -> Exception | None:
     """Take the device and load what the worker has registered; return what went wrong."""
     try:
         greeting.share.claim()
-        devices.load_backend()
+        backend.load()
         greeting.keras.apply()
     except Exception as error:
         return error

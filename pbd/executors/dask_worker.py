@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import cloudpickle
 
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
 from pbd.executors import workplace
@@ -168,7 +168,7 @@ def _how(settings: Settings) -> tuple[bool, float, KerasSetup]:
 
 def _open(share: devices.Share, threads: int, settings: Settings) -> _Settled:
     if not settings.config.isolate:
-        devices.load_backend()
+        backend.load()
         settings.keras.apply()
     place = workplace.open_workplace(settings.config, share, settings.keras)
     return _Settled(share, threads, _how(settings), place)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
-from pbd import devices
+from pbd import backend, devices
 from pbd.config import ExecutionConfig
 from pbd.errors import NoWorkersError
 from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept
@@ -54,7 +54,7 @@ class Here:
 
     def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
         self._share.claim()
-        devices.load_backend()
+        backend.load()
         return work(team, emit)
 
     def rest(self) -> None:

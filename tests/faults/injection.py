@@ -25,7 +25,7 @@ ENVIRONMENT = "PBD_FAULTS"
 HERE = Path(__file__).resolve().parent
 
 POINTS = {
-    "start": ("pbd.devices", "load_backend"),
+    "start": ("pbd.backend", "load"),
     "first weights": ("pbd.training", "_give_first_weights"),
     "tracing": ("pbd.training", "GroupDistiller.__init__"),
     "training": ("pbd.fitting", "ReportProgress.on_train_batch_end"),
