@@ -101,9 +101,9 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     """Return what runs a grouped step as `fit` runs it, on a batch that is at hand, and returns the seconds."""
     import tensorflow as tf
 
-    from pbd import fitting, graph, training
+    from pbd import distilling, fitting, graph
 
-    distiller = training.GroupDistiller(graph.truncate(teacher, built), dict(built))
+    distiller = distilling.GroupDistiller(graph.truncate(teacher, built), dict(built))
     distiller.compile(fitting.adam(TrainingConfig().learning_rate, 1000), jit_compile=devices.compiles_with_xla())
     images = 255.0 * tf.random.stateless_uniform((batch_size, *teacher.inputs[0].shape[1:]), (0, 0))
     batches = iter(tf.data.Dataset.from_tensors((images,)).repeat())

@@ -16,11 +16,12 @@ import numpy as np
 
 from pbd import blocks, devices, evaluation, graph, training
 from pbd.datasets import Dataset
+from pbd.distilling import STOPPING_IMAGES, GroupDistiller
 from pbd.fitting import Emit, adam
 from pbd.initialisation import FIT_IMAGES, initialise
 from pbd.records import BlockResult, LayerTask, TaskGroup
 from pbd.stopping import LearningCurve
-from pbd.training import STOPPING_IMAGES, GroupDistiller, TrainingContext
+from pbd.training import TrainingContext
 
 ROUND_EPOCHS = 2
 """After how many epochs the teacher is loaded anew and the block evaluated in the whole network."""

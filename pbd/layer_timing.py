@@ -15,11 +15,11 @@ import keras
 import numpy as np
 
 from pbd import blocks, datasets, devices, evaluation, folding, graph, initialisation, watchdog
+from pbd.distilling import STOPPING_IMAGES, GroupDistiller
 from pbd.fitting import adam
 from pbd.records import LayerTask
 from pbd.scheduling import cost_table
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
-from pbd.training import STOPPING_IMAGES, GroupDistiller
 
 MOST_DEPTHS = 6
 """Depths at which the teacher's prefix is timed; those between are interpolated."""

@@ -34,7 +34,7 @@ class LearningCurve:
 
     @property
     def diverged(self) -> bool:
-        return not all(map(math.isfinite, [self.errors[-1], *self.losses[-1:]]))
+        return not all(map(math.isfinite, [*self.errors[-1:], *self.losses[-1:]]))
 
     def flat(self, patience: int) -> bool:
         """Return whether `patience` epochs brought the error down by less than `FLAT` of it; 0 is endless patience."""

@@ -5,60 +5,22 @@ import math
 import os
 import platform
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
 
 import keras
 import numpy as np
 
-from pbd import blocks, datasets, devices, evaluation, graph
+from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
+from pbd.distilling import fit, label, target_variances
 from pbd.errors import MissingInputError
-from pbd.fitting import Emit, ReportProgress, Trainer, adam, trainer
+from pbd.fitting import Emit
 from pbd.initialisation import FIT_IMAGES, initialise
 from pbd.journal import Journal
 from pbd.records import BlockResult, Progress, TaskGroup
-from pbd.scoring import Score, score, squared_error
+from pbd.scoring import Score, score
 from pbd.stopping import LearningCurve
 from pbd.teamwork import ALONE, BrokenTeamError, LostTeamError, Team, add_up_all
-
-STOPPING_IMAGES = 1024
-"""How many validation images tell, after every epoch, whether a block still learns."""
-
-
-class GroupDistiller(keras.Model):
-    """One forward of the frozen teacher feeds every block; each learns its own layer's output (Eq. 3 of the paper).
-
-    The loss is the sum of the blocks' mean squared errors. Inputs and targets are constants of the frozen teacher and
-    the optimiser works variable by variable, so each block gets the gradient it would get alone.
-    """
-
-    def __init__(self, prefix: keras.Model, built: dict[str, keras.Model]) -> None:
-        super().__init__(name="group_distiller")
-        prefix.trainable = False
-        self.prefix = prefix
-        self.parts = [built[name] for name in built]
-        self.layer_names = list(built)
-        self.errors = [keras.metrics.Mean(name=name) for name in built]
-
-    def call(self, images: Any, training: bool = False) -> list[Any]:
-        activations = self.prefix(images, training=False)
-        return [
-            squared_error(
-                part(keras.ops.stop_gradient(activations[name][0]), training=training),
-                keras.ops.stop_gradient(activations[name][1]),
-            )
-            for name, part in zip(self.layer_names, self.parts, strict=True)
-        ]
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        errors = [keras.ops.mean(error) for error in y_pred]
-        for metric, error in zip(self.errors, errors, strict=True):
-            metric.update_state(error)
-        return sum(errors[1:], errors[0])
 
 
 @dataclass(frozen=True)
@@ -171,12 +133,12 @@ def _train_together(
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
     prefix = graph.truncate(teacher, built)  # one model, since each is traced anew
     _give_first_weights(context, group, built, teacher, prefix, dataset, team)
-    variances = _target_variances(prefix, dataset, team)
+    variances = target_variances(prefix, dataset, team)
     start_counts = context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise"
     curves = {name: LearningCurve(start_counts) for name in built}
-    _fit(context.training, teacher, built, dataset, variances, curves, emit, team)
+    fit(context.training, teacher, built, dataset, variances, curves, emit, team)
     total = dataset.steps_per_epoch * context.training.epochs
-    emit(Progress(0, f"scoring {_label(built)}", total, total, context.training.epochs))
+    emit(Progress(0, f"scoring {label(built)}", total, total, context.training.epochs))
     scores = score(teacher, built, dataset, team)
     return [_result(context, name, block, curves[name], scores[name]) for name, block in built.items()]
 
@@ -203,79 +165,6 @@ def _give_first_weights(
         coming = iter(add_up_all(team, weights))
         for block in built.values():
             block.set_weights([next(coming) for _ in block.weights])
-
-
-def _label(names: Iterable[str]) -> str:
-    names = list(names)
-    return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
-
-
-def _fit(
-    config: TrainingConfig,
-    teacher: keras.Model,
-    built: dict[str, keras.Model],
-    dataset: datasets.Dataset,
-    variances: dict[str, float],
-    curves: dict[str, LearningCurve],
-    emit: Emit,
-    team: Team,
-) -> None:
-    """Train the blocks in place and leave each at its best epoch; one that has flattened leaves the graph.
-
-    When a block leaves depends on its own errors alone, and the optimiser keeps its state for the others: they train
-    on as if it had never been there.
-    """
-    steps = dataset.steps_per_epoch
-    optimizer = adam(config.learning_rate, steps * config.epochs)
-    optimizer.build([variable for block in built.values() for variable in block.trainable_variables])
-    active = dict(built)
-    distiller = GroupDistiller(graph.truncate(teacher, active), active)
-    trains = trainer(distiller, optimizer, dataset, team)
-    for epoch in range(config.epochs + 1):
-        if len(distiller.parts) != len(active):
-            distiller = GroupDistiller(graph.truncate(teacher, active), active)
-            trains = trainer(distiller, optimizer, dataset, team)
-        losses: dict[str, float] = {}
-        if epoch > 0:
-            told = ReportProgress(emit, _label(active)).over(config.epochs)
-            losses = _one_epoch(trains, dataset, epoch - 1, told)
-        for name, error in _validation_errors(distiller, dataset, team).items():
-            curves[name].add(error / variances[name], active[name].get_weights(), losses.get(name))
-        active = {n: b for n, b in active.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
-        if not active:
-            break
-    for name, block in built.items():
-        block.set_weights(curves[name].best)
-
-
-def _one_epoch(trains: Trainer, dataset: datasets.Dataset, epoch: int, progress: ReportProgress) -> dict[str, float]:
-    """Train for one epoch; return each block's mean squared error."""
-    batches = dataset.training_batches(epoch, epoch + 1)
-    history = trains.fit(batches, epoch, epoch + 1, dataset.steps_per_epoch, [progress])
-    return {name: float(values[0]) for name, values in history.items()}
-
-
-def _validation_errors(distiller: GroupDistiller, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
-    """Return each block's mean squared error on the images that tell when to stop."""
-    sums, seen = np.zeros(len(distiller.parts)), np.zeros(1)
-    for images, _, count in evaluation.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
-        errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
-        sums, seen = sums + errors.sum(axis=1), seen + count
-    sums, seen = add_up_all(team, [sums, seen])
-    return dict(zip(distiller.layer_names, map(float, sums / seen), strict=True))
-
-
-def _target_variances(prefix: keras.Model, dataset: datasets.Dataset, team: Team) -> dict[str, float]:
-    """Return the variance of each layer's output on the same images."""
-    sums = {name: np.zeros(3) for name in prefix.output}
-    for images, _, count in evaluation.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
-        for name, (_, target) in prefix.predict_on_batch(images).items():
-            target = np.asarray(target, np.float64)[:count]
-            sums[name] += [target.size, target.sum(), np.square(target).sum()]
-    return {
-        name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)
-        for name, (count, total, square) in zip(sums, add_up_all(team, list(sums.values())), strict=True)
-    }
 
 
 def _result(

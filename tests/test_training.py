@@ -1,6 +1,7 @@
 """Training a group: errors, targets, names, early stops, and one bad block that costs only itself."""
 
 import dataclasses
+import math
 import uuid
 from typing import Any
 
@@ -110,31 +111,49 @@ def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context
         assert result.nmse < 0.1
 
 
-def test_one_that_has_flattened_leaves_and_the_others_train_as_if_it_had_never_been_there(
-    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("trace_s", "graphs"), [(0.0, [("second", "third"), ("third",)]), (math.inf, [("second", "third")])]
+)
+def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_been_there(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, trace_s: float, graphs: list[tuple[str, ...]]
 ) -> None:
     """`second` stops after two epochs, whatever its errors are; `third` never does."""
-    from pbd import training
+    from pbd import distilling
 
     _, tasks = context
-    made = changed(context, epochs=4, patience=1)
-    errors_of: dict[str, list[float]] = {}
-    script = {"second": [1.0, 0.1, 0.5], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
+    script = {"second": [1.0, 0.1, 0.5, 0.0, 0.0], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
+    checked: list[tuple[str, ...]] = []
 
     def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
-        for name in distiller.layer_names:
-            errors_of.setdefault(name, []).append(script[name][len(errors_of.get(name, []))])
-        return {name: errors_of[name][-1] for name in distiller.layer_names}
+        checked.append(tuple(distiller.layer_names))
+        return {name: script[name][len(checked) - 1] for name in distiller.layer_names}
 
-    monkeypatch.setattr(training, "_validation_errors", scripted)
-    together = train(made, tasks)
-    assert errors_of == script
+    monkeypatch.setattr(distilling, "_validation_errors", scripted)
+    monkeypatch.setattr(distilling.StepTimes, "trace_s", trace_s)
+    together = train(changed(context, epochs=4, patience=1), tasks)
+    assert list(dict.fromkeys(checked)) == graphs
     assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
     assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
-    errors_of.clear()
+    checked.clear()
+    alone = train(changed(context, epochs=4, patience=1), [tasks[0]])
+    assert_same_weights(together["second"], alone["second"], atol=1e-6)
+    checked.clear()
     alone = train(changed(context, epochs=4, patience=0), [tasks[1]])
     assert_same_weights(together["third"], alone["third"], atol=1e-6)
     assert together["third"].loss_history == pytest.approx(alone["third"].loss_history, rel=1e-5)
+
+
+def test_tracing_is_what_the_first_step_took_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pbd import distilling
+
+    times = distilling.StepTimes()
+    assert (times.typical_s, times.trace_s) == (0.0, 0.0)
+    clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 20.5])
+    monkeypatch.setattr(distilling.time, "perf_counter", lambda: next(clock))
+    for step in range(3):
+        times.on_train_batch_begin(step)
+        times.on_train_batch_end(step)
+    assert (times.typical_s, times.trace_s) == (1.0, 4.0)
 
 
 def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
@@ -148,7 +167,7 @@ def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Task
 
 def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     """The second of three epochs is the best of `second`, the start is that of `third`."""
-    from pbd import blocks, training
+    from pbd import blocks, distilling
 
     _, tasks = context
     script = {"second": [4.0, 3.0, 1.0, 2.0], "third": [1.0, 2.0, 3.0, 4.0]}
@@ -159,7 +178,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
             weights[name].append(blocks.get_weights(part))
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
 
-    monkeypatch.setattr(training, "_validation_errors", scripted)
+    monkeypatch.setattr(distilling, "_validation_errors", scripted)
     results = train(changed(context, epochs=3, block="decoupled_r2", block_init="kernel"), tasks)
     for name, best in (("second", 2), ("third", 0)):
         for key, value in results[name].weights.items():

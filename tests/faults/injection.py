@@ -27,7 +27,7 @@ HERE = Path(__file__).resolve().parent
 POINTS = {
     "start": ("pbd.backend", "load"),
     "first weights": ("pbd.training", "_give_first_weights"),
-    "tracing": ("pbd.training", "GroupDistiller.__init__"),
+    "tracing": ("pbd.distilling", "GroupDistiller.__init__"),
     "training": ("pbd.fitting", "ReportProgress.on_train_batch_end"),
     "scoring": ("pbd.training", "score"),
     "committing": ("pbd.journal", "Journal.commit_block"),
