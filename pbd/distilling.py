@@ -118,10 +118,11 @@ class _Crowd:
         self._paces, self._idle_steps = StepTimes(), 0.0
 
     def is_outgrown_by(self, learning: Mapping[str, Any]) -> bool:
-        """Return, the same in the whole team, whether those that learn no longer have cost as much as tracing does."""
+        """Return, the same in the whole team, whether the others have cost as much as tracing without them would."""
         if len(learning) == len(self.names):
             return False
-        idle_s, trace_s = self._team.add_up(np.array([self._idle_steps * self._paces.typical_s, self._paces.trace_s]))
+        coming_s = self._paces.trace_s * len(learning) / len(self.names)
+        idle_s, trace_s = self._team.add_up(np.array([self._idle_steps * self._paces.typical_s, coming_s]))
         return bool(idle_s >= trace_s)
 
     def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: Emit) -> dict[str, float]:
