@@ -7,6 +7,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,14 +78,17 @@ def turns_for_ever(team: Team, emit: Emit) -> None:
 
 @dataclass(frozen=True)
 class Busy:
-    """Computes without a word."""
+    """Computes without a word, and then does something else, if told to."""
 
     seconds: float
+    then: Callable[[Team, Emit], None] | None = None
 
     def __call__(self, team: Team, emit: Emit) -> str:
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
             pass
+        if self.then is not None:
+            self.then(team, emit)
         return "done"
 
 

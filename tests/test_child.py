@@ -167,6 +167,11 @@ def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> Non
     assert not is_running(first)
 
 
+def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
+    with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-6] s"):
+        child.do(errands.Busy(1.2 * STALL_LIMIT_S, then=errands.waits_for_ever), ignore)
+
+
 def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
     assert child.do(errands.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
     assert child.do(errands.sleeps_and_tells, ignore) == "done"

@@ -173,15 +173,16 @@ class Child:
 
 
 class _Watch:
-    """Notices when a process hangs."""
+    """Notices when a process hangs: within twice the limit of when it last computed."""
 
     def __init__(self, pid: int, limit_s: float) -> None:
-        self._pid, self._limit_s, self._patience = pid, limit_s, Patience(limit_s, _POLL_S)
+        self._pid = pid
+        self._silence, self._idleness = Patience(MOST_BUSY * limit_s, _POLL_S), Patience(limit_s, _POLL_S)
         self.alive()
 
     def alive(self) -> None:
-        self._patience.renew()
-        self._computed_s = _cpu_s(self._pid)
+        self._silence.renew()
+        self._begin_a_span()
 
     def check(self) -> None:
         """To be called at every poll.
@@ -189,13 +190,20 @@ class _Watch:
         Raises:
             LostProcessError: the process was silent for too long.
         """
-        if not self._patience.lost():
+        silent, span_is_over = self._silence.lost(), self._idleness.lost()
+        if not (silent or span_is_over):
             return
-        silent_s, computed_s = self._patience.silent_s, _cpu_s(self._pid) - self._computed_s
-        if computed_s < IDLE * silent_s or silent_s > MOST_BUSY * self._limit_s:
+        span_s, computed_s = self._idleness.silent_s, _cpu_s(self._pid) - self._computed_s
+        if silent or computed_s < IDLE * span_s:
             raise LostProcessError(
-                f"the process that trains hung: it said nothing for {silent_s:.0f} s, and computed {computed_s:.0f} s"
+                f"the process that trains hung: it said nothing for {self._silence.silent_s:.0f} s, "
+                f"and computed {computed_s:.0f} s in the last {span_s:.0f}"
             )
+        self._begin_a_span()
+
+    def _begin_a_span(self) -> None:
+        self._idleness.renew()
+        self._computed_s = _cpu_s(self._pid)
 
 
 def _cpu_s(pid: int) -> float:
