@@ -202,19 +202,19 @@ def test_the_digest_is_of_the_structure_and_not_of_the_weights(setup: Any) -> No
 
 @pytest.mark.parametrize("count", [1, 2, 6, 7, 40])
 def test_few_depths_are_timed_the_shallowest_and_the_deepest_among_them(count: int) -> None:
-    from pbd import layer_timing
+    from pbd.layer_timing import prefix_times
 
     tasks = [make_task(at, prefix_macs=1_000 * (at + 1)) for at in range(count)]
-    timed = [task.index for task in layer_timing.depths(tasks[::-1])]
-    assert len(timed) == min(count, layer_timing.MOST_DEPTHS)
+    timed = [task.index for task in prefix_times.depths(tasks[::-1])]
+    assert len(timed) == min(count, prefix_times.MOST_DEPTHS)
     assert timed == sorted(timed)
     assert (timed[0], timed[-1]) == (0, count - 1)
 
 
 def test_a_pace_is_the_median_behind_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pbd import layer_timing
+    from pbd.layer_timing import pace
 
     taken = iter([5.0, 1.0, 1.0, 30.0, 1.0, 1.2])
-    monkeypatch.setattr(layer_timing, "_seconds", lambda step: next(taken))
-    monkeypatch.setattr(layer_timing, "ENOUGH_S", 0.0)
-    assert layer_timing.pace_of(lambda: None) == layer_timing.Pace(typical_s=1.0, once_s=4.0)
+    monkeypatch.setattr(pace, "seconds", lambda step: next(taken))
+    monkeypatch.setattr(pace, "ENOUGH_S", 0.0)
+    assert pace.pace_of(lambda: None) == pace.Pace(typical_s=1.0, once_s=4.0)
