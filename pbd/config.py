@@ -227,8 +227,8 @@ class ExecutionConfig:
     """Train in a child process of each worker: a crash, a hang or the system's memory killer cost one attempt of three,
     and not the run."""
     stall_limit: float = 300.0
-    """Seconds for which such a child may neither report nor compute before it counts as lost; ten times as many if it
-    computes, since tracing and compiling report nothing."""
+    """Seconds for which such a child may neither report nor compute before it counts as lost (seen within twice as
+    many); ten times as many if it computes, since tracing and compiling report nothing."""
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores shared out evenly)."""
     run_dir: str | None = None

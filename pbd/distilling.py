@@ -1,7 +1,6 @@
 """Train a group of blocks on one pass of the frozen teacher, each for as long as it learns."""
 
-import statistics
-import time
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,6 +16,8 @@ from pbd.teamwork import Team, add_up_all
 
 STOPPING_IMAGES = 1024
 """How many validation images tell, after every epoch, whether a block still learns."""
+TRACING_STEPS = 15
+"""Steps that take about as long as tracing a group's graph: 5 (ResNet20 on a CPU, batches of 128) to 26 (of 32)."""
 
 
 class GroupDistiller(keras.Model):
@@ -83,7 +84,7 @@ def fit(
     learning = dict(built)
     crowd = _Crowd(teacher, learning, optimizer, dataset, team)
     for epoch in range(config.epochs + 1):
-        if any(curves[name].diverged for name in crowd.names) or crowd.is_outgrown_by(learning):
+        if crowd.is_outgrown_by(learning):
             crowd = _Crowd(teacher, learning, optimizer, dataset, team)
         losses = crowd.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in crowd.errors(learning).items():
@@ -98,9 +99,9 @@ def fit(
 class _Crowd:
     """Blocks that one traced graph trains.
 
-    To be rid of those that have flattened, another must be traced, which takes seconds, as many as an epoch of a small
-    job. So they are taken along, to no effect, until they have cost as much: who knew beforehand when the others would
-    flatten could do twice as well at best (the ski rental problem; Karlin et al. 1988, Competitive snoopy caching).
+    To be rid of those that have flattened, another must be traced, which takes as long as a small job's epoch. So they
+    are taken along, to no effect, until that has cost about as much. Steps are counted, and no clock is asked: a run
+    that is made again trains the same graphs, and the workers of a team agree.
     """
 
     def __init__(
@@ -111,61 +112,33 @@ class _Crowd:
         dataset: datasets.Dataset,
         team: Team,
     ) -> None:
-        self.names = tuple(blocks)
+        self._names = tuple(blocks)
         self._dataset, self._team = dataset, team
         self._distiller = GroupDistiller(graph.truncate(teacher, blocks), dict(blocks))
         self._trainer = trainer(self._distiller, optimizer, dataset, team)
-        self._paces, self._idle_steps = StepTimes(), 0.0
+        self._idle_steps, self._is_sound = 0.0, True
 
     def is_outgrown_by(self, learning: Mapping[str, Any]) -> bool:
-        """Return, the same in the whole team, whether the others have cost as much as tracing without them would."""
-        if len(learning) == len(self.names):
-            return False
-        coming_s = self._paces.trace_s * len(learning) / len(self.names)
-        idle_s, trace_s = self._team.add_up(np.array([self._idle_steps * self._paces.typical_s, coming_s]))
-        return bool(idle_s >= trace_s)
+        """Return whether to trace a graph without those that learn no longer; at once if an error is no number."""
+        left = len(learning) / len(self._names)
+        return left < 1.0 and (self._idle_steps >= TRACING_STEPS * left or not self._is_sound)
 
     def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: Emit) -> dict[str, float]:
         """Train all for one of so many epochs; return each block's mean squared error."""
-        told = ReportProgress(emit, label(learning)).over(epochs)
+        told = ReportProgress(emit, group_label(self._names)).over(epochs)
         steps = self._dataset.steps_per_epoch
-        batches = self._dataset.training_batches(epoch, epoch + 1)
-        history = self._trainer.fit(batches, epoch, epoch + 1, steps, [told, self._paces])
-        self._idle_steps += steps * (1.0 - len(learning) / len(self.names))
+        history = self._trainer.fit(self._dataset.training_batches(epoch, epoch + 1), epoch, epoch + 1, steps, [told])
+        self._idle_steps += steps * (1.0 - len(learning) / len(self._names))  # those of all blocks count as one
         return {name: float(values[0]) for name, values in history.items()}
 
     def errors(self, learning: Mapping[str, Any]) -> dict[str, float]:
         """Return the mean squared errors of those that learn on the images that tell when to stop."""
         errors = _validation_errors(self._distiller, self._dataset, self._team)
+        self._is_sound = all(map(math.isfinite, errors.values()))
         return {name: errors[name] for name in learning}
 
 
-class StepTimes(keras.callbacks.Callback):
-    """Seconds of the training steps of one graph, the first of which traces it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._taken: list[float] = []
-        self._began = 0.0
-
-    @property
-    def typical_s(self) -> float:
-        """Median of all; 0 before the first."""
-        return statistics.median(self._taken) if self._taken else 0.0
-
-    @property
-    def trace_s(self) -> float:
-        """How much longer the first took."""
-        return max(0.0, self._taken[0] - self.typical_s) if self._taken else 0.0
-
-    def on_train_batch_begin(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._began = time.perf_counter()
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        self._taken.append(time.perf_counter() - self._began)
-
-
-def label(names: Iterable[str]) -> str:
+def group_label(names: Iterable[str]) -> str:
     """Return what a group of layers is called where there is little room."""
     names = list(names)
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"

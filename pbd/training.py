@@ -1,4 +1,4 @@
-"""Train a group of blocks in one pass of the frozen teacher, then score each of them."""
+"""A group of blocks from first weights to the run directory: begun, trained, scored, written."""
 
 import functools
 import math
@@ -12,7 +12,7 @@ import numpy as np
 
 from pbd import blocks, datasets, devices, graph
 from pbd.config import DataConfig, TrainingConfig
-from pbd.distilling import fit, label, target_variances
+from pbd.distilling import fit, group_label, target_variances
 from pbd.errors import MissingInputError
 from pbd.fitting import Emit
 from pbd.initialisation import FIT_IMAGES, initialise
@@ -138,7 +138,7 @@ def _train_together(
     curves = {name: LearningCurve(start_counts) for name in built}
     fit(context.training, teacher, built, dataset, variances, curves, emit, team)
     total = dataset.steps_per_epoch * context.training.epochs
-    emit(Progress(0, f"scoring {label(built)}", total, total, context.training.epochs))
+    emit(Progress(0, f"scoring {group_label(built)}", total, total, context.training.epochs))
     scores = score(teacher, built, dataset, team)
     return [_result(context, name, block, curves[name], scores[name]) for name, block in built.items()]
 

@@ -168,7 +168,7 @@ def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> Non
 
 
 def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
-    with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-6] s"):
+    with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-9] s"):
         child.do(errands.Busy(1.2 * STALL_LIMIT_S, then=errands.waits_for_ever), ignore)
 
 

@@ -111,13 +111,11 @@ def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context
         assert result.nmse < 0.1
 
 
-@pytest.mark.parametrize(
-    ("trace_s", "graphs"), [(0.0, [("second", "third"), ("third",)]), (math.inf, [("second", "third")])]
-)
+@pytest.mark.parametrize(("tracing_steps", "checks_of_both"), [(0, 3), (10, 4), (11, 5), (math.inf, 5)])
 def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_been_there(
-    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, trace_s: float, graphs: list[tuple[str, ...]]
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, tracing_steps: float, checks_of_both: int
 ) -> None:
-    """`second` stops after two epochs, whatever its errors are; `third` never does."""
+    """`second` stops after two epochs of ten steps, whatever its errors are; `third` never does."""
     from pbd import distilling
 
     _, tasks = context
@@ -129,9 +127,9 @@ def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_
         return {name: script[name][len(checked) - 1] for name in distiller.layer_names}
 
     monkeypatch.setattr(distilling, "_validation_errors", scripted)
-    monkeypatch.setattr(distilling.StepTimes, "trace_s", trace_s)
+    monkeypatch.setattr(distilling, "TRACING_STEPS", tracing_steps)
     together = train(changed(context, epochs=4, patience=1), tasks)
-    assert list(dict.fromkeys(checked)) == graphs
+    assert checked == checks_of_both * [("second", "third")] + (5 - checks_of_both) * [("third",)]
     assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
     assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
     checked.clear()
@@ -141,19 +139,6 @@ def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_
     alone = train(changed(context, epochs=4, patience=0), [tasks[1]])
     assert_same_weights(together["third"], alone["third"], atol=1e-6)
     assert together["third"].loss_history == pytest.approx(alone["third"].loss_history, rel=1e-5)
-
-
-def test_tracing_is_what_the_first_step_took_longer(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pbd import distilling
-
-    times = distilling.StepTimes()
-    assert (times.typical_s, times.trace_s) == (0.0, 0.0)
-    clock = iter([0.0, 5.0, 10.0, 11.0, 20.0, 20.5])
-    monkeypatch.setattr(distilling.time, "perf_counter", lambda: next(clock))
-    for step in range(3):
-        times.on_train_batch_begin(step)
-        times.on_train_batch_end(step)
-    assert (times.typical_s, times.trace_s) == (1.0, 4.0)
 
 
 def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
@@ -204,8 +189,10 @@ def test_no_number_in_one_block_costs_only_that_block(
         blocks.set_weights(built["second"], {key: np.full_like(value, np.nan)})
 
     monkeypatch.setattr(training, "initialise", poisoned)
-    results = train(made, tasks)
+    events: list[Progress] = []
+    results = {r.layer_name: r for r in training.train_group(made, TaskGroup(tuple(tasks)), events.append)}
     assert calls == [["second", "third"]], "no second attempt, one by one"
+    assert all(math.isfinite(event.loss) for event in events if event.loss is not None), "it left at once"
     assert results["second"].status == "failed"
     assert "--learning-rate" in results["second"].error
     assert (results["second"].weights, results["second"].nmse, results["second"].measure) == ({}, None, None)
@@ -323,8 +310,23 @@ def own_copies(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("own_copies")
-def test_a_team_trains_the_blocks_that_one_worker_would(context: tuple[Any, Tasks]) -> None:
-    settings = {"block": "decoupled_r2", "block_init": "fitted", "epochs": 2}
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_team_trains_the_blocks_that_one_worker_would(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    """With patience, `second` flattens after an epoch, and all trace a graph without it."""
+    from pbd import distilling
+
+    errors, checked = distilling._validation_errors, []
+
+    def flat(distiller: Any, dataset: Any, team: Team) -> dict[str, float]:
+        checked.append(tuple(distiller.layer_names))
+        return {name: 1.0 if name == "second" else e for name, e in errors(distiller, dataset, team).items()}
+
+    if patience:
+        monkeypatch.setattr(distilling, "_validation_errors", flat)
+        monkeypatch.setattr(distilling, "TRACING_STEPS", 0)
+    settings = {"block": "decoupled_r2", "block_init": "fitted", "epochs": 2, "patience": patience}
     made, shared = changed(context, **settings), changed(context, **settings)
     alone = train(made, context[1])
     for results in as_teams(shared, context[1], 2):
@@ -338,6 +340,7 @@ def test_a_team_trains_the_blocks_that_one_worker_would(context: tuple[Any, Task
             for key, weight in result.weights.items():
                 np.testing.assert_allclose(weight, alone[name].weights[key], atol=1e-5)
     assert set(shared.journal.committed_blocks()) == {"second", "third"}
+    assert checked.count(("third",)) == patience * 3, "once alone, once by each of the team"
 
 
 @pytest.mark.usefixtures("own_copies")

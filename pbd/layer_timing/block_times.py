@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import keras
 
 from pbd import blocks, initialisation
-from pbd.layer_timing.alone import Alone
+from pbd.layer_timing.lone_block import LoneBlock
 from pbd.layer_timing.pace import Pace, pace_of, seconds
 from pbd.layer_timing.setup import Setup
 from pbd.records import LayerTask
@@ -29,14 +29,14 @@ def block_times(task: LayerTask, setup: Setup, teacher: keras.Model, idle_step: 
     started = time.perf_counter()
     block = blocks.build_block(setup.block, task, seed=0)
     built_s = time.perf_counter() - started
-    alone = Alone.of(task.layer_name, block, task.input_shape, task.output_shape, setup.dataset.batch_size)
+    alone = LoneBlock.of(task.layer_name, block, task.input_shape, task.output_shape, setup.dataset.batch_size)
     step, check, target_s = alone.step.beyond(idle_step), alone.check.beyond(idle_check), alone.target_s
     gather_s, fit_s = _first_weights_s(alone, task, block, setup, teacher)
     return BlockTimes(step, check, target_s, gather_s, built_s + fit_s)
 
 
 def _first_weights_s(
-    alone: Alone, task: LayerTask, block: keras.Model, setup: Setup, teacher: keras.Model
+    alone: LoneBlock, task: LayerTask, block: keras.Model, setup: Setup, teacher: keras.Model
 ) -> tuple[float, float]:
     """Return what the statistics of a batch take, and what the first weights take once these are there."""
     built, images = {task.layer_name: block}, [alone.batch]

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import numpy as np
 
 from pbd import devices, graph
-from pbd.layer_timing.alone import idle_paces
 from pbd.layer_timing.block_times import BlockTimes, block_times
+from pbd.layer_timing.lone_block import idle_paces
 from pbd.layer_timing.prefix_times import PREFIX_PASSES, PrefixTimes, prefix_times
 from pbd.layer_timing.setup import Setup
 from pbd.records import LayerTask

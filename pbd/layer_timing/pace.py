@@ -40,6 +40,7 @@ def pace_of(step: Callable[[], object]) -> Pace:
 
 
 def seconds(step: Callable[[], object]) -> float:
+    """Return how long a step takes, once."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started

@@ -9,7 +9,7 @@ import numpy as np
 
 from pbd import datasets, folding
 from pbd.distilling import GroupDistiller
-from pbd.layer_timing.alone import PROBE, distiller_of, probe
+from pbd.layer_timing.lone_block import PROBE, distiller_of, probe
 from pbd.layer_timing.pace import MOST, WARM_UP, Pace, pace_of, seconds
 from pbd.layer_timing.setup import Setup
 from pbd.records import LayerTask

@@ -1,4 +1,4 @@
-"""What is to be predicted, and what it is measured with."""
+"""The teacher, layers and data that are timed, and the conditions that a table of times holds under."""
 
 import hashlib
 import json

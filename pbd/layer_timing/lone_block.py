@@ -15,7 +15,7 @@ PROBE = "probe"
 
 
 @dataclass(frozen=True)
-class Alone:
+class LoneBlock:
     """A block that learns from tensors at hand, without a teacher in front of it."""
 
     prefix: keras.Model
@@ -26,7 +26,7 @@ class Alone:
     @classmethod
     def of(
         cls, name: str, block: keras.Model, input_shape: tuple[int, ...], output_shape: tuple[int, ...], images: int
-    ) -> "Alone":
+    ) -> "LoneBlock":
         ends = [keras.Input(input_shape), keras.Input(output_shape)]
         prefix = keras.Model(ends, {name: ends})
         draws = np.random.default_rng(0)
@@ -64,7 +64,7 @@ def probe() -> keras.Model:
 
 def idle_paces(batch_size: int) -> tuple[Pace, Pace]:
     """Return the paces of a step and a check of the probe, without a teacher or data."""
-    alone = Alone.of(PROBE, probe(), (1, 1, 1), (1, 1, 1), batch_size)
+    alone = LoneBlock.of(PROBE, probe(), (1, 1, 1), (1, 1, 1), batch_size)
     return alone.step, alone.check
 
 
