@@ -51,6 +51,9 @@ def make(
         missing: those not done yet, one at least.
         executor: whose workers are to do it.
     """
+    shareable, most = may_share(config, context.block, executor), context.data.batch_size
+    exchange = TimeExchange(context, sum(task.block_params for task in missing))
+    exchange_s = executor.together(exchange, lambda event: None, most) if shareable else 0.0
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     room = footprint.room(config.memory_limit)
     table, work = _predict(config, given, context, todo, executor)
@@ -58,15 +61,13 @@ def make(
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     whole = scheduler(missing, costs, executor.num_workers)
     assignment, why, team = cutting.cut(whole, costs, room.fits), "", 1
-    if may_share(config, context.block, executor):
-        most, exchange = context.data.batch_size, TimeExchange(sum(task.block_params for task in missing))
-        exchange_s = executor.together(exchange, lambda event: None, most)
+    if shareable:
         team = min(executor.team_size, most)
         shared = share(missing, table, work, team, executor.num_workers, exchange_s, room)
         why = explain(assignment, shared, exchange_s) if config.parallel != "data" else ""
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
-    room.check(assignment.groups, team if assignment.shared else 1, context.data.batch_size)
+    room.check(assignment.groups, team if assignment.shared else 1, most)
     if len(assignment.groups) > (1 if assignment.shared else len(whole.groups)):
         why = f"{why}{why and '; '}in {len(assignment.groups)} groups, to take at most {room.in_words} each"
 

@@ -111,13 +111,15 @@ class MarkShared:
 
 @dataclass(frozen=True)
 class TimeExchange:
-    """Measure what adding up takes."""
+    """Measure what adding up takes, once all have loaded, at the same time, what they will train with."""
 
+    context: TrainingContext
     values: int
     """How many float32 numbers each worker brings."""
 
     def __call__(self, team: Team, emit: Emit) -> float:
         """Return the median seconds of an exchange."""
+        training.load(self.context)
         brought, taken = np.ones(self.values, np.float32), []
         for _ in range(EXCHANGES):
             team.add_up(np.zeros(1))  # all begin at once

@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 
 from experiments import scaling
-from pbd import calibration, memory, planning
+from pbd import calibration, memory, planning, training
 from pbd.config import ExecutionConfig
 from pbd.errors import NoWorkersError, UsageError
 from pbd.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
+from pbd.shared_work import EXCHANGES, TimeExchange
+from pbd.teamwork import ALONE
 from tests.fakes import make_task
 
 TASKS = [make_task(at) for at in range(3)]
@@ -84,6 +86,14 @@ def test_a_layer_that_loses_the_process_that_times_it_does_not_cost_the_run(capl
     assert "SIGKILL" in caplog.text
     with pytest.raises(NoWorkersError):
         make(Workers(table(step_s=0.01), loses="macs"), costs="macs")
+
+
+def test_all_load_what_they_train_with_before_they_time_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[Any] = []
+    monkeypatch.setattr(training, "load", done.append)
+    monkeypatch.setattr(ALONE, "add_up", lambda values: done.append(values.size))
+    assert TimeExchange("context", 7)(ALONE, lambda event: None) >= 0.0
+    assert (done[0], done.count("context"), done.count(7)) == ("context", 1, EXCHANGES)
 
 
 SLOW_PREFIX = {"prefix_s": 0.1, "step_s": 0.01}
