@@ -1,5 +1,6 @@
 """Small real runs to inject faults into, and what can be told of them afterwards."""
 
+import json
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -163,6 +165,11 @@ class Range:
             said.seek(0)
             return Outcome(run_dir, plan, code, seconds, said.read(), tuple(orphans))
 
+    def outcomes(self, name: str) -> Any:
+        """Return what the report of a run says but for times and places; `None` where there is none."""
+        path = self.folder / name / "run" / "report.json"
+        return outcomes_of(json.loads(path.read_text(encoding="utf-8"))) if path.exists() else None
+
     def weights(self, name: str) -> list[np.ndarray]:
         """Return the weights of the student of a run."""
         import keras
@@ -200,6 +207,18 @@ def _processes(plan: Plan) -> list[int]:
         except OSError:
             continue
     return found
+
+
+OF_ONE_RUN = {"seconds", "started_s", "timing", "latency", "energy", "workers", "groups", "scheduler"}
+OF_ONE_RUN |= {"run_dir", "path", "resume"}
+"""What a report says of when, where and by whom something was done, not of what came out."""
+
+
+def outcomes_of(report: Any) -> Any:
+    """Return a report without what two runs that end alike may say differently."""
+    if isinstance(report, dict):
+        return {key: outcomes_of(value) for key, value in report.items() if key not in OF_ONE_RUN}
+    return [outcomes_of(each) for each in report] if isinstance(report, list) else report
 
 
 def differences(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float:
