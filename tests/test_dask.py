@@ -201,7 +201,7 @@ def test_a_paused_worker_gets_no_work_and_keeps_none_waiting(
     assert {result.worker for result in results.values()} == {0, 2}
 
 
-@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
+@pytest.mark.parametrize("scheduler", ["pull", pytest.param("work_stealing", marks=pytest.mark.slow)])
 def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> None:
     with DaskCluster(tmp_path / "dask") as started:
         process = started.start_scheduler()
