@@ -209,7 +209,7 @@ def _processes(plan: Plan) -> list[int]:
     return found
 
 
-OF_ONE_RUN = {"seconds", "started_s", "timing", "latency", "energy", "workers", "groups", "scheduler"}
+OF_ONE_RUN = {"seconds", "started_s", "predicted_s", "timing", "latency", "energy", "workers", "groups", "scheduler"}
 OF_ONE_RUN |= {"run_dir", "path", "resume"}
 """What a report says of when, where and by whom something was done, not of what came out."""
 
