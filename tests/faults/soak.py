@@ -241,7 +241,7 @@ def it_stops_cleanly(soak: Soak) -> Row:
     for number in range(soak.times(24)):
         way, name = soak.draws.choice(sorted(WAYS)), f"g8-{number}"
         told = soak.draws.choice([signal.SIGTERM, signal.SIGUSR1])
-        after_s = soak.draws.uniform(0.2, 0.9) * takes_s[way]
+        after_s = soak.draws.uniform(0.1, 0.7) * takes_s[way]  # on a shared machine the next may be faster
         outcome = soak.run(name, way, killed_after_s=after_s, number=told)
         stopped += outcome.code == StoppedError.exit_code
         done += outcome.code == 0 and outcome.complete  # before it was told, or so soon that it need not stop
