@@ -42,12 +42,8 @@ class GradientStep(keras.Model):
         self.model = model
 
     def call(self, flat: Any) -> Any:
-        total, start = 0.0, 0
-        for variable in self.model.trainable_variables:
-            end = start + size(variable)
-            gradient = keras.ops.reshape(flat[start:end], variable.shape)
-            total, start = total + keras.ops.sum(variable * gradient), end
-        return total
+        variables = self.model.trainable_variables
+        return keras.ops.sum(in_a_row(variables, variables) * flat)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

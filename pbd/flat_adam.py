@@ -71,10 +71,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         return momentum * rate / (ops.sqrt(velocity) + EPSILON)
 
 
-def in_a_row(gradients: Sequence[Any], variables: Sequence[Any]) -> Any:
-    """Return the gradients one behind the other, float32; a variable without one has a gradient of zero."""
+def in_a_row(values: Sequence[Any], variables: Sequence[Any]) -> Any:
+    """Return what belongs to each variable, in its shape, one behind the other, float32; zeros for `None`."""
     ops = keras.ops
-    parts = [ops.zeros_like(v) if g is None else g for g, v in zip(gradients, variables, strict=True)]
+    parts = [ops.zeros_like(v) if g is None else g for g, v in zip(values, variables, strict=True)]
     return ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
 
 
