@@ -49,9 +49,13 @@ def file_name(*words: str) -> str:
 
 
 def compared(done: Sequence[Execution]) -> list[list[Chart]]:
-    """Return two columns of charts: what the replay predicts, and what was measured."""
-    predicted = [Chart(f"{one.scheduler}, predicted", one.predicted, one.bound_s) for one in done]
-    return [predicted, [Chart(f"{one.scheduler}, measured", one.measured, one.bound_s) for one in done]]
+    """Return two columns of charts: what the replay says, and what was measured."""
+    return [[Chart(f"{one.scheduler}, replayed", one.predicted, one.bound_s) for one in done], measured(done)]
+
+
+def measured(done: Sequence[Execution]) -> list[Chart]:
+    """Return a column of charts: what was measured."""
+    return [Chart(f"{one.scheduler}, measured", one.measured, one.bound_s) for one in done]
 
 
 def draw_gantt(title: str, columns: Sequence[Sequence[Chart]], path: Path) -> None:

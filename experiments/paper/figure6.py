@@ -92,13 +92,13 @@ def make(settings: argparse.Namespace) -> None:
 
 
 def draw(settings: argparse.Namespace, done: Sequence[Execution]) -> None:
-    """Draw what each worker did when, beside the replay."""
+    """Draw what each worker did when."""
     from experiments import schedule_plots
 
     for at, setting in enumerate(settings.settings):
         part = done[at * len(settings.schedulers) : (at + 1) * len(settings.schedulers)]
         path = settings.plots / schedule_plots.file_name("figure6", setting.name)
-        schedule_plots.draw_gantt(f"Figure 6: {setting.name}", schedule_plots.compared(part), path)
+        schedule_plots.draw_gantt(f"Figure 6: {setting.name}", [schedule_plots.measured(part)], path)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
