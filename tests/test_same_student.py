@@ -103,9 +103,10 @@ SLOW = {
     "three ranks, sharing every batch",
     "four ranks, one by one",
     "two Dask workers, sharing every batch",
+    "two Dask workers, pulling",
     "two Dask workers, stealing",
 }
-"""What others come near to; all ways together take minutes."""
+"""What others come near to (Dask: `test_dask_cluster.py`, over TLS); all ways together take minutes."""
 
 
 def ways(*names: str) -> list[Any]:
@@ -124,6 +125,7 @@ def test_blocks_do_not_depend_on_how_they_were_computed(
     assert difference <= 1e-4
 
 
+@pytest.mark.slow  # alone and in a team: `test_training.py`
 def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
     blocks_of: Callable[[str], dict[str, BlockResult]],
 ) -> None:
@@ -138,6 +140,7 @@ def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
         assert largest_difference(reference, other) <= 1e-4
 
 
+@pytest.mark.slow
 def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
     """The control: the comparison above can fail."""
     assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
