@@ -140,7 +140,6 @@ def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
         assert largest_difference(reference, other) <= 1e-4
 
 
-@pytest.mark.slow
 def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[str, BlockResult]]) -> None:
     """The control: the comparison above can fail."""
     assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
