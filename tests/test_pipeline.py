@@ -146,15 +146,19 @@ def test_a_finished_run_that_is_damaged_is_made_whole_again(run_dir: Path, tmp_p
 
 
 def test_a_trained_teacher_that_is_damaged_is_made_again(tmp_path: Path) -> None:
-    import pbd
-    from pbd import completion
+    from pbd import model_files, preparation
+    from pbd.config import RunConfig
+    from pbd.progress import NullProgress
 
-    settings = SMALL | {"teacher_epochs": 0, "fine_tune_epochs": 0, "layers": ("conv2_1",), "run_dir": tmp_path / "run"}
-    pbd.distill(max_accuracy_drop=1.0, **settings)
-    whole = (tmp_path / "run" / "teacher.keras").read_bytes()
-    (tmp_path / "run" / "teacher.keras").write_bytes(whole[: len(whole) // 2])
-    pbd.distill(max_accuracy_drop=1.0, resume=True, **settings)
-    assert completion.damaged(Journal(tmp_path / "run")) == []
+    config, path = RunConfig.of(teacher_epochs=0, run_dir=tmp_path / "run"), tmp_path / "run" / "teacher.keras"
+    with preparation.prepare(config, None, NullProgress()) as first:
+        whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with preparation.prepare(config.replace(resume=True), None, NullProgress()) as second:
+        pass
+    again = (second.teacher.get_weights(), model_files.load(str(path)).get_weights())
+    for weights in again:
+        assert all(map(np.array_equal, first.teacher.get_weights(), weights))
 
 
 def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
