@@ -45,7 +45,8 @@ def measure(arguments: Sequence[str], workers: int, turn_s: float, folder: Path,
         path = folder / f"{way}, {number}"
         module = ["pbd.run", *arguments, WAYS[way], "--run-dir", str(path)]
         commands[path.with_suffix(".txt")] = module_command("mpi", workers, module)
-    took_s = {way: job.seconds_until(math.inf) for way, job in zip(ways, turns.run(commands, turn_s), strict=True)}
+    jobs = turns.run(commands, [turn_s] * len(ways))
+    took_s = {way: job.seconds_until(math.inf) for way, job in zip(ways, jobs, strict=True)}
     return [took_s[way] for way in WAYS]
 
 

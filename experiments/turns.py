@@ -80,12 +80,13 @@ class Job:
         return self.process.returncode is None
 
 
-def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[Job]:
+def run(commands: Mapping[Path, Sequence[str]], turns_s: Sequence[float]) -> list[Job]:
     """Run commands in turns until all have ended.
 
     Args:
         commands: by the file that takes what they print.
-        turn_s: how long a turn is.
+        turns_s: how long a turn of each is. Where one needs twice as long as another, turns of twice the length have
+            both at the same place, and done, at the same time.
 
     Raises:
         PbdError: one failed; the message is its last line.
@@ -93,8 +94,8 @@ def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[Job]:
     with contextlib.ExitStack() as stack:
         stack.enter_context(_leaving_in_order())
         jobs = [stack.enter_context(_started(command, output)) for output, command in commands.items()]
-        while left := [job for job in jobs if job.goes_on()]:
-            for job in left:
+        while left := [(job, turn_s) for job, turn_s in zip(jobs, turns_s, strict=True) if job.goes_on()]:
+            for job, turn_s in left:
                 job.take_turn(turn_s)
     return jobs
 

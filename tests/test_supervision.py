@@ -16,8 +16,8 @@ def test_runs_differ_only_in_who_trains_and_the_median_of_the_pairs_is_told(
     started: list[list[str]] = []
     bare_s = iter([100.0, 50.0, 200.0])
 
-    def run(commands: Mapping[Path, Sequence[str]], turn_s: float) -> list[turns.Job]:
-        assert turn_s == 7
+    def run(commands: Mapping[Path, Sequence[str]], turns_s: Sequence[float]) -> list[turns.Job]:
+        assert turns_s == [7, 7]
         started.extend(map(list, commands.values()))
         seconds = next(bare_s)
         took_s = [1.02 * seconds if "--isolate" in command else seconds for command in commands.values()]

@@ -33,10 +33,12 @@ def test_one_has_the_machine_and_the_others_are_stopped(tmp_path: Path) -> None:
         tmp_path / "one": [sys.executable, "-c", NOTES],
         tmp_path / "two": [sys.executable, "-c", NOTES, NOTES],
     }
-    jobs = turns.run(commands, 0.25)
-    for job in jobs:
+    turns_s = [0.15, 0.3]
+    jobs = turns.run(commands, turns_s)
+    for job, turn_s in zip(jobs, turns_s, strict=True):
         assert job.process.returncode == 0
         assert len(job.turns) > 1
+        assert turn_s <= min(ended - began for began, ended in job.turns[:-1]) < turn_s + 0.1
         noted = [float(line) for line in job.output.read_text().split()]
         assert len(noted) > 20
         inside = [any(began <= moment <= ended for began, ended in job.turns) for moment in noted]
@@ -57,7 +59,7 @@ def test_a_signal_ends_all_in_order(tmp_path: Path) -> None:
     """What is stopped hears of no signal; left so, it would hold its memory for ever."""
     sleeper = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
     script = "from pathlib import Path; from experiments import turns; "
-    script += f"turns.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), 0.2)"
+    script += f"turns.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), [0.2, 0.2])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as running:
         said = [tmp_path / "a", tmp_path / "b"]
@@ -74,5 +76,5 @@ def test_one_that_fails_ends_all(tmp_path: Path) -> None:
         tmp_path / "bad.txt": [sys.executable, "-c", "print('first', flush=True); raise SystemExit('no such thing')"],
     }
     with pytest.raises(PbdError, match=r"^bad failed: no such thing$"):
-        turns.run(commands, 0.2)
+        turns.run(commands, [0.2, 0.2])
     assert time.monotonic() - began < 20

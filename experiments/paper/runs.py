@@ -111,7 +111,10 @@ def _report(run: Run, folder: Path, console: Console) -> Report:
 
 
 def carry_out_in_turns(repeats: Sequence[Sequence[Run]], folder: Path, turn_s: float) -> list[Report]:
-    """Run those of each repeat in turns of so many seconds; return all reports with the times that the turns give.
+    """Run those of each repeat in turns; return all reports with the times that the turns give.
+
+    A turn is of so many seconds for the most workers, and the longer the fewer there are: each phase of a run then has
+    the machine that the same phase of the others has.
 
     `distill_s` is from when the teacher is in the run directory to the last block, so that it holds the planning;
     `total_s` is from the command to the report. All other times in these reports count while a run was stopped.
@@ -136,7 +139,8 @@ def _in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Repor
         )
         for run in planned
     }
-    jobs = turns.run(commands, turn_s)
+    most = max(run.workers for run in planned)
+    jobs = turns.run(commands, [turn_s * most / run.workers for run in planned])
     return [_timed_by(job, run.directory(folder)) for run, job in zip(planned, jobs, strict=True)]
 
 

@@ -5,9 +5,10 @@ the median over repeats of runs that stood side by side; efficiency is speedup p
 
     python -m experiments.paper.tables3to6 [--quick|--full] [--workers 1 2] [--parallel task data] [--repeats N]
 
-With --turns SECONDS, the runs of a repeat take turns of so long: each has the machine as the others have it, however
-its speed changes. With `task` each worker trains layers of its own, as in the paper; with `data` all share every batch.
-A built-in teacher is trained before the clock starts; all else that a user waits for counts in the whole run.
+With --turns SECONDS, the runs of a repeat take turns, the fewer workers the longer: each phase of a run has the machine
+that the same phase of the others has, however its speed changes. With `task` each worker trains layers of its own, as
+in the paper; with `data` all share every batch. A built-in teacher is trained before the clock starts; all else that a
+user waits for counts in the whole run.
 """
 
 import argparse
@@ -187,7 +188,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = plans.parser("experiments.paper.tables3to6", __doc__)
     parser.add_argument("--parallel", nargs="+", choices=SHARING, help="how workers share the blocks (default: all)")
-    parser.add_argument("--turns", type=positive, metavar="S", help="runs of a repeat take turns of so many seconds")
+    parser.add_argument("--turns", type=positive, metavar="S", help="take turns: of S seconds, fewer workers longer")
     parser.add_argument("--repeats", type=positive, default=1, metavar="N", help="runs of each case (default 1)")
     return plans.settle(parser.parse_args(argv), QUICK, FULL)
 
