@@ -55,8 +55,11 @@ class Footprint:
     """Bytes that are free on its host; `None` where that is not known."""
     neighbours: int = 1
     """How many workers share what is free, itself included; the others may not have loaded anything yet."""
-    variant: int = 0
-    """Bytes of a batch of the network, or of one of its variants, where a stack of them is largest."""
+    batch_size: int = 1
+    variant: int = 1
+    """Bytes of an image in the network, or in one of its variants, where a stack of them is largest."""
+    most_scored: int = scoring.ON_AN_ACCELERATOR
+    """Bytes of such a stack that hold as many images as are scored at once, but at least one."""
 
     def room(self, limit: float | None) -> "Room":
         """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""
@@ -75,7 +78,8 @@ class Footprint:
         parts = [self.layers[task.layer_name] for task in tasks]
         beginning = max((_beginning(parts[member::team]) for member in range(min(team, len(parts)))), default=0)
         learning = sum(part.shown + part.learning for part in parts)
-        scored = SCORED_COPIES * min(scoring.MOST_BYTES, self.variant * (1 + len(parts)))
+        stack = self.variant * (1 + len(parts))
+        scored = SCORED_COPIES * stack * min(self.batch_size, scoring.images_at_once(stack, self.most_scored))
         phases = max(beginning, math.ceil(learning / team), scored)
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
@@ -127,9 +131,15 @@ def footprint(context: training.TrainingContext, tasks: tuple[LayerTask, ...]) -
     gathers = initialisation.gathers(context.block, context.block_init)
     layers = {task.layer_name: _layer_memory(task, context.block, dataset.batch_size, gathers) for task in tasks}
     base = devices.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()
-    stack = dataset.batch_size * variants.bytes_per_image(teacher, list(layers))
-    variant = stack // (1 + len(layers))
-    return Footprint(base, layers, devices.free_memory(), devices.local_workers(), variant)
+    return Footprint(
+        base,
+        layers,
+        free=devices.free_memory(),
+        neighbours=devices.local_workers(),
+        batch_size=dataset.batch_size,
+        variant=variants.bytes_per_image(teacher, list(layers)) // (1 + len(layers)),
+        most_scored=scoring.most_bytes(),
+    )
 
 
 def _layer_memory(task: LayerTask, block: str, batch_size: int, gathers: bool) -> LayerMemory:

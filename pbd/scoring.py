@@ -12,8 +12,20 @@ from pbd import devices, evaluation, folding, graph, variants
 from pbd.datasets import Dataset
 from pbd.teamwork import ALONE, Team, add_up_all
 
-MOST_BYTES = 256 * 2**20
-"""Of one tensor while blocks are scored: larger batches are scored in parts."""
+IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
+
+
+def most_bytes() -> int:
+    """Return the bytes of the largest tensor while blocks are scored; batches that would need more are cut in parts.
+
+    A CPU computes fastest what fits into its caches, an accelerator much at once.
+    """
+    return ON_AN_ACCELERATOR if devices.has_accelerator() else IN_A_CACHE
+
+
+def images_at_once(bytes_per_image: int, most: int) -> int:
+    """Return how many images are scored at once: a power of two, which cuts the usual batches without a rest."""
+    return 2 ** max(0, math.floor(math.log2(most / bytes_per_image)))
 
 
 def squared_error(output: Any, target: Any) -> Any:
@@ -93,7 +105,7 @@ def score(
     marking = evaluation.Marking(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     images_seen = np.zeros(1)
-    at_once = max(1, MOST_BYTES // variants.bytes_per_image(teacher, list(built)))
+    at_once = images_at_once(variants.bytes_per_image(teacher, list(built)), most_bytes())
     for images, labels, count in evaluation.in_one_size(in_parts(dataset.batches("validation"), at_once)):
         found = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = found["scores"]

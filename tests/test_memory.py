@@ -9,7 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from pbd import scoring
 from pbd.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, SCORED_COPIES, Footprint, LayerMemory
 from tests.fakes import make_task
 
@@ -69,9 +68,11 @@ def test_the_phase_that_takes_most_counts() -> None:
     assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
     assert peak(100, 50, 0, team=2) == 150
     assert peak(100, 50, 1, team=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
-    scored = Footprint(0, {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}, variant=100)
-    assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300, "scoring the network and two variants"
-    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * scoring.MOST_BYTES
+    layers = {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}
+    scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
+    assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 8, "scoring the network and two variants"
+    assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 5
+    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * 3 * 10**12, "an image"
     assert peak(100, 50, 1, team=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
 
 
