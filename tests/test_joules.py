@@ -198,7 +198,8 @@ if executor.coordinates:
         seconds = time.monotonic() - began
         bill = account.bill(results, seconds)
         said = account.summary(resumed=False)
-    print(json.dumps([bill.blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))
+    took_s = {result.layer_name: result.seconds for result in results}
+    print(json.dumps([took_s, bill.blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))
     executor.finish("done")
 else:
     executor.serve()
@@ -214,12 +215,15 @@ def test_one_rank_of_each_host_measures_it(hosts: str, tmp_path: Path) -> None:
     environment = os.environ | quiet | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
     told = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
     assert told.returncode == 0, told.stderr
-    blocks_j, busy_j, idle_j, seconds, said = json.loads(told.stdout)
+    took_s, blocks_j, busy_j, idle_j, seconds, said = json.loads(told.stdout)
+    assert took_s["conv0"] >= 0.8, "busy cores take longer"
+    assert took_s["conv1"] >= 0.4
     watts = (50.0, 50.0) if hosts == "one host" else (100.0, 300.0)
     assert [sum(pair) for pair in zip(busy_j, idle_j, strict=True)] == pytest.approx(
         [each * seconds for each in watts], rel=0.02
     )
-    assert list(blocks_j.values()) == pytest.approx([watts[0] * 0.8, watts[1] * 0.4], rel=0.2)
+    drawn_j = {name: took_s[name] * each for name, each in zip(("conv0", "conv1"), watts, strict=True)}
+    assert blocks_j == pytest.approx(drawn_j, rel=0.1)
     assert busy_j == pytest.approx(list(blocks_j.values()))
     assert (said["source"], said["partial"], said["hosts"]) == ("rapl", False, 1 if hosts == "one host" else 2)
     assert said["total_j"] == pytest.approx(sum(watts) * said["seconds"], rel=0.03)
