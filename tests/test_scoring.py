@@ -1,13 +1,15 @@
 """The scores of a group's blocks are those of the teacher with each of them swapped in, alone, in a copy."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from pbd import blocks, datasets, evaluation, graph, scoring
+from pbd import blocks, datasets, evaluation, graph, scoring, variants
 from pbd.config import DataConfig
 from pbd.records import LayerTask
 
@@ -107,6 +109,29 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     assert score.nmse < 1e-9
     assert score.marks.agreement == 1.0
     assert score.marks.kl < 1e-7
+
+
+def test_batches_that_are_cut_give_the_same_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is room for five images, four are scored at once."""
+    seen: list[int] = []
+    in_one_size = evaluation.in_one_size
+
+    def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
+        for images, labels, count in in_one_size(batches):
+            seen.append(len(images))
+            yield images, labels, count
+
+    monkeypatch.setattr(evaluation, "in_one_size", counted)
+    room = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
+    monkeypatch.setattr(scoring, "most_bytes", lambda: room)
+    again = scoring.score(scored.teacher, scored.built, scored.dataset)
+    assert set(seen) == {4}
+    assert 4 * len(seen) == len(scored.images)
+    for name, score in scored.scores.items():
+        assert again[name].nmse == pytest.approx(score.nmse, rel=1e-5)
+        assert again[name].marks.agreement == score.marks.agreement
+        assert again[name].marks.accuracy == score.marks.accuracy
+        assert again[name].marks.kl == pytest.approx(score.marks.kl, rel=1e-4)
 
 
 def test_scoring_changes_nothing(scored: Scored) -> None:
