@@ -25,9 +25,8 @@ def pack(said: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> bytes:
     words, stream = json.dumps(said, default=plain).encode(), io.BytesIO()
     named = {f"weight_{index}": array for index, array in enumerate(arrays)}
     np.savez(stream, meta=np.frombuffer(words, np.uint8), **named)
-    digest = _digest(stream.getbuffer())
-    stream.write(digest)
-    return stream.getvalue()
+    content = stream.getvalue()
+    return content + _digest(content)
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:

@@ -6,8 +6,10 @@ import logging
 import math
 import os
 import pickle
+import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -66,6 +68,19 @@ def test_blocks_come_back_exactly_from_a_resumed_run(journal: Journal) -> None:
     found = Journal.resume(str(journal.path), IDENTITY).committed_blocks()
     assert list(found) == ["conv"]
     assert_same(make_result(nmse=0.5, loss_history=(1.0, 0.5)), found["conv"])
+
+
+def test_a_block_is_committed_under_a_profiler_that_holds_on_to_frames(journal: Journal) -> None:
+    """Dask's looks at a worker's frames every few milliseconds; whatever they name lives on until it lets go."""
+    held: list[FrameType] = []
+    result = make_result()
+    before = sys.getprofile()
+    sys.setprofile(lambda frame, event, argument: held.append(frame))
+    try:
+        journal.commit_block(result)
+    finally:
+        sys.setprofile(before)
+    assert_same(result, journal.committed_blocks()["conv"])
 
 
 def test_a_block_without_labels_that_diverged_in_its_last_epoch_comes_back(journal: Journal) -> None:
