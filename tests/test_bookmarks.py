@@ -78,15 +78,16 @@ def assert_equal(one: tuple[Tuning, list[np.ndarray]], other: tuple[Tuning, list
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("epochs", [1, 3])
-def test_it_goes_on_from_the_last_epoch(epochs: int, tune: Callable[..., object], tmp_path: Path) -> None:
+def test_it_goes_on_from_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
     whole = tune()
-    with pytest.raises(Interruption):
-        tune(tmp_path, interrupt_at=epochs)
-    with pytest.raises(Interruption):
-        tune(tmp_path, interrupt_at=0)  # in its first epoch: what was done before is not lost
-    assert_equal(tune(tmp_path), whole)
     assert len(whole[0].history) == EPOCHS
+    for epochs in (1, 3):
+        folder = tmp_path / f"after {epochs}"
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=epochs)
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=0)  # in its first epoch: what was done before is not lost
+        assert_equal(tune(folder), whole)
 
 
 def test_one_that_was_done_is_not_done_again(tune: Callable[..., object], tmp_path: Path) -> None:
@@ -104,15 +105,16 @@ DIVERGING = [
 ]
 
 
-@pytest.mark.parametrize(("interrupt_at", "kept"), [(1, 1), (2, 1), (4, 3)])
-def test_steps_back_are_taken_again(interrupt_at: int, kept: int, tune: Callable[..., object], tmp_path: Path) -> None:
+def test_steps_back_are_taken_again(tune: Callable[..., object], tmp_path: Path) -> None:
     """What diverged after the last epoch that was kept diverges again."""
     whole = tune(script=DIVERGING)
-    with pytest.raises(Interruption):
-        tune(tmp_path, interrupt_at=interrupt_at, script=DIVERGING)
-    assert_equal(tune(tmp_path, script=DIVERGING[kept:]), whole)
     assert len(whole[0].story) == 2
     assert [row["epoch"] for row in whole[0].history] == [3, 4, 5, 6]
+    for interrupt_at, kept in ((1, 1), (2, 1), (4, 3)):
+        folder = tmp_path / f"after {interrupt_at}"
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=interrupt_at, script=DIVERGING)
+        assert_equal(tune(folder, script=DIVERGING[kept:]), whole)
 
 
 def test_a_team_goes_on_together(

@@ -111,9 +111,8 @@ def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context
         assert result.nmse < 0.1
 
 
-@pytest.mark.parametrize(("tracing_steps", "checks_of_both"), [(0, 3), (10, 4), (11, 5), (math.inf, 5)])
 def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_been_there(
-    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, tracing_steps: float, checks_of_both: int
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`second` stops after two epochs of ten steps, whatever its errors are; `third` never does."""
     from pbd import distilling
@@ -127,18 +126,19 @@ def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_
         return {name: script[name][len(checked) - 1] for name in distiller.layer_names}
 
     monkeypatch.setattr(distilling, "_validation_errors", scripted)
-    monkeypatch.setattr(distilling, "TRACING_STEPS", tracing_steps)
-    together = train(changed(context, epochs=4, patience=1), tasks)
-    assert checked == checks_of_both * [("second", "third")] + (5 - checks_of_both) * [("third",)]
-    assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
-    assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
+    second = train(changed(context, epochs=4, patience=1), [tasks[0]])["second"]
     checked.clear()
-    alone = train(changed(context, epochs=4, patience=1), [tasks[0]])
-    assert_same_weights(together["second"], alone["second"], atol=1e-6)
-    checked.clear()
-    alone = train(changed(context, epochs=4, patience=0), [tasks[1]])
-    assert_same_weights(together["third"], alone["third"], atol=1e-6)
-    assert together["third"].loss_history == pytest.approx(alone["third"].loss_history, rel=1e-5)
+    third = train(changed(context, epochs=4, patience=0), [tasks[1]])["third"]
+    for tracing_steps, checks_of_both in ((0, 3), (10, 4), (11, 5), (math.inf, 5)):
+        checked.clear()
+        monkeypatch.setattr(distilling, "TRACING_STEPS", tracing_steps)
+        together = train(changed(context, epochs=4, patience=1), tasks)
+        assert checked == checks_of_both * [("second", "third")] + (5 - checks_of_both) * [("third",)]
+        assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
+        assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
+        assert_same_weights(together["second"], second, atol=1e-6)
+        assert_same_weights(together["third"], third, atol=1e-6)
+        assert together["third"].loss_history == pytest.approx(third.loss_history, rel=1e-5)
 
 
 def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
