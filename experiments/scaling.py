@@ -1,6 +1,7 @@
 """What the block phase is predicted to take with more workers than there are: by tasks, and sharing every batch.
 
-Every layer is timed here, on one thread; from that, `pbd-run`'s own planning predicts what it would choose by.
+Every layer is timed here, on one thread of one core; from that, `pbd-run`'s own planning predicts what it would choose
+by.
 
     python -m experiments.scaling --teacher resnet56 --dataset cifar10.npz --workers 1 2 4 8 16 --network-gbit 10
 
@@ -24,7 +25,6 @@ from experiments.command_line import Parser, check_folder, positive
 from pbd import devices
 from pbd.config import WITHOUT_STATISTICS
 from pbd.journal import Journal
-from pbd.memory import Footprint, LayerMemory
 from pbd.records import LayerTask
 from pbd.scheduling import schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
@@ -66,6 +66,7 @@ def predict(
         shares: whether a batch can be shared.
     """
     from pbd import planning
+    from pbd.memory import Footprint, LayerMemory
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
     endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).room(None)
@@ -92,9 +93,9 @@ def predict(
     return rows
 
 
-def as_table(rows: Sequence[Row]) -> Table:
-    """Return the rows for a terminal."""
-    table = Table(title="The block phase, scoring included: predicted seconds")
+def as_table(rows: Sequence[Row], source: str) -> Table:
+    """Return the rows for a terminal, and where their times come from."""
+    table = Table(title="The block phase, scoring included: predicted seconds", caption=source)
     for heading in ("workers", "by tasks", "over one", "sharing batches", "of it, exchange", "over one"):
         table.add_column(heading, justify="right")
     for row in rows:
@@ -122,8 +123,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     return settings
 
 
-def run(settings: argparse.Namespace) -> list[Row]:
-    """Time the layers and return the predictions."""
+def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
+    """Time the layers; return the predictions, and what they rest on."""
+    block_phase.take_cores(0, threads=1)
+    devices.claim(0, 1, threads=1)
     from pbd import calibration
 
     with tempfile.TemporaryDirectory() as folder:
@@ -133,7 +136,8 @@ def run(settings: argparse.Namespace) -> list[Row]:
         context, tasks = block_phase.load(dataclasses.replace(setup, run_dir=str(run_dir)))
         table, work = calibration.predict(context, tuple(tasks), "calibrate", None, workers=1)
     bytes_per_s = BYTES_PER_GBIT * settings.network_gbit
-    return predict(tasks, table, work, settings.workers, bytes_per_s, setup.block in WITHOUT_STATISTICS)
+    rows = predict(tasks, table, work, settings.workers, bytes_per_s, setup.block in WITHOUT_STATISTICS)
+    return rows, table.source
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -141,9 +145,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)
-        devices.claim(0, 1, threads=1)
-        rows = run(settings)
-        Console(width=None if Console().is_terminal else speed.WIDTH).print(as_table(rows))
+        rows, source = run(settings)
+        Console(width=None if Console().is_terminal else speed.WIDTH).print(as_table(rows, source))
         if settings.csv is not None:
             command_line.write_csv(rows, settings.csv)
 

@@ -3,6 +3,8 @@
 import csv
 import dataclasses
 import io
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -172,6 +174,15 @@ def test_a_measurement_is_a_process_of_its_own(
     said = capsys.readouterr().out
     assert said.count("workers: 1: ") == 2
     assert float(said.split("run's weights: ")[1].split(";")[0]) < 1e-5
+
+
+def test_predictions_rest_on_one_thread_and_one_core(files: dict[str, str]) -> None:
+    arguments = ["--teacher", files["teacher"], "--dataset", files["dataset"], "--batch-size", "16", "--epochs", "1"]
+    command = [sys.executable, "-m", "experiments.scaling", *arguments, "--workers", "1", "2"]
+    told = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    assert told.returncode == 0, told.stderr
+    assert "1 of 1 threads per worker" in told.stdout
+    assert [line.split()[1] for line in told.stdout.splitlines() if line.startswith("│")] == ["1", "2"]
 
 
 @pytest.mark.parametrize(
