@@ -56,10 +56,11 @@ class Footprint:
     neighbours: int = 1
     """How many workers share what is free, itself included; the others may not have loaded anything yet."""
     batch_size: int = 1
+    """Images in a batch."""
     variant: int = 1
-    """Bytes of an image in the network, or in one of its variants, where a stack of them is largest."""
+    """Bytes of one image in one variant of the network, in the layer whose stack of all variants is largest."""
     most_scored: int = scoring.ON_AN_ACCELERATOR
-    """Bytes of such a stack that hold as many images as are scored at once, but at least one."""
+    """Bytes that such a stack may have: as many images are scored at once, but at least one."""
 
     def room(self, limit: float | None) -> "Room":
         """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""

@@ -129,8 +129,9 @@ def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor:
     assert not any(reading.seconds for reading in of_the_next.read().values())
 
 
-@pytest.mark.slow  # pulling, with real blocks: `test_dask_cluster.py`
-@pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
+@pytest.mark.parametrize(
+    "scheduler", ["pull", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wfd", "work_stealing"))]
+)
 def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
     seconds = [0.5] * 7
     sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})

@@ -158,7 +158,8 @@ def test_a_trained_teacher_that_is_damaged_is_made_again(tmp_path: Path) -> None
         pass
     again = (second.teacher.get_weights(), model_files.load(str(path)).get_weights())
     for weights in again:
-        assert all(map(np.array_equal, first.teacher.get_weights(), weights))
+        for before, after in zip(first.teacher.get_weights(), weights, strict=True):
+            np.testing.assert_array_equal(before, after)
 
 
 def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:

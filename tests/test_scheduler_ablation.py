@@ -170,7 +170,7 @@ def test_every_case_is_scaled_to_the_same_work() -> None:
 
 
 def test_a_real_executor_sleeps_as_long_as_it_was_told() -> None:
-    source = sleeping("short", [0.03, 0.01, 0.02])
+    source = sleeping("short", [0.6, 0.1, 0.2])
     assignment = pull(source.tasks, source.costs, 2)
     results = run_sleeping(SerialExecutor(ExecutionConfig(workers=2, isolate=False)), assignment, source)
     seconds = {result.layer_name: result.seconds for result in results}

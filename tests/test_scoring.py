@@ -1,5 +1,6 @@
 """The scores of a group's blocks are those of the teacher with each of them swapped in, alone, in a copy."""
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from pbd import blocks, datasets, evaluation, graph, scoring, variants
+from pbd import blocks, datasets, devices, evaluation, graph, scoring, variants
 from pbd.config import DataConfig
 from pbd.records import LayerTask
 
@@ -111,8 +112,11 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     assert score.marks.kl < 1e-7
 
 
-def test_batches_that_are_cut_give_the_same_scores(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where there is room for five images, four are scored at once."""
+@pytest.mark.parametrize(("batch_size", "fills_up"), [(32, False), (6, True)])
+def test_batches_that_are_cut_give_the_same_scores(
+    scored: Scored, monkeypatch: pytest.MonkeyPatch, batch_size: int, fills_up: bool
+) -> None:
+    """Where there is room for five images, four are scored at once; of a batch of six, two are left."""
     seen: list[int] = []
     in_one_size = evaluation.in_one_size
 
@@ -124,14 +128,21 @@ def test_batches_that_are_cut_give_the_same_scores(scored: Scored, monkeypatch: 
     monkeypatch.setattr(evaluation, "in_one_size", counted)
     room = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
     monkeypatch.setattr(scoring, "most_bytes", lambda: room)
-    again = scoring.score(scored.teacher, scored.built, scored.dataset)
+    dataset = dataclasses.replace(scored.dataset, batch_size=batch_size)
+    again = scoring.score(scored.teacher, scored.built, dataset)
     assert set(seen) == {4}
-    assert 4 * len(seen) == len(scored.images)
+    assert (4 * len(seen) > len(scored.images)) == fills_up
     for name, score in scored.scores.items():
         assert again[name].nmse == pytest.approx(score.nmse, rel=1e-5)
         assert again[name].marks.agreement == score.marks.agreement
         assert again[name].marks.accuracy == score.marks.accuracy
         assert again[name].marks.kl == pytest.approx(score.marks.kl, rel=1e-4)
+
+
+def test_an_accelerator_scores_more_at_once_than_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has_accelerator, expected in ((False, 8), (True, 256)):
+        monkeypatch.setattr(devices, "has_accelerator", lambda has_accelerator=has_accelerator: has_accelerator)
+        assert scoring.images_at_once(2**20, scoring.most_bytes()) == expected
 
 
 def test_scoring_changes_nothing(scored: Scored) -> None:

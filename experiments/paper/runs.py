@@ -114,7 +114,7 @@ def carry_out_in_turns(repeats: Sequence[Sequence[Run]], folder: Path, turn_s: f
     """Run those of each repeat in turns; return all reports with the times that the turns give.
 
     A turn is of so many seconds for the most workers, and the longer the fewer there are: each phase of a run then has
-    the machine that the same phase of the others has.
+    the machine that the same phase of the others has, as far as their speedup is ideal.
 
     `distill_s` is from when the teacher is in the run directory to the last block, so that it holds the planning;
     `total_s` is from the command to the report. All other times in these reports count while a run was stopped.

@@ -5,10 +5,10 @@ the median over repeats of runs that stood side by side; efficiency is speedup p
 
     python -m experiments.paper.tables3to6 [--quick|--full] [--workers 1 2] [--parallel task data] [--repeats N]
 
-With --turns SECONDS, the runs of a repeat take turns, the fewer workers the longer: each phase of a run has the machine
-that the same phase of the others has, however its speed changes. With `task` each worker trains layers of its own, as
-in the paper; with `data` all share every batch. A built-in teacher is trained before the clock starts; all else that a
-user waits for counts in the whole run.
+With --turns SECONDS, the runs of a repeat take turns, the fewer workers the longer: as far as speedup is ideal, each
+phase of a run has the machine that the same phase of the others has, however its speed changes. With `task` each worker
+trains layers of its own, as in the paper; with `data` all share every batch. A built-in teacher is trained before the
+clock starts; all else that a user waits for counts in the whole run.
 """
 
 import argparse
