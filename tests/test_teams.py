@@ -20,7 +20,7 @@ from pbd.records import Progress
 from tests import together
 
 LIMIT_S = 120
-"""What takes longer hangs: nothing in pbd would end it before its stall limit of five minutes."""
+"""What takes longer hangs: starting and losing workers take tens of seconds where a host has few cores to spare."""
 
 
 def ignore(_: Progress) -> None:
