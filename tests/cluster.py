@@ -201,7 +201,7 @@ class DaskCluster:
         self.folder.mkdir(parents=True)
         if self.tls:
             certificates = self.folder / "tls"
-            subprocess.run([LAUNCH / "make_certificates.sh", certificates], check=True, timeout=60)
+            subprocess.run([LAUNCH / "make_certificates.sh", certificates], check=True, timeout=PATIENCE_S)
             self.settings |= tls_settings(certificates)
 
     @property
@@ -255,7 +255,7 @@ class DaskCluster:
 def tls_settings(certificates: Path) -> dict[str, str]:
     """Return Dask's settings for the certificates in a folder, as the launch scripts give them."""
     command = ["bash", "-c", 'source "$0" && dask_settings "$1"', LAUNCH / "dask.sh", certificates]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout.splitlines()
     return dict(line.split("=", 1) for line in lines)
 
 
@@ -297,7 +297,7 @@ def _made_hosts(count: int) -> Iterator[list[Host]]:
         yield [dataclasses.replace(host, port=f"{switch}/{host.port}") for host in hosts]
     finally:
         for name in (switch, *(str(host.namespace) for host in hosts)):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=30)
+            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=PATIENCE_S)
 
 
 def _plug_in(host: Host, switch: str) -> None:
@@ -317,4 +317,4 @@ def cut_link(host: Host) -> None:
 
 
 def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=30)
+    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=PATIENCE_S)

@@ -93,9 +93,9 @@ class Busy:
 
 
 def sleeps_and_tells(team: Team, emit: Emit) -> str:
-    for step in range(5):
-        time.sleep(0.6)
-        emit(Progress(0, "sleeping", step, 5))
+    for step in range(10):
+        time.sleep(0.3)
+        emit(Progress(0, "sleeping", step, 10))
     return "done"
 
 

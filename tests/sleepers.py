@@ -12,6 +12,8 @@ from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from tests.fakes import make_task
 
+LONGEST_WAIT_S = 200.0
+
 
 @dataclass(frozen=True)
 class Sleeper:
@@ -23,7 +25,7 @@ class Sleeper:
     kills: dict[str, int] = field(default_factory=dict)
     """By layer name: how often its worker is killed under it."""
     waits_for: dict[str, int] = field(default_factory=dict)
-    """By layer name: how many layers must have begun before it ends; it waits for half a minute at most."""
+    """By layer name: how many layers must have begun before it ends; it waits for `LONGEST_WAIT_S` at most."""
     error: Exception | None = None
     """Raised instead of sleeping."""
 
@@ -41,7 +43,7 @@ class Sleeper:
         return [BlockResult(name, "trained", "two_layer", nmse=0.5) for name in group.layer_names]
 
     def _wait(self, layers: int) -> None:
-        latest = time.monotonic() + 30
+        latest = time.monotonic() + LONGEST_WAIT_S
         while len(self.begun("*")) < layers and time.monotonic() < latest:
             time.sleep(0.05)
 

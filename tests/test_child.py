@@ -7,7 +7,6 @@ import pickle
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
@@ -150,20 +149,18 @@ HANGS = (errands.waits_for_ever, errands.is_stopped, errands.turns_for_ever)
 
 @pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
 def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
-    first, began = child.do(errands.who, ignore), time.monotonic()
+    first = child.do(errands.who, ignore)
     with pytest.raises(LostProcessError, match=ENDS[work]):
         child.do(work, ignore)
-    assert time.monotonic() - began < 5
     assert child.do(errands.who, ignore) not in (first, os.getpid())
 
 
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
 def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
-    first, began = child.do(errands.who, ignore), time.monotonic()
+    first = child.do(errands.who, ignore)
     child._stall_limit_s = STALL_LIMIT_S if work is not errands.turns_for_ever else 0.2
     with pytest.raises(LostProcessError, match="hung: it said nothing"):
         child.do(work, ignore)
-    assert time.monotonic() - began < 10
     assert not is_running(first)
 
 

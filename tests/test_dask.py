@@ -10,6 +10,7 @@ import types
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import cloudpickle
 import distributed
@@ -83,14 +84,16 @@ def durations(seconds: list[float]) -> dict[str, float]:
 def test_every_group_is_trained_once_and_stamped(executor: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
     seconds, events = [0.6, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1], list[Progress]()
     sleeper = Sleeper(tmp_path, durations(seconds))
+    began = time.monotonic()
     results = train(executor, sleeper, scheduler, seconds, events)
+    whole_s = time.monotonic() - began
     for name, result in results.items():
         assert len(sleeper.begun(name)) == 1
         assert result.status == "trained"
         assert result.worker in range(3)
-        assert sleeper.seconds[name] <= result.seconds < sleeper.seconds[name] + 2.0
+        assert sleeper.seconds[name] <= result.seconds
         assert result.predicted_s == sleeper.seconds[name]
-        assert result.started_s >= 0
+        assert 0 <= result.started_s <= whole_s - result.seconds
     told = {(event.label, event.worker) for event in events}
     assert told >= {(name, result.worker) for name, result in results.items() if name != "conv6"}
 
@@ -270,18 +273,24 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
     """A future is done, but was not yet when it was looked at; then its worker is gone."""
     sleeper = Sleeper(tmp_path, durations([0.05] * 3))
     tasks, costs = sleeping([0.05] * 3)
-    look, cluster = executor._cluster.look, executor._cluster
+    cluster = executor._cluster
+    look, submit, sent = cluster.look, cluster.submit, []
+
+    def keep(*what: Any, **options: Any) -> "distributed.Future":
+        sent.append(submit(*what, **options))
+        return sent[-1]
 
     def late() -> dask_cluster.Roll:
-        time.sleep(1.0)  # all three have arrived by now
-        roll = look()
-        return dask_cluster.Roll(frozenset(), frozenset()) if len(sleeper.begun("conv0")) else roll
+        if not sent:
+            return look()
+        wait_until(lambda: all(future.done() for future in sent), "results")
+        return dask_cluster.Roll(frozenset(), frozenset())
 
-    cluster.look = late
+    cluster.look, cluster.submit = late, keep
     try:
         results = list(executor.run(sleeper, tasks, schedulers.pull(tasks, costs, 3), lambda _: None))
     finally:
-        del cluster.look
+        del cluster.look, cluster.submit
     assert {result.status for result in results} == {"trained"}
     assert all(len(sleeper.begun(f"conv{at}")) == 1 for at in range(3))
 
@@ -299,14 +308,14 @@ def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, mo
 
 
 def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
+    """The second group does not end before all others have begun."""
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
         try:
             assert made.num_workers == 1
-            tasks, costs = sleeping([0.3] * 20)
-            results = made.run(
-                Sleeper(tmp_path, durations([0.3] * 20)), tasks, schedulers.pull(tasks, costs, 1), lambda _: None
-            )
+            tasks, costs = sleeping([0.1] * 4)
+            sleeper = Sleeper(tmp_path, durations([0.1] * 4), waits_for={"conv1": 4})
+            results = made.run(sleeper, tasks, schedulers.pull(tasks, costs, 1), lambda _: None)
             first = next(results)
             cluster.scale(2)
             workers = {result.worker for result in [first, *results]}
@@ -378,12 +387,11 @@ def test_workers_that_listen_on_the_network_are_refused() -> None:
 
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "tcp://[::1:8786", "tcp://", "://"])
-def test_addresses_that_are_none_are_refused_at_once(address: str) -> None:
-    began = time.monotonic()
+def test_addresses_that_are_none_are_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dask_connection, "CONNECT_S", 1e6)
     with pytest.raises((EnvironmentMismatchError, NoWorkersError)) as told:
         open_executor(ExecutionConfig(executor="dask", dask_address=address))
     assert "\n" not in str(told.value)
-    assert time.monotonic() - began < 10
 
 
 def test_certificates_that_are_not_there_are_said_in_one_line() -> None:

@@ -19,6 +19,7 @@ from pbd.config import AUGMENTATIONS, DataConfig
 from pbd.datasets import Dataset, absolute, load, sources
 from pbd.datasets.sources import load_digits
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, PbdError, UsageError
+from tests.cluster import PATIENCE_S
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED_DATA = ROOT.parent / "shared" / "data"
@@ -326,7 +327,7 @@ def test_two_processes_agree(npz: Callable[..., Path]) -> None:
     )
     command = [sys.executable, "-c", code, str(npz())]
     runs = [subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    digests = [run.communicate(timeout=60)[0].strip() for run in runs]
+    digests = [run.communicate(timeout=PATIENCE_S)[0].strip() for run in runs]
     assert len(digests[0]) == 64
     assert digests[0] == digests[1]
 

@@ -11,6 +11,7 @@ import pytest
 
 from pbd import backend, devices
 from pbd.errors import EnvironmentMismatchError
+from tests.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.fast
 
@@ -83,7 +84,9 @@ def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
     parent += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     users = {"CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
     command, environment = [sys.executable, "-c", parent], {"PATH": os.environ["PATH"]} | users
-    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout
     for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "PBD_CLAIMED"):
         assert f"'{name}'" not in said
     for name, value in {**users, "TF_NUM_INTEROP_THREADS": "9"}.items():
@@ -154,5 +157,5 @@ def test_the_memory_of_the_process_that_started_this_one_is_not_its_own() -> Non
         "import subprocess, sys\nlarge = bytearray(400_000_000)\nlarge[::4096] = bytes(len(large[::4096]))\n"
         f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     )
-    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
     assert 1e6 < int(done.stdout) < 200e6

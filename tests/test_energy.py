@@ -12,6 +12,7 @@ from pbd.energy import Reading, Span
 from pbd.energy.dials import Counter, Device
 from pbd.energy.meter import MOST_MOMENTS
 from pbd.energy.replay import Recording, replay
+from tests.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.fast
 
@@ -197,7 +198,7 @@ def test_a_meter_reads_by_itself_and_stops() -> None:
     watched = Watched(device(), lambda: shown[0], 1e-6, RANGE_UJ)
     with energy.measure(energy.Finding("one", (watched,)), interval_s=0.001) as meter:
         shown[0] = 1_000_000
-        assert enough.wait(10)
+        assert enough.wait(PATIENCE_S)
         halfway = meter.read()
         shown[0] = 3_000_000
     shown[0] = 9_000_000
@@ -224,7 +225,7 @@ def test_a_meter_that_fails_costs_only_its_joules() -> None:
 def test_a_driver_that_hangs_does_not_hang_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(energy.host_meter, "PATIENCE_S", 0.05)
     goes_on = threading.Event()
-    hanging = Counter(device(), lambda: int(goes_on.wait(60)), 1e-6, RANGE_UJ)
+    hanging = Counter(device(), lambda: int(goes_on.wait(PATIENCE_S)), 1e-6, RANGE_UJ)
     with energy.measure(energy.Finding("one", (hanging,))) as meter:
         reading = meter.read()
     assert reading.total_j is None

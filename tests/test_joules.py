@@ -17,6 +17,7 @@ from pbd.energy.replay import Recording, replay
 from pbd.executors.dask_cluster import Roll
 from pbd.executors.dask_energy import ClusterMeters, begin, end, read
 from pbd.records import BlockResult, WorkerReport
+from tests.cluster import PATIENCE_S
 
 SECONDS = 10
 
@@ -213,7 +214,7 @@ def test_one_rank_of_each_host_measures_it(hosts: str, tmp_path: Path) -> None:
     command = [mpirun, "-n", "2", sys.executable, "-c", RANKS, str(tmp_path), hosts]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "0"}  # ranks load TensorFlow only to keep it quiet
     environment = os.environ | quiet | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment, check=False)
+    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
     assert told.returncode == 0, told.stderr
     took_s, blocks_j, busy_j, idle_j, seconds, said = json.loads(told.stdout)
     assert took_s["conv0"] >= 0.8, "busy cores take longer"

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.cluster import PATIENCE_S
+
 pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
@@ -95,4 +97,4 @@ def test_engines_stay_in_their_rooms(path: Path) -> None:
 def test_nothing_heavy_before_it_is_needed(statement: str) -> None:
     heavy = {"tensorflow", "keras", "mpi4py", "dask", "sklearn", "jinja2", "matplotlib"}
     check = f"import sys; assert not {heavy} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", f"{statement}; {check}"], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", f"{statement}; {check}"], check=True, timeout=PATIENCE_S)

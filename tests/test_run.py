@@ -3,25 +3,31 @@
 import random
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 
 from pbd import run
 from pbd.errors import PbdError, UsageError
+from tests.cluster import PATIENCE_S
 
 
 def pbd_run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "pbd.run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=cwd)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=cwd)
 
 
 @pytest.mark.fast
-def test_help_names_every_setting_and_is_quick() -> None:
-    started = time.monotonic()
-    answer = pbd_run("--help")
-    assert time.monotonic() - started < 5  # tenths of a second on an idle machine; TensorFlow alone takes more
+def test_help_names_every_setting_and_loads_nothing_heavy() -> None:
+    answer = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "pbd.run", "--help"],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+    )
+    loaded = {line.split("|")[-1].strip() for line in answer.stderr.splitlines()}
+    assert "pbd.config" in loaded
+    assert not loaded & {"numpy", "keras", "tensorflow", "mpi4py", "dask"}
     assert answer.returncode == 0
     for flag in ("--no-labels", "--fine-tune-loss", "--target-accuracy-drop", "--patience", "--block-init"):
         assert flag in answer.stdout
@@ -107,11 +113,9 @@ def test_missing_model(tmp_path: Path) -> None:
 
 def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
-    started = time.monotonic()
     answer = pbd_run("--run-dir", str(tmp_path))
     assert answer.returncode == 73
     assert "--resume" in answer.stderr
-    assert time.monotonic() - started < 60
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.json"]
 
 
@@ -122,6 +126,6 @@ def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on:
         f"import os, signal; from pbd import run; signal.signal(signal.SIGHUP, signal.{before}); "
         "run._stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on
     assert ("KeyboardInterrupt" in done.stderr) != goes_on

@@ -14,6 +14,7 @@ import pytest
 
 from pbd.journal import Journal
 from pbd.records import BlockResult
+from tests.cluster import PATIENCE_S
 from tests.faults.jobs import make_teacher
 
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
@@ -201,14 +202,14 @@ def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) ->
     )
     mpirun = Path(sys.executable).parent / "mpirun"
     told = subprocess.run(
-        [mpirun, "-n", "2", sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [mpirun, "-n", "2", sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S
     )
     assert told.returncode == 70
     assert "injected" in told.stderr
 
 
 def test_wrong_input_under_mpirun_is_said_once(tmp_path: Path) -> None:
-    told = start(["mpirun", "-n", "3"], ["--teacher", str(tmp_path / "absent.keras")], timeout=60)
+    told = start(["mpirun", "-n", "3"], ["--teacher", str(tmp_path / "absent.keras")], timeout=PATIENCE_S)
     assert told.returncode == 66
     assert told.stderr.count("absent.keras") == 1
     assert "Traceback" not in told.stderr

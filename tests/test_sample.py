@@ -17,6 +17,7 @@ from pbd import energy
 from pbd.energy.dials import Device
 from pbd.energy.replay import Recording
 from profiling import greenup, sample
+from tests.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.fast
 
@@ -59,16 +60,18 @@ def test_rows_are_written_while_the_command_runs(
     monkeypatch.setattr(energy, "find", lambda cores: found)
     path = tmp_path / "a trace.csv"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
+    script = 'until [ "$(wc -l <"$0")" -gt 6 ]; do sleep 0.01; done; exit 7'
+    until_six_rows = ["timeout", str(PATIENCE_S), "sh", "-c", script, str(path)]
     began = time.monotonic()
-    assert sample.main(["--csv", str(path), "--interval", "0.05", "--", "sh", "-c", "sleep 0.4; exit 7"]) == 7
+    assert sample.main(["--csv", str(path), "--interval", "0.05", "--", *until_six_rows]) == 7
     wall_s = time.monotonic() - began
     table = rows(path)
-    assert 4 <= len(table) <= wall_s / 0.05 + 3
+    assert 6 <= len(table) <= wall_s / 0.05 + 3
     assert set(table[0]) >= {"t_s", "cpu_percent", "cpu0_percent", "rapl_package-0_w", "rapl_package-0_j"}
     assert all(0 <= float(row["cpu_percent"]) <= 100 for row in table[2:-1] if row["cpu_percent"])
     assert all(float(row["rapl_package-0_w"]) == pytest.approx(100.0, abs=0.01) for row in table[1:])
     spent = greenup.read_trace(path)
-    assert 0.4 <= spent.seconds <= wall_s
+    assert 0.1 <= spent.seconds <= wall_s
     assert spent.joules == pytest.approx(100 * spent.seconds, rel=0.01)
     said = capfd.readouterr().err
     assert "sample: no GPU here\n" in said
@@ -102,7 +105,7 @@ def test_the_command_finds_the_signals_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_go_on_to_the_command(tmp_path: Path, number: signal.Signals) -> None:
     script = f"trap 'echo caught; exit 75' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.01; done"
-    command = [sys.executable, "-m", "profiling.sample", "--csv", str(tmp_path / "t.csv"), "--interval", "60"]
+    command = [sys.executable, "-m", "profiling.sample", "--csv", str(tmp_path / "t.csv"), "--interval", "3600"]
     command += ["--", "sh", "-c", script]
     heard = functools.partial(
         signal.signal, number, signal.SIG_DFL
@@ -110,11 +113,9 @@ def test_signals_go_on_to_the_command(tmp_path: Path, number: signal.Signals) ->
     with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=REPOSITORY, preexec_fn=heard) as running:
         assert running.stdout is not None
         assert running.stdout.readline() == b"ready\n"
-        began = time.monotonic()
         running.send_signal(number)
         assert running.stdout.read() == b"caught\n"
-        assert running.wait(10) == 75
-        assert time.monotonic() - began < 5
+        assert running.wait(PATIENCE_S) == 75
     assert len(rows(tmp_path / "t.csv")) == 2
 
 
@@ -133,7 +134,7 @@ def test_what_a_terminal_sends_is_not_sent_twice(tmp_path: Path) -> None:
         assert running.stdout.readline() == b"ready\n"
         os.write(ours, b"\x03")
         assert running.stdout.read() == b"1\n"
-        assert running.wait(10) == 3
+        assert running.wait(PATIENCE_S) == 3
     os.close(ours)
     os.close(theirs)
 
@@ -184,4 +185,4 @@ def test_what_is_wrong_is_said_in_a_line(
 
 def test_it_loads_nothing_heavy() -> None:
     check = "import sys, profiling.sample; assert not {'numpy', 'rich', 'keras', 'pynvml'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", check], check=True, timeout=60, cwd=REPOSITORY)
+    subprocess.run([sys.executable, "-c", check], check=True, timeout=PATIENCE_S, cwd=REPOSITORY)

@@ -21,6 +21,7 @@ from experiments.spending import Watch
 from pbd.errors import PbdError
 from pbd.journal import Journal
 from pbd.records import Progress, TaskGroup
+from tests.cluster import PATIENCE_S
 
 NAMES = ("first", "second")
 
@@ -179,7 +180,7 @@ def test_a_measurement_is_a_process_of_its_own(
 def test_predictions_rest_on_one_thread_and_one_core(files: dict[str, str]) -> None:
     arguments = ["--teacher", files["teacher"], "--dataset", files["dataset"], "--batch-size", "16", "--epochs", "1"]
     command = [sys.executable, "-m", "experiments.scaling", *arguments, "--workers", "1", "2"]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=Path(__file__).parents[1])
+    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=Path(__file__).parents[1])
     assert told.returncode == 0, told.stderr
     assert "1 of 1 threads per worker" in " ".join(told.stdout.split()), "which may take two lines"
     assert [line.split()[1] for line in told.stdout.splitlines() if line.startswith("│")] == ["1", "2"]

@@ -18,9 +18,7 @@ from pbd.executors.dask import DaskExecutor
 from pbd.executors.serial import SerialExecutor
 from pbd.records import Progress
 from tests import together
-
-LIMIT_S = 120
-"""What takes longer hangs: starting and losing workers take tens of seconds where a host has few cores to spare."""
+from tests.cluster import PATIENCE_S
 
 
 def ignore(_: Progress) -> None:
@@ -50,7 +48,7 @@ def ranks(count: int, work: str, isolate: bool, most: int = 9) -> subprocess.Com
     )
     command = [Path(sys.executable).parent / "mpirun", "-n", str(count), sys.executable, "-c", script]
     root = Path(__file__).resolve().parents[1]
-    return subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, cwd=root)
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=root)
 
 
 in_children = pytest.mark.parametrize("isolate", [False, True])
@@ -127,7 +125,7 @@ def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], N
     if during is not None:
         time.sleep(0.7)
         during()
-    thread.join(LIMIT_S)
+    thread.join(PATIENCE_S)
     assert answers, "it hangs"
     return answers[0]
 

@@ -11,13 +11,13 @@ import pytest
 
 from pbd.errors import NoWorkersError, StoppedError
 from pbd.watchdog import Patience
-from tests.cluster import wait_until
+from tests.cluster import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[1]
 LIMIT_S = 2
 
 WORK = {
-    "sleeps": "time.sleep(60)",
+    "sleeps": "time.sleep(1e6)",
     "waits for a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
     "computes": "until = time.monotonic() + 4\nwhile time.monotonic() < until: pass",
     "waits on purpose": "for _ in range(8): watchdog.alive(); time.sleep(0.5)",
@@ -31,12 +31,10 @@ def test_only_one_that_hangs_is_ended(work: str) -> None:
     script = (
         f"import threading, time\nfrom pbd import watchdog\nwith watchdog.watching({LIMIT_S}):\n{body}\nprint('done')"
     )
-    began = time.monotonic()
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
     if work in ("sleeps", "waits for a lock"):
         assert told.returncode == StoppedError.exit_code, told.stderr
         assert "this process hung" in told.stderr
-        assert time.monotonic() - began < LIMIT_S + 5
     else:
         assert (told.returncode, told.stdout) == (0, "done\n"), told.stderr
 
@@ -95,19 +93,18 @@ def started(folder: Path, steps: int) -> "subprocess.Popen[str]":
 
 def test_ranks_that_are_there_are_left_alone(tmp_path: Path) -> None:
     job = started(tmp_path, steps=50)
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == 0, said
 
 
 @pytest.mark.parametrize("rank", [0, 2])
 def test_a_rank_that_was_stopped_ends_the_job(rank: int, tmp_path: Path) -> None:
-    job = started(tmp_path, steps=600)
+    job = started(tmp_path, steps=10**6)
     wait_until(lambda: all((tmp_path / str(r)).exists() and (tmp_path / str(r)).read_text() for r in range(3)), "ranks")
     time.sleep(1.5)
-    pids, began = [int((tmp_path / str(r)).read_text()) for r in range(3)], time.monotonic()
+    pids = [int((tmp_path / str(r)).read_text()) for r in range(3)]
     os.kill(pids[rank], signal.SIGSTOP)
-    _, said = job.communicate(timeout=60)
+    _, said = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == NoWorkersError.exit_code, said
     assert f"rank {rank} was not heard of" in said
-    assert time.monotonic() - began < LIMIT_S + 10
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
