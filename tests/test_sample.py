@@ -105,7 +105,7 @@ def test_the_command_finds_the_signals_as_they_were(tmp_path: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_signals_go_on_to_the_command(tmp_path: Path, number: signal.Signals) -> None:
     script = f"trap 'echo caught; exit 75' {number.name.removeprefix('SIG')}; echo ready; while :; do sleep 0.01; done"
-    command = [sys.executable, "-m", "profiling.sample", "--csv", str(tmp_path / "t.csv"), "--interval", "3600"]
+    command = [sys.executable, "-m", "profiling.sample", "--csv", str(tmp_path / "t.csv"), "--interval", "60"]
     command += ["--", "sh", "-c", script]
     heard = functools.partial(
         signal.signal, number, signal.SIG_DFL
