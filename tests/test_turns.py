@@ -58,7 +58,7 @@ def test_time_in_which_it_was_stopped_does_not_count() -> None:
 
 def test_a_signal_ends_all_in_order(tmp_path: Path) -> None:
     """What is stopped hears of no signal; left so, it would hold its memory for ever."""
-    sleeper = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(1e6)"]
+    sleeper = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
     script = "from pathlib import Path; from experiments import turns; "
     script += f"turns.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), [0.2, 0.2])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[1])}
@@ -72,7 +72,7 @@ def test_a_signal_ends_all_in_order(tmp_path: Path) -> None:
 
 def test_one_that_fails_ends_all(tmp_path: Path) -> None:
     commands = {
-        tmp_path / "good": [sys.executable, "-c", "import time; time.sleep(1e6)"],
+        tmp_path / "good": [sys.executable, "-c", "import time; time.sleep(600)"],
         tmp_path / "bad.txt": [sys.executable, "-c", "print('first', flush=True); raise SystemExit('no such thing')"],
     }
     with pytest.raises(PbdError, match=r"^bad failed: no such thing$"):
