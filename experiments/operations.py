@@ -104,7 +104,8 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     from pbd import distilling, fitting, graph
 
     distiller = distilling.GroupDistiller(graph.truncate(teacher, built), dict(built))
-    distiller.compile(fitting.adam(TrainingConfig().learning_rate, 1000), jit_compile=devices.compiles_with_xla())
+    optimizer = fitting.adam(TrainingConfig().learning_rate, 1000, distiller.trainable_variables)
+    distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
     images = 255.0 * tf.random.stateless_uniform((batch_size, *teacher.inputs[0].shape[1:]), (0, 0))
     batches = iter(tf.data.Dataset.from_tensors((images,)).repeat())
     distiller.make_train_function()

@@ -40,8 +40,7 @@ def train_task(context: TrainingContext, task: LayerTask, dataset: Dataset) -> B
     """
     epochs, name = context.training.epochs, task.layer_name
     block = blocks.build_block(context.block, task, context.seed)
-    optimizer = adam(context.training.learning_rate, dataset.steps_per_epoch * epochs)
-    optimizer.build(block.trainable_variables)
+    optimizer = adam(context.training.learning_rate, dataset.steps_per_epoch * epochs, block.trainable_variables)
     curve = LearningCurve(context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise")
     accuracies = []
     for first in range(0, epochs, ROUND_EPOCHS):

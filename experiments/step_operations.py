@@ -158,8 +158,7 @@ def _error_and_gradient(output: tf.Tensor, target: tf.Tensor) -> Any:
 
 def of_optimizer(variables: list[Any]) -> Operation:
     """Return the update of all weights, which changes them."""
-    optimizer = fitting.adam(1e-3, 1000)
-    optimizer.build(variables)
+    optimizer = fitting.adam(1e-3, 1000, variables)
     shapes = tuple(tuple(variable.shape) for variable in variables)
     return Operation("optimiser", shapes, lambda *gradients: optimizer.apply(list(gradients), variables))
 

@@ -79,8 +79,8 @@ def fit(
         team: those who have the other parts.
     """
     steps = dataset.steps_per_epoch
-    optimizer = adam(config.learning_rate, steps * config.epochs)
-    optimizer.build([variable for block in built.values() for variable in block.trainable_variables])
+    weights = [variable for block in built.values() for variable in block.trainable_variables]
+    optimizer = adam(config.learning_rate, steps * config.epochs, weights)
     learning = dict(built)
     crowd = _Crowd(teacher, learning, optimizer, dataset, team)
     for epoch in range(config.epochs + 1):

@@ -121,7 +121,7 @@ class _Tuned:
     optimizer: keras.optimizers.Optimizer
 
     def put_back(self, place: Place) -> None:
-        """Make everything as it was there; the optimiser is built."""
+        """Make everything as it was there."""
         for variables, values in ((self.student, place.variables), (self.optimizer, place.optimizer)):
             for variable, value in zip(variables.variables, values, strict=True):
                 variable.assign(value)
@@ -146,10 +146,10 @@ class _Tutor:
     def train(self, attempt: Attempt, place: Place | None) -> Examiner:
         """Train for what is left of an attempt, from its beginning or from a place in it; return who watched."""
         steps = self.dataset.steps_per_epoch
-        tuned = _Tuned(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch)))
+        weights = self.tutoring.trainable_variables
+        tuned = _Tuned(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch), weights))
         watch = Examiner(self.student, self.examine, attempt.before.best)
         if place is not None:
-            tuned.optimizer.build(self.tutoring.trainable_variables)
             tuned.put_back(place)
             watch.best, watch.weights, watch.rows = place.best, list(place.best_weights), list(place.rows)
         begin = attempt.epoch + len(watch.rows)

@@ -15,9 +15,14 @@ from pbd.teamwork import Team
 Emit = Callable[[Progress], None]
 
 
-def adam(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
-    """Return Adam with a learning rate that falls to zero along a cosine in `steps` steps."""
-    return FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
+    """Return Adam for these variables, with a learning rate that falls to zero along a cosine in `steps` steps.
+
+    It is built: a step that makes variables on its way would be traced twice.
+    """
+    optimizer = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+    optimizer.build(list(variables))
+    return optimizer
 
 
 class Trainer(Protocol):
@@ -125,7 +130,7 @@ def fit_on_labels(
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     steps = dataset.steps_per_epoch
     model.compile(
-        optimizer=adam(learning_rate, steps * epochs),
+        optimizer=adam(learning_rate, steps * epochs, model.trainable_variables),
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=not evaluation.ends_in_probabilities(model, images)
         ),

@@ -8,6 +8,7 @@ import pytest
 
 from pbd import fitting
 from pbd.datasets import Dataset, Part
+from pbd.flat_adam import FlatAdam
 from pbd.teamwork import ALONE, Team
 from tests.colours import CLASSES, SHAPE, make_dataset
 from tests.teams import as_team
@@ -45,9 +46,11 @@ class Classifier(keras.Model):
     def __init__(self, network: keras.Model) -> None:
         super().__init__()
         self.network = network
+        self.traced = 0
         self.largest = keras.metrics.Mean(name="largest")
 
     def call(self, images: Any) -> Any:
+        self.traced += 1
         return self.network(images)
 
     def compute_loss(
@@ -57,9 +60,13 @@ class Classifier(keras.Model):
         return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
 
 
+def trainer(model: keras.Model, data: Dataset, team: Team) -> fitting.Trainer:
+    optimizer = fitting.adam(0.01, EPOCHS * data.steps_per_epoch, model.trainable_variables)
+    return fitting.trainer(model, optimizer, data, team)
+
+
 def fit(model: keras.Model, data: Dataset, team: Team, watch: Watch) -> dict[str, list[float]]:
-    optimizer = fitting.adam(0.01, EPOCHS * data.steps_per_epoch)
-    trains = fitting.trainer(model, optimizer, data, team)
+    trains = trainer(model, data, team)
     first = trains.fit(data.training_batches(0, 1), 0, 1, data.steps_per_epoch, [watch])
     later = trains.fit(data.training_batches(1, EPOCHS), 1, EPOCHS, data.steps_per_epoch, [watch])
     return {name: first[name] + later[name] for name in first}
@@ -87,12 +94,25 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
     assert wanted["loss"][-1] < wanted["loss"][0]
 
 
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_is_traced_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, models, updates, change = make_dataset(), [network() for _ in range(size)], [], FlatAdam._change
+    monkeypatch.setattr(FlatAdam, "_change", lambda self, gradient: updates.append(self) or change(self, gradient))
+
+    def work(team: Team) -> None:
+        fit(models[team.index], data.shared(Part(team.index, size)), team, Watch())
+
+    as_team(size, work)
+    assert [model.traced for model in models] == [1] * size
+    assert len(updates) == len(set(map(id, updates))) == size
+
+
 def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
     data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
 
     def work(team: Team) -> None:
         mine = data.shared(Part(team.index, 2))
-        trains = fitting.trainer(models[team.index], fitting.adam(0.01, 10), mine, team)
+        trains = trainer(models[team.index], mine, team)
         trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[team.index]])
 
     as_team(2, work)
@@ -106,7 +126,7 @@ def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
 
     def work(team: Team) -> None:
         mine = poisoned.shared(Part(team.index, 2))
-        trains = fitting.trainer(models[team.index], fitting.adam(0.01, 6), mine, team)
+        trains = trainer(models[team.index], mine, team)
         trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[team.index]])
 
     as_team(2, work)

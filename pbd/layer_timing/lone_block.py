@@ -71,5 +71,5 @@ def idle_paces(batch_size: int) -> tuple[Pace, Pace]:
 def distiller_of(name: str, prefix: keras.Model, block: keras.Model) -> GroupDistiller:
     """Return a compiled distiller of one block."""
     distiller = GroupDistiller(prefix, {name: block})
-    distiller.compile(adam(1e-3, 1), jit_compile=devices.compiles_with_xla())
+    distiller.compile(adam(1e-3, 1, block.trainable_variables), jit_compile=devices.compiles_with_xla())
     return distiller
