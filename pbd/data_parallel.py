@@ -64,7 +64,7 @@ class DataParallel:
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, team: Team, share: float) -> None:
         self._model, self._team, self._share = model, team, share
         self._tray, self._update = GradientTray(), GradientStep(model)
-        self._tray.build(model.trainable_variables)  # here, as `fitting.adam`
+        self._tray.build(model.trainable_variables)  # a step that made it on its way would be traced twice
         self._model.compile(self._tray, jit_compile=devices.compiles_with_xla())
         self._update.compile(optimizer, jit_compile=devices.compiles_with_xla())
 
