@@ -134,7 +134,7 @@ def fit_on_labels(
         loss=keras.losses.SparseCategoricalCrossentropy(
             from_logits=not evaluation.ends_in_probabilities(model, images)
         ),
-        metrics=["accuracy"],
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],  # a name would be built in the first step
         jit_compile=devices.compiles_with_xla(),
     )
     history = model.fit(

@@ -94,10 +94,17 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
     assert wanted["loss"][-1] < wanted["loss"][0]
 
 
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[FlatAdam]:
+    """The optimisers whose step was traced, in order."""
+    traced, change = [], FlatAdam._change
+    monkeypatch.setattr(FlatAdam, "_change", lambda self, gradient: traced.append(self) or change(self, gradient))
+    return traced
+
+
 @pytest.mark.parametrize("size", [1, 2])
-def test_a_step_is_traced_once(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, models, updates, change = make_dataset(), [network() for _ in range(size)], [], FlatAdam._change
-    monkeypatch.setattr(FlatAdam, "_change", lambda self, gradient: updates.append(self) or change(self, gradient))
+def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
+    data, models = make_dataset(), [network() for _ in range(size)]
 
     def work(team: Team) -> None:
         fit(models[team.index], data.shared(Part(team.index, size)), team, Watch())
@@ -105,6 +112,13 @@ def test_a_step_is_traced_once(size: int, monkeypatch: pytest.MonkeyPatch) -> No
     as_team(size, work)
     assert [model.traced for model in models] == [1] * size
     assert len(updates) == len(set(map(id, updates))) == size
+
+
+def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
+    history = fitting.fit_on_labels(network().network, make_dataset(), EPOCHS, 0.01, lambda event: None, "teacher")
+    assert len(updates) == 1
+    assert len(history) == EPOCHS
+    assert history[0].keys() == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
 
 def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
