@@ -119,15 +119,17 @@ def test_accuracies(report: pbd.RunReport, common: dict[str, Any]) -> tuple[floa
         return report.teacher.test_accuracy, report.student.test_accuracy
     import keras
 
-    from pbd import datasets, evaluation, teachers
+    from pbd import data
+    from pbd.learning import metrics
+    from pbd.pipeline import teachers
 
     models = [keras.models.load_model(facts.path, compile=False) for facts in (report.teacher, report.student)]
     config = pbd.RunConfig.of(**common)
     wanted = replace(config.data, preprocess=teachers.preprocessing(config.teacher))
-    data = datasets.load(wanted, config.seed, models[0].input_shape[1:], split_by_class=False)
+    data = data.load(wanted, config.seed, models[0].input_shape[1:], split_by_class=False)
     if not data.labelled:
         raise UsageError(f"the table tests by the labels. Received: {config.data.dataset!r}, which has none.")
-    marks = evaluation.mark(models[0], models, data.batches("test"), labelled=True)
+    marks = metrics.mark(models[0], models, data.batches("test"), labelled=True)
     return marks[0].accuracy, marks[1].accuracy
 
 

@@ -15,21 +15,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import spending
-from experiments.spending import Watch
-from pbd import backend, devices
+from experiments import time_breakdown
+from experiments.time_breakdown import Watch
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
-from pbd.decisions import worker_rows
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
 from pbd.executors.base import Emit, Executor
-from pbd.journal import Journal
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
+from pbd.report.rows import worker_rows
+from pbd.run_dir.journal import Journal
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS
+from pbd.system import backend, devices
 
 if TYPE_CHECKING:
-    from pbd.training import TrainingContext
+    from pbd.blockwise.context import TrainingContext
 
 SCHEMES = ("paper", "task", "data", "copies", "automatic")
 """The paper's, and ours: each worker trains layers of its own, or all train all layers on a part of every batch.
@@ -75,7 +75,7 @@ class Setup:
         )
 
     @property
-    def training(self) -> TrainingConfig:
+    def train_group(self) -> TrainingConfig:
         """No block stops early: the schemes train for the same epochs."""
         return TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
 
@@ -94,7 +94,7 @@ def claim(setup: Setup, executor: Executor) -> None:
     """Take this worker's share of the cores, and of threads."""
     share = executor.share
     if setup.scheme == "automatic":
-        from pbd.datasets import pipelines
+        from pbd.data import pipelines
 
         pipelines.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
         take_cores(0, setup.threads * share.local_workers)
@@ -106,10 +106,11 @@ def claim(setup: Setup, executor: Executor) -> None:
 
 def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
     """Load what this worker trains with and compute a batch; return the context and the layers to replace."""
-    from pbd import graph, training
+    from pbd.blockwise.context import TrainingContext, load_teacher
+    from pbd.blockwise.tasks import enumerate_tasks
 
-    teacher = training.load_teacher(setup.teacher, SESSION)
-    context = training.TrainingContext(
+    teacher = load_teacher(setup.teacher, SESSION)
+    context = TrainingContext(
         teacher_path=setup.teacher,
         data=setup.data,
         image_shape=tuple(teacher.inputs[0].shape[1:]),
@@ -120,9 +121,9 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
         journal=Journal(Path(setup.run_dir)),
         session=SESSION,
     )
-    dataset = training.load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    dataset = context.load_dataset(context.data, context.seed, context.image_shape, SESSION)
     teacher.predict_on_batch(next(iter(dataset.training_batches(0, 1)))[0])
-    tasks = graph.enumerate_tasks(teacher, setup.block)
+    tasks = enumerate_tasks(teacher, setup.block)
     return context, [task for task in tasks if task.skip_reason is None]
 
 
@@ -142,17 +143,17 @@ def plan(
 
         train_group = functools.partial(paper_scheme.train_group, context)
         return lambda: executor.run(train_group, tasks, dealt_out(tasks, executor.num_workers), ignore)
-    from pbd import planning
+    from pbd.pipeline import plan
 
     if scheme == "copies":
         everything = (TaskGroup(tuple(tasks)),)
         copies = Assignment("copies", (everything,) * executor.num_workers, (0.0,) * executor.num_workers)
-        return lambda: planning.carry_out(copies, context, tasks, executor, emit)
+        return lambda: plan.carry_out(copies, context, tasks, executor, emit)
     parallel = "data" if scheme == "data" else "task"
-    planned = planning.make(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
+    planned = plan.make(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
     if planned.assignment.shared != (scheme == "data"):
         raise PbdError(f"{context.block} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
-    return lambda: planning.carry_out(planned.assignment, context, tasks, executor, emit)
+    return lambda: plan.carry_out(planned.assignment, context, tasks, executor, emit)
 
 
 def ignore(_: object) -> None:
@@ -207,17 +208,18 @@ def _spent(
     ended: float,
 ) -> dict[str, float]:
     """Return where the first worker's seconds went."""
-    from pbd import datasets, training
+    from pbd import data
+    from pbd.blockwise import context
 
     if not watch.events:
         return {}
     own = [result for result in results if result.worker == 0]
-    dataset = training.load_dataset(context.data, context.seed, context.image_shape, SESSION)
-    part = datasets.Part(0, workers) if setup.scheme == "data" else datasets.WHOLE
-    alone_s = spending.step_parts(context, [result.layer_name for result in own], dataset.shared(part))
+    dataset = context.load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    part = data.Part(0, workers) if setup.scheme == "data" else data.WHOLE
+    alone_s = time_breakdown.step_parts(context, [result.layer_name for result in own], dataset.shared(part))
     groups = len({result.started_s for result in own})
     steps = groups * setup.epochs * dataset.steps_per_epoch
-    return spending.split(watch.spent(ended), steps, alone_s, worker_rows(results, workers)[0].idle_s)
+    return time_breakdown.split(watch.spent(ended), steps, alone_s, worker_rows(results, workers)[0].idle_s)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

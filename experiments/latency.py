@@ -22,9 +22,9 @@ from rich.table import Table
 from experiments import command_line
 from experiments.command_line import Parser, check_folder, positive
 from experiments.runtimes import RUNTIMES, check_agreement, make_runner
-from pbd import backend, devices
 from pbd.config import BlockConfig
 from pbd.errors import EnvironmentMismatchError, MissingInputError, UsageError, unknown_name
+from pbd.system import backend, devices
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def measure(networks: Mapping[str, Any], runtime: str, batches: Sequence[int], r
         batches: images in a forward pass.
         rounds: turns of each network.
     """
-    from pbd.latency import alternate  # loads the backend
+    from pbd.deploy.latency import alternate  # loads the backend
 
     teacher, *students = networks
     inputs = networks[teacher].inputs[0]
@@ -81,14 +81,16 @@ def make_students(teacher: Any, block_names: Sequence[str]) -> dict[str, Any]:
     Raises:
         PbdError: a block is unknown, or there is nothing to replace.
     """
-    from pbd import blocks, graph
+    from pbd import blocks
+    from pbd.blockwise.tasks import enumerate_tasks
+    from pbd.networks import graph
 
     for block in block_names:
         if block not in blocks.BLOCKS:
             raise UsageError(unknown_name("block", block, blocks.BLOCKS))
     students = {}
     for block in block_names:
-        tasks = [task for task in graph.enumerate_tasks(teacher, block) if task.skip_reason is None]
+        tasks = [task for task in enumerate_tasks(teacher, block) if task.skip_reason is None]
         students[block] = graph.swap(teacher, tasks, block)
     return students
 
@@ -163,16 +165,17 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     present = installed(settings.runtimes, console)
     backend.load()
     from experiments.networks import load_teacher
-    from pbd import folding, graph, model_files
+    from pbd.deploy import inference_form
+    from pbd.networks import files, graph
 
     teacher = load_teacher(settings.teacher, settings.image_size)
     networks = {"the teacher": teacher}
     if settings.student is None:
         networks |= make_students(teacher, settings.block)
     else:
-        student = model_files.load(settings.student)
+        student = files.load(settings.student)
         networks[Path(settings.student).stem] = graph.flatten(student, tuple(teacher.inputs[0].shape[1:]))
-    folded = {name: folding.fold(model) for name, model in networks.items()}
+    folded = {name: inference_form.fold(model) for name, model in networks.items()}
     rows = [row for runtime in present for row in measure(folded, runtime, settings.batches, settings.rounds)]
     console.print(as_table(rows))
     return rows

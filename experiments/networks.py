@@ -9,9 +9,10 @@ from typing import Any
 import keras
 from keras import layers
 
-from pbd import graph, model_files, teachers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
+from pbd.networks import files, graph
+from pbd.pipeline import teachers
 
 CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -73,7 +74,7 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
     config = TeacherConfig(teacher=name)
     teachers.check(config)
     if teachers.is_file(name):
-        model = model_files.load(name)
+        model = files.load(name)
     else:
         model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
     height, width, channels = graph.image_shape_of(model)

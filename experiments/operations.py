@@ -24,8 +24,8 @@ from rich.table import Table
 from experiments import command_line
 from experiments.block_phase import take_cores
 from experiments.command_line import Parser, check_folder, positive
-from pbd import backend, devices
 from pbd.config import BLOCKS, BlockConfig, DataConfig, TrainingConfig
+from pbd.system import backend, devices
 
 if TYPE_CHECKING:
     from experiments.step_operations import Operation
@@ -101,10 +101,12 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     """Return what runs a grouped step as `fit` runs it, on a batch that is at hand, and returns the seconds."""
     import tensorflow as tf
 
-    from pbd import distilling, fitting, graph
+    from pbd.blockwise import distiller
+    from pbd.learning import loop
+    from pbd.networks import graph
 
-    distiller = distilling.GroupDistiller(graph.truncate(teacher, built), dict(built))
-    optimizer = fitting.adam(TrainingConfig().learning_rate, 1000, distiller.trainable_variables)
+    distiller = distiller.GroupDistiller(graph.truncate(teacher, built), dict(built))
+    optimizer = loop.adam(TrainingConfig().learning_rate, 1000, distiller.trainable_variables)
     distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
     images = 255.0 * tf.random.stateless_uniform((batch_size, *teacher.inputs[0].shape[1:]), (0, 0))
     batches = iter(tf.data.Dataset.from_tensors((images,)).repeat())
@@ -194,10 +196,11 @@ def run(settings: argparse.Namespace, console: Console) -> None:
     devices.claim(0, 1, settings.threads)
     backend.load()
     from experiments.networks import load_teacher
-    from pbd import blocks, graph
+    from pbd import blocks
+    from pbd.blockwise.tasks import enumerate_tasks
 
     teacher = load_teacher(settings.teacher, settings.image_size)
-    tasks = [task for task in graph.enumerate_tasks(teacher, settings.block) if task.skip_reason is None]
+    tasks = [task for task in enumerate_tasks(teacher, settings.block) if task.skip_reason is None]
     built = {task.layer_name: blocks.build_block(settings.block, task, seed=0) for task in tasks}
     rows, step_ms = measure(teacher, built, settings.batch_size, settings.rounds)
     console.print(as_table(rows, step_ms))

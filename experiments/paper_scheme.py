@@ -14,14 +14,17 @@ does not follow them: the part of the teacher and the block's step are one graph
 import keras
 import numpy as np
 
-from pbd import blocks, devices, evaluation, graph, training
-from pbd.datasets import Dataset
-from pbd.distilling import STOPPING_IMAGES, GroupDistiller
-from pbd.fitting import Emit, adam
-from pbd.initialisation import FIT_IMAGES, initialise
+from pbd import blocks
+from pbd.blocks.initialisation import FIT_IMAGES, initialise
+from pbd.blockwise.context import TrainingContext
+from pbd.blockwise.distiller import STOPPING_IMAGES, GroupDistiller
+from pbd.data import Dataset
+from pbd.learning import metrics
+from pbd.learning.early_stopping import LearningCurve
+from pbd.learning.loop import Emit, adam
+from pbd.networks import graph
 from pbd.records import BlockResult, LayerTask, TaskGroup
-from pbd.stopping import LearningCurve
-from pbd.training import TrainingContext
+from pbd.system import devices
 
 ROUND_EPOCHS = 2
 """After how many epochs the teacher is loaded anew and the block evaluated in the whole network."""
@@ -29,7 +32,7 @@ ROUND_EPOCHS = 2
 
 def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
     """Train the tasks of a group one after another; what an executor runs, as it runs `training.train_group`."""
-    dataset = training.load_dataset(context.data, context.seed, context.image_shape, context.session)
+    dataset = context.load_dataset(context.data, context.seed, context.image_shape, context.session)
     return [train_task(context, task, dataset) for task in group.tasks]
 
 
@@ -105,4 +108,4 @@ def _accuracy(teacher: keras.Model, name: str, block: keras.Model, dataset: Data
     """Return the validation accuracy of the whole teacher with the block in its layer's place."""
     whole = keras.Model(teacher.inputs, graph.output_with(teacher, name, block))
     whole.compile(jit_compile=devices.compiles_with_xla())
-    return evaluation.accuracy(whole, dataset.batches("validation"))
+    return metrics.accuracy(whole, dataset.batches("validation"))

@@ -22,12 +22,12 @@ from rich.table import Table
 
 from experiments import block_phase, command_line, speed
 from experiments.command_line import Parser, check_folder, positive
-from pbd import devices
 from pbd.config import WITHOUT_STATISTICS
-from pbd.journal import Journal
 from pbd.records import LayerTask
+from pbd.run_dir.journal import Journal
 from pbd.scheduling import schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
+from pbd.system import devices
 
 BYTES_PER_GBIT = 1e9 / 8
 GRADIENT_BYTES = 4
@@ -65,8 +65,8 @@ def predict(
         bytes_per_s: that a worker can send and receive.
         shares: whether a batch can be shared.
     """
-    from pbd import planning
-    from pbd.memory import Footprint, LayerMemory
+    from pbd.costs.memory import Footprint, LayerMemory
+    from pbd.pipeline import plan
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
     endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).room(None)
@@ -78,7 +78,7 @@ def predict(
     rows, alone_s = [], by_task_s(1)
     for count in workers:
         exchange_s = 2 * (count - 1) / count * gradients / bytes_per_s
-        shared = planning.share(tasks, table, work, count, count, exchange_s, endless) if shares else None
+        shared = plan.share(tasks, table, work, count, count, exchange_s, endless) if shares else None
         shared_s = shared.predicted_makespan_s if shared else None
         rows.append(
             Row(
@@ -127,7 +127,7 @@ def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
     """Time the layers; return the predictions, and what they rest on."""
     block_phase.take_cores(0, threads=1)
     devices.claim(0, 1, threads=1)
-    from pbd import calibration
+    from pbd.costs import calibration
 
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"

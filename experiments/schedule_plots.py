@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments.executions import Execution, Timeline, makespan_s
+from experiments.measured_runs import Execution, Timeline, makespan_s
 from experiments.replays import Row
 from pbd.records import TaskGroup
 from pbd.scheduling.schedulers import SCHEDULERS

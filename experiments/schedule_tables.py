@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from experiments.executions import MARGIN, Execution, Order
+from experiments.measured_runs import MARGIN, Execution, Order
 from experiments.replays import REPRODUCED, STOPS_BELOW, Limit, Printed, Row, Source
 from pbd.scheduling.schedulers import SCHEDULERS
 

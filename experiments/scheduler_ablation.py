@@ -18,11 +18,11 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import command_line, executions, replays, schedule_tables
+from experiments import command_line, measured_runs, replays, schedule_tables
 from experiments.command_line import Parser, positive, write_csv
-from experiments.executions import Execution
+from experiments.measured_runs import Execution
 from experiments.replays import Source
-from experiments.sleepers import EXECUTORS, schedulers_of
+from experiments.sleep_tasks import EXECUTORS, schedulers_of
 from pbd.errors import CannotCreateError, EnvironmentMismatchError, UsageError
 from pbd.scheduling.cost_table import CostTable, Workload, read_table
 from pbd.scheduling.schedulers import SCHEDULERS
@@ -100,7 +100,7 @@ def sleeping(settings: argparse.Namespace) -> Iterator[list[Execution]]:
     """Run the sleeping cases on each executor; yield what came of each case."""
     mean_s = QUICK_MEAN_S if settings.quick else settings.mean_s
     for executor in settings.executors:
-        done = executions.execute(executor, settings.workers, mean_s)
+        done = measured_runs.execute(executor, settings.workers, mean_s)
         for case in dict.fromkeys(one.case for one in done):
             yield [one for one in done if one.case == case]
 
@@ -114,7 +114,7 @@ def training(settings: argparse.Namespace) -> Iterator[list[Execution]]:
     flags += ["--train-limit", str(settings.train_limit)] if settings.train_limit else []
     for executor in settings.executors:
         yield [
-            executions.train(executor, name, settings.train_workers, flags, runs / f"{executor}-{name}")
+            measured_runs.train(executor, name, settings.train_workers, flags, runs / f"{executor}-{name}")
             for name in schedulers_of(executor)
         ]
 
@@ -124,7 +124,7 @@ def run_executed(part: str, settings: argparse.Namespace, console: Console) -> N
     rows: list[dict[str, Any]] = []
     for done in sleeping(settings) if part == "sleep" else training(settings):
         foretold = ["predicted_s"] if part == "sleep" else ["predicted_s", "planned_s"]
-        console.print(schedule_tables.executed(done, [executions.order(done, by=figure) for figure in foretold]))
+        console.print(schedule_tables.executed(done, [measured_runs.order(done, by=figure) for figure in foretold]))
         rows += [one.figures() for one in done]
         if settings.plots:
             from experiments import schedule_plots

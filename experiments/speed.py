@@ -27,12 +27,12 @@ from rich.table import Table
 from experiments import command_line
 from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
 from experiments.command_line import Parser, check_folder, positive
-from experiments.executions import run_module
-from experiments.spending import PARTS
-from pbd import backend
+from experiments.measured_runs import run_module
+from experiments.time_breakdown import PARTS
 from pbd.config import AUGMENTATIONS, BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
-from pbd.journal import Journal
+from pbd.run_dir.journal import Journal
+from pbd.system import backend
 
 WIDTH = 110
 LEARNING_RATE = TrainingConfig().learning_rate

@@ -14,8 +14,9 @@ import keras
 import tensorflow as tf
 from keras import layers
 
-from pbd import evaluation, fitting, graph
-from pbd.scoring import squared_error
+from pbd.learning import loop
+from pbd.learning.losses import squared_error
+from pbd.networks import cost, graph
 
 Shape = tuple[int, ...]
 Function = Callable[..., Any]
@@ -36,7 +37,7 @@ class Operation:
 def count(teacher: keras.Model, built: Mapping[str, keras.Model], batch_size: int) -> Counter[Operation]:
     """Return the operations of a step that trains these blocks, and how often it has each."""
     found: Counter[Operation] = Counter()
-    for layer, calls in evaluation.layer_calls(graph.truncate(teacher, built)):
+    for layer, calls in cost.layer_calls(graph.truncate(teacher, built)):
         if not isinstance(layer, layers.InputLayer):
             found[of_teacher(layer, batch_size)] += calls
     for block in built.values():
@@ -158,7 +159,7 @@ def _error_and_gradient(output: tf.Tensor, target: tf.Tensor) -> Any:
 
 def of_optimizer(variables: list[Any]) -> Operation:
     """Return the update of all weights, which changes them."""
-    optimizer = fitting.adam(1e-3, 1000, variables)
+    optimizer = loop.adam(1e-3, 1000, variables)
     shapes = tuple(tuple(variable.shape) for variable in variables)
     return Operation("optimiser", shapes, lambda *gradients: optimizer.apply(list(gradients), variables))
 

@@ -2,8 +2,8 @@
 
     python -m experiments.supervision --workers 4 --repeats 3 -- --teacher resnet20.keras --dataset cifar10.npz
 
-What follows `--` goes to pbd.run. The runs of a pair take turns of a few seconds (`experiments.turns`): both have the
-same machine. A run counts from its command to its end.
+Arguments after `--` go to pbd.run. The runs of a pair take turns of a few seconds (`experiments.interleave`), so that
+both see the same machine. A run counts from its command to its end.
 """
 
 import argparse
@@ -19,7 +19,7 @@ from rich.table import Table
 
 from experiments import command_line
 from experiments.command_line import Parser, positive
-from experiments.executions import module_command
+from experiments.measured_runs import module_command
 
 WAYS = {"in child processes": "--isolate", "in the workers": "--no-isolate"}
 
@@ -37,7 +37,7 @@ def measure(arguments: Sequence[str], workers: int, turn_s: float, folder: Path,
     Raises:
         PbdError: a run failed; the message is its last line.
     """
-    from experiments import turns  # needs psutil
+    from experiments import interleave  # needs psutil
 
     ways = list(WAYS)[:: -1 if number % 2 else 1]
     commands = {}
@@ -45,7 +45,7 @@ def measure(arguments: Sequence[str], workers: int, turn_s: float, folder: Path,
         path = folder / f"{way}, {number}"
         module = ["pbd.run", *arguments, WAYS[way], "--run-dir", str(path)]
         commands[path.with_suffix(".txt")] = module_command("mpi", workers, module)
-    jobs = turns.run(commands, [turn_s] * len(ways))
+    jobs = interleave.run(commands, [turn_s] * len(ways))
     took_s = {way: job.seconds_until(math.inf) for way, job in zip(ways, jobs, strict=True)}
     return [took_s[way] for way in WAYS]
 

@@ -6,7 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "distill": "pbd.pipeline",
+    "distill": "pbd.pipeline.distill",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",

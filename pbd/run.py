@@ -13,9 +13,9 @@ from dataclasses import dataclass, fields
 from types import FrameType
 from typing import Any
 
-from pbd import backend, launcher, watchdog
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
+from pbd.system import backend, launcher, watchdog
 
 START_LIMIT_S = 600
 _BOX = "╭╮╰╯│─┌┐└┘├┤ \t"
@@ -62,14 +62,14 @@ def _start(arguments: Sequence[str]) -> RunConfig:
         return parse(arguments)
     except Exception as error:
         if launcher.size() > 1:
-            from pbd.executors import mpi_world
+            from pbd.executors.mpi import world
 
-            mpi_world.stay_away(error if isinstance(error, PbdError) else PbdError(repr(error)))
+            world.stay_away(error if isinstance(error, PbdError) else PbdError(repr(error)))
         raise
 
 
 def _run(config: RunConfig) -> int:
-    from pbd.pipeline import distill
+    from pbd.pipeline.distill import distill
 
     with watchdog.watching(config.execution.stall_limit):
         report = distill(config)

@@ -13,9 +13,10 @@ from typing import Any
 
 import tyro
 
-from pbd import completion, report, run_lock
+from pbd import report
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, CorruptStateError, PbdError, StoppedError
-from pbd.journal import Journal
+from pbd.run_dir import lock, manifest
+from pbd.run_dir.journal import Journal
 
 COMPLETE, RUNNING, STOPPED, DAMAGED = "complete", "running", "stopped", "damaged"
 _MOST_NAMES = 12
@@ -56,7 +57,7 @@ def read(run_dir: str | Path) -> Status:
     """
     journal = Journal(Path(run_dir))
     layers, done = journal.layers(), tuple(sorted(journal.committed_blocks()))
-    who, damaged = run_lock.holder(journal.path), completion.damaged(journal)
+    who, damaged = lock.holder(journal.path), manifest.damaged(journal)
     state = RUNNING if who is not None else STOPPED if damaged is None else DAMAGED if damaged else COMPLETE
     finished = report.read(journal) if state == COMPLETE else None
     failed = tuple(finished.failed_layers) if finished else ()
@@ -69,7 +70,7 @@ def in_words(status: Status) -> str:
     total = len({*status.done, *status.failed, *status.left})
     said = {
         COMPLETE: "complete and intact",
-        RUNNING: f"running: {run_lock.in_words(status.holder or {})}",
+        RUNNING: f"running: {lock.in_words(status.holder or {})}",
         STOPPED: "stopped: go on with --resume",
         DAMAGED: "complete, but damaged since: make it whole with --resume",
     }

@@ -23,8 +23,8 @@ from rich.text import Text
 
 from experiments import command_line
 from experiments.command_line import Parser
-from pbd.energy.dials import Device
 from pbd.energy.replay import Recording, replay
+from pbd.energy.sensors import Device
 from pbd.errors import BadInputError, MissingInputError
 
 TIME = "t_s"

@@ -20,10 +20,10 @@ from rich.table import Table
 
 from experiments import command_line
 from experiments.command_line import Parser, check_folder, positive
-from pbd import backend, devices
 from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig
-from pbd.journal import write_atomically
+from pbd.run_dir.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
+from pbd.system import backend, devices
 
 BATCHES = 2
 """Different batches of images; more would only take memory."""
@@ -31,8 +31,8 @@ BATCHES = 2
 
 def noise(image_shape: tuple[int, int, int], batch_size: int) -> Any:
     """Return a data set of random images, `BATCHES` training batches and one for validation."""
-    from pbd.datasets import Dataset, IndexedSplit
-    from pbd.datasets.images import ArrayImages
+    from pbd.data import Dataset, IndexedSplit
+    from pbd.data.images import ArrayImages
 
     draws = np.random.default_rng(0)
 
@@ -52,10 +52,11 @@ def measure(settings: argparse.Namespace) -> CostTable:
         PbdError: there is no such teacher, or it has no convolution to replace.
     """
     from experiments.networks import load_teacher
-    from pbd import graph, layer_timing
+    from pbd.blockwise.tasks import enumerate_tasks
+    from pbd.costs import layer_timing
 
     teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
-    tasks = graph.enumerate_tasks(teacher, settings.block, (), settings.include_unprofitable)
+    tasks = enumerate_tasks(teacher, settings.block, (), settings.include_unprofitable)
     wanted = tuple(task for task in tasks if task.skip_reason is None)
     data = noise(tuple(teacher.inputs[0].shape[1:]), settings.batch_size)
     return layer_timing.calibrate(layer_timing.Setup(teacher, wanted, data, settings.block, settings.block_init))

@@ -24,7 +24,7 @@ from experiments import command_line
 from experiments.command_line import Parser, check_folder
 from pbd import energy
 from pbd.energy import nvml
-from pbd.energy.dials import Dial
+from pbd.energy.sensors import Dial
 from pbd.errors import MissingInputError
 from profiling.commands import Command
 

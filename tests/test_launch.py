@@ -14,9 +14,20 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cluster
 import pytest
-from cluster import LAUNCH, PATIENCE_S, TINY, Process, environment, free_port, processes_with, report_of, wait_until
+
+from tests.helpers import cluster
+from tests.helpers.cluster import (
+    LAUNCH,
+    PATIENCE_S,
+    TINY,
+    Process,
+    environment,
+    free_port,
+    processes_with,
+    report_of,
+    wait_until,
+)
 
 PLAIN = ["chameleon", "dask_ssh", "local_mpi", "make_certificates", "multi_node_mpi"]
 SLURM = ["slurm_dask", "slurm_mpi"]

@@ -9,7 +9,7 @@ import pytest
 
 from pbd import run
 from pbd.errors import PbdError, UsageError
-from tests.cluster import PATIENCE_S
+from tests.helpers.cluster import PATIENCE_S
 
 
 def pbd_run(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pbd.journal import Journal
 from pbd.records import BlockResult
-from tests.cluster import PATIENCE_S
+from pbd.run_dir.journal import Journal
 from tests.faults.jobs import make_teacher
+from tests.helpers.cluster import PATIENCE_S
 
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
 COMMON = ["--batch-size", str(BATCH), "--train-limit", str(BATCH * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
@@ -192,7 +192,7 @@ def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) ->
     shutil.copy(teacher, tmp_path / "t.keras")
     flags = [*COMMON, "--parallel", "task", "--teacher", str(tmp_path / "t.keras"), "--run-dir", str(tmp_path / "run")]
     script = (
-        "import sys\nfrom pbd import run\nfrom pbd.executors import mpi\n"
+        "import sys\nfrom pbd import run\nfrom pbd.executors.mpi import executor as mpi\n"
         "whole = mpi.MpiExecutor._train\n"
         "def broken(self, *arguments):\n"
         "    if not self.coordinates: raise RuntimeError('injected')\n"

@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from pbd import completion, report, run_lock, status
+from pbd import report, status
 from pbd.errors import EnvironmentMismatchError
-from pbd.journal import Journal
 from pbd.records import BlockResult, RunReport
-from tests.cluster import PATIENCE_S
-from tests.report_factory import make_report
+from pbd.run_dir import lock, manifest
+from pbd.run_dir.journal import Journal
+from tests.helpers.cluster import PATIENCE_S
+from tests.helpers.report_factory import make_report
 
 pytestmark = pytest.mark.fast
 
@@ -23,8 +24,8 @@ LAYERS = ("first", "second", "third")
 HOLD = """
 import sys, time
 from pathlib import Path
-from pbd import run_lock
-with run_lock.held(Path(sys.argv[1])):
+from pbd.run_dir import lock
+with lock.held(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(1e6)
 """
@@ -47,7 +48,7 @@ def complete(journal: Journal) -> Journal:
         journal.write_bytes(name, f"the content of {name}".encode())
     journal.write_json("costs.json", {"layers": 3})
     report.write(without_failures(), journal)
-    completion.write(journal)
+    manifest.write(journal)
     return journal
 
 
@@ -71,33 +72,33 @@ def flip(path: Path, at: int) -> None:
 def test_one_flipped_byte_is_noticed_wherever_it_is(complete: Journal, tmp_path: Path) -> None:
     files = [path.relative_to(complete.path) for path in complete.path.rglob("*") if path.is_file()]
     assert len(files) == 12
-    assert completion.damaged(complete) == []
+    assert manifest.damaged(complete) == []
     for name in files:
         size = (complete.path / name).stat().st_size
         for at in (0, size // 2, size - 1):
             copy = Journal(Path(shutil.copytree(complete.path, tmp_path / "copy")))
             flip(copy.path / name, at)
-            assert completion.damaged(copy) == [str(name)]
+            assert manifest.damaged(copy) == [str(name)]
             shutil.rmtree(copy.path)
 
 
 def test_what_is_missing_is_not_recorded_as_complete(journal: Journal) -> None:
     with pytest.raises(FileNotFoundError):
-        completion.write(journal)
-    assert completion.damaged(journal) is None
+        manifest.write(journal)
+    assert manifest.damaged(journal) is None
 
 
 def test_who_only_asks_keeps_nobody_out(journal: Journal) -> None:
     asking = (
-        "import sys\nfrom pathlib import Path\nfrom pbd import run_lock\nwhile True: run_lock.holder(Path(sys.argv[1]))"
+        "import sys\nfrom pathlib import Path\nfrom pbd.run_dir import lock\nwhile True: lock.holder(Path(sys.argv[1]))"
     )
-    with run_lock.held(journal.path):
+    with lock.held(journal.path):
         pass
     with subprocess.Popen([sys.executable, "-c", asking, str(journal.path)]) as other:
         try:
             time.sleep(1.0)
             for _ in range(300):
-                with run_lock.held(journal.path):
+                with lock.held(journal.path):
                     pass
         finally:
             other.kill()
@@ -106,22 +107,22 @@ def test_who_only_asks_keeps_nobody_out(journal: Journal) -> None:
 def test_a_file_that_is_gone_is_noticed_and_one_of_others_is_not_looked_at(complete: Journal) -> None:
     complete.file("notes.txt").write_text("mine")
     complete.file("notes.json").write_text("{}")
-    assert completion.is_intact(complete)
+    assert manifest.is_intact(complete)
     complete.file("student.keras").unlink()
-    assert completion.damaged(complete) == ["student.keras"]
-    assert not completion.is_intact(complete)
+    assert manifest.damaged(complete) == ["student.keras"]
+    assert not manifest.is_intact(complete)
 
 
 def test_without_its_record_a_run_is_not_complete(complete: Journal, capsys: pytest.CaptureFixture[str]) -> None:
-    completion.withdraw(complete)
-    completion.withdraw(complete)
-    assert completion.damaged(complete) is None
+    manifest.withdraw(complete)
+    manifest.withdraw(complete)
+    assert manifest.damaged(complete) is None
     assert said(complete, capsys)[0] == 75
 
 
 def test_measured_costs_that_are_damaged_are_not_kept(complete: Journal) -> None:
     flip(complete.file("costs.json"), 5)
-    completion.withdraw(complete)
+    manifest.withdraw(complete)
     assert not complete.file("costs.json").exists()
     assert complete.file("student.keras").exists()
 
@@ -152,7 +153,7 @@ def test_a_complete_run_is_said_to_be_so_and_to_be_damaged(
 
 def test_a_complete_run_with_failed_blocks_is_no_success(complete: Journal, capsys: pytest.CaptureFixture[str]) -> None:
     report.write(make_report(), complete)
-    completion.write(complete)
+    manifest.write(complete)
     code, output = said(complete, capsys)
     assert code == 79
     assert "failed: block3_conv1" in output
@@ -174,19 +175,19 @@ def test_one_run_at_a_time_until_it_ends_however_it_does(journal: Journal, capsy
         try:
             assert other.stdout.readline() == "held\n"
             words = f"process {other.pid} on "
-            with pytest.raises(EnvironmentMismatchError, match=words) as caught, run_lock.held(journal.path):
+            with pytest.raises(EnvironmentMismatchError, match=words) as caught, lock.held(journal.path):
                 pass
             assert caught.value.exit_code == 78
             with pytest.raises(EnvironmentMismatchError, match=words):
-                run_lock.check(journal.path)
+                lock.check(journal.path)
             code, output = said(journal, capsys)
             assert code == 75
             assert f"running: {words}" in output
         finally:
             other.kill()
-    with run_lock.held(journal.path):
-        assert run_lock.holder(journal.path) is not None
-    run_lock.check(journal.path)
+    with lock.held(journal.path):
+        assert lock.holder(journal.path) is not None
+    lock.check(journal.path)
     assert said(journal, capsys)[1].splitlines()[0].endswith("stopped: go on with --resume")
 
 

@@ -16,8 +16,8 @@ from rich.console import Console
 
 from experiments import command_line, speed
 from experiments.command_line import positive
-from experiments.paper import beside, plans
-from experiments.paper.beside import Row
+from experiments.paper import paper_comparison, plans
+from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 
 QUICK = plans.SMALL.but(epochs=2)
@@ -76,7 +76,8 @@ def ours(setting: Setting, measured: Sequence[speed.Row]) -> list[Row]:
 def papers() -> list[Row]:
     """Return the paper's speedups, each over one worker with threads of the same kind."""
     return [
-        one | {"whose": f"paper, {one['kind']}", "network": "ResNet50, CIFAR-10"} for one in beside.paper("threads")
+        one | {"whose": f"paper, {one['kind']}", "network": "ResNet50, CIFAR-10"}
+        for one in paper_comparison.paper("threads")
     ]
 
 
@@ -97,16 +98,18 @@ def make(settings: argparse.Namespace) -> None:
         f"Ours: {flags.get('train_limit') or 'all'} images, {flags['epochs']} epochs for each block; medians of "
         f"{settings.repeats}; fixed: {settings.threads_per_worker} for each worker. Both over one with fixed threads.",
         "The paper's: each over one GPU with threads of its kind; fixed, that takes 9,693 s, automatic 8,111 s.",
-        beside.HARDWARE,
+        paper_comparison.HARDWARE,
         "Its figures are of the table and the logs that the authors drew from; Figure 5 itself was not at hand.",
     )
-    beside.show("Figure 5: threads", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "figure5")
+    paper_comparison.show("Figure 5: threads", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "figure5")
     series: dict[str, list[tuple[float, float]]] = {}
     for row in rows:
         label = f"{row['whose']}: {row['network']}, {row['threads']}"
         series.setdefault(label, [(1, 1.0)] if row["workers"] > 1 else []).append((row["workers"], row["speedup"]))
-    beside.draw_lines("Figure 5: threads", "speedup of the block phase", series, settings.plots / "figure5.png")
+    paper_comparison.draw_lines(
+        "Figure 5: threads", "speedup of the block phase", series, settings.plots / "figure5.png"
+    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -13,9 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from experiments import command_line
-from experiments.executions import Execution, from_report
-from experiments.paper import beside, plans, runs
-from experiments.paper.beside import Row
+from experiments.measured_runs import Execution, from_report
+from experiments.paper import paper_comparison, plans, runs
+from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Run
 from experiments.replays import logged_runs
@@ -58,7 +58,8 @@ def row(whose: str, network: str, scheduler: str, busy_s: Sequence[float]) -> Ro
 def papers(schedulers: Sequence[str]) -> list[Row]:
     """Return the authors' logged loads, and what our schedulers make of their one-GPU times."""
     logged = [
-        row(f"paper, {one['kind']}", one["model"], one["scheduler"], one["busy_s"]) for one in beside.paper("loads")
+        row(f"paper, {one['kind']}", one["model"], one["scheduler"], one["busy_s"])
+        for one in paper_comparison.paper("loads")
     ]
     source = logged_runs()[LOGGED]
     replayed = [source.replay(name, PAPERS_WORKERS).busy_s for name in schedulers]
@@ -82,12 +83,12 @@ def make(settings: argparse.Namespace) -> None:
     rows = [*ours, *papers(settings.schedulers)]
     remarks = (
         f"{runs.conditions(reports[0])} One layer at a time.",
-        beside.HARDWARE,
+        paper_comparison.HARDWARE,
         "Taken to be what Figure 6 shows: section 4.4 compares the schedulers, and its authors drew these loads; the "
         "figure itself was not at hand. Replayed from one-GPU times, which are shorter: several GPUs slow each other.",
     )
-    beside.show("Figure 6: load balance", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "figure6")
+    paper_comparison.show("Figure 6: load balance", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "figure6")
     draw(settings, done)
 
 

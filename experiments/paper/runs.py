@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from experiments.executions import BOUND, module_command, run_module
+from experiments.measured_runs import BOUND, module_command, run_module
 from pbd import RunConfig
 from pbd.errors import CannotCreateError
 
 if TYPE_CHECKING:
-    from experiments import turns
+    from experiments.interleave import Job
 
 Report = dict[str, Any]
 """The content of a report.json."""
@@ -131,7 +131,7 @@ def carry_out_in_turns(repeats: Sequence[Sequence[Run]], folder: Path, turn_s: f
 
 
 def _in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Report]:
-    from experiments import turns  # needs psutil
+    from experiments import interleave  # needs psutil
 
     commands = {
         run.directory(folder).with_suffix(".txt"): module_command(
@@ -140,11 +140,11 @@ def _in_turns(planned: Sequence[Run], folder: Path, turn_s: float) -> list[Repor
         for run in planned
     }
     most = max(run.workers for run in planned)
-    jobs = turns.run(commands, [turn_s * most / run.workers for run in planned])
+    jobs = interleave.run(commands, [turn_s * most / run.workers for run in planned])
     return [_timed_by(job, run.directory(folder)) for run, job in zip(planned, jobs, strict=True)]
 
 
-def _timed_by(job: "turns.Job", run_dir: Path) -> Report:
+def _timed_by(job: "Job", run_dir: Path) -> Report:
     """Return a run's report with the times that it had the machine."""
     report = json.loads((run_dir / "report.json").read_text(encoding="utf-8"))
     began, *blocks, ended = (

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 
 from experiments import command_line
 from experiments.accuracy import PAPER
-from experiments.paper import beside, plans, runs
-from experiments.paper.beside import Row
+from experiments.paper import paper_comparison, plans, runs
+from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
 
@@ -37,7 +37,7 @@ COLUMNS = {
 
 def planned(setting: Setting, workers: int) -> list[Run]:
     """Return a run for each block."""
-    recipes = [{"block": row["block"]} for row in beside.paper("blocks")] + [OWN]
+    recipes = [{"block": row["block"]} for row in paper_comparison.paper("blocks")] + [OWN]
     flags = [dict(setting.but(**recipe).flags) for recipe in recipes]
     return [Run(f"table1 {setting.name} {one['block']}", workers, one) for one in flags]
 
@@ -57,7 +57,9 @@ def row(setting: Setting, report: Report) -> Row:
         "params_share": student["params"] / teacher["params"],
         "macs_share": student["macs"] / teacher["macs"],
         "seconds": report["timing"]["distill_s"],
-        "paper_accuracy": next((one["accuracy"] for one in beside.paper("blocks") if one["block"] == block), None),
+        "paper_accuracy": next(
+            (one["accuracy"] for one in paper_comparison.paper("blocks") if one["block"] == block), None
+        ),
     }
 
 
@@ -74,10 +76,10 @@ def make(settings: argparse.Namespace) -> None:
         f"Teacher: {reports[0]['teacher']['val_accuracy']:.1%} of the validation images. {workers} workers.",
         "The paper's Table 1 compares the first four; its figures were not at hand.",
     )
-    beside.show("Table 1: candidate blocks", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "table1")
+    paper_comparison.show("Table 1: candidate blocks", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "table1")
     bars = {f"ours, {one['network']}: {one['block']}": one["nmse"] for one in rows}
-    beside.draw_bars("Table 1: candidate blocks", "error over variance", bars, settings.plots / "table1.png")
+    paper_comparison.draw_bars("Table 1: candidate blocks", "error over variance", bars, settings.plots / "table1.png")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from experiments import command_line
-from experiments.paper import beside, plans, runs, tables3to6
-from experiments.paper.beside import Row
+from experiments.paper import paper_comparison, plans, runs, tables3to6
+from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report
 from experiments.paper.tables3to6 import FULL, QUICK
@@ -71,7 +71,7 @@ def papers() -> list[Row]:
     return [
         row(f"paper, {one['kind']}", one["model"], one["workers"], one["speedup"], one["greenup"])
         | {"source": one["source"]}
-        for one in beside.paper("greenups")
+        for one in paper_comparison.paper("greenups")
     ]
 
 
@@ -97,18 +97,18 @@ def make(settings: argparse.Namespace) -> None:
             "and several with profiling.sample, and give --traces ONE.csv MANY.csv."
         )
     remarks += [
-        beside.HARDWARE,
-        beside.KINDS,
+        paper_comparison.HARDWARE,
+        paper_comparison.KINDS,
         "A greenup of 1.29 saves 22.5% of the energy, not 29%. ResNet50's on 2 GPUs is 1.14 in this project's list of "
         "the paper's errors, and 1.18 by the sums that its authors logged.",
     ]
     rows = [*ours, *papers()]
-    beside.show("Table 9: energy", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "table9")
+    paper_comparison.show("Table 9: energy", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "table9")
     bars = {
         f"{one['whose']}: {one['network']}, {one['workers']} workers": one["greenup"] for one in rows if one["greenup"]
     }
-    beside.draw_bars("Table 9", "greenup", bars, settings.plots / "table9.png")
+    paper_comparison.draw_bars("Table 9", "greenup", bars, settings.plots / "table9.png")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -20,8 +20,8 @@ from collections.abc import Mapping, Sequence
 
 from experiments import command_line
 from experiments.command_line import positive
-from experiments.paper import beside, plans, runs
-from experiments.paper.beside import Row, Spread
+from experiments.paper import paper_comparison, plans, runs
+from experiments.paper.paper_comparison import Row, Spread
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
 from experiments.replays import LOGS
@@ -108,7 +108,7 @@ def papers() -> list[Row]:
     """Return the paper's speedups; efficiencies are computed, since Table 3 prints two of them swapped."""
     printed = json.loads(LOGS[1].read_text(encoding="utf-8"))["printed"]
     rows = [_papers(one, "printed", one["scheduler"], one["time_s"], one["speedup"]) for one in printed]
-    for one in beside.paper("speedups"):
+    for one in paper_comparison.paper("speedups"):
         network = one | {"model": f"{one['model']}, {one['dataset']}"}
         rows.append(_papers(network, one["kind"], one["setting"], one["seconds"], one["one_worker_s"] / one["seconds"]))
     return rows
@@ -159,13 +159,13 @@ def make(settings: argparse.Namespace) -> None:
     remarks = (
         runs.conditions(measured[0][1]["task", 1][0]),
         f"Medians (and ranges) of {settings.repeats}; {IN_TURNS if settings.turns else ALONE}.",
-        beside.HARDWARE,
-        beside.KINDS,
+        paper_comparison.HARDWARE,
+        paper_comparison.KINDS,
         "Efficiencies are computed: ResNet50 has 0.96 on 2 GPUs and 0.88 on 4, which Table 3 prints swapped. "
         "Which table prints which of the paper's rows was not at hand, nor anything of whole runs.",
     )
-    beside.show("Tables 3 to 6: speedup and efficiency", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "tables3to6")
+    paper_comparison.show("Tables 3 to 6: speedup and efficiency", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "tables3to6")
     draw(rows, settings)
 
 
@@ -177,7 +177,9 @@ def draw(rows: Sequence[Row], settings: argparse.Namespace) -> None:
             speedup = row["speedup"].median if isinstance(row["speedup"], Spread) else row["speedup"]
             label = f"{row['whose']}: {row['network']}, {row['how']}"
             series.setdefault(label, [(1, 1.0)]).append((row["workers"], speedup))
-    beside.draw_lines("Tables 3 to 6", "speedup of the block phase", series, settings.plots / "tables3to6.png")
+    paper_comparison.draw_lines(
+        "Tables 3 to 6", "speedup of the block phase", series, settings.plots / "tables3to6.png"
+    )
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

@@ -11,8 +11,8 @@ from collections.abc import Sequence
 
 from experiments import command_line
 from experiments.accuracy import PAPER, RECIPES
-from experiments.paper import beside, plans, runs
-from experiments.paper.beside import Row
+from experiments.paper import paper_comparison, plans, runs
+from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
 from pbd.errors import UsageError, unknown_name
@@ -70,7 +70,7 @@ def papers() -> list[Row]:
             "how": one["setting"],
             "drop_points": _drop_points(one["teacher"], one["student"]),
         }
-        for one in beside.paper("accuracies")
+        for one in paper_comparison.paper("accuracies")
     ]
 
 
@@ -91,14 +91,14 @@ def make(settings: argparse.Namespace) -> None:
         runs.conditions(reports[0]),
         "Ours: teacher and student by test images that nothing was chosen by, assembled by validation images. "
         "The paper's: by the images that its authors also chose each block's best round by.",
-        beside.HARDWARE,
+        paper_comparison.HARDWARE,
         "All of the paper's are from its authors' logs: what Tables 7 and 8 print was not at hand. "
         "The two VGG16 runs at 10% were fine-tuned to chance.",
     )
-    beside.show("Tables 7 and 8: accuracy before and after", COLUMNS, rows, remarks)
-    beside.write(rows, settings, "tables7and8")
+    paper_comparison.show("Tables 7 and 8: accuracy before and after", COLUMNS, rows, remarks)
+    paper_comparison.write(rows, settings, "tables7and8")
     bars = {f"{one['whose']}: {one['network']}, {one['how']}, {one['workers']}": 100 * one["student"] for one in rows}
-    beside.draw_bars("Tables 7 and 8", "the student's accuracy, %", bars, settings.plots / "tables7and8.png")
+    paper_comparison.draw_bars("Tables 7 and 8", "the student's accuracy, %", bars, settings.plots / "tables7and8.png")
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:

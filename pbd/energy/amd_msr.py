@@ -8,7 +8,7 @@ import os
 from functools import partial
 from pathlib import Path
 
-from pbd.energy.dials import Counter, Device
+from pbd.energy.sensors import Counter, Device
 
 UNIT, CORE, PACKAGE = 0xC0010299, 0xC001029A, 0xC001029B
 COUNTS = 2**32

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbd.energy import amd_msr, nvml, rapl
-from pbd.energy.dials import Dial
+from pbd.energy.sensors import Dial
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ import time
 from array import array
 from collections.abc import Callable
 
-from pbd.energy.dials import Dial
 from pbd.energy.finding import Finding
 from pbd.energy.readings import Reading, Trace
+from pbd.energy.sensors import Dial
 
 MOST_MOMENTS = 2**14 + 1
 """Of a device that are remembered, 4.5 hours of seconds; then every other one is forgotten, but no joules."""

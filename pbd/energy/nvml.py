@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pbd.energy.dials import Counter, Device, Dial, Gauge
+from pbd.energy.sensors import Counter, Device, Dial, Gauge
 
 _RULE = "NVIDIA's GPUs are measured through NVML."
 

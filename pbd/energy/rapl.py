@@ -7,7 +7,7 @@ a part of a package, or its memory. Only packages are counted. Source: https://d
 from functools import partial
 from pathlib import Path
 
-from pbd.energy.dials import Counter, Device
+from pbd.energy.sensors import Counter, Device
 
 JOULES_PER_COUNT = 1e-6
 _RULE = "Processors are measured through RAPL."

@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pbd.energy.dials import Device
+from pbd.energy.sensors import Device
 
 COUNTED = ("gpu", "package")
 """The kinds of device that add up to the total; cores are parts of packages."""

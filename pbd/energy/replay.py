@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pbd.energy.dials import Counter, Device, Dial, Gauge
 from pbd.energy.finding import Finding
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading
+from pbd.energy.sensors import Counter, Device, Dial, Gauge
 
 
 @dataclass(frozen=True)

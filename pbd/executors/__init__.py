@@ -1,9 +1,9 @@
 """Executors run a function on groups of tasks; this package is the only place that knows MPI and Dask."""
 
-from pbd import launcher
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, UsageError
 from pbd.executors.base import Executor
+from pbd.system import launcher
 
 
 def open_executor(config: ExecutionConfig) -> Executor:
@@ -18,14 +18,14 @@ def open_executor(config: ExecutionConfig) -> Executor:
     if name == "auto":
         name = "mpi" if launcher.rank() is not None else "serial"
     if name == "mpi":
-        from pbd.executors.mpi import MpiExecutor
+        from pbd.executors.mpi.executor import MpiExecutor
 
         return MpiExecutor(config)
     if launcher.size() > 1:
         raise UsageError(f"the {name} executor is one process. Received: {launcher.size()} ranks. Drop mpirun.")
     if name == "dask":
         try:
-            from pbd.executors.dask import DaskExecutor
+            from pbd.executors.dask.executor import DaskExecutor
         except ImportError as error:
             raise EnvironmentMismatchError(
                 f"the dask executor needs dask.distributed. Received: {error}. Install it: pip install 'pbd[dask]'."

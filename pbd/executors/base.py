@@ -6,9 +6,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pbd.devices import Share
+from pbd.collective import Team
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
-from pbd.teamwork import Team
+from pbd.system.devices import Share
 
 if TYPE_CHECKING:
     from pbd.energy import Reading

@@ -5,13 +5,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from pbd import devices, energy
+from pbd import energy
+from pbd.collective import Team
 from pbd.config import ExecutionConfig
-from pbd.executors import workplace
 from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept, run_queue
+from pbd.executors.isolation import retry, runner
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
-from pbd.teamwork import Team
+from pbd.system import devices
 
 T = TypeVar("T")
 
@@ -27,13 +28,13 @@ class SerialExecutor:
     def __init__(self, config: ExecutionConfig) -> None:
         self.num_workers = config.workers or 1
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
-        self._workplace = workplace.open_workplace(config, self.share)
+        self._workplace = runner.open_workplace(config, self.share)
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
-        train_group = workplace.training_in(self._workplace, train_group)
+        train_group = retry.training_in(self._workplace, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]
         while free:
             busy_s, worker = heapq.heappop(free)
@@ -45,10 +46,10 @@ class SerialExecutor:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return workplace.call_in(self._workplace, function)
+        return retry.call_in(self._workplace, function)
 
     def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
-        return workplace.insist(lambda: self._workplace.do(function, emit), kept=kept)
+        return retry.insist(lambda: self._workplace.do(function, emit), kept=kept)
 
     def readings(self) -> dict[int, energy.Reading]:
         return {0: energy.unread()} if self.num_workers == 1 else {}  # imagined workers spend nothing of their own

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import tyro
 
-from pbd import completion, run_lock
 from pbd.errors import CannotCreateError, CorruptStateError, PbdError, UsageError
-from pbd.journal import Journal, write_atomically
 from pbd.records import RunReport
 from pbd.report import files, page
+from pbd.run_dir import lock, manifest
+from pbd.run_dir.journal import Journal, write_atomically
 
 COMPARISON = "comparison.html"
 
@@ -53,7 +53,7 @@ def _make(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _read(journal: Journal) -> RunReport:
-    if "report.json" in (completion.damaged(journal) or ()):
+    if "report.json" in (manifest.damaged(journal) or ()):
         raise CorruptStateError(f"{journal.file('report.json')} is damaged. Make the run whole with pbd-run --resume.")
     return files.read(journal)
 
@@ -61,11 +61,11 @@ def _read(journal: Journal) -> RunReport:
 def _make_again(journal: Journal, report: RunReport) -> Path:
     """Write the run's own page; a run that was whole but for it is recorded as complete with the new one."""
     try:
-        with run_lock.held(journal.path):
-            whole = completion.damaged(journal) in ([], [files.PAGE])
+        with lock.held(journal.path):
+            whole = manifest.damaged(journal) in ([], [files.PAGE])
             path = journal.write_bytes(files.PAGE, page.of_run(report).encode())
             if whole:
-                completion.write(journal)
+                manifest.write(journal)
     except OSError as error:
         raise CannotCreateError(f"cannot write to {journal.path}: {error.strerror}. Give --output FILE.") from error
     return path

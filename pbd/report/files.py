@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import CorruptStateError, MissingInputError
-from pbd.journal import Journal
 from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
 from pbd.report.text import render
+from pbd.run_dir.journal import Journal
 
 PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")

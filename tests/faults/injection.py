@@ -25,26 +25,26 @@ ENVIRONMENT = "PBD_FAULTS"
 HERE = Path(__file__).resolve().parent
 
 POINTS = {
-    "start": ("pbd.backend", "load"),
-    "first weights": ("pbd.training", "_give_first_weights"),
-    "tracing": ("pbd.distilling", "GroupDistiller.__init__"),
-    "training": ("pbd.fitting", "ReportProgress.on_train_batch_end"),
-    "scoring": ("pbd.training", "score"),
-    "committing": ("pbd.journal", "Journal.commit_block"),
-    "saving": ("pbd.journal", "write_atomically"),
-    "gathering": ("pbd.executors.mpi", "MpiExecutor._gather"),
-    "planning": ("pbd.planning", "make"),
-    "assembling": ("pbd.student", "assemble"),
-    "fine-tuning": ("pbd.fine_tuning", "Examiner.on_epoch_end"),
-    "marking": ("pbd.evaluation", "mark"),
-    "finishing": ("pbd.completion", "write"),
+    "start": ("pbd.system.backend", "load"),
+    "first weights": ("pbd.blockwise.train_group", "_give_first_weights"),
+    "tracing": ("pbd.blockwise.distiller", "GroupDistiller.__init__"),
+    "training": ("pbd.learning.loop", "ReportProgress.on_train_batch_end"),
+    "scoring": ("pbd.blockwise.train_group", "score"),
+    "committing": ("pbd.run_dir.journal", "Journal.commit_block"),
+    "saving": ("pbd.run_dir.journal", "write_atomically"),
+    "gathering": ("pbd.executors.mpi.executor", "MpiExecutor._gather"),
+    "planning": ("pbd.pipeline.plan", "make_plan"),
+    "assembling": ("pbd.student.assemble", "assemble"),
+    "fine-tuning": ("pbd.student.fine_tuning", "Examiner.on_epoch_end"),
+    "marking": ("pbd.learning.metrics", "mark"),
+    "finishing": ("pbd.run_dir.manifest", "write"),
     "leaving": ("pbd.report", "summary"),
 }
 """Where a fault can strike: just before this function of this module, which is not the main one of a process."""
 RECORDED = {
-    "noticed": ("pbd.executors.workplace", "LostProcessError.__init__"),
-    "begun": ("pbd.training", "_train_together"),
-    "committed": ("pbd.journal", "Journal.commit_block"),
+    "noticed": ("pbd.executors.isolation.base", "LostProcessError.__init__"),
+    "begun": ("pbd.blockwise.train_group", "_train_together"),
+    "committed": ("pbd.run_dir.journal", "Journal.commit_block"),
 }
 """What is written down, with the names of layers."""
 

@@ -15,9 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from pbd import completion, status
+from pbd import status
 from pbd.errors import PbdError
-from pbd.journal import Journal
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
 from tests.faults.injection import ENVIRONMENT, Fault, Plan
 
 LIMIT_S = 240.0
@@ -233,7 +234,7 @@ def blocks_lost(outcome: Outcome) -> list[str]:
 
 def is_truly_complete(outcome: Outcome) -> bool:
     """Return whether all that a complete run has is there and whole, found without its own record."""
-    made = all((outcome.run_dir / name).exists() for name in (*completion.MODELS, *completion.TEXTS))
+    made = all((outcome.run_dir / name).exists() for name in (*manifest.MODELS, *manifest.TEXTS))
     return made and not blocks_lost(outcome)
 
 

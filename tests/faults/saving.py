@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from pbd import completion, status
+from pbd import status
 from pbd.errors import CannotCreateError, CorruptStateError, PbdError
-from pbd.journal import Journal
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
 
 SAVES = """
 import sys
@@ -113,7 +114,7 @@ def notices(journal: Journal) -> bool:
 
 def flips_in_an_unfinished_run(journal: Journal, draws: random.Random, times: int) -> Found:
     """Flip bits of what an unfinished run consists of: what it resumes from."""
-    (journal.path / completion.RECORD).unlink()
+    (journal.path / manifest.RECORD).unlink()
     flips = noticed = 0
     for path in [journal.file("run.json"), *sorted((journal.path / "blocks").glob("*.npz"))]:
         for _ in range(times):

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, StoppedError
-from pbd.journal import Journal
-from pbd.scheduling.attempts import MOST_ATTEMPTS
+from pbd.run_dir.journal import Journal
+from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.faults import jobs, saving
 from tests.faults.injection import Fault
 from tests.faults.jobs import LAYERS, WAYS, Outcome, Range
@@ -270,7 +270,7 @@ def a_hostile_model_does_no_harm(soak: Soak) -> Row:
     folder = soak.place.folder / "g9"
     folder.mkdir()
     fuzz = subprocess.run(
-        [sys.executable, "-m", "tests.fuzz", "0", str(soak.times(1500)), str(folder)],
+        [sys.executable, "-m", "tests.helpers.fuzz", "0", str(soak.times(1500)), str(folder)],
         capture_output=True,
         text=True,
         timeout=1800,

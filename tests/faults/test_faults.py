@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, StoppedError
-from pbd.scheduling.attempts import MOST_ATTEMPTS
+from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.faults import jobs, saving
 from tests.faults.injection import Fault
 from tests.faults.jobs import Range

@@ -1,0 +1,1 @@
+"""The block phase: layers to replace, training and scoring of groups of blocks."""

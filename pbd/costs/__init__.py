@@ -1,0 +1,1 @@
+"""What training will take: predicted seconds and bytes."""

@@ -1,0 +1,10 @@
+"""Images for a run: load a dataset, split it, and feed it as batches that depend on the seed alone.
+
+data = load(DataConfig(dataset="digits"), seed=0)
+for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
+"""
+
+from pbd.data.loading import absolute, known_names, load
+from pbd.data.pipelines import WHOLE, Dataset, IndexedSplit, Part, Split, StreamSplit
+
+__all__ = ["WHOLE", "Dataset", "IndexedSplit", "Part", "Split", "StreamSplit", "absolute", "known_names", "load"]

@@ -1,0 +1,66 @@
+"""From pixel values to what a teacher was trained on: none, unit, or that of a keras.applications module."""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pbd.data.shapes import Shape
+from pbd.errors import BadInputError, UsageError, unknown_name
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+
+def preprocessor(name: str) -> Callable[["tf.Tensor"], "tf.Tensor"]:
+    """Return the function that preprocesses a float32 batch, (n, height, width, channels), in 0..255.
+
+    Raises:
+        UsageError: the name is unknown.
+    """
+    if name == "none":
+        return lambda images: images
+    if name == "unit":
+        return lambda images: images / 255.0
+    modules = _application_modules()
+    if name not in modules:
+        raise UsageError(unknown_name("preprocessing", name, ["none", "unit", "auto", *modules]))
+    return lambda images: modules[name](images, data_format="channels_last")
+
+
+def check_preprocess(name: str, image_shape: Shape, pixel_max: float | None) -> None:
+    """Try the preprocessing on a small image.
+
+    Args:
+        name: what `preprocessor` takes.
+        image_shape: (height, width, channels) of the images.
+        pixel_max: the largest value of float images; `None` where pixels are known to be in 0..255.
+
+    Raises:
+        UsageError: the name is unknown.
+        BadInputError: it is not made for images of so many channels, or of so small a range.
+    """
+    function = preprocessor(name)
+    if name != "none" and pixel_max is not None and pixel_max <= 1.0:
+        raise BadInputError(
+            f"preprocessing {name!r} takes pixels in 0..255. Received: float images of at most {pixel_max:g}. "
+            "Give --preprocess none, or multiply the images by 255."
+        )
+    blank = np.zeros((1, 2, 2, image_shape[2]), np.float32)
+    try:
+        fits = function(blank).shape == blank.shape
+    except (ValueError, IndexError):
+        fits = False
+    if not fits:
+        raise BadInputError(
+            f"preprocessing {name!r} takes colour images. Received: images of {image_shape[2]} channels. "
+            "Give --preprocess unit."
+        )
+
+
+def _application_modules() -> dict[str, Callable[..., "tf.Tensor"]]:
+    """Return the preprocess_input of every keras.applications module that has one, by module name."""
+    import keras
+
+    modules = {name: getattr(keras.applications, name) for name in dir(keras.applications) if name.islower()}
+    return {name: module.preprocess_input for name, module in modules.items() if "preprocess_input" in dir(module)}

@@ -1,0 +1,135 @@
+"""`tfds:NAME`: sets of tensorflow-datasets, read as streams."""
+
+import importlib
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from pbd.config import DataConfig
+from pbd.data.images import decoded
+from pbd.data.pipelines import Split, StreamSplit
+from pbd.data.shapes import FreeShape, Shape, fit_shape
+from pbd.data.splitting import NO_LABEL, derived_seed
+from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+TFDS_PREFIX = "tfds:"
+Ranges = list[tuple[int, int]]
+
+
+def load_stream(
+    config: DataConfig, seed: int, teacher_shape: FreeShape | None
+) -> tuple[dict[str, Split], int | None, Shape]:
+    """Return the splits of a tensorflow-datasets set, its number of classes and the shape of its images.
+
+    A set without a feature "label", or one whose labels are not to be used, has `None` classes.
+
+    Its own splits are used. One without a test split is tested on its validation split, as is usual with
+    ImageNet. A validation split that is missing is a run of the training images that begins where the seed says:
+    sets are stored shuffled, so it is random, though not stratified.
+
+    Raises:
+        EnvironmentMismatchError: tensorflow-datasets is not installed.
+        MissingInputError: there is no such set, or it cannot be downloaded.
+        BadInputError: it has no images, or labels other than classes, or lacks splits.
+    """
+    tfds = _tensorflow_datasets()
+    builder = _builder(tfds, config.dataset.removeprefix(TFDS_PREFIX))
+    num_classes, stored = _features(builder, config)
+    teacher_channels = teacher_shape[2] if teacher_shape else None
+    shape = fit_shape(
+        (stored[0], stored[1], stored[2] if teacher_channels is None else None),
+        teacher_shape,
+        config.image_size,
+        resizable=True,
+    )
+
+    wanted = {"image": True} if num_classes is None else {"image": True, "label": True}
+    decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
+
+    def decode(element: dict[str, "tf.Tensor"]) -> tuple["tf.Tensor", "tf.Tensor"]:
+        import tensorflow as tf
+
+        return decoded(element["image"], shape), tf.cast(element.get("label", NO_LABEL), tf.int32)
+
+    def split(expression: str, size: int) -> StreamSplit:
+        return StreamSplit(
+            lambda: builder.as_dataset(split=expression, shuffle_files=False, decoders=decoders), size, decode
+        )
+
+    return {role: split(*part) for role, part in _plan(builder, config, seed).items()}, num_classes, shape
+
+
+def _tensorflow_datasets() -> ModuleType:
+    try:
+        return importlib.import_module("tensorflow_datasets")
+    except ImportError as error:
+        raise EnvironmentMismatchError(
+            "tfds:NAME needs tensorflow-datasets. Received: it is not installed. pip install tensorflow-datasets"
+        ) from error
+
+
+def _builder(tfds: ModuleType, name: str) -> Any:
+    """Return the builder of a set, downloaded and ready to read."""
+    try:
+        builder = tfds.builder(name)
+        builder.download_and_prepare()
+    except Exception as error:
+        said = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+        raise MissingInputError(
+            f"tfds:{name} must be a set of tensorflow-datasets, prepared or downloadable. Received: {said}. "
+            "Check the name, or prepare it with: tfds build NAME"
+        ) from error
+    return builder
+
+
+def _features(builder: Any, config: DataConfig) -> tuple[int | None, FreeShape]:
+    """Return the number of classes, `None` where labels are not used, and the shape of the stored images."""
+    features = builder.info.features
+    try:
+        stored = tuple(features["image"].shape)
+        num_classes = int(features["label"].num_classes) if config.labels and "label" in features else None
+    except (KeyError, AttributeError, TypeError) as error:
+        raise BadInputError(
+            "a tfds set must have an image, and a label, if any, that is a class. "
+            f"Received: {config.dataset!r}. Choose another one, or give --no-labels if only its labels do not fit."
+        ) from error
+    return num_classes, stored
+
+
+def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, int]]:
+    """Return, for each split, the expression that tfds reads it by, and its number of images."""
+    sizes = {name: int(info.num_examples) for name, info in builder.info.splits.items()}
+    test = next((name for name in ("test", "validation") if sizes.get(name)), None)
+    if test is None or not sizes.get("train"):
+        raise BadInputError(
+            "a tfds set must have a train split, and a test or validation split. "
+            f"Received: {', '.join(sizes) or 'none'} in {config.dataset!r}. Choose another one."
+        )
+    total = sizes["train"]
+    if test == "test" and sizes.get("validation"):
+        train, validation = [(0, total)], ("validation", sizes["validation"])
+    else:
+        held_out = max(1, round(config.validation_fraction * total))
+        begin = derived_seed(seed, "split") % (total - held_out + 1)
+        train = [(0, begin), (begin + held_out, total)]
+        validation = (f"train[{begin}:{begin + held_out}]", held_out)
+    train = _limited(train, total if config.train_limit is None else config.train_limit)
+    expression = "+".join(f"train[{begin}:{end}]" for begin, end in train)
+    return {
+        "train": (expression, sum(end - begin for begin, end in train)),
+        "validation": validation,
+        "test": (test, sizes[test]),
+    }
+
+
+def _limited(ranges: Ranges, limit: int) -> Ranges:
+    """Return the first `limit` places of these ranges, without empty ones."""
+    kept: Ranges = []
+    for begin, end in ranges:
+        end = min(end, begin + limit)
+        if end > begin:
+            kept.append((begin, end))
+            limit -= end - begin
+    return kept

@@ -1,0 +1,1 @@
+"""The student where it serves: inference form and latency."""

@@ -1,0 +1,123 @@
+"""Start a Dask cluster on this machine, or join one that was started elsewhere."""
+
+import contextlib
+import ipaddress
+import json
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import distributed
+
+from pbd.config import ExecutionConfig
+from pbd.errors import EnvironmentMismatchError, MissingInputError, NoWorkersError, PbdError
+from pbd.system import devices
+
+CONNECT_S = 25.0
+MOST_LOCAL_CPU_WORKERS = 8
+"""Without GPUs, how many workers are started here at most where nobody says how many."""
+
+
+@contextlib.contextmanager
+def connect(config: ExecutionConfig) -> Iterator[Any]:
+    """Hold a client of the cluster that the settings name, or of one that lives as long as this.
+
+    Raises:
+        EnvironmentMismatchError: the cluster is open to the network, or wants certificates.
+        MissingInputError: the scheduler file cannot be read.
+        NoWorkersError: nobody answers at the address.
+    """
+    with contextlib.ExitStack() as stack:
+        where = "on this host" if config.dask_address is None else f"at {config.dask_address}"
+        try:
+            client = _client(stack, config)
+        except PbdError:
+            raise
+        except FileNotFoundError as error:
+            raise EnvironmentMismatchError(
+                f"the files that Dask's settings name must exist. Received: {error}. Correct "
+                "DASK_DISTRIBUTED__COMM__TLS__*."
+            ) from error
+        except (OSError, TimeoutError) as error:
+            raise NoWorkersError(
+                f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s. Start one, or correct "
+                "--dask-address."
+            ) from error
+        except (TypeError, RuntimeError, ValueError) as error:
+            said = " ".join(str(error).split())
+            raise EnvironmentMismatchError(
+                f"cannot join or start the Dask cluster {where}. Received: {said}. Correct --dask-address or Dask's "
+                "settings."
+            ) from error
+        yield client
+
+
+def _client(stack: contextlib.ExitStack, config: ExecutionConfig) -> Any:
+    if config.dask_address is None:
+        cluster = stack.enter_context(_local_cluster(config))
+        return stack.enter_context(distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False))
+    address = scheduler_address(config.dask_address)
+    distributed.comm.get_address_host_port(address)  # a client that is given nonsense takes a minute to end
+    check_privacy(address, config.dask_insecure)
+    own = distributed.Security().get_connection_args("client")
+    if address.startswith("tls://") and own.get("ssl_context") is None:
+        raise EnvironmentMismatchError(
+            f"a tls:// cluster asks for a certificate. Received: none, for {address}. Name the files in Dask's "
+            "settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__CERT, …__TLS__CLIENT__KEY."
+        )
+    client = stack.enter_context(distributed.Client(address, timeout=CONNECT_S, set_as_default=False))
+    check_privacy(client.scheduler_info()["address"], config.dask_insecure)  # it may listen on others too
+    return client
+
+
+def _local_cluster(config: ExecutionConfig) -> Any:
+    """Start single-threaded workers, each in a process of its own that ends with this one."""
+    default = devices.physical_gpus() or min(MOST_LOCAL_CPU_WORKERS, devices.available_cores())
+    return distributed.LocalCluster(
+        n_workers=config.workers or default,
+        threads_per_worker=1,
+        processes=True,
+        host="127.0.0.1",
+        dashboard_address="127.0.0.1:0",
+        memory_limit=0,
+        silence_logs=logging.WARNING if config.verbose else logging.CRITICAL,
+    )
+
+
+def scheduler_address(given: str) -> str:
+    """Return the address itself, or the one that a scheduler file holds."""
+    if "://" in given:
+        return given
+    try:
+        return str(json.loads(Path(given).read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or "it holds no scheduler's address"
+        raise MissingInputError(
+            f"--dask-address is tls://HOST:PORT, tcp://HOST:PORT or a scheduler file. Received: {given!r} ({reason}). "
+            "Start the scheduler with --scheduler-file and give that file."
+        ) from error
+
+
+def check_privacy(address: str, insecure: bool) -> None:
+    """Refuse a cluster that anybody on the network could send code to.
+
+    Raises:
+        EnvironmentMismatchError: it is not encrypted, not on this host, and the user does not insist.
+    """
+    parts = urlsplit(address)
+    if insecure or parts.scheme == "tls" or _is_loopback(parts.hostname or ""):
+        return
+    raise EnvironmentMismatchError(
+        "a Dask cluster on the network must use TLS: whoever reaches it runs code on every worker. "
+        f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, start all of it "
+        "with --host 127.0.0.1, or insist with --dask-insecure."
+    )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,9 +1,0 @@
-"""Measure, in a few steps of each kind, what each layer's block will cost on this device.
-
-table = calibrate(Setup(teacher, tasks, dataset, block="decoupled_r2", block_init="fitted"))
-"""
-
-from pbd.layer_timing.calibrating import calibrate
-from pbd.layer_timing.setup import Setup, structure_digest
-
-__all__ = ["Setup", "calibrate", "structure_digest"]

@@ -1,0 +1,1 @@
+"""The training engine: loops, optimiser, data parallelism, losses, metrics."""

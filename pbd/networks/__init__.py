@@ -1,0 +1,1 @@
+"""Keras graphs, read and rewritten; knows no block design."""

@@ -1,0 +1,272 @@
+"""The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
+
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pbd import progress, report
+from pbd.config import RunConfig
+from pbd.energy import accounting
+from pbd.executors import open_executor
+from pbd.executors.base import Executor
+from pbd.records import (
+    Assignment,
+    BlockReport,
+    BlockResult,
+    LayerTask,
+    ModelFacts,
+    RunReport,
+    Timing,
+    WorkerReport,
+)
+from pbd.report import rows
+from pbd.run_dir import manifest
+from pbd.scheduling import cost_table
+from pbd.student import selection
+from pbd.system import backend, devices
+
+if TYPE_CHECKING:
+    import keras
+
+    from pbd.blockwise.context import TrainingContext
+    from pbd.learning.metrics import Marks
+    from pbd.pipeline.prepare import Inputs
+    from pbd.pipeline.workers import Crew
+    from pbd.student.assemble import Student
+
+
+def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
+    """Compress a trained network by parallel blockwise distillation, and return the report of the run.
+
+    Under `mpirun` every rank calls this and every rank gets the same report.
+
+    Args:
+        config: all settings; the defaults where absent.
+        model: the teacher itself, in place of the file or name in the settings.
+        **settings: single settings by name, over `config` (see `pbd.RunConfig.of`).
+
+    Returns:
+        What `report.json` in the run directory says.
+
+    Raises:
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and says the remedy.
+
+    Example:
+        >>> report = pbd.distill(teacher="resnet20.keras", dataset="cifar10", epochs=3)
+        >>> report.student.test_accuracy, report.student.path
+    """
+    config = (config or RunConfig()).replace(**settings)
+    if model is not None:
+        config = config.replace(teacher=model.name)
+    executor = open_executor(config.execution)
+    try:
+        if not executor.coordinates:
+            return executor.serve()
+        executor.share.claim()
+        backend.load()
+        with progress.open_progress() as display:
+            finished = _distill(config, model, executor, display)
+        executor.finish(finished)
+    except BaseException as error:
+        executor.stop(error)
+        raise
+    return finished
+
+
+def _distill(
+    config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
+) -> RunReport:
+    from pbd.pipeline import prepare  # loads the backend
+
+    clock = _Clock()
+    given = cost_table.read_given(config.execution.costs)
+    with accounting.account(executor.readings) as account, prepare.prepare(config, model, display) as inputs:
+        clock.lap("teacher")
+        return _compress(_Run(config, given, inputs, executor, clock, account, display))
+
+
+@dataclass(frozen=True)
+class _Run:
+    """One run on its way: what its steps need."""
+
+    config: RunConfig
+    given_costs: cost_table.CostTable | None
+    inputs: "Inputs"
+    executor: Executor
+    clock: "_Clock"
+    account: accounting.Account
+    display: progress.ProgressDisplay
+
+
+@dataclass(frozen=True)
+class _BlockPhase:
+    """What was trained by this process and its workers; what was done before is not among it."""
+
+    results: list[BlockResult]
+    assignment: Assignment
+    predicted_from: str
+
+
+def _compress(run: _Run) -> RunReport:
+    from pbd.deploy import inference_form
+    from pbd.pipeline import prepare, remote_tasks
+    from pbd.pipeline.workers import Crew
+    from pbd.student import assemble
+
+    config, inputs, journal = run.config, run.inputs, run.inputs.journal
+    todo = {task.layer_name: task for task in inputs.tasks if task.skip_reason is None}
+    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
+    run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
+    if len(done) == len(todo) and manifest.is_intact(journal):
+        run.display.phase("this run was finished before: its report, with its times and joules, is of then")
+        return report.read(journal)
+    manifest.withdraw(journal)
+
+    context = _context(config, inputs)
+    block_phase = _train_blocks(run, context, list(todo.values()), done)
+    bill = run.account.bill(block_phase.results, run.clock.laps["distill"])
+    results = done | {result.layer_name: result for result in bill.charged(block_phase.results)}
+
+    everyone = Crew(run.executor, context, run.display.update)
+    (teacher_marks,) = everyone.mark([journal.file("teacher.keras")], "validation")
+    lowest = config.student.lowest_accuracy(teacher_marks.measure)
+    accepted = selection.accept(results.values(), lowest)
+    small = assemble.make(
+        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, everyone.settle, everyone.tune
+    )
+    prepare.save_model(journal, "student.keras", small.model)
+    prepare.save_model(journal, "student_folded.keras", inference_form.fold(small.model))
+    run.clock.lap("fine_tune")
+
+    workers = bill.written_on(rows.worker_rows(block_phase.results, run.executor.num_workers))
+    blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, small.given_back)
+    finished = _report(run, everyone, block_phase, teacher_marks, small, blocks, workers)
+    report.write(finished, journal)
+    manifest.write(journal)
+    journal.remove_folder(remote_tasks.BOOKMARKS)
+    return finished
+
+
+def _train_blocks(
+    run: _Run, context: "TrainingContext", todo: list[LayerTask], done: Mapping[str, BlockResult]
+) -> _BlockPhase:
+    """Plan, train those that are not done, and write down what it took."""
+    from pbd.pipeline.plan import carry_out, make_plan
+
+    clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
+    missing = [task for task in todo if task.layer_name not in done]
+    if not missing:
+        clock.lap("calibrate")
+        clock.lap("distill")
+        return _BlockPhase([], Assignment("none", (), ()), "nothing that was left to train")
+    display.phase("predicting what each layer takes")
+    plan = make_plan(run.config.execution, run.given_costs, context, todo, missing, executor)
+    clock.lap("calibrate")
+
+    scheduler, workers = plan.assignment.scheduler, executor.num_workers
+    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
+    results = []
+    for result in carry_out(plan.assignment, context, missing, executor, display.update):
+        if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
+            journal.commit_block(result)
+        results.append(result)
+    journal.write_json("costs.json", plan.measured_costs(results, str(journal.path)).as_json())
+    clock.lap("distill")
+    return _BlockPhase(results, plan.assignment, plan.predicted_from)
+
+
+def _report(
+    run: _Run,
+    everyone: "Crew",
+    block_phase: _BlockPhase,
+    teacher_marks: "Marks",
+    small: "Student",
+    blocks: Sequence[BlockReport],
+    workers: Sequence[WorkerReport],
+) -> RunReport:
+    """Read the test split, once, measure how fast the student is, and say all that came of the run."""
+    from pbd.deploy import latency
+    from pbd.pipeline import prepare
+
+    config, inputs, journal = run.config, run.inputs, run.inputs.journal
+    run.display.phase("reading the test split, once")
+    paths = journal.file("teacher.keras"), journal.file("student.keras")
+    tested = everyone.mark(paths, "test")
+    return RunReport(
+        config=config.flat(),
+        versions=prepare.versions(),
+        device=devices.describe(),
+        teacher=_facts(inputs.teacher, teacher_marks, tested[0], paths[0]),
+        assembled=_facts(small.model, small.assembled),
+        student=_facts(small.model, small.marks, tested[1], paths[1]),
+        blocks=tuple(blocks),
+        workers=tuple(workers),
+        latency=latency.compare(inputs.teacher, small.model, config.data.batch_size),
+        timing=run.clock.timing(block_phase),
+        energy=run.account.summary(config.execution.resume),
+        executor=run.executor.name,
+        scheduler=block_phase.assignment.scheduler,
+        groups=tuple(group.layer_names for group in block_phase.assignment.groups),
+        judged_by="labels" if inputs.dataset.labelled else "teacher",
+        fine_tune_history=small.history,
+        story=(*rows.losses_in_words(block_phase.results), *small.story),
+        run_dir=str(journal.path),
+    )
+
+
+def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
+    from pbd.blockwise.context import TrainingContext
+
+    return TrainingContext(
+        teacher_path=str(inputs.journal.file("teacher.keras")),
+        data=inputs.data_config,
+        image_shape=inputs.dataset.image_shape,
+        training=config.training,
+        block=config.blocks.block,
+        block_init=config.blocks.block_init,
+        seed=config.seed,
+        journal=inputs.journal,
+        session=uuid.uuid4().hex,
+    )
+
+
+def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:
+    from pbd.networks import cost
+
+    return ModelFacts(
+        params=cost.count_params(model),
+        macs=cost.count_macs(model),
+        val_accuracy=val.accuracy,
+        test_accuracy=test.accuracy if test else None,
+        path=str(path) if path else None,
+        size_bytes=path.stat().st_size if path else None,
+        val_agreement=val.agreement,
+        test_agreement=test.agreement if test else None,
+        val_kl=val.kl,
+        test_kl=test.kl if test else None,
+    )
+
+
+@dataclass
+class _Clock:
+    """Wall-clock seconds of each phase, in the order in which they end."""
+
+    began: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, phase: str) -> None:
+        self.laps[phase] = time.monotonic() - self.began - sum(self.laps.values())
+
+    def timing(self, block_phase: _BlockPhase) -> Timing:
+        return Timing(
+            teacher_s=self.laps["teacher"],
+            calibrate_s=self.laps["calibrate"],
+            distill_s=self.laps["distill"],
+            predicted_makespan_s=block_phase.assignment.predicted_makespan_s,
+            predicted_from=block_phase.predicted_from,
+            fine_tune_s=self.laps["fine_tune"],
+            total_s=time.monotonic() - self.began,
+        )

@@ -1,0 +1,106 @@
+"""Which blocks are kept and why; who was busy and who waited. Pure functions from results to the report's rows."""
+
+from collections.abc import Container, Iterable, Mapping, Sequence
+
+from pbd.records import BlockReport, BlockResult, LayerTask, WorkerReport
+
+MOST_NAMES = 8
+
+
+def block_rows(
+    tasks: Iterable[LayerTask],
+    results: Mapping[str, BlockResult],
+    accepted: Container[str],
+    lowest: float,
+    given_back: Mapping[str, str],
+) -> tuple[BlockReport, ...]:
+    """Return the report's row of each task: what was decided about it, and what that rests on.
+
+    Args:
+        tasks: every convolution, the skipped ones included.
+        results: of every trained task, by layer.
+        accepted: the layers whose blocks were accepted.
+        lowest: the validation accuracy that a block had to reach or, without labels, the agreement; a fraction.
+        given_back: the layers that the student got back from the teacher, and why.
+    """
+    rows = []
+    for task in tasks:
+        name, result = task.layer_name, results.get(task.layer_name)
+        status, reason = _decision(task, result, name in accepted, lowest)
+        if name in given_back:
+            status, reason = "given_back", given_back[name]
+        rows.append(_row(task, result, status, reason))
+    return tuple(rows)
+
+
+def _decision(task: LayerTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
+    """Return the status and the reason for it."""
+    if result is None:
+        return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
+    if result.status != "trained":
+        return "failed", result.error or "no reason given"
+    judged = "agreement" if result.val_accuracy is None else "accuracy"
+    return "accepted" if kept else "rejected", f"{judged} {result.measure:.4f} {'>=' if kept else '<'} {lowest:.4f}"
+
+
+def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
+    kept = status == "accepted"
+    return BlockReport(
+        layer=task.layer_name,
+        status=status,
+        reason=reason,
+        block=(result.block or None) if result else None,
+        worker=result.worker if result else None,
+        started_s=result.started_s if result else None,
+        seconds=result.seconds if result else None,
+        nmse=result.nmse if result else None,
+        val_accuracy=result.val_accuracy if result else None,
+        val_agreement=result.val_agreement if result else None,
+        val_kl=result.val_kl if result else None,
+        params_before=task.layer_params,
+        params_after=task.block_params if kept else task.layer_params,
+        macs_before=task.layer_macs,
+        macs_after=task.block_macs if kept else task.layer_macs,
+        loss_history=result.loss_history if result else (),
+        nmse_history=result.nmse_history if result else (),
+        predicted_s=result.predicted_s if result else None,
+        attempts=result.attempts if result else 1,
+        energy_j=result.energy_j if result else None,
+    )
+
+
+def losses_in_words(results: Iterable[BlockResult]) -> tuple[str, ...]:
+    """Return a line for the layers that were trained again since the processes that trained them were lost."""
+    again = [result for result in results if result.attempts > 1 and result.status == "trained" and not result.found]
+    if not again:
+        return ()
+    most = max(result.attempts for result in again)
+    return (f"lost the process that trained {_names(again)}: trained again, {most} attempts at most",)
+
+
+def _names(results: Sequence[BlockResult]) -> str:
+    names = [result.layer_name for result in results]
+    return ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} … ({len(names)} layers)"
+
+
+def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:
+    """Return how long each worker trained, and how long it waited for the slowest.
+
+    The blocks of a group share one start and one duration, which counts once, and for every worker where all trained
+    it together; what was only found does not count.
+    """
+    trained = [result for result in results if result.worker is not None and not result.found]
+    spans = {(result.worker, result.shared, result.started_s, result.seconds) for result in trained}
+    busy = [
+        sum(seconds for worker, shared, _, seconds in spans if shared or worker == number)
+        for number in range(num_workers)
+    ]
+    makespan = max((started + seconds for _, _, started, seconds in spans), default=0.0)
+    peaks = [
+        max((r.peak_bytes for r in trained if r.peak_bytes and (r.shared or r.worker == number)), default=None)
+        for number in range(num_workers)
+    ]
+    return tuple(
+        WorkerReport(number, seconds, idle_s=max(0.0, makespan - seconds), peak_bytes=peak)
+        for number, (seconds, peak) in enumerate(zip(busy, peaks, strict=True))
+    )

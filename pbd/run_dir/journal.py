@@ -1,0 +1,258 @@
+"""The run directory: what is done is written there, atomically, and found again. Nothing else writes it."""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import shutil
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
+from pbd.records import BlockResult
+from pbd.run_dir.archive import pack, plain, unpack
+
+FORMAT = 4
+_RUN_FILE = "run.json"
+_BLOCKS = "blocks"
+_LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Journal:
+    """A run directory. Picklable; several processes may use it at once, as each artifact has one writer.
+
+    Example:
+        >>> journal = Journal.create("runs/first", config.student_settings())
+        >>> journal.commit_block(result)
+        >>> sorted(Journal.resume("runs/first", config.student_settings()).committed_blocks())
+        ['conv2d']
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: str | Path, identity: dict[str, Any], layers: Iterable[str] = ()) -> "Journal":
+        """Start a run directory at `path`, parents included.
+
+        Args:
+            path: a directory that does not exist yet, or is empty.
+            identity: what the run's results depend on; a resumed run must have the same.
+            layers: that the run replaces.
+
+        Raises:
+            CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
+        """
+        journal = cls(Path(path))
+        try:
+            journal.path.mkdir(parents=True, exist_ok=True)
+            found = sorted(entry.name for entry in journal.path.iterdir())
+            if not found:
+                # Only one process can make this folder: of two runs started here at once, one is refused.
+                (journal.path / _BLOCKS).mkdir()
+                content = {"format": FORMAT, "identity": identity, "layers": list(layers)}
+                journal.write_json(_RUN_FILE, content | {"sha256": _digest(content)})
+                return journal
+        except OSError as error:
+            reason = error.strerror or str(error)
+            raise CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.") from error
+        if _RUN_FILE in found:
+            raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
+        raise CannotCreateError(
+            f"a run directory must be new or empty. Received: {path} (holds {found[0]}). Give another --run-dir."
+        )
+
+    @classmethod
+    def resume(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
+        """Open the run directory at `path` to go on with its run.
+
+        Raises:
+            MissingInputError: there is no run.
+            CannotCreateError: the directory cannot be written to.
+            CorruptStateError: its `run.json` is damaged, or `identity` is not the one it was created with.
+        """
+        journal = cls(Path(path))
+        before = journal._read_run_file()["identity"]
+        if not os.access(journal.path, os.W_OK):
+            raise CannotCreateError(f"cannot write to {path}. Make it writable, or start anew in another --run-dir.")
+        differences = _differences(before, json.loads(_dump_json(identity)))
+        if differences:
+            raise CorruptStateError(
+                f"{path} holds a run with other settings: {'; '.join(differences)}. "
+                "Resume with the old settings, or give another --run-dir without --resume."
+            )
+        return journal
+
+    @classmethod
+    def check(cls, path: str | Path, resume: bool) -> None:
+        """Refuse a directory that `create` or `resume` would refuse whatever the run, before any work is done.
+
+        Raises:
+            CannotCreateError: a new run is wanted and the directory is taken.
+            MissingInputError: a run is to be resumed and there is none.
+        """
+        found = Path(path)
+        if resume:
+            cls(found)._read_run_file()
+        elif found.is_file() or (found.is_dir() and any(found.iterdir())):
+            cls.create(found, {})
+
+    def commit_block(self, result: BlockResult) -> None:
+        """Write `result` for good: after this call it survives the death of the process.
+
+        Raises:
+            TypeError: a weight is not an array of plain numbers.
+            OSError: the directory cannot be written (a full disk, say); nothing is left under the final name.
+        """
+        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.layer_name)}", _pack(result))
+
+    def committed_blocks(self) -> dict[str, BlockResult]:
+        """Return the trained blocks by layer name; damaged files are logged and left out, so trained again."""
+        found = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
+        return {result.layer_name: result for result in found if result is not None}
+
+    def committed_block(self, layer_name: str) -> BlockResult | None:
+        """Return the trained block of this layer, `None` where it has not been written or is damaged."""
+        path = self.path / _BLOCKS / block_file_name(layer_name)
+        return _read_block(path) if path.exists() else None
+
+    def layers(self) -> tuple[str, ...]:
+        """Return the layers that the run replaces.
+
+        Raises:
+            MissingInputError: there is no run.
+            CorruptStateError: its `run.json` is damaged.
+        """
+        return tuple(self._read_run_file()["layers"])
+
+    def file(self, name: str) -> Path:
+        """Return the path of `name` in the run directory."""
+        return self.path / name
+
+    def last_written(self, folder: str, suffix: str) -> dict[str, int]:
+        """Return when each file in a folder of the run directory was written, in nanoseconds."""
+        return {path.name: path.stat().st_mtime_ns for path in self.file(folder).glob(f"*{suffix}")}
+
+    def write_json(self, name: str, obj: Any) -> Path:
+        """Write `obj` as JSON, atomically.
+
+        Raises:
+            ValueError: it holds NaN or infinity, which JSON has no word for.
+        """
+        return self.write_bytes(name, _dump_json(obj))
+
+    def write_bytes(self, name: str, data: bytes) -> Path:
+        """Write `data` so that `name` holds all of it or what it held before, and return its path."""
+        return write_atomically(self.file(name), data)
+
+    def remove_folder(self, name: str) -> None:
+        """Remove what is not needed any more; it may not be there."""
+        shutil.rmtree(self.file(name), ignore_errors=True)
+
+    def _read_run_file(self) -> dict[str, Any]:
+        run_file = self.file(_RUN_FILE)
+        try:
+            content = dict(json.loads(run_file.read_bytes()))
+            version, written = content["format"], content.pop("sha256", "")
+        except OSError as error:
+            raise MissingInputError(
+                f"there is no run in {self.path}. Check the path; a new run is started without --resume."
+            ) from error
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
+        if version != FORMAT:
+            raise CorruptStateError(
+                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
+            )
+        if written != _digest(content):
+            raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
+        return content
+
+
+def write_atomically(target: Path, data: bytes) -> Path:
+    """Write `data` so that `target` holds all of it or what it held before, whenever the process dies."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+    try:
+        with temporary.open("xb") as stream:
+            stream.write(data)
+            stream.flush()
+            os.fsync(stream.fileno())
+        os.replace(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    _sync_folder(target.parent)
+    return target
+
+
+def _read_block(path: Path) -> BlockResult | None:
+    try:
+        result = _unpack(path.read_bytes())
+        if block_file_name(result.layer_name) != path.name:
+            raise ValueError(f"it holds layer {result.layer_name!r}")
+    except (OSError, ValueError) as error:
+        _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
+        return None
+    return result if result.status == "trained" else None
+
+
+def block_file_name(layer_name: str) -> str:
+    """Return the file name of a layer's block: percent-encoded, shortened with a digest where it is too long.
+
+    Example:
+        >>> block_file_name("stage 1/conv")
+        'stage%201%2Fconv.npz'
+    """
+    safe = quote(layer_name, safe="")
+    if len(safe) > _LONGEST_NAME:
+        safe = f"{safe[:100]}-{hashlib.sha256(layer_name.encode()).hexdigest()}"
+    return f"{safe}.npz"
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+def _dump_json(obj: Any) -> bytes:
+    return json.dumps(obj, indent=2, allow_nan=False, default=plain, ensure_ascii=False).encode()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make a rename in `folder` outlive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems cannot; the file itself is written by now
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Return a phrase for each setting whose value differs, nested ones by their dotted name."""
+    phrases: list[str] = []
+    for name in sorted(old.keys() | new.keys()):
+        before, now = old.get(name), new.get(name)
+        if isinstance(before, dict) and isinstance(now, dict):
+            phrases += _differences(before, now, f"{prefix}{name}.")
+        elif before != now:
+            phrases.append(f"{prefix}{name} was {before!r} and is {now!r} now")
+    return phrases
+
+
+def _pack(result: BlockResult) -> bytes:
+    fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "weights"}
+    return pack({"fields": fields, "weights": list(result.weights)}, list(result.weights.values()))
+
+
+def _unpack(data: bytes) -> BlockResult:
+    content, arrays = unpack(data)
+    fields = content["fields"] | {name: tuple(content["fields"][name]) for name in ("loss_history", "nmse_history")}
+    return BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))

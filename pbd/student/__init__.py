@@ -1,0 +1,1 @@
+"""The student: which blocks are accepted, how they are assembled and fine-tuned."""

@@ -1,0 +1,370 @@
+"""Training a group: errors, targets, names, early stops, and one bad block that costs only itself."""
+
+import dataclasses
+import math
+import uuid
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pbd.collective import Team
+from pbd.config import RunConfig
+from pbd.errors import MissingInputError
+from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+from pbd.run_dir.journal import Journal
+from tests.helpers.thread_collective import as_team
+
+Tasks = list[LayerTask]
+
+
+@pytest.fixture(scope="module")
+def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
+    """A context for training on 320 digits; the teacher's graph holds operations with Keras' own names."""
+    import keras
+
+    from pbd import data
+    from pbd.blockwise.context import TrainingContext, load_teacher
+    from pbd.blockwise.tasks import enumerate_tasks
+
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input((32, 32, 1))
+    x = keras.ops.square(inputs / 127.5 - 1.0)
+    for name in ("first", "second"):
+        x = keras.layers.Conv2D(24, 3, strides=2, padding="same", activation="relu", name=name)(x)
+    x = keras.layers.Conv2D(24, 3, padding="same", name="third")(x)
+    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    folder = tmp_path_factory.mktemp("context")
+    journal = Journal.create(folder / "run", {})
+    keras.Model(inputs, outputs).save(folder / "run" / "teacher.keras")
+    keras.utils.clear_session()
+    config = RunConfig.of(train_limit=320, batch_size=32, epochs=6, patience=0)
+    dataset = data.load(config.data, 0)
+    made = TrainingContext(
+        teacher_path=str(folder / "run" / "teacher.keras"),
+        data=config.data,
+        image_shape=dataset.image_shape,
+        training=config.training,
+        block="two_layer",
+        block_init="noise",
+        seed=0,
+        journal=journal,
+    )
+    tasks = enumerate_tasks(load_teacher(made.teacher_path), "two_layer")
+    return made, [task for task in tasks if not task.skip_reason]
+
+
+def ignore(_: Progress) -> None:
+    """Take a progress event and do nothing."""
+
+
+def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
+    """Return the context of a new run with other settings: `block` and `block_init`, or those of the training."""
+    made = context[0]
+    journal = Journal.create(made.journal.path.parent / uuid.uuid4().hex, {})
+    own = {name: training_settings.pop(name) for name in ("block", "block_init") if name in training_settings}
+    return dataclasses.replace(
+        made, training=dataclasses.replace(made.training, **training_settings), journal=journal, **own
+    )
+
+
+def train(context: Any, tasks: Tasks) -> dict[str, BlockResult]:
+    from pbd.blockwise import train_group
+
+    return {r.layer_name: r for r in train_group.train_group(context, TaskGroup(tuple(tasks)), ignore)}
+
+
+def assert_same_weights(one: BlockResult, other: BlockResult, atol: float = 0.0) -> None:
+    assert one.weights.keys() == other.weights.keys()
+    for key, value in one.weights.items():
+        np.testing.assert_allclose(value, other.weights[key], rtol=0.0, atol=atol, err_msg=key)
+
+
+def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> None:
+    from pbd.blockwise import train_group
+
+    made, tasks = changed(context, block="decoupled_r2"), context[1]
+    events: list[Progress] = []
+    results = train_group.train_group(made, TaskGroup(tuple(tasks)), events.append)
+    assert [result.layer_name for result in results] == ["second", "third"]
+    for result in results:
+        assert result.status == "trained", result.error
+        assert len(result.loss_history) == 6
+        assert len(result.nmse_history) == 7
+        assert result.loss_history[-1] < 0.5 * result.loss_history[0]
+        assert 0 < result.nmse < 0.5
+        assert result.nmse == pytest.approx(min(result.nmse_history), rel=1e-3), "of its best epoch, on all images"
+        assert 0 <= result.val_accuracy <= 1
+        assert 0 <= result.val_agreement <= 1
+        assert result.val_kl > 0
+    assert set(made.journal.committed_blocks()) >= {"second", "third"}
+    assert [event.done for event in events if event.label.startswith("second")] == list(range(1, 61))
+    assert {event.total for event in events} == {60}
+
+
+def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context: tuple[Any, Tasks]) -> None:
+    made = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
+    results = train(made, context[1])
+    for result in results.values():
+        assert result.status == "trained", result.error
+        assert result.block == "decoupled_r2"
+        assert result.loss_history == ()
+        assert result.nmse_history == (pytest.approx(result.nmse, rel=1e-3),)
+        assert result.nmse < 0.1
+
+
+def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_been_there(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`second` stops after two epochs of ten steps, whatever its errors are; `third` never does."""
+    from pbd.blockwise import distiller
+
+    _, tasks = context
+    script = {"second": [1.0, 0.1, 0.5, 0.0, 0.0], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
+    checked: list[tuple[str, ...]] = []
+
+    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
+        checked.append(tuple(distiller.layer_names))
+        return {name: script[name][len(checked) - 1] for name in distiller.layer_names}
+
+    monkeypatch.setattr(distiller, "_validation_errors", scripted)
+    second = train(changed(context, epochs=4, patience=1), [tasks[0]])["second"]
+    checked.clear()
+    third = train(changed(context, epochs=4, patience=0), [tasks[1]])["third"]
+    for tracing_steps, checks_of_both in ((0, 3), (10, 4), (11, 5), (math.inf, 5)):
+        checked.clear()
+        monkeypatch.setattr(distiller, "TRACING_STEPS", tracing_steps)
+        together = train(changed(context, epochs=4, patience=1), tasks)
+        assert checked == checks_of_both * [("second", "third")] + (5 - checks_of_both) * [("third",)]
+        assert [len(together[name].loss_history) for name in ("second", "third")] == [2, 4]
+        assert [len(together[name].nmse_history) for name in ("second", "third")] == [3, 5]
+        assert_same_weights(together["second"], second, atol=1e-6)
+        assert_same_weights(together["third"], third, atol=1e-6)
+        assert together["third"].loss_history == pytest.approx(third.loss_history, rel=1e-5)
+
+
+def test_a_block_stops_when_its_own_error_has_flattened(context: tuple[Any, Tasks]) -> None:
+    _, tasks = context
+    settings = {"epochs": 4, "patience": 2, "block": "decoupled_r2", "block_init": "kernel"}
+    idle = train(changed(context, learning_rate=1e-9, **settings), [tasks[0]])["second"]
+    assert (len(idle.loss_history), len(idle.nmse_history)) == (2, 3)
+    busy = train(changed(context, **settings), [tasks[0]])["second"]
+    assert (len(busy.loss_history), len(busy.nmse_history)) == (4, 5)
+
+
+def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second of three epochs is the best of `second`, the start is that of `third`."""
+    from pbd import blocks
+    from pbd.blockwise import distiller
+
+    _, tasks = context
+    script = {"second": [4.0, 3.0, 1.0, 2.0], "third": [1.0, 2.0, 3.0, 4.0]}
+    weights: dict[str, list[dict[str, np.ndarray]]] = {"second": [], "third": []}
+
+    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
+        for name, part in zip(distiller.layer_names, distiller.parts, strict=True):
+            weights[name].append(blocks.get_weights(part))
+        return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
+
+    monkeypatch.setattr(distiller, "_validation_errors", scripted)
+    results = train(changed(context, epochs=3, block="decoupled_r2", block_init="kernel"), tasks)
+    for name, best in (("second", 2), ("third", 0)):
+        for key, value in results[name].weights.items():
+            np.testing.assert_array_equal(value, weights[name][best][key], err_msg=key)
+    moved = [not np.array_equal(weights["second"][2][key], weights["second"][3][key]) for key in weights["second"][2]]
+    assert all(moved)
+
+
+def test_no_number_in_one_block_costs_only_that_block(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd import blocks
+    from pbd.blockwise import train_group
+
+    _, tasks = context
+    made = changed(context, epochs=2)
+    clean = train(changed(context, epochs=2), [tasks[1]])["third"]
+    initialise, calls = train_group.initialise, []
+
+    def poisoned(built: dict[str, Any], *arguments: Any) -> None:
+        initialise(built, *arguments)
+        calls.append(sorted(built))
+        (key, value), *_ = blocks.get_weights(built["second"]).items()
+        blocks.set_weights(built["second"], {key: np.full_like(value, np.nan)})
+
+    monkeypatch.setattr(train_group, "initialise", poisoned)
+    events: list[Progress] = []
+    results = {r.layer_name: r for r in train_group.train_group(made, TaskGroup(tuple(tasks)), events.append)}
+    assert calls == [["second", "third"]], "no second attempt, one by one"
+    assert all(math.isfinite(event.loss) for event in events if event.loss is not None), "it left at once"
+    assert results["second"].status == "failed"
+    assert "--learning-rate" in results["second"].error
+    assert (results["second"].weights, results["second"].nmse, results["second"].measure) == ({}, None, None)
+    assert results["third"].status == "trained"
+    assert_same_weights(results["third"], clean, atol=1e-6)
+
+
+def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Tasks]) -> None:
+    _, tasks = context
+    settings = {"block": "decoupled_r2", "block_init": "fitted"}
+    start = train(changed(context, epochs=0, **settings), [tasks[0]])["second"]
+    made = changed(context, learning_rate=1e30, **settings)
+    result = train(made, [tasks[0]])["second"]
+    assert not np.isfinite([*result.loss_history, *result.nmse_history]).all()
+    assert len(result.loss_history) < 6, "it left when it diverged"
+    assert (result.status, result.error) == ("trained", None)
+    assert_same_weights(result, start)
+    assert result.nmse == pytest.approx(start.nmse)
+    committed = made.journal.committed_blocks()["second"]
+    assert_same_weights(committed, start)
+
+
+def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks]) -> None:
+    made, tasks = changed(context, epochs=1), context[1]
+    unlabelled = dataclasses.replace(made, data=dataclasses.replace(made.data, labels=False))
+    for result in train(unlabelled, tasks).values():
+        assert result.status == "trained", result.error
+        assert result.val_accuracy is None
+        assert 0 <= result.val_agreement <= 1
+        assert result.measure == result.val_agreement
+        assert result.val_kl > 0
+
+
+def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
+    from pbd import blocks
+    from pbd.blockwise import train_group
+
+    made, tasks = changed(context), context[1]
+    whole = blocks.build_block
+
+    def broken(block: str, task: LayerTask, seed: int) -> Any:
+        if task.layer_name == "second":
+            raise MemoryError("no room")
+        return whole(block, task, seed)
+
+    monkeypatch.setattr(blocks, "build_block", broken)
+    results = {r.layer_name: r for r in train_group.train_group(made, TaskGroup(tuple(tasks)), ignore)}
+    assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: no room")
+    assert results["third"].status == "trained"
+
+
+def test_what_is_in_the_run_directory_is_not_trained_again(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker was lost after it had written a block of its group: whoever gets the group next trains the rest."""
+    from pbd.blockwise import train_group
+
+    made, tasks = changed(context, epochs=1), context[1]
+    first = train(made, [tasks[1]])["third"]
+    together, trained = train_group._train_together, []
+
+    def watched(context: Any, group: TaskGroup, *rest: Any) -> list[BlockResult]:
+        trained.append(group.layer_names)
+        return together(context, group, *rest)
+
+    monkeypatch.setattr(train_group, "_train_together", watched)
+    results = train(made, tasks)
+    assert trained == [("second",)]
+    assert_same_weights(results["third"], first)
+    assert (results["second"].found, results["third"].found) == (False, True)
+    assert set(train(made, tasks)) == {"second", "third"}
+    assert trained == [("second",)]
+
+
+def test_a_worker_that_does_not_see_the_run_directory_says_so(context: tuple[Any, Tasks]) -> None:
+    made = dataclasses.replace(changed(context), teacher_path="/absent/teacher.keras")
+    with pytest.raises(MissingInputError, match="share"):
+        train(made, context[1])
+
+
+def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
+    result = train(changed(context, learning_rate=1e30), [context[1][0]])["second"]
+    assert result.status == "failed"
+    assert "--learning-rate" in result.error
+    assert result.weights == {}
+
+
+def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None:
+    from pbd import blocks
+
+    made, tasks = changed(context, epochs=0), context[1]
+    result = train(made, [tasks[0]])["second"]
+    first = blocks.get_weights(blocks.build_block("two_layer", tasks[0], made.seed))
+    assert result.loss_history == ()
+    assert len(result.nmse_history) == 1
+    assert all(np.array_equal(result.weights[key], first[key]) for key in first)
+
+
+def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
+    """Train the tasks in one group on a team of so many threads; return what each has."""
+    from pbd.blockwise import train_group
+
+    def work(team: Team) -> dict[str, BlockResult]:
+        results = train_group.train_group(context, TaskGroup(tuple(tasks)), ignore, team)
+        return {result.layer_name: result for result in results}
+
+    return as_team(size, work)
+
+
+@pytest.fixture
+def own_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every thread load a teacher of its own, as every process does."""
+    from pbd.blockwise import context
+
+    monkeypatch.setattr(context, "load_teacher", context.load_teacher.__wrapped__)
+
+
+@pytest.mark.usefixtures("own_copies")
+@pytest.mark.parametrize("patience", [0, 1])
+def test_a_team_trains_the_blocks_that_one_worker_would(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, patience: int
+) -> None:
+    """With patience, `second` flattens after an epoch, and all trace a graph without it."""
+    from pbd.blockwise import distiller
+
+    errors, checked = distiller._validation_errors, []
+
+    def flat(distiller: Any, dataset: Any, team: Team) -> dict[str, float]:
+        checked.append(tuple(distiller.layer_names))
+        return {name: 1.0 if name == "second" else e for name, e in errors(distiller, dataset, team).items()}
+
+    if patience:
+        monkeypatch.setattr(distiller, "_validation_errors", flat)
+        monkeypatch.setattr(distiller, "TRACING_STEPS", 0)
+    settings = {"block": "decoupled_r2", "block_init": "fitted", "epochs": 2, "patience": patience}
+    made, shared = changed(context, **settings), changed(context, **settings)
+    alone = train(made, context[1])
+    for results in as_teams(shared, context[1], 2):
+        assert results.keys() == alone.keys()
+        for name, result in results.items():
+            assert result.loss_history == pytest.approx(alone[name].loss_history, rel=1e-4)
+            assert result.nmse_history == pytest.approx(alone[name].nmse_history, rel=1e-4)
+            assert result.nmse == pytest.approx(alone[name].nmse, rel=1e-4)
+            assert result.val_accuracy == alone[name].val_accuracy
+            assert result.val_kl == pytest.approx(alone[name].val_kl, rel=1e-3)
+            for key, weight in result.weights.items():
+                np.testing.assert_allclose(weight, alone[name].weights[key], atol=1e-5)
+    assert set(shared.journal.committed_blocks()) == {"second", "third"}
+    assert checked.count(("third",)) == patience * 3, "once alone, once by each of the team"
+
+
+@pytest.mark.usefixtures("own_copies")
+def test_a_block_that_fails_for_one_worker_of_a_team_costs_only_itself(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd import blocks
+
+    made, whole, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
+
+    def broken(block: str, task: LayerTask, seed: int) -> Any:
+        if task.layer_name == "second":
+            calls.append(task)
+            if len(calls) % 2:  # in one of the two threads
+                raise MemoryError("injected")
+        return whole(block, task, seed)
+
+    monkeypatch.setattr(blocks, "build_block", broken)
+    for results in as_teams(made, context[1], 2):
+        assert results["third"].status == "trained"
+        assert results["second"].status == "failed"
+    assert set(made.journal.committed_blocks()) == {"third"}

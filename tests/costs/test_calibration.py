@@ -1,0 +1,223 @@
+"""Calibration on a tiny real net: figures that can be scheduled by, kept between runs, and nothing else changed."""
+
+import dataclasses
+import json
+import logging
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pbd.errors import UsageError
+from tests.helpers.fakes import make_task
+
+
+def noise_data(batch_size: int = 8, count: int = 24) -> Any:
+    from pbd.data import Dataset, IndexedSplit
+    from pbd.data.images import ArrayImages
+
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 16, 16, 3), dtype=np.uint8)
+    split = IndexedSplit.whole(ArrayImages(pixels, (16, 16, 3)), np.zeros(count, np.int32))
+    shape = (16, 16, 3)
+    return Dataset("noise", split, split, split, None, shape, batch_size, augment="flip", preprocess="unit", seed=0)
+
+
+@pytest.fixture(scope="module")
+def setup() -> Any:
+    import keras
+
+    from pbd.blockwise.tasks import enumerate_tasks
+    from pbd.costs import layer_timing
+    from pbd.networks import graph
+
+    keras.utils.set_random_seed(3)
+    inputs = x = keras.Input((16, 16, 3))
+    for name in ("stem", "first", "second", "third"):
+        x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name=name)(x)
+    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", name="wide")(x)
+    outputs = keras.layers.Dense(4)(keras.layers.Dropout(0.1)(keras.layers.GlobalAveragePooling2D()(x)))
+    teacher = graph.flatten(keras.Model(inputs, outputs, name="tiny"))
+    tasks = tuple(task for task in enumerate_tasks(teacher, "decoupled_r2") if not task.skip_reason)
+    return layer_timing.Setup(teacher, tasks, noise_data(), "decoupled_r2", "fitted", load_s=0.25)
+
+
+@pytest.fixture(scope="module")
+def table(setup: Any) -> Any:
+    from pbd.costs import layer_timing
+
+    return layer_timing.calibrate(setup)
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture
+def calibrations(table: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Each entry is a calibration that was asked for; none is really made."""
+    from pbd.costs import calibration
+
+    asked: list[Any] = []
+    monkeypatch.setattr(calibration, "calibrate", lambda setup: (asked.append(setup), table)[1])
+    return asked
+
+
+def test_every_layer_gets_figures_and_a_deeper_prefix_costs_no_less(setup: Any, table: Any) -> None:
+    assert list(table.layers) == ["first", "second", "third", "wide"]
+    times = list(table.layers.values())
+    assert all(t.prefix_s > 0 and t.block_once_s > 0 and t.group_once_s > 0 and t.gather_s > 0 for t in times)
+    assert [t.prefix_s for t in times] == sorted(t.prefix_s for t in times)
+    assert all(t.load_s == 0.25 for t in times)
+    assert table.source.startswith("calibrated on ")
+    costs = table.costs(setup.workload(3), grouped=True)
+    assert costs.load_s(setup.tasks) > max(costs.task_s(task) for task in setup.tasks)
+
+
+def test_blocks_of_one_kind_are_timed_once(table: Any) -> None:
+    for part in ("step_s", "check_s", "target_s", "gather_s"):
+        assert len({getattr(table.layers[name], part) for name in ("first", "second", "third")}) == 1
+
+
+def test_calibration_changes_neither_the_teacher_nor_what_randomness_hangs_on(setup: Any) -> None:
+    from pbd.costs import layer_timing
+
+    weights, draws = setup.teacher.get_weights(), random.getstate()
+    one_layer = dataclasses.replace(setup, tasks=setup.tasks[-1:], block="two_layer_skip", block_init="kernel")
+    measured = layer_timing.calibrate(one_layer)
+    assert measured.layers["wide"].gather_s > 0  # the paper's designs look at images even then
+    assert random.getstate() == draws
+    assert setup.teacher.trainable_variables
+    assert all(layer.trainable for layer in setup.teacher.layers)
+    for before, after in zip(weights, setup.teacher.get_weights(), strict=True):
+        np.testing.assert_array_equal(before, after)
+
+
+def test_the_workload_counts_what_training_reads(setup: Any) -> None:
+    work = setup.workload(5)
+    assert dataclasses.astuple(work) == (5, 3, 3, 3, 3)
+    noise = dataclasses.replace(setup, block_init="noise")
+    assert noise.workload(5).fit_batches == 0
+    assert dataclasses.replace(noise, block_init="kernel").workload(5).fit_batches == 0
+    assert dataclasses.replace(noise, block_init="kernel", block="two_layer").workload(5).fit_batches == 3
+
+
+def test_a_calibration_is_kept_for_the_next_run(setup: Any, table: Any, cache: Path, calibrations: list[Any]) -> None:
+    from pbd.costs import calibration
+
+    assert calibration.choose("auto", None, setup, workers=2) == table
+    assert calibration.choose("auto", None, setup, workers=2) == table
+    assert calibration.choose("auto", None, setup, workers=1) == table
+    assert len(calibrations) == 1
+    calibration.choose("calibrate", None, setup, workers=1)
+    assert len(calibrations) == 2
+    (kept,) = (cache / "pbd" / "costs").iterdir()
+    assert json.loads(kept.read_text())["layers"].keys() == table.layers.keys()
+
+
+def test_other_blocks_batches_data_and_layers_are_measured_anew(setup: Any, cache: Path) -> None:
+    from pbd.costs import calibration
+
+    data = setup.dataset
+    others = [
+        dataclasses.replace(setup, block="decoupled_r1"),
+        dataclasses.replace(setup, block_init="noise"),
+        dataclasses.replace(setup, tasks=setup.tasks[1:]),
+        dataclasses.replace(setup, dataset=dataclasses.replace(data, batch_size=4)),
+        dataclasses.replace(setup, dataset=dataclasses.replace(data, augment="none")),
+    ]
+    assert len({calibration.cache_path(one) for one in [setup, *others]}) == 6
+
+
+@pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace("8", "-8")])
+def test_a_damaged_calibration_is_measured_again(
+    setup: Any,
+    cache: Path,
+    calibrations: list[Any],
+    damage: Callable[[str], str],
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    from pbd.costs import calibration
+
+    calibration.choose("auto", None, setup, workers=2)
+    kept = calibration.cache_path(setup)
+    kept.write_text(damage(kept.read_text()))
+    with caplog.at_level(logging.WARNING):
+        calibration.choose("auto", None, setup, workers=2)
+    assert len(calibrations) == 2
+    assert str(kept) in caplog.text
+    calibration.choose("auto", None, setup, workers=2)
+    assert len(calibrations) == 2
+
+
+@pytest.mark.usefixtures("cache")
+def test_one_worker_has_nothing_to_share_out_so_it_estimates(setup: Any, calibrations: list[Any]) -> None:
+    from pbd.costs import calibration
+
+    for wanted, workers in (("auto", 1), ("macs", 8)):
+        estimated = calibration.choose(wanted, None, setup, workers)
+        assert estimated.source.startswith("multiply-accumulates")
+        assert estimated.layers.keys() == set(setup.layer_names)
+    assert not calibrations
+
+
+@pytest.mark.usefixtures("cache")
+def test_what_cannot_be_timed_is_estimated(
+    setup: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from pbd.costs import calibration
+
+    def fail(_: Any) -> None:
+        raise MemoryError("no room")
+
+    monkeypatch.setattr(calibration, "calibrate", fail)
+    with caplog.at_level(logging.WARNING):
+        assert calibration.choose("calibrate", None, setup, workers=2).source.startswith("multiply-accumulates")
+    assert "no room" in caplog.text
+
+
+def test_a_table_that_is_given_is_taken_if_it_is_of_this_teacher(setup: Any, table: Any) -> None:
+    from pbd.costs import calibration
+
+    assert calibration.choose("costs.json", table, setup, workers=2) is table
+    other = dataclasses.replace(table, conditions=dataclasses.replace(table.conditions, teacher="another"))
+    with pytest.raises(UsageError, match=f"another.*{table.conditions.teacher}"):
+        calibration.choose("costs.json", other, setup, workers=2)
+
+
+def test_the_digest_is_of_the_structure_and_not_of_the_weights(setup: Any) -> None:
+    import keras
+
+    from pbd.costs import layer_timing
+    from pbd.networks import graph
+
+    digest = layer_timing.structure_digest(setup.teacher)
+    twin = graph.flatten(setup.teacher)
+    twin.set_weights([weight + 1.0 for weight in twin.get_weights()])
+    assert layer_timing.structure_digest(twin) == digest
+    shallower = keras.Model(twin.inputs, keras.layers.Dense(4)(keras.layers.Flatten()(twin.get_layer("third").output)))
+    assert layer_timing.structure_digest(shallower) != digest
+
+
+@pytest.mark.parametrize("count", [1, 2, 6, 7, 40])
+def test_few_depths_are_timed_the_shallowest_and_the_deepest_among_them(count: int) -> None:
+    from pbd.costs.layer_timing import prefix_times
+
+    tasks = [make_task(at, prefix_macs=1_000 * (at + 1)) for at in range(count)]
+    timed = [task.index for task in prefix_times.depths(tasks[::-1])]
+    assert len(timed) == min(count, prefix_times.MOST_DEPTHS)
+    assert timed == sorted(timed)
+    assert (timed[0], timed[-1]) == (0, count - 1)
+
+
+def test_a_pace_is_the_median_behind_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pbd.costs.layer_timing import step_time
+
+    taken = iter([5.0, 1.0, 1.0, 30.0, 1.0, 1.2])
+    monkeypatch.setattr(step_time, "seconds", lambda step: next(taken))
+    monkeypatch.setattr(step_time, "ENOUGH_S", 0.0)
+    assert step_time.pace_of(lambda: None) == step_time.Pace(typical_s=1.0, once_s=4.0)

@@ -1,0 +1,84 @@
+"""What a group is predicted to take, beside what it takes."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pbd.costs.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, SCORED_COPIES, Footprint, LayerMemory
+from tests.helpers.fakes import make_task
+
+MEASURE = """
+import json, sys
+from pbd import backend, devices
+devices.claim(0, 1, 1)
+backend.load()
+import keras
+from pbd import graph, memory, training
+from pbd.config import DataConfig, TrainingConfig
+from pbd.journal import Journal
+from pbd.records import TaskGroup
+
+inputs = x = keras.Input((32, 32, 1))
+for number in range(4):
+    x = keras.layers.Conv2D(64, 3, padding="same", activation="relu", name=f"conv{number}")(x)
+model = keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+journal = Journal.create(sys.argv[1], {})
+path = str(journal.file("teacher.keras"))
+model.save(path)
+data = DataConfig(dataset="digits", train_limit=256, batch_size=128)
+training_config = TrainingConfig(epochs=1)
+context = training.TrainingContext(path, data, (32, 32, 1), training_config, sys.argv[2], sys.argv[3], 0, journal)
+tasks = tuple(task for task in graph.enumerate_tasks(model, sys.argv[2]) if task.skip_reason is None)
+predicted = memory.footprint(context, tasks)
+results = training.train_group(context, TaskGroup(tasks), lambda event: None)
+print(json.dumps([len(tasks), predicted.base, predicted.peak(tasks), results[0].peak_bytes]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("block", "block_init"), [("decoupled_r2", "fitted"), pytest.param("two_layer", "noise", marks=pytest.mark.slow)]
+)
+def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init: str) -> None:
+    arguments = [sys.executable, "-c", MEASURE, f"{tmp_path}/run", block, block_init]
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=True)
+    layers, base, predicted, taken = json.loads(done.stdout.splitlines()[-1])
+    print(
+        f"{layers} layers: {base / 1e6:.0f} MB before, {predicted / 1e6:.0f} MB predicted, {taken / 1e6:.0f} MB taken"
+    )
+    assert layers == 3
+    assert taken - base > 200e6, "enough to tell"
+    assert predicted - base < 3 * (taken - base)
+    assert predicted > 0.95 * taken
+
+
+def test_the_phase_that_takes_most_counts() -> None:
+    tasks = [make_task(0), make_task(1)]
+
+    def peak(shown: int, learning: int, moment: int, team: int = 1) -> int:
+        each = LayerMemory(shown, learning, weights=7, moment=moment)
+        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, team) - OVERHEAD - 1_014
+
+    assert peak(100, 50, 0) == 300, "learning"
+    assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
+    assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
+    assert peak(100, 50, 0, team=2) == 150
+    assert peak(100, 50, 1, team=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
+    layers = {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}
+    scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
+    assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 8, "scoring the network and two variants"
+    assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 5
+    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * 3 * 10**12, "an image"
+    assert peak(100, 50, 1, team=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
+
+
+def test_neighbours_that_have_loaded_nothing_yet_will_take_as_much() -> None:
+    alone = Footprint(base=2, layers={}, free=18, neighbours=1)
+    assert alone.room(None).limit == pytest.approx(COUNTED_ON * 20)
+    assert dataclasses.replace(alone, neighbours=4).room(None).limit == pytest.approx(COUNTED_ON * 5)
+    assert dataclasses.replace(alone, free=None).room(None).limit == math.inf
+    assert alone.room(3.0).limit == 3e9

@@ -1,0 +1,283 @@
+"""A child process that works for a worker: what it gives, how its end is noticed, and that the worker outlives it."""
+
+import functools
+import logging
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from pbd.collective import LostTeamError, Team
+from pbd.errors import MissingInputError, NoWorkersError
+from pbd.executors.base import Emit
+from pbd.executors.isolation import retry
+from pbd.executors.isolation.base import LostProcessError
+from pbd.executors.isolation.child import Child
+from pbd.records import Progress, TaskGroup
+from pbd.run_dir.journal import Journal
+from pbd.scheduling.retry import MOST_ATTEMPTS, again
+from pbd.system import devices
+from pbd.system.keras_state import KerasSetup
+from tests.helpers import child_tasks, collective_tasks
+from tests.helpers.cluster import is_running, wait_until
+from tests.helpers.fakes import make_task
+from tests.helpers.sleep_tasks import Sleeper
+from tests.helpers.thread_collective import as_team
+
+STALL_LIMIT_S = 1.0
+
+
+@pytest.fixture(autouse=True)
+def _without_a_backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A child loads TensorFlow only to keep it quiet, or if something is registered with Keras: most need none."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+    if "registered" not in request.node.name:
+        monkeypatch.setattr(KerasSetup, "here", KerasSetup)
+
+
+@pytest.fixture
+def child() -> Iterator[Child]:
+    made = Child(devices.Share(), STALL_LIMIT_S)
+    yield made
+    made.close()
+
+
+def ignore(_: Progress) -> None:
+    """Take a progress event and do nothing."""
+
+
+def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    told: list[Progress] = []
+    first = child.do(child_tasks.who, ignore)
+    assert first != os.getpid()
+    assert child.do(child_tasks.tells, told.append) == "told"
+    assert [event.label for event in told] == ["telling"]
+    assert [record.getMessage() for record in caplog.records if record.name == "pbd.test"] == ["this is odd"]
+    with pytest.raises(MissingInputError, match="no such thing") as refused:
+        child.do(child_tasks.refuses, ignore)
+    assert "child_tasks.py" in refused.value.__notes__[0]
+    with pytest.raises(RuntimeError, match="pickle"):
+        child.do(child_tasks.gives_what_cannot_be_sent, ignore)
+    os.kill(first, signal.SIGTERM)  # as a job manager sends it to all processes: the worker decides
+    assert child.do(child_tasks.who, ignore) == first
+
+
+def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PMI_RANK", "3")
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
+    monkeypatch.setenv("KEPT", "yes")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    made = Child(devices.Share(), STALL_LIMIT_S)
+    environment, path = made.do(child_tasks.environment, ignore)
+    made.close()
+    assert environment["KEPT"] == "yes"
+    assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
+    assert str(tmp_path) in path
+
+
+def test_files_that_it_leaves_are_removed(child: Child) -> None:
+    """TensorFlow removes its temporary files at the end of the process, which a child that is ended has not."""
+    left = [child.do(child_tasks.leaves_a_file, ignore)]
+    with pytest.raises(LostProcessError):
+        child.do(child_tasks.is_killed, ignore)
+    left.append(child.do(child_tasks.leaves_a_file, ignore))
+    assert left[1].exists()
+    child.close()
+    assert not any(path.exists() or path.parent.exists() for path in left)
+
+
+def test_layers_that_were_registered_here_are_known_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    import keras
+
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+
+    @keras.saving.register_keras_serializable("tests")
+    class Twice(keras.layers.Layer):
+        def call(self, x: object) -> object:
+            return 2 * x
+
+    with keras.saving.custom_object_scope({"Within": Twice}):
+        made = Child(devices.Share(), 60.0)
+    try:
+        assert made.do(child_tasks.Knows("tests>Twice"), ignore)
+        assert made.do(child_tasks.Knows("Within"), ignore)
+        assert not made.do(child_tasks.Knows("tests>Thrice"), ignore)
+        assert {"keras", "tensorflow"} <= (loaded := set(made.do(child_tasks.has_loaded, ignore)))
+        assert not {"scipy", "sklearn", "matplotlib"} & loaded, "they take as long to load as Keras itself"
+    finally:
+        made.close()
+        keras.saving.get_custom_objects().pop("tests>Twice")
+
+
+def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+    """It may be of a module that a worker on another host lacks, and have nothing to do with the teacher."""
+    import keras
+
+    absent = b"cabsent_module\nThing\n."
+    try:
+        KerasSetup({"Absent": absent, "Present": pickle.dumps(len)}, {}).apply()
+        assert keras.saving.get_custom_objects()["Present"] is len
+    finally:
+        keras.saving.get_custom_objects().pop("Present", None)
+    assert "Absent cannot be made" in caplog.text
+    assert "absent_module" in caplog.text
+
+
+def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:
+    first = child.do(child_tasks.who, ignore)
+    child.rest()
+    assert not is_running(first)
+    assert child.do(child_tasks.who, ignore) != first
+    assert child.do(child_tasks.tells, lambda event: child.rest()) == "told", "one that works is left alone"
+
+
+ENDS = {
+    child_tasks.is_killed: "SIGKILL.*out of memory",
+    child_tasks.crashes: "SIGSEGV",
+    child_tasks.leaves_in_silence: "ended with code 0",
+    child_tasks.leaves_with_words: "ended with code 3: no space left on device",
+}
+HANGS = (child_tasks.waits_for_ever, child_tasks.is_stopped, child_tasks.turns_for_ever)
+
+
+@pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
+def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
+    first = child.do(child_tasks.who, ignore)
+    with pytest.raises(LostProcessError, match=ENDS[work]):
+        child.do(work, ignore)
+    assert child.do(child_tasks.who, ignore) not in (first, os.getpid())
+
+
+@pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
+def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
+    first = child.do(child_tasks.who, ignore)
+    child._stall_limit_s = STALL_LIMIT_S if work is not child_tasks.turns_for_ever else 0.2
+    with pytest.raises(LostProcessError, match="hung: it said nothing"):
+        child.do(work, ignore)
+    assert not is_running(first)
+
+
+def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
+    with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-9] s"):
+        child.do(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.waits_for_ever), ignore)
+
+
+def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
+    assert child.do(child_tasks.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
+    assert child.do(child_tasks.sleeps_and_tells, ignore) == "done"
+
+
+def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path) -> None:
+    def interrupt(event: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        child.do(child_tasks.Begins(tmp_path / "pid"), interrupt)
+    assert not is_running(int((tmp_path / "pid").read_text()))
+    assert child.do(child_tasks.who, ignore) != os.getpid()
+
+
+def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
+    script = (
+        "import pathlib, sys\nfrom pbd.system import devices\n"
+        "from pbd.executors.isolation.child import Child\nfrom tests.helpers import child_tasks\n"
+        "work = child_tasks.Begins(pathlib.Path(sys.argv[1]))\nChild(devices.Share(), 60).do(work, lambda event: None)\n"
+    )
+    file, root = tmp_path / "pid", Path(__file__).resolve().parents[2]
+    worker = subprocess.Popen([sys.executable, "-c", script, str(file)], cwd=root)
+    wait_until(lambda: file.exists() and file.read_text(), "the child begins")
+    pid = int(file.read_text())
+    assert is_running(pid)
+    worker.kill()
+    worker.wait()
+    wait_until(lambda: not is_running(pid), "the child ends")
+
+
+# Teams
+
+
+def in_children(size: int, work: Callable[[Team, Emit], object]) -> list[object]:
+    """Let a team work, each member in a child of its own; return what each gives, or the error it ends with."""
+
+    def member(team: Team) -> object:
+        made = Child(devices.Share(), 60.0)
+        try:
+            return made.do(work, ignore, team)
+        except (LostProcessError, LostTeamError) as error:
+            return type(error)
+        finally:
+            made.close()
+
+    return as_team(size, member)
+
+
+def test_children_add_up_through_their_workers() -> None:
+    assert in_children(3, collective_tasks.sums) == [(3, [111.0, 6.0]), None, None], (
+        "only the first says what came of it"
+    )
+    assert in_children(2, collective_tasks.fails_in_the_second) == [["given up", "together"], None]
+
+
+def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
+    assert in_children(2, collective_tasks.Mortal(tmp_path, place=1)) == [LostTeamError, LostProcessError]
+
+
+# Attempts
+
+
+def test_less_is_tried_at_a_time_until_each_is_alone() -> None:
+    tasks = tuple(make_task(at) for at in range(5))
+    halves = again(TaskGroup(tasks, predicted_s=5.0))
+    assert [part.layer_names for part in halves] == [("conv0", "conv1", "conv2"), ("conv3", "conv4")]
+    singles = [part for half in halves for part in again(half)]
+    assert [part.tasks for part in singles] == [(task,) for task in tasks]
+    assert {part.attempt for part in singles} == {MOST_ATTEMPTS}
+    assert again(singles[0]) == ()
+    assert [part.attempt for part in again(TaskGroup(tasks[:1]))] == [2]
+
+
+def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path: Path) -> None:
+    names = [f"conv{at}" for at in range(5)]
+    sleeper = Sleeper(tmp_path, dict.fromkeys(names, 0.0), kills={"conv1": 99, "conv3": 1})
+    train = retry.training_in(child, sleeper)
+    results = {result.layer_name: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
+    assert results.keys() == set(names)
+    assert {name for name, result in results.items() if result.status == "failed"} == {"conv1"}
+    assert "SIGKILL" in results["conv1"].error
+    assert len(sleeper.begun("conv1")) == results["conv1"].attempts == MOST_ATTEMPTS
+    assert [results[name].attempts for name in ("conv0", "conv2", "conv3", "conv4")] == [3, 3, 3, 3]
+
+
+def test_what_cannot_be_called_at_all_is_said(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.ERROR)
+    with pytest.raises(NoWorkersError, match=r"SIGKILL.*--resume"):
+        retry.insist(lambda: child.do(child_tasks.is_killed, ignore))
+
+
+class LosesItsProcess:
+    """Loses its process every time, and before that leaves something new at some of them."""
+
+    def __init__(self, journal: Journal, leaves: Sequence[int]) -> None:
+        self._journal, self._leaves, self.begun = journal, leaves, 0
+
+    def __call__(self) -> None:
+        self.begun += 1
+        if self.begun in self._leaves:
+            self._journal.write_bytes("tuning/place.npz", bytes([self.begun]))
+        raise LostProcessError(f"loss {self.begun}")
+
+
+@pytest.mark.parametrize(("leaves", "attempts"), [((), 3), ((1,), 3), ((2,), 4), ((1, 2, 4, 6), 8)])
+def test_losses_are_counted_since_something_was_kept(leaves: Sequence[int], attempts: int, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {}, [])
+    loses = LosesItsProcess(journal, leaves)
+    with pytest.raises(NoWorkersError, match=f"loss {attempts}"):
+        retry.insist(loses, kept=functools.partial(journal.last_written, "tuning", ".npz"))
+    assert loses.begun == attempts

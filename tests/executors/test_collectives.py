@@ -1,0 +1,156 @@
+"""Teams of MPI ranks and of Dask workers: right sums, and nobody waits for one that failed, left or died."""
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pbd.config import ExecutionConfig
+from pbd.errors import MissingInputError, NoWorkersError
+from pbd.executors import open_executor
+from pbd.executors.dask.executor import DaskExecutor
+from pbd.executors.serial import SerialExecutor
+from pbd.records import Progress
+from tests.helpers import collective_tasks
+from tests.helpers.cluster import PATIENCE_S
+
+
+def ignore(_: Progress) -> None:
+    """Take a progress event and do nothing."""
+
+
+def test_serial_workers_are_a_team_of_one() -> None:
+    executor = SerialExecutor(ExecutionConfig(workers=3, isolate=False))
+    assert executor.together(collective_tasks.sums, ignore, most=3) == (1, [1.0, 1.0])
+
+
+# MPI
+
+
+def ranks(count: int, work: str, isolate: bool, most: int = 9) -> subprocess.CompletedProcess[str]:
+    """Let so many ranks do something of `tests.helpers.collective_tasks`; the first prints what it gives."""
+    script = (
+        "import json\nfrom pathlib import Path\nfrom pbd.config import ExecutionConfig\n"
+        "from pbd.executors.mpi.executor import MpiExecutor\nfrom tests.helpers import collective_tasks\n"
+        f"executor = MpiExecutor(ExecutionConfig(isolate={isolate}))\n"
+        "try:\n    if executor.coordinates:\n"
+        f"        print(json.dumps(executor.together(collective_tasks.{work}, lambda event: None, most={most})), flush=True)\n"
+        "        executor.finish(None)\n"
+        "    else:\n"
+        "        executor.serve()\n"
+        "except BaseException as error:\n    executor.stop(error)\n    raise\n"
+    )
+    command = [Path(sys.executable).parent / "mpirun", "-n", str(count), sys.executable, "-c", script]
+    root = Path(__file__).resolve().parents[2]
+    return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=root)
+
+
+in_children = pytest.mark.parametrize("isolate", [False, True])
+
+
+@in_children
+@pytest.mark.parametrize(("count", "most", "size", "total"), [(2, 9, 2, 11.0), (3, 9, 3, 111.0), (3, 2, 2, 11.0)])
+def test_ranks_add_up(count: int, most: int, size: int, total: float, isolate: bool) -> None:
+    told = ranks(count, "sums", isolate, most)
+    assert json.loads(told.stdout) == [size, [total, size * (size + 1) / 2]], told.stderr
+
+
+@in_children
+def test_a_rank_that_gives_up_lets_the_others_go_on(isolate: bool) -> None:
+    assert json.loads(ranks(3, "fails_in_the_second", isolate).stdout) == ["given up", "together"]
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_rank_that_loses_its_child_begins_again_with_all_others(place: int, tmp_path: Path) -> None:
+    told = ranks(3, f"Mortal(Path({str(tmp_path)!r}), {place})", isolate=True)
+    assert json.loads(told.stdout) == [3, 3.0], told.stderr
+    assert (tmp_path / "died").exists()
+
+
+def test_a_loss_counts_for_more_than_giving_up(tmp_path: Path) -> None:
+    """Both at the same sum: nobody may go on with something else while the others begin again."""
+    told = ranks(3, f"GivesUpWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
+    assert json.loads(told.stdout) == 7, told.stderr
+
+
+def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
+    told = ranks(2, "dies_in_the_second", isolate=True)
+    assert told.returncode == NoWorkersError.exit_code
+    assert "at each of 3 attempts" in told.stderr
+
+
+@in_children
+@pytest.mark.parametrize(("work", "said"), [("leaves", "run directory"), ("leaves_after_the_last_sum", "no space")])
+def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) -> None:
+    told = ranks(2, work, isolate)
+    assert told.returncode == MissingInputError.exit_code
+    assert said in told.stderr
+
+
+# Dask
+
+
+@pytest.fixture(autouse=True)
+def _without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers load TensorFlow only to keep it quiet: these tests need none."""
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+
+
+@pytest.fixture(params=[False, True], ids=["in workers", "in children"])
+def executor(request: pytest.FixtureRequest) -> Iterator[DaskExecutor]:
+    made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=request.param))
+    assert isinstance(made, DaskExecutor)
+    yield made
+    made.stop(KeyboardInterrupt())
+
+
+def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], None] | None = None) -> Any:
+    """Return what the team gives, or the error that it ends with; fail if it hangs."""
+    answers: list[Any] = []
+
+    def call() -> None:
+        try:
+            answers.append(executor.together(work, ignore, most))
+        except Exception as error:
+            answers.append(error)
+
+    thread = threading.Thread(target=call, daemon=True)
+    thread.start()
+    if during is not None:
+        time.sleep(0.7)
+        during()
+    thread.join(PATIENCE_S)
+    assert answers, "it hangs"
+    return answers[0]
+
+
+def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskExecutor, tmp_path: Path) -> None:
+    assert ask(executor, collective_tasks.sums) == (3, [111.0, 6.0])
+    assert ask(executor, collective_tasks.sums, most=2) == (2, [11.0, 3.0])
+    assert ask(executor, collective_tasks.fails_in_the_second) == ["given up", "together"]
+    assert ask(executor, collective_tasks.slow_sum, during=executor._cluster.admit_teams) == 3.0, (
+        "another run admits teams"
+    )
+    for work, said in (
+        (collective_tasks.leaves, "run directory"),
+        (collective_tasks.leaves_after_the_last_sum, "no space"),
+        (collective_tasks.Unreadable(tmp_path), "nothing to read"),
+    ):
+        error = ask(executor, work)
+        assert isinstance(error, MissingInputError)
+        assert said in str(error)
+    assert ask(executor, collective_tasks.sums) == (3, [111.0, 6.0]), "all are free again"
+
+
+@pytest.mark.parametrize("place", [0, 2])
+def test_a_team_that_loses_a_worker_begins_again(executor: DaskExecutor, tmp_path: Path, place: int) -> None:
+    size, total = ask(executor, collective_tasks.Mortal(tmp_path, place))
+    assert size == total
+    assert size in (2, 3), "the nanny may have started another by then"
+    assert (tmp_path / "died").exists()

@@ -1,0 +1,87 @@
+"""The table of what each step is worth: its rows are real runs, taken up again where they were run before."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from experiments import accuracy
+from pbd.errors import UsageError
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small network with one convolution to replace; its weights are random but fixed."""
+    import keras
+
+    keras.utils.set_random_seed(3)
+    inputs = keras.Input((32, 32, 1))
+    x = keras.layers.Conv2D(16, 3, strides=4, activation="relu", name="stem")(keras.layers.Rescaling(1 / 255)(inputs))
+    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="a")(x)
+    outputs = keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x))
+    path = tmp_path_factory.mktemp("teacher") / "small.keras"
+    keras.Model(inputs, outputs).save(path)
+    return path
+
+
+@pytest.mark.slow
+def test_rows_are_real_runs_and_are_not_run_twice(
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import keras
+
+    from pbd import data
+    from pbd.config import RunConfig
+    from pbd.learning import metrics
+
+    common = [*("--teacher", str(teacher), "--train-limit", "320", "--epochs", "1", "--fine-tune-epochs", "1")]
+    arguments = [*common, "--runs", str(tmp_path), "--csv", str(tmp_path / "table.csv")]
+    arguments += ["--recipes", "+ least squares", "no labels"]
+    assert accuracy.main(arguments) == 0
+    with (tmp_path / "table.csv").open(newline="", encoding="utf-8") as file:
+        labelled, unlabelled = csv.DictReader(file)
+    assert (labelled["recipe"], unlabelled["recipe"]) == ("+ least squares", "no labels")
+    assert 0 < float(labelled["nmse"]) < 0.5
+    assert labelled["params"] == unlabelled["params"]
+
+    dataset = data.load(RunConfig.of().data, 0, split_by_class=False)
+    student = keras.models.load_model(tmp_path / "no_labels" / "student.keras", compile=False)
+    assert float(unlabelled["test_accuracy"]) == metrics.accuracy(student, dataset.batches("test"))
+
+    written = (tmp_path / "no_labels" / "student.keras").stat().st_mtime_ns
+    capsys.readouterr()
+    assert accuracy.main(arguments) == 0
+    said = capsys.readouterr()
+    assert (said.out + said.err).count("this run was finished before") == 2
+    assert (tmp_path / "no_labels" / "student.keras").stat().st_mtime_ns == written
+
+
+def test_held_out_test_images_validate_and_are_not_tested_on(tmp_path: Path) -> None:
+    numbers = np.arange(12)
+    data = {f"{kind}_{part}": numbers + len(part) for kind in "xy" for part in ("train", "test")}
+    np.savez(tmp_path / "data.npz", **data)
+    with np.load(accuracy.hold_out(str(tmp_path / "data.npz"), tmp_path / "runs")) as held:
+        for kind in "xy":
+            assert held[f"{kind}_train"].tolist() == data[f"{kind}_train"].tolist()
+            assert held[f"{kind}_val"].tolist() == data[f"{kind}_test"].tolist()[::2]
+            assert held[f"{kind}_test"].tolist() == data[f"{kind}_test"].tolist()[1::2]
+    with pytest.raises(UsageError, match="digits"):
+        accuracy.hold_out("digits", tmp_path)
+
+
+def test_an_unknown_recipe_is_refused_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    code = accuracy.main(["--recipes", "paper", "papre", "--runs", str(tmp_path / "runs")])
+    assert code == UsageError.exit_code
+    assert "Did you mean 'paper'?" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_each_recipe_is_a_setting_of_pbd() -> None:
+    from pbd.config import RunConfig
+
+    for recipe, settings in accuracy.RECIPES.items():
+        assert RunConfig.of(**settings).flat().items() >= settings.items(), recipe
+    defaults = RunConfig().flat()
+    whole = accuracy.RECIPES["+ least squares"]
+    assert whole == {name: defaults[name] for name in whole}, "the whole is what users get by default"

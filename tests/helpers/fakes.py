@@ -1,0 +1,47 @@
+"""Stand-ins for what tests should not need: a teacher, a device, a long run."""
+
+import time
+from collections.abc import Callable
+
+from pbd.energy.sensors import Counter, Device
+from pbd.records import LayerTask
+
+
+def make_task(
+    index: int,
+    prefix_macs: int = 1_000,
+    layer_macs: int = 900,
+    block_macs: int = 200,
+    layer_name: str | None = None,
+    skip_reason: str | None = None,
+) -> LayerTask:
+    """Return a plausible 3x3 layer task; it is called `conv<index>` unless a name is given."""
+    return LayerTask(
+        index=index,
+        layer_name=layer_name or f"conv{index}",
+        kernel_size=(3, 3),
+        strides=(1, 1),
+        dilation_rate=(1, 1),
+        padding="same",
+        activation="linear",
+        input_shape=(8, 8, 16),
+        output_shape=(8, 8, 16),
+        prefix_macs=prefix_macs,
+        layer_macs=layer_macs,
+        block_macs=block_macs,
+        layer_params=2_320,
+        block_params=400,
+        skip_reason=skip_reason,
+    )
+
+
+def steady(watts: float, host: str, kind: str = "package", gone: Callable[[], object] = lambda: False) -> Counter:
+    """Return a dial that always shows the same power, until it is gone."""
+
+    def read() -> int:
+        if gone():
+            raise OSError("the device has fallen off the bus")
+        return int(1e6 * watts * time.monotonic())
+
+    source = "rapl" if kind == "package" else "nvml"
+    return Counter(Device(kind, "0", source, host, f"{host}/{kind}-0"), read, 1e-6)

@@ -1,0 +1,148 @@
+"""Several workers train one model as one worker would, each on its part of every batch."""
+
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.collective import ALONE, Team
+from pbd.data import Dataset, Part
+from pbd.learning import loop
+from pbd.learning.flat_adam import FlatAdam
+from tests.helpers.palette import CLASSES, SHAPE, make_dataset
+from tests.helpers.thread_collective import as_team
+
+layers = keras.layers
+EPOCHS = 3
+
+
+class Watch(keras.callbacks.Callback):
+    """Keeps the losses it is told, and stops after so many steps in all."""
+
+    def __init__(self, most: int = 10**6) -> None:
+        super().__init__()
+        self.losses: list[float] = []
+        self._most = most
+
+    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+        self.losses.append(float((logs or {})["loss"]))
+        self.model.stop_training = len(self.losses) == self._most
+
+
+def network() -> keras.Model:
+    keras.utils.set_random_seed(7)
+    inputs = keras.Input(SHAPE)
+    frozen = layers.Conv2D(4, 3, name="frozen")(inputs)
+    x = layers.Conv2D(6, 3, activation="tanh")(frozen)
+    model = keras.Model(inputs, layers.Dense(CLASSES)(layers.GlobalAveragePooling2D()(x)))
+    model.get_layer("frozen").trainable = False
+    return Classifier(model)
+
+
+class Classifier(keras.Model):
+    """Cross entropy, and a metric of its own."""
+
+    def __init__(self, network: keras.Model) -> None:
+        super().__init__()
+        self.network = network
+        self.traced = 0
+        self.largest = keras.metrics.Mean(name="largest")
+
+    def call(self, images: Any) -> Any:
+        self.traced += 1
+        return self.network(images)
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        self.largest.update_state(keras.ops.mean(keras.ops.max(y_pred, axis=-1)))
+        return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
+
+
+def trainer(model: keras.Model, data: Dataset, team: Team) -> loop.Trainer:
+    optimizer = loop.adam(0.01, EPOCHS * data.steps_per_epoch, model.trainable_variables)
+    return loop.trainer(model, optimizer, data, team)
+
+
+def fit(model: keras.Model, data: Dataset, team: Team, watch: Watch) -> dict[str, list[float]]:
+    trains = trainer(model, data, team)
+    first = trains.fit(data.training_batches(0, 1), 0, 1, data.steps_per_epoch, [watch])
+    later = trains.fit(data.training_batches(1, EPOCHS), 1, EPOCHS, data.steps_per_epoch, [watch])
+    return {name: first[name] + later[name] for name in first}
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_a_team_ends_where_one_worker_would(size: int) -> None:
+    data, whole, told = make_dataset(), network(), Watch()
+    wanted = fit(whole, data, ALONE, told)
+    models, watches = [network() for _ in range(size)], [Watch() for _ in range(size)]
+
+    def work(team: Team) -> dict[str, list[float]]:
+        return fit(models[team.index], data.shared(Part(team.index, size)), team, watches[team.index])
+
+    for history in as_team(size, work):
+        assert history.keys() == wanted.keys() == {"loss", "largest"}
+        for name, values in wanted.items():
+            assert history[name] == pytest.approx(values, rel=1e-4)
+    start = network().get_weights()
+    for model, watch in zip(models, watches, strict=True):
+        assert watch.losses == pytest.approx(told.losses, rel=1e-4)
+        assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), models[0].get_weights(), strict=True))
+        for own, other, before in zip(model.get_weights(), whole.get_weights(), start, strict=True):
+            np.testing.assert_allclose(own, other, atol=1e-4 * max(1e-3, np.abs(other - before).max()))
+    assert wanted["loss"][-1] < wanted["loss"][0]
+
+
+@pytest.fixture
+def updates(monkeypatch: pytest.MonkeyPatch) -> list[FlatAdam]:
+    """The optimisers whose step was traced, in order."""
+    traced, change = [], FlatAdam._change
+    monkeypatch.setattr(FlatAdam, "_change", lambda self, gradient: traced.append(self) or change(self, gradient))
+    return traced
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
+    data, models = make_dataset(), [network() for _ in range(size)]
+
+    def work(team: Team) -> None:
+        fit(models[team.index], data.shared(Part(team.index, size)), team, Watch())
+
+    as_team(size, work)
+    assert [model.traced for model in models] == [1] * size
+    assert len(updates) == len(set(map(id, updates))) == size
+
+
+def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
+    history = loop.fit_on_labels(network().network, make_dataset(), EPOCHS, 0.01, lambda event: None, "teacher")
+    assert len(updates) == 1
+    assert len(history) == EPOCHS
+    assert history[0].keys() == {"loss", "accuracy", "val_loss", "val_accuracy"}
+
+
+def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
+    data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
+
+    def work(team: Team) -> None:
+        mine = data.shared(Part(team.index, 2))
+        trains = trainer(models[team.index], mine, team)
+        trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[team.index]])
+
+    as_team(2, work)
+    assert [len(watch.losses) for watch in watches] == [4, 4]
+
+
+def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
+    models, watches = [network(), network()], [Watch(), Watch()]
+    poisoned = make_dataset()
+    poisoned.train.images.array[: len(poisoned.train) // 2] = np.nan
+
+    def work(team: Team) -> None:
+        mine = poisoned.shared(Part(team.index, 2))
+        trains = trainer(models[team.index], mine, team)
+        trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[team.index]])
+
+    as_team(2, work)
+    np.testing.assert_array_equal(watches[0].losses, watches[1].losses)
+    assert np.isnan(watches[0].losses[-1])

@@ -1,0 +1,89 @@
+"""Adam over all variables at once takes the steps that Keras' own takes."""
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.learning.flat_adam import FlatAdam
+
+SHAPES = ((3, 3, 4, 1), (8,), (), (1, 1, 4, 8))
+
+
+def variables() -> list[keras.Variable]:
+    draws = np.random.default_rng(1)
+    return [keras.Variable(draws.normal(size=shape).astype("float32")) for shape in SHAPES]
+
+
+def gradients(step: int) -> list[np.ndarray]:
+    draws = np.random.default_rng(step)
+    return [draws.normal(scale=0.1**step, size=shape).astype("float32") for shape in SHAPES]
+
+
+def schedule() -> keras.optimizers.schedules.CosineDecay:
+    return keras.optimizers.schedules.CosineDecay(0.01, 5)
+
+
+def same(ours: list[keras.Variable], theirs: list[keras.Variable]) -> None:
+    for own, other in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(own.numpy(), other.numpy(), rtol=3e-7, atol=1e-8)
+
+
+def test_steps_are_those_of_keras() -> None:
+    ours, theirs = variables(), variables()
+    optimizers = FlatAdam(schedule()), keras.optimizers.Adam(schedule())
+    for step in range(6):
+        for optimizer, updated in zip(optimizers, (ours, theirs), strict=True):
+            optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients(step)], updated)
+    same(ours, theirs)
+    assert int(optimizers[0].iterations.numpy()) == 6
+    assert np.any(ours[0].numpy() != variables()[0].numpy())
+
+
+def test_what_leaves_stays_as_it_is_and_the_others_go_on() -> None:
+    ours, theirs = variables(), variables()
+    optimizers = FlatAdam(0.01), keras.optimizers.Adam(0.01)
+    for optimizer, updated in zip(optimizers, (ours, theirs), strict=True):
+        optimizer.build(updated)
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients(0)], updated)
+        for step in (1, 2):
+            left = [keras.ops.convert_to_tensor(g) for g in gradients(step)][1:]
+            optimizer.apply(left, updated[1:])
+    same(ours, theirs)
+
+
+def test_no_gradient_is_no_step() -> None:
+    ours = variables()
+    optimizer = FlatAdam(0.01)
+    given = [keras.ops.convert_to_tensor(g) for g in gradients(0)]
+    optimizer.apply([None, *given[1:]], ours)
+    assert np.array_equal(ours[0].numpy(), variables()[0].numpy())
+    assert not np.array_equal(ours[1].numpy(), variables()[1].numpy())
+
+
+def test_constraints_hold_after_a_step() -> None:
+    layers = [
+        keras.layers.Dense(3, kernel_constraint=keras.constraints.MaxNorm(0.5), bias_constraint="non_neg")
+        for _ in range(2)
+    ]
+    draws = np.random.default_rng(3)
+    for layer in layers:
+        layer.build((None, 5))
+        layer.set_weights([draws.normal(size=(5, 3)), np.zeros(3)] if layer is layers[0] else layers[0].get_weights())
+    for optimizer, layer in zip((FlatAdam(0.1), keras.optimizers.Adam(0.1)), layers, strict=True):
+        for _ in range(3):
+            given = [keras.ops.ones_like(variable) for variable in layer.trainable_variables]
+            optimizer.apply(given, layer.trainable_variables)
+    same(layers[0].trainable_variables, layers[1].trainable_variables)
+    assert np.linalg.norm(layers[0].get_weights()[0], axis=0).max() <= 0.5 + 1e-6
+
+
+def test_without_any_gradient_there_is_no_step() -> None:
+    with pytest.raises(ValueError, match="no gradient"):
+        FlatAdam(0.01).apply([None] * len(SHAPES), variables())
+
+
+def test_variables_that_it_was_not_built_on_are_refused() -> None:
+    optimizer = FlatAdam(0.01)
+    optimizer.build(variables())
+    with pytest.raises(ValueError, match="it was built on"):
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients(0)], variables())

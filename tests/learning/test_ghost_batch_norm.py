@@ -1,0 +1,122 @@
+"""Normalising in fixed parts: right by hand, the same however the batch is split, Keras' own for one part."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from pbd.learning import ghost_batch_norm
+from tests.helpers.palette import SHAPE
+from tests.helpers.thread_collective import as_team
+
+
+def network(axis: int = -1, trainable: bool = True, **options: Any) -> keras.Model:
+    keras.utils.set_random_seed(2)
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(6, 3, use_bias=False)(inputs)
+    normalise = keras.layers.BatchNormalization(axis=axis, momentum=0.8, name="normalise", **options)
+    normalise.trainable = trainable
+    x = keras.layers.Dropout(0.0)(keras.layers.ReLU()(normalise(x)))
+    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    draws = np.random.default_rng(5)
+    normalise.set_weights([draws.uniform(0.5, 2.0, w.shape).astype("float32") for w in normalise.get_weights()])
+    return model
+
+
+def images(count: int = 48) -> np.ndarray:
+    return np.random.default_rng(3).normal(1.0, 2.0, (count, *SHAPE)).astype("float32")
+
+
+@pytest.mark.parametrize(("batch", "size"), [(64, 32), (100, 50), (99, 33), (60, 60), (31, 31), (8, 8), (1, 1)])
+def test_the_parts_are_as_small_as_is_sound(batch: int, size: int) -> None:
+    assert ghost_batch_norm.part_size(batch) == size
+
+
+def test_what_may_be_split_into_what() -> None:
+    assert ghost_batch_norm.unit(network(), 64) == 32
+    assert ghost_batch_norm.unit(network(trainable=False), 64) == 1
+    assert ghost_batch_norm.unit(network(axis=1), 64) == 64
+    inputs = keras.Input(SHAPE)
+    plain = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
+    assert ghost_batch_norm.unit(plain, 64) == 1
+    dropping = keras.Model(inputs, keras.layers.Dropout(0.1)(plain(inputs)))
+    assert ghost_batch_norm.unit(dropping, 64) == 64, "each piece would lose others"
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+def test_one_part_is_what_keras_does(options: dict[str, Any]) -> None:
+    ours, theirs, x = network(**options), network(**options), images()
+    np.testing.assert_allclose(ghost_batch_norm.train(ours, x, len(x)), theirs(x, training=True), rtol=1e-4, atol=1e-5)
+    for own, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
+        np.testing.assert_allclose(own, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
+def test_the_gradients_are_those_of_the_definition(options: dict[str, Any]) -> None:
+    layer = network(**options).get_layer("normalise")
+    draws = np.random.default_rng(8)
+    x, weights = (draws.normal(5.0, 0.5, (24, 4, 4, 6)).astype("float32") for _ in range(2))
+
+    def ours(x: Any) -> Any:
+        return ghost_batch_norm.normalise(layer, x, 8)
+
+    def defined(x: Any) -> Any:
+        parts = keras.ops.split(x, 3)
+        return keras.ops.concatenate([layer(part, training=True) for part in parts])
+
+    wanted, found = (gradients(apply, layer, x, weights) for apply in (defined, ours))
+    assert len(found) == len(layer.trainable_variables) + 1
+    for one, other in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
+
+
+def gradients(apply: Callable[[Any], Any], layer: keras.Layer, x: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
+    """Return those of a weighted sum of outputs, by the inputs and by the layer's variables."""
+    inputs = tf.constant(x)
+    with tf.GradientTape() as tape:
+        tape.watch(inputs)
+        loss = tf.reduce_sum(apply(inputs) * weights)
+    return [np.asarray(g) for g in tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])]
+
+
+def test_channels_that_hardly_vary_around_a_large_mean_are_normalised_too() -> None:
+    layer = network(scale=False, center=False).get_layer("normalise")
+    x = (1000.0 + np.random.default_rng(4).normal(size=(32, 16, 16, 6))).astype("float32")
+    found = np.asarray(ghost_batch_norm.normalise(layer, x, 32), np.float64)
+    np.testing.assert_allclose(found.std(axis=(0, 1, 2)), 1.0, atol=2e-3)
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0.0, atol=2e-3)
+
+
+def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:
+    model, x = network(), images(32)
+    before = model.get_layer("normalise").get_weights()
+    outputs = np.asarray(ghost_batch_norm.train(model, x, 16))
+    after, moved = model.get_layer("normalise").get_weights(), []
+    for part in (slice(16), slice(16, 32)):
+        alone = network()
+        np.testing.assert_allclose(outputs[part], alone(x[part], training=True), rtol=1e-4, atol=1e-5)
+        moved.append(alone.get_layer("normalise").get_weights()[2:])
+    np.testing.assert_allclose(after[2:], np.mean(moved, axis=0), rtol=1e-5)
+    assert not np.allclose(after[2], before[2])
+    assert not np.allclose(moved[0][0], moved[1][0]), "else one part would do for both"
+
+
+def test_a_team_has_the_averages_over_everyones_parts() -> None:
+    x = images(48)
+    whole = network()
+    ghost_batch_norm.train(whole, x, 16)
+    models = [network(), network()]
+
+    def work(team: Any) -> list[np.ndarray]:
+        model, own = models[team.index], x[:16] if team.index == 0 else x[16:]
+        ghost_batch_norm.train(model, own, 16)
+        shared = ghost_batch_norm.ShareStatistics(ghost_batch_norm.normalisations(model), team, len(own) / len(x))
+        shared.on_epoch_end(0)
+        return model.get_weights()
+
+    for weights in as_team(2, work):
+        for own, other in zip(weights, whole.get_weights(), strict=True):
+            np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)

@@ -1,0 +1,95 @@
+"""What all workers make of a whole network comes back whole, and leaves nothing behind."""
+
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.blockwise.context import TrainingContext
+from pbd.config import RunConfig
+from pbd.executors.base import Kept, nothing_kept
+from pbd.learning.metrics import Marks
+from pbd.pipeline.workers import Crew
+from pbd.run_dir.journal import Journal
+from pbd.student.checkpoints import Tuning
+
+MARKS = Marks(0.5, 0.6, 0.7)
+
+
+class Gate(keras.layers.Layer):
+    """Two layers within one, whose variables share their names."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.squeeze, self.excite = keras.layers.Dense(2), keras.layers.Dense(3)
+
+    def build(self, shape: tuple[int | None, ...]) -> None:
+        self.squeeze.build(shape)
+        self.excite.build((*shape[:-1], 2))
+
+    def call(self, x: Any) -> Any:
+        return x * self.excite(self.squeeze(x))
+
+
+def network() -> keras.Model:
+    inputs = keras.Input((4, 4, 3))
+    x = keras.layers.BatchNormalization()(Gate(name="gate")(inputs))
+    return keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+@dataclass
+class Workers:
+    """An executor whose workers add one to all weights of the network that they are given, or fail."""
+
+    fail: bool = False
+    kept: list[object] = field(default_factory=list)
+
+    def together(self, work: Any, emit: Callable[[Any], None], most: int, kept: Kept = nothing_kept) -> Any:
+        self.kept.append(pickle.loads(pickle.dumps(kept))())  # it goes to every worker
+        if self.fail:
+            raise RuntimeError("injected")
+        weights = [
+            value + 1 for value in keras.models.load_model(work.student, custom_objects={"Gate": Gate}).get_weights()
+        ]
+        return weights, MARKS if type(work).__name__ == "SettleShared" else Tuning(MARKS)
+
+
+def crew(workers: Workers, folder: Path) -> Crew:
+    config = RunConfig()
+    journal = Journal.create(folder / "run", {})
+    context = TrainingContext("t", config.data, (4, 4, 3), config.training, "decoupled_r2", "fitted", 0, journal)
+    return Crew(workers, context, lambda event: None)
+
+
+@pytest.mark.parametrize("what", ["settle", "tune"])
+def test_all_weights_come_back(what: str, tmp_path: Path) -> None:
+    workers, model = Workers(), network()
+    before = model.get_weights()
+    everyone = crew(workers, tmp_path)
+    if what == "settle":
+        assert everyone.settle(model) == MARKS
+    else:
+        assert everyone.tune(model, RunConfig().student, MARKS, 0) == Tuning(MARKS)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_allclose(new, old + 1)
+    assert not (tmp_path / "run" / "assembled.keras").exists()
+
+
+def test_what_was_kept_of_fine_tuning_is_told(tmp_path: Path) -> None:
+    workers = Workers()
+    everyone = crew(workers, tmp_path)
+    (tmp_path / "run" / "fine_tuning").mkdir()
+    (tmp_path / "run" / "fine_tuning" / "one.npz").write_bytes(b"")
+    everyone.tune(network(), RunConfig().student, MARKS, 0)
+    assert list(workers.kept[-1]) == ["one.npz"]
+
+
+def test_an_error_leaves_no_network_behind(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError, match="injected"):
+        crew(Workers(fail=True), tmp_path).settle(network())
+    assert not (tmp_path / "run" / "assembled.keras").exists()

@@ -1,0 +1,306 @@
+"""report.html says everything, as text and not as markup, fetches nothing, and is made again from a run directory."""
+
+import dataclasses
+import json
+import math
+import re
+import shlex
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+
+from pbd.config import RunConfig
+from pbd.records import ModelFacts, RunReport, WorkerReport
+from pbd.report import page, render, settings, timeline, write
+from pbd.report.__main__ import main
+from pbd.run import parse
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
+from tests.helpers.report_factory import NASTY, SECTIONS, SLOW, full_report, make_report, make_row
+
+pytestmark = pytest.mark.fast
+
+
+class Document(HTMLParser):
+    """What a page consists of."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.texts: list[str] = []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.tags[-1][0] not in ("style", "script") and data.strip():
+            self.texts.append(" ".join(data.split()))
+
+    def values(self, name: str) -> list[str | None]:
+        """Return the values of all attributes of this name."""
+        return [attributes[name] for _, attributes in self.tags if name in attributes]
+
+    @property
+    def words(self) -> str:
+        return " ".join(self.texts)
+
+
+@pytest.fixture
+def run_dir(tmp_path: Path) -> Path:
+    """A run that is complete."""
+    journal = Journal.create(tmp_path / "run", {"seed": 0}, ["b1"])
+    for name in manifest.MODELS:
+        journal.write_bytes(name, b"a model")
+    write(full_report(run_dir="elsewhere"), journal)
+    manifest.write(journal)
+    return journal.path
+
+
+def test_every_section_is_there_with_its_heading() -> None:
+    document = Document(page.of_run(full_report()))
+    ids = document.values("id")
+    assert [name for name in ids if name in SECTIONS] == list(SECTIONS)
+    assert {f"{name}-title" for name in SECTIONS} <= set(ids)
+    assert {link for link in document.values("href") if link != "data:,"} == {f"#{name}" for name in SECTIONS}
+    tags = [tag for tag, _ in document.tags]
+    assert tags.count("h1") == 1
+    assert tags.count("table") == tags.count("caption")
+    said = document.words
+    for expected in (
+        "3 of 6 layers replaced, 1 given back, 1 failed, 1 skipped",
+        "0.91x as fast: slower",
+        "1.60x as fast",
+        "2.90 ms to 3.10 ms",
+        "8.4x smaller",
+        "epoch 2 diverged: taken back",
+        "the loss is not finite",
+        "busy 12.2 s",
+        "2 layers: b1, b2",
+        "not in the timeline: b5",
+        "-18%",
+        "2.0 GB",
+        "keras",
+        "Not measured: this run read no energy meter",
+    ):
+        assert expected in said, expected
+
+
+def test_a_name_is_text_wherever_it_stands() -> None:
+    rows = (make_row(NASTY, "accepted", NASTY), make_row("other", "failed", NASTY))
+    report = full_report(
+        blocks=rows,
+        groups=((NASTY,),),
+        story=(NASTY,),
+        run_dir=NASTY,
+        device=NASTY,
+        config={"teacher": NASTY, "dataset": NASTY, NASTY: NASTY},
+        versions={NASTY: NASTY},
+        energy={"source": NASTY, "total_j": 5.0, NASTY: NASTY},
+    )
+    for text in (page.of_run(report), page.of_runs({NASTY: report, "b": full_report()})):
+        document = Document(text)
+        assert [tag for tag, _ in document.tags].count("script") == 1
+        assert not any(name.startswith("on") for _, attributes in document.tags for name in attributes)
+        assert NASTY in document.texts
+        assert "49" not in re.sub("[0-9]{3,}", "", " ".join(text for text in document.texts if "層" in text))
+    assert NASTY in Document(page.of_run(report)).values("title")
+
+
+def test_nothing_is_fetched() -> None:
+    for text in (page.of_run(full_report()), page.of_runs({"a": full_report(), "b": full_report()})):
+        assert "://" not in text
+        document = Document(text)
+        assert not document.values("src")
+        assert all(link == "data:," or link.startswith("#") for link in document.values("href"))
+        policy = next(attributes["content"] for _, attributes in document.tags if "http-equiv" in attributes)
+        assert "default-src 'none'" in policy
+
+
+def test_energy_is_said_by_source() -> None:
+    energy = {
+        "source": "nvml+rapl",
+        "total_j": 1234.5,
+        "by_kind_j": {"gpu": 1000.0, "package": None},
+        "mean_w": 31.4,
+        "seconds": 39.3,
+        "hosts": 2,
+        "partial": True,
+        "notes": ["only 1 of 2 hosts are measured"],
+    }
+    said = Document(page.of_run(full_report(energy=energy))).words
+    for expected in (
+        "Source: nvml+rapl",
+        "total 1.2 kJ",
+        "by kind: gpu 1.0 kJ",
+        "by kind: package not measured",
+        "mean 31.4 W",
+        "seconds 39.3 s",
+        "hosts 2",
+        "There are joules that are not counted. only 1 of 2 hosts are measured",
+    ):
+        assert expected in said, expected
+    assert "no energy meter" not in said
+    assert "energy, busy" not in said, "no worker was measured"
+    workers = (WorkerReport(0, 12.25, 0.0, None, 800.0, 200.0), WorkerReport(1, 10.0, 2.25))
+    rows = tuple(dataclasses.replace(row, energy_j=321.5) for row in full_report().blocks[:2])
+    said = Document(page.of_run(full_report(energy=energy, workers=workers, blocks=rows))).words
+    assert "energy, busy energy, waiting 0 12.2 s 0.0 s not measured 800 J 200 J" in said
+    assert "321.5 J" in said
+    assert "nvml+rapl, partial" in Document(page.of_runs({"a": full_report(energy=energy)})).words
+    none = {"source": "none", "total_j": None, "notes": ["no counter may be read. Ask for it."]}
+    said = Document(page.of_run(full_report(energy=none))).words
+    assert "so there is no figure. Source: none. no counter may be read. Ask for it." in said
+
+
+@pytest.mark.parametrize("judged_by", ["labels", "teacher"])
+def test_what_is_absent_is_said_to_be_so(judged_by: str) -> None:
+    nothing = ModelFacts(0, 0)
+    report = make_report(
+        blocks=(), groups=(), workers=(), fine_tune_history=(), judged_by=judged_by, run_dir="", config={}, versions={},
+        teacher=nothing, assembled=nothing, student=nothing, latency=(),
+    )  # fmt: skip
+    said = Document(page.of_run(report)).words
+    assert "0 of 0 layers replaced" in said
+    assert "Latency was not measured" in said
+    assert "The student was not fine-tuned." in said
+    assert "No block was trained" in said
+    assert ("no labels" in said) == (judged_by == "teacher")
+    assert "2 runs" in Document(page.of_runs({"a": report, "b": report})).words
+
+
+def test_figures_that_are_no_numbers_leave_gaps(tmp_path: Path) -> None:
+    rows = (make_row("a", "rejected", "diverged", nmse=math.nan, nmse_history=(0.5, math.nan, math.inf), seconds=0.0),)
+    journal = Journal.create(tmp_path / "run", {})
+    write(make_report(blocks=rows, fine_tune_history=({"loss": math.nan, "val_accuracy": 0.5},)), journal)
+    text = journal.file("report.html").read_text()
+    assert "nan" not in Document(text).words.lower()
+    assert all("nan" not in points for points in Document(text).values("points"))
+
+
+def test_the_timeline_has_a_bar_for_each_group_of_this_session() -> None:
+    made = timeline.of(full_report())
+    assert [(group.worker, group.layers, group.failed) for group in made.groups] == [
+        (1, ("b3",), False),
+        (0, ("b1", "b2"), False),
+        (1, ("b4",), True),
+    ]
+    assert [len(lane.bars) for lane in made.lanes] == [1, 2]
+    assert made.earlier == ("b5",)
+    assert made.length_s == 12.75
+    (bar,) = made.lanes[0].bars
+    assert (bar.start + bar.length, bar.expected) == (pytest.approx(100.0), pytest.approx(100 * 10 / 12.75))
+    assert all(bar.start + bar.length <= 100.001 for lane in made.lanes for bar in lane.bars)
+    together = timeline.of(full_report(scheduler="shared"))
+    assert [len(lane.bars) for lane in together.lanes] == [3, 3]
+
+
+def spoken(report: RunReport) -> list[str]:
+    """Return the words of the command as a shell reads them."""
+    return shlex.split(settings.command(report).replace("\\\n", ""))
+
+
+def test_the_command_does_the_run_again() -> None:
+    config = RunConfig.of(
+        teacher="my model's.keras",
+        dataset="<data>.npz",
+        labels=False,
+        layers=["conv4_*", "^conv4_1"],
+        epochs=7,
+        max_accuracy_drop=0.05,
+        group=False,
+        run_dir="old",
+        seed=3,
+    )
+    words = spoken(full_report(config=json.loads(json.dumps(config.flat())), executor="serial"))
+    assert words[0] == "pbd-run"
+    assert parse(words[1:]) == config.replace(run_dir=None)
+    words = spoken(full_report(executor="mpi"))
+    assert words[:4] == ["mpirun", "-n", "2", "pbd-run"]
+    assert parse(words[4:]) == RunConfig.of(teacher="VGG16", epochs=5, layers=["conv*", "^conv1"])
+
+
+def test_several_runs_are_compared(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    other = Journal(Path(shutil.copytree(run_dir, tmp_path / "other")))
+    changed = RunConfig.of(teacher="VGG16", epochs=9).flat()
+    energy = {"source": "rapl", "total_j": 500.0}
+    write(full_report(config=changed, energy=energy, latency=(SLOW,), blocks=full_report().blocks[1:]), other)
+    manifest.write(other)
+    path = tmp_path / "comparison.html"
+    assert main([str(run_dir), str(other.path), "--output", str(path)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    document = Document(path.read_text())
+    assert "2 runs compared" in document.texts
+    rows = " ".join(document.texts)
+    for expected in (str(run_dir), str(other.path), "epochs 5 9", "layers conv* ^conv1 none", "rapl", "500 J"):
+        assert expected in rows, expected
+    assert "seed" not in document.texts, "the same in both"
+    assert manifest.is_intact(other), "nothing in the runs is touched"
+
+
+def test_the_page_is_made_again_as_it_was(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = run_dir / "report.html"
+    before = path.read_bytes()
+    assert manifest.is_intact(Journal(run_dir))
+    assert main([str(run_dir)]) == 0
+    assert capsys.readouterr().out == f"{path}\n"
+    assert path.read_bytes() == before
+    path.write_text("damaged")
+    assert manifest.damaged(Journal(run_dir)) == ["report.html"]
+    assert main([str(run_dir)]) == 0
+    assert path.read_bytes() == before
+    assert manifest.is_intact(Journal(run_dir))
+
+
+def test_a_new_page_does_not_hide_other_damage(run_dir: Path) -> None:
+    (run_dir / "student.keras").write_text("something else")
+    (run_dir / "report.html").unlink()
+    assert main([str(run_dir)]) == 0
+    assert manifest.damaged(Journal(run_dir)) == ["student.keras"]
+
+
+def test_a_run_of_a_version_without_pages_gets_one(run_dir: Path) -> None:
+    content = json.loads((run_dir / "report.json").read_bytes())
+    del content["latency"]
+    for row in content["workers"]:
+        del row["peak_bytes"]
+    (run_dir / "report.json").write_text(json.dumps(content))
+    for name in ("report.html", "complete.json"):
+        (run_dir / name).unlink()
+    assert main([str(run_dir)]) == 0
+    assert "Latency was not measured" in (run_dir / "report.html").read_text()
+    assert not (run_dir / "complete.json").exists()
+
+
+def test_what_cannot_be_read_or_written_is_said_in_one_line(
+    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun = Journal.create(tmp_path / "begun", {"seed": 0})
+    damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
+    (damaged / "report.json").write_text(json.dumps({"version": 1}))
+    garbled = Path(shutil.copytree(damaged, tmp_path / "garbled"))
+    (garbled / "complete.json").unlink()
+    cases = [
+        ([], 2, "Received: none"),
+        ([str(tmp_path / "nowhere")], 66, "there is no run in"),
+        ([str(begun.path)], 66, "has no report yet"),
+        ([str(damaged)], 76, "report.json is damaged"),
+        ([str(garbled)], 76, "report.json is damaged"),
+        ([str(run_dir), str(damaged), "--output", str(tmp_path / "x.html")], 76, "report.json is damaged"),
+        ([str(run_dir), "--output", str(tmp_path / "nowhere" / "x.html")], 73, "in a folder that exists"),
+    ]
+    for arguments, code, said in cases:
+        assert main(arguments) == code, arguments
+        (line,) = capsys.readouterr().err.splitlines()
+        assert line.startswith("pbd-report: ")
+        assert said in line
+    assert not (tmp_path / "x.html").exists()
+
+
+def test_the_summary_says_when_a_smaller_network_is_slower() -> None:
+    words = " ".join(render(full_report()).split())
+    assert "latency, batch 1 3.00 ms 3.30 ms 0.91x as fast: slower" in words
+    assert "latency, batch 64 40.0 ms 25.0 ms 1.60x as fast" in words
+    assert "batch 1: quartiles 2.90 ms to 3.10 ms (teacher), 3.20 ms to 3.50 ms (student); 15 rounds" in words

@@ -1,0 +1,160 @@
+"""An interrupted fine-tuning is taken up after its last epoch, and ends as if nothing had interrupted it."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.collective import ALONE, LostTeamError, Team
+from pbd.config import StudentConfig
+from pbd.data import Dataset
+from pbd.learning import ghost_batch_norm
+from pbd.learning.metrics import Marks
+from pbd.networks import graph
+from pbd.run_dir.journal import Journal
+from pbd.student import fine_tuning
+from pbd.student.checkpoints import FileBookmark, Tuning
+from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
+from tests.helpers.thread_collective import as_team
+
+EPOCHS = 4
+NAME = "fine_tuning/place.npz"
+START = Marks(0.1, 0.1, 9.0)
+
+
+class Interruption(Exception):
+    """Whatever ends a process between two epochs."""
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def teacher(dataset: Dataset) -> keras.Model:
+    return trained_teacher(dataset)
+
+
+@pytest.fixture
+def tune(
+    teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[Tuning, list[np.ndarray]]]:
+    """Return a function that tunes a damaged copy of the teacher, with a bookmark in a folder, if one is given."""
+    examine = fine_tuning.examine
+
+    def run(
+        folder: Path | None = None,
+        team: Team = ALONE,
+        interrupt_at: int | None = None,
+        script: Sequence[Marks] | None = None,
+        data: Dataset = dataset,
+    ) -> tuple[Tuning, list[np.ndarray]]:
+        student, examined = graph.flatten(teacher), list[Marks]()
+        damage(student, 0.5)
+
+        def watch(*arguments: object) -> Marks:
+            if len(examined) == interrupt_at:
+                raise Interruption
+            marks = examine(*arguments)
+            examined.append(marks if script is None else script[len(examined)])
+            return examined[-1]
+
+        if team is ALONE:
+            monkeypatch.setattr(fine_tuning, "examine", watch)
+        bookmark = FileBookmark(Journal(folder), NAME, team) if folder else None
+        config = StudentConfig(fine_tune_epochs=EPOCHS, fine_tune_learning_rate=0.01)
+        tuning = fine_tuning.fine_tune(student, teacher, data, config, START, ignore, 2, team, bookmark)
+        return tuning, student.get_weights()
+
+    return run
+
+
+def assert_equal(one: tuple[Tuning, list[np.ndarray]], other: tuple[Tuning, list[np.ndarray]]) -> None:
+    assert one[0] == other[0]
+    for ours, theirs in zip(one[1], other[1], strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_it_goes_on_from_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
+    whole = tune()
+    assert len(whole[0].history) == EPOCHS
+    for epochs in (1, 3):
+        folder = tmp_path / f"after {epochs}"
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=epochs)
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=0)  # in its first epoch: what was done before is not lost
+        assert_equal(tune(folder), whole)
+
+
+def test_one_that_was_done_is_not_done_again(tune: Callable[..., object], tmp_path: Path) -> None:
+    done = tune(tmp_path)
+    assert_equal(tune(tmp_path, interrupt_at=0), done)
+
+
+DIVERGING = [
+    Marks(0.8, 0.8, 0.5),
+    Marks(0.3, 0.3, 3.0),
+    Marks(0.6, 0.6, 2.0),
+    Marks(0.8, 0.8, math.nan),
+    Marks(0.9, 0.9, 0.2),
+    Marks(0.7, 0.7, 0.3),
+]
+
+
+def test_steps_back_are_taken_again(tune: Callable[..., object], tmp_path: Path) -> None:
+    """What diverged after the last epoch that was kept diverges again."""
+    whole = tune(script=DIVERGING)
+    assert len(whole[0].story) == 2
+    assert [row["epoch"] for row in whole[0].history] == [3, 4, 5, 6]
+    for interrupt_at, kept in ((1, 1), (2, 1), (4, 3)):
+        folder = tmp_path / f"after {interrupt_at}"
+        with pytest.raises(Interruption):
+            tune(folder, interrupt_at=interrupt_at, script=DIVERGING)
+        assert_equal(tune(folder, script=DIVERGING[kept:]), whole)
+
+
+def test_a_team_goes_on_together(
+    tune: Callable[..., object], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
+    examine, seen = fine_tuning.examine, list[Marks]()
+
+    def at_most_two(student: keras.Model, teacher: keras.Model, data: Dataset, team: Team) -> Marks:
+        if team.index == 0:
+            seen.append(START)
+        if len(seen) > 2:
+            raise Interruption
+        return examine(student, teacher, data, team)
+
+    (whole, weights), _ = as_team(2, lambda team: tune(team=team, data=large))
+    with monkeypatch.context() as patch:
+        patch.setattr(fine_tuning, "examine", at_most_two)
+        with pytest.raises((Interruption, LostTeamError)):
+            as_team(2, lambda team: tune(tmp_path, team, data=large))
+    first, second = as_team(2, lambda team: tune(tmp_path, team, data=large))
+    assert first[0] == second[0]
+    assert [row["loss"] for row in first[0].history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
+    apart = tmp_path / "not shared"
+    third, _ = as_team(2, lambda team: tune(apart if team.index else tmp_path, team, data=large))
+    assert len(third[0].history) == EPOCHS, "who does not see the file makes all begin anew"
+    assert weights[0].shape == third[1][0].shape
+
+
+def test_a_damaged_one_is_left_aside(
+    tune: Callable[..., object], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = tune()
+    with pytest.raises(Interruption):
+        tune(tmp_path, interrupt_at=2)
+    file = tmp_path / NAME
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
+    assert_equal(tune(tmp_path), whole)
+    assert "begins anew" in caplog.text

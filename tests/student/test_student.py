@@ -1,0 +1,356 @@
+"""From accepted blocks to a student: nothing else changes, statistics are the true ones, the promise is kept."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import keras
+import numpy as np
+import pytest
+
+from pbd import blocks
+from pbd.blockwise.tasks import enumerate_tasks
+from pbd.collective import Team
+from pbd.config import RunConfig
+from pbd.data import Dataset, Part
+from pbd.learning import metrics
+from pbd.learning.metrics import Marks
+from pbd.networks import graph
+from pbd.progress import NullProgress
+from pbd.records import BlockResult, LayerTask
+from pbd.student import assemble
+from tests.helpers.palette import (
+    SHAPE,
+    ignore,
+    make_dataset,
+    make_teacher,
+    moved_layers,
+    predict,
+    snapshot,
+    trained_teacher,
+)
+from tests.helpers.thread_collective import as_team
+
+layers = keras.layers
+BLOCK = "two_layer"
+
+
+@pytest.fixture(scope="module")
+def dataset() -> Dataset:
+    return make_dataset()
+
+
+@pytest.fixture
+def teacher() -> keras.Model:
+    return make_teacher()
+
+
+@pytest.fixture
+def tasks(teacher: keras.Model) -> tuple[LayerTask, ...]:
+    return enumerate_tasks(teacher, BLOCK, include_unprofitable=True)
+
+
+@pytest.fixture
+def accepted(tasks: tuple[LayerTask, ...]) -> dict[str, BlockResult]:
+    """Blocks for `a` and `b` with random weights; the stem's was not accepted."""
+    generator = np.random.default_rng(5)
+    results = {}
+    for task in tasks[1:]:
+        weights = blocks.get_weights(blocks.build_block(BLOCK, task, seed=0))
+        moved = {key: value * generator.uniform(0.5, 1.5, value.shape) for key, value in weights.items()}
+        moved = {key: value.astype("float32") for key, value in moved.items()}
+        results[task.layer_name] = BlockResult(task.layer_name, "trained", BLOCK, weights=moved, val_accuracy=1.0)
+    return results
+
+
+@pytest.fixture
+def assembled(teacher: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult]) -> keras.Model:
+    return assemble.assemble(teacher, tasks, accepted, BLOCK)
+
+
+def batches(count: int = 3) -> list[np.ndarray]:
+    return list(np.random.default_rng(3).normal(1.0, 2.0, (count, 10, *SHAPE)).astype("float32"))
+
+
+def block_layers(accepted: dict[str, BlockResult]) -> set[str]:
+    return {key.split("/")[0] for result in accepted.values() for key in result.weights}
+
+
+def test_an_assembled_block_equals_the_teacher_with_it_swapped(
+    teacher: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult]
+) -> None:
+    images = batches()[0]
+    for task in tasks[1:]:
+        name = task.layer_name
+        block = blocks.build_block(BLOCK, task, seed=1)
+        blocks.set_weights(block, accepted[name].weights)
+        swapped = keras.Model(teacher.inputs, graph.output_with(teacher, name, block))
+        small = assemble.assemble(teacher, tasks, {name: accepted[name]}, BLOCK)
+        np.testing.assert_allclose(predict(small, images), predict(swapped, images), rtol=1e-5, atol=1e-6)
+
+
+def test_only_accepted_layers_are_replaced(
+    teacher: keras.Model, assembled: keras.Model, accepted: dict[str, BlockResult]
+) -> None:
+    names = {layer.name for layer in assembled.layers}
+    assert not {"a", "b"} & names
+    assert block_layers(accepted) <= names
+    for name in ("stem", "norm", "point", "logits"):
+        for ours, theirs in zip(
+            assembled.get_layer(name).get_weights(), teacher.get_layer(name).get_weights(), strict=True
+        ):
+            np.testing.assert_array_equal(ours, theirs)
+
+
+def shop(teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object) -> assemble.Workshop:
+    settle, tune = assemble.settle_here(teacher, dataset), assemble.tune_here(teacher, dataset, ignore)
+    return assemble.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
+
+
+def test_without_accepted_blocks_the_student_is_the_teacher(
+    teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...]
+) -> None:
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=2)
+    copy, marks = bench.assemble({})
+    assert (marks.agreement, marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
+    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
+    before = Marks(0.5, 1.0, 0.0)
+    assert bench.fine_tune(copy, {}, before, bench.config.student) == assemble.Tuning(before)
+    np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
+
+
+def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Model) -> None:
+    """Of the first block as of the teacher's own normalisation, whose inputs the blocks have shifted."""
+    before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
+    own_momentum = assembled.get_layer("norm").momentum
+    trainable = {layer.name: layer.trainable for layer in assembled.layers}
+    assemble.reestimate_statistics(assembled, batches())
+    reached = keras.Model(assembled.inputs, assembled.get_layer("a_pbd_bn1").input)
+    inputs = np.stack([predict(reached, batch) for batch in batches()])
+    norm = assembled.get_layer("a_pbd_bn1")
+    np.testing.assert_allclose(norm.moving_mean, inputs.mean(axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(norm.moving_variance, inputs.var(axis=(1, 2, 3)).mean(axis=0), rtol=1e-4)
+    assert norm.momentum == momentum
+    assert assembled.get_layer("norm").momentum == own_momentum
+    assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
+    assert moved_layers(before, assembled) == {"a_pbd_bn1", "a_pbd_bn2", "b_pbd_bn1", "b_pbd_bn2", "norm"}
+    for name in ("a_pbd_bn1", "b_pbd_bn2", "norm"):
+        for old, new in zip(before[name][:2], assembled.get_layer(name).get_weights()[:2], strict=True):
+            np.testing.assert_array_equal(old, new)
+
+
+def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> None:
+    """On that batch, inference then computes what training mode does, through every block and the teacher's own."""
+    (batch,) = batches(1)
+    assemble.reestimate_statistics(assembled, [batch])
+    normalisations = {layer.name for layer in assembled.layers if isinstance(layer, layers.BatchNormalization)}
+    assert len(normalisations) == 5
+    expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
+    assemble.reestimate_statistics(assembled, [batch])
+    np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_that_workers_share_are_those_of_one(
+    teacher: keras.Model, dataset: Dataset, accepted: dict[str, BlockResult], tasks: tuple[LayerTask, ...]
+) -> None:
+    """Of five batches, one worker has three; validation images are shared, too."""
+    dataset = replace(dataset, batch_size=20)
+    models = [assemble.assemble(teacher, tasks, accepted, BLOCK) for _ in range(3)]
+    alone = assemble.settle(models[2], teacher, dataset)
+
+    def settle(team: Team) -> Marks:
+        return assemble.settle(models[team.index], teacher, dataset.shared(Part(team.index, team.size)), team)
+
+    for marks, model in zip(as_team(2, settle), models, strict=False):
+        assert marks.accuracy == alone.accuracy
+        assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
+        for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):
+            np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
+    tasks: tuple[LayerTask, ...], teacher: keras.Model, accepted: dict[str, BlockResult]
+) -> None:
+    """Keras leaves the statistics of a frozen one alone, even in training mode."""
+    teacher.get_layer("norm").trainable = False
+    assembled = assemble.assemble(teacher, tasks, accepted, BLOCK)
+    before = snapshot(assembled)
+    assemble.reestimate_statistics(assembled, batches())
+    assert "norm" in moved_layers(before, assembled)
+    assert not assembled.get_layer("norm").trainable
+
+
+SCOPES: dict[str, Callable[[set[str], set[str]], set[str]]] = {
+    "blocks": lambda ours, every: ours,
+    "all": lambda ours, every: every,
+    "no_1x1_dense": lambda ours, every: every - {"point", "logits"},
+}
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_scope_tunes_exactly_what_it_names(
+    scope: str,
+    teacher: keras.Model,
+    tasks: tuple[LayerTask, ...],
+    assembled: keras.Model,
+    accepted: dict[str, BlockResult],
+    dataset: Dataset,
+) -> None:
+    assembled.get_layer("stem").trainable = False
+    trainable = {layer.name: layer.trainable for layer in assembled.layers}
+    before, teachers = snapshot(assembled), snapshot(teacher)
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01)
+    worst = Marks(0.0, 0.0, 100.0)
+    bench.fine_tune(assembled, accepted, worst, bench.config.student)
+    assert moved_layers(before, assembled) == SCOPES[scope](block_layers(accepted), set(before))
+    assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
+    assert moved_layers(teachers, teacher) == set()
+
+
+def test_no_epochs_leave_the_student_as_it_is(
+    teacher: keras.Model,
+    tasks: tuple[LayerTask, ...],
+    assembled: keras.Model,
+    accepted: dict[str, BlockResult],
+    dataset: Dataset,
+) -> None:
+    before, marks = snapshot(assembled), Marks(0.25, 0.5, 2.0)
+    bench = shop(teacher, dataset, tasks, fine_tune_epochs=0)
+    assert bench.fine_tune(assembled, accepted, marks, bench.config.student) == assemble.Tuning(marks)
+    assert moved_layers(before, assembled) == set()
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_student_says_how_it_came_to_be(
+    epochs: int, able: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
+) -> None:
+    config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
+    before = snapshot(able)
+    small = assemble.make(able, dataset, tasks, accepted, config, NullProgress())
+    assert moved_layers(before, able) == set()
+    assert len(small.history) == epochs
+    assert small.marks.measure >= small.assembled.measure
+    (marks,) = metrics.mark(able, [small.model], dataset.batches("validation"), True)
+    assert (small.marks.accuracy, small.marks.agreement) == (marks.accuracy, marks.agreement)
+    assert small.marks.kl == pytest.approx(marks.kl, rel=1e-4)
+    assert not small.model.compiled
+    assert {name for name in before if name not in snapshot(small.model)} == {"a", "b"}
+    assert (small.story, small.given_back) == ((), {})
+
+
+@pytest.fixture(scope="module")
+def able(dataset: Dataset) -> keras.Model:
+    """The teacher, trained: what a bad block costs shows in its accuracy."""
+    return trained_teacher(dataset)
+
+
+@pytest.fixture
+def one_bad(able: keras.Model, tasks: tuple[LayerTask, ...]) -> dict[str, BlockResult]:
+    """A block for `a` that is the layer itself, almost, and one for `b` that is garbage."""
+    return {task.layer_name: made_block(able, task, garbage=task.layer_name == "b") for task in tasks[1:]}
+
+
+def made_block(able: keras.Model, task: LayerTask, garbage: bool) -> BlockResult:
+    """Return a block of the full rank, which can be the layer itself, or one that answers with large noise."""
+    from pbd.blocks.initialisation import initialise
+
+    name, full = task.layer_name, blocks.build_block("decoupled_r3", task, seed=0)
+    prefix = graph.truncate(able, [name])
+    images = [np.asarray(batches(1)[0])]
+    initialise({name: full}, [task], able, prefix, images, "decoupled_r3", "kernel", 0)
+    weights = blocks.get_weights(full)
+    if garbage:
+        generator = np.random.default_rng(1)
+        weights = {key: generator.normal(0.0, 5.0, value.shape).astype("float32") for key, value in weights.items()}
+    return BlockResult(
+        name, "trained", "decoupled_r3", weights=weights, val_accuracy=1.0, val_kl=1.0 if garbage else 0.01
+    )
+
+
+def promise(target: float | None, **settings: object) -> RunConfig:
+    config = RunConfig.of(block="decoupled_r3", **({"fine_tune_epochs": 0} | settings))
+    return config if target is None else config.replace(target_accuracy_drop=target)
+
+
+def test_the_worst_layer_is_given_back_until_the_promise_holds(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    before = snapshot(able)
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), NullProgress())
+    (whole,) = metrics.mark(able, [able], dataset.batches("validation"), True)
+    assert small.assembled.measure < whole.measure - 0.25, "else there was nothing to give back"
+    assert list(small.given_back) == ["b"]
+    assert f"{small.assembled.measure:.4f} < {whole.measure - 0.25:.4f}" in small.given_back["b"]
+    (line,) = small.story
+    assert line.startswith("gave back b: ")
+    for one, other in zip(small.model.get_layer("b").get_weights(), able.get_layer("b").get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert f"{small.assembled.measure:.4f} -> validation accuracy {small.marks.measure:.4f}" in line
+    assert small.marks.measure >= whole.measure - 0.25
+    names = {layer.name for layer in small.model.layers}
+    assert "b" in names
+    assert "a" not in names
+    assert moved_layers(before, able) == set()
+    (marks,) = metrics.mark(able, [small.model], dataset.batches("validation"), True)
+    assert marks.accuracy == small.marks.accuracy
+
+
+def test_without_a_target_nothing_is_given_back(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), NullProgress())
+    assert (small.story, small.given_back) == ((), {})
+    assert not {"a", "b"} & {layer.name for layer in small.model.layers}
+
+
+def test_a_target_that_holds_gives_nothing_back(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), NullProgress())
+    assert (small.story, small.given_back) == ((), {})
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
+    labelled: bool, able: keras.Model, tasks: tuple[LayerTask, ...]
+) -> None:
+    dataset = make_dataset(labelled)
+    bad = {task.layer_name: made_block(able, task, garbage=True) for task in tasks}
+    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), NullProgress())
+    assert set(small.given_back) == {"stem", "a", "b"}
+    assert [len(line.split(":")[0].split(",")) for line in small.story] == [2, 1], "half of those left, each time"
+    assert list(snapshot(small.model)) == list(snapshot(able))
+    for one, other in zip(small.model.get_weights(), able.get_weights(), strict=True):
+        np.testing.assert_array_equal(one, other)
+    np.testing.assert_array_equal(predict(small.model, batches()[0]), predict(able, batches()[0]))
+    assert (small.marks.agreement, small.marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
+    judged = "accuracy" if labelled else "agreement"
+    assert all(f"validation {judged}" in line for line in small.story)
+
+
+def test_a_student_made_again_is_fine_tuned_again(
+    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+) -> None:
+    """At so small a rate the garbage stays garbage."""
+    settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
+    assert next(iter(small.given_back)) == "b"
+    assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
+    assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])
+
+
+@pytest.mark.parametrize(
+    ("share", "worst"),
+    [
+        (1.0, ("a",)),
+        (0.61, ("a",)),
+        (0.59, ("a", "c")),
+        (0.29, ("a", "c", "b")),
+        (0.0, ("a", "c", "b")),
+    ],
+)
+def test_as_many_of_the_worst_blocks_as_the_others_may_cost(share: float, worst: tuple[str, ...]) -> None:
+    costs = {"a": 4.0, "b": 2.0, "c": 3.0, "d": 1.0, "e": 0.0}
+    accepted = {name: BlockResult(name, "trained", "x", val_kl=cost) for name, cost in costs.items()}
+    assert assemble.worst_blocks(accepted, share) == worst
+    accepted["e"] = BlockResult("e", "trained", "x", val_kl=float("nan"))
+    assert assemble.worst_blocks(accepted, share)[0] == "e"

@@ -1,0 +1,161 @@
+"""The share of the host that a worker claims, decided by environment before any backend loads."""
+
+import contextlib
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pbd.errors import EnvironmentMismatchError
+from pbd.system import backend, devices, memory
+from tests.helpers.cluster import PATIENCE_S
+
+pytestmark = pytest.mark.fast
+
+NAMES = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
+
+
+@pytest.fixture
+def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """A host of eight cores and two GPUs, with nothing set and nothing loaded."""
+    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED"):
+        monkeypatch.setenv(name, "")  # so that it is put back afterwards
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(devices, "available_cores", lambda: 8)
+    monkeypatch.setattr(devices, "physical_gpus", lambda: 2)
+    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    return monkeypatch
+
+
+def claimed() -> tuple[str | None, ...]:
+    return tuple(os.environ.get(name) for name in NAMES)
+
+
+def test_workers_share_cores_and_take_a_gpu_each(bare_host: pytest.MonkeyPatch) -> None:
+    devices.claim(local_rank=1, local_workers=2)
+    assert claimed() == ("4", "4", "1")
+
+
+@pytest.mark.parametrize(("workers", "threads", "at_once"), [(1, 1, "1"), (1, None, "2"), (1, 4, "2"), (2, 4, "1")])
+def test_a_worker_of_one_thread_computes_one_operation_at_a_time(
+    workers: int, threads: int | None, at_once: str, bare_host: pytest.MonkeyPatch
+) -> None:
+    devices.claim(0, workers, threads)
+    assert os.environ["TF_NUM_INTEROP_THREADS"] == at_once
+
+
+def test_a_flag_beats_the_environment_and_the_environment_beats_the_default(bare_host: pytest.MonkeyPatch) -> None:
+    bare_host.setenv("TF_NUM_INTRAOP_THREADS", "7")
+    devices.claim(0, 1)
+    assert claimed()[0] == "7"
+    devices.claim(0, 1, threads=3)
+    assert claimed()[0] == "3"
+
+
+def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host: pytest.MonkeyPatch) -> None:
+    with pytest.raises(EnvironmentMismatchError, match="3 workers, 2 GPUs"):
+        devices.claim(0, 3)
+    bare_host.setenv("CUDA_VISIBLE_DEVICES", "0")
+    devices.claim(2, 3)
+    assert claimed()[2] == "0"
+
+
+def test_what_nobody_uses_cannot_be_imported_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "colorsys", raising=False)
+    with backend._without(["colorsys", "json", "no_such_module"]):
+        with pytest.raises(ImportError):
+            import colorsys
+        import json
+    import colorsys
+
+    assert sys.modules["json"] is json
+    assert sys.modules["colorsys"] is colorsys
+    assert "no_such_module" not in sys.modules
+
+
+def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
+    """Dask starts a lost worker again from the coordinator, which by then has claimed its own share."""
+    child = "import os; from pbd.system import devices; devices.forget_inherited(); print(dict(os.environ))"
+    parent = "from pbd.system import devices; import os, subprocess, sys; devices.claim(0, 1); "
+    parent += "os.environ['TF_NUM_INTEROP_THREADS'] = '9'; "  # after the claim, for its children
+    parent += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    users = {"CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
+    command, environment = [sys.executable, "-c", parent], {"PATH": os.environ["PATH"]} | users
+    said = subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    ).stdout
+    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "PBD_CLAIMED"):
+        assert f"'{name}'" not in said
+    for name, value in {**users, "TF_NUM_INTEROP_THREADS": "9"}.items():
+        assert f"'{name}': '{value}'" in said
+
+
+HOLD = """
+import sys, time
+from pbd import devices
+from pbd.errors import PbdError
+try:
+    gpus = [f"{sys.argv[2]}-{number}" for number in range(2)]
+    print(devices.take_seat(gpus, preferred=int(sys.argv[1])), flush=True)
+    assert devices.take_seat(gpus) == devices.take_seat(gpus, preferred=1), "a process has one seat"
+except PbdError as error:
+    print(error, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_no_two_processes_take_one_gpu(tmp_path: Path) -> None:
+    def sit(preferred: int) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", HOLD, str(preferred), str(tmp_path)]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    with contextlib.ExitStack() as stack:
+        first, second, third = [stack.enter_context(sit(1)) for _ in range(3)]
+        said = sorted(process.stdout.readline().strip() for process in (first, second, third))
+        assert said[:2] == ["0", "1"]
+        assert "all 2 GPUs of this host taken" in said[2]
+        for process in (first, second, third):
+            process.kill()
+            process.wait()
+        again = stack.enter_context(sit(1))
+        assert again.stdout.readline().strip() == "1", "a seat falls free when its process dies"
+        again.kill()
+
+
+VERSION_2 = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 1900\nfile 1000\n"}
+VERSION_1 = {
+    "memory/memory.limit_in_bytes": "5000\n",
+    "memory/memory.usage_in_bytes": "3000\n",
+    "memory/memory.stat": "cache 0\ntotal_cache 1000\n",
+}
+
+
+@pytest.mark.parametrize("files", [VERSION_2, VERSION_1], ids=["version 2", "version 1"])
+def test_a_container_may_use_what_its_group_leaves_and_what_it_only_caches(
+    tmp_path: Path, files: dict[str, str]
+) -> None:
+    (tmp_path / "memory").mkdir()
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    assert memory._free_in_group(tmp_path) == 3000
+
+
+def test_without_a_limit_a_group_leaves_everything(tmp_path: Path) -> None:
+    assert memory._free_in_group(tmp_path) == math.inf
+    for name, text in (VERSION_2 | {"memory.max": "max\n"}).items():
+        (tmp_path / name).write_text(text)
+    assert memory._free_in_group(tmp_path) == math.inf
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="what is started by a large process only counts its memory there")
+def test_the_memory_of_the_process_that_started_this_one_is_not_its_own() -> None:
+    child = "from pbd.system import memory; memory.has_accelerator = bool; print(memory.peak_memory())"
+    start = (
+        "import subprocess, sys\nlarge = bytearray(400_000_000)\nlarge[::4096] = bytes(len(large[::4096]))\n"
+        f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
+    )
+    done = subprocess.run([sys.executable, "-c", start], capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    assert 1e6 < int(done.stdout) < 200e6
