@@ -1,4 +1,4 @@
-"""What the commands here and in `profiling` share: complaints in one line, checks of what is given, tables as CSV."""
+"""What the commands here and in `profiling` share: notes in one line, checks of what is given, tables as CSV."""
 
 import argparse
 import csv

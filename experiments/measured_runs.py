@@ -74,7 +74,7 @@ class Execution:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """Whether the schedulers came out in the order that was predicted."""
 
     case: str
@@ -193,7 +193,7 @@ def measured_timeline(results: Iterable[BlockResult], tasks: Sequence[LayerTask]
     return tuple(tuple(span for worker, span in spans if worker == number) for number in range(workers))
 
 
-def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "predicted_s") -> Order:
+def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "predicted_s") -> Request:
     """Say whether executions of one case on one executor took longer where they were predicted to.
 
     Args:
@@ -209,7 +209,7 @@ def order(executions: Sequence[Execution], margin: float = MARGIN, by: str = "pr
                 pairs += 1
                 if slow.measured_s <= fast.measured_s:
                     broken.append(f"{slow.scheduler} was not slower than {fast.scheduler}")
-    return Order(executions[0].case, executions[0].executor, by, pairs, pairs - len(broken), tuple(broken))
+    return Request(executions[0].case, executions[0].executor, by, pairs, pairs - len(broken), tuple(broken))
 
 
 def module_command(executor: str, workers: int, module: Sequence[str], bound: bool = False) -> list[str]:

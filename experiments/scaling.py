@@ -69,7 +69,7 @@ def predict(
     from pbd.pipeline import plan
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
-    endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).room(None)
+    endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).budget(None)
     gradients = GRADIENT_BYTES * sum(task.block_params for task in tasks)
 
     def by_task_s(count: int) -> float:

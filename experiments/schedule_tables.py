@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from rich.table import Table
 
-from experiments.measured_runs import MARGIN, Execution, Order
+from experiments.measured_runs import MARGIN, Execution, Request
 from experiments.replays import REPRODUCED, STOPS_BELOW, Limit, Printed, Row, Source
 from pbd.scheduling.schedulers import SCHEDULERS
 
@@ -69,7 +69,7 @@ def printed(rows: Sequence[Printed]) -> Table:
     return table
 
 
-def executed(done: Sequence[Execution], orders: Sequence[Order]) -> Table:
+def executed(done: Sequence[Execution], orders: Sequence[Request]) -> Table:
     """Return what one executor's runs of one case came to, beside their replays and the plans."""
     title = f"{done[0].case}, executed on {done[0].executor}"
     table = Table(title=title, caption="\n".join(map(_verdict, orders)))
@@ -84,7 +84,7 @@ def executed(done: Sequence[Execution], orders: Sequence[Order]) -> Table:
     return table
 
 
-def _verdict(order: Order) -> str:
+def _verdict(order: Request) -> str:
     foretold = {"predicted_s": "replayed", "planned_s": "planned"}[order.by]
     differ = f"pairs that differ by more than {MARGIN:.0%}"
     return "; ".join([f"the order is that {foretold} in {order.kept} of {order.pairs} {differ}", *order.broken])

@@ -119,11 +119,11 @@ class BlockResult:
     """All workers trained it together, each on its part of every batch; `worker` is the first of them."""
     attempts: int = 1
     """How often its training was begun: again where the process that trained it was lost."""
-    found: bool = False
+    from_journal: bool = False
     """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
 
     @property
-    def measure(self) -> float | None:
+    def score(self) -> float | None:
         """What the block is judged by: the accuracy or, without labels, the agreement with the teacher."""
         return self.val_agreement if self.val_accuracy is None else self.val_accuracy
 
@@ -255,10 +255,10 @@ class RunReport:
     executor: str
     scheduler: str
     groups: tuple[tuple[str, ...], ...]
-    judged_by: str = "labels"
+    reference: str = "labels"
     """What every choice and accuracy rests on: `labels`, or `teacher` (agreement with it) where there are none."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
-    story: tuple[str, ...] = ()
+    events: tuple[str, ...] = ()
     """What happened to the student besides: learning rates stepped back, layers given back, in order."""
     run_dir: str = ""
     latency: tuple[Latency, ...] = ()

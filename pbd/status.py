@@ -65,12 +65,12 @@ def read(run_dir: str | Path) -> Status:
     return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), who)
 
 
-def in_words(status: Status) -> str:
+def describe(status: Status) -> str:
     """Say it to people."""
     total = len({*status.done, *status.failed, *status.left})
     said = {
         COMPLETE: "complete and intact",
-        RUNNING: f"running: {lock.in_words(status.holder or {})}",
+        RUNNING: f"running: {lock.describe(status.holder or {})}",
         STOPPED: "stopped: go on with --resume",
         DAMAGED: "complete, but damaged since: make it whole with --resume",
     }
@@ -99,7 +99,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except PbdError as error:
         print(f"pbd-status: {error}", file=sys.stderr)
         return error.exit_code
-    print(json.dumps(dataclasses.asdict(status), indent=2) if line.json else in_words(status))
+    print(json.dumps(dataclasses.asdict(status), indent=2) if line.json else describe(status))
     return status.exit_code
 
 

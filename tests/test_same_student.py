@@ -126,7 +126,7 @@ def test_blocks_do_not_depend_on_how_they_were_computed(
     assert difference <= 1e-4
 
 
-@pytest.mark.slow  # alone and in a team: `test_training.py`
+@pytest.mark.slow  # alone and in a collective: `test_training.py`
 def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
     blocks_of: Callable[[str], dict[str, BlockResult]],
 ) -> None:

@@ -123,7 +123,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--threads-per-worker", type=positive, metavar="N", help="fixed (default: 1; --full: 8)")
     given = parser.parse_args(argv)
     given.threads_per_worker = given.threads_per_worker or (8 if given.full else 1)
-    return plans.settle(given, QUICK, FULL)
+    return plans.settings(given, QUICK, FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -111,7 +111,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = plans.parser("experiments.paper.figure6", __doc__)
     known = ("round_robin", "wfd", "contiguous", "pull")
     parser.add_argument("--schedulers", nargs="+", choices=known, default=list(SCHEDULERS))
-    return plans.settle(parser.parse_args(argv), QUICK, FULL)
+    return plans.settings(parser.parse_args(argv), QUICK, FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

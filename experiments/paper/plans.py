@@ -82,7 +82,7 @@ def parser(program: str, description: str) -> Parser:
     return made
 
 
-def settle(given: argparse.Namespace, quick: Setting, full: Sequence[Setting]) -> argparse.Namespace:
+def settings(given: argparse.Namespace, quick: Setting, full: Sequence[Setting]) -> argparse.Namespace:
     """Fill in what depends on the size: the settings to train, and where the runs go.
 
     Raises:

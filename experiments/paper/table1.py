@@ -93,7 +93,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     Raises:
         UsageError: a flag or a value is wrong; the message is one line.
     """
-    return plans.settle(plans.parser("experiments.paper.table1", __doc__).parse_args(argv), QUICK, FULL)
+    return plans.settings(plans.parser("experiments.paper.table1", __doc__).parse_args(argv), QUICK, FULL)
 
 
 if __name__ == "__main__":

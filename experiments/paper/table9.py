@@ -119,7 +119,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = plans.parser("experiments.paper.table9", __doc__)
     parser.add_argument("--traces", nargs=2, type=Path, metavar="FILE", help="compare recorded runs; nothing is run")
-    return plans.settle(parser.parse_args(argv), QUICK, FULL)
+    return plans.settings(parser.parse_args(argv), QUICK, FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -30,7 +30,7 @@ from pbd.config import WITHOUT_STATISTICS, RunConfig
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=1)
 FULL = (*plans.FULL_CIFAR, *plans.FULL_IMAGENET)
 SHARING = ("task", "data")
-ALONE = "the whole run is from the start of pbd to its report"
+SINGLE = "the whole run is from the start of pbd to its report"
 IN_TURNS = "in turns: blocks with planning, the whole run from the command to the report"
 Case = tuple[str, int]
 """How workers share the blocks, and how many there are."""
@@ -158,7 +158,7 @@ def make(settings: argparse.Namespace) -> None:
     rows = [*ours, *papers()]
     remarks = (
         runs.conditions(measured[0][1]["task", 1][0]),
-        f"Medians (and ranges) of {settings.repeats}; {IN_TURNS if settings.turns else ALONE}.",
+        f"Medians (and ranges) of {settings.repeats}; {IN_TURNS if settings.turns else SINGLE}.",
         paper_comparison.HARDWARE,
         paper_comparison.KINDS,
         "Efficiencies are computed: ResNet50 has 0.96 on 2 GPUs and 0.88 on 4, which Table 3 prints swapped. "
@@ -192,7 +192,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--parallel", nargs="+", choices=SHARING, help="how workers share the blocks (default: all)")
     parser.add_argument("--turns", type=positive, metavar="S", help="take turns: of S seconds, fewer workers longer")
     parser.add_argument("--repeats", type=positive, default=1, metavar="N", help="runs of each case (default 1)")
-    return plans.settle(parser.parse_args(argv), QUICK, FULL)
+    return plans.settings(parser.parse_args(argv), QUICK, FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

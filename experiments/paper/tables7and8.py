@@ -114,7 +114,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     for recipe in given.recipes:
         if recipe not in RECIPES:
             raise UsageError(unknown_name("recipe", recipe, RECIPES))
-    return plans.settle(given, QUICK, FULL)
+    return plans.settings(given, QUICK, FULL)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -181,7 +181,7 @@ def all_patches(inputs: np.ndarray, task: LayerTask) -> np.ndarray:
 def gather(statistics: dict[str, Statistics], prefix: keras.Model, images: Iterable[Any], targets: bool = True) -> None:
     """Add the layers' inputs and, unless told otherwise, outputs on these images to their statistics."""
     for batch in images:
-        watchdog.alive()
+        watchdog.touch()
         activations = prefix.predict_on_batch(batch)
         for name, seen in statistics.items():
             inputs, outputs = activations[name]

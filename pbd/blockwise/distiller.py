@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from pbd import data
-from pbd.collective import Team, add_up_all
+from pbd.collective import Collective, all_reduce_sums
 from pbd.config import TrainingConfig
 from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
@@ -64,7 +64,7 @@ def fit(
     variances: Mapping[str, float],
     curves: Mapping[str, LearningCurve],
     emit: Emit,
-    team: Team,
+    collective: Collective,
 ) -> None:
     """Train the blocks in place and leave each at its best epoch.
 
@@ -78,18 +78,18 @@ def fit(
         variances: of each layer's output (see `target_variances`).
         curves: empty, by layer; they are told of every epoch.
         emit: told of every step.
-        team: those who have the other parts.
+        collective: those who have the other parts.
     """
     steps = dataset.steps_per_epoch
     weights = [variable for block in built.values() for variable in block.trainable_variables]
     optimizer = adam(config.learning_rate, steps * config.epochs, weights)
     learning = dict(built)
-    crowd = _Crowd(teacher, learning, optimizer, dataset, team)
+    traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
     for epoch in range(config.epochs + 1):
-        if crowd.is_outgrown_by(learning):
-            crowd = _Crowd(teacher, learning, optimizer, dataset, team)
-        losses = crowd.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
-        for name, error in crowd.errors(learning).items():
+        if traced.should_retrace(learning):
+            traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
+        losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
+        for name, error in traced.errors(learning).items():
             curves[name].add(error / variances[name], learning[name].get_weights(), losses.get(name))
         learning = {n: b for n, b in learning.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
         if not learning:
@@ -98,12 +98,12 @@ def fit(
         block.set_weights(curves[name].best)
 
 
-class _Crowd:
+class TracedGroup:
     """Blocks that one traced graph trains.
 
     To be rid of those that have flattened, another must be traced, which takes as long as a small job's epoch. So they
     are taken along, to no effect, until that has cost about as much. Steps are counted, and no clock is asked: a run
-    that is made again trains the same graphs, and the workers of a team agree.
+    that is made again trains the same graphs, and the workers of a collective agree.
     """
 
     def __init__(
@@ -112,15 +112,15 @@ class _Crowd:
         blocks: Mapping[str, keras.Model],
         optimizer: keras.optimizers.Optimizer,
         dataset: data.Dataset,
-        team: Team,
+        collective: Collective,
     ) -> None:
         self._names = tuple(blocks)
-        self._dataset, self._team = dataset, team
+        self._dataset, self._team = dataset, collective
         self._distiller = GroupDistiller(graph.truncate(teacher, blocks), dict(blocks))
-        self._trainer = trainer(self._distiller, optimizer, dataset, team)
+        self._trainer = trainer(self._distiller, optimizer, dataset, collective)
         self._idle_steps, self._is_sound = 0.0, True
 
-    def is_outgrown_by(self, learning: Mapping[str, Any]) -> bool:
+    def should_retrace(self, learning: Mapping[str, Any]) -> bool:
         """Return whether to trace a graph without those that learn no longer; at once if an error is no number."""
         left = len(learning) / len(self._names)
         return left < 1.0 and (self._idle_steps >= TRACING_STEPS * left or not self._is_sound)
@@ -146,23 +146,23 @@ def group_label(names: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, team: Team) -> dict[str, float]:
+def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
     """Return each block's mean squared error on the images that tell when to stop."""
     sums, seen = np.zeros(len(distiller.parts)), np.zeros(1)
     for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
         errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
         sums, seen = sums + errors.sum(axis=1), seen + count
-    sums, seen = add_up_all(team, [sums, seen])
+    sums, seen = all_reduce_sums(collective, [sums, seen])
     return dict(zip(distiller.layer_names, map(float, sums / seen), strict=True))
 
 
-def target_variances(prefix: keras.Model, dataset: data.Dataset, team: Team) -> dict[str, float]:
+def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
     """Return the variance of each layer's output on the same images.
 
     Args:
         prefix: from images to each layer's input and output (see `graph.truncate`).
         dataset: this worker's part of it.
-        team: those who have the other parts.
+        collective: those who have the other parts.
     """
     sums = {name: np.zeros(3) for name in prefix.output}
     for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
@@ -171,5 +171,5 @@ def target_variances(prefix: keras.Model, dataset: data.Dataset, team: Team) -> 
             sums[name] += [target.size, target.sum(), np.square(target).sum()]
     return {
         name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)
-        for name, (count, total, square) in zip(sums, add_up_all(team, list(sums.values())), strict=True)
+        for name, (count, total, square) in zip(sums, all_reduce_sums(collective, list(sums.values())), strict=True)
     }

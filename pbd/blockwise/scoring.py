@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.collective import ALONE, Team, add_up_all
+from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.losses import squared_error
@@ -67,11 +67,11 @@ class Score:
     """How one block does on the validation split."""
 
     nmse: float
-    marks: metrics.Marks
+    marks: metrics.Metrics
 
 
 def score(
-    teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset, team: Team = ALONE
+    teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset, collective: Collective = SINGLE
 ) -> dict[str, Score]:
     """Score every block on the validation split in one pass: the teacher's prefix is computed once for all.
 
@@ -79,7 +79,7 @@ def score(
         teacher: the network whose layers the blocks replace.
         built: the blocks by layer.
         dataset: this worker's part of it.
-        team: those who have the other parts.
+        collective: those who have the other parts.
 
     Returns:
         For each layer: its block's squared error over the variance of the layer's output, and the marks of the teacher
@@ -87,7 +87,7 @@ def score(
     """
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
-    marking = metrics.Marking(len(built), dataset.labelled)
+    marking = metrics.MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     images_seen = np.zeros(1)
     at_once = images_at_once(variants.bytes_per_image(teacher, list(built)), most_bytes())
@@ -98,8 +98,8 @@ def score(
         for key in sums:
             sums[key] += found[key].sum(axis=0)
         images_seen += count
-    marking.add_up(team)
-    *added, everywhere = add_up_all(team, [*sums.values(), images_seen])
+    marking.all_reduce_sum(collective)
+    *added, everywhere = all_reduce_sums(collective, [*sums.values(), images_seen])
     error, mean, square = (total / everywhere for total in added)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)
     return {

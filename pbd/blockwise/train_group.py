@@ -12,7 +12,7 @@ from pbd.blocks.initialisation import FIT_IMAGES, initialise
 from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
-from pbd.collective import ALONE, BrokenTeamError, LostTeamError, Team, add_up_all
+from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
 from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import Emit
 from pbd.networks import graph
@@ -20,7 +20,9 @@ from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.system import memory
 
 
-def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team = ALONE) -> list[BlockResult]:
+def train_group(
+    context: TrainingContext, group: TaskGroup, emit: Emit, collective: Collective = SINGLE
+) -> list[BlockResult]:
     """Train and score the blocks of a group, and write each to the run directory the moment it is done.
 
     A group that cannot be trained together is tried task by task, so that one bad block costs only itself. A block that
@@ -30,8 +32,8 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Te
         context: of the run.
         group: the tasks to train in one pass.
         emit: told of every step.
-        team: those who train the same group with the same arguments at the same time, each on its part of every batch;
-            the blocks must treat each image by itself.
+        collective: the workers that train the same group with the same arguments at the same time, each on its part
+            of every batch; the blocks must be per-image.
 
     Returns:
         One result per task, `trained` or `failed`; `worker`, `started_s` and (unless it was found) `seconds` are the
@@ -39,57 +41,62 @@ def train_group(context: TrainingContext, group: TaskGroup, emit: Emit, team: Te
 
     Raises:
         PbdError: this worker cannot load the teacher or the data.
-        LostTeamError: another worker was lost.
+        CollectiveLostError: another worker was lost.
     """
     committed = {task.layer_name: context.journal.committed_block(task.layer_name) for task in group.tasks}
-    (seen,) = add_up_all(team, [np.array([result is not None for result in committed.values()], np.int64)])
-    everywhere = dict(zip(committed, seen == team.size, strict=True))  # nobody may take another's for done
+    (seen,) = all_reduce_sums(collective, [np.array([result is not None for result in committed.values()], np.int64)])
+    everywhere = dict(zip(committed, seen == collective.size, strict=True))  # nobody may take another's for done
     left = tuple(task for task in group.tasks if not everywhere[task.layer_name])
-    found = [replace(r, found=True) for name, r in committed.items() if r is not None and everywhere[name]]
-    return found + (_train(context, TaskGroup(left), emit, team) if left else [])
+    found = [replace(r, from_journal=True) for name, r in committed.items() if r is not None and everywhere[name]]
+    return found + (_train(context, TaskGroup(left), emit, collective) if left else [])
 
 
-def _train(context: TrainingContext, group: TaskGroup, emit: Emit, team: Team) -> list[BlockResult]:
+def _train(context: TrainingContext, group: TaskGroup, emit: Emit, collective: Collective) -> list[BlockResult]:
     began = time.monotonic()
     teacher, dataset = load(context)
-    mine = dataset.shared(data.Part(team.index, team.size))
+    mine = dataset.shared(data.Part(collective.index, collective.size))
     try:
-        results = _train_together(context, group, teacher, mine, emit, team)
-        peak_bytes = _most(team, memory.peak_memory())  # and nobody has failed since the last sum
-    except LostTeamError:
+        results = _train_together(context, group, teacher, mine, emit, collective)
+        peak_bytes = _most(collective, memory.peak_memory())  # and nobody has failed since the last sum
+    except CollectiveLostError:
         raise
     except Exception as error:
-        if not isinstance(error, BrokenTeamError):
-            team.give_up()
+        if not isinstance(error, CollectiveAbortedError):
+            collective.abort()
         if len(group.tasks) > 1:
-            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit, team)]
+            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit, collective)]
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         return [BlockResult(group.tasks[0].layer_name, "failed", context.block, error=message)]
     results = [replace(result, peak_bytes=peak_bytes) for result in results]
     for result in results:
-        if result.status == "trained" and team.index == 0:
+        if result.status == "trained" and collective.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
 
 
-def _most(team: Team, value: float) -> int:
-    """Return the largest of what the members of a team have."""
-    return int(team.add_up(np.where(np.arange(team.size) == team.index, value, 0.0)).max())
+def _most(collective: Collective, value: float) -> int:
+    """Return the largest of what the members of a collective have."""
+    return int(collective.all_reduce_sum(np.where(np.arange(collective.size) == collective.index, value, 0.0)).max())
 
 
 def _train_together(
-    context: TrainingContext, group: TaskGroup, teacher: keras.Model, dataset: data.Dataset, emit: Emit, team: Team
+    context: TrainingContext,
+    group: TaskGroup,
+    teacher: keras.Model,
+    dataset: data.Dataset,
+    emit: Emit,
+    collective: Collective,
 ) -> list[BlockResult]:
     built = {task.layer_name: blocks.build_block(context.block, task, context.seed) for task in group.tasks}
     prefix = graph.truncate(teacher, built)  # one model, since each is traced anew
-    _give_first_weights(context, group, built, teacher, prefix, dataset, team)
-    variances = target_variances(prefix, dataset, team)
+    _give_first_weights(context, group, built, teacher, prefix, dataset, collective)
+    variances = target_variances(prefix, dataset, collective)
     start_counts = context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise"
     curves = {name: LearningCurve(start_counts) for name in built}
-    fit(context.training, teacher, built, dataset, variances, curves, emit, team)
+    fit(context.training, teacher, built, dataset, variances, curves, emit, collective)
     total = dataset.steps_per_epoch * context.training.epochs
     emit(Progress(0, f"scoring {group_label(built)}", total, total, context.training.epochs))
-    scores = score(teacher, built, dataset, team)
+    scores = score(teacher, built, dataset, collective)
     return [_result(context, name, block, curves[name], scores[name]) for name, block in built.items()]
 
 
@@ -100,19 +107,19 @@ def _give_first_weights(
     teacher: keras.Model,
     prefix: keras.Model,
     dataset: data.Dataset,
-    team: Team,
+    collective: Collective,
 ) -> None:
-    """Give each worker of the team some of the blocks to begin, and everyone the weights of all."""
-    own = group.tasks[team.index :: team.size]
+    """Give each worker of the collective some of the blocks to begin, and everyone the weights of all."""
+    own = group.tasks[collective.index :: collective.size]
     if own:
         mine = {task.layer_name: built[task.layer_name] for task in own}
         images = (batch for batch, _ in replace(dataset, part=data.WHOLE).batches("train", limit=FIT_IMAGES))
         feeding = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
         initialise(mine, own, teacher, feeding, images, context.block, context.block_init, context.seed)
-    if team.size > 1:
+    if collective.size > 1:
         names = {task.layer_name for task in own}
         weights = [w if name in names else 0.0 * w for name, block in built.items() for w in block.get_weights()]
-        coming = iter(add_up_all(team, weights))
+        coming = iter(all_reduce_sums(collective, weights))
         for block in built.values():
             block.set_weights([next(coming) for _ in block.weights])
 

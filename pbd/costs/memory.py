@@ -67,26 +67,30 @@ class Footprint:
     most_scored: int = scoring.ON_AN_ACCELERATOR
     """Bytes that such a stack may have: as many images are scored at once, but at least one."""
 
-    def room(self, limit: float | None) -> "Room":
+    def budget(self, limit: float | None) -> "MemoryBudget":
         """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""
         if limit is not None:
-            return Room(self, limit * GIGABYTE, given=True)
-        return Room(self, math.inf if self.free is None else COUNTED_ON * (self.base + self.free) / self.neighbours)
+            return MemoryBudget(self, limit * GIGABYTE, given=True)
+        return MemoryBudget(
+            self, math.inf if self.free is None else COUNTED_ON * (self.base + self.free) / self.neighbours
+        )
 
-    def peak(self, tasks: Sequence[LayerTask], team: int = 1) -> int:
+    def peak(self, tasks: Sequence[LayerTask], collective: int = 1) -> int:
         """Return the bytes that a group of these tasks takes, what was held before included.
 
         Args:
             tasks: of the group.
-            team: how many workers train it together: each gives its part of the blocks their first weights, and then
-                sees its part of every batch.
+            collective: how many workers train it together; each initialises its part of the blocks and then sees its
+                part of every batch.
         """
         parts = [self.layers[task.layer_name] for task in tasks]
-        beginning = max((_beginning(parts[member::team]) for member in range(min(team, len(parts)))), default=0)
+        beginning = max(
+            (_beginning(parts[member::collective]) for member in range(min(collective, len(parts)))), default=0
+        )
         learning = sum(part.shown + part.learning for part in parts)
         stack = self.variant * (1 + len(parts))
         scored = SCORED_COPIES * stack * min(self.batch_size, scoring.images_at_once(stack, self.most_scored))
-        phases = max(beginning, math.ceil(learning / team), scored)
+        phases = max(beginning, math.ceil(learning / collective), scored)
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
 
@@ -98,7 +102,7 @@ def _beginning(parts: Sequence[LayerMemory]) -> int:
 
 
 @dataclass(frozen=True)
-class Room:
+class MemoryBudget:
     """Decides which groups fit into a worker's memory."""
 
     footprint: Footprint
@@ -108,22 +112,22 @@ class Room:
     """Whether it was asked for; what only happens to be free refuses nothing."""
 
     @property
-    def in_words(self) -> str:
+    def describe(self) -> str:
         return f"{self.limit / GIGABYTE:.1f} GB"
 
-    def fits(self, tasks: Sequence[LayerTask], team: int = 1) -> bool:
+    def fits(self, tasks: Sequence[LayerTask], collective: int = 1) -> bool:
         """Return whether a group of these tasks does; see `Footprint.peak`."""
-        return self.footprint.peak(tasks, team) <= self.limit
+        return self.footprint.peak(tasks, collective) <= self.limit
 
-    def check(self, groups: Iterable[TaskGroup], team: int, batch_size: int) -> None:
+    def check(self, groups: Iterable[TaskGroup], collective: int, batch_size: int) -> None:
         """Refuse groups, cut as far as can be, that do not fit into the limit that was asked for.
 
         Raises:
             UsageError: one does not.
         """
         for group in groups:
-            if self.given and not self.fits(group.tasks, team):
-                needed = self.footprint.peak(group.tasks, team) / GIGABYTE
+            if self.given and not self.fits(group.tasks, collective):
+                needed = self.footprint.peak(group.tasks, collective) / GIGABYTE
                 raise UsageError(
                     "memory_limit must leave room for every layer alone. "
                     f"Received: {self.limit / GIGABYTE:g} GB, but {group.layer_names[0]} is predicted to take "

@@ -13,17 +13,17 @@ is `None` from the source `none`, with a line that says why; nothing is estimate
 not measured. A meter that fails or hangs costs its joules, not what it measures.
 """
 
-from pbd.energy.finding import Finding, Places, find, host_identity
-from pbd.energy.host_meter import Bystander, HostMeter, measure, unread
+from pbd.energy.finding import DetectedSensors, Places, find, host_identity
+from pbd.energy.host_meter import HostMeter, NoMeter, measure, unread
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading, Trace, merge
 from pbd.energy.sharing import Shares, Span, share_out
 
 __all__ = [
-    "Bystander",
-    "Finding",
+    "DetectedSensors",
     "HostMeter",
     "Meter",
+    "NoMeter",
     "Places",
     "Reading",
     "Shares",

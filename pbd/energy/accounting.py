@@ -13,7 +13,7 @@ RESUMED = "These are the joules since the run was resumed: what was spent before
 
 
 @dataclasses.dataclass(frozen=True)
-class Bill:
+class EnergyShares:
     """Joules of the block phase; `None` or absent where they are not measured."""
 
     blocks_j: dict[str, float | None]
@@ -23,11 +23,11 @@ class Bill:
     idle_j: dict[int, float | None]
     """Of each worker while it waited."""
 
-    def charged(self, results: Iterable[BlockResult]) -> list[BlockResult]:
+    def with_energy(self, results: Iterable[BlockResult]) -> list[BlockResult]:
         """Return the results with their joules."""
         return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.layer_name)) for result in results]
 
-    def written_on(self, rows: Iterable[WorkerReport]) -> tuple[WorkerReport, ...]:
+    def with_worker_energy(self, rows: Iterable[WorkerReport]) -> tuple[WorkerReport, ...]:
         """Return the workers' rows with their joules."""
         return tuple(
             dataclasses.replace(row, busy_j=self.busy_j.get(row.worker), idle_j=self.idle_j.get(row.worker))
@@ -35,7 +35,7 @@ class Bill:
         )
 
 
-class Account:
+class EnergyAccount:
     """What the hosts of a run spend from now on.
 
     Args:
@@ -58,7 +58,7 @@ class Account:
         self._known = energy.merge([self._known, own, *now])
         return self._known.between(self._began_s, own.ended_s)
 
-    def bill(self, results: Sequence[BlockResult], seconds: float) -> Bill:
+    def shares(self, results: Sequence[BlockResult], seconds: float) -> EnergyShares:
         """Share out the joules of the block phase.
 
         Args:
@@ -68,20 +68,20 @@ class Account:
         ended_s = self._meter.read().ended_s
         phase = self.read().between(ended_s - seconds, ended_s)
         spans = [named for result in results for named in self._spans(result, phase.started_s)]
-        bill = Bill({}, {}, {})
+        shares = EnergyShares({}, {}, {})
         for host in dict.fromkeys(self._host_of.values()):
             workers = [worker for worker, its_host in self._host_of.items() if its_host == host]
             here = [(name, span) for name, span in spans if span.worker in workers]
-            shares = energy.share_out(phase.of_host(host), [span for _, span in here], workers)
-            bill.busy_j.update(shares.busy_j)
-            bill.idle_j.update(shares.idle_j)
-            for (name, _), joules in zip(here, shares.spans_j, strict=True):
-                bill.blocks_j[name] = _sum(bill.blocks_j.get(name, 0.0), joules)
-        return bill
+            host_shares = energy.share_out(phase.of_host(host), [span for _, span in here], workers)
+            shares.busy_j.update(host_shares.busy_j)
+            shares.idle_j.update(host_shares.idle_j)
+            for (name, _), joules in zip(here, host_shares.spans_j, strict=True):
+                shares.blocks_j[name] = _sum(shares.blocks_j.get(name, 0.0), joules)
+        return shares
 
     def _spans(self, result: BlockResult, began_s: float) -> Iterator[tuple[str, Span]]:
         """Yield when which workers trained a block; nothing for one that was only found."""
-        if result.worker is None or result.found:
+        if result.worker is None or result.from_journal:
             return
         start_s = began_s + result.started_s
         for worker in self._host_of if result.shared else (result.worker,):
@@ -91,15 +91,15 @@ class Account:
         """Return what `report.json` says of the whole run so far; of one that was resumed, that it is not the whole."""
         whole = self.read()
         if resumed and whole.total_j is not None:
-            whole = dataclasses.replace(whole, complaints=(RESUMED, *whole.complaints))
+            whole = dataclasses.replace(whole, notes=(RESUMED, *whole.notes))
         return whole.as_json()
 
 
 @contextlib.contextmanager
-def account(ask: Callable[[], Mapping[int, Reading]]) -> Iterator[Account]:
-    """Keep account of the joules while the block runs; see `Account`."""
+def account(ask: Callable[[], Mapping[int, Reading]]) -> Iterator[EnergyAccount]:
+    """Keep account of the joules while the block runs; see `EnergyAccount`."""
     with energy.measure() as meter:
-        yield Account(meter, ask)
+        yield EnergyAccount(meter, ask)
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

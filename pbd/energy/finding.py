@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from pbd.energy import amd_msr, nvml, rapl
-from pbd.energy.sensors import Dial
+from pbd.energy.sensors import Sensor
 
 
 @dataclass(frozen=True)
@@ -20,17 +20,17 @@ class Places:
 
 
 @dataclass(frozen=True)
-class Finding:
-    """The dials of a host."""
+class DetectedSensors:
+    """The sensors of a host."""
 
     host: str
-    dials: tuple[Dial, ...] = ()
-    complaints: tuple[str, ...] = ()
+    sensors: tuple[Sensor, ...] = ()
+    notes: tuple[str, ...] = ()
     """Why there are not more, a line each, with the remedy."""
 
 
-def find(places: Places | None = None, cores: bool = False) -> Finding:
-    """Return the dials of this host's GPUs and processors; AMD's registers are read only where there is no RAPL.
+def find(places: Places | None = None, cores: bool = False) -> DetectedSensors:
+    """Return the sensors of this host's GPUs and processors; AMD's registers are read only where there is no RAPL.
 
     Args:
         places: where to look.
@@ -41,10 +41,10 @@ def find(places: Places | None = None, cores: bool = False) -> Finding:
     found = [nvml.find(host), rapl.find(host, places.powercap)]
     if not found[1][0]:
         found.append(amd_msr.find(host, places.msr, places.topology, places.cpuinfo))
-    processors = any(dials for dials, _ in found[1:])
-    complaints = [found[0][1], *(complaint for _, complaint in found[1:] if not processors)]
-    dials = tuple(dial for some, _ in found for dial in some if cores or dial.device.kind != "core")
-    return Finding(host, dials, tuple(complaint for complaint in complaints if complaint))
+    processors = any(sensors for sensors, _ in found[1:])
+    notes = [found[0][1], *(complaint for _, complaint in found[1:] if not processors)]
+    sensors = tuple(sensor for some, _ in found for sensor in some if cores or sensor.device.kind != "core")
+    return DetectedSensors(host, sensors, tuple(complaint for complaint in notes if complaint))
 
 
 def host_identity(boot_id: Path = Places.boot_id) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
-from pbd.energy.finding import Finding, find, host_identity
+from pbd.energy.finding import DetectedSensors, find, host_identity
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading
 
@@ -17,13 +17,13 @@ PATIENCE_S = 5.0
 """How long an answer is waited for: a driver can hang."""
 
 
-def unread(*complaints: str) -> Reading:
+def unread(*notes: str) -> Reading:
     """Return a reading of this host without any device: another process reads them, or none does."""
     now_s = time.time()
-    return Reading(now_s, now_s, (), (host_identity(),), complaints)
+    return Reading(now_s, now_s, (), (host_identity(),), notes)
 
 
-class Bystander:
+class NoMeter:
     """In the place of a meter where another process measures the host: it tells which host that is."""
 
     def read(self) -> Reading:
@@ -36,10 +36,10 @@ class HostMeter:
 
     Args:
         find: returns what is measured, all that can be by default.
-        interval_s: between two readings of the dials.
+        interval_s: between two readings of the sensors.
     """
 
-    def __init__(self, find: Callable[[], Finding] | None = None, interval_s: float = INTERVAL_S) -> None:
+    def __init__(self, find: Callable[[], DetectedSensors] | None = None, interval_s: float = INTERVAL_S) -> None:
         self._questions: queue.SimpleQueue[Future[Reading]] = queue.SimpleQueue()
         self._ready, self._stopped = threading.Event(), threading.Event()
         self._afterwards: Callable[[], Reading] = unread
@@ -62,12 +62,12 @@ class HostMeter:
             return unread(f"A meter did not answer for {PATIENCE_S:.0f} s. Look after its driver: nvidia-smi, dmesg.")
 
     def stop(self) -> None:
-        """Read every dial for the last time."""
+        """Read every sensor for the last time."""
         self._stopped.set()
         self._questions.put(Future())  # so that it need not sleep to the end
         self._thread.join(PATIENCE_S)
 
-    def _work(self, given: Callable[[], Finding] | None, interval_s: float) -> None:
+    def _work(self, given: Callable[[], DetectedSensors] | None, interval_s: float) -> None:
         try:
             self._measure(Meter((given or find)()), interval_s)
         except Exception as error:  # whatever it is, the run is worth more
@@ -86,12 +86,12 @@ class HostMeter:
 
 
 @contextlib.contextmanager
-def measure(finding: Finding | None = None, interval_s: float = INTERVAL_S) -> Iterator[HostMeter]:
+def measure(finding: DetectedSensors | None = None, interval_s: float = INTERVAL_S) -> Iterator[HostMeter]:
     """Measure this host while the block runs; the meter can be read within it and after it.
 
     Args:
         finding: what is measured; by default all that can be.
-        interval_s: between two readings of the dials.
+        interval_s: between two readings of the sensors.
     """
     meter = HostMeter(finding and (lambda: finding), interval_s)
     meter.wait()

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from pbd.energy.sensors import Counter, Device, Dial, Gauge
+from pbd.energy.sensors import Counter, Device, Gauge, Sensor
 
 _RULE = "NVIDIA's GPUs are measured through NVML."
 
@@ -34,7 +34,7 @@ class Gpu:
         """Return the bytes in use, whoever uses them."""
         return self._ask(self.nvml.nvmlDeviceGetMemoryInfo).used
 
-    def dial(self, host: str) -> Dial:
+    def sensor(self, host: str) -> Sensor:
         """Return what counts its joules.
 
         Raises:
@@ -75,14 +75,14 @@ def gpus() -> tuple[Gpu, ...]:
     return tuple(Gpu(index, pynvml, handle) for index, handle in enumerate(handles))
 
 
-def find(host: str) -> tuple[tuple[Dial, ...], str | None]:
+def find(host: str) -> tuple[tuple[Sensor, ...], str | None]:
     """Return what counts each GPU's joules, of all or of none; and why there are none."""
     try:
         present = gpus()
     except OSError as error:
         return (), str(error)
     try:
-        dials = tuple(gpu.dial(host) for gpu in present)
+        sensors = tuple(gpu.sensor(host) for gpu in present)
     except OSError as error:
         return (), f"{_RULE} Received: {error}. Parts of GPUs (MIG, vGPU) are not measured: use whole ones."
-    return dials, None if dials else f"{_RULE} Received: no GPU. Where there is one: check nvidia-smi."
+    return sensors, None if sensors else f"{_RULE} Received: no GPU. Where there is one: check nvidia-smi."

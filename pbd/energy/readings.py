@@ -60,7 +60,7 @@ class Reading:
     ended_s: float
     traces: tuple[Trace, ...]
     hosts: tuple[str, ...]
-    complaints: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """Why not everything is measured, a line each, with the remedy."""
 
     @property
@@ -140,7 +140,7 @@ class Reading:
             "seconds": self.seconds,
             "hosts": len(self.hosts),
             "partial": self.partial,
-            "notes": [*self.faults, *self.complaints],
+            "notes": [*self.faults, *self.notes],
         }
 
 
@@ -163,5 +163,5 @@ def merge(readings: Iterable[Reading]) -> Reading:
         ended_s=max(reading.ended_s for reading in every),
         traces=tuple(longest.values()),
         hosts=tuple(dict.fromkeys(host for reading in every for host in reading.hosts)),
-        complaints=tuple(dict.fromkeys(line for reading in every for line in reading.complaints)),
+        notes=tuple(dict.fromkeys(line for reading in every for line in reading.notes)),
     )

@@ -1,12 +1,12 @@
-"""Meters from recordings, in place of hardware: the same dials, fed with what was read before."""
+"""Meters from recordings, in place of hardware: the same sensors, fed with what was read before."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pbd.energy.finding import Finding
+from pbd.energy.finding import DetectedSensors
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading
-from pbd.energy.sensors import Counter, Device, Dial, Gauge
+from pbd.energy.sensors import Counter, Device, Gauge, Sensor
 
 
 @dataclass(frozen=True)
@@ -21,8 +21,8 @@ class Recording:
     counts: int | None = None
     """How many the register has; `None` where it never begins anew."""
 
-    def dial(self) -> Dial:
-        """Return a dial that shows it once more."""
+    def sensor(self) -> Sensor:
+        """Return a sensor that shows it once more."""
         left = iter(self.shown)
 
         def read() -> float:
@@ -46,7 +46,7 @@ def replay(times_s: Sequence[float], recordings: Sequence[Recording]) -> Reading
         raise ValueError(f"a recording has at least two moments. Received: {len(times_s)}.")
     moments = iter(times_s)
     host = recordings[0].device.host if recordings else "replayed"
-    meter = Meter(Finding(host, tuple(recording.dial() for recording in recordings)), moments.__next__)
+    meter = Meter(DetectedSensors(host, tuple(recording.sensor() for recording in recordings)), moments.__next__)
     for _ in times_s[2:]:
         meter.sample()
     return meter.read()

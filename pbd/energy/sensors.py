@@ -26,7 +26,7 @@ class Device:
         return f"{self.kind}-{self.number}"
 
 
-class Dial(Protocol):
+class Sensor(Protocol):
     """One device's energy, read again and again."""
 
     device: Device

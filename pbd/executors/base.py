@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.system.devices import Share
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 Emit = Callable[[Progress], None]
 TrainGroup = Callable[[TaskGroup, Emit], list[BlockResult]]
 """Trains a group and returns one result per task; it must be picklable."""
-Kept = Callable[[], object]
-"""Says, in every process that has the run directory, what was kept there; it must be picklable."""
+CheckpointToken = Callable[[], object]
+"""Says, in every process that has the run directory, what was checkpoint there; it must be picklable."""
 PROGRESS_INTERVAL_S = 0.5
 
 
-def nothing_kept() -> None:
+def no_checkpoint() -> None:
     """Say that what is lost was lost as a whole."""
 
 
@@ -33,7 +33,7 @@ class Executor(Protocol):
     num_workers: int
     share: Share
     """What this process may take of its host."""
-    team_size: int
+    collective_size: int
     """How many of them can work `together`."""
     elastic: bool
     """Whether workers may come and go."""
@@ -50,16 +50,23 @@ class Executor(Protocol):
         """Return what a picklable function gives where a worker trains, on its device and with its threads."""
         ...
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
-        """Have all workers call a picklable function at once, as a team; return what the first of them gives.
+    def run_collective(
+        self,
+        function: Callable[[Collective, Emit], T],
+        emit: Emit,
+        max_workers: int,
+        checkpoint: CheckpointToken = no_checkpoint,
+    ) -> T:
+        """Have all workers call a picklable function at once, as a collective; return what the first of them gives.
 
-        Where the workers are only imagined, one is the team.
+        Where the workers are only imagined, one is the collective.
 
         Args:
-            function: called with the worker's team and, for progress, a listener.
+            function: called with the worker's collective and, for progress, a listener.
             emit: told of the first worker's progress.
-            most: how many workers can be of use; the others wait.
-            kept: says what an attempt that is lost leaves to the next one; with something new, they are counted anew.
+            max_workers: how many workers can be of use; the others wait.
+            checkpoint: returns a token that changes whenever a checkpoint is written; attempts that made progress do
+                not count as failures.
 
         Raises:
             Exception: the function's own, of whichever worker.
@@ -88,7 +95,7 @@ class Executor(Protocol):
         ...
 
 
-class Seldom:
+class Throttle:
     """Passes progress on, seldom enough not to matter: a new label or epoch at once, steps twice a second."""
 
     def __init__(self, emit: Emit) -> None:
@@ -120,7 +127,7 @@ def run_queue(
                 result,
                 worker=worker,
                 started_s=started - phase_began,
-                seconds=result.seconds if result.found else seconds,
+                seconds=result.seconds if result.from_journal else seconds,
                 predicted_s=group.predicted_s,
             )
             for result in results

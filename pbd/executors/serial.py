@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
 from pbd import energy
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept, run_queue
+from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
 from pbd.records import Assignment, BlockResult, LayerTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
@@ -18,23 +18,23 @@ T = TypeVar("T")
 
 
 class SerialExecutor:
-    """Runs every group in one workplace; of several workers, the one that has been busy for the least time is next."""
+    """Runs every group in one runner; of several workers, the one that has been busy for the least time is next."""
 
     name = "serial"
-    team_size = 1
+    collective_size = 1
     elastic = False
     coordinates = True
 
     def __init__(self, config: ExecutionConfig) -> None:
         self.num_workers = config.workers or 1
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
-        self._workplace = runner.open_workplace(config, self.share)
+        self._runner = runner.open_runner(config, self.share)
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
-        train_group = retry.training_in(self._workplace, train_group)
+        train_group = retry.training_in(self._runner, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]
         while free:
             busy_s, worker = heapq.heappop(free)
@@ -46,10 +46,16 @@ class SerialExecutor:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return retry.call_in(self._workplace, function)
+        return retry.call_in(self._runner, function)
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
-        return retry.insist(lambda: self._workplace.do(function, emit), kept=kept)
+    def run_collective(
+        self,
+        function: Callable[[Collective, Emit], T],
+        emit: Emit,
+        max_workers: int,
+        checkpoint: CheckpointToken = no_checkpoint,
+    ) -> T:
+        return retry.retry_lost(lambda: self._runner.run(function, emit), checkpoint=checkpoint)
 
     def readings(self) -> dict[int, energy.Reading]:
         return {0: energy.unread()} if self.num_workers == 1 else {}  # imagined workers spend nothing of their own
@@ -58,7 +64,7 @@ class SerialExecutor:
         raise RuntimeError("the serial executor has no other process to serve")
 
     def finish(self, report: RunReport) -> None:
-        self._workplace.close()
+        self._runner.close()
 
     def stop(self, error: BaseException) -> None:
-        self._workplace.close()
+        self._runner.close()

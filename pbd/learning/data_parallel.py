@@ -11,12 +11,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.learning.flat_adam import in_a_row, size
 from pbd.system import devices
 
 
-class GradientTray(keras.optimizers.Optimizer):
+class GradientCollector(keras.optimizers.Optimizer):
     """Puts the gradients into `flat`, one behind the other, and changes no variable."""
 
     def __init__(self) -> None:
@@ -34,7 +34,7 @@ class GradientTray(keras.optimizers.Optimizer):
         self.flat.assign(in_a_row(grads, variables))
 
 
-class GradientStep(keras.Model):
+class ApplyGradient(keras.Model):
     """Lets an optimiser take a step along a given gradient: a loss that is linear in the variables has it exactly."""
 
     def __init__(self, model: keras.Model) -> None:
@@ -52,20 +52,22 @@ class GradientStep(keras.Model):
 
 
 class DataParallel:
-    """A model and its optimiser on one worker of a team.
+    """A model and its optimiser on one worker of a collective.
 
     Args:
         model: has the same weights in all workers, and layers that treat each image by itself.
         optimizer: updates the trainable variables; it is in the same state in all workers.
-        team: those who train it.
+        collective: those who train it.
         share: how much of each batch is this worker's.
     """
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, team: Team, share: float) -> None:
-        self._model, self._team, self._share = model, team, share
-        self._tray, self._update = GradientTray(), GradientStep(model)
-        self._tray.build(model.trainable_variables)  # a step that made it on its way would be traced twice
-        self._model.compile(self._tray, jit_compile=devices.compiles_with_xla())
+    def __init__(
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, collective: Collective, share: float
+    ) -> None:
+        self._model, self._team, self._share = model, collective, share
+        self._buffer, self._update = GradientCollector(), ApplyGradient(model)
+        self._buffer.build(model.trainable_variables)  # a step that made it on its way would be traced twice
+        self._model.compile(self._buffer, jit_compile=devices.compiles_with_xla())
         self._update.compile(optimizer, jit_compile=devices.compiles_with_xla())
 
     def fit(
@@ -82,8 +84,8 @@ class DataParallel:
             batches: this worker's part of each.
 
         Raises:
-            BrokenTeamError: another worker gave up.
-            LostTeamError: another worker was lost.
+            CollectiveAbortedError: another worker gave up.
+            CollectiveLostError: another worker was lost.
         """
         model = self._model
         told = keras.callbacks.CallbackList(list(callbacks), True, model=model, epochs=epochs, steps=steps)
@@ -108,13 +110,13 @@ class DataParallel:
     def _step(self, images: Any, labels: Any) -> dict[str, float]:
         """Take a step along the gradient of the whole batch; return this worker's metrics, and everyone's loss."""
         logs = self._model.train_on_batch(images, labels, return_dict=True)
-        own = keras.ops.convert_to_numpy(self._tray.flat)
-        whole = self._team.add_up(np.append(own, np.float32(logs["loss"])) * np.float32(self._share))
+        own = keras.ops.convert_to_numpy(self._buffer.flat)
+        whole = self._team.all_reduce_sum(np.append(own, np.float32(logs["loss"])) * np.float32(self._share))
         self._update.train_on_batch(whole[:-1])
         return {name: float(value) for name, value in logs.items()} | {"loss": float(whole[-1])}
 
     def _means(self, sums: Mapping[str, float], steps: int) -> dict[str, float]:
         """Return the mean metrics over everyone's images."""
         others = [name for name in sums if name != "loss"]
-        shared = self._team.add_up(np.array([sums[name] for name in others]) * self._share / steps)
+        shared = self._team.all_reduce_sum(np.array([sums[name] for name in others]) * self._share / steps)
         return dict(zip(others, map(float, shared), strict=True)) | {"loss": sums["loss"] / steps}

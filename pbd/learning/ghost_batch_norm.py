@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.collective import Team, add_up_all
+from pbd.collective import Collective, all_reduce_sums
 from pbd.networks import graph
 from pbd.system import devices
 
@@ -20,12 +20,12 @@ SMALLEST = 32
 """Images of a part, at least, as each worker has in Goyal et al. 2017 (arXiv:1706.02677)."""
 
 
-def part_size(batch_size: int) -> int:
+def ghost_batch_size(batch_size: int) -> int:
     """Return the size of the parts of a batch: the least that divides it and is no smaller than `SMALLEST`."""
     return next((size for size in range(SMALLEST, batch_size) if batch_size % size == 0), batch_size)
 
 
-def unit(model: keras.Model, batch_size: int) -> int:
+def split_unit(model: keras.Model, batch_size: int) -> int:
     """Return into pieces of how many images a batch may be split while the model is trained.
 
     Into none where a layer draws random numbers: they would be others for each piece.
@@ -33,7 +33,7 @@ def unit(model: keras.Model, batch_size: int) -> int:
     layers = _trained(model)
     if layers != normalisations(model) or any(map(_draws, model.layers)):
         return batch_size
-    return part_size(batch_size) if layers else 1
+    return ghost_batch_size(batch_size) if layers else 1
 
 
 def _draws(layer: keras.Layer) -> bool:
@@ -128,18 +128,18 @@ def _standardised(centred: Any, gamma: Any, beta: Any, inverse_deviation: Any) -
 
 
 class ShareStatistics(keras.callbacks.Callback):
-    """At the end of an epoch, gives each worker of a team the moving averages over everyone's parts.
+    """At the end of an epoch, gives each worker of a collective the moving averages over everyone's parts.
 
     They are linear in the statistics of the parts, so once an epoch is as good as at every step.
     """
 
-    def __init__(self, layers: Sequence[keras.layers.BatchNormalization], team: Team, share: float) -> None:
+    def __init__(self, layers: Sequence[keras.layers.BatchNormalization], collective: Collective, share: float) -> None:
         super().__init__()
         self._variables = [moving for layer in layers for moving in (layer.moving_mean, layer.moving_variance)]
-        self._team, self._share = team, np.float32(share)
+        self._team, self._share = collective, np.float32(share)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._team.size > 1 and self._variables:
             own = [self._share * keras.ops.convert_to_numpy(variable) for variable in self._variables]
-            for variable, value in zip(self._variables, add_up_all(self._team, own), strict=True):
+            for variable, value in zip(self._variables, all_reduce_sums(self._team, own), strict=True):
                 variable.assign(value)

@@ -1,11 +1,11 @@
-"""What all training here has in common: the loop, alone or in a team, optimiser, progress, the best epoch."""
+"""What all training here has in common: the loop, alone or in a collective, optimiser, progress, the best epoch."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
 
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.data_parallel import DataParallel
@@ -60,16 +60,20 @@ class _Single:
         return self._model.fit(batches, initial_epoch=first_epoch, epochs=epochs, steps_per_epoch=steps, **told).history
 
 
-def trainer(model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset, team: Team) -> Trainer:
-    """Return what trains the model: Keras alone, or together with the others of a team.
+def trainer(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset, collective: Collective
+) -> Trainer:
+    """Return what trains the model: Keras alone, or together with the others of a collective.
 
     Args:
         model: the same in all workers; it has its loss.
         optimizer: in the same state in all workers.
         dataset: this worker's part of it.
-        team: those who have the other parts.
+        collective: those who have the other parts.
     """
-    return DataParallel(model, optimizer, team, dataset.share) if team.size > 1 else _Single(model, optimizer)
+    return (
+        DataParallel(model, optimizer, collective, dataset.share) if collective.size > 1 else _Single(model, optimizer)
+    )
 
 
 class ReportProgress(keras.callbacks.Callback):
@@ -88,7 +92,7 @@ class ReportProgress(keras.callbacks.Callback):
         self._epoch = epoch
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        watchdog.alive()
+        watchdog.touch()
         steps, loss = self.params["steps"], (logs or {}).get("loss")
         done, total = self._epoch * steps + batch + 1, steps * (self._epochs or self.params["epochs"])
         self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))

@@ -7,12 +7,12 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.collective import ALONE, Team, add_up_all
+from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.system import watchdog
 
 
 @dataclass(frozen=True)
-class Marks:
+class Metrics:
     """How good a network's answers are, by the labels and by the teacher."""
 
     accuracy: float | None
@@ -23,13 +23,13 @@ class Marks:
     """Mean Kullback-Leibler divergence of the outputs from the teacher's, in nats."""
 
     @property
-    def measure(self) -> float:
+    def score(self) -> float:
         """What choices are made by: the accuracy, or, without labels, the agreement with the teacher."""
         return self.agreement if self.accuracy is None else self.accuracy
 
 
-class Marking:
-    """Marks several networks against the labels and the teacher, batch by batch."""
+class MetricAccumulator:
+    """Metrics several networks against the labels and the teacher, batch by batch."""
 
     def __init__(self, networks: int, labelled: bool) -> None:
         self._labelled = labelled
@@ -39,7 +39,7 @@ class Marking:
 
     def add(self, teacher_scores: np.ndarray, scores: Sequence[np.ndarray], labels: np.ndarray) -> None:
         """Take in a batch of outputs, each of shape `(batch, classes)`, and its labels, `(batch,)`."""
-        watchdog.alive()
+        watchdog.touch()
         reference, answers = log_probabilities(teacher_scores), np.argmax(teacher_scores, axis=-1)
         self._images += len(labels)
         for i, score in enumerate(scores):
@@ -48,17 +48,17 @@ class Marking:
             self._agreeing[i] += np.sum(predicted == answers)
             self._divergence[i] += np.sum(np.exp(reference) * (reference - log_probabilities(score)))
 
-    def add_up(self, team: Team) -> None:
-        """Count what the others of a team have marked, too."""
+    def all_reduce_sum(self, collective: Collective) -> None:
+        """Count what the others of a collective have marked, too."""
         counted = [self._right, self._agreeing, self._divergence, np.array([self._images])]
-        added = add_up_all(team, [np.asarray(each, np.float64) for each in counted])
+        added = all_reduce_sums(collective, [np.asarray(each, np.float64) for each in counted])
         self._right, self._agreeing, self._divergence, self._images = *added[:3], float(added[3][0])
 
     @property
-    def marks(self) -> list[Marks]:
+    def marks(self) -> list[Metrics]:
         right, agreeing = self._right / self._images, self._agreeing / self._images
         return [
-            Marks(float(r) if self._labelled else None, float(a), float(d))
+            Metrics(float(r) if self._labelled else None, float(a), float(d))
             for r, a, d in zip(right, agreeing, self._divergence / self._images, strict=True)
         ]
 
@@ -94,13 +94,13 @@ def in_one_size(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, 
         yield images, labels, count
 
 
-def mark(
+def evaluate(
     teacher: keras.Model,
     models: Sequence[keras.Model],
     batches: Iterable[tuple[Any, Any]],
     labelled: bool,
-    team: Team = ALONE,
-) -> list[Marks]:
+    collective: Collective = SINGLE,
+) -> list[Metrics]:
     """Return the marks of each model, in one pass over the images.
 
     Args:
@@ -108,20 +108,20 @@ def mark(
         models: any number, the teacher itself among them if wanted.
         batches: pairs of images and integer labels of shape `(batch,)`.
         labelled: whether the labels mean anything.
-        team: those whose batches count, too.
+        collective: those whose batches count, too.
     """
-    marking = Marking(len(models), labelled)
+    marking = MetricAccumulator(len(models), labelled)
     for images, labels, count in in_one_size(batches):
         reference = np.asarray(teacher.predict_on_batch(images))[:count]
         scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images))[:count] for m in models]
         marking.add(reference, scores, np.asarray(labels))
-    marking.add_up(team)
+    marking.all_reduce_sum(collective)
     return marking.marks
 
 
 def accuracy(model: keras.Model, batches: Iterable[tuple[Any, Any]]) -> float:
     """Return the share of images whose largest score is at their label."""
-    return mark(model, [model], batches, labelled=True)[0].measure
+    return evaluate(model, [model], batches, labelled=True)[0].score
 
 
 def are_probabilities(scores: np.ndarray) -> bool:

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     import keras
 
     from pbd.blockwise.context import TrainingContext
-    from pbd.learning.metrics import Marks
+    from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
-    from pbd.pipeline.workers import Crew
+    from pbd.pipeline.workers import WorkerPool
     from pbd.student.assemble import Student
 
 
@@ -97,7 +97,7 @@ class _Run:
     inputs: "Inputs"
     executor: Executor
     clock: "_Clock"
-    account: accounting.Account
+    account: accounting.EnergyAccount
     display: progress.ProgressDisplay
 
 
@@ -113,7 +113,7 @@ class _BlockPhase:
 def _compress(run: _Run) -> RunReport:
     from pbd.deploy import inference_form
     from pbd.pipeline import prepare, remote_tasks
-    from pbd.pipeline.workers import Crew
+    from pbd.pipeline.workers import WorkerPool
     from pbd.student import assemble
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
@@ -127,26 +127,26 @@ def _compress(run: _Run) -> RunReport:
 
     context = _context(config, inputs)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
-    bill = run.account.bill(block_phase.results, run.clock.laps["distill"])
-    results = done | {result.layer_name: result for result in bill.charged(block_phase.results)}
+    shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
+    results = done | {result.layer_name: result for result in shares.with_energy(block_phase.results)}
 
-    everyone = Crew(run.executor, context, run.display.update)
-    (teacher_marks,) = everyone.mark([journal.file("teacher.keras")], "validation")
-    lowest = config.student.lowest_accuracy(teacher_marks.measure)
+    pool = WorkerPool(run.executor, context, run.display.update)
+    (teacher_marks,) = pool.evaluate([journal.file("teacher.keras")], "validation")
+    lowest = config.student.lowest_accuracy(teacher_marks.score)
     accepted = selection.accept(results.values(), lowest)
-    small = assemble.make(
-        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, everyone.settle, everyone.tune
+    student_result = assemble.make(
+        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, pool.recalibrate, pool.tune
     )
-    prepare.save_model(journal, "student.keras", small.model)
-    prepare.save_model(journal, "student_folded.keras", inference_form.fold(small.model))
+    prepare.save_model(journal, "student.keras", student_result.model)
+    prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
     run.clock.lap("fine_tune")
 
-    workers = bill.written_on(rows.worker_rows(block_phase.results, run.executor.num_workers))
-    blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, small.given_back)
-    finished = _report(run, everyone, block_phase, teacher_marks, small, blocks, workers)
+    workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
+    blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
+    finished = _report(run, pool, block_phase, teacher_marks, student_result, blocks, workers)
     report.write(finished, journal)
     manifest.write(journal)
-    journal.remove_folder(remote_tasks.BOOKMARKS)
+    journal.remove_folder(remote_tasks.CHECKPOINTS)
     return finished
 
 
@@ -180,10 +180,10 @@ def _train_blocks(
 
 def _report(
     run: _Run,
-    everyone: "Crew",
+    pool: "WorkerPool",
     block_phase: _BlockPhase,
-    teacher_marks: "Marks",
-    small: "Student",
+    teacher_marks: "Metrics",
+    student_result: "Student",
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
 ) -> RunReport:
@@ -194,25 +194,25 @@ def _report(
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     run.display.phase("reading the test split, once")
     paths = journal.file("teacher.keras"), journal.file("student.keras")
-    tested = everyone.mark(paths, "test")
+    tested = pool.evaluate(paths, "test")
     return RunReport(
         config=config.flat(),
         versions=prepare.versions(),
         device=devices.describe(),
         teacher=_facts(inputs.teacher, teacher_marks, tested[0], paths[0]),
-        assembled=_facts(small.model, small.assembled),
-        student=_facts(small.model, small.marks, tested[1], paths[1]),
+        assembled=_facts(student_result.model, student_result.assembled),
+        student=_facts(student_result.model, student_result.marks, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
-        latency=latency.compare(inputs.teacher, small.model, config.data.batch_size),
+        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size),
         timing=run.clock.timing(block_phase),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
         scheduler=block_phase.assignment.scheduler,
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
-        judged_by="labels" if inputs.dataset.labelled else "teacher",
-        fine_tune_history=small.history,
-        story=(*rows.losses_in_words(block_phase.results), *small.story),
+        reference="labels" if inputs.dataset.labelled else "teacher",
+        fine_tune_history=student_result.history,
+        events=(*rows.losses_in_words(block_phase.results), *student_result.events),
         run_dir=str(journal.path),
     )
 
@@ -233,7 +233,7 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
     )
 
 
-def _facts(model: "keras.Model", val: "Marks", test: "Marks | None" = None, path: Path | None = None) -> ModelFacts:
+def _facts(model: "keras.Model", val: "Metrics", test: "Metrics | None" = None, path: Path | None = None) -> ModelFacts:
     from pbd.networks import cost
 
     return ModelFacts(

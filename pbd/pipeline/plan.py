@@ -13,7 +13,7 @@ from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.errors import NoWorkersError
 from pbd.executors.base import Emit, Executor
-from pbd.pipeline.remote_tasks import TimeExchange, TrainShared
+from pbd.pipeline.remote_tasks import AllReduceBenchmark, TrainGroupTask
 from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
 from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
@@ -53,24 +53,24 @@ def make_plan(
         executor: whose workers are to do it.
     """
     shareable, most = may_share(config, context.block, executor), context.data.batch_size
-    exchange = TimeExchange(context, sum(task.block_params for task in missing))
-    exchange_s = executor.together(exchange, lambda event: None, most) if shareable else 0.0
+    exchange = AllReduceBenchmark(context, sum(task.block_params for task in missing))
+    exchange_s = executor.run_collective(exchange, lambda event: None, most) if shareable else 0.0
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
-    room = footprint.room(config.memory_limit)
+    budget = footprint.budget(config.memory_limit)
     table, work = _predict(config, given, context, todo, executor)
     costs = table.costs(work, config.group)
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     whole = scheduler(missing, costs, executor.num_workers)
-    assignment, why, team = cutting.cut(whole, costs, room.fits), "", 1
+    assignment, why, collective = cutting.cut(whole, costs, budget.fits), "", 1
     if shareable:
-        team = min(executor.team_size, most)
-        shared = share(missing, table, work, team, executor.num_workers, exchange_s, room)
+        collective = min(executor.collective_size, most)
+        shared = share(missing, table, work, collective, executor.num_workers, exchange_s, budget)
         why = explain(assignment, shared, exchange_s) if config.parallel != "data" else ""
         if config.parallel == "data" or shared.predicted_makespan_s < assignment.predicted_makespan_s:
             assignment = shared
-    room.check(assignment.groups, team if assignment.shared else 1, most)
+    budget.check(assignment.groups, collective if assignment.shared else 1, most)
     if len(assignment.groups) > (1 if assignment.shared else len(whole.groups)):
-        why = f"{why}{why and '; '}in {len(assignment.groups)} groups, to take at most {room.in_words} each"
+        why = f"{why}{why and '; '}in {len(assignment.groups)} groups, to take at most {budget.describe} each"
 
     def measured(results: Sequence[BlockResult], run_dir: str) -> CostTable:
         return table.corrected(results, work, config.group, run_dir)
@@ -109,7 +109,9 @@ def carry_out(
         began = time.monotonic()
         for group in assignment.groups:
             started_s = time.monotonic() - began
-            for result in executor.together(TrainShared(context, group), emit, most=context.data.batch_size):
+            for result in executor.run_collective(
+                TrainGroupTask(context, group), emit, max_workers=context.data.batch_size
+            ):
                 yield dataclasses.replace(result, started_s=started_s)
 
 
@@ -119,32 +121,32 @@ def may_share(config: ExecutionConfig, block: str, executor: Executor) -> bool:
     Where workers come and go it has to be asked for: with any of them, all lose what they have not finished.
     """
     free = config.parallel == "auto" and config.scheduler == "auto" and config.group and not executor.elastic
-    return (free or config.parallel == "data") and executor.team_size > 1 and block in WITHOUT_STATISTICS
+    return (free or config.parallel == "data") and executor.collective_size > 1 and block in WITHOUT_STATISTICS
 
 
 def share(
     tasks: Sequence[LayerTask],
     table: CostTable,
     work: Workload,
-    team: int,
+    collective: int,
     workers: int,
     exchange_s: float,
-    room: memory.Room,
+    budget: memory.MemoryBudget,
 ) -> Assignment:
-    """Return the assignment in which a team trains all tasks together, each worker on its part of every batch.
+    """Return the assignment in which a collective trains all tasks together, each worker on its part of every batch.
 
     Args:
         tasks: one at least.
         table: what they take one worker.
         work: how many batches there are.
-        team: how many workers work together.
+        collective: how many workers work together.
         workers: how many there are.
         exchange_s: what adding up the gradients takes, per step.
-        room: decides which tasks can be trained at once.
+        budget: decides which tasks can be trained at once.
     """
-    costs = table.shared(team).costs(work, grouped=True)
+    costs = table.shared(collective).costs(work, grouped=True)
     ordered = sorted(tasks, key=lambda task: task.index)
-    runs = cutting.runs(ordered, lambda run: room.fits(run, team))
+    runs = cutting.runs(ordered, lambda run: budget.fits(run, collective))
     groups = tuple(TaskGroup(run, costs.load_s(run) + work.steps * exchange_s) for run in runs)
     load_s = sum(group.predicted_s or 0.0 for group in groups)
     return Assignment("shared", (groups, *[()] * (workers - 1)), (load_s,) * workers, shared=True)

@@ -11,13 +11,13 @@ from pbd.blockwise.context import TrainingContext
 from pbd.config import StudentConfig
 from pbd.executors.base import Emit, Executor
 from pbd.learning import ghost_batch_norm
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
-from pbd.pipeline.remote_tasks import BOOKMARKS, MarkShared, SettleShared, TuneShared
+from pbd.pipeline.remote_tasks import CHECKPOINTS, EvaluateTask, FineTuneTask, RecalibrateTask
 from pbd.student.fine_tuning import Tuning
 
 
-class Crew:
+class WorkerPool:
     """The workers of an executor, for one run.
 
     Args:
@@ -29,20 +29,20 @@ class Crew:
     def __init__(self, executor: Executor, context: TrainingContext, emit: Emit) -> None:
         self._executor, self._context, self._emit = executor, context, emit
 
-    def mark(self, models: Sequence[Path], split: str) -> list[Marks]:
+    def evaluate(self, models: Sequence[Path], split: str) -> list[Metrics]:
         """Return the marks of the networks in these files on a split."""
-        work = MarkShared(self._context, tuple(models), split)
-        return self._executor.together(work, _ignore, most=self._context.data.batch_size)
+        work = EvaluateTask(self._context, tuple(models), split)
+        return self._executor.run_collective(work, _ignore, max_workers=self._context.data.batch_size)
 
-    def settle(self, model: keras.Model) -> Marks:
+    def recalibrate(self, model: keras.Model) -> Metrics:
         """Re-estimate a student's batch statistics, in place; return its marks on the validation split."""
         with self._in_a_file(model) as path:
-            work = SettleShared(self._context, path)
-            weights, marks = self._executor.together(work, _ignore, most=self._context.data.batch_size)
+            work = RecalibrateTask(self._context, path)
+            weights, marks = self._executor.run_collective(work, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
         return marks
 
-    def tune(self, model: keras.Model, settings: StudentConfig, before: Marks, first_epoch: int) -> Tuning:
+    def tune(self, model: keras.Model, settings: StudentConfig, before: Metrics, first_epoch: int) -> Tuning:
         """Fine-tune a student, in place; return what came of it.
 
         Args:
@@ -51,11 +51,11 @@ class Crew:
             before: its marks as it comes.
             first_epoch: which epoch of the data to begin with.
         """
-        units = self._context.data.batch_size // ghost_batch_norm.unit(model, self._context.data.batch_size)
-        kept = functools.partial(self._context.journal.last_written, BOOKMARKS, ".npz")
+        units = self._context.data.batch_size // ghost_batch_norm.split_unit(model, self._context.data.batch_size)
+        kept = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
         with self._in_a_file(model) as path:
-            work = TuneShared(self._context, path, settings, before, first_epoch)
-            weights, tuning = self._executor.together(work, self._emit, units, kept)
+            work = FineTuneTask(self._context, path, settings, before, first_epoch)
+            weights, tuning = self._executor.run_collective(work, self._emit, units, kept)
         model.set_weights(weights)
         return tuning
 

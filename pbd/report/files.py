@@ -15,6 +15,8 @@ from pbd.run_dir.journal import Journal
 
 PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
+_JSON_NAMES = {"reference": "judged_by", "events": "story"}
+"""Fields of `RunReport` that version 1 of `report.json` calls otherwise."""
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
@@ -35,9 +37,9 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "executor": report.executor,
             "scheduler": report.scheduler,
             "groups": report.groups,
-            "judged_by": report.judged_by,
+            _JSON_NAMES["reference"]: report.reference,
             "fine_tune_history": report.fine_tune_history,
-            "story": report.story,
+            _JSON_NAMES["events"]: report.events,
             "latency": [asdict(row) for row in report.latency],
             "run_dir": report.run_dir,
         }
@@ -75,6 +77,8 @@ def read(journal: Journal) -> RunReport:
 
 def from_json(said: Mapping[str, Any]) -> RunReport:
     """Return the report that says this; what versions before did not measure is left out."""
+    fields = {json_name: name for name, json_name in _JSON_NAMES.items()}
+    said = {fields.get(name, name): value for name, value in said.items()}
     histories = ("loss_history", "nmse_history")
     rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
     return RunReport(
@@ -88,7 +92,7 @@ def from_json(said: Mapping[str, Any]) -> RunReport:
             "timing": Timing(**said["timing"]),
             "groups": tuple(tuple(group) for group in said["groups"]),
             "fine_tune_history": tuple(said["fine_tune_history"]),
-            "story": tuple(said["story"]),
+            "events": tuple(said["events"]),
             "latency": tuple(Latency(**row) for row in said.get("latency", ())),
         }
     )

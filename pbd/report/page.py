@@ -41,7 +41,7 @@ def of_run(report: RunReport) -> str:
 def of_runs(reports: Mapping[str, RunReport]) -> str:
     """Return the page that compares runs, by name."""
     by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
-    judged = "accuracy" if all(report.judged_by == "labels" for report in reports.values()) else "agreement"
+    judged = "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"
     return _render(
         "runs.html.j2",
         reports=reports,

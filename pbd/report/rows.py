@@ -12,7 +12,7 @@ def block_rows(
     results: Mapping[str, BlockResult],
     accepted: Container[str],
     lowest: float,
-    given_back: Mapping[str, str],
+    restored: Mapping[str, str],
 ) -> tuple[BlockReport, ...]:
     """Return the report's row of each task: what was decided about it, and what that rests on.
 
@@ -21,14 +21,14 @@ def block_rows(
         results: of every trained task, by layer.
         accepted: the layers whose blocks were accepted.
         lowest: the validation accuracy that a block had to reach or, without labels, the agreement; a fraction.
-        given_back: the layers that the student got back from the teacher, and why.
+        restored: the layers that the student got back from the teacher, and why.
     """
     rows = []
     for task in tasks:
         name, result = task.layer_name, results.get(task.layer_name)
         status, reason = _decision(task, result, name in accepted, lowest)
-        if name in given_back:
-            status, reason = "given_back", given_back[name]
+        if name in restored:
+            status, reason = "given_back", restored[name]
         rows.append(_row(task, result, status, reason))
     return tuple(rows)
 
@@ -40,7 +40,7 @@ def _decision(task: LayerTask, result: BlockResult | None, kept: bool, lowest: f
     if result.status != "trained":
         return "failed", result.error or "no reason given"
     judged = "agreement" if result.val_accuracy is None else "accuracy"
-    return "accepted" if kept else "rejected", f"{judged} {result.measure:.4f} {'>=' if kept else '<'} {lowest:.4f}"
+    return "accepted" if kept else "rejected", f"{judged} {result.score:.4f} {'>=' if kept else '<'} {lowest:.4f}"
 
 
 def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
@@ -69,9 +69,11 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
     )
 
 
-def losses_in_words(results: Iterable[BlockResult]) -> tuple[str, ...]:
+def describe_retries(results: Iterable[BlockResult]) -> tuple[str, ...]:
     """Return a line for the layers that were trained again since the processes that trained them were lost."""
-    again = [result for result in results if result.attempts > 1 and result.status == "trained" and not result.found]
+    again = [
+        result for result in results if result.attempts > 1 and result.status == "trained" and not result.from_journal
+    ]
     if not again:
         return ()
     most = max(result.attempts for result in again)
@@ -89,7 +91,7 @@ def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[Worke
     The blocks of a group share one start and one duration, which counts once, and for every worker where all trained
     it together; what was only found does not count.
     """
-    trained = [result for result in results if result.worker is not None and not result.found]
+    trained = [result for result in results if result.worker is not None and not result.from_journal]
     spans = {(result.worker, result.shared, result.started_s, result.seconds) for result in trained}
     busy = [
         sum(seconds for worker, shared, _, seconds in spans if shared or worker == number)

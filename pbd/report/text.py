@@ -29,7 +29,7 @@ def summary(report: RunReport) -> Group:
     """Return the summary for a terminal: what was decided per layer, before and after, times and paths."""
     return Group(
         Text(""),
-        _Layers(report.blocks, "accuracy" if report.judged_by == "labels" else "agreement"),
+        _Layers(report.blocks, "accuracy" if report.reference == "labels" else "agreement"),
         _headline(report),
         Text(""),
         _before_and_after(report),
@@ -148,11 +148,11 @@ def _facts(report: RunReport) -> Table:
     grid.add_column(style="bold", no_wrap=True)
     grid.add_column(overflow="fold")
     grid.add_row("before fine-tuning", _quality(report.assembled))
-    if report.judged_by == "teacher":
+    if report.reference == "teacher":
         grid.add_row("judged by", "agreement with the teacher: the data has no labels, or they were not used")
     for number, row in enumerate(report.latency):
         grid.add_row("" if number else "latency", Text(_spread(row)))
-    for number, line in enumerate(report.story):
+    for number, line in enumerate(report.events):
         grid.add_row("" if number else "what happened", Text(line))
     grid.add_row("seconds", Text(phases))
     grid.add_row("workers", Text(workers))

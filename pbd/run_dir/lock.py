@@ -83,14 +83,14 @@ def holder(run_dir: Path) -> dict[str, Any] | None:
     return None
 
 
-def in_words(who: dict[str, Any]) -> str:
+def describe(who: dict[str, Any]) -> str:
     """Say who is at work."""
     return f"process {who.get('process', '?')} on {who.get('host', '?')} is at work since {who.get('since', '?')}"
 
 
 def _taken(run_dir: Path, who: dict[str, Any]) -> EnvironmentMismatchError:
     return EnvironmentMismatchError(
-        f"a run directory is for one run at a time. Received: {run_dir}, where {in_words(who)}. "
+        f"a run directory is for one run at a time. Received: {run_dir}, where {describe(who)}. "
         "Wait for it, or give another --run-dir."
     )
 

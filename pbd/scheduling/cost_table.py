@@ -206,7 +206,7 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     return [
         group
         for group in groups.values()
-        if all(r.status == "trained" and r.attempts == 1 and not r.found and not r.shared for r in group)
+        if all(r.status == "trained" and r.attempts == 1 and not r.from_journal and not r.shared for r in group)
     ]
 
 

@@ -9,11 +9,11 @@ import keras
 import numpy as np
 
 from pbd import blocks
-from pbd.collective import ALONE, Team, add_up_all
+from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.config import RunConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.loop import Emit
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, LayerTask
@@ -25,9 +25,9 @@ STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
 ROUNDING = 1e-9
 """A target that is met exactly is met."""
-Tune = Callable[[keras.Model, StudentConfig, Marks, int], Tuning]
+Tune = Callable[[keras.Model, StudentConfig, Metrics, int], Tuning]
 """Fine-tunes a student in place, given the settings, its marks as it comes, and the data's epoch to begin with."""
-Settle = Callable[[keras.Model], Marks]
+Recalibrate = Callable[[keras.Model], Metrics]
 """Re-estimates a student's batch statistics, in place, and returns its marks on the validation split."""
 AIM = 0.8
 """The share of the accuracy drop allowed that the next student is made for: what it loses is only foretold roughly."""
@@ -43,7 +43,7 @@ def assemble(
     return student
 
 
-def reestimate_statistics(student: keras.Model, images: Iterable[Any], team: Team = ALONE) -> None:
+def recalibrate_batch_norm(student: keras.Model, images: Iterable[Any], collective: Collective = SINGLE) -> None:
     """Set all batch statistics to their averages over these batches, as the student itself produces them.
 
     The blocks learned on the teacher's activations; behind other blocks, the inputs of every normalisation, the
@@ -52,7 +52,7 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any], team: Tea
     Args:
         student: changed in place.
         images: batches of training images.
-        team: those whose batches count, too.
+        collective: those whose batches count, too.
     """
     normalisations = [layer for layer in student.layers if isinstance(layer, keras.layers.BatchNormalization)]
     if not normalisations:
@@ -62,7 +62,7 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any], team: Tea
     for layer in normalisations:
         layer.trainable = True  # Keras leaves the statistics of a frozen one alone
     for count, batch in enumerate(images, start=1):
-        watchdog.alive()
+        watchdog.touch()
         for layer in normalisations:
             layer.momentum = 1.0 - 1.0 / count
         graph.run(student, keras.ops.convert_to_tensor(batch), training=training)
@@ -70,7 +70,7 @@ def reestimate_statistics(student: keras.Model, images: Iterable[Any], team: Tea
         layer.momentum, layer.trainable = momentum, trainable
     statistics = [value for layer in normalisations for value in (layer.moving_mean, layer.moving_variance)]
     sums = [count * keras.ops.convert_to_numpy(value) for value in statistics]
-    *sums, counts = add_up_all(team, [*sums, np.array([count], np.float32)])
+    *sums, counts = all_reduce_sums(collective, [*sums, np.array([count], np.float32)])
     for value, total in zip(statistics, sums, strict=True):
         value.assign(total / counts)
 
@@ -99,34 +99,34 @@ class Student:
 
     model: keras.Model
     """Not compiled: its file holds no optimiser."""
-    assembled: Marks
+    assembled: Metrics
     """On the validation split, before fine-tuning."""
-    marks: Marks
+    marks: Metrics
     """On the validation split, as it is now."""
     history: tuple[dict[str, float], ...] = ()
     """Of the fine-tuning, a row per epoch."""
-    story: tuple[str, ...] = ()
-    given_back: dict[str, str] = field(default_factory=dict)
+    events: tuple[str, ...] = ()
+    restored: dict[str, str] = field(default_factory=dict)
     """Layers that the student got back from the teacher, and why."""
 
 
 @dataclass
-class Workshop:
+class StudentBuilder:
     """What every step on the way to a student needs."""
 
     teacher: keras.Model
     dataset: Dataset
     tasks: Sequence[LayerTask]
     config: RunConfig
-    settle: Settle
+    recalibrate: Recalibrate
     tune: Tune
 
-    def assemble(self, accepted: Mapping[str, BlockResult]) -> tuple[keras.Model, Marks]:
+    def assemble(self, accepted: Mapping[str, BlockResult]) -> tuple[keras.Model, Metrics]:
         """Return the teacher with the accepted blocks, all its batch statistics re-estimated, and its marks."""
         model = assemble(self.teacher, self.tasks, accepted, self.config.blocks.block)
-        return model, self.settle(model) if accepted else self.examine(model)
+        return model, self.recalibrate(model) if accepted else self.examine(model)
 
-    def examine(self, model: keras.Model) -> Marks:
+    def examine(self, model: keras.Model) -> Metrics:
         """Return the marks on the validation split."""
         return examine(model, self.teacher, self.dataset)
 
@@ -134,7 +134,7 @@ class Workshop:
         self,
         model: keras.Model,
         accepted: Mapping[str, BlockResult],
-        before: Marks,
+        before: Metrics,
         settings: StudentConfig,
         first_epoch: int = 0,
     ) -> Tuning:
@@ -156,7 +156,7 @@ def make(
     accepted: dict[str, BlockResult],
     config: RunConfig,
     display: ProgressDisplay,
-    settle: Settle | None = None,
+    recalibrate: Recalibrate | None = None,
     tune: Tune | None = None,
 ) -> Student:
     """Put the accepted blocks into the teacher's place, re-estimate their statistics, and fine-tune the whole.
@@ -171,76 +171,81 @@ def make(
         accepted: the blocks to use, by layer.
         config: of the run.
         display: told of phases and progress.
-        settle: what re-estimates statistics; by default this process does.
+        recalibrate: what re-estimates statistics; by default this process does.
         tune: what fine-tunes a student; by default this process does.
     """
     keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
-    settle, tune = settle or settle_here(teacher, dataset), tune or tune_here(teacher, dataset, display.update)
-    shop = Workshop(teacher, dataset, tasks, config, settle, tune)
-    model, assembled = shop.assemble(accepted)
-    display.phase(f"assembled {len(accepted)} accepted blocks: {_in_words(assembled)}")
-    tuning = shop.fine_tune(model, accepted, assembled, config.student)
-    display.phase(f"fine-tuned for {len(tuning.history)} epochs: {_in_words(tuning.best)}")
-    student = Student(model, assembled, tuning.best, tuning.history, tuning.story)
+    recalibrate, tune = (
+        recalibrate or recalibrate_here(teacher, dataset),
+        tune or tune_here(teacher, dataset, display.update),
+    )
+    builder = StudentBuilder(teacher, dataset, tasks, config, recalibrate, tune)
+    model, assembled = builder.assemble(accepted)
+    display.phase(f"assembled {len(accepted)} accepted blocks: {_describe(assembled)}")
+    tuning = builder.fine_tune(model, accepted, assembled, config.student)
+    display.phase(f"fine-tuned for {len(tuning.history)} epochs: {_describe(tuning.best)}")
+    student = Student(model, assembled, tuning.best, tuning.history, tuning.events)
     if config.student.target_accuracy_drop is not None:
-        student = _keep_promise(shop, student, accepted, display)
+        student = _restore_until_accurate(builder, student, accepted, display)
     return replace(student, model=graph.flatten(student.model))
 
 
-def settle_here(teacher: keras.Model, dataset: Dataset) -> Settle:
+def recalibrate_here(teacher: keras.Model, dataset: Dataset) -> Recalibrate:
     """Return what re-estimates statistics in this process alone."""
-    return lambda model: settle(model, teacher, dataset)
+    return lambda model: recalibrate_and_evaluate(model, teacher, dataset)
 
 
-def settle(model: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team = ALONE) -> Marks:
+def recalibrate_and_evaluate(
+    model: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE
+) -> Metrics:
     """Re-estimate the batch statistics of a student on training images; return its marks on the validation split.
 
     Args:
         model: changed in place.
         teacher: which its marks compare it with.
         dataset: this worker's part of it.
-        team: those who have the other parts.
+        collective: those who have the other parts.
     """
-    reestimate_statistics(model, (x for x, _ in dataset.batches("train", limit=STATISTICS_IMAGES)), team)
-    return examine(model, teacher, dataset, team)
+    recalibrate_batch_norm(model, (x for x, _ in dataset.batches("train", limit=STATISTICS_IMAGES)), collective)
+    return examine(model, teacher, dataset, collective)
 
 
 def tune_here(teacher: keras.Model, dataset: Dataset, emit: Emit) -> Tune:
     """Return what fine-tunes a student in this process alone."""
 
-    def tune(model: keras.Model, settings: StudentConfig, before: Marks, first_epoch: int) -> Tuning:
+    def tune(model: keras.Model, settings: StudentConfig, before: Metrics, first_epoch: int) -> Tuning:
         return fine_tuning.fine_tune(model, teacher, dataset, settings, before, emit, first_epoch)
 
     return tune
 
 
-def _keep_promise(
-    shop: Workshop, student: Student, accepted: dict[str, BlockResult], display: ProgressDisplay
+def _restore_until_accurate(
+    builder: StudentBuilder, student: Student, accepted: dict[str, BlockResult], display: ProgressDisplay
 ) -> Student:
     """Give layers back until the validation accuracy is within the target of the teacher's.
 
     The blocks that cost most go first, as many as the accuracy that is missing calls for, and the student is made anew
     of the others: what was tuned around a block is no better off with the teacher's layer in its place.
     """
-    teacher = shop.examine(shop.teacher)
-    target = shop.config.student.target_accuracy_drop or 0.0
-    wanted = teacher.measure - target - ROUNDING
+    teacher = builder.examine(builder.teacher)
+    target = builder.config.student.target_accuracy_drop or 0.0
+    wanted = teacher.score - target - ROUNDING
     kept = dict(accepted)
-    while student.marks.measure < wanted and kept:
-        worst = worst_blocks(kept, AIM * target / (teacher.measure - student.marks.measure))
+    while student.marks.score < wanted and kept:
+        worst = worst_blocks(kept, AIM * target / (teacher.score - student.marks.score))
         kept = {name: result for name, result in kept.items() if name not in worst}
-        model, before = shop.assemble(kept)
-        tuning = shop.fine_tune(model, kept, before, shop.config.student, len(student.history))
-        line = f"gave back {', '.join(worst)}: {_in_words(student.marks)} -> {_in_words(tuning.best)}"
+        model, before = builder.assemble(kept)
+        tuning = builder.fine_tune(model, kept, before, builder.config.student, len(student.history))
+        line = f"gave back {', '.join(worst)}: {_describe(student.marks)} -> {_describe(tuning.best)}"
         display.phase(f"{line} (wanted {wanted:.4f})")
-        why = f"cost most, with the student at {student.marks.measure:.4f} < {wanted:.4f}"
+        why = f"cost most, with the student at {student.marks.score:.4f} < {wanted:.4f}"
         student = Student(
             model,
             student.assembled,
             tuning.best,
             student.history + tuning.history,
-            (*student.story, f"{line} (wanted {wanted:.4f})", *tuning.story),
-            student.given_back | dict.fromkeys(worst, why),
+            (*student.events, f"{line} (wanted {wanted:.4f})", *tuning.events),
+            student.restored | dict.fromkeys(worst, why),
         )
     return student
 
@@ -261,6 +266,6 @@ def _cost(result: BlockResult) -> float:
     return result.val_kl if result.val_kl is not None and math.isfinite(result.val_kl) else math.inf
 
 
-def _in_words(marks: Marks) -> str:
+def _describe(marks: Metrics) -> str:
     judged = "agreement" if marks.accuracy is None else "accuracy"
-    return f"validation {judged} {marks.measure:.4f}"
+    return f"validation {judged} {marks.score:.4f}"

@@ -7,16 +7,16 @@ from typing import Any
 
 import keras
 
-from pbd.collective import ALONE, Team
+from pbd.collective import SINGLE, Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset, Part
 from pbd.learning import ghost_batch_norm, metrics
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import Emit, ReportProgress, adam, trainer
 from pbd.learning.losses import Loss, make_loss
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
-from pbd.student.checkpoints import Attempt, Bookmark, NoBookmark, Place, Tuning
+from pbd.student.checkpoints import Attempt, Checkpoint, FineTuneState, NoCheckpoint, Tuning
 
 COLLAPSED = 0.5
 """An epoch that ends with less than this share of the best lead over chance so far counts as diverged."""
@@ -26,11 +26,11 @@ STEP_BACK = 0.25
 MOST_STEPS_BACK = 4
 
 
-class Tutoring(keras.Model):
+class DistillationModel(keras.Model):
     """The student and its frozen teacher on the same images, of which so many are normalised together."""
 
     def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss, normalised_together: int) -> None:
-        super().__init__(name="tutoring")
+        super().__init__(name="distillation_model")
         self.student = student
         self.teacher = teacher
         self.teacher.trainable = False
@@ -50,15 +50,15 @@ class Tutoring(keras.Model):
         return self._loss(y, student, keras.ops.stop_gradient(teacher))
 
 
-class Examiner(keras.callbacks.Callback):
-    """Marks the student after every epoch, keeps its best weights, and stops training that diverges.
+class ValidationCallback(keras.callbacks.Callback):
+    """Metrics the student after every epoch, keeps its best weights, and stops training that diverges.
 
     Args:
         examine: returns the student's marks on the validation split.
         best: its marks before training; no epoch is kept that is worse.
     """
 
-    def __init__(self, student: keras.Model, examine: Callable[[], Marks], best: Marks) -> None:
+    def __init__(self, student: keras.Model, examine: Callable[[], Metrics], best: Metrics) -> None:
         super().__init__()
         self._student, self._examine = student, examine
         self.best, self.weights = best, student.get_weights()
@@ -78,22 +78,22 @@ class Examiner(keras.callbacks.Callback):
             self.diverged = "its outputs are no finite numbers"
         elif self._collapsed(marks):
             judged = "agreement" if marks.accuracy is None else "accuracy"
-            self.diverged = f"the {judged} fell from {self.best.measure:.4f} to {marks.measure:.4f}"
+            self.diverged = f"the {judged} fell from {self.best.score:.4f} to {marks.score:.4f}"
         if self.diverged:
             self.model.stop_training = True
             return
         self.rows.append({"epoch": epoch + 1, "loss": float((logs or {})["loss"]), **_as_row(marks)})
-        if (marks.measure, -marks.kl) > (self.best.measure, -self.best.kl):
+        if (marks.score, -marks.kl) > (self.best.score, -self.best.kl):
             self.best, self.weights = marks, self._student.get_weights()
 
-    def _collapsed(self, marks: Marks) -> bool:
+    def _collapsed(self, marks: Metrics) -> bool:
         """Return whether the lead over chance is lost; a small one may come and go."""
         chance = 1.0 / self._student.output_shape[-1]
-        lead = self.best.measure - chance
-        return lead > SMALL_LEAD and marks.measure - chance < COLLAPSED * lead
+        lead = self.best.score - chance
+        return lead > SMALL_LEAD and marks.score - chance < COLLAPSED * lead
 
 
-def _as_row(marks: Marks) -> dict[str, float]:
+def _as_row(marks: Metrics) -> dict[str, float]:
     known = {"val_accuracy": marks.accuracy, "val_agreement": marks.agreement, "val_kl": marks.kl}
     return {name: value for name, value in known.items() if value is not None}
 
@@ -101,9 +101,11 @@ def _as_row(marks: Marks) -> dict[str, float]:
 class KeepPlace(keras.callbacks.Callback):
     """Keeps, after every epoch that did not diverge, all that is needed to go on from there."""
 
-    def __init__(self, bookmark: Bookmark, attempt: Attempt, watch: Examiner, tuned: "_Tuned") -> None:
+    def __init__(
+        self, checkpoint: Checkpoint, attempt: Attempt, watch: ValidationCallback, tuned: "_TunedVariables"
+    ) -> None:
         super().__init__()
-        self._bookmark, self._attempt, self._watch, self._tuned = bookmark, attempt, watch, tuned
+        self._checkpoint, self._attempt, self._watch, self._tuned = checkpoint, attempt, watch, tuned
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         watch, tuned = self._watch, self._tuned
@@ -111,17 +113,17 @@ class KeepPlace(keras.callbacks.Callback):
             now = tuned.student, tuned.optimizer
             variables, optimizer = ([keras.ops.convert_to_numpy(v) for v in each.variables] for each in now)
             rows = tuple(watch.rows)
-            self._bookmark.write(Place(self._attempt, watch.best, rows, watch.weights, variables, optimizer))
+            self._checkpoint.write(FineTuneState(self._attempt, watch.best, rows, watch.weights, variables, optimizer))
 
 
 @dataclass
-class _Tuned:
+class _TunedVariables:
     """What changes while a student is tuned."""
 
     student: keras.Model
     optimizer: keras.optimizers.Optimizer
 
-    def put_back(self, place: Place) -> None:
+    def put_back(self, place: FineTuneState) -> None:
         """Make everything as it was there."""
         for variables, values in ((self.student, place.variables), (self.optimizer, place.optimizer)):
             for variable, value in zip(variables.variables, values, strict=True):
@@ -129,34 +131,34 @@ class _Tuned:
 
 
 @dataclass
-class _Tutor:
+class FineTuner:
     """Trains a student beside its teacher."""
 
-    tutoring: Tutoring
+    distillation_model: DistillationModel
     student: keras.Model
     dataset: Dataset
     """This worker's part of it."""
     epochs: int
     first_epoch: int
-    team: Team
-    examine: Callable[[], Marks]
+    collective: Collective
+    examine: Callable[[], Metrics]
     statistics: ShareStatistics
     emit: Emit
-    bookmark: Bookmark
+    checkpoint: Checkpoint
 
-    def train(self, attempt: Attempt, place: Place | None) -> Examiner:
+    def train(self, attempt: Attempt, place: FineTuneState | None) -> ValidationCallback:
         """Train for what is left of an attempt, from its beginning or from a place in it; return who watched."""
         steps = self.dataset.steps_per_epoch
-        weights = self.tutoring.trainable_variables
-        tuned = _Tuned(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch), weights))
-        watch = Examiner(self.student, self.examine, attempt.before.best)
+        weights = self.distillation_model.trainable_variables
+        tuned = _TunedVariables(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch), weights))
+        watch = ValidationCallback(self.student, self.examine, attempt.before.best)
         if place is not None:
             tuned.put_back(place)
             watch.best, watch.weights, watch.rows = place.best, list(place.best_weights), list(place.rows)
         begin = attempt.epoch + len(watch.rows)
         if begin < self.epochs:
-            keep = KeepPlace(self.bookmark, attempt, watch, tuned)
-            trainer(self.tutoring, tuned.optimizer, self.dataset, self.team).fit(
+            keep = KeepPlace(self.checkpoint, attempt, watch, tuned)
+            trainer(self.distillation_model, tuned.optimizer, self.dataset, self.collective).fit(
                 self.dataset.training_batches(self.first_epoch + begin, self.first_epoch + self.epochs),
                 first_epoch=begin,
                 epochs=self.epochs,
@@ -165,7 +167,7 @@ class _Tutor:
             )
         return watch
 
-    def outcome(self, attempt: Attempt, watch: Examiner) -> Tuning:
+    def outcome(self, attempt: Attempt, watch: ValidationCallback) -> Tuning:
         """Return what came of an attempt, and of those before it."""
         left = self.epochs - attempt.epoch
         rows = tuple(
@@ -174,7 +176,7 @@ class _Tutor:
         )
         return replace(attempt.before, best=watch.best, history=attempt.before.history + rows)
 
-    def step_back(self, attempt: Attempt, watch: Examiner) -> Attempt:
+    def step_back(self, attempt: Attempt, watch: ValidationCallback) -> Attempt:
         """Return the attempt that follows one that diverged."""
         done = self.outcome(attempt, watch)
         epoch, left = len(done.history), self.epochs - attempt.epoch
@@ -183,7 +185,7 @@ class _Tutor:
         then = f"{again.rate:g} from there" if again.number <= MOST_STEPS_BACK else "and given up"
         number = self.first_epoch + epoch + 1
         line = f"epoch {number} diverged at learning rate {reached:g} ({watch.diverged}): taken back, {then}"
-        return replace(again, before=replace(done, story=(*done.story, line)))
+        return replace(again, before=replace(done, events=(*done.events, line)))
 
 
 def fine_tune(
@@ -191,11 +193,11 @@ def fine_tune(
     teacher: keras.Model,
     dataset: Dataset,
     config: StudentConfig,
-    before: Marks,
+    before: Metrics,
     emit: Emit,
     first_epoch: int = 0,
-    team: Team = ALONE,
-    bookmark: Bookmark | None = None,
+    collective: Collective = SINGLE,
+    checkpoint: Checkpoint | None = None,
 ) -> Tuning:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
@@ -210,33 +212,37 @@ def fine_tune(
         before: the student's marks as it comes.
         emit: told of every step.
         first_epoch: which epoch of the data to begin with.
-        team: those who tune the same student with the same arguments at the same time, each on its part of every batch;
-            no more than the batch has units (see `ghost_batches.unit`).
-        bookmark: where an interrupted tuning of this student may be taken up, and kept for the next time.
+        collective: the workers that tune the same student with the same arguments at the same time, each on its part
+            of every batch; at most as many as the batch has units (see `ghost_batch_norm.split_unit`).
+        checkpoint: where an interrupted tuning of this student may be taken up, and kept for the next time.
 
     Raises:
-        BrokenTeamError: another worker gave up.
-        LostTeamError: another worker was lost.
+        CollectiveAbortedError: another worker gave up.
+        CollectiveLostError: another worker was lost.
     """
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    pupil = logits_model(student, images)
-    size = ghost_batch_norm.part_size(dataset.batch_size)
+    student_logits = logits_model(student, images)
+    size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
     if not math.isfinite(before.kl):  # anything is better
-        before = Marks(None if before.accuracy is None else 0.0, 0.0, math.inf)
-    mine = dataset.shared(Part(team.index, team.size), ghost_batch_norm.unit(pupil, dataset.batch_size))
-    tutor = _Tutor(
-        tutoring=Tutoring(pupil, logits_model(graph.flatten(teacher), images), make_loss(config), size),
+        before = Metrics(None if before.accuracy is None else 0.0, 0.0, math.inf)
+    mine = dataset.shared(
+        Part(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
+    )
+    tutor = FineTuner(
+        distillation_model=DistillationModel(
+            student_logits, logits_model(graph.flatten(teacher), images), make_loss(config), size
+        ),
         student=student,
         dataset=mine,
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
-        team=team,
-        examine=lambda: examine(student, teacher, mine, team),
-        statistics=ShareStatistics(ghost_batch_norm.normalisations(pupil), team, mine.share),
+        collective=collective,
+        examine=lambda: examine(student, teacher, mine, collective),
+        statistics=ShareStatistics(ghost_batch_norm.normalisations(student_logits), collective, mine.share),
         emit=emit,
-        bookmark=bookmark or NoBookmark(),
+        checkpoint=checkpoint or NoCheckpoint(),
     )
-    place = tutor.bookmark.read()
+    place = tutor.checkpoint.read()
     attempt = place.attempt if place else Attempt(Tuning(before), config.fine_tune_learning_rate)
     while attempt.number <= MOST_STEPS_BACK:
         watch = tutor.train(attempt, place)
@@ -252,9 +258,9 @@ def cosine(rate: float, done: float) -> float:
     return 0.5 * rate * (1.0 + math.cos(math.pi * done))
 
 
-def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team = ALONE) -> Marks:
+def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:
     """Return the student's marks on the validation split, all its parts if it is shared."""
-    return metrics.mark(teacher, [student], dataset.batches("validation"), dataset.labelled, team)[0]
+    return metrics.evaluate(teacher, [student], dataset.batches("validation"), dataset.labelled, collective)[0]
 
 
 def logits_model(model: keras.Model, images: Any) -> keras.Model:

@@ -13,5 +13,5 @@ def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResu
     return {
         result.layer_name: result
         for result in results
-        if result.status == "trained" and result.measure is not None and result.measure >= lowest - ROUNDING
+        if result.status == "trained" and result.score is not None and result.score >= lowest - ROUNDING
     }

@@ -26,13 +26,13 @@ _checks: list[Callable[[], PbdError | None]] = []
 _end: list[End] = []
 
 
-def alive() -> None:
+def touch() -> None:
     """Say that this process waits for something on purpose; to be called again and again while it does."""
     global _seen
     _seen += 1
 
 
-def seen() -> int:
+def count() -> int:
     """Return how often `alive` was called."""
     return _seen
 
@@ -61,7 +61,7 @@ def watching(limit_s: float) -> Iterator[None]:
         thread.join()
 
 
-class Patience:
+class Timeout:
     """Counts seconds of silence, but no more for one call than two ticks: the rest this process was stopped itself."""
 
     def __init__(self, limit_s: float, tick_s: float = TICK_S) -> None:
@@ -81,7 +81,7 @@ class Patience:
 
 
 def _watch(limit_s: float, over: threading.Event) -> None:
-    patience, seen, computed_s = Patience(limit_s), _seen, time.process_time()
+    patience, seen, computed_s = Timeout(limit_s), _seen, time.process_time()
     while not over.wait(TICK_S):
         error = next(filter(None, (check() for check in tuple(_checks))), None)
         if seen != _seen or time.process_time() - computed_s > IDLE * TICK_S or _output_is_blocked():

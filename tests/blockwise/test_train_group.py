@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.errors import MissingInputError
 from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
@@ -123,7 +123,7 @@ def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_
     script = {"second": [1.0, 0.1, 0.5, 0.0, 0.0], "third": [0.5, 0.4, 0.3, 0.2, 0.1]}
     checked: list[tuple[str, ...]] = []
 
-    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
+    def scripted(distiller: Any, dataset: Any, collective: Any) -> dict[str, float]:
         checked.append(tuple(distiller.layer_names))
         return {name: script[name][len(checked) - 1] for name in distiller.layer_names}
 
@@ -161,7 +161,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
     script = {"second": [4.0, 3.0, 1.0, 2.0], "third": [1.0, 2.0, 3.0, 4.0]}
     weights: dict[str, list[dict[str, np.ndarray]]] = {"second": [], "third": []}
 
-    def scripted(distiller: Any, dataset: Any, team: Any) -> dict[str, float]:
+    def scripted(distiller: Any, dataset: Any, collective: Any) -> dict[str, float]:
         for name, part in zip(distiller.layer_names, distiller.parts, strict=True):
             weights[name].append(blocks.get_weights(part))
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
@@ -199,7 +199,7 @@ def test_no_number_in_one_block_costs_only_that_block(
     assert all(math.isfinite(event.loss) for event in events if event.loss is not None), "it left at once"
     assert results["second"].status == "failed"
     assert "--learning-rate" in results["second"].error
-    assert (results["second"].weights, results["second"].nmse, results["second"].measure) == ({}, None, None)
+    assert (results["second"].weights, results["second"].nmse, results["second"].score) == ({}, None, None)
     assert results["third"].status == "trained"
     assert_same_weights(results["third"], clean, atol=1e-6)
 
@@ -226,7 +226,7 @@ def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks
         assert result.status == "trained", result.error
         assert result.val_accuracy is None
         assert 0 <= result.val_agreement <= 1
-        assert result.measure == result.val_agreement
+        assert result.score == result.val_agreement
         assert result.val_kl > 0
 
 
@@ -296,11 +296,11 @@ def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None
 
 
 def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
-    """Train the tasks in one group on a team of so many threads; return what each has."""
+    """Train the tasks in one group on a collective of so many threads; return what each has."""
     from pbd.blockwise import train_group
 
-    def work(team: Team) -> dict[str, BlockResult]:
-        results = train_group.train_group(context, TaskGroup(tuple(tasks)), ignore, team)
+    def work(collective: Collective) -> dict[str, BlockResult]:
+        results = train_group.train_group(context, TaskGroup(tuple(tasks)), ignore, collective)
         return {result.layer_name: result for result in results}
 
     return as_team(size, work)
@@ -324,9 +324,9 @@ def test_a_team_trains_the_blocks_that_one_worker_would(
 
     errors, checked = distiller._validation_errors, []
 
-    def flat(distiller: Any, dataset: Any, team: Team) -> dict[str, float]:
+    def flat(distiller: Any, dataset: Any, collective: Collective) -> dict[str, float]:
         checked.append(tuple(distiller.layer_names))
-        return {name: 1.0 if name == "second" else e for name, e in errors(distiller, dataset, team).items()}
+        return {name: 1.0 if name == "second" else e for name, e in errors(distiller, dataset, collective).items()}
 
     if patience:
         monkeypatch.setattr(distiller, "_validation_errors", flat)
@@ -345,7 +345,7 @@ def test_a_team_trains_the_blocks_that_one_worker_would(
             for key, weight in result.weights.items():
                 np.testing.assert_allclose(weight, alone[name].weights[key], atol=1e-5)
     assert set(shared.journal.committed_blocks()) == {"second", "third"}
-    assert checked.count(("third",)) == patience * 3, "once alone, once by each of the team"
+    assert checked.count(("third",)) == patience * 3, "once alone, once by each of the collective"
 
 
 @pytest.mark.usefixtures("own_copies")

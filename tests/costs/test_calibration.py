@@ -220,4 +220,4 @@ def test_a_pace_is_the_median_behind_the_warm_up(monkeypatch: pytest.MonkeyPatch
     taken = iter([5.0, 1.0, 1.0, 30.0, 1.0, 1.2])
     monkeypatch.setattr(step_time, "seconds", lambda step: next(taken))
     monkeypatch.setattr(step_time, "ENOUGH_S", 0.0)
-    assert step_time.pace_of(lambda: None) == step_time.Pace(typical_s=1.0, once_s=4.0)
+    assert step_time.time_step(lambda: None) == step_time.StepTime(typical_s=1.0, once_s=4.0)

@@ -59,26 +59,26 @@ def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init
 def test_the_phase_that_takes_most_counts() -> None:
     tasks = [make_task(0), make_task(1)]
 
-    def peak(shown: int, learning: int, moment: int, team: int = 1) -> int:
+    def peak(shown: int, learning: int, moment: int, collective: int = 1) -> int:
         each = LayerMemory(shown, learning, weights=7, moment=moment)
-        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, team) - OVERHEAD - 1_014
+        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
     assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
     assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
-    assert peak(100, 50, 0, team=2) == 150
-    assert peak(100, 50, 1, team=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
+    assert peak(100, 50, 0, collective=2) == 150
+    assert peak(100, 50, 1, collective=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
     layers = {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}
     scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
     assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 8, "scoring the network and two variants"
     assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 5
     assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * 3 * 10**12, "an image"
-    assert peak(100, 50, 1, team=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
+    assert peak(100, 50, 1, collective=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
 
 
 def test_neighbours_that_have_loaded_nothing_yet_will_take_as_much() -> None:
     alone = Footprint(base=2, layers={}, free=18, neighbours=1)
-    assert alone.room(None).limit == pytest.approx(COUNTED_ON * 20)
-    assert dataclasses.replace(alone, neighbours=4).room(None).limit == pytest.approx(COUNTED_ON * 5)
-    assert dataclasses.replace(alone, free=None).room(None).limit == math.inf
-    assert alone.room(3.0).limit == 3e9
+    assert alone.budget(None).limit == pytest.approx(COUNTED_ON * 20)
+    assert dataclasses.replace(alone, neighbours=4).budget(None).limit == pytest.approx(COUNTED_ON * 5)
+    assert dataclasses.replace(alone, free=None).budget(None).limit == math.inf
+    assert alone.budget(3.0).limit == 3e9

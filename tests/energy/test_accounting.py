@@ -13,7 +13,7 @@ import pytest
 from pbd.energy import Reading, accounting, unread
 from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Device
-from pbd.executors.dask.cluster import Roll
+from pbd.executors.dask.cluster import WorkersSnapshot
 from pbd.executors.dask.energy import ClusterMeters, begin, end, read
 from pbd.records import BlockResult, WorkerReport
 from tests.helpers.cluster import PATIENCE_S
@@ -41,9 +41,9 @@ class Shown:
         return self._readings.pop(0) if len(self._readings) > 1 else self._readings[0]
 
 
-def account(here: Reading, others: Mapping[int, Reading]) -> accounting.Account:
+def account(here: Reading, others: Mapping[int, Reading]) -> accounting.EnergyAccount:
     began = dataclasses.replace(here, ended_s=here.started_s, traces=())
-    return accounting.Account(Shown(began, here), lambda: others)
+    return accounting.EnergyAccount(Shown(began, here), lambda: others)
 
 
 def block(layer: str, worker: int, started_s: float, seconds: float, **changes: object) -> BlockResult:
@@ -54,12 +54,12 @@ def block(layer: str, worker: int, started_s: float, seconds: float, **changes: 
 def test_two_workers_of_one_host_share_what_it_spends() -> None:
     kept = account(of_host("one"), dict.fromkeys(range(2), without_meter("one")))
     results = [block("a", 0, 0.0, 6.0), block("b", 1, 0.0, 10.0), block("c", 1, 0.0, 10.0)]
-    bill = kept.bill(results, SECONDS)
+    bill = kept.shares(results, SECONDS)
     assert bill.blocks_j == pytest.approx({"a": 300.0, "b": 250.0, "c": 250.0})
     assert (bill.busy_j, bill.idle_j) == (pytest.approx({0: 300.0, 1: 500.0}), pytest.approx({0: 200.0, 1: 0.0}))
     assert sum(bill.blocks_j.values()) + sum(bill.idle_j.values()) == pytest.approx(kept.read().total_j)
-    assert [result.energy_j for result in bill.charged(results)] == pytest.approx([300.0, 250.0, 250.0])
-    rows = bill.written_on([WorkerReport(1, 10.0, 0.0), WorkerReport(2, 0.0, 10.0)])
+    assert [result.energy_j for result in bill.with_energy(results)] == pytest.approx([300.0, 250.0, 250.0])
+    rows = bill.with_worker_energy([WorkerReport(1, 10.0, 0.0), WorkerReport(2, 0.0, 10.0)])
     assert [(row.busy_j, row.idle_j) for row in rows] == [(pytest.approx(500.0), pytest.approx(0.0)), (None, None)]
 
 
@@ -68,7 +68,7 @@ def test_hosts_with_clocks_of_their_own_are_shared_out_one_by_one() -> None:
     """The coordinator's host has no worker, as with Dask: what it spends is the run's, and no worker's."""
     others = {0: of_host("one", clock_s=5000.0), 1: without_meter("one", 5010.0), 2: of_host("two", (400.0,) * 11, -70)}
     kept = account(of_host("here"), others)
-    bill = kept.bill([block("a", 0, 0.0, 10.0), block("b", 2, 0.0, 5.0)], SECONDS)
+    bill = kept.shares([block("a", 0, 0.0, 10.0), block("b", 2, 0.0, 5.0)], SECONDS)
     assert bill.blocks_j == pytest.approx({"a": 500.0, "b": 2000.0})
     assert bill.idle_j == pytest.approx({0: 0.0, 1: 500.0, 2: 2000.0})
     said = kept.summary(resumed=False)
@@ -79,7 +79,7 @@ def test_hosts_with_clocks_of_their_own_are_shared_out_one_by_one() -> None:
 def test_a_block_that_all_train_together_is_charged_for_all_and_one_that_was_found_for_nothing() -> None:
     others = {0: without_meter("here"), 1: of_host("two", (400.0,) * 11)}
     kept = account(of_host("here"), others)
-    bill = kept.bill([block("a", 0, 0.0, 10.0, shared=True), block("b", 0, 0.0, 10.0, found=True)], SECONDS)
+    bill = kept.shares([block("a", 0, 0.0, 10.0, shared=True), block("b", 0, 0.0, 10.0, from_journal=True)], SECONDS)
     assert bill.blocks_j == pytest.approx({"a": 5000.0})
     assert bill.busy_j == pytest.approx({0: 1000.0, 1: 4000.0})
 
@@ -88,7 +88,7 @@ def test_a_block_that_all_train_together_is_charged_for_all_and_one_that_was_fou
 def test_a_meter_that_is_lost_while_blocks_train_is_named_and_nothing_is_made_up() -> None:
     lost = of_host("here", [100.0] * 6 + [None] * 5)
     kept = account(lost, {0: without_meter("here")})
-    bill = kept.bill([block("a", 0, 0.0, 4.0), block("b", 0, 4.0, 6.0)], SECONDS)
+    bill = kept.shares([block("a", 0, 0.0, 4.0), block("b", 0, 4.0, 6.0)], SECONDS)
     assert bill.blocks_j == {"a": pytest.approx(400.0), "b": None}
     assert (bill.busy_j, bill.idle_j) == ({0: None}, {0: None})
     said = kept.summary(resumed=False)
@@ -101,8 +101,8 @@ def test_a_host_that_is_lost_keeps_what_it_had_read_and_one_without_a_meter_is_m
     others = {0: without_meter("here"), 1: of_host("two"), 2: without_meter("three")}
     began, halfway = dataclasses.replace(of_host("here"), ended_s=0.0, traces=()), of_host("here")
     whole = of_host("here", (100.0,) * 21)
-    kept = accounting.Account(Shown(began, halfway, halfway, whole), lambda: dict(others))
-    bill = kept.bill([block("a", 1, 0.0, 10.0), block("b", 2, 0.0, 10.0)], SECONDS)
+    kept = accounting.EnergyAccount(Shown(began, halfway, halfway, whole), lambda: dict(others))
+    bill = kept.shares([block("a", 1, 0.0, 10.0), block("b", 2, 0.0, 10.0)], SECONDS)
     assert bill.blocks_j == {"a": pytest.approx(1000.0), "b": None}
     del others[1]
     said = kept.summary(resumed=True)
@@ -117,9 +117,9 @@ def test_a_host_that_is_lost_keeps_what_it_had_read_and_one_without_a_meter_is_m
 @pytest.mark.fast
 def test_without_a_meter_there_are_no_joules_and_one_line_says_why() -> None:
     nothing = unread("Processors are measured so. Received: nothing. Do this.")
-    kept = accounting.Account(Shown(nothing), lambda: dict.fromkeys(range(2), unread()))
-    bill = kept.bill([block("a", 0, 0.0, 10.0)], SECONDS)
-    assert bill == accounting.Bill({"a": None}, {0: None, 1: None}, {0: None, 1: None})
+    kept = accounting.EnergyAccount(Shown(nothing), lambda: dict.fromkeys(range(2), unread()))
+    bill = kept.shares([block("a", 0, 0.0, 10.0)], SECONDS)
+    assert bill == accounting.EnergyShares({"a": None}, {0: None, 1: None}, {0: None, 1: None})
     said = kept.summary(resumed=True)
     assert (said["source"], said["total_j"], said["partial"]) == ("none", None, False)
     assert said["notes"] == ["Processors are measured so. Received: nothing. Do this."]
@@ -131,8 +131,8 @@ class FakeCluster:
     def __init__(self, host_of: dict[str, str]) -> None:
         self.host_of, self.begun, self.ended = host_of, list[str](), list[str]()
 
-    def look(self) -> Roll:
-        return Roll(frozenset(self.host_of), frozenset(self.host_of))
+    def look(self) -> WorkersSnapshot:
+        return WorkersSnapshot(frozenset(self.host_of), frozenset(self.host_of))
 
     def number(self, address: str) -> int:
         return int(address[-1])
@@ -161,7 +161,7 @@ def test_one_dask_worker_of_each_further_host_measures_it() -> None:
     cluster.host_of["w4"] = "new"
     found = meters.read()
     assert (found[3].hosts, found[3].total_j, found[4].hosts) == (("far",), None, ("new",))
-    assert "did not answer" in found[3].complaints[0]
+    assert "did not answer" in found[3].notes[0]
     meters.end()
     assert cluster.ended == ["w1"]
 
@@ -185,7 +185,7 @@ if sys.argv[2] == "two hosts":
     mpi_world._on_this_host = lambda comm: (0, 1)
     host_meter.host_identity = lambda: host
     time.time = lambda: now() + 1000 * rank
-host_meter.find = lambda: energy.Finding(host, (steady([100.0, 300.0][rank], host),))
+host_meter.find = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
 executor = MpiExecutor(ExecutionConfig(isolate=False))
 if executor.coordinates:
     tasks, costs = sleeping([0.8, 0.4])
@@ -196,7 +196,7 @@ if executor.coordinates:
         began = time.monotonic()
         results = list(executor.run(sleeper, tasks, assignment, lambda _: None))
         seconds = time.monotonic() - began
-        bill = account.bill(results, seconds)
+        bill = account.shares(results, seconds)
         said = account.summary(resumed=False)
     took_s = {result.layer_name: result.seconds for result in results}
     print(json.dumps([took_s, bill.blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))

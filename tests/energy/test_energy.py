@@ -155,7 +155,7 @@ def test_hosts_are_added_up_and_one_without_a_meter_is_missed() -> None:
     assert three.total_j == pytest.approx(2000.0)
     assert three.partial
     assert "2 of 3 hosts" in three.faults[0]
-    assert three.complaints == ("none",)
+    assert three.notes == ("none",)
 
 
 def test_a_worker_that_measured_only_half_of_the_run_is_noticed() -> None:
@@ -196,7 +196,7 @@ def test_a_meter_reads_by_itself_and_stops() -> None:
             return super().advance(now_s)
 
     watched = Watched(device(), lambda: shown[0], 1e-6, RANGE_UJ)
-    with energy.measure(energy.Finding("one", (watched,)), interval_s=0.001) as meter:
+    with energy.measure(energy.DetectedSensors("one", (watched,)), interval_s=0.001) as meter:
         shown[0] = 1_000_000
         assert enough.wait(PATIENCE_S)
         halfway = meter.read()
@@ -211,14 +211,14 @@ def test_a_meter_reads_by_itself_and_stops() -> None:
 
 
 def test_a_meter_that_fails_costs_only_its_joules() -> None:
-    def fails() -> energy.Finding:
+    def fails() -> energy.DetectedSensors:
         raise TypeError("no such thing")
 
     meter = energy.HostMeter(fails)
     meter.wait()
     reading = meter.read()
     assert (reading.total_j, reading.hosts) == (None, (energy.host_identity(),))
-    assert "no such thing" in reading.complaints[0]
+    assert "no such thing" in reading.notes[0]
     meter.stop()
 
 
@@ -226,10 +226,10 @@ def test_a_driver_that_hangs_does_not_hang_what_is_measured(monkeypatch: pytest.
     monkeypatch.setattr(energy.host_meter, "PATIENCE_S", 0.05)
     goes_on = threading.Event()
     hanging = Counter(device(), lambda: int(goes_on.wait(PATIENCE_S)), 1e-6, RANGE_UJ)
-    with energy.measure(energy.Finding("one", (hanging,))) as meter:
+    with energy.measure(energy.DetectedSensors("one", (hanging,))) as meter:
         reading = meter.read()
     assert reading.total_j is None
-    assert "did not answer" in reading.complaints[0]
+    assert "did not answer" in reading.notes[0]
     goes_on.set()
 
 

@@ -133,7 +133,7 @@ def test_amd_registers_are_left_alone_where_there_is_rapl(tmp_path: Path) -> Non
     at = places(tmp_path, "AuthenticAMD")
     make_processor(at, {0: ("0", 0)})
     Zone(at.powercap, "0", "package-0")
-    assert [dial.device.source for dial in energy.find(at).dials] == ["rapl"]
+    assert [sensor.device.source for sensor in energy.find(at).sensors] == ["rapl"]
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -159,15 +159,15 @@ def test_what_may_not_be_read_is_said_in_a_line_each(tmp_path: Path, monkeypatch
     Zone(at.powercap, "0", "package-0")
     make_processor(at, {0: ("0", 0)})
     forbid(monkeypatch, "energy_uj")
-    assert [dial.device.source for dial in energy.find(at).dials] == ["amd_msr"]
+    assert [sensor.device.source for sensor in energy.find(at).sensors] == ["amd_msr"]
     forbid(monkeypatch, "msr")
     found = energy.find(at)
-    assert not found.dials
-    _, of_rapl, of_registers = found.complaints
+    assert not found.sensors
+    _, of_rapl, of_registers = found.notes
     assert "chmod a+r" in of_rapl
     assert "energy_uj" in of_rapl
     assert "as root" in of_registers
-    assert not any("\n" in line for line in found.complaints)
+    assert not any("\n" in line for line in found.notes)
 
 
 @pytest.mark.usefixtures("no_gpu")
@@ -186,8 +186,8 @@ def test_what_is_absent_is_said_in_a_line_each(tmp_path: Path, maker: str, remed
         pass
     reading = meter.read()
     assert (reading.source, reading.total_j, reading.partial) == ("none", None, False)
-    assert len(reading.complaints) == len(remedies)
-    for line, remedy in zip(reading.complaints, remedies, strict=True):
+    assert len(reading.notes) == len(remedies)
+    for line, remedy in zip(reading.notes, remedies, strict=True):
         assert remedy in line
         assert "Received: " in line
         assert "\n" not in line
@@ -243,7 +243,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], ...]:
 def test_gpus_count_or_show_power(gpus: tuple[dict[str, Any], ...]) -> None:
     moments = iter([0.0, 1.0, 3.0])
     found, complaint = nvml.find("one")
-    meter = energy.Meter(energy.Finding("one", found), moments.__next__)
+    meter = energy.Meter(energy.DetectedSensors("one", found), moments.__next__)
     gpus[0]["nvmlDeviceGetTotalEnergyConsumption"] = 70_000
     gpus[1]["nvmlDeviceGetPowerUsage"] = 350_000
     meter.sample()
@@ -254,7 +254,7 @@ def test_gpus_count_or_show_power(gpus: tuple[dict[str, Any], ...]) -> None:
 
 
 def test_a_gpu_that_falls_off_the_bus(gpus: tuple[dict[str, Any], ...]) -> None:
-    meter = energy.Meter(energy.Finding("one", nvml.find("one")[0][:1]))
+    meter = energy.Meter(energy.DetectedSensors("one", nvml.find("one")[0][:1]))
     del gpus[0]["nvmlDeviceGetTotalEnergyConsumption"]
     reading = meter.read()
     assert reading.partial

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from pbd.collective import LostTeamError, Team
+from pbd.collective import Collective, CollectiveLostError
 from pbd.errors import MissingInputError, NoWorkersError
 from pbd.executors.base import Emit
 from pbd.executors.isolation import retry
@@ -53,18 +53,18 @@ def ignore(_: Progress) -> None:
 
 def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.LogCaptureFixture) -> None:
     told: list[Progress] = []
-    first = child.do(child_tasks.who, ignore)
+    first = child.run(child_tasks.who, ignore)
     assert first != os.getpid()
-    assert child.do(child_tasks.tells, told.append) == "told"
+    assert child.run(child_tasks.tells, told.append) == "told"
     assert [event.label for event in told] == ["telling"]
     assert [record.getMessage() for record in caplog.records if record.name == "pbd.test"] == ["this is odd"]
     with pytest.raises(MissingInputError, match="no such thing") as refused:
-        child.do(child_tasks.refuses, ignore)
+        child.run(child_tasks.refuses, ignore)
     assert "child_tasks.py" in refused.value.__notes__[0]
     with pytest.raises(RuntimeError, match="pickle"):
-        child.do(child_tasks.gives_what_cannot_be_sent, ignore)
+        child.run(child_tasks.gives_what_cannot_be_sent, ignore)
     os.kill(first, signal.SIGTERM)  # as a job manager sends it to all processes: the worker decides
-    assert child.do(child_tasks.who, ignore) == first
+    assert child.run(child_tasks.who, ignore) == first
 
 
 def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
@@ -75,7 +75,7 @@ def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
     monkeypatch.setenv("KEPT", "yes")
     monkeypatch.syspath_prepend(str(tmp_path))
     made = Child(devices.Share(), STALL_LIMIT_S)
-    environment, path = made.do(child_tasks.environment, ignore)
+    environment, path = made.run(child_tasks.environment, ignore)
     made.close()
     assert environment["KEPT"] == "yes"
     assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
@@ -84,10 +84,10 @@ def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
 
 def test_files_that_it_leaves_are_removed(child: Child) -> None:
     """TensorFlow removes its temporary files at the end of the process, which a child that is ended has not."""
-    left = [child.do(child_tasks.leaves_a_file, ignore)]
+    left = [child.run(child_tasks.leaves_a_file, ignore)]
     with pytest.raises(LostProcessError):
-        child.do(child_tasks.is_killed, ignore)
-    left.append(child.do(child_tasks.leaves_a_file, ignore))
+        child.run(child_tasks.is_killed, ignore)
+    left.append(child.run(child_tasks.leaves_a_file, ignore))
     assert left[1].exists()
     child.close()
     assert not any(path.exists() or path.parent.exists() for path in left)
@@ -106,10 +106,10 @@ def test_layers_that_were_registered_here_are_known_there(monkeypatch: pytest.Mo
     with keras.saving.custom_object_scope({"Within": Twice}):
         made = Child(devices.Share(), 60.0)
     try:
-        assert made.do(child_tasks.Knows("tests>Twice"), ignore)
-        assert made.do(child_tasks.Knows("Within"), ignore)
-        assert not made.do(child_tasks.Knows("tests>Thrice"), ignore)
-        assert {"keras", "tensorflow"} <= (loaded := set(made.do(child_tasks.has_loaded, ignore)))
+        assert made.run(child_tasks.Knows("tests>Twice"), ignore)
+        assert made.run(child_tasks.Knows("Within"), ignore)
+        assert not made.run(child_tasks.Knows("tests>Thrice"), ignore)
+        assert {"keras", "tensorflow"} <= (loaded := set(made.run(child_tasks.has_loaded, ignore)))
         assert not {"scipy", "sklearn", "matplotlib"} & loaded, "they take as long to load as Keras itself"
     finally:
         made.close()
@@ -131,11 +131,11 @@ def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.Lo
 
 
 def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:
-    first = child.do(child_tasks.who, ignore)
-    child.rest()
+    first = child.run(child_tasks.who, ignore)
+    child.release()
     assert not is_running(first)
-    assert child.do(child_tasks.who, ignore) != first
-    assert child.do(child_tasks.tells, lambda event: child.rest()) == "told", "one that works is left alone"
+    assert child.run(child_tasks.who, ignore) != first
+    assert child.run(child_tasks.tells, lambda event: child.release()) == "told", "one that works is left alone"
 
 
 ENDS = {
@@ -149,29 +149,29 @@ HANGS = (child_tasks.waits_for_ever, child_tasks.is_stopped, child_tasks.turns_f
 
 @pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
 def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
-    first = child.do(child_tasks.who, ignore)
+    first = child.run(child_tasks.who, ignore)
     with pytest.raises(LostProcessError, match=ENDS[work]):
-        child.do(work, ignore)
-    assert child.do(child_tasks.who, ignore) not in (first, os.getpid())
+        child.run(work, ignore)
+    assert child.run(child_tasks.who, ignore) not in (first, os.getpid())
 
 
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
 def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
-    first = child.do(child_tasks.who, ignore)
+    first = child.run(child_tasks.who, ignore)
     child._stall_limit_s = STALL_LIMIT_S if work is not child_tasks.turns_for_ever else 0.2
     with pytest.raises(LostProcessError, match="hung: it said nothing"):
-        child.do(work, ignore)
+        child.run(work, ignore)
     assert not is_running(first)
 
 
 def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
     with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-9] s"):
-        child.do(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.waits_for_ever), ignore)
+        child.run(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.waits_for_ever), ignore)
 
 
 def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
-    assert child.do(child_tasks.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
-    assert child.do(child_tasks.sleeps_and_tells, ignore) == "done"
+    assert child.run(child_tasks.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
+    assert child.run(child_tasks.sleeps_and_tells, ignore) == "done"
 
 
 def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path) -> None:
@@ -179,16 +179,17 @@ def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        child.do(child_tasks.Begins(tmp_path / "pid"), interrupt)
+        child.run(child_tasks.Begins(tmp_path / "pid"), interrupt)
     assert not is_running(int((tmp_path / "pid").read_text()))
-    assert child.do(child_tasks.who, ignore) != os.getpid()
+    assert child.run(child_tasks.who, ignore) != os.getpid()
 
 
 def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys\nfrom pbd.system import devices\n"
         "from pbd.executors.isolation.child import Child\nfrom tests.helpers import child_tasks\n"
-        "work = child_tasks.Begins(pathlib.Path(sys.argv[1]))\nChild(devices.Share(), 60).do(work, lambda event: None)\n"
+        "work = child_tasks.Begins(pathlib.Path(sys.argv[1]))\n"
+        "Child(devices.Share(), 60).run(work, lambda event: None)\n"
     )
     file, root = tmp_path / "pid", Path(__file__).resolve().parents[2]
     worker = subprocess.Popen([sys.executable, "-c", script, str(file)], cwd=root)
@@ -203,14 +204,14 @@ def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
 # Teams
 
 
-def in_children(size: int, work: Callable[[Team, Emit], object]) -> list[object]:
-    """Let a team work, each member in a child of its own; return what each gives, or the error it ends with."""
+def in_children(size: int, work: Callable[[Collective, Emit], object]) -> list[object]:
+    """Let a collective work, each member in a child of its own; return what each gives, or the error it ends with."""
 
-    def member(team: Team) -> object:
+    def member(collective: Collective) -> object:
         made = Child(devices.Share(), 60.0)
         try:
-            return made.do(work, ignore, team)
-        except (LostProcessError, LostTeamError) as error:
+            return made.run(work, ignore, collective)
+        except (LostProcessError, CollectiveLostError) as error:
             return type(error)
         finally:
             made.close()
@@ -226,7 +227,7 @@ def test_children_add_up_through_their_workers() -> None:
 
 
 def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
-    assert in_children(2, collective_tasks.Mortal(tmp_path, place=1)) == [LostTeamError, LostProcessError]
+    assert in_children(2, collective_tasks.Mortal(tmp_path, place=1)) == [CollectiveLostError, LostProcessError]
 
 
 # Attempts
@@ -258,7 +259,7 @@ def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path:
 def test_what_cannot_be_called_at_all_is_said(child: Child, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     with pytest.raises(NoWorkersError, match=r"SIGKILL.*--resume"):
-        retry.insist(lambda: child.do(child_tasks.is_killed, ignore))
+        retry.retry_lost(lambda: child.run(child_tasks.is_killed, ignore))
 
 
 class LosesItsProcess:
@@ -279,5 +280,5 @@ def test_losses_are_counted_since_something_was_kept(leaves: Sequence[int], atte
     journal = Journal.create(tmp_path / "run", {}, [])
     loses = LosesItsProcess(journal, leaves)
     with pytest.raises(NoWorkersError, match=f"loss {attempts}"):
-        retry.insist(loses, kept=functools.partial(journal.last_written, "tuning", ".npz"))
+        retry.retry_lost(loses, checkpoint=functools.partial(journal.last_written, "tuning", ".npz"))
     assert loses.begun == attempts

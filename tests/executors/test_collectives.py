@@ -27,7 +27,7 @@ def ignore(_: Progress) -> None:
 
 def test_serial_workers_are_a_team_of_one() -> None:
     executor = SerialExecutor(ExecutionConfig(workers=3, isolate=False))
-    assert executor.together(collective_tasks.sums, ignore, most=3) == (1, [1.0, 1.0])
+    assert executor.run_collective(collective_tasks.sums, ignore, max_workers=3) == (1, [1.0, 1.0])
 
 
 # MPI
@@ -40,7 +40,8 @@ def ranks(count: int, work: str, isolate: bool, most: int = 9) -> subprocess.Com
         "from pbd.executors.mpi.executor import MpiExecutor\nfrom tests.helpers import collective_tasks\n"
         f"executor = MpiExecutor(ExecutionConfig(isolate={isolate}))\n"
         "try:\n    if executor.coordinates:\n"
-        f"        print(json.dumps(executor.together(collective_tasks.{work}, lambda event: None, most={most})), flush=True)\n"
+        f"        reply = executor.run_collective(collective_tasks.{work}, lambda event: None, max_workers={most})\n"
+        "        print(json.dumps(reply), flush=True)\n"
         "        executor.finish(None)\n"
         "    else:\n"
         "        executor.serve()\n"
@@ -111,12 +112,12 @@ def executor(request: pytest.FixtureRequest) -> Iterator[DaskExecutor]:
 
 
 def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], None] | None = None) -> Any:
-    """Return what the team gives, or the error that it ends with; fail if it hangs."""
+    """Return what the collective gives, or the error that it ends with; fail if it hangs."""
     answers: list[Any] = []
 
     def call() -> None:
         try:
-            answers.append(executor.together(work, ignore, most))
+            answers.append(executor.run_collective(work, ignore, most))
         except Exception as error:
             answers.append(error)
 
@@ -132,10 +133,10 @@ def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], N
 
 def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskExecutor, tmp_path: Path) -> None:
     assert ask(executor, collective_tasks.sums) == (3, [111.0, 6.0])
-    assert ask(executor, collective_tasks.sums, most=2) == (2, [11.0, 3.0])
+    assert ask(executor, collective_tasks.sums, max_workers=2) == (2, [11.0, 3.0])
     assert ask(executor, collective_tasks.fails_in_the_second) == ["given up", "together"]
     assert ask(executor, collective_tasks.slow_sum, during=executor._cluster.admit_teams) == 3.0, (
-        "another run admits teams"
+        "another run admits collectives"
     )
     for work, said in (
         (collective_tasks.leaves, "run directory"),

@@ -120,7 +120,7 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
 def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor: DaskExecutor) -> None:
     found = executor.readings()
     assert sorted(found) == [0, 1, 2]
-    assert {(reading.hosts, reading.traces, reading.complaints) for reading in found.values()} == {
+    assert {(reading.hosts, reading.traces, reading.notes) for reading in found.values()} == {
         ((energy.host_identity(),), (), ())
     }
     begun = time.time()
@@ -281,11 +281,11 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
         sent.append(submit(*what, **options))
         return sent[-1]
 
-    def late() -> cluster.Roll:
+    def late() -> cluster.WorkersSnapshot:
         if not sent:
             return look()
         wait_until(lambda: all(future.done() for future in sent), "results")
-        return cluster.Roll(frozenset(), frozenset())
+        return cluster.WorkersSnapshot(frozenset(), frozenset())
 
     cluster.look, cluster.submit = late, keep
     try:

@@ -13,7 +13,7 @@ import pytest
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, UsageError
 from pbd.executors import base, open_executor
-from pbd.executors.base import Emit, Seldom, run_queue
+from pbd.executors.base import Emit, Throttle, run_queue
 from pbd.executors.mpi import world
 from pbd.executors.serial import SerialExecutor
 from pbd.records import BlockResult, Progress, TaskGroup
@@ -26,7 +26,7 @@ from tests.helpers.sleep_tasks import Sleeper, sleeping
 def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, passed = [0.0], list[Progress]()
     monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
-    seldom = Seldom(passed.append)
+    seldom = Throttle(passed.append)
     for step in range(100):
         now[0] = step / 100
         seldom(Progress(0, "a", step, 100, epoch=1 + step // 50))
@@ -39,7 +39,7 @@ def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pyte
 
 def test_what_was_found_keeps_the_seconds_that_it_took_once() -> None:
     def train(group: TaskGroup, emit: Emit) -> list[BlockResult]:
-        return [BlockResult("old", "trained", "x", seconds=9.0, found=True), BlockResult("new", "trained", "x")]
+        return [BlockResult("old", "trained", "x", seconds=9.0, from_journal=True), BlockResult("new", "trained", "x")]
 
     ((old, new),) = run_queue(train, [TaskGroup((make_task(0),), predicted_s=2.0)], 3, lambda _: None, 0.0)
     assert (old.seconds, new.seconds) == (9.0, pytest.approx(0.0, abs=1.0))

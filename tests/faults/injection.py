@@ -35,8 +35,8 @@ POINTS = {
     "gathering": ("pbd.executors.mpi.executor", "MpiExecutor._gather"),
     "planning": ("pbd.pipeline.plan", "make_plan"),
     "assembling": ("pbd.student.assemble", "assemble"),
-    "fine-tuning": ("pbd.student.fine_tuning", "Examiner.on_epoch_end"),
-    "marking": ("pbd.learning.metrics", "mark"),
+    "fine-tuning": ("pbd.student.fine_tuning", "ValidationCallback.on_epoch_end"),
+    "marking": ("pbd.learning.metrics", "evaluate"),
     "finishing": ("pbd.run_dir.manifest", "write"),
     "leaving": ("pbd.report", "summary"),
 }

@@ -181,7 +181,7 @@ def no_file_is_torn(soak: Soak) -> Row:
     return Row(
         "G5 no torn file",
         "SIGKILL while saving; a full disk; a read-only folder",
-        f"{kills} kills, {written} files: torn {torn}; {full.in_words if full else 'no small disk can be made here'}",
+        f"{kills} kills, {written} files: torn {torn}; {full.describe if full else 'no small disk can be made here'}",
         torn == 0 and full is not None and full.kept,
     )
 
@@ -200,7 +200,7 @@ def damage_is_noticed(soak: Soak) -> Row:
     return Row(
         "G6 damage is noticed",
         "one byte flipped, in each file of a complete and of an unfinished run",
-        f"{len(files)} files, {flips} flips: noticed {noticed}; unfinished: {unfinished.in_words}",
+        f"{len(files)} files, {flips} flips: noticed {noticed}; unfinished: {unfinished.describe}",
         noticed == flips and unfinished.kept,
     )
 

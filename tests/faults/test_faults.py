@@ -58,4 +58,4 @@ def test_a_full_disk_leaves_no_torn_file(tmp_path: Path) -> None:
     full = saving.on_a_full_disk(tmp_path / "full")
     if full is None:
         pytest.skip("no small disk can be made here (mount -t tmpfs)")
-    assert full.kept, full.in_words
+    assert full.kept, full.describe

@@ -137,7 +137,7 @@ class Page:
         ]
 
     @property
-    def complaints(self) -> list[dict[str, Any]]:
+    def notes(self) -> list[dict[str, Any]]:
         """What the console says: exceptions, messages of scripts, and what the browser holds against the page."""
         return self.told("Runtime.exceptionThrown", "Runtime.consoleAPICalled", "Log.entryAdded")
 

@@ -1,4 +1,4 @@
-"""What teams are given to do in tests: add up, fail, give up and die, on demand; no TensorFlow."""
+"""What collectives are given to do in tests: add up, fail, give up and die, on demand; no TensorFlow."""
 
 import os
 import signal
@@ -9,57 +9,57 @@ from pathlib import Path
 
 import numpy as np
 
-from pbd.collective import BrokenTeamError, Team
+from pbd.collective import Collective, CollectiveAbortedError
 from pbd.errors import MissingInputError
 from pbd.executors.base import Emit
 
 
-def sums(team: Team, emit: Emit) -> tuple[int, list[float]]:
-    """Return the size of the team, and what it adds up to."""
-    small = team.add_up(np.full((2, 1), 10.0**team.index))
-    large = team.add_up(np.full(300_000, team.index + 1, np.float32))
+def sums(collective: Collective, emit: Emit) -> tuple[int, list[float]]:
+    """Return the size of the collective, and what it adds up to."""
+    small = collective.all_reduce_sum(np.full((2, 1), 10.0**collective.index))
+    large = collective.all_reduce_sum(np.full(300_000, collective.index + 1, np.float32))
     assert (small.shape, large.dtype, len(set(large))) == ((2, 1), np.float32, 1)
-    return team.size, [float(small[1, 0]), float(large[-1])]
+    return collective.size, [float(small[1, 0]), float(large[-1])]
 
 
-def slow_sum(team: Team, emit: Emit) -> float:
-    if team.index == 1:
+def slow_sum(collective: Collective, emit: Emit) -> float:
+    if collective.index == 1:
         time.sleep(1.5)
-    return float(team.add_up(np.ones(1))[0])
+    return float(collective.all_reduce_sum(np.ones(1))[0])
 
 
-def fails_in_the_second(team: Team, emit: Emit) -> list[str]:
+def fails_in_the_second(collective: Collective, emit: Emit) -> list[str]:
     """The second cannot do the first of two things, and says so; both are tried by all."""
     done = []
     for attempt in range(2):
         try:
-            if attempt == 0 and team.index == 1:
+            if attempt == 0 and collective.index == 1:
                 raise MemoryError("injected")
-            team.add_up(np.ones(3))
+            collective.all_reduce_sum(np.ones(3))
             done.append("together")
-        except BrokenTeamError:
+        except CollectiveAbortedError:
             done.append("given up")
         except MemoryError:
-            team.give_up()
+            collective.abort()
             done.append("given up")
     return done
 
 
-def leaves(team: Team, emit: Emit) -> None:
+def leaves(collective: Collective, emit: Emit) -> None:
     """The second leaves with an error of its own, the first tries again and again."""
-    team.add_up(np.ones(1))
-    if team.index == 1:
+    collective.all_reduce_sum(np.ones(1))
+    if collective.index == 1:
         raise MissingInputError("every worker must see the run directory.")
     for _ in range(3):
         try:
-            team.add_up(np.ones(1))
-        except BrokenTeamError:
+            collective.all_reduce_sum(np.ones(1))
+        except CollectiveAbortedError:
             continue
 
 
-def leaves_after_the_last_sum(team: Team, emit: Emit) -> None:
-    team.add_up(np.ones(1))
-    if team.index == 0:
+def leaves_after_the_last_sum(collective: Collective, emit: Emit) -> None:
+    collective.all_reduce_sum(np.ones(1))
+    if collective.index == 0:
         raise MissingInputError("no space left.")
 
 
@@ -69,8 +69,8 @@ class Unreadable:
 
     folder: Path
 
-    def __call__(self, team: Team, emit: Emit) -> float:
-        return float(team.add_up(np.ones(1))[0])
+    def __call__(self, collective: Collective, emit: Emit) -> float:
+        return float(collective.all_reduce_sum(np.ones(1))[0])
 
     def __reduce__(self) -> tuple[Callable[[Path], "Unreadable"], tuple[Path]]:
         return read, (self.folder,)
@@ -90,35 +90,35 @@ class GivesUpWhileAnotherDies:
 
     folder: Path
 
-    def __call__(self, team: Team, emit: Emit) -> int:
-        mark = self.folder / f"failed {team.index}"
-        if team.index < 2 and not mark.exists():
+    def __call__(self, collective: Collective, emit: Emit) -> int:
+        mark = self.folder / f"failed {collective.index}"
+        if collective.index < 2 and not mark.exists():
             mark.touch()
-            if team.index == 1:
+            if collective.index == 1:
                 os.kill(os.getpid(), signal.SIGKILL)
-            team.give_up()
-            return len(team.add_up(np.ones(3)))
-        return len(team.add_up(np.ones(7)))
+            collective.abort()
+            return len(collective.all_reduce_sum(np.ones(3)))
+        return len(collective.all_reduce_sum(np.ones(7)))
 
 
-def dies_in_the_second(team: Team, emit: Emit) -> None:
-    team.add_up(np.ones(1))
-    if team.index == 1:
+def dies_in_the_second(collective: Collective, emit: Emit) -> None:
+    collective.all_reduce_sum(np.ones(1))
+    if collective.index == 1:
         os.kill(os.getpid(), signal.SIGKILL)
-    team.add_up(np.ones(1))
+    collective.all_reduce_sum(np.ones(1))
 
 
 @dataclass(frozen=True)
 class Mortal:
-    """The worker at this place in the team is killed, the first time."""
+    """The worker at this place in the collective is killed, the first time."""
 
     folder: Path
     place: int
 
-    def __call__(self, team: Team, emit: Emit) -> tuple[int, float]:
-        team.add_up(np.ones(1))
+    def __call__(self, collective: Collective, emit: Emit) -> tuple[int, float]:
+        collective.all_reduce_sum(np.ones(1))
         mark = self.folder / "died"
-        if team.index == self.place and not mark.exists():
+        if collective.index == self.place and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return team.size, float(team.add_up(np.ones(1))[0])
+        return collective.size, float(collective.all_reduce_sum(np.ones(1))[0])

@@ -36,7 +36,7 @@ def make_task(
 
 
 def steady(watts: float, host: str, kind: str = "package", gone: Callable[[], object] = lambda: False) -> Counter:
-    """Return a dial that always shows the same power, until it is gone."""
+    """Return a sensor that always shows the same power, until it is gone."""
 
     def read() -> int:
         if gone():

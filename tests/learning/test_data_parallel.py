@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.collective import ALONE, Team
+from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset, Part
 from pbd.learning import loop
 from pbd.learning.flat_adam import FlatAdam
@@ -60,13 +60,13 @@ class Classifier(keras.Model):
         return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(y, y_pred, from_logits=True))
 
 
-def trainer(model: keras.Model, data: Dataset, team: Team) -> loop.Trainer:
+def trainer(model: keras.Model, data: Dataset, collective: Collective) -> loop.Trainer:
     optimizer = loop.adam(0.01, EPOCHS * data.steps_per_epoch, model.trainable_variables)
-    return loop.trainer(model, optimizer, data, team)
+    return loop.trainer(model, optimizer, data, collective)
 
 
-def fit(model: keras.Model, data: Dataset, team: Team, watch: Watch) -> dict[str, list[float]]:
-    trains = trainer(model, data, team)
+def fit(model: keras.Model, data: Dataset, collective: Collective, watch: Watch) -> dict[str, list[float]]:
+    trains = trainer(model, data, collective)
     first = trains.fit(data.training_batches(0, 1), 0, 1, data.steps_per_epoch, [watch])
     later = trains.fit(data.training_batches(1, EPOCHS), 1, EPOCHS, data.steps_per_epoch, [watch])
     return {name: first[name] + later[name] for name in first}
@@ -75,11 +75,13 @@ def fit(model: keras.Model, data: Dataset, team: Team, watch: Watch) -> dict[str
 @pytest.mark.parametrize("size", [2, 3])
 def test_a_team_ends_where_one_worker_would(size: int) -> None:
     data, whole, told = make_dataset(), network(), Watch()
-    wanted = fit(whole, data, ALONE, told)
+    wanted = fit(whole, data, SINGLE, told)
     models, watches = [network() for _ in range(size)], [Watch() for _ in range(size)]
 
-    def work(team: Team) -> dict[str, list[float]]:
-        return fit(models[team.index], data.shared(Part(team.index, size)), team, watches[team.index])
+    def work(collective: Collective) -> dict[str, list[float]]:
+        return fit(
+            models[collective.index], data.shared(Part(collective.index, size)), collective, watches[collective.index]
+        )
 
     for history in as_team(size, work):
         assert history.keys() == wanted.keys() == {"loss", "largest"}
@@ -106,8 +108,8 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[FlatAdam]:
 def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
     data, models = make_dataset(), [network() for _ in range(size)]
 
-    def work(team: Team) -> None:
-        fit(models[team.index], data.shared(Part(team.index, size)), team, Watch())
+    def work(collective: Collective) -> None:
+        fit(models[collective.index], data.shared(Part(collective.index, size)), collective, Watch())
 
     as_team(size, work)
     assert [model.traced for model in models] == [1] * size
@@ -122,12 +124,12 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
 
 
 def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
-    data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
+    data, models, watches = make_dataset(), [network(), network()], [Watch(max_workers=4), Watch(max_workers=4)]
 
-    def work(team: Team) -> None:
-        mine = data.shared(Part(team.index, 2))
-        trains = trainer(models[team.index], mine, team)
-        trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[team.index]])
+    def work(collective: Collective) -> None:
+        mine = data.shared(Part(collective.index, 2))
+        trains = trainer(models[collective.index], mine, collective)
+        trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[collective.index]])
 
     as_team(2, work)
     assert [len(watch.losses) for watch in watches] == [4, 4]
@@ -138,10 +140,10 @@ def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
     poisoned = make_dataset()
     poisoned.train.images.array[: len(poisoned.train) // 2] = np.nan
 
-    def work(team: Team) -> None:
-        mine = poisoned.shared(Part(team.index, 2))
-        trains = trainer(models[team.index], mine, team)
-        trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[team.index]])
+    def work(collective: Collective) -> None:
+        mine = poisoned.shared(Part(collective.index, 2))
+        trains = trainer(models[collective.index], mine, collective)
+        trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[collective.index]])
 
     as_team(2, work)
     np.testing.assert_array_equal(watches[0].losses, watches[1].losses)

@@ -32,18 +32,18 @@ def images(count: int = 48) -> np.ndarray:
 
 @pytest.mark.parametrize(("batch", "size"), [(64, 32), (100, 50), (99, 33), (60, 60), (31, 31), (8, 8), (1, 1)])
 def test_the_parts_are_as_small_as_is_sound(batch: int, size: int) -> None:
-    assert ghost_batch_norm.part_size(batch) == size
+    assert ghost_batch_norm.ghost_batch_size(batch) == size
 
 
 def test_what_may_be_split_into_what() -> None:
-    assert ghost_batch_norm.unit(network(), 64) == 32
-    assert ghost_batch_norm.unit(network(trainable=False), 64) == 1
-    assert ghost_batch_norm.unit(network(axis=1), 64) == 64
+    assert ghost_batch_norm.split_unit(network(), 64) == 32
+    assert ghost_batch_norm.split_unit(network(trainable=False), 64) == 1
+    assert ghost_batch_norm.split_unit(network(axis=1), 64) == 64
     inputs = keras.Input(SHAPE)
     plain = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
-    assert ghost_batch_norm.unit(plain, 64) == 1
+    assert ghost_batch_norm.split_unit(plain, 64) == 1
     dropping = keras.Model(inputs, keras.layers.Dropout(0.1)(plain(inputs)))
-    assert ghost_batch_norm.unit(dropping, 64) == 64, "each piece would lose others"
+    assert ghost_batch_norm.split_unit(dropping, 64) == 64, "each piece would lose others"
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
@@ -110,10 +110,10 @@ def test_a_team_has_the_averages_over_everyones_parts() -> None:
     ghost_batch_norm.train(whole, x, 16)
     models = [network(), network()]
 
-    def work(team: Any) -> list[np.ndarray]:
-        model, own = models[team.index], x[:16] if team.index == 0 else x[16:]
+    def work(collective: Any) -> list[np.ndarray]:
+        model, own = models[collective.index], x[:16] if collective.index == 0 else x[16:]
         ghost_batch_norm.train(model, own, 16)
-        shared = ghost_batch_norm.ShareStatistics(ghost_batch_norm.normalisations(model), team, len(own) / len(x))
+        shared = ghost_batch_norm.ShareStatistics(ghost_batch_norm.normalisations(model), collective, len(own) / len(x))
         shared.on_epoch_end(0)
         return model.get_weights()
 

@@ -73,7 +73,7 @@ def uneven_batches() -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_accuracy_weighs_images_and_not_batches() -> None:
     assert metrics.accuracy(scores(0), uneven_batches()) == pytest.approx(3 / 5)
-    found = metrics.mark(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    found = metrics.evaluate(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
     assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
 
 
@@ -87,7 +87,7 @@ def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
 
 
 def test_agreement_is_with_the_teacher_and_not_with_the_labels() -> None:
-    found = metrics.mark(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    found = metrics.evaluate(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
     assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
     assert [marks.agreement for marks in found] == [0.0, 1.0]
     assert [marks.kl > 0.1 for marks in found] == [True, False]
@@ -96,13 +96,13 @@ def test_agreement_is_with_the_teacher_and_not_with_the_labels() -> None:
 def test_without_labels_the_agreement_is_the_measure() -> None:
     teacher, other = scores(0), scores(1)
     for labelled, measures in ((True, [3 / 5, 2 / 5]), (False, [1.0, 0.0])):
-        found = metrics.mark(teacher, [teacher, other], uneven_batches(), labelled)
-        assert [marks.measure for marks in found] == pytest.approx(measures)
+        found = metrics.evaluate(teacher, [teacher, other], uneven_batches(), labelled)
+        assert [marks.score for marks in found] == pytest.approx(measures)
     assert [marks.accuracy for marks in found] == [None, None]
 
 
 def test_an_accuracy_of_zero_is_a_measure_all_the_same() -> None:
-    assert metrics.Marks(accuracy=0.0, agreement=0.7, kl=0.1).measure == 0.0
+    assert metrics.Metrics(accuracy=0.0, agreement=0.7, kl=0.1).score == 0.0
 
 
 def test_the_data_is_read_once_for_all_models() -> None:
@@ -110,7 +110,7 @@ def test_the_data_is_read_once_for_all_models() -> None:
         yield np.array([[0], [1]]), np.array([0, 0])
 
     teacher = scores(0)
-    found = metrics.mark(teacher, [scores(0), teacher, scores(1)], once(), labelled=True)
+    found = metrics.evaluate(teacher, [scores(0), teacher, scores(1)], once(), labelled=True)
     assert [marks.accuracy for marks in found] == [0.5, 0.5, 0.0]
 
 
@@ -140,7 +140,7 @@ def test_the_divergence_is_from_the_teacher_whatever_the_outputs_are(shapes: tup
     """Logits or probabilities, either of them; batch by batch, but one mean over all images."""
     teacher, other = random_logits(0), random_logits(1)
     p, q = softmax(teacher), softmax(other)
-    marking = metrics.Marking(2, labelled=False)
+    marking = metrics.MetricAccumulator(2, labelled=False)
     given = [p if shapes[0] else teacher, q if shapes[1] else other]
     for rows in (slice(0, 4), slice(4, 6)):
         marking.add(given[0][rows], [given[1][rows], given[0][rows]], np.zeros(len(given[0][rows])))
@@ -154,7 +154,7 @@ def test_no_divergence_is_negative() -> None:
     teacher = random_logits(0, count=1)
     for seed in range(1, 20):
         for distance in (1e-3, 1.0):
-            marking = metrics.Marking(1, labelled=False)
+            marking = metrics.MetricAccumulator(1, labelled=False)
             marking.add(teacher, [teacher + distance * random_logits(seed, count=1)], np.zeros(1))
             assert marking.marks[0].kl > 0.0
 

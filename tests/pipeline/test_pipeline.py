@@ -48,10 +48,12 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def metered(lost_with: Path) -> energy.Finding:
+def metered(lost_with: Path) -> energy.DetectedSensors:
     """Return a host whose processor draws 100 W, and whose GPU draws 50 W until this file is there."""
     host = energy.host_identity()
-    return energy.Finding(host, (steady(100.0, host), steady(50.0, host, "gpu", gone=lost_with.exists)), ("No more.",))
+    return energy.DetectedSensors(
+        host, (steady(100.0, host), steady(50.0, host, "gpu", gone=lost_with.exists)), ("No more.",)
+    )
 
 
 def test_the_report_keeps_its_contract(run_dir: Path) -> None:
@@ -62,7 +64,7 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert set(said["student"]) >= {"test_accuracy", "val_accuracy", "params", "macs", "path"}
     decisions = {row["layer"]: row["status"] for row in said["blocks"]}
     assert decisions == {"stem": "skipped", "body": "accepted"}
-    assert (said["judged_by"], said["story"]) == ("labels", [])
+    assert (said["reference"], said["events"]) == ("labels", [])
     assert said["blocks"][1]["block"] == "decoupled_r2"
     assert said["blocks"][1]["reason"].startswith("accuracy ")
     assert len(said["fine_tune_history"]) == 1
@@ -234,7 +236,7 @@ def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> 
 
 def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
-    assert said["judged_by"] == "teacher"
+    assert said["reference"] == "teacher"
     assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
     for network in ("teacher", "student"):
         assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]
@@ -260,7 +262,7 @@ def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch
     report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings)
     said = json.loads((tmp_path / "run" / "report.json").read_text())
     assert_judged_by_the_teacher(said)
-    assert report.judged_by == "teacher"
+    assert report.reference == "teacher"
     assert report.student.test_agreement > 0.5
     assert "agreement with the teacher" in (tmp_path / "run" / "summary.txt").read_text()
     import keras
@@ -323,7 +325,7 @@ def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) ->
     assert report.assembled.val_agreement < 1.0
     assert (report.student.val_agreement, report.student.macs) == (1.0, report.teacher.macs)
     assert report.blocks[1].macs_after == report.blocks[1].macs_before
-    assert [line.split(":")[0] for line in report.story] == ["gave back body"]
+    assert [line.split(":")[0] for line in report.events] == ["gave back body"]
     ours, theirs = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("student", "teacher"))
     assert all(np.array_equal(x, y) for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True))
     assert "what happened" in (tmp_path / "run" / "summary.txt").read_text()

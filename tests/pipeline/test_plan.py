@@ -6,13 +6,13 @@ from typing import Any
 import pytest
 
 from experiments import scaling
-from pbd.collective import ALONE
+from pbd.collective import SINGLE
 from pbd.config import ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.errors import NoWorkersError, UsageError
 from pbd.pipeline import plan, remote_tasks
-from pbd.pipeline.remote_tasks import EXCHANGES, TimeExchange
+from pbd.pipeline.remote_tasks import EXCHANGES, AllReduceBenchmark
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
 from tests.helpers.fakes import make_task
 
@@ -38,7 +38,7 @@ class Workers:
     table: CostTable
     exchange_s: float = 0.001
     num_workers: int = 2
-    team_size: int = 2
+    collective_size: int = 2
     elastic: bool = False
     asked: int = 0
     sharers: int = 0
@@ -57,7 +57,7 @@ class Workers:
         self.sharers = function.args[4]
         return self.table, WORK
 
-    def together(self, function: Any, emit: Any, most: int) -> float:
+    def run_collective(self, function: Any, emit: Any, most: int) -> float:
         self.asked += 1
         assert function.values == sum(task.block_params for task in TASKS)
         return self.exchange_s
@@ -92,8 +92,8 @@ def test_a_layer_that_loses_the_process_that_times_it_does_not_cost_the_run(capl
 def test_all_load_what_they_train_with_before_they_time_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
     done: list[Any] = []
     monkeypatch.setattr(remote_tasks, "load", done.append)
-    monkeypatch.setattr(ALONE, "add_up", lambda values: done.append(values.size))
-    assert TimeExchange("context", 7)(ALONE, lambda event: None) >= 0.0
+    monkeypatch.setattr(SINGLE, "all_reduce_sum", lambda values: done.append(values.size))
+    assert AllReduceBenchmark("context", 7)(SINGLE, lambda event: None) >= 0.0
     assert (done[0], done.count("context"), done.count(7)) == ("context", 1, EXCHANGES)
 
 
@@ -125,8 +125,8 @@ def test_where_exchanging_takes_longer_than_the_teacher_each_trains_layers_of_it
         ({"scheduler": "wfd"}, {}, "decoupled_r2"),
         ({"group": False}, {}, "decoupled_r2"),
         ({}, {"elastic": True}, "decoupled_r2"),
-        ({}, {"team_size": 1}, "decoupled_r2"),
-        ({}, {"num_workers": 1, "team_size": 1}, "decoupled_r2"),
+        ({}, {"collective_size": 1}, "decoupled_r2"),
+        ({}, {"num_workers": 1, "collective_size": 1}, "decoupled_r2"),
         ({}, {}, "two_layer"),
     ],
 )
@@ -151,7 +151,7 @@ def test_on_workers_that_come_and_go_sharing_has_to_be_asked_for() -> None:
 
 @pytest.mark.parametrize(("limit", "groups"), [(None, 1), (6.0, 1), (4.0, 2), (2.0, 3)])
 def test_one_worker_trains_at_once_what_fits_into_its_memory(limit: float | None, groups: int) -> None:
-    alone = Workers(table(**SLOW_PREFIX), num_workers=1, team_size=1, footprint=footprint_of(2.0))
+    alone = Workers(table(**SLOW_PREFIX), num_workers=1, collective_size=1, footprint=footprint_of(2.0))
     plan = make(alone, memory_limit=limit)
     assert len(plan.assignment.groups) == groups
     assert [name for group in plan.assignment.groups for name in group.layer_names] == _names()
@@ -169,7 +169,7 @@ def test_who_shares_a_batch_has_room_for_more_layers() -> None:
 
 
 def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
-    crowded = Workers(table(**SLOW_PREFIX), num_workers=1, team_size=1, footprint=footprint_of(2.0, free=1.0))
+    crowded = Workers(table(**SLOW_PREFIX), num_workers=1, collective_size=1, footprint=footprint_of(2.0, free=1.0))
     plan = make(crowded)
     assert [len(group.tasks) for group in plan.assignment.groups] == [1, 1, 1]
     assert make(Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0)), parallel="data", memory_limit=1.5)

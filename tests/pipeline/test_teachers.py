@@ -1,4 +1,4 @@
-"""Finding the teacher: what is missing or broken is said in one line, before anything is trained."""
+"""DetectedSensors the teacher: what is missing or broken is said in one line, before anything is trained."""
 
 from pathlib import Path
 from typing import Any

@@ -12,13 +12,13 @@ import pytest
 
 from pbd.blockwise.context import TrainingContext
 from pbd.config import RunConfig
-from pbd.executors.base import Kept, nothing_kept
-from pbd.learning.metrics import Marks
-from pbd.pipeline.workers import Crew
+from pbd.executors.base import CheckpointToken, no_checkpoint
+from pbd.learning.metrics import Metrics
+from pbd.pipeline.workers import WorkerPool
 from pbd.run_dir.journal import Journal
 from pbd.student.checkpoints import Tuning
 
-MARKS = Marks(0.5, 0.6, 0.7)
+MARKS = Metrics(0.5, 0.6, 0.7)
 
 
 class Gate(keras.layers.Layer):
@@ -49,21 +49,23 @@ class Workers:
     fail: bool = False
     kept: list[object] = field(default_factory=list)
 
-    def together(self, work: Any, emit: Callable[[Any], None], most: int, kept: Kept = nothing_kept) -> Any:
+    def run_collective(
+        self, work: Any, emit: Callable[[Any], None], most: int, kept: CheckpointToken = no_checkpoint
+    ) -> Any:
         self.kept.append(pickle.loads(pickle.dumps(kept))())  # it goes to every worker
         if self.fail:
             raise RuntimeError("injected")
         weights = [
             value + 1 for value in keras.models.load_model(work.student, custom_objects={"Gate": Gate}).get_weights()
         ]
-        return weights, MARKS if type(work).__name__ == "SettleShared" else Tuning(MARKS)
+        return weights, MARKS if type(work).__name__ == "RecalibrateTask" else Tuning(MARKS)
 
 
-def crew(workers: Workers, folder: Path) -> Crew:
+def crew(workers: Workers, folder: Path) -> WorkerPool:
     config = RunConfig()
     journal = Journal.create(folder / "run", {})
     context = TrainingContext("t", config.data, (4, 4, 3), config.training, "decoupled_r2", "fitted", 0, journal)
-    return Crew(workers, context, lambda event: None)
+    return WorkerPool(workers, context, lambda event: None)
 
 
 @pytest.mark.parametrize("what", ["settle", "tune"])
@@ -72,7 +74,7 @@ def test_all_weights_come_back(what: str, tmp_path: Path) -> None:
     before = model.get_weights()
     everyone = crew(workers, tmp_path)
     if what == "settle":
-        assert everyone.settle(model) == MARKS
+        assert everyone.recalibrate(model) == MARKS
     else:
         assert everyone.tune(model, RunConfig().student, MARKS, 0) == Tuning(MARKS)
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -91,5 +93,5 @@ def test_what_was_kept_of_fine_tuning_is_told(tmp_path: Path) -> None:
 
 def test_an_error_leaves_no_network_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="injected"):
-        crew(Workers(fail=True), tmp_path).settle(network())
+        crew(Workers(fail=True), tmp_path).recalibrate(network())
     assert not (tmp_path / "run" / "assembled.keras").exists()

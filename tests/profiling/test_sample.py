@@ -46,7 +46,7 @@ def test_processors_are_as_busy_as_their_ticks_say(tmp_path: Path) -> None:
 
 def test_power_and_energy_are_written_until_the_meter_is_lost() -> None:
     recording = Recording(Device("package", "0", "rapl", "one", "one"), [2**32 - 10, 90, 390, None, None], 0.5, 2**32)
-    spending = sample.Spending(recording.dial())
+    spending = sample.Spending(recording.sensor())
     cells = [spending.cells(now_s) for now_s in (0.0, 1.0, 3.0, 4.0)]
     assert [cell["rapl_package-0_w"] for cell in cells] == [None, 50.0, 75.0, None]
     assert [cell["rapl_package-0_j"] for cell in cells] == [0.0, 50.0, 200.0, None]
@@ -56,7 +56,7 @@ def test_rows_are_written_while_the_command_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     shown = Recording(Device("package", "0", "rapl", "one", "one"), [100.0] * 999)
-    found = energy.Finding("one", (shown.dial(),), ("no GPU here",))
+    found = energy.DetectedSensors("one", (shown.sensor(),), ("no GPU here",))
     monkeypatch.setattr(energy, "find", lambda cores: found)
     path = tmp_path / "a trace.csv"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_said_in_a_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(energy, "find", lambda cores: energy.Finding("one"))
+    monkeypatch.setattr(energy, "find", lambda cores: energy.DetectedSensors("one"))
     assert sample.main(arguments) == code
     error = capfd.readouterr().err
     assert said in error

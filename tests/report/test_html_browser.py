@@ -10,7 +10,7 @@ from pbd.report import page
 from tests.helpers import browser
 from tests.helpers.report_factory import NASTY, SECTIONS, full_report, make_row
 
-READ = ("body", ".note", "a", "td", "th button", ".decision.accepted", ".decision.given_back", "small.warn")
+READ = ("body", ".note", "a", "td", "th button", ".decision.accepted", ".decision.restored", "small.warn")
 """What must stand out from what is behind it, where it is there."""
 LAYERS = "document.querySelector('#layers table')"
 
@@ -47,7 +47,7 @@ def test_a_browser_shows_it_without_complaint(
     assert shown.evaluate("[...document.querySelectorAll('section')].every(each => each.offsetHeight > 0)")
     assert shown.evaluate("document.documentElement.scrollWidth") <= width
     assert shown.requests == [pages[name].as_uri()]
-    assert shown.complaints == []
+    assert shown.notes == []
     for selector in READ:
         if shown.evaluate(f"document.querySelector('{selector}') !== null"):
             assert contrast(shown, selector) >= 4.5, selector
@@ -62,7 +62,7 @@ def test_a_careless_page_would_be_noticed(chromium: browser.Browser, tmp_path: P
     path.write_text("<link rel=stylesheet href=theirs.css><script>console.error('mine'); undefinedName();</script>")
     shown = browser.Page(chromium, path)
     assert shown.requests == [path.as_uri(), (tmp_path / "theirs.css").as_uri()]
-    assert len(shown.complaints) >= 2
+    assert len(shown.notes) >= 2
 
 
 def contrast(shown: browser.Page, selector: str, painted_with: str = "color") -> float:
@@ -118,4 +118,4 @@ def test_columns_are_sorted_by_keyboard_and_click(chromium: browser.Browser, pag
     focus(shown, "layer")
     shown.press_enter()
     assert column(shown, "layer")[-1] == "stem"
-    assert shown.complaints == []
+    assert shown.notes == []

@@ -93,7 +93,7 @@ def test_a_name_is_text_wherever_it_stands() -> None:
     report = full_report(
         blocks=rows,
         groups=((NASTY,),),
-        story=(NASTY,),
+        events=(NASTY,),
         run_dir=NASTY,
         device=NASTY,
         config={"teacher": NASTY, "dataset": NASTY, NASTY: NASTY},
@@ -155,11 +155,11 @@ def test_energy_is_said_by_source() -> None:
     assert "so there is no figure. Source: none. no counter may be read. Ask for it." in said
 
 
-@pytest.mark.parametrize("judged_by", ["labels", "teacher"])
-def test_what_is_absent_is_said_to_be_so(judged_by: str) -> None:
+@pytest.mark.parametrize("reference", ["labels", "teacher"])
+def test_what_is_absent_is_said_to_be_so(reference: str) -> None:
     nothing = ModelFacts(0, 0)
     report = make_report(
-        blocks=(), groups=(), workers=(), fine_tune_history=(), judged_by=judged_by, run_dir="", config={}, versions={},
+        blocks=(), groups=(), workers=(), fine_tune_history=(), reference=reference, run_dir="", config={}, versions={},
         teacher=nothing, assembled=nothing, student=nothing, latency=(),
     )  # fmt: skip
     said = Document(page.of_run(report)).words
@@ -167,7 +167,7 @@ def test_what_is_absent_is_said_to_be_so(judged_by: str) -> None:
     assert "Latency was not measured" in said
     assert "The student was not fine-tuned." in said
     assert "No block was trained" in said
-    assert ("no labels" in said) == (judged_by == "teacher")
+    assert ("no labels" in said) == (reference == "teacher")
     assert "2 runs" in Document(page.of_runs({"a": report, "b": report})).words
 
 

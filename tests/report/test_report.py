@@ -49,7 +49,7 @@ def unlabelled_report() -> RunReport:
     """Return the report of a run without labels, in which one layer was given back."""
     tuned = ModelFacts(140_000, 5_100_000, val_agreement=0.915, test_agreement=0.901, val_kl=0.25, test_kl=0.26)
     return make_report(
-        judged_by="teacher",
+        reference="teacher",
         teacher=ModelFacts(1_180_000, 40_600_000, val_agreement=1.0, test_agreement=1.0, val_kl=0.0, test_kl=0.0),
         assembled=ModelFacts(140_000, 5_100_000, val_agreement=0.6125, val_kl=1.5),
         student=tuned,
@@ -58,7 +58,7 @@ def unlabelled_report() -> RunReport:
             make_row("bad", "given_back", "hurt most [of all]", val_accuracy=None, params_after=590_080),
         ),
         fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
-        story=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): taken back", "gave back bad"),
+        events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): taken back", "gave back bad"),
     )
 
 

@@ -44,7 +44,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
     ]
     results = {"conv1": trained("conv1", 0.75), "conv2": trained("conv2", 0.5)}
     results |= {"conv3": failed("conv3"), "conv5": failed("conv5", None)}
-    rows = block_rows(tasks, results, accept(results.values(), 0.6), 0.6, given_back={})
+    rows = block_rows(tasks, results, accept(results.values(), 0.6), 0.6, restored={})
     assert [(row.layer, row.status, row.reason) for row in rows] == [
         ("conv0", "skipped", "called 2 times"),
         ("conv1", "accepted", "accuracy 0.7500 >= 0.6000"),
@@ -58,7 +58,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
 def test_only_an_accepted_block_changes_size_and_cost() -> None:
     tasks = [make_task(0), make_task(1), make_task(2, skip_reason="called twice"), make_task(3)]
     results = {"conv0": trained("conv0", 0.9), "conv1": trained("conv1", 0.1), "conv3": failed("conv3")}
-    rows = block_rows(tasks, results, accept(results.values(), 0.5), 0.5, given_back={})
+    rows = block_rows(tasks, results, accept(results.values(), 0.5), 0.5, restored={})
     assert [(row.params_before, row.params_after) for row in rows] == [(2_320, 400)] + [(2_320, 2_320)] * 3
     assert [(row.macs_before, row.macs_after) for row in rows] == [(900, 200)] + [(900, 900)] * 3
 
@@ -66,7 +66,7 @@ def test_only_an_accepted_block_changes_size_and_cost() -> None:
 def test_a_row_carries_what_was_measured() -> None:
     result = trained("conv0", 0.9, worker=3, started_s=1.5, seconds=2.5, nmse=0.25, loss_history=(2.0, 1.0))
     result = dataclasses.replace(result, nmse_history=(0.9, 0.5, 0.25), val_agreement=0.92, val_kl=0.125)
-    (row,) = block_rows([make_task(0)], {"conv0": result}, accept([result], 0.5), 0.5, given_back={})
+    (row,) = block_rows([make_task(0)], {"conv0": result}, accept([result], 0.5), 0.5, restored={})
     assert (row.worker, row.started_s, row.seconds, row.nmse, row.val_accuracy) == (3, 1.5, 2.5, 0.25, 0.9)
     assert (row.block, row.loss_history, row.nmse_history) == ("two_layer", (2.0, 1.0), (0.9, 0.5, 0.25))
     assert (row.val_agreement, row.val_kl) == (0.92, 0.125)
@@ -78,7 +78,7 @@ def test_without_labels_the_agreement_decides_and_is_named() -> None:
         "conv1": trained("conv1", None, val_agreement=0.79),
     }
     assert list(accept(results.values(), 0.8)) == ["conv0"]
-    rows = block_rows([make_task(0), make_task(1)], results, accept(results.values(), 0.8), 0.8, given_back={})
+    rows = block_rows([make_task(0), make_task(1)], results, accept(results.values(), 0.8), 0.8, restored={})
     assert [(row.status, row.reason) for row in rows] == [
         ("accepted", "agreement 0.8000 >= 0.8000"),
         ("rejected", "agreement 0.7900 < 0.8000"),
@@ -95,7 +95,7 @@ def test_with_labels_the_agreement_decides_nothing() -> None:
 def test_a_layer_given_back_keeps_its_size_and_says_why() -> None:
     results = {"conv0": trained("conv0", 0.9, nmse=0.3), "conv1": trained("conv1", 0.9)}
     rows = block_rows(
-        [make_task(0), make_task(1)], results, accept(results.values(), 0.5), 0.5, given_back={"conv0": "hurt most"}
+        [make_task(0), make_task(1)], results, accept(results.values(), 0.5), 0.5, restored={"conv0": "hurt most"}
     )
     assert [(row.status, row.reason) for row in rows] == [
         ("given_back", "hurt most"),
@@ -112,7 +112,7 @@ def test_a_group_counts_once_and_idle_is_the_wait_for_the_slowest() -> None:
         trained("b", 1.0, worker=0, started_s=0.0, seconds=4.0),
         trained("c", 1.0, worker=0, started_s=4.0, seconds=2.0),
         trained("d", 1.0, worker=1, started_s=0.5, seconds=4.0),
-        trained("found", 1.0, worker=1, started_s=0.5, seconds=99.0, found=True),
+        trained("found", 1.0, worker=1, started_s=0.5, seconds=99.0, from_journal=True),
         BlockResult("e", "failed", "two_layer", worker=1, started_s=4.5, seconds=1.0, error="no"),
     ]
     rows = worker_rows(results, num_workers=3)
@@ -128,7 +128,7 @@ def test_a_worker_held_at_most_what_its_fullest_group_did() -> None:
     results = [
         trained("a", 1.0, worker=0, seconds=4.0, peak_bytes=70),
         trained("b", 1.0, worker=0, seconds=4.0, started_s=4.0, peak_bytes=90),
-        trained("found", 1.0, worker=1, seconds=9.0, found=True, peak_bytes=999),
+        trained("found", 1.0, worker=1, seconds=9.0, from_journal=True, peak_bytes=999),
     ]
     assert [row.peak_bytes for row in worker_rows(results, num_workers=2)] == [90, None]
     together = [trained("a", 1.0, worker=0, seconds=4.0, shared=True, peak_bytes=70)]

@@ -213,7 +213,7 @@ def test_what_no_worker_stamped_what_failed_and_what_is_unknown_corrects_nothing
 
 
 def test_a_group_that_was_found_in_part_corrects_nothing() -> None:
-    found = replace(result("conv0", 0, 0.0, 50.0), found=True)
+    found = replace(result("conv0", 0, 0.0, 50.0), from_journal=True)
     corrected = TABLE.corrected([found, result("conv1", 0, 0.0, 3.0)], WORK, True, "runs/one")
     assert corrected.layers == TABLE.layers
 

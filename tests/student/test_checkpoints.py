@@ -9,21 +9,21 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.collective import ALONE, LostTeamError, Team
+from pbd.collective import SINGLE, Collective, CollectiveLostError
 from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
-from pbd.student.checkpoints import FileBookmark, Tuning
+from pbd.student.checkpoints import CheckpointFile, Tuning
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import as_team
 
 EPOCHS = 4
 NAME = "fine_tuning/place.npz"
-START = Marks(0.1, 0.1, 9.0)
+START = Metrics(0.1, 0.1, 9.0)
 
 
 class Interruption(Exception):
@@ -44,31 +44,31 @@ def teacher(dataset: Dataset) -> keras.Model:
 def tune(
     teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[Tuning, list[np.ndarray]]]:
-    """Return a function that tunes a damaged copy of the teacher, with a bookmark in a folder, if one is given."""
+    """Return a function that tunes a damaged copy of the teacher, with a checkpoint in a folder, if one is given."""
     examine = fine_tuning.examine
 
     def run(
         folder: Path | None = None,
-        team: Team = ALONE,
+        collective: Collective = SINGLE,
         interrupt_at: int | None = None,
-        script: Sequence[Marks] | None = None,
+        script: Sequence[Metrics] | None = None,
         data: Dataset = dataset,
     ) -> tuple[Tuning, list[np.ndarray]]:
-        student, examined = graph.flatten(teacher), list[Marks]()
+        student, examined = graph.flatten(teacher), list[Metrics]()
         damage(student, 0.5)
 
-        def watch(*arguments: object) -> Marks:
+        def watch(*arguments: object) -> Metrics:
             if len(examined) == interrupt_at:
                 raise Interruption
             marks = examine(*arguments)
             examined.append(marks if script is None else script[len(examined)])
             return examined[-1]
 
-        if team is ALONE:
+        if collective is SINGLE:
             monkeypatch.setattr(fine_tuning, "examine", watch)
-        bookmark = FileBookmark(Journal(folder), NAME, team) if folder else None
+        checkpoint = CheckpointFile(Journal(folder), NAME, collective) if folder else None
         config = StudentConfig(fine_tune_epochs=EPOCHS, fine_tune_learning_rate=0.01)
-        tuning = fine_tuning.fine_tune(student, teacher, data, config, START, ignore, 2, team, bookmark)
+        tuning = fine_tuning.fine_tune(student, teacher, data, config, START, ignore, 2, collective, checkpoint)
         return tuning, student.get_weights()
 
     return run
@@ -98,19 +98,19 @@ def test_one_that_was_done_is_not_done_again(tune: Callable[..., object], tmp_pa
 
 
 DIVERGING = [
-    Marks(0.8, 0.8, 0.5),
-    Marks(0.3, 0.3, 3.0),
-    Marks(0.6, 0.6, 2.0),
-    Marks(0.8, 0.8, math.nan),
-    Marks(0.9, 0.9, 0.2),
-    Marks(0.7, 0.7, 0.3),
+    Metrics(0.8, 0.8, 0.5),
+    Metrics(0.3, 0.3, 3.0),
+    Metrics(0.6, 0.6, 2.0),
+    Metrics(0.8, 0.8, math.nan),
+    Metrics(0.9, 0.9, 0.2),
+    Metrics(0.7, 0.7, 0.3),
 ]
 
 
 def test_steps_back_are_taken_again(tune: Callable[..., object], tmp_path: Path) -> None:
     """What diverged after the last epoch that was kept diverges again."""
     whole = tune(script=DIVERGING)
-    assert len(whole[0].story) == 2
+    assert len(whole[0].events) == 2
     assert [row["epoch"] for row in whole[0].history] == [3, 4, 5, 6]
     for interrupt_at, kept in ((1, 1), (2, 1), (4, 3)):
         folder = tmp_path / f"after {interrupt_at}"
@@ -123,25 +123,25 @@ def test_a_team_goes_on_together(
     tune: Callable[..., object], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
-    examine, seen = fine_tuning.examine, list[Marks]()
+    examine, seen = fine_tuning.examine, list[Metrics]()
 
-    def at_most_two(student: keras.Model, teacher: keras.Model, data: Dataset, team: Team) -> Marks:
-        if team.index == 0:
+    def at_most_two(student: keras.Model, teacher: keras.Model, data: Dataset, collective: Collective) -> Metrics:
+        if collective.index == 0:
             seen.append(START)
         if len(seen) > 2:
             raise Interruption
-        return examine(student, teacher, data, team)
+        return examine(student, teacher, data, collective)
 
-    (whole, weights), _ = as_team(2, lambda team: tune(team=team, data=large))
+    (whole, weights), _ = as_team(2, lambda collective: tune(collective=collective, data=large))
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "examine", at_most_two)
-        with pytest.raises((Interruption, LostTeamError)):
-            as_team(2, lambda team: tune(tmp_path, team, data=large))
-    first, second = as_team(2, lambda team: tune(tmp_path, team, data=large))
+        with pytest.raises((Interruption, CollectiveLostError)):
+            as_team(2, lambda collective: tune(tmp_path, collective, data=large))
+    first, second = as_team(2, lambda collective: tune(tmp_path, collective, data=large))
     assert first[0] == second[0]
     assert [row["loss"] for row in first[0].history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
     apart = tmp_path / "not shared"
-    third, _ = as_team(2, lambda team: tune(apart if team.index else tmp_path, team, data=large))
+    third, _ = as_team(2, lambda collective: tune(apart if collective.index else tmp_path, collective, data=large))
     assert len(third[0].history) == EPOCHS, "who does not see the file makes all begin anew"
     assert weights[0].shape == third[1][0].shape
 

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 from scipy import special
 
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm, losses
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.student import fine_tuning
 from tests.helpers.palette import (
@@ -179,7 +179,7 @@ def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: ke
     assert {tuple(row) for row in tuning.history} == {
         ("epoch", "loss", "val_accuracy", "val_agreement", "val_kl", "learning_rate")
     }
-    assert tuning.story == ()
+    assert tuning.events == ()
     assert (events[-1].done, events[-1].total) == (4 * 6, 4 * 6)
 
 
@@ -230,9 +230,9 @@ def test_divergence_is_noticed_undone_and_told(
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=rate)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
-    assert tuning.story[0].startswith(f"epoch 1 diverged at learning rate {rate:g}")
-    assert told in tuning.story[0]
-    assert tuning.story[0].endswith(f"taken back, {rate / 4:g} from there")
+    assert tuning.events[0].startswith(f"epoch 1 diverged at learning rate {rate:g}")
+    assert told in tuning.events[0]
+    assert tuning.events[0].endswith(f"taken back, {rate / 4:g} from there")
     assert (tuning.best.accuracy, -tuning.best.kl) >= (start.accuracy, -start.kl)
     assert all(np.isfinite(value).all() for value in student.get_weights())
     assert fine_tuning.examine(student, teacher, dataset) == tuning.best
@@ -241,13 +241,13 @@ def test_divergence_is_noticed_undone_and_told(
 
 
 class Script:
-    """Marks that follow a script, and the student's weights at each of them."""
+    """Metrics that follow a script, and the student's weights at each of them."""
 
     def __init__(self, *measures: tuple[float, float]) -> None:
-        self._marks = iter(Marks(accuracy, accuracy, kl) for accuracy, kl in measures)
+        self._marks = iter(Metrics(accuracy, accuracy, kl) for accuracy, kl in measures)
         self.seen: list[list[np.ndarray]] = []
 
-    def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset, team: Team) -> Marks:
+    def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective) -> Metrics:
         self.seen.append(student.get_weights())
         return next(self._marks)
 
@@ -262,7 +262,7 @@ def follow(
         script = Script(*measures)
         monkeypatch.setattr(fine_tuning, "examine", script)
         config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.008)
-        return fine_tuning.fine_tune(student, teacher, dataset, config, Marks(0.5, 0.5, 1.0), ignore), script
+        return fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
     return run
 
@@ -275,7 +275,7 @@ def test_the_best_epoch_is_kept_and_among_equals_the_one_nearest_to_the_teacher(
     student: keras.Model, follow: Callable[..., tuple[fine_tuning.Tuning, Script]]
 ) -> None:
     tuning, script = follow((0.6, 1.0), (0.7, 0.9), (0.7, 0.3), (0.7, 0.4), (0.65, 0.1), epochs=5)
-    assert tuning.best == Marks(0.7, 0.7, 0.3)
+    assert tuning.best == Metrics(0.7, 0.7, 0.3)
     assert is_at(student, script.seen[2])
     assert not is_at(student, script.seen[3])
     assert len(tuning.history) == 5
@@ -286,7 +286,7 @@ def test_a_start_that_no_epoch_beats_is_kept(
 ) -> None:
     start = student.get_weights()
     tuning, _ = follow((0.5, 1.0), (0.49, 0.1), epochs=2)
-    assert tuning.best == Marks(0.5, 0.5, 1.0)
+    assert tuning.best == Metrics(0.5, 0.5, 1.0)
     assert is_at(student, start)
     assert [row["val_accuracy"] for row in tuning.history] == [0.5, 0.49]
 
@@ -298,11 +298,11 @@ def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the
     tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.6, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
     assert [(row["epoch"], row["val_accuracy"]) for row in tuning.history] == [(1, 0.8), (2, 0.6), (3, 0.9)]
     assert [row["learning_rate"] for row in tuning.history] == pytest.approx([0.008, 0.0015, 0.0001875])
-    assert len(tuning.story) == 2
-    assert tuning.story[0].startswith("epoch 2 diverged at learning rate 0.006 (the accuracy fell from 0.8000 to 0.39")
-    assert tuning.story[0].endswith("taken back, 0.0015 from there")
-    assert tuning.story[1].startswith("epoch 3 diverged at learning rate 0.00075")
-    assert tuning.best == Marks(0.9, 0.9, 0.2)
+    assert len(tuning.events) == 2
+    assert tuning.events[0].startswith("epoch 2 diverged at learning rate 0.006 (the accuracy fell from 0.8000 to 0.39")
+    assert tuning.events[0].endswith("taken back, 0.0015 from there")
+    assert tuning.events[1].startswith("epoch 3 diverged at learning rate 0.00075")
+    assert tuning.best == Metrics(0.9, 0.9, 0.2)
     assert is_at(student, script.seen[-1])
     ends = [weights[0] for weights in script.seen]  # the stem's kernel; a step of Adam is about its rate
     farthest = 1.2 * dataset.steps_per_epoch * 0.002
@@ -317,8 +317,8 @@ def test_after_a_few_steps_back_it_is_left_at_its_best(
     collapses = [(0.1, 5.0)] * (1 + fine_tuning.MOST_STEPS_BACK)
     tuning, script = follow((0.8, 0.5), *collapses, epochs=4)
     assert len(script.seen) == 2 + fine_tuning.MOST_STEPS_BACK
-    assert len(tuning.story) == 1 + fine_tuning.MOST_STEPS_BACK
-    assert tuning.best == Marks(0.8, 0.8, 0.5)
+    assert len(tuning.events) == 1 + fine_tuning.MOST_STEPS_BACK
+    assert tuning.best == Metrics(0.8, 0.8, 0.5)
     assert is_at(student, script.seen[0])
     assert len(tuning.history) == 1
 
@@ -328,7 +328,7 @@ def test_what_is_frozen_is_not_tuned(teacher: keras.Model, student: keras.Model,
         layer.trainable = layer.name in ("a", "norm")
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=0.01)
-    worst = Marks(0.0, 0.0, 100.0)
+    worst = Metrics(0.0, 0.0, 100.0)
     fine_tuning.fine_tune(student, teacher, dataset, config, worst, ignore)
     assert moved_layers(before, student) == {"a", "norm"}
 
@@ -344,8 +344,10 @@ def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: ke
     before = predict(copies[0], some_images())
     alone = fine_tuning.fine_tune(copies[2], teacher, large, config, start, ignore)
 
-    def work(team: Team) -> fine_tuning.Tuning:
-        return fine_tuning.fine_tune(copies[team.index], teacher, large, config, start, ignore, team=team)
+    def work(collective: Collective) -> fine_tuning.Tuning:
+        return fine_tuning.fine_tune(
+            copies[collective.index], teacher, large, config, start, ignore, collective=collective
+        )
 
     for tuning, copy in zip(as_team(2, work), copies, strict=False):
         assert [row["loss"] for row in tuning.history] == pytest.approx([r["loss"] for r in alone.history], rel=1e-3)
@@ -363,18 +365,20 @@ def test_divergence_steps_the_whole_team_back(
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.001, fine_tune_scope="blocks")
     large, losses = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST), iter([math.nan])
 
-    def work(team: Team) -> fine_tuning.Tuning:
-        add_up = team.add_up
+    def work(collective: Collective) -> fine_tuning.Tuning:
+        all_reduce_sum = collective.all_reduce_sum
 
         def poisoned(values: np.ndarray) -> np.ndarray:
-            return add_up(values * next(losses, 1.0) if team.index == 1 and values.dtype == np.float32 else values)
+            return all_reduce_sum(
+                values * next(losses, 1.0) if collective.index == 1 and values.dtype == np.float32 else values
+            )
 
-        team.add_up = poisoned
+        collective.all_reduce_sum = poisoned
         return fine_tuning.fine_tune(
-            copies[team.index], teacher, large, config, Marks(0.9, 0.9, 0.1), ignore, team=team
+            copies[collective.index], teacher, large, config, Metrics(0.9, 0.9, 0.1), ignore, collective=collective
         )
 
     first, second = as_team(2, work)
     assert first == second
-    assert len(first.story) == 1
-    assert "the loss is not a finite number" in first.story[0]
+    assert len(first.events) == 1
+    assert "the loss is not a finite number" in first.events[0]

@@ -9,11 +9,11 @@ import pytest
 
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.data import Dataset, Part
 from pbd.learning import metrics
-from pbd.learning.metrics import Marks
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import NullProgress
 from pbd.records import BlockResult, LayerTask
@@ -101,9 +101,11 @@ def test_only_accepted_layers_are_replaced(
             np.testing.assert_array_equal(ours, theirs)
 
 
-def shop(teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object) -> assemble.Workshop:
-    settle, tune = assemble.settle_here(teacher, dataset), assemble.tune_here(teacher, dataset, ignore)
-    return assemble.Workshop(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
+def shop(
+    teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object
+) -> assemble.StudentBuilder:
+    settle, tune = assemble.recalibrate_here(teacher, dataset), assemble.tune_here(teacher, dataset, ignore)
+    return assemble.StudentBuilder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
 
 
 def test_without_accepted_blocks_the_student_is_the_teacher(
@@ -113,7 +115,7 @@ def test_without_accepted_blocks_the_student_is_the_teacher(
     copy, marks = bench.assemble({})
     assert (marks.agreement, marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
-    before = Marks(0.5, 1.0, 0.0)
+    before = Metrics(0.5, 1.0, 0.0)
     assert bench.fine_tune(copy, {}, before, bench.config.student) == assemble.Tuning(before)
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
 
@@ -123,7 +125,7 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
     before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
     own_momentum = assembled.get_layer("norm").momentum
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
-    assemble.reestimate_statistics(assembled, batches())
+    assemble.recalibrate_batch_norm(assembled, batches())
     reached = keras.Model(assembled.inputs, assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
     norm = assembled.get_layer("a_pbd_bn1")
@@ -141,11 +143,11 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
 def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> None:
     """On that batch, inference then computes what training mode does, through every block and the teacher's own."""
     (batch,) = batches(1)
-    assemble.reestimate_statistics(assembled, [batch])
+    assemble.recalibrate_batch_norm(assembled, [batch])
     normalisations = {layer.name for layer in assembled.layers if isinstance(layer, layers.BatchNormalization)}
     assert len(normalisations) == 5
     expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
-    assemble.reestimate_statistics(assembled, [batch])
+    assemble.recalibrate_batch_norm(assembled, [batch])
     np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -155,10 +157,12 @@ def test_statistics_that_workers_share_are_those_of_one(
     """Of five batches, one worker has three; validation images are shared, too."""
     dataset = replace(dataset, batch_size=20)
     models = [assemble.assemble(teacher, tasks, accepted, BLOCK) for _ in range(3)]
-    alone = assemble.settle(models[2], teacher, dataset)
+    alone = assemble.recalibrate(models[2], teacher, dataset)
 
-    def settle(team: Team) -> Marks:
-        return assemble.settle(models[team.index], teacher, dataset.shared(Part(team.index, team.size)), team)
+    def settle(collective: Collective) -> Metrics:
+        return assemble.recalibrate(
+            models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
+        )
 
     for marks, model in zip(as_team(2, settle), models, strict=False):
         assert marks.accuracy == alone.accuracy
@@ -174,7 +178,7 @@ def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
     teacher.get_layer("norm").trainable = False
     assembled = assemble.assemble(teacher, tasks, accepted, BLOCK)
     before = snapshot(assembled)
-    assemble.reestimate_statistics(assembled, batches())
+    assemble.recalibrate_batch_norm(assembled, batches())
     assert "norm" in moved_layers(before, assembled)
     assert not assembled.get_layer("norm").trainable
 
@@ -199,7 +203,7 @@ def test_a_scope_tunes_exactly_what_it_names(
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
     before, teachers = snapshot(assembled), snapshot(teacher)
     bench = shop(teacher, dataset, tasks, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01)
-    worst = Marks(0.0, 0.0, 100.0)
+    worst = Metrics(0.0, 0.0, 100.0)
     bench.fine_tune(assembled, accepted, worst, bench.config.student)
     assert moved_layers(before, assembled) == SCOPES[scope](block_layers(accepted), set(before))
     assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
@@ -213,7 +217,7 @@ def test_no_epochs_leave_the_student_as_it_is(
     accepted: dict[str, BlockResult],
     dataset: Dataset,
 ) -> None:
-    before, marks = snapshot(assembled), Marks(0.25, 0.5, 2.0)
+    before, marks = snapshot(assembled), Metrics(0.25, 0.5, 2.0)
     bench = shop(teacher, dataset, tasks, fine_tune_epochs=0)
     assert bench.fine_tune(assembled, accepted, marks, bench.config.student) == assemble.Tuning(marks)
     assert moved_layers(before, assembled) == set()
@@ -228,13 +232,13 @@ def test_a_student_says_how_it_came_to_be(
     small = assemble.make(able, dataset, tasks, accepted, config, NullProgress())
     assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
-    assert small.marks.measure >= small.assembled.measure
-    (marks,) = metrics.mark(able, [small.model], dataset.batches("validation"), True)
+    assert small.marks.score >= small.assembled.score
+    (marks,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
     assert (small.marks.accuracy, small.marks.agreement) == (marks.accuracy, marks.agreement)
     assert small.marks.kl == pytest.approx(marks.kl, rel=1e-4)
     assert not small.model.compiled
     assert {name for name in before if name not in snapshot(small.model)} == {"a", "b"}
-    assert (small.story, small.given_back) == ((), {})
+    assert (small.events, small.restored) == ((), {})
 
 
 @pytest.fixture(scope="module")
@@ -276,21 +280,21 @@ def test_the_worst_layer_is_given_back_until_the_promise_holds(
 ) -> None:
     before = snapshot(able)
     small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), NullProgress())
-    (whole,) = metrics.mark(able, [able], dataset.batches("validation"), True)
-    assert small.assembled.measure < whole.measure - 0.25, "else there was nothing to give back"
-    assert list(small.given_back) == ["b"]
-    assert f"{small.assembled.measure:.4f} < {whole.measure - 0.25:.4f}" in small.given_back["b"]
-    (line,) = small.story
+    (whole,) = metrics.evaluate(able, [able], dataset.batches("validation"), True)
+    assert small.assembled.score < whole.score - 0.25, "else there was nothing to give back"
+    assert list(small.restored) == ["b"]
+    assert f"{small.assembled.score:.4f} < {whole.score - 0.25:.4f}" in small.restored["b"]
+    (line,) = small.events
     assert line.startswith("gave back b: ")
     for one, other in zip(small.model.get_layer("b").get_weights(), able.get_layer("b").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert f"{small.assembled.measure:.4f} -> validation accuracy {small.marks.measure:.4f}" in line
-    assert small.marks.measure >= whole.measure - 0.25
+    assert f"{small.assembled.score:.4f} -> validation accuracy {small.marks.score:.4f}" in line
+    assert small.marks.score >= whole.score - 0.25
     names = {layer.name for layer in small.model.layers}
     assert "b" in names
     assert "a" not in names
     assert moved_layers(before, able) == set()
-    (marks,) = metrics.mark(able, [small.model], dataset.batches("validation"), True)
+    (marks,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
     assert marks.accuracy == small.marks.accuracy
 
 
@@ -298,7 +302,7 @@ def test_without_a_target_nothing_is_given_back(
     able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), NullProgress())
-    assert (small.story, small.given_back) == ((), {})
+    assert (small.events, small.restored) == ((), {})
     assert not {"a", "b"} & {layer.name for layer in small.model.layers}
 
 
@@ -306,7 +310,7 @@ def test_a_target_that_holds_gives_nothing_back(
     able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), NullProgress())
-    assert (small.story, small.given_back) == ((), {})
+    assert (small.events, small.restored) == ((), {})
 
 
 @pytest.mark.parametrize("labelled", [True, False])
@@ -316,15 +320,15 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
     dataset = make_dataset(labelled)
     bad = {task.layer_name: made_block(able, task, garbage=True) for task in tasks}
     small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), NullProgress())
-    assert set(small.given_back) == {"stem", "a", "b"}
-    assert [len(line.split(":")[0].split(",")) for line in small.story] == [2, 1], "half of those left, each time"
+    assert set(small.restored) == {"stem", "a", "b"}
+    assert [len(line.split(":")[0].split(",")) for line in small.events] == [2, 1], "half of those left, each time"
     assert list(snapshot(small.model)) == list(snapshot(able))
     for one, other in zip(small.model.get_weights(), able.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(predict(small.model, batches()[0]), predict(able, batches()[0]))
     assert (small.marks.agreement, small.marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     judged = "accuracy" if labelled else "agreement"
-    assert all(f"validation {judged}" in line for line in small.story)
+    assert all(f"validation {judged}" in line for line in small.events)
 
 
 def test_a_student_made_again_is_fine_tuned_again(
@@ -333,7 +337,7 @@ def test_a_student_made_again_is_fine_tuned_again(
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
     small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
-    assert next(iter(small.given_back)) == "b"
+    assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])
 

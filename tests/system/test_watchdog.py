@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pbd.errors import NoWorkersError, StoppedError
-from pbd.system.watchdog import Patience
+from pbd.system.watchdog import Timeout
 from tests.helpers.cluster import PATIENCE_S, wait_until
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -20,7 +20,7 @@ WORK = {
     "sleeps": "time.sleep(1e6)",
     "waits for a lock": "lock = threading.Lock(); lock.acquire(); lock.acquire()",
     "computes": "until = time.monotonic() + 4\nwhile time.monotonic() < until: pass",
-    "waits on purpose": "for _ in range(8): watchdog.alive(); time.sleep(0.5)",
+    "waits on purpose": "for _ in range(8): watchdog.touch(); time.sleep(0.5)",
     "is done soon": "time.sleep(1)",
 }
 
@@ -28,9 +28,8 @@ WORK = {
 @pytest.mark.parametrize("work", WORK)
 def test_only_one_that_hangs_is_ended(work: str) -> None:
     body = "\n".join(f"    {line}" for line in WORK[work].splitlines())
-    script = (
-        f"import threading, time\nfrom pbd.system import watchdog\nwith watchdog.watching({LIMIT_S}):\n{body}\nprint('done')"
-    )
+    imports = "import threading, time\nfrom pbd.system import watchdog"
+    script = f"{imports}\nwith watchdog.watching({LIMIT_S}):\n{body}\nprint('done')"
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
     if work in ("sleeps", "waits for a lock"):
         assert told.returncode == StoppedError.exit_code, told.stderr
@@ -54,7 +53,7 @@ def test_one_whose_output_nobody_takes_is_left_alone() -> None:
 def test_the_time_in_which_it_was_stopped_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    patience = Patience(5.0, tick_s=1.0)
+    patience = Timeout(5.0, tick_s=1.0)
     for after_s, lost in ((1.0, False), (3600.0, False), (1.0, False), (1.0, True)):
         now[0] += after_s
         assert patience.lost() == lost
@@ -72,7 +71,7 @@ executor = MpiExecutor(ExecutionConfig(isolate=False, stall_limit={LIMIT_S}))
 (Path(sys.argv[1]) / str(executor._comm.Get_rank())).write_text(str(os.getpid()))
 with watchdog.watching({LIMIT_S}):
     for _ in range(int(sys.argv[2])):
-        watchdog.alive()
+        watchdog.touch()
         time.sleep(0.1)
 """
 

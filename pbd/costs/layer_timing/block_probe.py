@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from pbd.blockwise.distiller import GroupDistiller
-from pbd.costs.layer_timing.step_time import Pace, pace_of
+from pbd.costs.layer_timing.step_time import StepTime, time_step
 from pbd.learning.loop import adam
 from pbd.system import devices
 
@@ -15,7 +15,7 @@ PROBE = "probe"
 
 
 @dataclass(frozen=True)
-class LoneBlock:
+class BlockProbe:
     """A block that learns from tensors at hand, without a teacher in front of it."""
 
     prefix: keras.Model
@@ -26,7 +26,7 @@ class LoneBlock:
     @classmethod
     def of(
         cls, name: str, block: keras.Model, input_shape: tuple[int, ...], output_shape: tuple[int, ...], images: int
-    ) -> "LoneBlock":
+    ) -> "BlockProbe":
         ends = [keras.Input(input_shape), keras.Input(output_shape)]
         prefix = keras.Model(ends, {name: ends})
         draws = np.random.default_rng(0)
@@ -35,14 +35,14 @@ class LoneBlock:
         return cls(prefix, distiller_of(name, prefix, block), batch)
 
     @property
-    def step(self) -> Pace:
+    def step(self) -> StepTime:
         """Of training."""
-        return pace_of(lambda: self.distiller.train_on_batch(self.batch))
+        return time_step(lambda: self.distiller.train_on_batch(self.batch))
 
     @property
-    def check(self) -> Pace:
+    def check(self) -> StepTime:
         """Of the block's forward and its error."""
-        return pace_of(lambda: self.distiller.predict_on_batch(self.batch))
+        return time_step(lambda: self.distiller.predict_on_batch(self.batch))
 
     @property
     def target_s(self) -> float:
@@ -53,7 +53,7 @@ class LoneBlock:
             target = np.asarray(target, np.float64)
             _ = target.sum(), np.square(target).sum()
 
-        return pace_of(moments).typical_s
+        return time_step(moments).typical_s
 
 
 def probe() -> keras.Model:
@@ -62,9 +62,9 @@ def probe() -> keras.Model:
     return keras.Model(inputs, keras.layers.Conv2D(1, 1, name="pbd_probe")(inputs))
 
 
-def idle_paces(batch_size: int) -> tuple[Pace, Pace]:
+def idle_step_times(batch_size: int) -> tuple[StepTime, StepTime]:
     """Return the paces of a step and a check of the probe, without a teacher or data."""
-    alone = LoneBlock.of(PROBE, probe(), (1, 1, 1), (1, 1, 1), batch_size)
+    alone = BlockProbe.of(PROBE, probe(), (1, 1, 1), (1, 1, 1), batch_size)
     return alone.step, alone.check
 
 

@@ -7,9 +7,9 @@ import keras
 
 from pbd import blocks
 from pbd.blocks import initialisation
-from pbd.costs.layer_timing.block_probe import LoneBlock
+from pbd.costs.layer_timing.block_probe import BlockProbe
 from pbd.costs.layer_timing.setup import Setup
-from pbd.costs.layer_timing.step_time import Pace, pace_of, seconds
+from pbd.costs.layer_timing.step_time import StepTime, seconds, time_step
 from pbd.records import LayerTask
 
 
@@ -17,27 +17,29 @@ from pbd.records import LayerTask
 class BlockTimes:
     """What blocks of one kind take, in seconds."""
 
-    step: Pace
-    check: Pace
+    step: StepTime
+    check: StepTime
     target_s: float
     gather_s: float
     start_s: float
     """Building and first weights."""
 
 
-def block_times(task: LayerTask, setup: Setup, teacher: keras.Model, idle_step: Pace, idle_check: Pace) -> BlockTimes:
+def block_times(
+    task: LayerTask, setup: Setup, teacher: keras.Model, idle_step: StepTime, idle_check: StepTime
+) -> BlockTimes:
     """Time what the layer's block adds to a group, beyond what a block that computes nothing takes."""
     started = time.perf_counter()
     block = blocks.build_block(setup.block, task, seed=0)
     built_s = time.perf_counter() - started
-    alone = LoneBlock.of(task.layer_name, block, task.input_shape, task.output_shape, setup.dataset.batch_size)
-    step, check, target_s = alone.step.beyond(idle_step), alone.check.beyond(idle_check), alone.target_s
+    alone = BlockProbe.of(task.layer_name, block, task.input_shape, task.output_shape, setup.dataset.batch_size)
+    step, check, target_s = alone.step.minus(idle_step), alone.check.minus(idle_check), alone.target_s
     gather_s, fit_s = _first_weights_s(alone, task, block, setup, teacher)
     return BlockTimes(step, check, target_s, gather_s, built_s + fit_s)
 
 
 def _first_weights_s(
-    alone: LoneBlock, task: LayerTask, block: keras.Model, setup: Setup, teacher: keras.Model
+    alone: BlockProbe, task: LayerTask, block: keras.Model, setup: Setup, teacher: keras.Model
 ) -> tuple[float, float]:
     """Return what the statistics of a batch take, and what the first weights take once these are there."""
     built, images = {task.layer_name: block}, [alone.batch]
@@ -46,7 +48,7 @@ def _first_weights_s(
         seen = {task.layer_name: initialisation.Statistics.empty(task, 0)}
         initialisation.gather(seen, alone.prefix, images, targets=setup.block not in blocks.DECOUPLED_RANKS)
 
-    gather_s = pace_of(gather).typical_s if setup.gathers else 0.0
+    gather_s = time_step(gather).typical_s if setup.gathers else 0.0
     whole_s = seconds(
         lambda: initialisation.initialise(
             built, [task], teacher, alone.prefix, images, setup.block, setup.block_init, seed=0

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from pbd.costs.layer_timing.block_probe import idle_paces
+from pbd.costs.layer_timing.block_probe import idle_step_times
 from pbd.costs.layer_timing.block_times import BlockTimes, block_times
 from pbd.costs.layer_timing.prefix_times import PREFIX_PASSES, PrefixTimes, prefix_times
 from pbd.costs.layer_timing.setup import Setup
@@ -43,8 +43,8 @@ def _randomness_kept() -> Iterator[None]:
 
 def _measure(setup: Setup) -> CostTable:
     teacher = graph.flatten(setup.teacher)  # a copy: training a block freezes the layers of its prefix
-    idle_paces(setup.dataset.batch_size)  # pays for what a process pays once
-    idle = idle_paces(setup.dataset.batch_size)
+    idle_step_times(setup.dataset.batch_size)  # pays for what a process pays once
+    idle = idle_step_times(setup.dataset.batch_size)
     prefixes = prefix_times(teacher, setup, *idle)
     kinds = {_kind(task): task for task in setup.tasks}
     times = {kind: block_times(task, setup, teacher, *idle) for kind, task in kinds.items()}
@@ -55,7 +55,7 @@ def _measure(setup: Setup) -> CostTable:
 
 def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: BlockTimes) -> LayerTimes:
     prefix = prefixes.upto(task)
-    suffix = prefixes.whole.beyond(prefix)
+    suffix = prefixes.whole.minus(prefix)
     tracing_s = own.step.once_s + BLOCK_TRACES * own.check.once_s
     return LayerTimes(
         prefix_s=prefix.typical_s,

@@ -11,7 +11,7 @@ from pbd import data
 from pbd.blockwise.distiller import GroupDistiller
 from pbd.costs.layer_timing.block_probe import PROBE, distiller_of, probe
 from pbd.costs.layer_timing.setup import Setup
-from pbd.costs.layer_timing.step_time import MOST, WARM_UP, Pace, pace_of, seconds
+from pbd.costs.layer_timing.step_time import MOST, WARM_UP, StepTime, seconds, time_step
 from pbd.networks import folding
 from pbd.records import LayerTask
 from pbd.scheduling import cost_table
@@ -26,8 +26,8 @@ PREFIX_PASSES = 3
 class PrefixTimes:
     """What the teacher takes: by multiply-accumulates up to a few depths, and as a whole; tracing it once."""
 
-    depths: Mapping[int, Pace]
-    whole: Pace
+    depths: Mapping[int, StepTime]
+    whole: StepTime
     folded: float
     """What the whole takes for scoring, its normalisations folded, as a share of what it takes otherwise."""
     epoch_s: float
@@ -35,12 +35,12 @@ class PrefixTimes:
     trace_s: float
     """What all tracing of a group takes, were there no teacher and no blocks."""
 
-    def upto(self, task: LayerTask) -> Pace:
+    def upto(self, task: LayerTask) -> StepTime:
         """Return the forward's pace up to and including a layer."""
         typical_s = {macs: pace.typical_s for macs, pace in self.depths.items()}
         once_s = {macs: pace.once_s for macs, pace in self.depths.items()}
         macs = task.prefix_macs
-        return Pace(cost_table.interpolated(typical_s, macs), cost_table.interpolated(once_s, macs))
+        return StepTime(cost_table.interpolated(typical_s, macs), cost_table.interpolated(once_s, macs))
 
 
 def depths(tasks: Sequence[LayerTask]) -> list[LayerTask]:
@@ -50,13 +50,13 @@ def depths(tasks: Sequence[LayerTask]) -> list[LayerTask]:
     return [by_depth[place] for place in np.unique(at.round().astype(int))]
 
 
-def prefix_times(teacher: keras.Model, setup: Setup, idle_step: Pace, idle_check: Pace) -> PrefixTimes:
+def prefix_times(teacher: keras.Model, setup: Setup, idle_step: StepTime, idle_check: StepTime) -> PrefixTimes:
     """Time training steps, data and all, of a block that costs nothing behind the teacher's prefixes."""
     outputs = {task.prefix_macs: teacher.get_layer(task.layer_name).output for task in depths(setup.tasks)}
-    tracing = Pace(0.0, idle_step.once_s)
-    paces = {m: _prefix_pace(_probed(teacher, output), setup.dataset).beyond(tracing) for m, output in outputs.items()}
+    tracing = StepTime(0.0, idle_step.once_s)
+    paces = {m: _prefix_pace(_probed(teacher, output), setup.dataset).minus(tracing) for m, output in outputs.items()}
     whole = _probed(teacher, teacher.outputs[0])
-    whole_pace = _prefix_pace(whole, setup.dataset).beyond(tracing)
+    whole_pace = _prefix_pace(whole, setup.dataset).minus(tracing)
     folded, _ = folding.fold_around(teacher, {})
     folded_s = _prefix_pace(_probed(folded, folded.outputs[0]), setup.dataset).typical_s
     return PrefixTimes(
@@ -74,10 +74,10 @@ def _probed(teacher: keras.Model, output: Any) -> GroupDistiller:
     return distiller_of(PROBE, keras.Model(teacher.inputs, {PROBE: [seen, seen]}), probe())
 
 
-def _prefix_pace(distiller: GroupDistiller, dataset: data.Dataset) -> Pace:
+def _prefix_pace(distiller: GroupDistiller, dataset: data.Dataset) -> StepTime:
     batches = iter(dataset.training_batches(0, 2 + WARM_UP + MOST))  # enough even where an epoch is one step
     next(batches)  # waits until data flow
-    return pace_of(lambda: distiller.train_on_batch(next(batches)[0]))
+    return time_step(lambda: distiller.train_on_batch(next(batches)[0]))
 
 
 def _epoch_s(distiller: GroupDistiller, dataset: data.Dataset) -> float:

@@ -15,28 +15,28 @@ ENOUGH_S = 0.4
 
 
 @dataclass(frozen=True)
-class Pace:
+class StepTime:
     """How long something takes, in seconds: typically, and how much longer the first time."""
 
     typical_s: float
     once_s: float
 
-    def beyond(self, other: "Pace") -> "Pace":
+    def minus(self, other: "StepTime") -> "StepTime":
         """Return what is left without the other, at least 0."""
-        return Pace(max(0.0, self.typical_s - other.typical_s), max(0.0, self.once_s - other.once_s))
+        return StepTime(max(0.0, self.typical_s - other.typical_s), max(0.0, self.once_s - other.once_s))
 
 
-def pace_of(step: Callable[[], object]) -> Pace:
+def time_step(step: Callable[[], object]) -> StepTime:
     """Time a step that traces itself the first time: the median of a few behind the warm-up, which outliers miss."""
     first_s = seconds(step)
-    watchdog.alive()
+    watchdog.touch()
     for _ in range(WARM_UP):
         step()
     taken: list[float] = []
     while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < ENOUGH_S):
         taken.append(seconds(step))
     typical_s = statistics.median(taken)
-    return Pace(typical_s, max(0.0, first_s - typical_s))
+    return StepTime(typical_s, max(0.0, first_s - typical_s))
 
 
 def seconds(step: Callable[[], object]) -> float:

@@ -16,10 +16,11 @@ import dask
 import distributed
 from distributed.client import ClosedClientError
 
-from pbd.collective import BrokenTeamError, LostTeamError
+from pbd.collective import CollectiveAbortedError, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
-from pbd.executors.dask import collective, connection
+from pbd.executors.dask import collective as dask_collective
+from pbd.executors.dask import connection
 from pbd.system import watchdog
 
 PATIENCE_S = 60.0
@@ -35,7 +36,7 @@ class LostWorkError(Exception):
 
 
 @dataclass(frozen=True)
-class Roll:
+class WorkersSnapshot:
     """The addresses of the workers at one time."""
 
     there: frozenset[str]
@@ -77,13 +78,13 @@ class Cluster:
             self._number({address: address})
         return self._numbers[address]
 
-    def look(self) -> Roll:
+    def look(self) -> WorkersSnapshot:
         """Return the workers that are there now.
 
         Raises:
             NoWorkersError: the scheduler is gone, or is not the one that was asked to do the work.
         """
-        watchdog.alive()
+        watchdog.touch()
         with self._scheduler_there():  # not `scheduler_info()`: its copy, which others write, may name no workers
             scheduler = self._client.sync(self._client.scheduler.identity, n_workers=-1)
         if scheduler["id"] != self._scheduler_id:
@@ -91,7 +92,7 @@ class Cluster:
         workers = scheduler["workers"]
         self._number({address: str(known["name"]) for address, known in workers.items()})
         ready = {address for address, known in workers.items() if known["status"] == "running"}
-        return Roll(frozenset(workers), frozenset(ready))
+        return WorkersSnapshot(frozenset(workers), frozenset(ready))
 
     def _number(self, names: Mapping[str, str]) -> None:
         """Number new workers by name: one that was started again under its name keeps its number."""
@@ -168,15 +169,15 @@ class Cluster:
             raise scheduler_lost() from error
 
     def admit_teams(self) -> None:
-        """Let workers, those that come later too, add up what teams bring to them."""
+        """Let workers, those that come later too, add up what collectives bring to them."""
         with self._scheduler_there():
-            self._client.register_plugin(collective.Meeting())
+            self._client.register_plugin(dask_collective.AllReducePlugin())
 
-    def lose(self, team: str, worker: str) -> None:
-        """Tell the worker where a team meets that it is lost, if it is there still."""
+    def lose(self, collective: str, worker: str) -> None:
+        """Tell the worker where a collective meets that it is lost, if it is there still."""
         with contextlib.suppress(Exception):  # who meets at a worker that is gone has noticed
             if worker in self.look().there:
-                self._client.run(collective.lose, team=team, workers=[worker])
+                self._client.run(dask_collective.lose, collective=collective, workers=[worker])
 
     def ask(self, workers: Iterable[str] | None, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
         """Return what workers, or all, answer beside their work; who is gone, or does not in time, is left out."""
@@ -264,12 +265,12 @@ def outcome(future: "Future[Any]", read: Callable[[Any], Any] = lambda result: r
 
 
 def of_the_first(futures: Sequence["Future[Any]"]) -> Any:
-    """Return what the first of a team gave; why a worker gave up counts for more than that the others had to."""
-    consequences: list[BrokenTeamError | LostTeamError] = []
+    """Return what the first of a collective gave; why a worker gave up counts for more than that the others had to."""
+    consequences: list[CollectiveAbortedError | CollectiveLostError] = []
     for future in futures:
         try:
             outcome(future)
-        except (BrokenTeamError, LostTeamError) as error:
+        except (CollectiveAbortedError, CollectiveLostError) as error:
             consequences.append(error)
     if consequences:
         raise LostWorkError(str(consequences[0])) from consequences[0]

@@ -1,4 +1,4 @@
-"""A team of Dask workers: they add up in the event loop of the first, over the connections that workers have anyway."""
+"""All-reduce among Dask workers, in the event loop of the first member, over the connections that workers have."""
 
 import asyncio
 import contextlib
@@ -10,16 +10,16 @@ from typing import Any
 import numpy as np
 from distributed import WorkerPlugin, get_worker
 
-from pbd.collective import BrokenTeamError, LostTeamError
+from pbd.collective import CollectiveAbortedError, CollectiveLostError
 
 ADD_UP = "pbd_add_up"
-"""What a worker with a `Meeting` answers to."""
-BROKEN, LOST = "a worker of the team gave up.", "a worker of the team was lost."
+"""What a worker with a `AllReducePlugin` answers to."""
+BROKEN, LOST = "a worker of the collective gave up.", "a worker of the collective was lost."
 
 
 @dataclass
 class _Sum:
-    """One sum of a team, on its way."""
+    """One sum of a collective, on its way."""
 
     done: "asyncio.Future[bytes | str]"
     parts: dict[int, np.ndarray | None] = field(default_factory=dict)
@@ -33,94 +33,94 @@ class _Sum:
             self.done.set_result(BROKEN)
         elif len(self.parts) == size:
             total = self.parts[0].copy()
-            for other in range(1, size):  # in the order of the team, whoever came first
+            for other in range(1, size):  # in the order of the collective, whoever came first
                 total += self.parts[other]
             self.done.set_result(total.tobytes())
 
 
-class Meeting(WorkerPlugin):
-    """Lets a worker add up what teams bring to it; it runs in the worker's event loop alone."""
+class AllReducePlugin(WorkerPlugin):
+    """Lets a worker add up what collectives bring to it; it runs in the worker's event loop alone."""
 
     name = "pbd-meeting"
     idempotent = True  # it holds the sums of other runs, too
 
     def setup(self, worker: Any) -> None:
-        """Have the worker answer the calls of teams."""
+        """Have the worker answer the calls of collectives."""
         self._sums: dict[tuple[str, int], _Sum] = {}
         self._lost: set[str] = set()
-        worker.handlers[ADD_UP] = self.add_up
+        worker.handlers[ADD_UP] = self.all_reduce_sum
         worker.pbd_meeting = self
 
-    async def add_up(
-        self, team: str, number: int, index: int, size: int, values: bytes | None, dtype: str
+    async def all_reduce_sum(
+        self, collective: str, number: int, index: int, size: int, values: bytes | None, dtype: str
     ) -> bytes | str:
         """Wait for what the others bring, `None` from those that give up, and return the sum or what is wrong."""
-        if team in self._lost:
+        if collective in self._lost:
             return LOST
-        coming = self._sums.setdefault((team, number), _Sum(asyncio.get_running_loop().create_future()))
+        coming = self._sums.setdefault((collective, number), _Sum(asyncio.get_running_loop().create_future()))
         coming.bring(index, None if values is None else np.frombuffer(values, dtype), size)
         if len(coming.parts) == size:
-            del self._sums[team, number]
+            del self._sums[collective, number]
         return await asyncio.shield(coming.done)
 
-    def lose(self, team: str) -> None:
-        """Let every sum of the team fail, now and from now on."""
-        self._lost.add(team)
-        for key in [key for key in self._sums if key[0] == team]:
+    def lose(self, collective: str) -> None:
+        """Let every sum of the collective fail, now and from now on."""
+        self._lost.add(collective)
+        for key in [key for key in self._sums if key[0] == collective]:
             done = self._sums.pop(key).done
             if not done.done():
                 done.set_result(LOST)
 
 
 @dataclass(frozen=True)
-class Membership:
-    """One worker's place in a team."""
+class CollectiveMember:
+    """One worker's place in a collective."""
 
-    team: str
+    collective: str
     """Its name, one for each time that work is begun together."""
     addresses: tuple[str, ...]
-    """Of the workers, in the order of the team."""
+    """Of the workers, in the order of the collective."""
     index: int
 
 
-class DaskTeam:
-    """A worker's view of its team; made where the work is done."""
+class DaskCollective:
+    """A worker's view of its collective; made where the work is done."""
 
-    def __init__(self, membership: Membership) -> None:
-        self._team, addresses = membership.team, membership.addresses
+    def __init__(self, membership: CollectiveMember) -> None:
+        self._team, addresses = membership.collective, membership.addresses
         self.index, self.size = membership.index, len(addresses)
         self._worker = get_worker()
         self._first = self._worker.rpc(addresses[0])
         self._sums = 0
 
-    def add_up(self, values: np.ndarray) -> np.ndarray:
+    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
         return np.frombuffer(self._meet(values.tobytes(), values.dtype.str), values.dtype).reshape(values.shape)
 
-    def give_up(self) -> None:
-        with contextlib.suppress(BrokenTeamError):
+    def abort(self) -> None:
+        with contextlib.suppress(CollectiveAbortedError):
             self._meet(None, "")
 
-    def leave(self) -> None:
-        """Nothing: the coordinator hears of the loss, and tells where the team meets."""
+    def disconnect(self) -> None:
+        """Nothing: the coordinator hears of the loss, and tells where the collective meets."""
 
     def _meet(self, values: bytes | None, dtype: str) -> bytes:
         self._sums += 1
-        place = {"team": self._team, "index": self.index, "size": self.size, "number": self._sums}
+        place = {"collective": self._team, "index": self.index, "size": self.size, "number": self._sums}
         answering = getattr(self._first, ADD_UP)(**place, values=values, dtype=dtype)
         try:
             total = asyncio.run_coroutine_threadsafe(answering, self._worker.loop.asyncio_loop).result()
         except (OSError, CancelledError) as error:
-            raise LostTeamError(LOST) from error
+            raise CollectiveLostError(LOST) from error
         if isinstance(total, str):
-            raise LostTeamError(total) if total == LOST else BrokenTeamError(total)
+            raise CollectiveLostError(total) if total == LOST else CollectiveAbortedError(total)
         return total
 
 
-async def lose(dask_worker: Any, team: str) -> None:
-    """Tell the worker where a team meets that it is lost; for `Client.run`."""
-    dask_worker.pbd_meeting.lose(team)
+async def lose(dask_worker: Any, collective: str) -> None:
+    """Tell the worker where a collective meets that it is lost; for `Client.run`."""
+    dask_worker.pbd_meeting.lose(collective)
 
 
-def memberships(team: str, addresses: Sequence[str]) -> list[Membership]:
-    """Return everyone's place in a team of these workers, which is met at the first."""
-    return [Membership(team, tuple(addresses), index) for index in range(len(addresses))]
+def memberships(collective: str, addresses: Sequence[str]) -> list[CollectiveMember]:
+    """Return everyone's place in a collective of these workers, which is met at the first."""
+    return [CollectiveMember(collective, tuple(addresses), index) for index in range(len(addresses))]

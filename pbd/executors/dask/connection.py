@@ -104,7 +104,7 @@ def check_privacy(address: str, insecure: bool) -> None:
     """Refuse a cluster that anybody on the network could send code to.
 
     Raises:
-        EnvironmentMismatchError: it is not encrypted, not on this host, and the user does not insist.
+        EnvironmentMismatchError: it is not encrypted, not on this host, and the user does not retry_lost.
     """
     parts = urlsplit(address)
     if insecure or parts.scheme == "tls" or _is_loopback(parts.hostname or ""):
@@ -112,7 +112,7 @@ def check_privacy(address: str, insecure: bool) -> None:
     raise EnvironmentMismatchError(
         "a Dask cluster on the network must use TLS: whoever reaches it runs code on every worker. "
         f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, start all of it "
-        "with --host 127.0.0.1, or insist with --dask-insecure."
+        "with --host 127.0.0.1, or retry_lost with --dask-insecure."
     )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import uuid
 
 from pbd import energy
-from pbd.energy import Bystander, HostMeter, Reading
+from pbd.energy import HostMeter, NoMeter, Reading
 from pbd.executors.dask.cluster import Cluster
 
 _meters: dict[str, HostMeter] = {}  # of this worker: by run, one at most
@@ -51,7 +51,7 @@ async def begin(run: str) -> None:
 
 async def read(run: str) -> Reading:
     """In a worker: return what was read for the run, if this worker does."""
-    return await asyncio.to_thread(_meters.get(run, Bystander()).read)
+    return await asyncio.to_thread(_meters.get(run, NoMeter()).read)
 
 
 async def end(run: str) -> None:

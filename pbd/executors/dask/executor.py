@@ -19,14 +19,14 @@ from typing import Any, TypeVar
 import cloudpickle
 
 from pbd import energy
-from pbd.collective import Team
+from pbd.collective import Collective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import Emit, Kept, TrainGroup, nothing_kept
-from pbd.executors.dask import collective
+from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint
 from pbd.executors.dask import worker as worker_tasks
-from pbd.executors.dask.cluster import Cluster, LostWorkError, Roll, finished, of_the_first, outcome
+from pbd.executors.dask.cluster import Cluster, LostWorkError, WorkersSnapshot, finished, of_the_first, outcome
+from pbd.executors.dask.collective import memberships
 from pbd.executors.dask.energy import ClusterMeters
-from pbd.executors.isolation.retry import given_up, insist
+from pbd.executors.isolation.retry import given_up, retry_lost
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.scheduling.retry import again
@@ -65,7 +65,7 @@ class DaskExecutor:
         try:
             self._cluster.subscribe(self._topic, self._events.put)
             self._meters = ClusterMeters(self._cluster, energy.host_identity())
-            self._settling = self._settle_all()
+            self._settling = self._set_up_all()
         except BaseException:
             self._cluster.close()
             raise
@@ -74,12 +74,12 @@ class DaskExecutor:
     def _topic(self) -> str:
         return f"pbd-{self._run}"
 
-    def _settle_all(self) -> list["Future[None]"]:
+    def _set_up_all(self) -> list["Future[None]"]:
         """Have every worker load its backend while this process loads its own."""
         roll = self._cluster.look()
         settings = self._settings(roll)
         submit = self._cluster.submit
-        return [submit(self._key(), worker_tasks.settle, settings, worker=worker) for worker in roll.ready]
+        return [submit(self._key(), worker_tasks.set_up_worker, settings, worker=worker) for worker in roll.ready]
 
     @property
     def num_workers(self) -> int:
@@ -87,7 +87,7 @@ class DaskExecutor:
         return self._cluster.num_workers
 
     @property
-    def team_size(self) -> int:
+    def collective_size(self) -> int:
         """How many workers are ready now."""
         return len(self._cluster.look().ready)
 
@@ -101,14 +101,22 @@ class DaskExecutor:
             self._wait_for(worker, key, future)
             return outcome(future, cloudpickle.loads)
 
-        return insist(attempt, LostWorkError)
+        return retry_lost(attempt, LostWorkError)
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
+    def run_collective(
+        self,
+        function: Callable[[Collective, Emit], T],
+        emit: Emit,
+        max_workers: int,
+        checkpoint: CheckpointToken = no_checkpoint,
+    ) -> T:
         pickled = cloudpickle.dumps(function)
         self._cluster.admit_teams()
-        return insist(lambda: self._as_team(pickled, self._when_ready(), emit, most), LostWorkError, kept=kept)
+        return retry_lost(
+            lambda: self._as_team(pickled, self._when_ready(), emit, max_workers), LostWorkError, checkpoint=checkpoint
+        )
 
-    def _when_ready(self) -> Roll:
+    def _when_ready(self) -> WorkersSnapshot:
         """Wait until there are workers."""
         while not (roll := self._cluster.look()).ready:
             self._cluster.expect_work(hopeful=False)
@@ -116,29 +124,29 @@ class DaskExecutor:
         self._cluster.expect_work(hopeful=True)
         return roll
 
-    def _as_team(self, pickled: bytes, roll: Roll, emit: Emit, most: int) -> Any:
+    def _as_team(self, pickled: bytes, roll: WorkersSnapshot, emit: Emit, max_workers: int) -> Any:
         """Return what the first of the ready workers gives.
 
         Raises:
             LostWorkError: one of them is gone.
         """
-        settings, name = self._settings(roll), self._key("team")
-        team = sorted(roll.ready, key=self._cluster.number)[:most]
-        places = dict(zip(team, collective.memberships(name, team), strict=True))
-        keys = {worker: self._key("join") for worker in team}
+        settings, name = self._settings(roll), self._key("collective")
+        collective = sorted(roll.ready, key=self._cluster.number)[:max_workers]
+        places = dict(zip(collective, memberships(name, collective), strict=True))
+        keys = {worker: self._key("join") for worker in collective}
         submit = self._cluster.submit
-        sent = {w: submit(keys[w], worker_tasks.join, pickled, places[w], settings, worker=w) for w in team}
+        sent = {w: submit(keys[w], worker_tasks.join, pickled, places[w], settings, worker=w) for w in collective}
         lost = False
         try:
             while left := {worker: future for worker, future in sent.items() if not future.done()}:
                 if not lost and any(future.done() and future.exception() for future in sent.values()):
-                    self._cluster.lose(name, team[0])  # the others would wait for whoever has left
+                    self._cluster.lose(name, collective[0])  # the others would wait for whoever has left
                     lost = True
                 finished(left, _POLL_S)
                 self._pass_on_progress(emit)
                 self._check_there({keys[worker]: worker for worker in left})
         except BaseException:
-            self._cluster.lose(name, team[0])
+            self._cluster.lose(name, collective[0])
             for future in sent.values():
                 future.cancel()
             raise
@@ -236,7 +244,9 @@ class DaskExecutor:
         queues = ((),) * len(assignment.queues)
         yield from self._hand_out(pickled, Dispatcher(dataclasses.replace(assignment, queues=queues, pool=singly)))
 
-    def _send(self, pickled: bytes, group: TaskGroup, roll: Roll, kind: str = "group", **options: Any) -> _Sent:
+    def _send(
+        self, pickled: bytes, group: TaskGroup, roll: WorkersSnapshot, kind: str = "group", **options: Any
+    ) -> _Sent:
         key = self._key(kind)
         future = self._cluster.submit(key, worker_tasks.train, pickled, group, self._settings(roll), **options)
         return _Sent(group, key, future)
@@ -244,7 +254,7 @@ class DaskExecutor:
     def _key(self, kind: str = "settle") -> str:
         return f"{kind}-{uuid.uuid4().hex}"
 
-    def _settings(self, roll: Roll) -> worker_tasks.Settings:
+    def _settings(self, roll: WorkersSnapshot) -> worker_tasks.Settings:
         hosts = collections.Counter(map(worker_tasks.host, roll.there))
         return worker_tasks.Settings(self._config, dict(hosts), self._topic, self._keras)
 

@@ -11,20 +11,20 @@ from urllib.parse import urlsplit
 
 import cloudpickle
 
-from pbd.collective import BrokenTeamError, LostTeamError
+from pbd.collective import CollectiveAbortedError, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
-from pbd.executors.base import Emit, Seldom, run_queue
-from pbd.executors.dask.collective import DaskTeam, Membership
+from pbd.executors.base import Emit, Throttle, run_queue
+from pbd.executors.dask.collective import CollectiveMember, DaskCollective
 from pbd.executors.isolation import retry, runner
-from pbd.executors.isolation.base import LostProcessError, Workplace
-from pbd.executors.isolation.runner import Packed
+from pbd.executors.isolation.base import LostProcessError, TaskRunner
+from pbd.executors.isolation.runner import Pickled
 from pbd.records import BlockResult, Progress, TaskGroup
 from pbd.system import backend, devices
 from pbd.system.keras_state import KerasSetup
 
 _SETTLING = threading.Lock()
-_settled: "_Settled | None" = None
+_current: "_SetUp | None" = None
 _over: set[str] = set()
 
 
@@ -56,7 +56,7 @@ def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
     """Train a group with the pickled function, which is only unpickled where the work is done."""
     from distributed import get_worker
 
-    train_group = retry.training_in(settle(settings), Packed(pickled))
+    train_group = retry.training_in(set_up_worker(settings), Pickled(pickled))
     worker, emit = get_worker(), _teller(settings)
     began = time.monotonic()
     (results,) = run_queue(train_group, [group], 0, emit, began)
@@ -67,7 +67,7 @@ def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
 class _Pickling:
     """A function whose result stays pickled on its way through the worker, which has no use for it."""
 
-    function: Packed[Any]
+    function: Pickled[Any]
 
     def __call__(self, *arguments: Any) -> bytes:
         return cloudpickle.dumps(self.function(*arguments))
@@ -75,28 +75,28 @@ class _Pickling:
 
 def call(pickled: bytes, settings: Settings) -> bytes:
     """Call a pickled function without arguments; return its result, pickled."""
-    return retry.call_in(settle(settings), _Pickling(Packed(pickled)))
+    return retry.call_in(set_up_worker(settings), _Pickling(Pickled(pickled)))
 
 
-def join(pickled: bytes, membership: Membership, settings: Settings) -> bytes | None:
-    """Call a pickled function of a team and a progress listener, together with the other members.
+def join(pickled: bytes, membership: CollectiveMember, settings: Settings) -> bytes | None:
+    """Call a pickled function of a collective and a progress listener, together with the other members.
 
     Returns:
         The first member's result, pickled.
     """
-    place, team = settle(settings), DaskTeam(membership)
-    tell = _teller(settings, aloud=team.index == 0)
+    place, collective = set_up_worker(settings), DaskCollective(membership)
+    tell = _teller(settings, aloud=collective.index == 0)
     try:
-        answer = place.do(_Pickling(Packed(pickled)), tell, team)
-    except (BrokenTeamError, LostTeamError):
+        answer = place.run(_Pickling(Pickled(pickled)), tell, collective)
+    except (CollectiveAbortedError, CollectiveLostError):
         raise
     except LostProcessError as error:
-        raise LostTeamError(str(error)) from error
+        raise CollectiveLostError(str(error)) from error
     except BaseException:
-        with contextlib.suppress(LostTeamError):
-            team.give_up()
+        with contextlib.suppress(CollectiveLostError):
+            collective.abort()
         raise
-    return answer if team.index == 0 else None
+    return answer if collective.index == 0 else None
 
 
 def _teller(settings: Settings, aloud: bool = True) -> Emit:
@@ -111,17 +111,17 @@ def _teller(settings: Settings, aloud: bool = True) -> Emit:
         if aloud:
             worker.log_event(settings.run, dataclasses.asdict(event) | {"worker": worker.address})
 
-    return Seldom(tell)
+    return Throttle(tell)
 
 
 def leave(run: str) -> None:
     """End what is done here for a run that is over, and hold nothing until there is work again."""
     _over.add(run)
-    if _settled is not None:
-        _settled.place.rest()
+    if _current is not None:
+        _current.place.release()
 
 
-def settle(settings: Settings) -> Workplace:
+def set_up_worker(settings: Settings) -> TaskRunner:
     """Take this worker's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
 
     Returns:
@@ -136,46 +136,46 @@ def settle(settings: Settings) -> Workplace:
     from pbd.executors.dask.connection import check_privacy
 
     check_privacy(get_worker().listen_address, settings.config.dask_insecure)
-    global _settled
+    global _current
     config = settings.config
     with _SETTLING:
-        _settled = _settled or _take_share(settings)
-        threads, wanted = _settled.threads, config.threads_per_worker
+        _current = _current or _take_share(settings)
+        threads, wanted = _current.threads, config.threads_per_worker
         if wanted not in (None, threads):
             raise EnvironmentMismatchError(
                 "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
                 f"{wanted}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
-        if _settled.how != _how(settings):  # another run's
-            _settled.place.close()
-            _settled = _open(_settled.share, threads, settings)
-        return _settled.place
+        if _current.how != _how(settings):  # another run's
+            _current.place.close()
+            _current = _open(_current.share, threads, settings)
+        return _current.place
 
 
 @dataclasses.dataclass(frozen=True)
-class _Settled:
+class _SetUp:
     """How this worker works."""
 
     share: devices.Share
     threads: int
     how: tuple[bool, float, KerasSetup]
-    place: Workplace
+    place: TaskRunner
 
 
 def _how(settings: Settings) -> tuple[bool, float, KerasSetup]:
-    """Return what a workplace depends on that runs may want otherwise."""
+    """Return what a runner depends on that runs may want otherwise."""
     return settings.config.isolate, settings.config.stall_limit, settings.keras
 
 
-def _open(share: devices.Share, threads: int, settings: Settings) -> _Settled:
+def _open(share: devices.Share, threads: int, settings: Settings) -> _SetUp:
     if not settings.config.isolate:
         backend.load()
         settings.keras.apply()
-    place = runner.open_workplace(settings.config, share, settings.keras)
-    return _Settled(share, threads, _how(settings), place)
+    place = runner.open_runner(settings.config, share, settings.keras)
+    return _SetUp(share, threads, _how(settings), place)
 
 
-def _take_share(settings: Settings) -> _Settled:
+def _take_share(settings: Settings) -> _SetUp:
     from distributed import get_worker
 
     worker = get_worker()

@@ -3,23 +3,23 @@
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
-from pbd.collective import ALONE, Team, WorkersTeam
+from pbd.collective import SINGLE, Collective, WorkerCollective
 from pbd.executors.base import Emit
 
 T = TypeVar("T")
 
 
-Work = Callable[[Team, Emit], T]
+Work = Callable[[Collective, Emit], T]
 
 
 class LostProcessError(Exception):
     """The process that did the work is gone; how, the message says."""
 
 
-class Workplace(Protocol):
+class TaskRunner(Protocol):
     """Does one piece of work at a time, on one device."""
 
-    def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
+    def run(self, work: Work[T], emit: Emit, collective: WorkerCollective = SINGLE) -> T:
         """Return what a picklable piece of work gives.
 
         Raises:
@@ -28,7 +28,7 @@ class Workplace(Protocol):
         """
         ...
 
-    def rest(self) -> None:
+    def release(self) -> None:
         """Let go of what it holds, unless something is being done there; the next piece of work takes it again."""
         ...
 

@@ -15,14 +15,14 @@ from multiprocessing import Pipe
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pbd.collective import ALONE, BrokenTeamError, LostTeamError, WorkersTeam
+from pbd.collective import SINGLE, CollectiveAbortedError, CollectiveLostError, WorkerCollective
 from pbd.executors.base import Emit
 from pbd.executors.isolation.base import LostProcessError, Work
-from pbd.executors.isolation.messages import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
+from pbd.executors.isolation.messages import Abort, AllReduce, Heartbeat, Request, Response, Setup, SharedBuffer
 from pbd.records import Progress
 from pbd.system import devices, launcher, watchdog
 from pbd.system.keras_state import KerasSetup
-from pbd.system.watchdog import Patience
+from pbd.system.watchdog import Timeout
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ MOST_BUSY = 10
 
 
 class Child:
-    """A workplace in a process of its own, which is started at once, and again whenever it was lost.
+    """A runner in a process of its own, which is started at once, and again whenever it was lost.
 
     Args:
         share: of the host, which the child takes.
@@ -51,19 +51,19 @@ class Child:
         self._busy = threading.Lock()
         self._start()
 
-    def do(self, work: Work[T], emit: Emit, team: WorkersTeam = ALONE) -> T:
+    def run(self, work: Work[T], emit: Emit, collective: WorkerCollective = SINGLE) -> T:
         with self._busy:
-            return self._do(work, emit, team)
+            return self._run(work, emit, collective)
 
-    def _do(self, work: Work[T], emit: Emit, team: WorkersTeam) -> T:
+    def _run(self, work: Work[T], emit: Emit, collective: WorkerCollective) -> T:
         if self._process is None:
             self._start()
         try:
-            self._send(Order(pickle.dumps(work), team.index, team.size))
-            answer = self._attend(emit, team)
+            self._send(Request(pickle.dumps(work), collective.index, collective.size))
+            answer = self._attend(emit, collective)
         except LostProcessError:
             self.close()
-            team.leave()
+            collective.disconnect()
             raise
         except BaseException:
             self.close()  # it is in the middle of something
@@ -72,7 +72,7 @@ class Child:
             raise answer.error
         return answer.result
 
-    def rest(self) -> None:
+    def release(self) -> None:
         if self._busy.acquire(blocking=False):
             try:
                 self.close()
@@ -85,16 +85,16 @@ class Child:
             process.kill()
             process.wait()
             self._link.close()
-            self._tray.close()
+            self._buffer.close()
             self._said.close()
             self._scratch.cleanup()
 
     def _start(self) -> None:
         self._link, theirs = Pipe()
         _limit_waiting(self._link.fileno(), self._stall_limit_s)
-        self._tray, self._said = Tray.make(), tempfile.TemporaryFile()  # noqa: SIM115
+        self._buffer, self._said = SharedBuffer.make(), tempfile.TemporaryFile()  # noqa: SIM115
         self._scratch = tempfile.TemporaryDirectory(prefix="pbd_child_", ignore_cleanup_errors=True)
-        descriptors = theirs.fileno(), self._tray.descriptor
+        descriptors = theirs.fileno(), self._buffer.descriptor
         said = None if self._share.verbose else self._said
         self._process = subprocess.Popen(
             [
@@ -113,7 +113,7 @@ class Child:
         )
         theirs.close()
         with contextlib.suppress(LostProcessError):  # of which the first order will hear
-            self._send(Greeting(self._share, self._keras))
+            self._send(Setup(self._share, self._keras))
 
     def _send(self, message: Any) -> None:
         try:
@@ -121,11 +121,11 @@ class Child:
         except OSError as error:
             raise LostProcessError(self._how_it_ended()) from error
 
-    def _attend(self, emit: Emit, team: WorkersTeam) -> Answer:
+    def _attend(self, emit: Emit, collective: WorkerCollective) -> Response:
         """Serve the child until it answers."""
         watch = _Watch(self._process.pid, self._stall_limit_s)
         while True:
-            watchdog.alive()
+            watchdog.touch()
             if not self._link.poll(_POLL_S):
                 if self._process.poll() is not None:
                     raise LostProcessError(self._how_it_ended())
@@ -137,26 +137,26 @@ class Child:
                 raise LostProcessError("the process that trains hung in the middle of a word") from error
             except (EOFError, OSError) as error:
                 raise LostProcessError(self._how_it_ended()) from error
-            watch.alive()
-            if isinstance(message, Answer):
+            watch.touch()
+            if isinstance(message, Response):
                 return message
-            if isinstance(message, Beat):
+            if isinstance(message, Heartbeat):
                 continue
             if isinstance(message, Progress):
                 emit(message)
             elif isinstance(message, logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
             else:
-                self._send(self._for_the_team(message, team))
-                watch.alive()
+                self._send(self._for_the_team(message, collective))
+                watch.touch()
 
-    def _for_the_team(self, message: Sum | GiveUp, team: WorkersTeam) -> Sum | GiveUp | Exception:
+    def _for_the_team(self, message: AllReduce | Abort, collective: WorkerCollective) -> AllReduce | Abort | Exception:
         try:
-            if isinstance(message, GiveUp):
-                team.give_up()
+            if isinstance(message, Abort):
+                collective.abort()
             else:
-                self._tray.put(team.add_up(self._tray.take(message.shape, message.dtype)))
-        except (BrokenTeamError, LostTeamError) as error:
+                self._buffer.put(collective.all_reduce_sum(self._buffer.take(message.shape, message.dtype)))
+        except (CollectiveAbortedError, CollectiveLostError) as error:
             return error
         return message
 
@@ -184,10 +184,10 @@ class _Watch:
 
     def __init__(self, pid: int, limit_s: float) -> None:
         self._pid = pid
-        self._silence, self._idleness = Patience(MOST_BUSY * limit_s, _POLL_S), Patience(limit_s, _POLL_S)
-        self.alive()
+        self._silence, self._idleness = Timeout(MOST_BUSY * limit_s, _POLL_S), Timeout(limit_s, _POLL_S)
+        self.touch()
 
-    def alive(self) -> None:
+    def touch(self) -> None:
         self._silence.renew()
         self._begin_a_span()
 

@@ -17,9 +17,9 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from pbd.collective import ALONE, Team
-from pbd.executors.base import Seldom
-from pbd.executors.isolation.messages import Answer, Beat, GiveUp, Greeting, Order, Sum, Tray
+from pbd.collective import SINGLE, Collective
+from pbd.executors.base import Throttle
+from pbd.executors.isolation.messages import Abort, AllReduce, Heartbeat, Request, Response, Setup, SharedBuffer
 from pbd.system import backend, watchdog
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -29,32 +29,32 @@ _BEAT_S = 1.0
 
 def main() -> NoReturn:
     """Work until the worker goes."""
-    descriptor, tray, parent = map(int, sys.argv[1:])
+    descriptor, buffer, parent = map(int, sys.argv[1:])
     backend.spare_imports()
     _die_with(parent)
     _leave_signals_to_the_worker()
     faulthandler.enable()
-    link = _Link(Connection(descriptor), Tray(tray))
+    link = _Link(Connection(descriptor), SharedBuffer(buffer))
     logging.getLogger("pbd").addHandler(_PassOn(link))
     threading.Thread(target=_beat, args=(link,), daemon=True).start()
-    greeting: Greeting = link.hear()
-    trouble = _settle(greeting)
+    greeting: Setup = link.hear()
+    trouble = _set_up_process(greeting)
     while True:
-        order: Order = link.hear()
-        link.say(Answer(error=trouble) if trouble else _carry_out(order, link))
+        order: Request = link.hear()
+        link.say(Response(error=trouble) if trouble else _carry_out(order, link))
 
 
 def _beat(link: "_Link") -> None:
-    """Pass on, now and then, that the work comes by `watchdog.alive`."""
-    before = watchdog.seen()
+    """Pass on, now and then, that the work comes by `watchdog.touch`."""
+    before = watchdog.count()
     while True:
         time.sleep(_BEAT_S)
-        if watchdog.seen() != before:
-            before = watchdog.seen()
-            link.say(Beat())
+        if watchdog.count() != before:
+            before = watchdog.count()
+            link.say(Heartbeat())
 
 
-def _settle(greeting: Greeting) -> Exception | None:
+def _set_up_process(greeting: Setup) -> Exception | None:
     """Take the device and load what the worker has registered; return what went wrong."""
     try:
         greeting.share.claim()
@@ -65,35 +65,35 @@ def _settle(greeting: Greeting) -> Exception | None:
     return None
 
 
-def _carry_out(order: Order, link: "_Link") -> Answer:
-    """Do the work; of a team only the first has to say what came of it."""
+def _carry_out(order: Request, link: "_Link") -> Response:
+    """Do the work; of a collective only the first has to say what came of it."""
     try:
-        result = pickle.loads(order.work)(_team(order, link), Seldom(link.say))
-        return _sendable(Answer(result if order.index == 0 else None))
+        result = pickle.loads(order.work)(_team(order, link), Throttle(link.say))
+        return _sendable(Response(result if order.index == 0 else None))
     except Exception as error:
         error.add_note(f"In the process that trains:\n{traceback.format_exc()}")
-        return _sendable(Answer(error=error))
+        return _sendable(Response(error=error))
 
 
-def _sendable(answer: Answer) -> Answer:
+def _sendable(answer: Response) -> Response:
     """Return the answer, in words if it cannot be pickled."""
     try:
         pickle.loads(pickle.dumps(answer))
     except Exception as error:
         wrong = answer.error or error
-        return Answer(error=RuntimeError(f"{type(wrong).__name__}: {wrong}"))
+        return Response(error=RuntimeError(f"{type(wrong).__name__}: {wrong}"))
     return answer
 
 
-def _team(order: Order, link: "_Link") -> Team:
-    return _Team(order.index, order.size, link) if order.size > 1 else ALONE
+def _team(order: Request, link: "_Link") -> Collective:
+    return _ChildCollective(order.index, order.size, link) if order.size > 1 else SINGLE
 
 
 class _Link:
     """The connection to the worker; when that is gone, there is nothing left to do."""
 
-    def __init__(self, connection: Connection, tray: Tray) -> None:
-        self._connection, self.tray = connection, tray
+    def __init__(self, connection: Connection, buffer: SharedBuffer) -> None:
+        self._connection, self.buffer = connection, buffer
         self._lock = threading.Lock()
 
     def hear(self) -> Any:
@@ -110,21 +110,21 @@ class _Link:
             os._exit(0)
 
 
-class _Team:
-    """A team as its member's child sees it: the worker brings its values to the others."""
+class _ChildCollective:
+    """A collective as its member's child sees it: the worker brings its values to the others."""
 
     def __init__(self, index: int, size: int, link: _Link) -> None:
         self.index, self.size, self._link = index, size, link
 
-    def add_up(self, values: np.ndarray) -> np.ndarray:
-        self._link.tray.put(values)
-        self._ask(Sum(values.shape, values.dtype.str))
-        return self._link.tray.take(values.shape, values.dtype.str)
+    def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
+        self._link.buffer.put(values)
+        self._ask(AllReduce(values.shape, values.dtype.str))
+        return self._link.buffer.take(values.shape, values.dtype.str)
 
-    def give_up(self) -> None:
-        self._ask(GiveUp())
+    def abort(self) -> None:
+        self._ask(Abort())
 
-    def _ask(self, message: Sum | GiveUp) -> None:
+    def _ask(self, message: AllReduce | Abort) -> None:
         self._link.say(message)
         answer = self._link.hear()
         if isinstance(answer, Exception):

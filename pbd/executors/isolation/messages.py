@@ -13,7 +13,7 @@ from pbd.system.keras_state import KerasSetup
 
 
 @dataclass(frozen=True)
-class Greeting:
+class Setup:
     """To a child: who it is. It says nothing back; what went wrong is the answer to its first order."""
 
     share: devices.Share
@@ -21,18 +21,18 @@ class Greeting:
 
 
 @dataclass(frozen=True)
-class Order:
+class Request:
     """To a child: do this."""
 
     work: bytes
-    """A pickled function of a team and a progress listener."""
+    """A pickled function of a collective and a progress listener."""
     index: int
-    """Its place in the team."""
+    """Its place in the collective."""
     size: int
 
 
 @dataclass(frozen=True)
-class Answer:
+class Response:
     """From a child: what its work gave, or how it failed."""
 
     result: Any = None
@@ -40,24 +40,24 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Beat:
+class Heartbeat:
     """From a child: it goes on, though it has nothing to tell."""
 
 
 @dataclass(frozen=True)
-class Sum:
-    """From a child: add up what lies in the tray. The same comes back when the sum lies there, or else an error."""
+class AllReduce:
+    """From a child: add up what lies in the buffer. The same comes back when the sum lies there, or else an error."""
 
     shape: tuple[int, ...]
     dtype: str
 
 
 @dataclass(frozen=True)
-class GiveUp:
-    """From a child: let the next sum fail for the others of the team. The same comes back."""
+class Abort:
+    """From a child: let the next sum fail for the others of the collective. The same comes back."""
 
 
-class Tray:
+class SharedBuffer:
     """Memory that two processes share: a file without a name, which grows with what is put there."""
 
     def __init__(self, descriptor: int) -> None:
@@ -65,7 +65,7 @@ class Tray:
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def make(cls) -> "Tray":
+    def make(cls) -> "SharedBuffer":
         """Return an empty one, to be handed to a child by its descriptor."""
         if hasattr(os, "memfd_create"):  # which no /dev/shm limits
             return cls(os.memfd_create("pbd"))

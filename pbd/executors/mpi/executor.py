@@ -2,8 +2,8 @@
 
 Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Groups of a common pool are
 drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits long in a blocking call, which
-would burn a core that a neighbour trains on: everyone polls and sleeps. A team's sums are the exception: they are so
-many and so short that they are waited for.
+would burn a core that a neighbour trains on: everyone polls and sleeps. All-reduce is the exception: it is so short and
+so frequent that members wait in it.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ from typing import Any, TypeVar
 import numpy as np
 
 from pbd import energy
-from pbd.collective import LostTeamError, Team
+from pbd.collective import Collective, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
-from pbd.executors.base import Emit, Kept, Seldom, TrainGroup, nothing_kept, run_queue
+from pbd.executors.base import CheckpointToken, Emit, Throttle, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
 from pbd.executors.mpi import world
-from pbd.executors.mpi.collective import MpiTeam
+from pbd.executors.mpi.collective import MpiCollective
 from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
 from pbd.system import devices, watchdog
 
@@ -38,18 +38,18 @@ T = TypeVar("T")
 class _Work:
     """From rank 0 to a worker: train these groups, and then what the counter gives you of the pool."""
 
-    train_group: runner.Packed[list[BlockResult]]
+    train_group: runner.Pickled[list[BlockResult]]
     queue: tuple[TaskGroup, ...]
     pool: tuple[TaskGroup, ...]
 
 
 @dataclass(frozen=True)
-class _Together:
+class _RunCollective:
     """From rank 0 to a worker: call this at the same time as all others."""
 
-    function: runner.Packed[Any]
-    most: int
-    kept: Kept
+    function: runner.Pickled[Any]
+    max_workers: int
+    checkpoint: CheckpointToken
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class MpiExecutor:
         self._busy = False  # the workers, which then cannot be told anything
         self._released = False  # everyone knows that the run is over
         self._telling: Any = None  # progress on its way to rank 0
-        self.num_workers = self.team_size = self._comm.Get_size()
+        self.num_workers = self.collective_size = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
         if config.workers not in (None, self.num_workers):
             raise UsageError(
@@ -84,15 +84,15 @@ class MpiExecutor:
                 f"{self.num_workers} ranks. Use mpirun -n {config.workers}."
             )
         self.share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
-        self._workplace = runner.open_workplace(config, self.share)
+        self._runner = runner.open_runner(config, self.share)
         if self.num_workers > 1 and world.allows_threads():
-            beats = world.Beats(self._comm, config.stall_limit)
+            beats = world.HeartbeatMonitor(self._comm, config.stall_limit)
             watchdog.also_check(beats.exchange, world.abort)
 
     def run(
         self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
-        packed = runner.Packed.of(train_group)
+        packed = runner.Pickled.of(train_group)
         with self._keeping_them_busy():
             requests = [
                 self._comm.isend(_Work(packed, queue, assignment.pool), dest=rank, tag=_COMMAND)
@@ -106,10 +106,16 @@ class MpiExecutor:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return retry.call_in(self._workplace, function)  # rank 0 is a worker like the others
+        return retry.call_in(self._runner, function)  # rank 0 is a worker like the others
 
-    def together(self, function: Callable[[Team, Emit], T], emit: Emit, most: int, kept: Kept = nothing_kept) -> T:
-        command = _Together(runner.Packed.of(function), most, kept)
+    def run_collective(
+        self,
+        function: Callable[[Collective, Emit], T],
+        emit: Emit,
+        max_workers: int,
+        checkpoint: CheckpointToken = no_checkpoint,
+    ) -> T:
+        command = _RunCollective(runner.Pickled.of(function), max_workers, checkpoint)
         with self._keeping_them_busy():
             self._tell_all(command)
             return self._join(command, emit)
@@ -121,31 +127,31 @@ class MpiExecutor:
         yield
         self._busy = False
 
-    def _join(self, command: _Together, emit: Emit) -> Any:
+    def _join(self, command: _RunCollective, emit: Emit) -> Any:
         """Do this rank's part of what all do together; again, if any of them lost the process that did its part."""
-        with self._team_of(command.most) as team:
-            if team is None:
+        with self._collective_of(command.max_workers) as collective:
+            if collective is None:
                 return None
 
             def attempt() -> Any:
-                team.begin()
-                result = self._workplace.do(command.function, emit, team)
-                team.part()
+                collective.start()
+                result = self._runner.run(command.function, emit, collective)
+                collective.finish()
                 return result
 
-            return retry.insist(attempt, LostTeamError, kept=command.kept)
+            return retry.retry_lost(attempt, CollectiveLostError, checkpoint=command.checkpoint)
 
     @contextlib.contextmanager
-    def _team_of(self, most: int) -> "Iterator[MpiTeam | None]":
-        """Make a team of the first ranks; all must come, and those that are not of it get `None`."""
+    def _collective_of(self, max_workers: int) -> "Iterator[MpiCollective | None]":
+        """Make a collective of the first ranks; all must come, and those that are not of it get `None`."""
         from mpi4py import MPI
 
         rank = self._comm.Get_rank()
-        comm = self._comm.Split(0 if rank < most else MPI.UNDEFINED, rank)
+        comm = self._comm.Split(0 if rank < max_workers else MPI.UNDEFINED, rank)
         if comm == MPI.COMM_NULL:
             yield None
         else:
-            yield MpiTeam(comm)
+            yield MpiCollective(comm)
             comm.Free()
 
     def _work(self, work: _Work, emit: Emit) -> list[list[BlockResult]]:
@@ -164,18 +170,18 @@ class MpiExecutor:
         return gathered
 
     def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: Emit) -> list[BlockResult]:
-        train_group = retry.training_in(self._workplace, train_group)
+        train_group = retry.training_in(self._runner, train_group)
         trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
         return [result for results in trained for result in results]
 
     def _gather(self, mine: T, emit: Emit) -> list[T]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
         while self._telling is not None and not self._telling.Test():
-            watchdog.alive()
+            watchdog.touch()
             time.sleep(_POLL_S)
         everyone = self._comm.Ibarrier()
         while not everyone.Test():
-            watchdog.alive()
+            watchdog.touch()
             self._pass_on_progress(emit)
             time.sleep(_POLL_S)
         self._pass_on_progress(emit)
@@ -194,27 +200,27 @@ class MpiExecutor:
 
     def serve(self) -> RunReport:
         first = self.share.local_rank == 0  # rank 0 is the first of its own host
-        with energy.measure() if first else contextlib.nullcontext(energy.Bystander()) as meter:
+        with energy.measure() if first else contextlib.nullcontext(energy.NoMeter()) as meter:
             return self._serve(meter)
 
-    def _serve(self, meter: energy.HostMeter | energy.Bystander) -> RunReport:
+    def _serve(self, meter: energy.HostMeter | energy.NoMeter) -> RunReport:
         while True:
             while not self._comm.iprobe(source=0, tag=_COMMAND):
-                watchdog.alive()
+                watchdog.touch()
                 time.sleep(_POLL_S)
             command = self._comm.recv(source=0, tag=_COMMAND)
             if isinstance(command, _Stop):
                 self._released = True
-                self._workplace.close()
+                self._runner.close()
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
             if isinstance(command, _Read):
                 self._gather(meter.read(), lambda event: None)
-            elif isinstance(command, _Together):
+            elif isinstance(command, _RunCollective):
                 self._join(command, lambda event: None)
             else:
-                self._work(command, Seldom(self._tell_progress))
+                self._work(command, Throttle(self._tell_progress))
 
     def _tell_progress(self, event: Progress) -> None:
         """Send progress to rank 0, unless it has not taken what was sent before."""
@@ -224,7 +230,7 @@ class MpiExecutor:
     def finish(self, report: RunReport) -> None:
         self._tell_all(_Stop(report=report))
         self._released = True
-        self._workplace.close()
+        self._runner.close()
 
     def stop(self, error: BaseException) -> None:
         if self._released:
@@ -232,12 +238,12 @@ class MpiExecutor:
         if isinstance(error, PbdError) and self.coordinates and not self._busy:
             self._tell_all(_Stop(error=error))
             self._released = True
-            self._workplace.close()
+            self._runner.close()
         else:
-            self._workplace.close()
+            self._runner.close()
             world.abort(error)
 
-    def _tell_all(self, message: _Together | _Read | _Stop) -> None:
+    def _tell_all(self, message: _RunCollective | _Read | _Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(message, dest=rank, tag=_COMMAND)
 

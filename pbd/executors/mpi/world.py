@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError, StoppedError, UsageError
 from pbd.executors.mpi import start_limit
 from pbd.system import launcher
-from pbd.system.watchdog import TICK_S, Patience
+from pbd.system.watchdog import TICK_S, Timeout
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_SPEAKS_FIRST_S = 0.5
@@ -121,7 +121,7 @@ def allows_threads() -> bool:
     return MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
 
-class Beats:
+class HeartbeatMonitor:
     """Rank 0 and each of the others tell each other, about once a second, that they are there.
 
     It sees what no library does: a rank that was stopped, or whose host is gone.
@@ -135,7 +135,7 @@ class Beats:
         self._comm = comm.Dup()
         rank, size = comm.Get_rank(), comm.Get_size()
         limit_s = max(limit_s, _FEWEST_BEATS * TICK_S)
-        self._others = {other: Patience(limit_s) for other in (range(1, size) if rank == 0 else (0,))}
+        self._others = {other: Timeout(limit_s) for other in (range(1, size) if rank == 0 else (0,))}
         self._sending: dict[int, Any] = {}
 
     def exchange(self) -> PbdError | None:
