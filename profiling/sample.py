@@ -24,7 +24,7 @@ from experiments import command_line
 from experiments.command_line import Parser, check_folder
 from pbd import energy
 from pbd.energy import nvml
-from pbd.energy.sensors import Dial
+from pbd.energy.sensors import Sensor
 from pbd.errors import MissingInputError
 from profiling.commands import Command
 
@@ -69,9 +69,9 @@ def _percent(now: tuple[int, int], last: tuple[int, int] | None) -> float | None
 class Spending:
     """What one device draws."""
 
-    def __init__(self, dial: Dial) -> None:
-        self._dial = dial
-        self._name = f"{dial.device.source}_{dial.device.name}"
+    def __init__(self, sensor: Sensor) -> None:
+        self._dial = sensor
+        self._name = f"{sensor.device.source}_{sensor.device.name}"
         self._joules = 0.0
         self._last_s: float | None = None
 
@@ -91,11 +91,11 @@ class Spending:
 class Host:
     """All that a row says."""
 
-    def __init__(self, finding: energy.Finding, gpus: Sequence[nvml.Gpu], stat: Path = STAT) -> None:
+    def __init__(self, finding: energy.DetectedSensors, gpus: Sequence[nvml.Gpu], stat: Path = STAT) -> None:
         self._began_s = time.monotonic()
         self._processors = Processors(stat)
         self._gpus = gpus
-        self._spendings = [Spending(dial) for dial in finding.dials]
+        self._spendings = [Spending(sensor) for sensor in finding.sensors]
 
     def row(self) -> dict[str, float | None]:
         now_s = time.monotonic()
@@ -158,7 +158,7 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
     """
     with Command(command) as running:  # takes the signals before any thread is there
         finding = energy.find(cores=True)
-        for complaint in finding.complaints:
+        for complaint in finding.notes:
             _say(complaint)
         host = Host(finding, _gpus())
         with contextlib.closing(Table(csv_path, host.row())) as table:

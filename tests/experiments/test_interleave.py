@@ -59,8 +59,8 @@ def test_time_in_which_it_was_stopped_does_not_count() -> None:
 def test_a_signal_ends_all_in_order(tmp_path: Path) -> None:
     """What is stopped hears of no signal; left so, it would hold its memory for ever."""
     sleeper = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"]
-    script = "from pathlib import Path; from experiments import turns; "
-    script += f"turns.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), [0.2, 0.2])"
+    script = "from pathlib import Path; from experiments import interleave; "
+    script += f"interleave.run(dict.fromkeys([Path('a'), Path('b')], {sleeper}), [0.2, 0.2])"
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     with subprocess.Popen([sys.executable, "-c", script], cwd=tmp_path, env=environment) as running:
         said = [tmp_path / "a", tmp_path / "b"]

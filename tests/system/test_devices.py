@@ -95,7 +95,7 @@ def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
 
 HOLD = """
 import sys, time
-from pbd import devices
+from pbd.system import devices
 from pbd.errors import PbdError
 try:
     gpus = [f"{sys.argv[2]}-{number}" for number in range(2)]

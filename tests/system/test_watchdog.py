@@ -66,7 +66,7 @@ import os, sys, time
 from pathlib import Path
 from pbd.system import watchdog
 from pbd.config import ExecutionConfig
-from pbd.executors.mpi import MpiExecutor
+from pbd.executors.mpi.executor import MpiExecutor
 executor = MpiExecutor(ExecutionConfig(isolate=False, stall_limit={LIMIT_S}))
 (Path(sys.argv[1]) / str(executor._comm.Get_rank())).write_text(str(os.getpid()))
 with watchdog.watching({LIMIT_S}):
