@@ -14,13 +14,16 @@ from tests.helpers.fakes import make_task
 
 MEASURE = """
 import json, sys
-from pbd import backend, devices
+from pbd.system import backend, devices
 devices.claim(0, 1, 1)
 backend.load()
 import keras
-from pbd import graph, memory, training
+from pbd.blockwise.context import TrainingContext
+from pbd.blockwise.tasks import enumerate_tasks
+from pbd.blockwise.train_group import train_group
+from pbd.costs import memory
 from pbd.config import DataConfig, TrainingConfig
-from pbd.journal import Journal
+from pbd.run_dir.journal import Journal
 from pbd.records import TaskGroup
 
 inputs = x = keras.Input((32, 32, 1))
@@ -32,10 +35,10 @@ path = str(journal.file("teacher.keras"))
 model.save(path)
 data = DataConfig(dataset="digits", train_limit=256, batch_size=128)
 training_config = TrainingConfig(epochs=1)
-context = training.TrainingContext(path, data, (32, 32, 1), training_config, sys.argv[2], sys.argv[3], 0, journal)
-tasks = tuple(task for task in graph.enumerate_tasks(model, sys.argv[2]) if task.skip_reason is None)
+context = TrainingContext(path, data, (32, 32, 1), training_config, sys.argv[2], sys.argv[3], 0, journal)
+tasks = tuple(task for task in enumerate_tasks(model, sys.argv[2]) if task.skip_reason is None)
 predicted = memory.footprint(context, tasks)
-results = training.train_group(context, TaskGroup(tasks), lambda event: None)
+results = train_group(context, TaskGroup(tasks), lambda event: None)
 print(json.dumps([len(tasks), predicted.base, predicted.peak(tasks), results[0].peak_bytes]))
 """
 

@@ -170,19 +170,19 @@ RANKS = """
 import json, sys, time
 from pathlib import Path
 from mpi4py import MPI
-from pbd import energy, joules
+from pbd import energy
 from pbd.config import ExecutionConfig
-from pbd.energy import host_meter
-from pbd.executors import mpi_world
-from pbd.executors.mpi import MpiExecutor
+from pbd.energy import accounting, host_meter
+from pbd.executors.mpi import world
+from pbd.executors.mpi.executor import MpiExecutor
 from pbd.scheduling import schedulers
-from tests.fakes import steady
-from tests.sleepers import Sleeper, sleeping
+from tests.helpers.fakes import steady
+from tests.helpers.sleep_tasks import Sleeper, sleeping
 rank = MPI.COMM_WORLD.Get_rank()
 host = energy.host_identity()
 if sys.argv[2] == "two hosts":
     host, now = f"host {rank}", time.time
-    mpi_world._on_this_host = lambda comm: (0, 1)
+    world._on_this_host = lambda comm: (0, 1)
     host_meter.host_identity = lambda: host
     time.time = lambda: now() + 1000 * rank
 host_meter.find = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
@@ -191,7 +191,7 @@ if executor.coordinates:
     tasks, costs = sleeping([0.8, 0.4])
     sleeper = Sleeper(Path(sys.argv[1]), {"conv0": 0.8, "conv1": 0.4})
     time.sleep(0.5)  # a run has a backend to load before it begins, and the other rank has not
-    with joules.account(executor.readings) as account:
+    with accounting.account(executor.readings) as account:
         assignment = schedulers.SCHEDULERS["round_robin"](tasks, costs, 2)
         began = time.monotonic()
         results = list(executor.run(sleeper, tasks, assignment, lambda _: None))

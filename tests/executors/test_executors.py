@@ -73,9 +73,9 @@ RANKS = """
 import json, sys
 from pathlib import Path
 from pbd.config import ExecutionConfig
-from pbd.executors.mpi import MpiExecutor, SharedCounter
+from pbd.executors.mpi.executor import MpiExecutor, SharedCounter
 from pbd.scheduling import schedulers
-from tests.sleepers import Sleeper, sleeping
+from tests.helpers.sleep_tasks import Sleeper, sleeping
 executor = MpiExecutor(ExecutionConfig(isolate=False))
 tasks, costs = sleeping([1.0] * 11)
 if executor.coordinates:

@@ -19,7 +19,7 @@ from pbd.run_dir.journal import Journal
 SAVES = """
 import sys
 import numpy as np
-from pbd.journal import Journal
+from pbd.run_dir.journal import Journal
 from pbd.records import BlockResult
 journal, number = Journal(__import__("pathlib").Path(sys.argv[1])), 0
 print("begins", flush=True)
