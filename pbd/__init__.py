@@ -10,7 +10,7 @@ _HOMES = {
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",
-    "LayerTask": "pbd.records",
+    "BlockTask": "pbd.records",
     "Assignment": "pbd.records",
     "PbdError": "pbd.errors",
 }

@@ -80,7 +80,7 @@ def _run(config: RunConfig) -> int:
 
         console = Console()
         console.print(summary(report))
-    return FINISHED_WITH_FAILED_BLOCKS if report.failed_layers else 0
+    return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 
 def parse(arguments: Sequence[str]) -> RunConfig:

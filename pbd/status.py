@@ -30,11 +30,11 @@ class Status:
     state: str
     """`complete`, `running`, `stopped` (go on with --resume) or `damaged`."""
     done: tuple[str, ...]
-    """Layers whose blocks are trained and whole."""
+    """Blocks (layer@design) that are trained and whole."""
     failed: tuple[str, ...]
-    """Layers whose blocks could not be trained; known when the run is complete."""
+    """Blocks that could not be trained; known when the run is complete."""
     left: tuple[str, ...]
-    """Layers whose blocks are still to be trained."""
+    """Blocks that are still to be trained."""
     damaged: tuple[str, ...]
     """Files that changed after the run was complete."""
     holder: dict[str, Any] | None
@@ -56,12 +56,13 @@ def read(run_dir: str | Path) -> Status:
         CorruptStateError: its `run.json` is damaged.
     """
     journal = Journal(Path(run_dir))
-    layers, done = journal.layers(), tuple(sorted(journal.committed_blocks()))
+    keys, committed = journal.keys(), journal.committed_blocks()
     who, damaged = lock.holder(journal.path), manifest.damaged(journal)
     state = RUNNING if who is not None else STOPPED if damaged is None else DAMAGED if damaged else COMPLETE
     finished = report.read(journal) if state == COMPLETE else None
-    failed = tuple(finished.failed_layers) if finished else ()
-    left = () if finished else tuple(name for name in layers if name not in done)
+    done = tuple(str(key) for key in sorted(committed))
+    failed = tuple(str(key) for key in finished.failed_blocks) if finished else ()
+    left = () if finished else tuple(str(key) for key in keys if key not in committed)
     return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), who)
 
 

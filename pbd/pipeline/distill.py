@@ -14,9 +14,10 @@ from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import (
     Assignment,
+    BlockKey,
     BlockReport,
     BlockResult,
-    LayerTask,
+    BlockTask,
     ModelFacts,
     RunReport,
     Timing,
@@ -117,8 +118,8 @@ def _compress(run: _Run) -> RunReport:
     from pbd.student import assemble
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    todo = {task.layer_name: task for task in inputs.tasks if task.skip_reason is None}
-    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
+    todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
+    done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
     run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
     if len(done) == len(todo) and manifest.is_intact(journal):
         run.display.phase("this run was finished before: its report, with its times and joules, is of then")
@@ -128,7 +129,7 @@ def _compress(run: _Run) -> RunReport:
     context = _context(config, inputs)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
     shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
-    results = done | {result.layer_name: result for result in shares.with_energy(block_phase.results)}
+    results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_marks,) = pool.evaluate([journal.file("teacher.keras")], "validation")
@@ -151,13 +152,13 @@ def _compress(run: _Run) -> RunReport:
 
 
 def _train_blocks(
-    run: _Run, context: "TrainingContext", todo: list[LayerTask], done: Mapping[str, BlockResult]
+    run: _Run, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
 ) -> _BlockPhase:
     """Plan, train those that are not done, and write down what it took."""
     from pbd.pipeline.plan import carry_out, make_plan
 
     clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
-    missing = [task for task in todo if task.layer_name not in done]
+    missing = [task for task in todo if task.key not in done]
     if not missing:
         clock.lap("calibrate")
         clock.lap("distill")
@@ -218,6 +219,7 @@ def _report(
 
 
 def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
+    from pbd import blocks
     from pbd.blockwise.context import TrainingContext
 
     return TrainingContext(
@@ -225,7 +227,7 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         data=inputs.data_config,
         image_shape=inputs.dataset.image_shape,
         training=config.training,
-        block=config.blocks.block,
+        designs={task.design: blocks.get(task.design) for task in inputs.tasks},
         block_init=config.blocks.block_init,
         seed=config.seed,
         journal=inputs.journal,

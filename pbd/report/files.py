@@ -67,7 +67,7 @@ def read(journal: Journal) -> RunReport:
     try:
         return from_json(json.loads(path.read_bytes()))
     except OSError as error:
-        journal.layers()  # says where there is no run at all
+        journal.keys()  # raises if there is no run at all
         raise MissingInputError(
             f"the run in {journal.path} has no report yet. Go on with it with pbd-run --resume."
         ) from error
