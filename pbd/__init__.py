@@ -6,7 +6,8 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "distill": "pbd.pipeline.distill",
+    "distill": "pbd.pipeline.api",
+    "Result": "pbd.pipeline.api",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",

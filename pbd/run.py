@@ -1,4 +1,4 @@
-"""`python -m pbd.run`: the command line -> RunConfig -> distill() -> an exit code."""
+"""`python -m pbd.run`: the command line -> RunConfig -> a run -> an exit code."""
 
 import contextlib
 import io
@@ -69,10 +69,10 @@ def _start(arguments: Sequence[str]) -> RunConfig:
 
 
 def _run(config: RunConfig) -> int:
-    from pbd.pipeline.distill import distill
+    from pbd.pipeline.distill import run
 
     with watchdog.watching(config.execution.stall_limit):
-        report = distill(config)
+        report = run(config)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 

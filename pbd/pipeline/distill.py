@@ -33,35 +33,24 @@ if TYPE_CHECKING:
     import keras
 
     from pbd.blockwise.context import TrainingContext
+    from pbd.data import Data
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
     from pbd.student.assemble import Student
 
 
-def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
-    """Compress a trained network by parallel blockwise distillation, and return the report of the run.
-
-    Under `mpirun` every rank calls this and every rank gets the same report.
+def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
+    """Run the method, on every worker there is, and return the report.
 
     Args:
-        config: all settings; the defaults where absent.
-        model: the teacher itself, in place of the file or name in the settings.
-        **settings: single settings by name, over `config` (see `pbd.RunConfig.of`).
-
-    Returns:
-        What `report.json` in the run directory says.
+        config: of the run.
+        model: the teacher, if it is not a file or a built-in network that the settings name.
+        data: the images, if they are not what the settings name.
 
     Raises:
-        PbdError: the settings, the teacher or the data do not fit; the message is one line and says the remedy.
-
-    Example:
-        >>> report = pbd.distill(teacher="resnet20.keras", dataset="cifar10", epochs=3)
-        >>> report.student.test_accuracy, report.student.path
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
-    config = (config or RunConfig()).replace(**settings)
-    if model is not None:
-        config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
     try:
         if not executor.coordinates:
@@ -69,7 +58,7 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
         executor.share.claim()
         backend.load()
         with progress.open_progress() as display:
-            finished = _distill(config, model, executor, display)
+            finished = _run(config, model, data, executor, display)
         executor.finish(finished)
     except BaseException as error:
         executor.stop(error)
@@ -77,8 +66,12 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
     return finished
 
 
-def _distill(
-    config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
+def _run(
+    config: RunConfig,
+    model: "keras.Model | None",
+    data: "Data | None",
+    executor: Executor,
+    display: progress.ProgressDisplay,
 ) -> RunReport:
     from pbd.pipeline import prepare  # loads the backend
 
@@ -86,11 +79,11 @@ def _distill(
     given = cost_table.read_given(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Run(config, given, inputs, executor, clock, account, display))
+        return _compress(_Context(config, given, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Context:
     """One run on its way: what its steps need."""
 
     config: RunConfig
@@ -111,7 +104,7 @@ class _BlockPhase:
     predicted_from: str
 
 
-def _compress(run: _Run) -> RunReport:
+def _compress(run: _Context) -> RunReport:
     from pbd.deploy import inference_form
     from pbd.pipeline import prepare, remote_tasks
     from pbd.pipeline.workers import WorkerPool
@@ -152,7 +145,7 @@ def _compress(run: _Run) -> RunReport:
 
 
 def _train_blocks(
-    run: _Run, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
+    run: _Context, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
 ) -> _BlockPhase:
     """Plan, train those that are not done, and write down what it took."""
     from pbd.pipeline.plan import carry_out, make_plan
@@ -180,7 +173,7 @@ def _train_blocks(
 
 
 def _report(
-    run: _Run,
+    run: _Context,
     pool: "WorkerPool",
     block_phase: _BlockPhase,
     teacher_marks: "Metrics",

@@ -20,7 +20,7 @@ from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
 from pbd.student import fine_tuning
 from pbd.student.fine_tuning import Tuning, examine
-from pbd.system import watchdog
+from pbd.system import random_state, watchdog
 
 STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
@@ -180,7 +180,7 @@ def make(
         recalibrate: what re-estimates statistics; by default this process does.
         tune: what fine-tunes a student; by default this process does.
     """
-    keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
+    random_state.seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
     recalibrate, tune = (
         recalibrate or recalibrate_here(teacher, dataset),
         tune or tune_here(teacher, dataset, display.update),
