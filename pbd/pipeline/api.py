@@ -112,7 +112,7 @@ def distill(
         run_dir: the folder for the results; must be new, or that of the run to `resume`.
         seed: everything random derives from it and from layer names.
 
-    Each remaining argument is the setting of the same name of `pbd.RunConfig`, where it is documented, and of the command
+    Each remaining argument is the setting of the same name of `pbd.RunConfig`, which documents it, and of the command
     line. None means the default.
 
     Returns:
