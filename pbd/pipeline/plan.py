@@ -12,9 +12,9 @@ from pbd.blockwise.train_group import train_group
 from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.errors import NoWorkersError
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.pipeline.remote_tasks import AllReduceBenchmark, TrainGroupTask
-from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
+from pbd.records import Assignment, BlockResult, LayerTask, ProgressCallback, TaskGroup
 from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 
@@ -100,11 +100,14 @@ def _predict(
 
 
 def carry_out(
-    assignment: Assignment, context: TrainingContext, tasks: Sequence[LayerTask], executor: Executor, emit: Emit
+    assignment: Assignment,
+    context: TrainingContext,
+    executor: Executor,
+    emit: ProgressCallback,
 ) -> Iterator[BlockResult]:
     """Train the tasks as they are assigned; yield a result for each, some as soon as they are there."""
     if not assignment.shared:
-        yield from executor.run(functools.partial(train_group, context), tasks, assignment, emit)
+        yield from executor.run(functools.partial(train_group, context), assignment, emit)
     else:
         began = time.monotonic()
         for group in assignment.groups:
