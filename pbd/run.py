@@ -29,7 +29,7 @@ class _CommandLine(RunConfig):
 
 def command() -> int:
     """Run the command line in a process of its own."""
-    backend.spare_imports()
+    backend.skip_unused_imports()
     return main()
 
 

@@ -163,7 +163,7 @@ def _train_blocks(
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
     display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
     results = []
-    for result in carry_out(plan.assignment, context, missing, executor, display.update):
+    for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)

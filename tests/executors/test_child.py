@@ -14,11 +14,10 @@ import pytest
 
 from pbd.collective import Collective, CollectiveLostError
 from pbd.errors import MissingInputError, NoWorkersError
-from pbd.executors.base import Emit
 from pbd.executors.isolation import retry
 from pbd.executors.isolation.base import LostProcessError
 from pbd.executors.isolation.child import Child
-from pbd.records import Progress, TaskGroup
+from pbd.records import Progress, ProgressCallback, TaskGroup
 from pbd.run_dir.journal import Journal
 from pbd.scheduling.retry import MOST_ATTEMPTS, again
 from pbd.system import devices
@@ -204,7 +203,7 @@ def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
 # Teams
 
 
-def in_children(size: int, work: Callable[[Collective, Emit], object]) -> list[object]:
+def in_children(size: int, work: Callable[[Collective, ProgressCallback], object]) -> list[object]:
     """Let a collective work, each member in a child of its own; return what each gives, or the error it ends with."""
 
     def member(collective: Collective) -> object:

@@ -20,12 +20,12 @@ from pbd import energy
 from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.executors.dask import cluster, connection
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.executor import DaskExecutor, _letters
 from pbd.executors.dask.worker import host
-from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling import schedulers
 from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.helpers.cluster import DaskCluster, is_running, wait_until
@@ -72,7 +72,7 @@ def train(
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
     emit = events.append if events is not None else lambda _: None
-    results = list(executor.run(sleeper, tasks, assignment, emit))
+    results = list(executor.run(sleeper, assignment, emit))
     assert sorted(result.layer for result in results) == sorted(task.layer.name for task in tasks)
     return {result.layer: result for result in results}
 
@@ -112,7 +112,7 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
         folder.mkdir()
         assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 3)
         sleeper = Sleeper(folder, durations([0.1] * 9), waits_for={"conv0": 9})
-        results = executor.run(sleeper, tasks, assignment, lambda _: None)
+        results = executor.run(sleeper, assignment, lambda _: None)
         by_layer = {result.layer: result for result in results}
         assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
 
@@ -216,7 +216,7 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
         try:
             tasks, costs = sleeping([0.2] * 50)
             sleeper = Sleeper(tmp_path, durations([0.2] * 50))
-            results = made.run(sleeper, tasks, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
+            results = made.run(sleeper, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
             next(results)
             process.kill()
             with pytest.raises(NoWorkersError, match="scheduler is gone"):
@@ -231,7 +231,7 @@ class Teller:
 
     file: Path
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         self.file.write_text(str(os.getpid()))
         for step in range(600):
             emit(Progress(0, "telling", step, 600))
@@ -289,7 +289,7 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
 
     cluster.look, cluster.submit = late, keep
     try:
-        results = list(executor.run(sleeper, tasks, schedulers.pull(tasks, costs, 3), lambda _: None))
+        results = list(executor.run(sleeper, schedulers.pull(tasks, costs, 3), lambda _: None))
     finally:
         del cluster.look, cluster.submit
     assert {result.status for result in results} == {"trained"}
@@ -316,7 +316,7 @@ def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
             assert made.num_workers == 1
             tasks, costs = sleeping([0.1] * 4)
             sleeper = Sleeper(tmp_path, durations([0.1] * 4), waits_for={"conv1": 4})
-            results = made.run(sleeper, tasks, schedulers.pull(tasks, costs, 1), lambda _: None)
+            results = made.run(sleeper, schedulers.pull(tasks, costs, 1), lambda _: None)
             first = next(results)
             cluster.scale(2)
             workers = {result.worker for result in [first, *results]}

@@ -14,64 +14,63 @@ from typing import Any
 
 from pbd.collective import Collective
 from pbd.errors import MissingInputError
-from pbd.executors.base import Emit
-from pbd.records import Progress
+from pbd.records import Progress, ProgressCallback
 
 
-def who(collective: Collective, emit: Emit) -> int:
+def who(collective: Collective, emit: ProgressCallback) -> int:
     return os.getpid()
 
 
-def tells(collective: Collective, emit: Emit) -> str:
+def tells(collective: Collective, emit: ProgressCallback) -> str:
     emit(Progress(0, "telling", 1, 2))
     logging.getLogger("pbd.test").warning("%s is odd", "this")
     print("not for the user")
     return "told"
 
 
-def refuses(collective: Collective, emit: Emit) -> None:
+def refuses(collective: Collective, emit: ProgressCallback) -> None:
     raise MissingInputError("there is no such thing.")
 
 
-def gives_what_cannot_be_sent(collective: Collective, emit: Emit) -> Any:
+def gives_what_cannot_be_sent(collective: Collective, emit: ProgressCallback) -> Any:
     return lambda: None
 
 
-def environment(collective: Collective, emit: Emit) -> tuple[dict[str, str], list[str]]:
+def environment(collective: Collective, emit: ProgressCallback) -> tuple[dict[str, str], list[str]]:
     return dict(os.environ), sys.path
 
 
-def leaves_a_file(collective: Collective, emit: Emit) -> Path:
+def leaves_a_file(collective: Collective, emit: ProgressCallback) -> Path:
     with tempfile.NamedTemporaryFile(delete=False) as file:
         return Path(file.name)
 
 
-def is_killed(collective: Collective, emit: Emit) -> None:
+def is_killed(collective: Collective, emit: ProgressCallback) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def crashes(collective: Collective, emit: Emit) -> None:
+def crashes(collective: Collective, emit: ProgressCallback) -> None:
     ctypes.string_at(0)
 
 
-def leaves_in_silence(collective: Collective, emit: Emit) -> None:
+def leaves_in_silence(collective: Collective, emit: ProgressCallback) -> None:
     os._exit(0)
 
 
-def leaves_with_words(collective: Collective, emit: Emit) -> None:
+def leaves_with_words(collective: Collective, emit: ProgressCallback) -> None:
     print("no space left on device", file=sys.stderr, flush=True)
     os._exit(3)
 
 
-def waits_for_ever(collective: Collective, emit: Emit) -> None:
+def waits_for_ever(collective: Collective, emit: ProgressCallback) -> None:
     time.sleep(1e6)
 
 
-def is_stopped(collective: Collective, emit: Emit) -> None:
+def is_stopped(collective: Collective, emit: ProgressCallback) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def turns_for_ever(collective: Collective, emit: Emit) -> None:
+def turns_for_ever(collective: Collective, emit: ProgressCallback) -> None:
     while True:
         pass
 
@@ -81,9 +80,9 @@ class Busy:
     """Computes without a word, and then does something else, if told to."""
 
     seconds: float
-    then: Callable[[Collective, Emit], None] | None = None
+    then: Callable[[Collective, ProgressCallback], None] | None = None
 
-    def __call__(self, collective: Collective, emit: Emit) -> str:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> str:
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
             pass
@@ -92,7 +91,7 @@ class Busy:
         return "done"
 
 
-def sleeps_and_tells(collective: Collective, emit: Emit) -> str:
+def sleeps_and_tells(collective: Collective, emit: ProgressCallback) -> str:
     for step in range(10):
         time.sleep(0.3)
         emit(Progress(0, "sleeping", step, 10))
@@ -105,13 +104,13 @@ class Knows:
 
     name: str
 
-    def __call__(self, collective: Collective, emit: Emit) -> bool:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> bool:
         import keras
 
         return keras.saving.get_registered_object(self.name) is not None
 
 
-def has_loaded(collective: Collective, emit: Emit) -> list[str]:
+def has_loaded(collective: Collective, emit: ProgressCallback) -> list[str]:
     return list(sys.modules)
 
 
@@ -121,7 +120,7 @@ class Begins:
 
     file: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> None:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> None:
         self.file.write_text(str(os.getpid()))
         emit(Progress(0, "begun", 0, 1))
         time.sleep(60)

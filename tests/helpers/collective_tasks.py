@@ -11,10 +11,10 @@ import numpy as np
 
 from pbd.collective import Collective, CollectiveAbortedError
 from pbd.errors import MissingInputError
-from pbd.executors.base import Emit
+from pbd.records import ProgressCallback
 
 
-def sums(collective: Collective, emit: Emit) -> tuple[int, list[float]]:
+def sums(collective: Collective, emit: ProgressCallback) -> tuple[int, list[float]]:
     """Return the size of the collective, and what it adds up to."""
     small = collective.all_reduce_sum(np.full((2, 1), 10.0**collective.index))
     large = collective.all_reduce_sum(np.full(300_000, collective.index + 1, np.float32))
@@ -22,13 +22,13 @@ def sums(collective: Collective, emit: Emit) -> tuple[int, list[float]]:
     return collective.size, [float(small[1, 0]), float(large[-1])]
 
 
-def slow_sum(collective: Collective, emit: Emit) -> float:
+def slow_sum(collective: Collective, emit: ProgressCallback) -> float:
     if collective.index == 1:
         time.sleep(1.5)
     return float(collective.all_reduce_sum(np.ones(1))[0])
 
 
-def fails_in_the_second(collective: Collective, emit: Emit) -> list[str]:
+def fails_in_the_second(collective: Collective, emit: ProgressCallback) -> list[str]:
     """The second cannot do the first of two things, and says so; both are tried by all."""
     done = []
     for attempt in range(2):
@@ -45,7 +45,7 @@ def fails_in_the_second(collective: Collective, emit: Emit) -> list[str]:
     return done
 
 
-def leaves(collective: Collective, emit: Emit) -> None:
+def leaves(collective: Collective, emit: ProgressCallback) -> None:
     """The second leaves with an error of its own, the first tries again and again."""
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 1:
@@ -57,7 +57,7 @@ def leaves(collective: Collective, emit: Emit) -> None:
             continue
 
 
-def leaves_after_the_last_sum(collective: Collective, emit: Emit) -> None:
+def leaves_after_the_last_sum(collective: Collective, emit: ProgressCallback) -> None:
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 0:
         raise MissingInputError("no space left.")
@@ -69,7 +69,7 @@ class Unreadable:
 
     folder: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> float:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> float:
         return float(collective.all_reduce_sum(np.ones(1))[0])
 
     def __reduce__(self) -> tuple[Callable[[Path], "Unreadable"], tuple[Path]]:
@@ -90,7 +90,7 @@ class GivesUpWhileAnotherDies:
 
     folder: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> int:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> int:
         mark = self.folder / f"failed {collective.index}"
         if collective.index < 2 and not mark.exists():
             mark.touch()
@@ -101,7 +101,7 @@ class GivesUpWhileAnotherDies:
         return len(collective.all_reduce_sum(np.ones(7)))
 
 
-def dies_in_the_second(collective: Collective, emit: Emit) -> None:
+def dies_in_the_second(collective: Collective, emit: ProgressCallback) -> None:
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -115,7 +115,7 @@ class Mortal:
     folder: Path
     place: int
 
-    def __call__(self, collective: Collective, emit: Emit) -> tuple[int, float]:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[int, float]:
         collective.all_reduce_sum(np.ones(1))
         mark = self.folder / "died"
         if collective.index == self.place and not mark.exists():

@@ -21,13 +21,13 @@ import cloudpickle
 from pbd import energy
 from pbd.collective import Collective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint
+from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint
 from pbd.executors.dask import worker as worker_tasks
 from pbd.executors.dask.cluster import Cluster, LostWorkError, WorkersSnapshot, finished, of_the_first, outcome
 from pbd.executors.dask.collective import memberships
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.isolation.retry import given_up, retry_lost
-from pbd.records import Assignment, BlockResult, BlockTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.scheduling.retry import again
 from pbd.system import devices
@@ -105,8 +105,8 @@ class DaskExecutor:
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        emit: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
@@ -124,7 +124,7 @@ class DaskExecutor:
         self._cluster.expect_work(hopeful=True)
         return roll
 
-    def _as_team(self, pickled: bytes, roll: WorkersSnapshot, emit: Emit, max_workers: int) -> Any:
+    def _as_team(self, pickled: bytes, roll: WorkersSnapshot, emit: ProgressCallback, max_workers: int) -> Any:
         """Return what the first of the ready workers gives.
 
         Raises:
@@ -177,7 +177,7 @@ class DaskExecutor:
                 raise
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: ProgressCallback
     ) -> Iterator[BlockResult]:
         self._began = time.monotonic()
         pickled = cloudpickle.dumps(train_group)
@@ -268,7 +268,7 @@ class DaskExecutor:
         started_s = max(0.0, ended_s - done.seconds)
         return [dataclasses.replace(result, worker=number, started_s=started_s) for result in done.results]
 
-    def _pass_on_progress(self, emit: Emit) -> None:
+    def _pass_on_progress(self, emit: ProgressCallback) -> None:
         while not self._events.empty():
             event = self._events.get()
             emit(Progress(**event | {"worker": self._cluster.number(event["worker"])}))

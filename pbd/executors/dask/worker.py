@@ -14,12 +14,12 @@ import cloudpickle
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
-from pbd.executors.base import Emit, Throttle, run_queue
+from pbd.executors.base import Throttle, run_queue
 from pbd.executors.dask.collective import CollectiveMember, DaskCollective
 from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.base import LostProcessError, TaskRunner
 from pbd.executors.isolation.runner import Pickled
-from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system import backend, devices
 from pbd.system.keras_state import KerasSetup
 
@@ -99,7 +99,7 @@ def join(pickled: bytes, membership: CollectiveMember, settings: Settings) -> by
     return answer if collective.index == 0 else None
 
 
-def _teller(settings: Settings, aloud: bool = True) -> Emit:
+def _teller(settings: Settings, aloud: bool = True) -> ProgressCallback:
     """Return what tells a run of progress; once that is over, what is being done for it ends there."""
     from distributed import get_worker
 

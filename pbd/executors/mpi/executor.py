@@ -20,11 +20,11 @@ from pbd import energy
 from pbd.collective import Collective, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
-from pbd.executors.base import CheckpointToken, Emit, Throttle, TrainGroup, no_checkpoint, run_queue
+from pbd.executors.base import CheckpointToken, Throttle, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
-from pbd.records import Assignment, BlockResult, BlockTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.system import devices, watchdog
 
 _COMMAND, _PROGRESS = 1, 2
@@ -90,7 +90,7 @@ class MpiExecutor:
             watchdog.also_check(beats.exchange, world.abort)
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: ProgressCallback
     ) -> Iterator[BlockResult]:
         packed = runner.Pickled.of(train_group)
         with self._keeping_them_busy():
@@ -110,8 +110,8 @@ class MpiExecutor:
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        emit: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
@@ -127,7 +127,7 @@ class MpiExecutor:
         yield
         self._busy = False
 
-    def _join(self, command: _RunCollective, emit: Emit) -> Any:
+    def _join(self, command: _RunCollective, emit: ProgressCallback) -> Any:
         """Do this rank's part of what all do together; again, if any of them lost the process that did its part."""
         with self._collective_of(command.max_workers) as collective:
             if collective is None:
@@ -154,7 +154,7 @@ class MpiExecutor:
             yield MpiCollective(comm)
             comm.Free()
 
-    def _work(self, work: _Work, emit: Emit) -> list[list[BlockResult]]:
+    def _work(self, work: _Work, emit: ProgressCallback) -> list[list[BlockResult]]:
         """Train this rank's groups; return what every rank has trained, in rank 0 alone."""
 
         def emit_all(event: Progress) -> None:
@@ -169,12 +169,12 @@ class MpiExecutor:
             counter.close()
         return gathered
 
-    def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: Emit) -> list[BlockResult]:
+    def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: ProgressCallback) -> list[BlockResult]:
         train_group = retry.training_in(self._runner, train_group)
         trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
         return [result for results in trained for result in results]
 
-    def _gather(self, mine: T, emit: Emit) -> list[T]:
+    def _gather(self, mine: T, emit: ProgressCallback) -> list[T]:
         """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
         while self._telling is not None and not self._telling.Test():
             watchdog.touch()
@@ -187,7 +187,7 @@ class MpiExecutor:
         self._pass_on_progress(emit)
         return self._comm.gather(mine, root=0) or []
 
-    def _pass_on_progress(self, emit: Emit) -> None:
+    def _pass_on_progress(self, emit: ProgressCallback) -> None:
         if not self.coordinates:
             return
         while self._comm.iprobe(tag=_PROGRESS):
