@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "distill": "pbd.pipeline.distill",
+    "measure_latency": "pbd.deploy.latency",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",
