@@ -9,7 +9,7 @@ import itertools
 import re
 import sys
 import tomllib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
@@ -21,19 +21,19 @@ class Parser(argparse.ArgumentParser):
     """An argument parser that raises a `UsageError` of one line, and names the flag nearest to an unknown one."""
 
     def __init__(self, program: str, description: str, **options: Any) -> None:
-        options = {"formatter_class": argparse.RawDescriptionHelpFormatter, "allow_abbrev": False} | options
-        super().__init__(prog=program, description=description, **options)
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=program, description=description, allow_abbrev=False, **options)
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{' '.join(message.split())}. See --help.")
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
         """Return the arguments by name.
 
         Raises:
             UsageError: a flag is unknown, or a value is missing or wrong.
         """
-        settings, unknown = self.parse_known_args(args, namespace)
+        settings, unknown = self.parse_known_args(None if args is None else list(args), namespace)
         if unknown:
             flags = re.findall(r"--[\w-]+", self.format_usage())
             near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pbd.progress import LineProgress, LiveProgress, NullProgress, open_progress
+from pbd.progress import LineProgress, LiveProgress, ProgressDisplay, open_progress
 from pbd.records import Progress
 
 pytestmark = pytest.mark.fast
@@ -111,7 +111,7 @@ def test_the_console_decides() -> None:
 
 
 def test_null_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with NullProgress() as progress:
+    with ProgressDisplay() as progress:
         progress.phase("x")
         progress.update(Progress(0, "a", 1, 2))
     assert capsys.readouterr().out == ""
