@@ -64,17 +64,17 @@ def _start(arguments: Sequence[str], program: str) -> RunConfig:
 
 
 def _run(config: RunConfig) -> int:
-    from pbd.pipeline.distill import distill
+    from pbd.pipeline.distill import run
 
     with watchdog.watching(config.execution.stall_limit):
-        report = distill(config)
+        report = run(config)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 
         from pbd.report import summary
 
         Console().print(summary(report))
-    return FINISHED_WITH_FAILED_BLOCKS if report.failed_layers else 0
+    return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 
 def parse(arguments: Sequence[str], program: str = PROGRAM) -> RunConfig:

@@ -31,11 +31,11 @@ class Status:
     state: str
     """`complete`, `running`, `stopped` (continue with --resume) or `damaged`."""
     done: tuple[str, ...]
-    """Layers whose blocks are trained and undamaged."""
+    """Blocks (layer@design) that are trained and undamaged."""
     failed: tuple[str, ...]
-    """Layers whose blocks could not be trained; empty until the run is complete."""
+    """Blocks that could not be trained; empty until the run is complete."""
     left: tuple[str, ...]
-    """Layers whose blocks have yet to be trained."""
+    """Blocks that have yet to be trained."""
     damaged: tuple[str, ...]
     """Files that changed after the run was complete."""
     holder: dict[str, Any] | None
@@ -57,7 +57,7 @@ def read(run_dir: str | Path) -> Status:
         CorruptStateError: its `run.json` is damaged.
     """
     journal = Journal(Path(run_dir))
-    layers, done = journal.layers(), tuple(sorted(journal.committed_blocks()))
+    keys, committed = journal.keys(), journal.committed_blocks()
     holder, damaged = lock.holder(journal.path), manifest.damaged(journal)
     if holder is not None:
         state = RUNNING
@@ -66,8 +66,9 @@ def read(run_dir: str | Path) -> Status:
     else:
         state = DAMAGED if damaged else COMPLETE
     finished = report.read(journal) if state == COMPLETE else None
-    failed = tuple(finished.failed_layers) if finished else ()
-    left = () if finished else tuple(name for name in layers if name not in done)
+    done = tuple(str(key) for key in sorted(committed))
+    failed = tuple(str(key) for key in finished.failed_blocks) if finished else ()
+    left = () if finished else tuple(str(key) for key in keys if key not in committed)
     return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), holder)
 
 

@@ -110,7 +110,7 @@ def test_the_console_decides() -> None:
     assert isinstance(open_progress(Console(force_terminal=True, _environ={"TERM": "dumb"})), LineProgress)
 
 
-def test_null_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_default_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     with ProgressDisplay() as progress:
         progress.phase("x")
         progress.update(Progress(0, "a", 1, 2))

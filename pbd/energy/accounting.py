@@ -7,7 +7,7 @@ from typing import Any
 
 from pbd import energy
 from pbd.energy import HostMeter, Reading, Span
-from pbd.records import BlockResult, WorkerReport
+from pbd.records import BlockKey, BlockResult, WorkerReport
 
 RESUMED = "These are the joules since the run was resumed: what was spent before is not among them."
 
@@ -16,8 +16,8 @@ RESUMED = "These are the joules since the run was resumed: what was spent before
 class EnergyShares:
     """Joules of the block phase; `None` or absent where they are not measured."""
 
-    blocks_j: dict[str, float | None]
-    """Of each layer's block."""
+    blocks_j: dict[BlockKey, float | None]
+    """Of each block."""
     busy_j: dict[int, float | None]
     """Of each worker while it trained."""
     idle_j: dict[int, float | None]
@@ -25,7 +25,7 @@ class EnergyShares:
 
     def with_energy(self, results: Iterable[BlockResult]) -> list[BlockResult]:
         """Return the results with their joules."""
-        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.layer_name)) for result in results]
+        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.key)) for result in results]
 
     def with_worker_energy(self, rows: Iterable[WorkerReport]) -> tuple[WorkerReport, ...]:
         """Return the workers' rows with their joules."""
@@ -79,13 +79,13 @@ class EnergyAccount:
                 shares.blocks_j[name] = _sum(shares.blocks_j.get(name, 0.0), joules)
         return shares
 
-    def _spans(self, result: BlockResult, began_s: float) -> Iterator[tuple[str, Span]]:
+    def _spans(self, result: BlockResult, began_s: float) -> Iterator[tuple[BlockKey, Span]]:
         """Yield when which workers trained a block; nothing for one that was only found."""
         if result.worker is None or result.from_journal:
             return
         start_s = began_s + result.started_s
         for worker in self._host_of if result.shared else (result.worker,):
-            yield result.layer_name, Span(worker, start_s, start_s + result.seconds)
+            yield result.key, Span(worker, start_s, start_s + result.seconds)
 
     def summary(self, resumed: bool) -> dict[str, Any]:
         """Return what `report.json` says of the whole run so far; of one that was resumed, that it is not the whole."""

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from pbd.collective import Collective
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, Progress, RunReport, TaskGroup
 from pbd.system.devices import Share
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class Executor(Protocol):
     """Whether this process runs the pipeline; the others `serve` it."""
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         """Yield the results of every task of the assignment; progress of all workers goes to `emit`."""
         ...

@@ -10,7 +10,7 @@ from pbd.collective import Collective
 from pbd.config import ExecutionConfig
 from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
-from pbd.records import Assignment, BlockResult, LayerTask, RunReport
+from pbd.records import Assignment, BlockResult, BlockTask, RunReport
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.system import devices
 
@@ -31,7 +31,7 @@ class SerialExecutor:
         self._runner = runner.open_runner(config, self.share)
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
         train_group = retry.training_in(self._runner, train_group)

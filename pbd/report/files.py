@@ -67,7 +67,7 @@ def read(journal: Journal) -> RunReport:
     try:
         return from_json(json.loads(path.read_bytes()))
     except OSError as error:
-        journal.layers()  # raises if the directory holds no run
+        journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
             f"the run in {journal.path} has no report yet. Continue it with pbd-run --resume."
         ) from error

@@ -124,7 +124,7 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
 
 
 def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
-    data, models, watches = make_dataset(), [network(), network()], [Watch(max_workers=4), Watch(max_workers=4)]
+    data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
 
     def work(collective: Collective) -> None:
         mine = data.shared(Part(collective.index, 2))

@@ -64,7 +64,7 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert set(said["student"]) >= {"test_accuracy", "val_accuracy", "params", "macs", "path"}
     decisions = {row["layer"]: row["status"] for row in said["blocks"]}
     assert decisions == {"stem": "skipped", "body": "accepted"}
-    assert (said["reference"], said["events"]) == ("labels", [])
+    assert (said["judged_by"], said["story"]) == ("labels", [])
     assert said["blocks"][1]["block"] == "decoupled_r2"
     assert said["blocks"][1]["reason"].startswith("accuracy ")
     assert len(said["fine_tune_history"]) == 1
@@ -236,7 +236,7 @@ def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> 
 
 def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
-    assert said["reference"] == "teacher"
+    assert said["judged_by"] == "teacher"
     assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
     for network in ("teacher", "student"):
         assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]

@@ -27,7 +27,7 @@ from pbd.executors.dask.cluster import Cluster, LostWorkError, WorkersSnapshot, 
 from pbd.executors.dask.collective import memberships
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.isolation.retry import given_up, retry_lost
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, Progress, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.scheduling.retry import again
 from pbd.system import devices
@@ -177,7 +177,7 @@ class DaskExecutor:
                 raise
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         self._began = time.monotonic()
         pickled = cloudpickle.dumps(train_group)

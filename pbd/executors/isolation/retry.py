@@ -57,7 +57,7 @@ def given_up(group: TaskGroup, why: str) -> list[BlockResult]:
     if again(group):
         return []
     message = f"{why}, at each of {group.attempt} attempts."
-    return [BlockResult(name, "failed", block="", error=message) for name in group.layer_names]
+    return [BlockResult(task.layer.name, "failed", task.design, error=message) for task in group.tasks]
 
 
 def call_in(runner: TaskRunner, function: Callable[[], T]) -> T:

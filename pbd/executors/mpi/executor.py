@@ -24,7 +24,7 @@ from pbd.executors.base import CheckpointToken, Emit, Throttle, TrainGroup, no_c
 from pbd.executors.isolation import retry, runner
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, Progress, RunReport, TaskGroup
 from pbd.system import devices, watchdog
 
 _COMMAND, _PROGRESS = 1, 2
@@ -90,7 +90,7 @@ class MpiExecutor:
             watchdog.also_check(beats.exchange, world.abort)
 
     def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
+        self, train_group: TrainGroup, tasks: Sequence[BlockTask], assignment: Assignment, emit: Emit
     ) -> Iterator[BlockResult]:
         packed = runner.Pickled.of(train_group)
         with self._keeping_them_busy():
