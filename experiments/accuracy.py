@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pbd
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, write_csv
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder
 from pbd.errors import PbdError, UsageError, unknown_name
 
 WIDTH = 140

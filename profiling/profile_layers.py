@@ -18,8 +18,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, positive
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BLOCK_INITS, BlockConfig, DataConfig
 from pbd.run_dir.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
