@@ -15,7 +15,7 @@ from typing import Any
 
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, MissingInputError, PbdError, StoppedError, UsageError
-from pbd.system import backend, launcher, watchdog
+from pbd.system import backend, launcher
 
 START_LIMIT_S = 600
 _BOX = "╭╮╰╯│─┌┐└┘├┤ \t"
@@ -64,15 +64,14 @@ def _start(arguments: Sequence[str]) -> RunConfig:
         if launcher.size() > 1:
             from pbd.executors.mpi import world
 
-            world.stay_away(error if isinstance(error, PbdError) else PbdError(repr(error)))
+            world.report_failed_start(error if isinstance(error, PbdError) else PbdError(repr(error)))
         raise
 
 
 def _run(config: RunConfig) -> int:
     from pbd.pipeline.distill import distill
 
-    with watchdog.watching(config.execution.stall_limit):
-        report = distill(config)
+    report = distill(config)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 

@@ -30,9 +30,7 @@ class SerialExecutor:
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
         self._runner = runner.open_runner(config, self.share)
 
-    def run(
-        self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback
-    ) -> Iterator[BlockResult]:
+    def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
         train_group = retry.retrying(self._runner, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]

@@ -26,7 +26,7 @@ from pbd.report import rows
 from pbd.run_dir import manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import backend, devices
+from pbd.system import devices, process, watchdog
 
 if TYPE_CHECKING:
     import keras
@@ -62,17 +62,16 @@ def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" =
     if model is not None:
         config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
-    try:
-        if not executor.coordinates:
-            return executor.serve()
-        executor.share.claim()
-        backend.load()
-        with progress.open_progress() as display:
-            finished = _distill(config, model, executor, display)
-        executor.finish(finished)
-    except BaseException as error:
-        executor.stop(error)
-        raise
+    with watchdog.watching(config.execution.stall_limit, executor.abort):
+        try:
+            if not executor.coordinates:
+                return executor.serve()
+            with process.prepared(executor.share), progress.open_progress() as display:
+                finished = _distill(config, model, executor, display)
+            executor.finish(finished)
+        except BaseException as error:
+            executor.stop(error)
+            raise
     return finished
 
 

@@ -13,7 +13,7 @@ from pbd.config import RunConfig
 from pbd.errors import MissingInputError
 from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
 from pbd.run_dir.journal import Journal
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 Tasks = list[LayerTask]
 
@@ -303,7 +303,7 @@ def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResul
         results = train_group.train_group(context, TaskGroup(tuple(tasks)), ignore, collective)
         return {result.layer_name: result for result in results}
 
-    return as_team(size, work)
+    return run_threads(size, work)
 
 
 @pytest.fixture

@@ -54,9 +54,7 @@ def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: P
     sleeper = Sleeper(tmp_path, {task.layer_name: s for task, s in zip(tasks, seconds, strict=True)})
     results = {
         r.layer_name: r
-        for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(
-            sleeper, assignment, lambda _: None
-        )
+        for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(sleeper, assignment, lambda _: None)
     }
     workers = [results[f"conv{at}"].worker for at in range(5)]
     assert workers == ([0, 1, 1, 1, 1] if scheduler == "pull" else [0, 1, 0, 1, 0])
@@ -135,7 +133,7 @@ def started_apart(first: str, others: str, limit_s: int) -> subprocess.Completed
 def test_the_limit_of_waiting_is_seconds(given: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PBD_START_LIMIT", given)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_unless_all_come():
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_by_signals_or_limit():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
 
