@@ -10,7 +10,6 @@ from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.errors import UsageError
 from pbd.pipeline.distill import run
 from pbd.records import RunReport
-from pbd.system import random_state
 
 if TYPE_CHECKING:
     import keras
@@ -131,8 +130,7 @@ def distill(
     chosen = (config or RunConfig()).replace(**settings)
     if model is not None:
         chosen = chosen.replace(teacher=model.name)
-    with random_state.preserved():
-        return Result(run(chosen, model, data))
+    return Result(run(chosen, model, data))
 
 
 _OBJECTS = ("model", "data", "config")

@@ -76,7 +76,7 @@ class Share:
         Raises:
             EnvironmentMismatchError: there are GPUs, but fewer than workers.
         """
-        _forget_inherited()
+        forget_inherited()
         settings = self.settings()
         threads = int(settings.get(_THREADS) or os.environ[_THREADS])
         if "tensorflow" in sys.modules:
@@ -121,7 +121,7 @@ def _unlimit_other_libraries(known: set[str]) -> None:
         controller.select(filepath=loaded).limit(limits=int(requested) if requested.isdecimal() else available_cores())
 
 
-def _forget_inherited() -> None:
+def forget_inherited() -> None:
     """Remove the environment variables that a parent process claimed for itself; the user's own stay.
 
     Dask starts a lost local worker from the coordinator's environment.

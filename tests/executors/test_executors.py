@@ -133,7 +133,7 @@ def started_apart(first: str, others: str, limit_s: int) -> subprocess.Completed
 def test_the_limit_of_waiting_is_seconds(given: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PBD_START_LIMIT", given)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_unless_all_come():
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_by_signals_or_limit():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
 
