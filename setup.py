@@ -11,7 +11,7 @@ DASK = ["dask[distributed]>=2026.8"]
 ENERGY = ["nvidia-ml-py>=12"]
 EXPORT = ["onnx>=1.20", "tf2onnx>=1.17", "onnxruntime>=1.23"]
 EXPERIMENTS = ["matplotlib>=3.9", "psutil>=6", "scipy>=1.14"]
-DEV = ["pytest>=8", "pytest-xdist>=3.6", "ruff>=0.9", *EXPERIMENTS, *EXPORT]
+DEV = ["pytest>=8", "dask-jobqueue>=0.9", "pytest-xdist>=3.6", "ruff>=0.9", *EXPERIMENTS, *EXPORT]
 
 setup(
     name="pbd",
