@@ -18,10 +18,10 @@ import numpy as np
 from pbd import report
 from pbd.config import RunConfig
 from pbd.energy import accounting
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.pipeline import distill
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import BlockResult, LayerTask, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.report import rows
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal
@@ -65,7 +65,7 @@ class PlayedTraining:
     journal: Journal
     block_s: float
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         for layer in group.layer_names:
             (begun(self.journal.path) / f"{layer}.{uuid.uuid4().hex}").touch()
         steps = max(1, round(len(group.tasks) * self.block_s / STEP_S))
