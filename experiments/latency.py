@@ -186,7 +186,7 @@ def use_one_thread() -> None:
     """Have TensorFlow use one thread and no GPU, unless it is loaded already."""
     if "tensorflow" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        devices.claim(0, 1, threads=1)
+        devices.Share(threads=1).claim()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -194,7 +194,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace, console: Console) -> None:
     """Measure, print the table and write it."""
     take_cores(0, settings.threads)
-    devices.claim(0, 1, settings.threads)
+    devices.Share(threads=settings.threads).claim()
     backend.load()
     from experiments.networks import load_teacher
     from pbd import blocks

@@ -127,7 +127,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
     """Time the layers; return the predictions, and what they rest on."""
     block_phase.take_cores(0, threads=1)
-    devices.claim(0, 1, threads=1)
+    devices.Share(threads=1).claim()
     from pbd import blocks
     from pbd.costs import calibration
 

@@ -1,4 +1,4 @@
-"""`pbd distill`, `pbd-run` and `python -m pbd.run`: command line -> RunConfig -> distill() -> exit code."""
+"""`pbd distill`, `pbd-run` and `python -m pbd.run`: command line -> RunConfig -> a run -> exit code."""
 
 import argparse
 import contextlib
@@ -12,7 +12,7 @@ from types import FrameType
 from pbd.command_line import Parser, add_settings, read_settings
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, PbdError, StoppedError
-from pbd.system import backend, launcher, watchdog
+from pbd.system import backend, launcher
 
 PROGRAM = "pbd-run"
 START_LIMIT_S = 600
@@ -20,7 +20,7 @@ START_LIMIT_S = 600
 
 def command(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command line in a process of its own; return the exit code."""
-    backend.spare_imports()
+    backend.skip_unused_imports()
     return main(argv, program)
 
 
@@ -59,15 +59,14 @@ def _start(arguments: Sequence[str], program: str) -> RunConfig:
         if launcher.size() > 1:
             from pbd.executors.mpi import world
 
-            world.stay_away(error if isinstance(error, PbdError) else PbdError(repr(error)))
+            world.report_failed_start(error if isinstance(error, PbdError) else PbdError(repr(error)))
         raise
 
 
 def _run(config: RunConfig) -> int:
     from pbd.pipeline.distill import run
 
-    with watchdog.watching(config.execution.stall_limit):
-        report = run(config)
+    report = run(config)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 

@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)
-        devices.claim(0, 1, settings.threads)
+        devices.Share(threads=settings.threads).claim()
         backend.load()
         costs = measure(settings)
         Console().print(as_table(costs))

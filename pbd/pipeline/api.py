@@ -10,7 +10,6 @@ from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.errors import UsageError
 from pbd.pipeline.distill import run
 from pbd.records import RunReport
-from pbd.system import random_state
 
 if TYPE_CHECKING:
     import keras
@@ -112,7 +111,7 @@ def distill(
         run_dir: the folder for the results; must be new, or that of the run to `resume`.
         seed: everything random derives from it and from layer names.
 
-    Each remaining argument is the setting of the same name of `pbd.RunConfig`, where it is documented, and of the command
+    Each remaining argument is the setting of the same name of `pbd.RunConfig`, which documents it, and of the command
     line. None means the default.
 
     Returns:
@@ -131,8 +130,7 @@ def distill(
     chosen = (config or RunConfig()).replace(**settings)
     if model is not None:
         chosen = chosen.replace(teacher=model.name)
-    with random_state.preserved():
-        return Result(run(chosen, model, data))
+    return Result(run(chosen, model, data))
 
 
 _OBJECTS = ("model", "data", "config")

@@ -27,7 +27,7 @@ from pbd.report import rows
 from pbd.run_dir import manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import backend, devices
+from pbd.system import devices, process, watchdog
 
 if TYPE_CHECKING:
     import keras
@@ -52,17 +52,16 @@ def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | Non
         PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
     executor = open_executor(config.execution)
-    try:
-        if not executor.coordinates:
-            return executor.serve()
-        executor.share.claim()
-        backend.load()
-        with progress.open_progress() as display:
-            finished = _run(config, model, data, executor, display)
-        executor.finish(finished)
-    except BaseException as error:
-        executor.stop(error)
-        raise
+    with watchdog.watching(config.execution.stall_limit, executor.abort):
+        try:
+            if not executor.coordinates:
+                return executor.serve()
+            with process.prepared(executor.share), progress.open_progress() as display:
+                finished = _run(config, model, data, executor, display)
+            executor.finish(finished)
+        except BaseException as error:
+            executor.stop(error)
+            raise
     return finished
 
 
@@ -163,7 +162,7 @@ def _train_blocks(
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
     display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
     results = []
-    for result in carry_out(plan.assignment, context, missing, executor, display.update):
+    for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)

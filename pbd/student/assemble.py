@@ -13,11 +13,10 @@ from pbd import blocks
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.config import RunConfig, StudentConfig
 from pbd.data import Dataset
-from pbd.learning.loop import Emit
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockResult, BlockTask
+from pbd.records import BlockResult, BlockTask, ProgressCallback
 from pbd.student import fine_tuning
 from pbd.student.fine_tuning import Tuning, examine
 from pbd.system import random_state, watchdog
@@ -216,7 +215,7 @@ def recalibrate_and_evaluate(
     return examine(model, teacher, dataset, collective)
 
 
-def tune_here(teacher: keras.Model, dataset: Dataset, emit: Emit) -> Tune:
+def tune_here(teacher: keras.Model, dataset: Dataset, emit: ProgressCallback) -> Tune:
     """Return what fine-tunes a student in this process alone."""
 
     def tune(model: keras.Model, settings: StudentConfig, before: Metrics, first_epoch: int) -> Tuning:

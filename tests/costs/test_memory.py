@@ -15,7 +15,7 @@ from tests.helpers.fakes import make_task
 MEASURE = """
 import json, sys
 from pbd.system import backend, devices
-devices.claim(0, 1, 1)
+devices.Share(threads=1).claim()
 backend.load()
 import keras
 from pbd.blockwise.context import TrainingContext

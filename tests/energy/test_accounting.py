@@ -198,7 +198,7 @@ if executor.coordinates:
     with accounting.account(executor.readings) as account:
         assignment = schedulers.SCHEDULERS["round_robin"](tasks, costs, 2)
         began = time.monotonic()
-        results = list(executor.run(sleeper, tasks, assignment, lambda _: None))
+        results = list(executor.run(sleeper, assignment, lambda _: None))
         seconds = time.monotonic() - began
         bill = account.shares(results, seconds)
         said = account.summary(resumed=False)

@@ -29,7 +29,7 @@ from tests.helpers.palette import (
     snapshot,
     trained_teacher,
 )
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 BLOCK = "two_layer"
@@ -165,7 +165,7 @@ def test_statistics_that_workers_share_are_those_of_one(
             models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
         )
 
-    for marks, model in zip(as_team(2, settle), models, strict=False):
+    for marks, model in zip(run_threads(2, settle), models, strict=False):
         assert marks.accuracy == alone.accuracy
         assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
         for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):

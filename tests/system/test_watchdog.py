@@ -53,12 +53,12 @@ def test_one_whose_output_nobody_takes_is_left_alone() -> None:
 def test_the_time_in_which_it_was_stopped_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    patience = Timeout(5.0, tick_s=1.0)
-    for after_s, lost in ((1.0, False), (3600.0, False), (1.0, False), (1.0, True)):
+    timeout = Timeout(5.0, tick_s=1.0)
+    for after_s, expired in ((1.0, False), (3600.0, False), (1.0, False), (1.0, True)):
         now[0] += after_s
-        assert patience.lost() == lost
-    patience.renew()
-    assert not patience.lost()
+        assert timeout.expired() == expired
+    timeout.renew()
+    assert not timeout.expired()
 
 
 RANKS = f"""
@@ -105,5 +105,5 @@ def test_a_rank_that_was_stopped_ends_the_job(rank: int, tmp_path: Path) -> None
     os.kill(pids[rank], signal.SIGSTOP)
     _, said = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == NoWorkersError.exit_code, said
-    assert f"rank {rank} was not heard of" in said
+    assert f"rank {rank} sent no heartbeat" in said
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
