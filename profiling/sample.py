@@ -157,7 +157,7 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
         MissingInputError: the command cannot be run, or the table cannot be written.
     """
     with Command(command) as running:  # takes the signals before any thread is there
-        finding = energy.find(cores=True)
+        finding = energy.detect(cores=True)
         for complaint in finding.notes:
             _say(complaint)
         host = Host(finding, _gpus())
