@@ -156,10 +156,10 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
         MissingInputError: the command cannot be run, or the table cannot be written.
     """
     with Command(command) as running:  # takes the signals before any thread is there
-        finding = energy.detect(cores=True)
-        for complaint in finding.notes:
-            _say(complaint)
-        host = Host(finding, _gpus())
+        sensors = energy.detect(cores=True)
+        for note in sensors.notes:
+            _print_line(note)
+        host = Host(sensors, _gpus())
         with contextlib.closing(Table(csv_path, host.row())) as table:
             began_s = time.monotonic()
             running.start()

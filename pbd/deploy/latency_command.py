@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
 
 def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
     """Load the models and measure them."""
-    devices.claim(0, 1, settings.threads)
+    devices.Share(threads=settings.threads).claim()
     backend.load()
     from pbd.deploy.latency import measure_latency
     from pbd.networks import files
