@@ -20,6 +20,7 @@ soak: $(READY)  ## inject faults into real runs, many times: hours (ARGS="--shar
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 bench: $(READY)  ## replay the paper's logged run times under every scheduler
 	$(BIN)/python -m experiments.scheduler_ablation replay
@@ -30,7 +31,7 @@ experiments: $(READY)  ## the paper's tables and figures, small (TEACHER=MODEL.k
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(READY): setup.py
+$(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev]'
 	touch $@

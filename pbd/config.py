@@ -11,17 +11,6 @@ from pbd.errors import UsageError, unknown_name
 
 EXECUTORS = ("auto", "serial", "mpi", "dask")
 SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing")
-BLOCKS = (
-    "decoupled_r1",
-    "decoupled_r2",
-    "decoupled_r3",
-    "two_layer",
-    "three_layer",
-    "two_layer_skip",
-    "three_layer_skip",
-)
-WITHOUT_STATISTICS = BLOCKS[:3]
-"""Blocks that treat every image by itself, so that a batch can be split."""
 BLOCK_INITS = ("noise", "kernel", "fitted")
 FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
@@ -131,7 +120,6 @@ class BlockConfig:
     """Also replace layers whose block would cost no fewer multiply-accumulates, or that have few input channels."""
 
     def __post_init__(self) -> None:
-        _one_of("block", self.block, BLOCKS)
         _one_of("block initialisation", self.block_init, BLOCK_INITS)
 
 
@@ -281,11 +269,6 @@ class RunConfig:
         loss = self.student.fine_tune_loss
         if not self.data.labels and loss in NEED_LABELS:
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
-        if self.execution.parallel == "data" and self.blocks.block not in WITHOUT_STATISTICS:
-            raise UsageError(
-                "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
-                f"{self.blocks.block}. Give --parallel task, or --block decoupled_r2."
-            )
 
     @classmethod
     def of(cls, **settings: Any) -> "RunConfig":

@@ -21,8 +21,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import command_line
-from experiments.command_line import Parser
+from pbd import command_line
+from pbd.command_line import Parser
 from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Device
 from pbd.errors import BadInputError, MissingInputError

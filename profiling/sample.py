@@ -20,9 +20,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder
-from pbd import energy
+from pbd import command_line, energy
+from pbd.command_line import Parser, check_folder
 from pbd.energy import nvml
 from pbd.energy.sensors import Sensor
 from pbd.errors import MissingInputError

@@ -14,12 +14,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line
 from experiments.paper import paper_comparison, plans, runs, tables3to6
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report
 from experiments.paper.tables3to6 import FULL, QUICK
+from pbd import command_line
 from profiling.greenup import Comparison, Spent, read_trace
 
 COLUMNS = {

@@ -7,7 +7,7 @@ from typing import Any
 
 from pbd import energy
 from pbd.energy import Activity, HostMeter, Reading
-from pbd.records import BlockResult, WorkerReport
+from pbd.records import BlockKey, BlockResult, WorkerReport
 
 RESUMED = "These are the joules since the run was resumed: earlier energy is not included."
 
@@ -16,8 +16,8 @@ RESUMED = "These are the joules since the run was resumed: earlier energy is not
 class EnergyShares:
     """Joules of the block phase; `None` or absent if they were not measured."""
 
-    blocks_j: dict[str, float | None]
-    """Of each layer's block."""
+    blocks_j: dict[BlockKey, float | None]
+    """Of each block."""
     busy_j: dict[int, float | None]
     """Of each worker while it trained."""
     idle_j: dict[int, float | None]
@@ -25,7 +25,7 @@ class EnergyShares:
 
     def with_energy(self, results: Iterable[BlockResult]) -> list[BlockResult]:
         """Return the results with their joules."""
-        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.layer_name)) for result in results]
+        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.key)) for result in results]
 
     def with_worker_energy(self, rows: Iterable[WorkerReport]) -> tuple[WorkerReport, ...]:
         """Return the workers' rows with their joules."""
@@ -72,21 +72,21 @@ class EnergyAccount:
         shares = EnergyShares({}, {}, {})
         for host in dict.fromkeys(self._host_of.values()):
             workers = [worker for worker, its_host in self._host_of.items() if its_host == host]
-            here = [(layer, activity) for layer, activity in activities if activity.worker in workers]
+            here = [(block, activity) for block, activity in activities if activity.worker in workers]
             attribution = energy.attribute(phase.of_host(host), [activity for _, activity in here], workers)
             shares.busy_j.update(attribution.busy_j)
             shares.idle_j.update(attribution.idle_j)
-            for (layer, _), joules in zip(here, attribution.activities_j, strict=True):
-                shares.blocks_j[layer] = _sum(shares.blocks_j.get(layer, 0.0), joules)
+            for (block, _), joules in zip(here, attribution.activities_j, strict=True):
+                shares.blocks_j[block] = _sum(shares.blocks_j.get(block, 0.0), joules)
         return shares
 
-    def _activities(self, result: BlockResult, began_s: float) -> Iterator[tuple[str, Activity]]:
-        """Yield the layer and the activity of each worker that trained a block; none for a block from the journal."""
+    def _activities(self, result: BlockResult, began_s: float) -> Iterator[tuple[BlockKey, Activity]]:
+        """Yield the block and the activity of each worker that trained a block; none for a block from the journal."""
         if result.worker is None or result.from_journal:
             return
         start_s = began_s + result.started_s
         for worker in self._host_of if result.shared else (result.worker,):
-            yield result.layer_name, Activity(worker, start_s, start_s + result.seconds)
+            yield result.key, Activity(worker, start_s, start_s + result.seconds)
 
     def summary(self, resumed: bool) -> dict[str, Any]:
         """Return the energy of the run so far for `report.json`, with a note if the run was resumed."""

@@ -22,6 +22,7 @@ from pbd.student import fine_tuning
 from pbd.student.assemble import recalibrate_and_evaluate
 from pbd.student.checkpoints import CheckpointFile
 from pbd.student.fine_tuning import Tuning
+from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory where tunings are kept until the run is complete."""
@@ -74,7 +75,7 @@ class FineTuneTask:
     def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Tuning]:
         """Return the student's weights and what came of it."""
         teacher, dataset = load(self.context)
-        keras.utils.set_random_seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
+        random_state.seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
         model = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
             model,

@@ -15,10 +15,10 @@ from typing import Any
 from urllib.parse import quote
 
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
-from pbd.records import BlockResult
+from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.archive import pack, plain, unpack
 
-FORMAT = 4
+FORMAT = 5
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
@@ -33,19 +33,19 @@ class Journal:
         >>> journal = Journal.create("runs/first", config.student_settings())
         >>> journal.commit_block(result)
         >>> sorted(Journal.resume("runs/first", config.student_settings()).committed_blocks())
-        ['conv2d']
+        [BlockKey(layer='conv2d', design='decoupled_r2')]
     """
 
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, identity: dict[str, Any], layers: Iterable[str] = ()) -> "Journal":
+    def create(cls, path: str | Path, identity: dict[str, Any], keys: Iterable[BlockKey] = ()) -> "Journal":
         """Start a run directory at `path`, parents included.
 
         Args:
             path: a directory that does not exist yet, or is empty.
             identity: what the run's results depend on; a resumed run must have the same.
-            layers: that the run replaces.
+            keys: of the blocks that the run trains.
 
         Raises:
             CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
@@ -57,7 +57,7 @@ class Journal:
             if not found:
                 # Only one process can make this folder: of two runs started here at once, one is refused.
                 (journal.path / _BLOCKS).mkdir()
-                content = {"format": FORMAT, "identity": identity, "layers": list(layers)}
+                content = {"format": FORMAT, "identity": identity, "blocks": [list(key) for key in keys]}
                 journal.write_json(_RUN_FILE, content | {"sha256": _digest(content)})
                 return journal
         except OSError as error:
@@ -111,26 +111,26 @@ class Journal:
             TypeError: a weight is not an array of plain numbers.
             OSError: the directory cannot be written (a full disk, say); nothing is left under the final name.
         """
-        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.layer_name)}", _pack(result))
+        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.key)}", _pack(result))
 
-    def committed_blocks(self) -> dict[str, BlockResult]:
-        """Return the trained blocks by layer name; damaged files are logged and left out, so trained again."""
+    def committed_blocks(self) -> dict[BlockKey, BlockResult]:
+        """Return the trained blocks; damaged files are logged and left out, so that they are trained again."""
         found = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
-        return {result.layer_name: result for result in found if result is not None}
+        return {result.key: result for result in found if result is not None}
 
-    def committed_block(self, layer_name: str) -> BlockResult | None:
-        """Return the trained block of this layer, `None` where it has not been written or is damaged."""
-        path = self.path / _BLOCKS / block_file_name(layer_name)
+    def committed_block(self, key: BlockKey) -> BlockResult | None:
+        """Return the trained block of this key, None if it has not been written or is damaged."""
+        path = self.path / _BLOCKS / block_file_name(key)
         return _read_block(path) if path.exists() else None
 
-    def layers(self) -> tuple[str, ...]:
-        """Return the layers that the run replaces.
+    def keys(self) -> tuple[BlockKey, ...]:
+        """Return the keys of the blocks that the run trains.
 
         Raises:
             MissingInputError: there is no run.
             CorruptStateError: its `run.json` is damaged.
         """
-        return tuple(self._read_run_file()["layers"])
+        return tuple(BlockKey(*key) for key in self._read_run_file()["blocks"])
 
     def file(self, name: str) -> Path:
         """Return the path of `name` in the run directory."""
@@ -169,7 +169,8 @@ class Journal:
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
         if version != FORMAT:
             raise CorruptStateError(
-                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
+                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it, "
+                "or start anew in another --run-dir."
             )
         if written != _digest(content):
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
@@ -196,24 +197,24 @@ def write_atomically(target: Path, data: bytes) -> Path:
 def _read_block(path: Path) -> BlockResult | None:
     try:
         result = _unpack(path.read_bytes())
-        if block_file_name(result.layer_name) != path.name:
-            raise ValueError(f"it holds layer {result.layer_name!r}")
+        if block_file_name(result.key) != path.name:
+            raise ValueError(f"it holds block {str(result.key)!r}")
     except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
 
 
-def block_file_name(layer_name: str) -> str:
-    """Return the file name of a layer's block: percent-encoded, shortened with a digest where it is too long.
+def block_file_name(key: BlockKey) -> str:
+    """Return the file name of a block: layer@design, percent-encoded, shortened with a digest if it is too long.
 
     Example:
-        >>> block_file_name("stage 1/conv")
-        'stage%201%2Fconv.npz'
+        >>> block_file_name(BlockKey("stage 1/conv", "two_layer"))
+        'stage%201%2Fconv@two_layer.npz'
     """
-    safe = quote(layer_name, safe="")
+    safe = quote(str(key), safe="@")
     if len(safe) > _LONGEST_NAME:
-        safe = f"{safe[:100]}-{hashlib.sha256(layer_name.encode()).hexdigest()}"
+        safe = f"{safe[:100]}-{hashlib.sha256(str(key).encode()).hexdigest()}"
     return f"{safe}.npz"
 
 

@@ -247,7 +247,7 @@ def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path:
     names = [f"conv{at}" for at in range(5)]
     sleeper = Sleeper(tmp_path, dict.fromkeys(names, 0.0), kills={"conv1": 99, "conv3": 1})
     train = retry.retrying(child, sleeper)
-    results = {result.layer_name: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
+    results = {result.layer: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
     assert results.keys() == set(names)
     assert {name for name, result in results.items() if result.status == "failed"} == {"conv1"}
     assert "SIGKILL" in results["conv1"].error

@@ -73,8 +73,8 @@ def train(
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
     emit = events.append if events is not None else lambda _: None
     results = list(executor.run(sleeper, assignment, emit))
-    assert sorted(result.layer_name for result in results) == sorted(task.layer_name for task in tasks)
-    return {result.layer_name: result for result in results}
+    assert sorted(result.layer for result in results) == sorted(task.layer.name for task in tasks)
+    return {result.layer: result for result in results}
 
 
 def durations(seconds: list[float]) -> dict[str, float]:
@@ -113,7 +113,7 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
         assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 3)
         sleeper = Sleeper(folder, durations([0.1] * 9), waits_for={"conv0": 9})
         results = executor.run(sleeper, assignment, lambda _: None)
-        by_layer = {result.layer_name: result for result in results}
+        by_layer = {result.layer: result for result in results}
         assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
 
 

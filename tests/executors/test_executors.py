@@ -51,9 +51,9 @@ def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: P
     seconds = [0.3, 0.05, 0.05, 0.05, 0.05]
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 2)
-    sleeper = Sleeper(tmp_path, {task.layer_name: s for task, s in zip(tasks, seconds, strict=True)})
+    sleeper = Sleeper(tmp_path, {task.layer.name: s for task, s in zip(tasks, seconds, strict=True)})
     results = {
-        r.layer_name: r
+        r.layer: r
         for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(sleeper, assignment, lambda _: None)
     }
     workers = [results[f"conv{at}"].worker for at in range(5)]
@@ -78,10 +78,10 @@ executor = MpiExecutor(ExecutionConfig(isolate=False))
 tasks, costs = sleeping([1.0] * 11)
 if executor.coordinates:
     for folder in sys.argv[1:]:
-        sleeper = Sleeper(Path(folder), {task.layer_name: 0.1 for task in tasks}, waits_for={"conv0": 11})
+        sleeper = Sleeper(Path(folder), {task.layer.name: 0.1 for task in tasks}, waits_for={"conv0": 11})
         assignment = schedulers.pull(tasks, costs, executor.num_workers)
         results = list(executor.run(sleeper, assignment, lambda _: None))
-        print(json.dumps([[r.layer_name, r.worker, r.started_s, r.seconds] for r in results]))
+        print(json.dumps([[r.layer, r.worker, r.started_s, r.seconds] for r in results]))
     executor.finish("done")  # a report is not looked into
 else:
     executor.serve()

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbd.records import BlockResult, LayerTask, Progress, ProgressCallback, TaskGroup
+from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from tests.helpers.fakes import make_task
 
@@ -51,9 +51,9 @@ class Sleeper:
         return list(self.folder.glob(f"{name}.*"))
 
 
-def sleeping(seconds: Sequence[float]) -> tuple[list[LayerTask], LayerCosts]:
+def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], LayerCosts]:
     """Return a task for each duration, and costs that predict it; none share a prefix."""
     tasks = [make_task(at) for at in range(len(seconds))]
-    names = [task.layer_name for task in tasks]
+    names = [task.layer.name for task in tasks]
     costs = LayerCosts(dict.fromkeys(names, 0.0), dict(zip(names, seconds, strict=True)), False, "test")
     return tasks, costs

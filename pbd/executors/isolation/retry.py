@@ -57,7 +57,7 @@ def failed_results(group: TaskGroup, reason: str) -> list[BlockResult]:
     if split_for_retry(group):
         return []
     message = f"{reason}, at each of {group.attempt} attempts."
-    return [BlockResult(name, "failed", block="", error=message) for name in group.layer_names]
+    return [BlockResult(task.layer.name, "failed", task.design, error=message) for task in group.tasks]
 
 
 def call_in(runner: TaskRunner, function: Callable[[], T]) -> T:
