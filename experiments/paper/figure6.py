@@ -115,7 +115,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, those of pbd-run."""
+    """Run the command line; return the exit code (see `pbd.errors`)."""
     return command_line.run("experiments.paper.figure6", lambda arguments: make(parse(arguments)), argv)
 
 

@@ -83,7 +83,7 @@ def make(settings: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, those of pbd-run."""
+    """Run the command line; return the exit code (see `pbd.errors`)."""
     return command_line.run("experiments.paper.table1", lambda arguments: make(parse(arguments)), argv)
 
 

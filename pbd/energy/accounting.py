@@ -72,16 +72,16 @@ class EnergyAccount:
         shares = EnergyShares({}, {}, {})
         for host in dict.fromkeys(self._host_of.values()):
             workers = [worker for worker, its_host in self._host_of.items() if its_host == host]
-            here = [(block, activity) for block, activity in activities if activity.worker in workers]
+            here = [(key, activity) for key, activity in activities if activity.worker in workers]
             attribution = energy.attribute(phase.of_host(host), [activity for _, activity in here], workers)
             shares.busy_j.update(attribution.busy_j)
             shares.idle_j.update(attribution.idle_j)
-            for (block, _), joules in zip(here, attribution.activities_j, strict=True):
-                shares.blocks_j[block] = _sum(shares.blocks_j.get(block, 0.0), joules)
+            for (key, _), joules in zip(here, attribution.activities_j, strict=True):
+                shares.blocks_j[key] = _sum(shares.blocks_j.get(key, 0.0), joules)
         return shares
 
     def _activities(self, result: BlockResult, began_s: float) -> Iterator[tuple[BlockKey, Activity]]:
-        """Yield the block and the activity of each worker that trained a block; none for a block from the journal."""
+        """Yield the key and the activity of each worker that trained a block; none for a block from the journal."""
         if result.worker is None or result.from_journal:
             return
         start_s = began_s + result.started_s

@@ -18,6 +18,8 @@ from pbd.records import BlockResult
 from pbd.scheduling import schedulers
 from tests.helpers.sleep_tasks import sleeping
 
+pytestmark = pytest.mark.system
+
 
 @dataclass(frozen=True)
 class Design:
