@@ -29,6 +29,8 @@ from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper
 from tests.helpers.thread_collective import as_team
 
+pytestmark = pytest.mark.system
+
 STALL_LIMIT_S = 1.0
 
 

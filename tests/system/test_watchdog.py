@@ -13,6 +13,8 @@ from pbd.errors import NoWorkersError, StoppedError
 from pbd.system.watchdog import Timeout
 from tests.helpers.cluster import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 2
 
