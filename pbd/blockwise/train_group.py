@@ -55,7 +55,7 @@ def _train(
 ) -> list[BlockResult]:
     began = time.monotonic()
     teacher, dataset = load(context)
-    mine = dataset.shared(data.Part(collective.index, collective.size))
+    mine = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
         results = _train_together(context, group, teacher, mine, emit, collective)
         peak_bytes = _most(collective, memory.peak_memory())  # and nobody has failed since the last sum
@@ -121,7 +121,7 @@ def _give_first_weights(
     own = group.tasks[collective.index :: collective.size]
     if own:
         mine = {task.layer.name: built[task.layer.name] for task in own}
-        images = (batch for batch, _ in replace(dataset, part=data.WHOLE).batches("train", limit=FIT_IMAGES))
+        images = (batch for batch, _ in replace(dataset, worker=data.WHOLE).batches("train", limit=FIT_IMAGES))
         feeding = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
         initialise(mine, own, context.designs, teacher, feeding, images, context.block_init, context.seed)
     if collective.size > 1:

@@ -14,7 +14,7 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import StudentConfig
-from pbd.data import Part
+from pbd.data import WorkerShare
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
@@ -57,7 +57,7 @@ class RecalibrateTask:
         teacher, dataset = load(self.context)
         model = keras.models.load_model(self.student, compile=False)
         marks = recalibrate_and_evaluate(
-            model, teacher, dataset.shared(Part(collective.index, collective.size)), collective
+            model, teacher, dataset.shared(WorkerShare(collective.index, collective.size)), collective
         )
         return model.get_weights(), marks
 
@@ -110,7 +110,7 @@ class EvaluateTask:
         """Return the marks of each network."""
         teacher, dataset = load(self.context)
         models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
-        batches = dataset.shared(Part(collective.index, collective.size)).batches(self.split)
+        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
         return metrics.evaluate(teacher, models, batches, dataset.labelled, collective)
 
 

@@ -9,7 +9,7 @@ import keras
 
 from pbd.collective import SINGLE, Collective
 from pbd.config import StudentConfig
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import ghost_batch_norm, metrics
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
@@ -227,7 +227,7 @@ def fine_tune(
     if not math.isfinite(before.kl):  # anything is better
         before = Metrics(None if before.accuracy is None else 0.0, 0.0, math.inf)
     mine = dataset.shared(
-        Part(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
+        WorkerShare(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
     )
     tutor = FineTuner(
         distillation_model=DistillationModel(
