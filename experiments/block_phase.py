@@ -20,8 +20,8 @@ from experiments.time_breakdown import Watch
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
-from pbd.records import Assignment, BlockResult, BlockTask, TaskGroup
+from pbd.executors.base import Executor
+from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.report.rows import worker_rows
 from pbd.run_dir.journal import Journal
 from pbd.scheduling.cost_model import LayerCosts
@@ -136,32 +136,32 @@ def dealt_out(tasks: Sequence[BlockTask], workers: int) -> Assignment:
 
 
 def plan(
-    scheme: str, context: "TrainingContext", tasks: Sequence[BlockTask], executor: Executor, emit: Emit
+    scheme: str, context: "TrainingContext", tasks: Sequence[BlockTask], executor: Executor, emit: ProgressCallback
 ) -> Callable[[], Iterable[BlockResult]]:
     """Return what trains all tasks in this scheme; ours is planned and carried out as `pbd-run` does it."""
     if scheme == "paper":
         from experiments import paper_scheme
 
         train_group = functools.partial(paper_scheme.train_group, context)
-        return lambda: executor.run(train_group, tasks, dealt_out(tasks, executor.num_workers), ignore)
+        return lambda: executor.run(train_group, dealt_out(tasks, executor.num_workers), ignore)
     from pbd.pipeline import plan
 
     if scheme == "copies":
         everything = (TaskGroup(tuple(tasks)),)
         copies = Assignment("copies", (everything,) * executor.num_workers, (0.0,) * executor.num_workers)
-        return lambda: plan.carry_out(copies, context, tasks, executor, emit)
+        return lambda: plan.carry_out(copies, context, executor, emit)
     parallel = "data" if scheme == "data" else "task"
     planned = plan.make_plan(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
     if planned.assignment.shared != (scheme == "data"):
         raise PbdError(f"{tasks[0].design} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
-    return lambda: plan.carry_out(planned.assignment, context, tasks, executor, emit)
+    return lambda: plan.carry_out(planned.assignment, context, executor, emit)
 
 
 def ignore(_: object) -> None:
     """Take progress and do nothing."""
 
 
-def wake(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def wake(group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
     """Train nothing: with it, the clock starts when every worker has loaded what it needs."""
     return [BlockResult(name, "trained", "none") for name in group.layer_names]
 
@@ -189,7 +189,7 @@ def measure(setup: Setup, executor: Executor) -> Measured:
         executor.serve()
     watch, results = Watch(), []
     train = plan(setup.scheme, context, tasks, executor, watch)
-    list(executor.run(wake, tasks, dealt_out(tasks, executor.num_workers), ignore))
+    list(executor.run(wake, dealt_out(tasks, executor.num_workers), ignore))
     watch.start()
     for result in train():
         if result.status == "failed":

@@ -20,9 +20,10 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, positive
+from experiments.csv_table import write_csv
 from experiments.runtimes import RUNTIMES, check_agreement, make_runner
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BlockConfig
 from pbd.errors import EnvironmentMismatchError, MissingInputError
 from pbd.system import backend, devices
@@ -185,7 +186,7 @@ def use_one_thread() -> None:
     """Have TensorFlow use one thread and no GPU, unless it is loaded already."""
     if "tensorflow" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        devices.claim(0, 1, threads=1)
+        devices.Share(threads=1).claim()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_one_thread()
         rows = run(settings, Console(width=None if Console().is_terminal else 120))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("latency", command, argv)
 

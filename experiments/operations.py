@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
 from experiments.block_phase import take_cores
-from experiments.command_line import Parser, check_folder, positive
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BlockConfig, DataConfig, TrainingConfig
 from pbd.system import backend, devices
 
@@ -193,7 +194,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace, console: Console) -> None:
     """Measure, print the table and write it."""
     take_cores(0, settings.threads)
-    devices.claim(0, 1, settings.threads)
+    devices.Share(threads=settings.threads).claim()
     backend.load()
     from experiments.networks import load_teacher
     from pbd import blocks
@@ -206,7 +207,7 @@ def run(settings: argparse.Namespace, console: Console) -> None:
     rows, step_ms = measure(teacher, built, settings.batch_size, settings.rounds)
     console.print(as_table(rows, step_ms))
     if settings.csv is not None:
-        command_line.write_csv([dataclasses.asdict(row) | {"step_ms": row.step_ms} for row in rows], settings.csv)
+        write_csv([dataclasses.asdict(row) | {"step_ms": row.step_ms} for row in rows], settings.csv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,17 +23,17 @@ from pbd.blockwise.distiller import STOPPING_IMAGES, GroupDistiller
 from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
-from pbd.learning.loop import Emit, adam
+from pbd.learning.loop import adam
 from pbd.networks import graph
 from pbd.networks.cost import layer_calls
-from pbd.records import BlockResult, BlockTask, TaskGroup
+from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.system import devices
 
 ROUND_EPOCHS = 2
 """After how many epochs the teacher is loaded anew and the block evaluated in the whole network."""
 
 
-def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def train_group(context: TrainingContext, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
     """Train the tasks of a group one after another; what an executor runs, as it runs `training.train_group`."""
     dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
     return [train_task(context, task, dataset) for task in group.tasks]

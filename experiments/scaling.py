@@ -20,8 +20,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments import block_phase, command_line, speed
-from experiments.command_line import Parser, check_folder, positive
+from experiments import block_phase, speed
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.records import BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.scheduling import schedulers
@@ -125,7 +127,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
     """Time the layers; return the predictions, and what they rest on."""
     block_phase.take_cores(0, threads=1)
-    devices.claim(0, 1, threads=1)
+    devices.Share(threads=1).claim()
     from pbd import blocks
     from pbd.costs import calibration
 
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, source = run(settings)
         Console(width=None if Console().is_terminal else speed.WIDTH).print(as_table(rows, source))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("scaling", command, argv)
 

@@ -16,8 +16,8 @@ from experiments.replays import Source, logged_runs, named_tasks
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
-from pbd.records import Assignment, BlockResult, TaskGroup
+from pbd.executors.base import Executor
+from pbd.records import Assignment, BlockResult, ProgressCallback, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 
@@ -65,7 +65,7 @@ class Sleep:
 
     seconds: dict[str, float]
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         time.sleep(sum(self.seconds[name] for name in group.layer_names))
         return [BlockResult(name, "trained", "none") for name in group.layer_names]
 
@@ -73,7 +73,7 @@ class Sleep:
 def run_sleeping(executor: Executor, assignment: Assignment, true: Source) -> list[BlockResult]:
     """Let the executor's workers sleep through an assignment."""
     sleep = Sleep({task.layer.name: true.costs.task_s(task) for task in true.tasks})
-    return list(executor.run(sleep, true.tasks, assignment, lambda progress: None))
+    return list(executor.run(sleep, assignment, lambda progress: None))
 
 
 def wake(executor: Executor, workers: int) -> None:

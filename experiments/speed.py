@@ -24,11 +24,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
 from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
-from experiments.command_line import Parser, check_folder, positive
+from experiments.csv_table import write_csv
 from experiments.measured_runs import run_module
 from experiments.time_breakdown import PARTS
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import AUGMENTATIONS, BLOCK_INITS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
 from pbd.run_dir.journal import Journal
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse(arguments)
         rows = run(settings, Console(width=None if Console().is_terminal else WIDTH))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("speed", command, argv)
 

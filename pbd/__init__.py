@@ -3,10 +3,12 @@
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "distill": "pbd.pipeline.distill",
+    "distill": "pbd.pipeline.api",
+    "measure_latency": "pbd.deploy.latency",
+    "Result": "pbd.pipeline.api",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",

@@ -1,5 +1,6 @@
 """What passes between the parts of pbd: frozen records, plain data, no TensorFlow, no MPI."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -175,6 +176,10 @@ class Progress:
     epoch: int = 0
     loss: float | None = None
     """Summed mean squared error of the group's blocks."""
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Receives the progress of a worker."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,10 @@
-"""Measure what each convolution of a network takes when a block is trained for it here: a table for `pbd-run --costs`.
+"""Measure how long training a block takes for each convolution of a network: a table for `pbd-run --costs`.
 
-Speed does not depend on weights or pixels: networks of keras.applications get random weights, and images are noise.
+Speed does not depend on weights or pixels, so networks of keras.applications get random weights, and images are noise.
 
     python -m profiling.profile_layers --teacher VGG16 --image-size 224 --batch-size 8 --out costs.json
 
-A run takes the table if it has the same network, block, first weights and batch size. `--classes` must fit too.
+A run accepts the table if its network, block, block initialisation and batch size are the same.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, positive
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BLOCK_INITS, BlockConfig, DataConfig
 from pbd.run_dir.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
 from pbd.system import backend, devices
 
 BATCHES = 2
-"""Different batches of images; more would only take memory."""
+"""Different batches of images; more would only need memory."""
 
 
 def noise(image_shape: tuple[int, int, int], batch_size: int) -> Any:
@@ -111,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)
-        devices.claim(0, 1, settings.threads)
+        devices.Share(threads=settings.threads).claim()
         backend.load()
         costs = measure(settings)
         Console().print(as_table(costs))

@@ -67,6 +67,7 @@ def test_no_two_settings_share_a_name() -> None:
         ({"target_accuracy_drop": math.nan}, "Received: nan"),
         ({"fine_tune_learning_rate": -0.001}, "fine_tune_learning_rate must be positive"),
         ({"labels": 0}, "labels must be of type bool"),
+        ({"seed": "3"}, "seed must be of type int"),
         ({"labels": False, "fine_tune_loss": "cross_entropy"}, "cross_entropy needs labels"),
         ({"labels": False, "fine_tune_loss": "mixed"}, "Give kd_mse or kd_kl"),
     ],

@@ -131,7 +131,7 @@ def test_a_stopped_run_says_what_is_left(journal: Journal, capsys: pytest.Captur
     code, output = said(journal, capsys)
     assert code == 75
     assert output.splitlines() == [
-        f"{journal.path}: stopped: go on with --resume",
+        f"{journal.path}: stopped: continue with --resume",
         "1 of 3 blocks trained",
         "left: second@two_layer, third@two_layer",
     ]
@@ -189,7 +189,7 @@ def test_one_run_at_a_time_until_it_ends_however_it_does(journal: Journal, capsy
     with lock.held(journal.path):
         assert lock.holder(journal.path) is not None
     lock.check(journal.path)
-    assert said(journal, capsys)[1].splitlines()[0].endswith("stopped: go on with --resume")
+    assert said(journal, capsys)[1].splitlines()[0].endswith("stopped: continue with --resume")
 
 
 def test_the_command_loads_no_tensorflow(complete: Journal) -> None:

@@ -18,13 +18,13 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments import command_line
-from experiments.command_line import positive
 from experiments.paper import paper_comparison, plans, runs
 from experiments.paper.paper_comparison import Row, Spread
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
 from experiments.replays import LOGS
+from pbd import command_line
+from pbd.command_line import positive
 from pbd.config import RunConfig
 
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=1)

@@ -82,8 +82,8 @@ def score(
         collective: those who have the other parts.
 
     Returns:
-        For each layer: its block's squared error over the variance of the layer's output, and the metrics of the teacher
-        with only this block swapped in.
+        For each layer: its block's squared error over the variance of the layer's output, and the metrics of the
+        teacher with only this block swapped in.
     """
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())

@@ -14,14 +14,13 @@ from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
 from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
 from pbd.learning.early_stopping import LearningCurve
-from pbd.learning.loop import Emit
 from pbd.networks import graph
-from pbd.records import BlockResult, BlockTask, Progress, TaskGroup
+from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.system import memory
 
 
 def train_group(
-    context: TrainingContext, group: TaskGroup, emit: Emit, collective: Collective = SINGLE
+    context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective = SINGLE
 ) -> list[BlockResult]:
     """Train and score the blocks of a group, and write each to the run directory the moment it is done.
 
@@ -51,7 +50,9 @@ def train_group(
     return found + (_train(context, TaskGroup(left), emit, collective) if left else [])
 
 
-def _train(context: TrainingContext, group: TaskGroup, emit: Emit, collective: Collective) -> list[BlockResult]:
+def _train(
+    context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective
+) -> list[BlockResult]:
     began = time.monotonic()
     teacher, dataset = load(context)
     mine = dataset.shared(data.Part(collective.index, collective.size))
@@ -85,7 +86,7 @@ def _train_together(
     group: TaskGroup,
     teacher: keras.Model,
     dataset: data.Dataset,
-    emit: Emit,
+    emit: ProgressCallback,
     collective: Collective,
 ) -> list[BlockResult]:
     designs = {task.layer.name: context.designs[task.design] for task in group.tasks}

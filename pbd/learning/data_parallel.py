@@ -124,7 +124,7 @@ class DataParallel:
         """
         logs = self._model.train_on_batch(images, labels, return_dict=True)
         gradient = keras.ops.convert_to_numpy(self._collector.flat)
-        # The mean over the batch is the mean of the workers' means, weighted by their shares. Loss in the same exchange.
+        # The mean over the batch is the mean of the workers' means, weighted by their shares.
         values = np.append(gradient, np.float32(logs["loss"])) * np.float32(self._share)
         total = self._collective.all_reduce_sum(values)
         self._update.train_on_batch(total[:-1])

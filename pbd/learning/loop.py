@@ -1,6 +1,6 @@
 """The training loop: optimiser, single-process and data-parallel trainers, progress events, training on labels."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -10,10 +10,8 @@ from pbd.data import Dataset
 from pbd.learning.data_parallel import DataParallel
 from pbd.learning.flat_adam import FlatAdam
 from pbd.learning.metrics import outputs_probabilities
-from pbd.records import Progress
+from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
-
-Emit = Callable[[Progress], None]
 
 
 def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
@@ -100,7 +98,7 @@ class ReportProgress(keras.callbacks.Callback):
         label: What is trained, for display.
     """
 
-    def __init__(self, emit: Emit, label: str) -> None:
+    def __init__(self, emit: ProgressCallback, label: str) -> None:
         super().__init__()
         self._emit, self._label, self._epoch, self._epochs = emit, label, 0, None
 
@@ -145,7 +143,7 @@ def fit_on_labels(
     dataset: Dataset,
     epochs: int,
     learning_rate: float,
-    emit: Emit,
+    emit: ProgressCallback,
     label: str,
 ) -> tuple[dict[str, float], ...]:
     """Train a classifier with cross entropy and leave it at its best epoch on the validation split.

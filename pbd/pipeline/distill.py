@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pbd import progress, report
 from pbd.config import RunConfig
@@ -27,58 +27,50 @@ from pbd.report import rows
 from pbd.run_dir import manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import backend, devices
+from pbd.system import devices, process, watchdog
 
 if TYPE_CHECKING:
     import keras
 
     from pbd.blockwise.context import TrainingContext
+    from pbd.data import Data
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student.assemble import Student
+    from pbd.student.builder import Student
 
 
-def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
-    """Compress a trained network by parallel blockwise distillation, and return the report of the run.
-
-    Under `mpirun` every rank calls this and every rank gets the same report.
+def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
+    """Run the method, on every worker there is, and return the report.
 
     Args:
-        config: all settings; the defaults where absent.
-        model: the teacher itself, in place of the file or name in the settings.
-        **settings: single settings by name, over `config` (see `pbd.RunConfig.of`).
-
-    Returns:
-        What `report.json` in the run directory says.
+        config: of the run.
+        model: the teacher, if it is not a file or a built-in network that the settings name.
+        data: the images, if they are not what the settings name.
 
     Raises:
-        PbdError: the settings, the teacher or the data do not fit; the message is one line and says the remedy.
-
-    Example:
-        >>> report = pbd.distill(teacher="resnet20.keras", dataset="cifar10", epochs=3)
-        >>> report.student.test_accuracy, report.student.path
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
-    config = (config or RunConfig()).replace(**settings)
-    if model is not None:
-        config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
-    try:
-        if not executor.coordinates:
-            return executor.serve()
-        executor.share.claim()
-        backend.load()
-        with progress.open_progress() as display:
-            finished = _distill(config, model, executor, display)
-        executor.finish(finished)
-    except BaseException as error:
-        executor.stop(error)
-        raise
+    with watchdog.watching(config.execution.stall_limit, executor.abort):
+        try:
+            if not executor.coordinates:
+                return executor.serve()
+            with process.prepared(executor.share), progress.open_progress() as display:
+                finished = _run(config, model, data, executor, display)
+            executor.finish(finished)
+        except BaseException as error:
+            executor.stop(error)
+            raise
     return finished
 
 
-def _distill(
-    config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
+def _run(
+    config: RunConfig,
+    model: "keras.Model | None",
+    data: "Data | None",
+    executor: Executor,
+    display: progress.ProgressDisplay,
 ) -> RunReport:
     from pbd.pipeline import prepare  # loads the backend
 
@@ -86,11 +78,11 @@ def _distill(
     given = cost_table.read_given(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Run(config, given, inputs, executor, clock, account, display))
+        return _compress(_Context(config, given, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Context:
     """One run on its way: what its steps need."""
 
     config: RunConfig
@@ -111,11 +103,11 @@ class _BlockPhase:
     predicted_from: str
 
 
-def _compress(run: _Run) -> RunReport:
+def _compress(run: _Context) -> RunReport:
     from pbd.deploy import inference_form
     from pbd.pipeline import prepare, remote_tasks
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student import assemble
+    from pbd.student.builder import StudentBuilder
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
@@ -132,19 +124,18 @@ def _compress(run: _Run) -> RunReport:
     results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     pool = WorkerPool(run.executor, context, run.display.update)
-    (teacher_marks,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    lowest = config.student.lowest_accuracy(teacher_marks.score)
+    (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
+    lowest = config.student.lowest_accuracy(teacher_metrics.score)
     accepted = selection.accept(results.values(), lowest)
-    student_result = assemble.make(
-        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, pool.recalibrate, pool.tune
-    )
+    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
+    student_result = builder.build(accepted)
     prepare.save_model(journal, "student.keras", student_result.model)
     prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
     blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
-    finished = _report(run, pool, block_phase, teacher_marks, student_result, blocks, workers)
+    finished = _report(run, pool, block_phase, teacher_metrics, student_result, blocks, workers)
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
@@ -152,7 +143,7 @@ def _compress(run: _Run) -> RunReport:
 
 
 def _train_blocks(
-    run: _Run, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
+    run: _Context, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
 ) -> _BlockPhase:
     """Plan, train those that are not done, and write down what it took."""
     from pbd.pipeline.plan import carry_out, make_plan
@@ -170,7 +161,7 @@ def _train_blocks(
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
     display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
     results = []
-    for result in carry_out(plan.assignment, context, missing, executor, display.update):
+    for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)
@@ -180,10 +171,10 @@ def _train_blocks(
 
 
 def _report(
-    run: _Run,
+    run: _Context,
     pool: "WorkerPool",
     block_phase: _BlockPhase,
-    teacher_marks: "Metrics",
+    teacher_metrics: "Metrics",
     student_result: "Student",
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
@@ -200,9 +191,9 @@ def _report(
         config=config.flat(),
         versions=prepare.versions(),
         device=devices.describe(),
-        teacher=_facts(inputs.teacher, teacher_marks, tested[0], paths[0]),
+        teacher=_facts(inputs.teacher, teacher_metrics, tested[0], paths[0]),
         assembled=_facts(student_result.model, student_result.assembled),
-        student=_facts(student_result.model, student_result.marks, tested[1], paths[1]),
+        student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
         latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size),

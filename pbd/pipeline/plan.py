@@ -13,9 +13,9 @@ from pbd.blockwise.train_group import train_group
 from pbd.config import ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.errors import NoWorkersError
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.pipeline.remote_tasks import AllReduceBenchmark, TrainGroupTask
-from pbd.records import Assignment, BlockResult, BlockTask, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 
@@ -101,11 +101,14 @@ def _predict(
 
 
 def carry_out(
-    assignment: Assignment, context: TrainingContext, tasks: Sequence[BlockTask], executor: Executor, emit: Emit
+    assignment: Assignment,
+    context: TrainingContext,
+    executor: Executor,
+    emit: ProgressCallback,
 ) -> Iterator[BlockResult]:
     """Train the tasks as they are assigned; yield a result for each, some as soon as they are there."""
     if not assignment.shared:
-        yield from executor.run(functools.partial(train_group, context), tasks, assignment, emit)
+        yield from executor.run(functools.partial(train_group, context), assignment, emit)
     else:
         began = time.monotonic()
         for group in assignment.groups:

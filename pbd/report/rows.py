@@ -1,4 +1,4 @@
-"""Which blocks are kept and why; who was busy and who waited. Pure functions from results to the report's rows."""
+"""The rows of the report, made from results: the decision on each layer, and the busy and idle time of each worker."""
 
 from collections.abc import Iterable, Mapping, Sequence
 
@@ -14,14 +14,14 @@ def block_rows(
     lowest: float,
     restored: Mapping[str, str],
 ) -> tuple[BlockReport, ...]:
-    """Return the report's row of each task: what was decided about it, and what that rests on.
+    """Return the report's row of each task: the decision, its reason, and the measurements.
 
     Args:
-        tasks: every convolution, the skipped ones included.
-        results: of every trained task.
+        tasks: of every convolution, including the skipped ones.
+        results: of the tasks that workers returned.
         accepted: the accepted blocks, by layer.
-        lowest: the validation accuracy that a block had to reach or, without labels, the agreement; a fraction.
-        restored: the layers that the student got back from the teacher, and why.
+        lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1].
+        restored: layers of the teacher that were put back into the student, with the reason.
     """
     rows = []
     for task in tasks:
@@ -35,7 +35,7 @@ def block_rows(
 
 
 def _decision(task: BlockTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
-    """Return the status and the reason for it."""
+    """Return the status and its reason."""
     if result is None:
         return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
     if result.status != "trained":
@@ -71,14 +71,14 @@ def _row(task: BlockTask, result: BlockResult | None, status: str, reason: str) 
 
 
 def describe_retries(results: Iterable[BlockResult]) -> tuple[str, ...]:
-    """Return a line for the layers that were trained again since the processes that trained them were lost."""
-    again = [
+    """Return a line that names the layers whose training was repeated because its process died, if there are any."""
+    repeated = [
         result for result in results if result.attempts > 1 and result.status == "trained" and not result.from_journal
     ]
-    if not again:
+    if not repeated:
         return ()
-    most = max(result.attempts for result in again)
-    return (f"lost the process that trained {_names(again)}: trained again, {most} attempts at most",)
+    most = max(result.attempts for result in repeated)
+    return (f"a training process died and its blocks were trained again (up to {most} attempts): {_names(repeated)}",)
 
 
 def _names(results: Sequence[BlockResult]) -> str:
@@ -87,10 +87,10 @@ def _names(results: Sequence[BlockResult]) -> str:
 
 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:
-    """Return how long each worker trained, and how long it waited for the slowest.
+    """Return how long each worker trained, and how long it waited for the slowest worker.
 
-    The blocks of a group share one start and one duration, which counts once, and for every worker where all trained
-    it together; what was only found does not count.
+    The blocks of a group share one start and one duration, which counts once; if all workers trained the group
+    together, it counts for each of them. Blocks that were read from the journal do not count.
     """
     trained = [result for result in results if result.worker is not None and not result.from_journal]
     spans = {(result.worker, result.shared, result.started_s, result.seconds) for result in trained}

@@ -17,6 +17,7 @@ from pbd.records import BlockResult, BlockTask
 from pbd.student.assemble import assemble
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import validate
+from pbd.system import random_state
 
 ROUNDING = 1e-9
 """Tolerance with which the accuracy target counts as met."""
@@ -82,7 +83,7 @@ class StudentBuilder:
         If the settings have a `target_accuracy_drop`, the layers whose blocks cost most are restored and the student is
         built again from the other blocks, until it meets the target or no block is left.
         """
-        keras.utils.set_random_seed(blocks.derive_seed(self.config.seed, "student"))  # for layers such as dropout
+        random_state.seed(blocks.derive_seed(self.config.seed, "student"))  # for layers such as dropout
         model, assembled = self.assemble(accepted)
         self.display.phase(f"assembled {len(accepted)} accepted blocks: {_describe(assembled)}")
         tuned = self.fine_tune(model, accepted, assembled)

@@ -12,10 +12,11 @@ from pbd.data import Dataset, Part
 from pbd.learning import ghost_batch_norm
 from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
-from pbd.learning.loop import Emit, ReportProgress, adam, trainer
+from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import make_loss
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import graph
+from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 
 COLLAPSE = 0.5
@@ -40,7 +41,7 @@ class FineTuner:
     first_epoch: int
     """The epoch of the data with which fine-tuning starts."""
     collective: Collective
-    emit: Emit
+    emit: ProgressCallback
     checkpoint: CheckpointFile | None
     state: FineTuneState
     _divergence: str | None = None
@@ -137,7 +138,7 @@ def fine_tune(
     dataset: Dataset,
     config: StudentConfig,
     initial: Metrics,
-    emit: Emit,
+    emit: ProgressCallback,
     first_epoch: int = 0,
     collective: Collective = SINGLE,
     checkpoint: CheckpointFile | None = None,

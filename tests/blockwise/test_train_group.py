@@ -14,7 +14,7 @@ from pbd.config import RunConfig
 from pbd.errors import MissingInputError
 from pbd.records import BlockResult, BlockTask, Progress, TaskGroup
 from pbd.run_dir.journal import Journal
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 Tasks = list[BlockTask]
 
@@ -317,7 +317,7 @@ def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResul
         results = train_group.train_group(context, group_of(context, tasks), ignore, collective)
         return {result.layer: result for result in results}
 
-    return as_team(size, work)
+    return run_threads(size, work)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from pbd.data import Dataset, Part
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
-from pbd.progress import NullProgress
+from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
 from pbd.student import assemble
 from tests.helpers.palette import (
@@ -29,7 +29,7 @@ from tests.helpers.palette import (
     snapshot,
     trained_teacher,
 )
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 BLOCK = "two_layer"
@@ -165,7 +165,7 @@ def test_statistics_that_workers_share_are_those_of_one(
             models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
         )
 
-    for marks, model in zip(as_team(2, settle), models, strict=False):
+    for marks, model in zip(run_threads(2, settle), models, strict=False):
         assert marks.accuracy == alone.accuracy
         assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
         for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):
@@ -230,7 +230,7 @@ def test_a_student_says_how_it_came_to_be(
 ) -> None:
     config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, accepted, config, NullProgress())
+    small = assemble.make(able, dataset, tasks, accepted, config, ProgressDisplay())
     assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
     assert small.marks.score >= small.assembled.score
@@ -280,7 +280,7 @@ def test_the_worst_layer_is_given_back_until_the_promise_holds(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), ProgressDisplay())
     (whole,) = metrics.evaluate(able, [able], dataset.batches("validation"), True)
     assert small.assembled.score < whole.score - 0.25, "else there was nothing to give back"
     assert list(small.restored) == ["b"]
@@ -302,7 +302,7 @@ def test_the_worst_layer_is_given_back_until_the_promise_holds(
 def test_without_a_target_nothing_is_given_back(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), ProgressDisplay())
     assert (small.events, small.restored) == ((), {})
     assert not {"a", "b"} & {layer.name for layer in small.model.layers}
 
@@ -310,7 +310,7 @@ def test_without_a_target_nothing_is_given_back(
 def test_a_target_that_holds_gives_nothing_back(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), ProgressDisplay())
     assert (small.events, small.restored) == ((), {})
 
 
@@ -320,7 +320,7 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
 ) -> None:
     dataset = make_dataset(labelled)
     bad = {task.layer.name: made_block(able, task, garbage=True) for task in tasks}
-    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), ProgressDisplay())
     assert set(small.restored) == {"stem", "a", "b"}
     assert [len(line.split(":")[0].split(",")) for line in small.events] == [2, 1], "half of those left, each time"
     assert list(snapshot(small.model)) == list(snapshot(able))
@@ -337,7 +337,7 @@ def test_a_student_made_again_is_fine_tuned_again(
 ) -> None:
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), ProgressDisplay())
     assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])

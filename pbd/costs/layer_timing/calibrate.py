@@ -1,11 +1,6 @@
 """Each layer's costs, from what its block and the teacher's prefixes were measured to take."""
 
-import contextlib
 import json
-import random
-from collections.abc import Iterator
-
-import numpy as np
 
 from pbd.costs.layer_timing.block_probe import idle_step_times
 from pbd.costs.layer_timing.block_times import BlockTimes, block_times
@@ -14,7 +9,7 @@ from pbd.costs.layer_timing.setup import Setup
 from pbd.networks import graph
 from pbd.records import BlockTask
 from pbd.scheduling.cost_table import CostTable, LayerTimes
-from pbd.system import devices
+from pbd.system import devices, random_state
 
 BLOCK_TRACES = 3
 """How often a group traces a block's forward: checks, its error, its swapped scores."""
@@ -26,19 +21,8 @@ def calibrate(setup: Setup) -> CostTable:
     Blocks with equal shapes are timed once, the teacher's prefix at a few depths. Nothing that a run's randomness
     hangs on is touched.
     """
-    with _randomness_kept():
+    with random_state.preserved():
         return _measure(setup)
-
-
-@contextlib.contextmanager
-def _randomness_kept() -> Iterator[None]:
-    """Leave Python's and NumPy's generators, from which Keras seeds layers, as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def _measure(setup: Setup) -> CostTable:
