@@ -10,10 +10,10 @@ import numpy as np
 from pbd import data
 from pbd.collective import Collective, all_reduce_sums
 from pbd.config import TrainingConfig
-from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import squared_error
+from pbd.learning.metrics import pad_batches
 from pbd.networks import graph
 from pbd.records import ProgressCallback
 
@@ -92,11 +92,12 @@ def fit(
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in traced.errors(learning).items():
             curves[name].add(error / variances[name], learning[name].get_weights(), losses.get(name))
-        learning = {n: b for n, b in learning.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
+        ended = {name for name in learning if curves[name].diverged or curves[name].has_plateaued(config.patience)}
+        learning = {name: block for name, block in learning.items() if name not in ended}
         if not learning:
             break
     for name, block in built.items():
-        block.set_weights(curves[name].best)
+        block.set_weights(curves[name].best_weights)
 
 
 class TracedGroup:
@@ -150,7 +151,7 @@ def group_label(names: Iterable[str]) -> str:
 def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
     """Return each block's mean squared error on the images that tell when to stop."""
     sums, seen = np.zeros(len(distiller.parts)), np.zeros(1)
-    for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
+    for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
         sums, seen = sums + errors.sum(axis=1), seen + count
     sums, seen = all_reduce_sums(collective, [sums, seen])
@@ -166,7 +167,7 @@ def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Col
         collective: those who have the other parts.
     """
     sums = {name: np.zeros(3) for name in prefix.output}
-    for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
+    for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         for name, (_, target) in prefix.predict_on_batch(images).items():
             target = np.asarray(target, np.float64)[:count]
             sums[name] += [target.size, target.sum(), np.square(target).sum()]

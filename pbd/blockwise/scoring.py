@@ -10,8 +10,8 @@ import numpy as np
 
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
-from pbd.learning import metrics
 from pbd.learning.losses import squared_error
+from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches
 from pbd.networks import folding, graph, variants
 from pbd.system import devices
 
@@ -67,7 +67,7 @@ class Score:
     """How one block does on the validation split."""
 
     nmse: float
-    marks: metrics.Metrics
+    metrics: Metrics
 
 
 def score(
@@ -82,26 +82,27 @@ def score(
         collective: those who have the other parts.
 
     Returns:
-        For each layer: its block's squared error over the variance of the layer's output, and the marks of the teacher
-        with only this block swapped in.
+        For each layer: its block's squared error over the variance of the layer's output, and the metrics of the
+        teacher with only this block swapped in.
     """
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
-    marking = metrics.MetricAccumulator(len(built), dataset.labelled)
+    accumulator = MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     images_seen = np.zeros(1)
     at_once = images_at_once(variants.bytes_per_image(teacher, list(built)), most_bytes())
-    for images, labels, count in metrics.in_one_size(in_parts(dataset.batches("validation"), at_once)):
+    for images, labels, count in pad_batches(in_parts(dataset.batches("validation"), at_once)):
         found = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = found["scores"]
-        marking.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
+        accumulator.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
         for key in sums:
             sums[key] += found[key].sum(axis=0)
         images_seen += count
-    marking.all_reduce_sum(collective)
+    accumulator.all_reduce_sum(collective)
     *added, everywhere = all_reduce_sums(collective, [*sums.values(), images_seen])
     error, mean, square = (total / everywhere for total in added)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)
     return {
-        name: Score(float(nmse[i]), marks) for i, (name, marks) in enumerate(zip(built, marking.marks, strict=True))
+        name: Score(float(nmse[i]), metrics)
+        for i, (name, metrics) in enumerate(zip(built, accumulator.result(), strict=True))
     }

@@ -144,8 +144,8 @@ def _result(task: BlockTask, block: keras.Model, curve: LearningCurve, scored: S
         loss_history=tuple(curve.losses),
         nmse_history=tuple(curve.errors),
         nmse=None if failed else scored.nmse,
-        val_accuracy=None if failed else scored.marks.accuracy,
-        val_agreement=None if failed else scored.marks.agreement,
-        val_kl=None if failed else scored.marks.kl,
+        val_accuracy=None if failed else scored.metrics.accuracy,
+        val_agreement=None if failed else scored.metrics.agreement,
+        val_kl=None if failed else scored.metrics.kl,
         error="training diverged, and no epoch was better than a constant. Lower --learning-rate." if failed else None,
     )
