@@ -211,6 +211,7 @@ else:
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("hosts", ["one host", "two hosts"])
 def test_one_rank_of_each_host_measures_it(hosts: str, tmp_path: Path) -> None:
     """Both ranks have a meter in reach; on two hosts, one draws 100 W, the other one 300 W and lives in the future."""
