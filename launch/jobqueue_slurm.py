@@ -44,7 +44,7 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
 
 
 def cluster_settings(options: argparse.Namespace, tls: dict[str, str]) -> dict[str, Any]:
-    """Return the arguments of `SLURMCluster`: a job is one worker of one Dask thread; pbd uses all its cores."""
+    """Return the arguments of `SLURMCluster`: a job is one worker with one Dask thread; pbd uses all its cores."""
     return {
         "queue": options.queue,
         "account": options.account,

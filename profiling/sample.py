@@ -155,11 +155,11 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
     Raises:
         MissingInputError: the command cannot be run, or the table cannot be written.
     """
-    with Command(command) as running:  # blocks the signals before any thread starts
-        detected = energy.find(cores=True)
-        for note in detected.notes:
+    with Command(command) as running:  # takes the signals before any thread is there
+        sensors = energy.detect(cores=True)
+        for note in sensors.notes:
             _print_line(note)
-        host = Host(detected, _gpus())
+        host = Host(sensors, _gpus())
         with contextlib.closing(Table(csv_path, host.row())) as table:
             began_s = time.monotonic()
             running.start()

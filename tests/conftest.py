@@ -1,6 +1,8 @@
-"""What all tests share: threads, slow tests, and where the optional shared material lies."""
+"""What all tests share: threads, the stage of each test, and where the optional shared material lies."""
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -8,18 +10,39 @@ import pytest
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 
-LONGEST = "test_same_student.py"
+STAGES = ("fast", "unit", "system")
+"""`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip slow tests unless PBD_SLOW=1; begin with the file that takes longest, so that no process is left with it."""
-    items.sort(key=lambda item: item.path.name != LONGEST)
-    if os.environ.get("PBD_SLOW") == "1":
-        return
-    for item in items:
-        if item.get_closest_marker("slow"):
-            item.add_marker(pytest.mark.skip(reason="slow: set PBD_SLOW=1 to run it"))
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `-m fast` and `-m system`, leave out modules that do not name the marker: many load TensorFlow."""
+    stage = config.option.markexpr
+    if stage in ("fast", "system") and collection_path.suffix == ".py":
+        return f"pytest.mark.{stage}" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Put every test without a stage into `unit`.
+
+    Raises:
+        UsageError: the test has several stages, by markers of its own, its class or its module.
+    """
+    stages = [stage for stage in STAGES if item.get_closest_marker(stage)]
+    if not stages:
+        item.add_marker("unit")
+    elif len(stages) > 1:
+        raise pytest.UsageError(f"a test must have one stage. Received: {item.nodeid}: {', '.join(stages)}.")
+
+
+@pytest.fixture(autouse=True)
+def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test of the stage `fast` that loads TensorFlow."""
+    loaded_before = "tensorflow" in sys.modules and request.config.option.markexpr != "fast"
+    yield
+    if request.node.get_closest_marker("fast") and not loaded_before:
+        assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"
 
 
 @pytest.fixture(scope="session")

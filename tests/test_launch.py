@@ -16,31 +16,32 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import cluster
+from tests.helpers import played_run
 from tests.helpers.cluster import (
     LAUNCH,
     PATIENCE_S,
-    TINY,
     Process,
     environment,
     free_port,
     processes_with,
     report_of,
     wait_until,
+    without_backend,
 )
 
 PLAIN = ["chameleon", "dask_ssh", "local_mpi", "make_certificates", "multi_node_mpi"]
 SLURM = ["slurm_dask", "slurm_mpi"]
-QUICK = [*TINY, "--no-isolate"]
-"""Half as many processes load TensorFlow; what a child process costs is tested elsewhere."""
-LONGER = [*TINY, "--epochs", "8", "--patience", "0", "--no-group"]
-"""Something to do that can be stopped in the middle: four blocks, one by one."""
+QUICK = ["--epochs", "1", "--no-isolate", "--run-dir", "my run"]
+LONGER = ["--epochs", "3", "--no-group", "--no-isolate"]
+"""Something to do that can be stopped in the middle: the blocks one by one, about a second each."""
 needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is absent")
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return cluster.save_teacher(tmp_path_factory.mktemp("teacher") / "residual.keras")
+def played(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Changes of the environment by which a launch script starts played runs."""
+    wrapper = played_run.python_wrapper(tmp_path_factory.mktemp("played python"))
+    return {"PBD_PYTHON": str(wrapper), "PBD_MPIRUN": str(Path(sys.executable).parent / "mpirun")}
 
 
 @pytest.fixture
@@ -65,7 +66,7 @@ def run_to_its_end(folder: Path, *command: str | Path, **changes: str) -> Proces
 def assert_done(process: Process, run_dir: Path, workers: int) -> None:
     assert process.wait() == 0, process.said()
     report = report_of(run_dir)
-    assert {row["status"] for row in report["blocks"]} == {"accepted", "skipped"}
+    assert {row["status"] for row in report["blocks"]} == {"accepted"}
     assert len(report["workers"]) == workers
 
 
@@ -214,15 +215,16 @@ def test_a_job_is_sent_the_signal_and_waited_for(number: int | None, code: int, 
 # --- MPI ---
 
 
-def test_local_mpi(folder: Path, teacher: Path) -> None:
-    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
-    assert_done(run_to_its_end(folder, LAUNCH / "local_mpi.sh", "2", *flags), folder / "my run", workers=2)
+@pytest.mark.system
+def test_local_mpi(folder: Path, played: dict[str, str]) -> None:
+    process = run_to_its_end(folder, LAUNCH / "local_mpi.sh", "2", *QUICK, **played)
+    assert_done(process, folder / "my run", workers=2)
 
 
-def test_multi_node_mpi_with_a_hostfile(folder: Path, teacher: Path) -> None:
+@pytest.mark.system
+def test_multi_node_mpi_with_a_hostfile(folder: Path, played: dict[str, str]) -> None:
     (folder / "my hosts").write_text("localhost:2\n")
-    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
-    process = run_to_its_end(folder, LAUNCH / "multi_node_mpi.sh", "my hosts", *flags)
+    process = run_to_its_end(folder, LAUNCH / "multi_node_mpi.sh", "my hosts", *QUICK, **played)
     assert_done(process, folder / "my run", workers=2)
 
 
@@ -255,24 +257,23 @@ echo "$@" >>"$PLAYED/scontrol.txt"
 
 
 @pytest.fixture
-def slurm(tmp_path: Path) -> dict[str, str]:
+def slurm(tmp_path: Path, played: dict[str, str]) -> dict[str, str]:
     """An environment with a Slurm of one machine."""
-    played = tmp_path / "slurm"
-    played.mkdir()
+    programs = tmp_path / "slurm"
+    programs.mkdir()
     for name, text in (("sbatch", SBATCH), ("srun", SRUN), ("scontrol", SCONTROL)):
-        (played / name).write_text(text)
-        (played / name).chmod(0o755)
-    path = f"{played}:{environment()['PATH']}"
-    return {"PATH": path, "PLAYED": str(played), "PBD_HOME": str(LAUNCH.parent), "PBD_REQUEUE": "1"}
+        (programs / name).write_text(text)
+        (programs / name).chmod(0o755)
+    path = f"{programs}:{environment()['PATH']}"
+    return {"PATH": path, "PLAYED": str(programs), "PBD_HOME": str(LAUNCH.parent), "PBD_REQUEUE": "1", **played}
 
 
-@pytest.mark.parametrize("name", [pytest.param("slurm_dask", marks=pytest.mark.slow), "slurm_mpi"])
+@pytest.mark.system
+@pytest.mark.parametrize("name", SLURM)
 @needs_openssl
-def test_a_slurm_job_is_preempted_queued_again_and_resumed(
-    name: str, folder: Path, teacher: Path, slurm: dict[str, str]
-) -> None:
+def test_a_slurm_job_is_preempted_queued_again_and_resumed(name: str, folder: Path, slurm: dict[str, str]) -> None:
     """The signal before the time limit reaches the batch shell alone; pbd leaves with 75; the next job goes on."""
-    command = ["sbatch", LAUNCH / f"{name}.sh", *LONGER, "--teacher", teacher]
+    command = ["sbatch", LAUNCH / f"{name}.sh", *LONGER]
     run_dir = folder / "runs" / "slurm-42"
     process = Process(command, folder / "first.txt", environment(**slurm), cwd=folder)
     try:
@@ -335,22 +336,24 @@ def ssh_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshServer]:
         server.end()
 
 
+@pytest.mark.system
 @needs_openssl
-def test_dask_over_ssh(folder: Path, teacher: Path, ssh_server: SshServer) -> None:
-    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
-    changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_INTERFACE": "lo"}
-    process = run_to_its_end(folder, LAUNCH / "dask_ssh.sh", "127.0.0.1,127.0.0.2", *flags, **changes)
+def test_dask_over_ssh(folder: Path, played: dict[str, str], ssh_server: SshServer) -> None:
+    changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_INTERFACE": "lo", **played}
+    process = run_to_its_end(folder, LAUNCH / "dask_ssh.sh", "127.0.0.1,127.0.0.2", *QUICK, **changes)
     assert_done(process, folder / "my run", workers=2)
     assert sorted(path.name for path in folder.iterdir()) == ["my run", "output.txt"], "the certificates are left"
 
 
+@pytest.mark.system
 @needs_openssl
-def test_a_list_of_hosts_that_is_stopped_and_started_again(folder: Path, teacher: Path, ssh_server: SshServer) -> None:
+def test_a_list_of_hosts_that_is_stopped_and_started_again(
+    folder: Path, played: dict[str, str], ssh_server: SshServer
+) -> None:
     port = free_port()
     (folder / "my hosts").write_text("127.0.0.1\n127.0.0.2  # both are this machine\n")
-    flags = [*LONGER, "--no-isolate", "--teacher", str(teacher), "--run-dir", "my run"]
-    command = [LAUNCH / "chameleon.sh", "my hosts", *flags]
-    changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_PORT": str(port), "PBD_DIRECTORY": str(folder)}
+    command = [LAUNCH / "chameleon.sh", "my hosts", *LONGER, "--run-dir", "my run"]
+    changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_PORT": str(port), "PBD_DIRECTORY": str(folder), **played}
     before = set(Path("/tmp").glob("pbd-*"))
     process = Process(command, folder / "first.txt", environment(**changes), cwd=folder)
     try:
@@ -365,12 +368,13 @@ def test_a_list_of_hosts_that_is_stopped_and_started_again(folder: Path, teacher
     assert set(Path("/tmp").glob("pbd-*")) <= before, "the certificates are left on the hosts"
 
 
+@pytest.mark.system
 @needs_openssl
 def test_a_host_that_lets_nobody_in_is_said_at_once(folder: Path, ssh_server: SshServer) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.3", 0))
         changes = {"PBD_SSH_CONFIG": str(ssh_server.config), "PBD_DIRECTORY": str(folder)}
-        process = run_to_its_end(folder, LAUNCH / "chameleon.sh", "127.0.0.3", *TINY, **changes)
+        process = run_to_its_end(folder, LAUNCH / "chameleon.sh", "127.0.0.3", *QUICK, **changes)
     assert process.wait() == 255
     assert "127.0.0.3" in process.said()
 
@@ -399,17 +403,27 @@ def test_the_jobqueue_example_keeps_the_flags_of_pbd_apart() -> None:
     assert settings["protocol"] == "tls://"
 
 
+PLAYED_JOBQUEUE = """
+import runpy, sys
+from tests.helpers import played_run
+played_run.play()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.mark.system
 @needs_openssl
-def test_the_jobqueue_example_on_a_played_slurm(folder: Path, teacher: Path) -> None:
+def test_the_jobqueue_example_on_a_played_slurm(folder: Path) -> None:
     if importlib.util.find_spec("dask_jobqueue") is None:
         pytest.skip("dask-jobqueue is absent")
-    played = folder.parent / "slurm"
-    played.mkdir()
-    (played / "sbatch").write_text(SBATCH_OF_A_WORKER)
-    (played / "scancel").write_text('#!/usr/bin/env bash\nkill -- "-$1"\n')
+    programs = folder.parent / "slurm"
+    programs.mkdir()
+    (programs / "sbatch").write_text(SBATCH_OF_A_WORKER)
+    (programs / "scancel").write_text('#!/usr/bin/env bash\nkill -- "-$1"\n')
     for name in ("sbatch", "scancel"):
-        (played / name).chmod(0o755)
-    command = [sys.executable, LAUNCH / "jobqueue_slurm.py", "--workers", "2", "--interface", "lo", "--"]
-    flags = [*QUICK, "--teacher", str(teacher), "--run-dir", "my run"]
-    process = run_to_its_end(folder, *command, *flags, PATH=f"{played}:{environment()['PATH']}")
-    assert_done(process, folder / "my run", workers=2)
+        (programs / name).chmod(0o755)
+    script = [sys.executable, "-c", PLAYED_JOBQUEUE, LAUNCH / "jobqueue_slurm.py"]
+    flags = ["--workers", "2", "--interface", "lo", "--", *QUICK]
+    changes = without_backend(PATH=f"{programs}:{environment()['PATH']}")
+    assert_done(run_to_its_end(folder, *script, *flags, **changes), folder / "my run", workers=2)

@@ -17,7 +17,6 @@ from rich.text import Text
 from pbd import command_line
 from pbd.command_line import Parser, positive
 from pbd.errors import MissingInputError
-from pbd.system import devices, process
 
 if TYPE_CHECKING:
     from pbd.deploy.latency import ModelLatency
@@ -66,6 +65,8 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
 
 def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
     """Load the models and measure them."""
+    from pbd.system import devices, process  # load NumPy, which --help does not need
+
     with process.prepared(devices.Share(threads=settings.threads)):
         from pbd.deploy.latency import measure_latency
         from pbd.networks import files

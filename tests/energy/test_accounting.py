@@ -97,7 +97,7 @@ def test_a_meter_that_is_lost_while_blocks_train_is_named_and_nothing_is_made_up
     assert (bill.busy_j, bill.idle_j) == ({0: None}, {0: None})
     said = kept.summary(resumed=False)
     assert (said["total_j"], said["partial"]) == (pytest.approx(500.0), True)
-    assert said["notes"] == ["package-0 (rapl): lost after 5 s: the recording has nothing here"]
+    assert said["notes"] == ["package-0 (rapl): lost after 5 s: the recording has no value here"]
 
 
 @pytest.mark.fast
@@ -135,7 +135,7 @@ class FakeCluster:
     def __init__(self, host_of: dict[str, str]) -> None:
         self.host_of, self.begun, self.ended = host_of, list[str](), list[str]()
 
-    def look(self) -> WorkersSnapshot:
+    def snapshot(self) -> WorkersSnapshot:
         return WorkersSnapshot(frozenset(self.host_of), frozenset(self.host_of))
 
     def number(self, address: str) -> int:
@@ -186,10 +186,10 @@ rank = MPI.COMM_WORLD.Get_rank()
 host = energy.host_identity()
 if sys.argv[2] == "two hosts":
     host, now = f"host {rank}", time.time
-    world._on_this_host = lambda comm: (0, 1)
+    world._local_position = lambda comm: (0, 1)
     host_meter.host_identity = lambda: host
     time.time = lambda: now() + 1000 * rank
-host_meter.find = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
+host_meter.detect = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
 executor = MpiExecutor(ExecutionConfig(isolate=False))
 if executor.coordinates:
     tasks, costs = sleeping([0.8, 0.4])
@@ -211,6 +211,7 @@ else:
 """
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("hosts", ["one host", "two hosts"])
 def test_one_rank_of_each_host_measures_it(hosts: str, tmp_path: Path) -> None:
     """Both ranks have a meter in reach; on two hosts, one draws 100 W, the other one 300 W and lives in the future."""

@@ -28,6 +28,10 @@ from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper
 from tests.helpers.thread_collective import run_threads
 
+pytestmark = pytest.mark.system
+
+pytestmark = pytest.mark.system
+
 STALL_LIMIT_S = 1.0
 
 

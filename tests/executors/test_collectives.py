@@ -20,6 +20,8 @@ from pbd.records import Progress
 from tests.helpers import collective_tasks
 from tests.helpers.cluster import PATIENCE_S
 
+pytestmark = pytest.mark.system
+
 
 def ignore(_: Progress) -> None:
     """Take a progress event and do nothing."""

@@ -32,6 +32,8 @@ from tests.helpers.cluster import DaskCluster, is_running, wait_until
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper, sleeping
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module", autouse=True)
 def _without_a_backend() -> Iterator[None]:
@@ -133,9 +135,7 @@ def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor:
     assert not any(reading.seconds for reading in of_the_next.read().values())
 
 
-@pytest.mark.parametrize(
-    "scheduler", ["pull", *(pytest.param(name, marks=pytest.mark.slow) for name in ("wfd", "work_stealing"))]
-)
+@pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
 def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
     seconds = [0.5] * 7
     sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})
@@ -147,7 +147,7 @@ def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, s
         assert again == {"conv2"}
 
 
-@pytest.mark.parametrize("scheduler", ["pull", pytest.param("work_stealing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
 def test_a_task_that_always_kills_its_worker_costs_only_itself(
     mortal: DaskExecutor, scheduler: str, tmp_path: Path
 ) -> None:
@@ -207,7 +207,7 @@ def test_a_paused_worker_gets_no_work_and_keeps_none_waiting(
     assert {result.worker for result in results.values()} == {0, 2}
 
 
-@pytest.mark.parametrize("scheduler", ["pull", pytest.param("work_stealing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
 def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> None:
     with DaskCluster(tmp_path / "dask") as started:
         process = started.start_scheduler()

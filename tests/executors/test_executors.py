@@ -22,6 +22,8 @@ from tests.helpers.cluster import PATIENCE_S
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper, sleeping
 
+pytestmark = pytest.mark.system
+
 
 def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, passed = [0.0], list[Progress]()

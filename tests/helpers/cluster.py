@@ -19,9 +19,8 @@ from pathlib import Path
 
 import pytest
 
-LAUNCH = Path(__file__).resolve().parents[2] / "launch"
-TINY = ["--batch-size", "16", "--train-limit", "64", "--epochs", "1", "--fine-tune-epochs", "0"]
-TINY += ["--threads-per-worker", "1", "--max-accuracy-drop", "1", "--costs", "macs"]
+ROOT = Path(__file__).resolve().parents[2]
+LAUNCH = ROOT / "launch"
 PATIENCE_S = 300.0
 """How long a test waits for anything before it fails: several times what a busy machine takes."""
 
@@ -35,20 +34,9 @@ def environment(**changes: str) -> dict[str, str]:
     return own | {"PATH": path, "PBD_PYTHON": sys.executable, "TF_CPP_MIN_LOG_LEVEL": "3"} | changes
 
 
-def save_teacher(path: Path, stages: int = 2) -> Path:
-    """Save a small residual network with two convolutions to replace a stage; its weights are random but fixed."""
-    import keras
-
-    keras.utils.set_random_seed(1)
-    inputs = keras.Input((32, 32, 1))
-    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="stem")(inputs)
-    for stage in range(stages):
-        y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name=f"s{stage}a")(x)
-        y = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name=f"s{stage}b")(y)
-        x = keras.layers.Add()([x, y])
-    outputs = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
-    keras.Model(inputs, outputs, name="residual").save(path)
-    return path
+def without_backend(**changes: str) -> dict[str, str]:
+    """Return such an environment for processes that import the tests and load no TensorFlow."""
+    return environment(PYTHONPATH=str(ROOT), TF_CPP_MIN_LOG_LEVEL="0") | changes
 
 
 def report_of(run_dir: Path) -> dict:
@@ -215,7 +203,7 @@ class DaskCluster:
     def start(self, name: str, host: Host, words: Sequence[str | Path]) -> Process:
         """Start Python with these words on a host."""
         process = Process(
-            host.command([sys.executable, "-m", *words]), self.folder / f"{name}.log", environment(**self.settings)
+            host.command([sys.executable, "-m", *words]), self.folder / f"{name}.log", without_backend(**self.settings)
         )
         self.processes.append(process)
         return process
@@ -241,8 +229,9 @@ class DaskCluster:
         return self.start(name, host, words)
 
     def run(self, *flags: str | Path) -> Process:
-        """Start the job itself, on the scheduler's host."""
-        return self.start(f"job-{uuid.uuid4().hex}", self.host, ["pbd.run", "--executor", "dask", *flags])
+        """Start the job itself, a played run, on the scheduler's host."""
+        job = ["tests.helpers.played_run", "--executor", "dask"]
+        return self.start(f"job-{uuid.uuid4().hex}", self.host, [*job, *flags])
 
     def __enter__(self) -> "DaskCluster":
         return self

@@ -43,7 +43,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("pipeline") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(energy.host_meter, "find", lambda: metered(lost_with=directory / "student.keras"))
+        patch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=directory / "student.keras"))
         pbd.distill(model=small_teacher(), run_dir=directory, max_accuracy_drop=1.0, **SMALL)
     return directory
 
@@ -174,7 +174,7 @@ def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
     before = {path: path.read_bytes() for path in run_dir.rglob("*.*")}
     with lock.held(run_dir):
         for resume in (True, False):
-            with pytest.raises(EnvironmentMismatchError, match="is at work since"):
+            with pytest.raises(EnvironmentMismatchError, match="is used by process"):
                 pbd.distill(model=small_teacher(), run_dir=run_dir, resume=resume, **SMALL)
     assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
 
@@ -189,7 +189,7 @@ def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_m
     again = Path(shutil.copytree(run_dir, tmp_path / "run"))
     (again / "report.json").unlink()
     monkeypatch.setattr(calibration, "predict", lambda *_: pytest.fail("there was nothing to predict"))
-    monkeypatch.setattr(energy.host_meter, "find", lambda: metered(lost_with=tmp_path / "never"))
+    monkeypatch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=tmp_path / "never"))
     finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL).report
     assert (again / "costs.json").read_bytes() == (run_dir / "costs.json").read_bytes()
     assert (finished.scheduler, finished.groups, finished.timing.predicted_makespan_s) == ("none", (), 0.0)

@@ -57,7 +57,7 @@ def test_rows_are_written_while_the_command_runs(
 ) -> None:
     shown = Recording(Device("package", "0", "rapl", "one", "one"), [100.0] * 999)
     found = energy.DetectedSensors("one", (shown.sensor(),), ("no GPU here",))
-    monkeypatch.setattr(energy, "find", lambda cores: found)
+    monkeypatch.setattr(energy, "detect", lambda cores: found)
     path = tmp_path / "a trace.csv"
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ())
     script = 'until [ "$(wc -l <"$0")" -gt 6 ]; do sleep 0.01; done; exit 7'
@@ -176,7 +176,7 @@ def test_what_is_wrong_is_said_in_a_line(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(energy, "find", lambda cores: energy.DetectedSensors("one"))
+    monkeypatch.setattr(energy, "detect", lambda cores: energy.DetectedSensors("one"))
     assert sample.main(arguments) == code
     error = capfd.readouterr().err
     assert said in error

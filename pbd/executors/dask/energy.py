@@ -21,7 +21,7 @@ class ClusterMeters:
 
     def __init__(self, cluster: Cluster, here: str) -> None:
         self._cluster, self._run = cluster, uuid.uuid4().hex
-        self._host_of = cluster.ask(cluster.look().present, energy.host_identity)
+        self._host_of = cluster.ask(cluster.snapshot().present, energy.host_identity)
         first = {host: worker for worker, host in sorted(self._host_of.items(), reverse=True)}
         self._measuring = [worker for host, worker in first.items() if host != here]
         cluster.ask(self._measuring, begin, self._run)
