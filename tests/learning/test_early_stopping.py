@@ -91,7 +91,7 @@ def test_a_loss_that_is_not_finite_is_divergence_too() -> None:
 
 
 def test_a_start_from_noise_is_neither_the_best_nor_flat() -> None:
-    curve = LearningCurve(start_counts=False)
+    curve = LearningCurve(include_start=False)
     curve.add(0.5, "start")
     assert curve.best == "start", "there may be no epoch"
     curve.add(2.0, "first", loss=1.0)

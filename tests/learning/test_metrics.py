@@ -78,7 +78,7 @@ def test_accuracy_weighs_images_and_not_batches() -> None:
 
 
 def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
-    (first, labels, count), (last, last_labels, last_count) = metrics.in_one_size(uneven_batches())
+    (first, labels, count), (last, last_labels, last_count) = metrics.pad_batches(uneven_batches())
     assert (count, last_count) == (4, 1)
     assert np.array_equal(first, UNEVEN[:4])
     assert np.array_equal(last, np.repeat(UNEVEN[4:], 4, axis=0))
