@@ -87,16 +87,16 @@ def test_the_marks_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     for task in scored.tasks:
         alone = swap_blocks(scored.teacher, [task])
         blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer.name]))
-        found, marks = probabilities(alone, scored.images), scored.scores[task.layer.name].marks
+        found, measured = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
         agreement = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
         assert 0 < agreement < 1
-        assert marks.agreement == pytest.approx(agreement)
-        assert marks.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / found), axis=1)), rel=1e-3)
+        assert measured.agreement == pytest.approx(agreement)
+        assert measured.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / found), axis=1)), rel=1e-3)
         if scored.dataset.labelled:
-            assert marks.accuracy == pytest.approx(np.mean(found.argmax(axis=1) == scored.labels))
-            assert marks.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
+            assert measured.accuracy == pytest.approx(np.mean(found.argmax(axis=1) == scored.labels))
+            assert measured.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
         else:
-            assert marks.accuracy is None
+            assert measured.accuracy is None
 
 
 def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -> None:
@@ -114,8 +114,8 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     twin.set_weights(scored.teacher.get_layer("third").get_weights())
     score = scoring.score(scored.teacher, {"third": block}, scored.dataset)["third"]
     assert score.nmse < 1e-9
-    assert score.marks.agreement == 1.0
-    assert score.marks.kl < 1e-7
+    assert score.metrics.agreement == 1.0
+    assert score.metrics.kl < 1e-7
 
 
 @pytest.mark.parametrize(("batch_size", "fills_up"), [(32, False), (6, True)])
@@ -124,14 +124,14 @@ def test_batches_that_are_cut_give_the_same_scores(
 ) -> None:
     """Where there is room for five images, four are scored at once; of a batch of six, two are left."""
     seen: list[int] = []
-    in_one_size = metrics.in_one_size
+    pad_batches = metrics.pad_batches
 
     def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
-        for images, labels, count in in_one_size(batches):
+        for images, labels, count in pad_batches(batches):
             seen.append(len(images))
             yield images, labels, count
 
-    monkeypatch.setattr(metrics, "in_one_size", counted)
+    monkeypatch.setattr(scoring, "pad_batches", counted)
     room = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
     monkeypatch.setattr(scoring, "most_bytes", lambda: room)
     dataset = dataclasses.replace(scored.dataset, batch_size=batch_size)
@@ -140,9 +140,9 @@ def test_batches_that_are_cut_give_the_same_scores(
     assert (4 * len(seen) > len(scored.images)) == fills_up
     for name, score in scored.scores.items():
         assert again[name].nmse == pytest.approx(score.nmse, rel=1e-5)
-        assert again[name].marks.agreement == score.marks.agreement
-        assert again[name].marks.accuracy == score.marks.accuracy
-        assert again[name].marks.kl == pytest.approx(score.marks.kl, rel=1e-4)
+        assert again[name].metrics.agreement == score.metrics.agreement
+        assert again[name].metrics.accuracy == score.metrics.accuracy
+        assert again[name].metrics.kl == pytest.approx(score.metrics.kl, rel=1e-4)
 
 
 def test_an_accelerator_scores_more_at_once_than_a_cpu(monkeypatch: pytest.MonkeyPatch) -> None:

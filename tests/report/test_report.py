@@ -58,7 +58,7 @@ def unlabelled_report() -> RunReport:
             make_row("bad", "given_back", "hurt most [of all]", val_accuracy=None, params_after=590_080),
         ),
         fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
-        events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): taken back", "gave back bad"),
+        events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): undone", "restored bad"),
     )
 
 
