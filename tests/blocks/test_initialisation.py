@@ -229,7 +229,7 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(block: str) 
 
 def test_layers_look_at_patches_of_their_own() -> None:
     held = subject()
-    draws = [Statistics.empty(held.task("two_layer").layer, seed).draws.integers(1 << 30) for seed in (0, 1)]
+    draws = [Statistics.empty(held.task("two_layer").layer, seed).generator.integers(1 << 30) for seed in (0, 1)]
     assert draws[0] != draws[1]
 
 
