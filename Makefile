@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: run test fast soak lint bench experiments clean
+.PHONY: run test fast soak lint docs bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
@@ -22,6 +22,9 @@ lint: $(READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(READY)  ## the documentation and API reference, as pages in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
+
 bench: $(READY)  ## replay the paper's logged run times under every scheduler
 	$(BIN)/python -m experiments.scheduler_ablation replay
 
@@ -33,5 +36,5 @@ clean:
 
 $(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev]'
+	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev,docs]'
 	touch $@

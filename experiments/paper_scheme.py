@@ -58,13 +58,13 @@ def train_task(context: TrainingContext, task: BlockTask, dataset: Dataset) -> B
             _initialise(context, task, block, teacher, prefix, dataset)
         distiller = GroupDistiller(prefix, {name: block})
         distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
-        if first == 0 and curve.start_counts:
+        if first == 0 and curve.include_start:
             curve.add(_validation_error(distiller, dataset), block.get_weights())
         for epoch in range(first, min(first + ROUND_EPOCHS, epochs)):
             loss = _one_epoch(distiller, dataset, epoch)
             curve.add(_validation_error(distiller, dataset), block.get_weights(), loss)
         accuracies.append(_accuracy(teacher, name, block, dataset))
-    block.set_weights(curve.best)
+    block.set_weights(curve.best_weights)
     result = BlockResult(
         layer=name,
         status="trained",

@@ -15,6 +15,14 @@ STAGES = ("fast", "unit", "system")
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Under `-m fast` and `-m system`, leave out modules that do not name the marker: many load TensorFlow."""
+    stage = config.option.markexpr
+    if stage in ("fast", "system") and collection_path.suffix == ".py":
+        return f"pytest.mark.{stage}" not in collection_path.read_text(encoding="utf-8") or None
+    return None
+
+
 def pytest_itemcollected(item: pytest.Item) -> None:
     """Put every test without a stage into `unit`.
 
@@ -31,7 +39,7 @@ def pytest_itemcollected(item: pytest.Item) -> None:
 @pytest.fixture(autouse=True)
 def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test of the stage `fast` that loads TensorFlow."""
-    loaded_before = "tensorflow" in sys.modules
+    loaded_before = "tensorflow" in sys.modules and request.config.option.markexpr != "fast"
     yield
     if request.node.get_closest_marker("fast") and not loaded_before:
         assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"

@@ -105,12 +105,14 @@ def one_line_refusal(tmp_path: Path, *arguments: str) -> tuple[int, str]:
     return answer.returncode, answer.stderr
 
 
+@pytest.mark.system
 def test_missing_model(tmp_path: Path) -> None:
     code, line = one_line_refusal(tmp_path, "--teacher", str(tmp_path / "absent.keras"))
     assert code == 66
     assert "absent.keras" in line
 
 
+@pytest.mark.system
 def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> None:
     (tmp_path / "run.json").write_text("{}")
     answer = pbd_run("--run-dir", str(tmp_path))

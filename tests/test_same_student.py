@@ -1,54 +1,66 @@
 """The same blocks and the same student, however they were computed (one seed, one kind of device)."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal
 from tests.faults.jobs import make_teacher
-from tests.helpers.cluster import PATIENCE_S
+from tests.helpers.cluster import PATIENCE_S, environment, without_backend
 
+Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
-COMMON = ["--batch-size", str(BATCH), "--train-limit", str(BATCH * STEPS_PER_EPOCH), "--epochs", str(EPOCHS)]
-COMMON += ["--fine-tune-epochs", "2", "--threads-per-worker", "1", "--max-accuracy-drop", "1", "--augment", "flip"]
-WAYS = {
-    "serial grouped": ([], ["--executor", "serial"]),
-    "serial one by one": ([], ["--executor", "serial", "--no-group"]),
-    "serial, in the same process": ([], ["--executor", "serial", "--no-isolate"]),
-    "serial, three queues": ([], ["--executor", "serial", "--workers", "3", "--scheduler", "wfd"]),
-    "two ranks, contiguous": (["mpirun", "-n", "2"], ["--scheduler", "contiguous"]),
-    "four ranks, wfd": (["mpirun", "-n", "4"], ["--scheduler", "wfd"]),
-    "four ranks, one by one": (["mpirun", "-n", "4"], ["--scheduler", "round_robin", "--no-group"]),
-    "two ranks, pulling": (["mpirun", "-n", "2"], ["--scheduler", "pull"]),
-    "two ranks, sharing every batch": (["mpirun", "-n", "2"], ["--parallel", "data"]),
-    "three ranks, sharing every batch": (["mpirun", "-n", "3"], ["--parallel", "data"]),
-    "two Dask workers, sharing every batch": ([], ["--executor", "dask", "--workers", "2", "--parallel", "data"]),
-    "two Dask workers, pulling": ([], ["--executor", "dask", "--workers", "2", "--no-group"]),
-    "two Dask workers, stealing": ([], ["--executor", "dask", "--workers", "2", "--scheduler", "work_stealing"]),
+COMMON: Settings = {"batch_size": BATCH, "train_limit": BATCH * STEPS_PER_EPOCH, "epochs": EPOCHS, "augment": "flip"}
+COMMON |= {"fine_tune_epochs": 0, "threads_per_worker": 1, "max_accuracy_drop": 1.0, "costs": "macs", "isolate": False}
+IMPATIENT: Settings = {"patience": 1, "epochs": 5, "block_init": "kernel", "learning_rate": 0.06}
+IMPATIENT |= {"batch_size": 16, "train_limit": 400}
+IN_PROCESS: dict[str, Settings] = {
+    "serial grouped": {},
+    "serial, in a child process": {"isolate": True},
+    "serial one by one": {"group": False},
+    "serial, three queues": {"workers": 3, "scheduler": "wfd"},
+    "serial grouped, impatient": IMPATIENT,
+    "another seed": {"seed": 1},
 }
-IMPATIENT = ["--patience", "1", "--epochs", "5", "--block-init", "kernel", "--learning-rate", "0.06"]
-IMPATIENT += ["--batch-size", "16", "--train-limit", "400", "--fine-tune-epochs", "0"]
-IMPATIENT_WAYS = {
-    "serial grouped, impatient": ([], ["--executor", "serial", *IMPATIENT]),
-    "two ranks, sharing every batch, impatient": (["mpirun", "-n", "2"], ["--parallel", "data", *IMPATIENT]),
+"""Runs in the process of the tests."""
+DASK: Settings = {"executor": "dask", "workers": 2}
+JOBS: dict[tuple[str, ...], dict[str, Settings]] = {
+    ("mpirun", "-n", "2"): {
+        "two ranks, contiguous": {"scheduler": "contiguous", "isolate": True, "costs": "auto"},
+        "two ranks, pulling": {"scheduler": "pull"},
+        "two ranks, sharing every batch": {"parallel": "data"},
+        "two ranks, sharing every batch, impatient": {"parallel": "data", **IMPATIENT},
+    },
+    ("mpirun", "-n", "3"): {"three ranks, sharing every batch": {"parallel": "data"}},
+    ("mpirun", "-n", "4"): {
+        "four ranks, wfd": {"scheduler": "wfd"},
+        "four ranks, one by one": {"scheduler": "round_robin", "group": False},
+    },
+    (): {
+        "two Dask workers, pulling": {**DASK, "group": False, "isolate": True},
+        "two Dask workers, sharing every batch": {**DASK, "parallel": "data"},
+        "two Dask workers, stealing": {**DASK, "scheduler": "work_stealing"},
+    },
 }
-CONTROL = {"another seed": ([], ["--executor", "serial", "--seed", "1"])}
+"""Runs of other processes, by what starts them: each job makes its runs one after the other."""
+WAYS = [*IN_PROCESS, *(way for runs in JOBS.values() for way in runs)]
+REFERENCE = "serial grouped"
+TUNED = ("serial, in a child process", "two ranks, pulling", "four ranks, wfd", "two Dask workers, pulling")
+"""Ways whose students are fine-tuned, and compared as well."""
 
 
-def start(launcher: list[str], arguments: list[str], timeout: int = 300) -> subprocess.CompletedProcess[str]:
-    environment = {k: v for k, v in os.environ.items() if "THREADS" not in k}
-    environment |= {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    command = [*launcher, sys.executable, "-m", "pbd.run", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=environment)
+def ways(*names: str) -> list[Any]:
+    """Return parameters for these ways, those of other processes in the stage of such tests."""
+    return [pytest.param(name, marks=[pytest.mark.system] * (name not in IN_PROCESS)) for name in names]
 
 
 @pytest.fixture(scope="module")
@@ -58,158 +70,163 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def reports() -> dict[str, dict[str, Any]]:
-    """What `blocks_of` has run so far reports, by way."""
-    return {}
+def run_dir_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Return a function that makes the run of a way, if there is none yet, and returns its run directory."""
+    folder = tmp_path_factory.mktemp("runs")
+
+    def settings(way: str, own: Settings) -> Settings:
+        where = {"teacher": str(teacher), "run_dir": str(folder / way)}
+        where |= {"executor": "serial"} if way in IN_PROCESS else {}
+        return {**COMMON, **where, "fine_tune_epochs": 2 if way in (REFERENCE, *TUNED) else 0, **own}
+
+    def run(way: str) -> Path:
+        if (folder / way).exists():
+            return folder / way
+        if way in IN_PROCESS:
+            import pbd
+
+            pbd.distill(**settings(way, IN_PROCESS[way]))
+        else:
+            launcher, runs = next((launcher, runs) for launcher, runs in JOBS.items() if way in runs)
+            start([*launcher], [settings(each, own) for each, own in runs.items()])
+        return folder / way
+
+    return run
+
+
+def start(launcher: list[str], runs: list[Settings]) -> None:
+    """Make these runs, one after the other, in one job."""
+    command = [*launcher, sys.executable, "-m", "tests.helpers.several_runs", json.dumps(runs)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment())
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 @pytest.fixture(scope="module")
-def blocks_of(
-    teacher: Path, reports: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], dict[BlockKey, BlockResult]]:
-    """Return a function that runs one of the ways, once, and returns its blocks."""
-    runs: dict[str, Path] = {}
+def blocks_of(run_dir_of: Callable[[str], Path]) -> Callable[[str], dict[BlockKey, BlockResult]]:
+    """Return a function that returns the blocks of the run of a way."""
 
-    def run(way: str) -> dict[BlockKey, BlockResult]:
-        if way not in runs:
-            launcher, arguments = (WAYS | IMPATIENT_WAYS | CONTROL)[way]
-            directory = tmp_path_factory.mktemp("runs") / "run"
-            told = start(launcher, [*COMMON, *arguments, "--teacher", str(teacher), "--run-dir", str(directory)])
-            assert told.returncode == 0, told.stdout + told.stderr
-            runs[way] = directory
-            reports[way] = json.loads((directory / "report.json").read_text())
-            assert not (directory / "assembled.keras").exists(), "it is for the workers alone"
-        return Journal(runs[way]).committed_blocks()
+    def read(way: str) -> dict[BlockKey, BlockResult]:
+        assert not (run_dir_of(way) / "assembled.keras").exists(), "it is for the workers alone"
+        return Journal(run_dir_of(way)).committed_blocks()
 
-    return run
+    return read
+
+
+def report_of(run_dir: Path) -> Mapping[str, Any]:
+    return json.loads((run_dir / "report.json").read_text())
 
 
 def largest_difference(ours: dict[BlockKey, BlockResult], theirs: dict[BlockKey, BlockResult]) -> float:
     """Return the largest difference of any weight, over the largest weight of its variable."""
     assert ours.keys() == theirs.keys()
     differences = [
-        np.abs(weight - theirs[layer].weights[key]).max() / max(np.abs(weight).max(), 1e-12)
-        for layer, result in ours.items()
+        np.abs(weight - theirs[block].weights[key]).max() / max(np.abs(weight).max(), 1e-12)
+        for block, result in ours.items()
         for key, weight in result.weights.items()
     ]
     return float(max(differences))
 
 
-SLOW = {
-    "serial one by one",
-    "serial, in the same process",
-    "serial, three queues",
-    "two ranks, contiguous",
-    "four ranks, wfd",
-    "three ranks, sharing every batch",
-    "four ranks, one by one",
-    "two Dask workers, sharing every batch",
-    "two Dask workers, pulling",
-    "two Dask workers, stealing",
-}
-"""What others come near to (Dask: `test_dask_cluster.py`, over TLS); all ways together take minutes."""
+COMPARED = [way for way in WAYS if way not in (REFERENCE, "another seed") and "impatient" not in way]
 
 
-def ways(*names: str) -> list[Any]:
-    """Return parameters of which some are slow."""
-    return [pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW)) for name in names]
+def test_there_are_twelve_other_ways() -> None:
+    assert len(COMPARED) == 12
 
 
-@pytest.mark.parametrize("way", ways(*(way for way in WAYS if way != "serial grouped")))
+@pytest.mark.parametrize("way", ways(*COMPARED))
 def test_blocks_do_not_depend_on_how_they_were_computed(
     way: str, blocks_of: Callable[[str], dict[BlockKey, BlockResult]]
 ) -> None:
-    reference = blocks_of("serial grouped")
+    reference = blocks_of(REFERENCE)
     assert sorted(key.layer for key in reference) == ["a1", "a2", "b1", "b2"]
     difference = largest_difference(reference, blocks_of(way))
     print(f"{way}: largest difference {difference:.1e}")
     assert difference <= 1e-4
 
 
-@pytest.mark.slow  # alone and in a collective: `test_training.py`
+@pytest.mark.system
 def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
     blocks_of: Callable[[str], dict[BlockKey, BlockResult]],
 ) -> None:
     """Blocks of one group stop in different epochs: the others go on as they would alone."""
-    reference, *others = (blocks_of(way) for way in IMPATIENT_WAYS)
+    reference, other = (blocks_of(way) for way in WAYS if "impatient" in way)
     epochs = {key: len(result.loss_history) for key, result in reference.items()}
     print(epochs)
     assert min(epochs.values()) < 5
     assert len(set(epochs.values())) > 1, "else no block left another alone"
-    for other in others:
-        assert {key: len(result.loss_history) for key, result in other.items()} == epochs
-        assert largest_difference(reference, other) <= 1e-4
+    assert {key: len(result.loss_history) for key, result in other.items()} == epochs
+    assert largest_difference(reference, other) <= 1e-4
 
 
 def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[BlockKey, BlockResult]]) -> None:
     """The control: the comparison above can fail."""
-    assert largest_difference(blocks_of("serial grouped"), blocks_of("another seed")) > 1e-2
+    assert largest_difference(blocks_of(REFERENCE), blocks_of("another seed")) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "way",
-    ways("serial, in the same process", "two ranks, pulling", "four ranks, wfd", "two Dask workers, pulling"),
-)
-def test_the_student_does_not_depend_on_how_many_tuned_it(
-    way: str, blocks_of: Callable[[str], dict[BlockKey, BlockResult]], reports: dict[str, dict[str, Any]]
-) -> None:
+@pytest.mark.parametrize("way", ways(*TUNED))
+def test_the_student_does_not_depend_on_how_many_tuned_it(way: str, run_dir_of: Callable[[str], Path]) -> None:
     """It has a batch normalisation, so that two workers at most share a batch of 64."""
-    for each in ("serial grouped", way):
-        blocks_of(each)
-    wanted, found = ([row["loss"] for row in reports[w]["fine_tune_history"]] for w in ("serial grouped", way))
-    assert found == pytest.approx(wanted, rel=1e-3)
-    assert wanted[1] < wanted[0]
+    expected, losses = (
+        [row["loss"] for row in report_of(run_dir_of(each))["fine_tune_history"]] for each in (REFERENCE, way)
+    )
+    assert losses == pytest.approx(expected, rel=1e-3)
+    assert expected[1] < expected[0]
 
 
 def test_training_moves_the_blocks(blocks_of: Callable[[str], dict[BlockKey, BlockResult]]) -> None:
-    for result in blocks_of("serial grouped").values():
+    for result in blocks_of(REFERENCE).values():
         assert len(result.loss_history) == EPOCHS
         assert min(result.nmse_history) < result.nmse_history[0], "else all would agree on the weights of the start"
 
 
-def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(teacher: Path, tmp_path: Path) -> None:
-    directory = tmp_path / "run with spaces, é"
-    arguments = [*COMMON, "--no-group", "--teacher", str(teacher), "--run-dir", str(directory)]
-    assert start([], arguments).returncode == 0
-    whole, first = Journal(directory).committed_blocks(), json.loads((directory / "report.json").read_text())
+def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(
+    teacher: Path, run_dir_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    import pbd
 
+    whole = run_dir_of("serial one by one")
+    directory = shutil.copytree(whole, tmp_path / "run with spaces, é")
+    settings = {**COMMON, "executor": "serial", "group": False, "teacher": str(teacher), "run_dir": str(directory)}
     lost = sorted((directory / "blocks").glob("*.npz"))[1]
     kept = {path: path.stat().st_mtime_ns for path in (directory / "blocks").glob("*.npz") if path != lost}
     lost.unlink()
-    assert start([], arguments).returncode == 73, "without --resume a taken directory is refused"
-    assert start([], [*arguments, "--resume", "--epochs", "1"]).returncode == 76, "other settings are refused"
-    told = start([], [*arguments, "--resume"])
-    assert told.returncode == 0, told.stdout + told.stderr
+    with pytest.raises(CannotCreateError):  # without `resume` a taken directory is refused
+        pbd.distill(**settings)
+    with pytest.raises(CorruptStateError, match="epochs was 2"):
+        pbd.distill(**settings | {"resume": True, "epochs": 1})
+    pbd.distill(**settings, resume=True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert largest_difference(whole, Journal(directory).committed_blocks()) <= 1e-4
-    second = json.loads((directory / "report.json").read_text())
-    assert second["groups"] == [[lost.stem.partition("@")[0]]]
-    assert abs(second["student"]["test_accuracy"] - first["student"]["test_accuracy"]) < 0.01
+    assert largest_difference(Journal(whole).committed_blocks(), Journal(directory).committed_blocks()) <= 1e-4
+    report = report_of(directory)
+    assert report["groups"] == [[lost.stem.partition("@")[0]]]
+    assert abs(report["student"]["test_accuracy"] - report_of(whole)["student"]["test_accuracy"]) < 0.01
 
 
-def test_an_exception_in_one_rank_ends_the_job(teacher: Path, tmp_path: Path) -> None:
+@pytest.mark.system
+def test_an_exception_in_one_rank_ends_the_job(tmp_path: Path) -> None:
     """Rank 1 fails while the others wait for it: without a guard this hangs for ever."""
-    shutil.copy(teacher, tmp_path / "t.keras")
-    flags = [*COMMON, "--parallel", "task", "--teacher", str(tmp_path / "t.keras"), "--run-dir", str(tmp_path / "run")]
     script = (
         "import sys\nfrom pbd import run\nfrom pbd.executors.mpi import executor as mpi\n"
+        "from tests.helpers import played_run\n"
         "whole = mpi.MpiExecutor._train\n"
         "def broken(self, *arguments):\n"
         "    if not self.coordinates: raise RuntimeError('injected')\n"
         "    return whole(self, *arguments)\n"
         "mpi.MpiExecutor._train = broken\n"
-        f"sys.exit(run.main({flags!r}))"
+        "played_run.play()\n"
+        f"sys.exit(run.main(['--run-dir', {str(tmp_path / 'run')!r}]))"
     )
-    mpirun = Path(sys.executable).parent / "mpirun"
-    told = subprocess.run(
-        [mpirun, "-n", "2", sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S
-    )
-    assert told.returncode == 70
-    assert "injected" in told.stderr
+    command = ["mpirun", "-n", "2", sys.executable, "-c", script]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=without_backend())
+    assert done.returncode == 70, done.stderr
+    assert "injected" in done.stderr
 
 
+@pytest.mark.system
 def test_wrong_input_under_mpirun_is_said_once(tmp_path: Path) -> None:
-    told = start(["mpirun", "-n", "3"], ["--teacher", str(tmp_path / "absent.keras")], timeout=PATIENCE_S)
-    assert told.returncode == 66
-    assert told.stderr.count("absent.keras") == 1
-    assert "Traceback" not in told.stderr
+    command = ["mpirun", "-n", "3", sys.executable, "-m", "pbd.run", "--teacher", str(tmp_path / "absent.keras")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment())
+    assert done.returncode == 66
+    assert done.stderr.count("absent.keras") == 1
+    assert "Traceback" not in done.stderr

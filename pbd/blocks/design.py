@@ -29,14 +29,15 @@ class BlockDesign(Protocol):
     defaults that a design may override.
 
     Example:
-        >>> class Pointwise(BlockDesign):
+        >>> from pbd import blocks
+        >>> class Pointwise(blocks.BlockDesign):
         ...     name = "pointwise"
         ...     per_image = True
         ...
         ...     def build(self, x, layer, seed):
         ...         x = keras.layers.AveragePooling2D(layer.strides, padding="same", name=f"{layer.name}_pool")(x)
         ...         return keras.layers.Conv2D(layer.output_shape[-1], 1, name=f"{layer.name}_pointwise")(x)
-        >>> pbd.blocks.register(Pointwise())
+        >>> blocks.register(Pointwise())
     """
 
     name: str

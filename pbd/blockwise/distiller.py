@@ -10,7 +10,6 @@ import numpy as np
 from pbd import data
 from pbd.collective import Collective, all_reduce_sums
 from pbd.config import TrainingConfig
-from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import squared_error
@@ -103,11 +102,12 @@ def fit(
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in traced.errors(learning).items():
             curves[name].add(error / variances[name], learning[name].get_weights(), losses.get(name))
-        learning = {n: b for n, b in learning.items() if not (curves[n].diverged or curves[n].flat(config.patience))}
+        ended = {name for name in learning if curves[name].diverged or curves[name].has_plateaued(config.patience)}
+        learning = {name: block for name, block in learning.items() if name not in ended}
         if not learning:
             break
     for name, block in built.items():
-        block.set_weights(curves[name].best)
+        block.set_weights(curves[name].best_weights)
 
 
 class TracedGroup:

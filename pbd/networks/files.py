@@ -25,7 +25,7 @@ def load(path: str) -> keras.Model:
     Raises:
         BadInputError: it is damaged, or wants what pbd does not allow.
     """
-    with _said_in_one_line("the teacher must be a whole Keras model", path):
+    with _said_in_one_line("a model file must be a whole Keras model", path):
         _check(path)
         _rehearse(path)
         model = keras.models.load_model(path, compile=False, safe_mode=True)

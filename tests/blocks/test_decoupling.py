@@ -8,8 +8,6 @@ import pytest
 from pbd.blocks import decoupling
 from pbd.blocks.decoupling import Factors
 
-pytestmark = pytest.mark.fast
-
 Shape = tuple[int, int, int]
 SHAPES: list[Shape] = [(4, 9, 6), (3, 7, 12), (5, 4, 3), (1, 9, 8)]
 

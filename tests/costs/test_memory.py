@@ -45,9 +45,8 @@ print(json.dumps([len(tasks), predicted.base, predicted.peak(tasks), results[0].
 """
 
 
-@pytest.mark.parametrize(
-    ("block", "block_init"), [("decoupled_r2", "fitted"), pytest.param("two_layer", "noise", marks=pytest.mark.slow)]
-)
+@pytest.mark.system
+@pytest.mark.parametrize(("block", "block_init"), [("decoupled_r2", "fitted"), ("two_layer", "noise")])
 def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init: str) -> None:
     arguments = [sys.executable, "-c", MEASURE, f"{tmp_path}/run", block, block_init]
     done = subprocess.run(arguments, capture_output=True, text=True, timeout=300, check=True)

@@ -18,6 +18,8 @@ from pbd.records import BlockResult
 from pbd.scheduling import schedulers
 from tests.helpers.sleep_tasks import sleeping
 
+pytestmark = pytest.mark.system
+
 
 @dataclass(frozen=True)
 class Design:
@@ -35,7 +37,7 @@ def main(executor):
     train_group = lambda group, progress: [BlockResult(name, "trained", mine.name) for name in group.layer_names]
     results = list(executor.run(train_group, schedulers.pull(tasks, costs, 2), ignore))
     executor.finish("done")  # nobody reads the report
-    print(called.name, collective.name, [result.block for result in results], sep="; ")
+    print(called.name, collective.name, [result.design for result in results], sep="; ")
 
 
 CALLER = os.getpid()

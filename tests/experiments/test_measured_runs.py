@@ -9,10 +9,12 @@ from experiments.measured_runs import Execution, order
 from experiments.sleep_tasks import schedulers_of
 from pbd.errors import PbdError
 
+pytestmark = pytest.mark.system
+
 MEAN_S = 2.0
 
 
-@pytest.fixture(scope="module", params=[pytest.param("dask", marks=pytest.mark.slow), "mpi"])
+@pytest.fixture(scope="module", params=["dask", "mpi"])
 def done(request: pytest.FixtureRequest) -> list[Execution]:
     pytest.importorskip({"dask": "distributed", "mpi": "mpi4py"}[request.param])
     return measured_runs.execute(request.param, workers=2, mean_s=MEAN_S)

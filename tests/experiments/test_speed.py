@@ -162,6 +162,7 @@ def as_text(table: Table) -> str:
     return console.export_text()
 
 
+@pytest.mark.system
 def test_a_measurement_is_a_process_of_its_own(
     files: dict[str, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -177,6 +178,7 @@ def test_a_measurement_is_a_process_of_its_own(
     assert float(said.split("run's weights: ")[1].split(";")[0]) < 1e-5
 
 
+@pytest.mark.system
 def test_predictions_rest_on_one_thread_and_one_core(files: dict[str, str]) -> None:
     arguments = ["--teacher", files["teacher"], "--dataset", files["dataset"], "--batch-size", "16", "--epochs", "1"]
     command = [sys.executable, "-m", "experiments.scaling", *arguments, "--workers", "1", "2"]

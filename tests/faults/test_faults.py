@@ -11,6 +11,8 @@ from tests.faults import jobs, saving
 from tests.faults.injection import Fault
 from tests.faults.jobs import Range
 
+pytestmark = pytest.mark.system
+
 
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
@@ -20,9 +22,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
 @pytest.mark.parametrize(
     ("way", "fault"),
     [
-        pytest.param("mpi", Fault("training", "hang", nth=3, role="child"), marks=pytest.mark.slow),
-        pytest.param("dask", Fault("scoring", "crash", role="child"), marks=pytest.mark.slow),
-        pytest.param("mpi, shared", Fault("fine-tuning", "kill", nth=2, role="child"), marks=pytest.mark.slow),
+        ("mpi", Fault("training", "hang", nth=3, role="child")),
+        ("dask", Fault("scoring", "crash", role="child")),
+        ("mpi, shared", Fault("fine-tuning", "kill", nth=2, role="child")),
     ],
 )
 def test_a_lost_child_costs_an_attempt_and_not_the_run(way: str, fault: Fault, place: Range) -> None:

@@ -4,6 +4,7 @@ Prints a line per case before it is loaded, so that what ends the process can be
 """
 
 import collections
+import contextlib
 import io
 import json
 import random
@@ -16,8 +17,11 @@ from typing import Any
 
 from pbd.errors import BadInputError
 from pbd.system import backend, memory
+from tests.helpers import forked_checks
 
 SLOWEST_S = 20.0
+UNFORKED = 50
+"""Every so manieth file is checked as users have it checked: in a fresh Python."""
 MOST_BYTES = 1.5e9
 ODD_VALUES = (None, -1, 0, 1, 3, 2**31, 2**63, 1e308, "", "relu", "../../x", [], [[1]], {}, True, "keras.layers")
 
@@ -121,7 +125,8 @@ def main(seed: int, cases: int, folder: Path) -> None:
         print(f"case {case}: {suffix}, {change.__name__}", flush=True)
         began, said = time.monotonic(), ""
         try:
-            files.load(str(path))
+            with contextlib.nullcontext() if case % UNFORKED == 0 else forked_checks.forking():
+                files.load(str(path))
         except BadInputError as error:
             said = str(error)
         outcomes["refused" if said else "loaded"] += 1

@@ -190,7 +190,7 @@ def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_m
     (again / "report.json").unlink()
     monkeypatch.setattr(calibration, "predict", lambda *_: pytest.fail("there was nothing to predict"))
     monkeypatch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=tmp_path / "never"))
-    finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL)
+    finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL).report
     assert (again / "costs.json").read_bytes() == (run_dir / "costs.json").read_bytes()
     assert (finished.scheduler, finished.groups, finished.timing.predicted_makespan_s) == ("none", (), 0.0)
     assert [(row.busy_s, row.busy_j) for row in finished.workers] == [(0.0, 0.0)]

@@ -10,6 +10,7 @@ from pbd.report import page
 from tests.helpers import browser
 from tests.helpers.report_factory import NASTY, SECTIONS, full_report, make_row
 
+pytestmark = pytest.mark.system
 READ = ("body", ".note", "a", "td", "th button", ".decision.accepted", ".decision.restored", "small.warn")
 """What must stand out from what is behind it, where it is there."""
 LAYERS = "document.querySelector('#layers table')"

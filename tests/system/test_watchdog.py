@@ -13,6 +13,8 @@ from pbd.errors import NoWorkersError, StoppedError
 from pbd.system.watchdog import Timeout
 from tests.helpers.cluster import PATIENCE_S, wait_until
 
+pytestmark = pytest.mark.system
+
 ROOT = Path(__file__).resolve().parents[2]
 LIMIT_S = 2
 
@@ -132,7 +134,7 @@ def pretend(*arguments):
         time.sleep(0.1)
     time.sleep(1e6)
 
-distill._distill = pretend
+distill._run = pretend
 if launcher.rank() == 1:
     (Path(sys.argv[1]) / "1").write_text(str(os.getpid()))
 pbd.distill(isolate=False, stall_limit={LIMIT_S})

@@ -1,0 +1,19 @@
+"""`python -m tests.helpers.several_runs SETTINGS`: call `pbd.distill` once for each settings of a JSON list.
+
+One start of Python and TensorFlow serves several runs; under `mpirun` every rank takes part in all of them.
+"""
+
+import json
+import sys
+
+
+def main() -> None:
+    """Make the runs, one after the other."""
+    import pbd
+
+    for settings in json.loads(sys.argv[1]):
+        pbd.distill(**settings)
+
+
+if __name__ == "__main__":
+    main()
