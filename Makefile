@@ -7,7 +7,7 @@ SHELL := bash
 TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
 	python -m pytest -m $@ -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
-.PHONY: run test fast unit system soak lint bench experiments clean
+.PHONY: run test fast unit system soak lint docs bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
@@ -29,6 +29,10 @@ soak: $(READY)  ## inject faults into real runs, many times: hours (ARGS="--shar
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+docs: $(READY)  ## the documentation and API reference, as pages in build/docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir build/docs
 
 bench: $(READY)  ## replay the paper's logged run times under every scheduler
 	$(BIN)/python -m experiments.scheduler_ablation replay
@@ -39,7 +43,7 @@ experiments: $(READY)  ## the paper's tables and figures, small (TEACHER=MODEL.k
 clean:
 	rm -rf $(VENV) build *.egg-info
 
-$(READY): setup.py
+$(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev]'
+	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev,docs]'
 	touch $@

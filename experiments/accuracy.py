@@ -25,8 +25,9 @@ from rich.console import Console
 from rich.table import Table
 
 import pbd
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, write_csv
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder
 from pbd.errors import PbdError, UsageError, unknown_name
 
 WIDTH = 140
@@ -74,7 +75,7 @@ def run(recipe: str, common: dict[str, Any], runs: Path) -> Row:
     """Run one recipe, or take its report where it has been run, and return its row."""
     directory = runs / recipe.removeprefix("+ ").replace(" ", "_").replace("'", "")
     settings = common | RECIPES[recipe] | {"run_dir": str(directory), "resume": (directory / "run.json").is_file()}
-    report = pbd.distill(**settings)
+    report = pbd.distill(**settings).report
     trained = [row for row in report.blocks if row.nmse is not None]
     if not trained:
         raise PbdError(f"{recipe}: no block could be trained. See {directory / 'summary.txt'}.")

@@ -20,8 +20,8 @@ from experiments.time_breakdown import Watch
 from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
-from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
+from pbd.executors.base import Executor
+from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.report.rows import worker_rows
 from pbd.run_dir.journal import Journal
 from pbd.scheduling.cost_model import LayerCosts
@@ -94,9 +94,9 @@ def claim(setup: Setup, executor: Executor) -> None:
     """Take this worker's share of the cores, and of threads."""
     share = executor.share
     if setup.scheme == "automatic":
-        from pbd.data import pipelines
+        from pbd.data.feeds import tf_data
 
-        pipelines.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
+        tf_data.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
         take_cores(0, setup.threads * share.local_workers)
         dataclasses.replace(share, threads=devices.available_cores()).claim()
     else:
@@ -104,9 +104,10 @@ def claim(setup: Setup, executor: Executor) -> None:
         dataclasses.replace(share, threads=setup.threads).claim()
 
 
-def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
+def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
     """Load what this worker trains with and compute a batch; return the context and the layers to replace."""
-    from pbd.blockwise.context import TrainingContext, load_teacher
+    from pbd import blocks
+    from pbd.blockwise.context import TrainingContext, load_dataset, load_teacher
     from pbd.blockwise.tasks import enumerate_tasks
 
     teacher = load_teacher(setup.teacher, SESSION)
@@ -115,54 +116,54 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[LayerTask]]":
         data=setup.data,
         image_shape=tuple(teacher.inputs[0].shape[1:]),
         training=setup.training,
-        block=setup.block,
+        designs={setup.block: blocks.get(setup.block)},
         block_init=setup.block_init,
         seed=setup.seed,
         journal=Journal(Path(setup.run_dir)),
         session=SESSION,
     )
-    dataset = context.load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION)
     teacher.predict_on_batch(next(iter(dataset.training_batches(0, 1)))[0])
-    tasks = enumerate_tasks(teacher, setup.block)
+    tasks = enumerate_tasks(teacher, blocks.get(setup.block))
     return context, [task for task in tasks if task.skip_reason is None]
 
 
-def dealt_out(tasks: Sequence[LayerTask], workers: int) -> Assignment:
+def dealt_out(tasks: Sequence[BlockTask], workers: int) -> Assignment:
     """Return the tasks one by one, dealt out in turn: the paper's round robin."""
-    names = [task.layer_name for task in tasks]
+    names = [task.layer.name for task in tasks]
     equal = LayerCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0), grouped=False, source="equal")
     return SCHEDULERS["round_robin"](tasks, equal, workers)
 
 
 def plan(
-    scheme: str, context: "TrainingContext", tasks: Sequence[LayerTask], executor: Executor, emit: Emit
+    scheme: str, context: "TrainingContext", tasks: Sequence[BlockTask], executor: Executor, emit: ProgressCallback
 ) -> Callable[[], Iterable[BlockResult]]:
     """Return what trains all tasks in this scheme; ours is planned and carried out as `pbd-run` does it."""
     if scheme == "paper":
         from experiments import paper_scheme
 
         train_group = functools.partial(paper_scheme.train_group, context)
-        return lambda: executor.run(train_group, tasks, dealt_out(tasks, executor.num_workers), ignore)
+        return lambda: executor.run(train_group, dealt_out(tasks, executor.num_workers), ignore)
     from pbd.pipeline import plan
 
     if scheme == "copies":
         everything = (TaskGroup(tuple(tasks)),)
         copies = Assignment("copies", (everything,) * executor.num_workers, (0.0,) * executor.num_workers)
-        return lambda: plan.carry_out(copies, context, tasks, executor, emit)
+        return lambda: plan.carry_out(copies, context, executor, emit)
     parallel = "data" if scheme == "data" else "task"
-    planned = plan.make(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
+    planned = plan.make_plan(ExecutionConfig(parallel=parallel), None, context, tasks, tasks, executor)
     if planned.assignment.shared != (scheme == "data"):
-        raise PbdError(f"{context.block} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
-    return lambda: plan.carry_out(planned.assignment, context, tasks, executor, emit)
+        raise PbdError(f"{tasks[0].design} blocks cannot be trained by sharing batches. Give --block decoupled_r2.")
+    return lambda: plan.carry_out(planned.assignment, context, executor, emit)
 
 
 def ignore(_: object) -> None:
     """Take progress and do nothing."""
 
 
-def wake(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def wake(group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
     """Train nothing: with it, the clock starts when every worker has loaded what it needs."""
-    return [BlockResult(name, "trained", block="none") for name in group.layer_names]
+    return [BlockResult(name, "trained", "none") for name in group.layer_names]
 
 
 @dataclass(frozen=True)
@@ -188,11 +189,11 @@ def measure(setup: Setup, executor: Executor) -> Measured:
         executor.serve()
     watch, results = Watch(), []
     train = plan(setup.scheme, context, tasks, executor, watch)
-    list(executor.run(wake, tasks, dealt_out(tasks, executor.num_workers), ignore))
+    list(executor.run(wake, dealt_out(tasks, executor.num_workers), ignore))
     watch.start()
     for result in train():
         if result.status == "failed":
-            raise PbdError(f"{result.layer_name} could not be trained: {result.error}")
+            raise PbdError(f"{result.layer} could not be trained: {result.error}")
         context.journal.commit_block(result)  # again, with its worker and times, as pbd-run does
         results.append(result)
     ended = time.monotonic()
@@ -209,14 +210,14 @@ def _spent(
 ) -> dict[str, float]:
     """Return where the first worker's seconds went."""
     from pbd import data
-    from pbd.blockwise import context
+    from pbd.blockwise.context import load_dataset
 
     if not watch.events:
         return {}
     own = [result for result in results if result.worker == 0]
-    dataset = context.load_dataset(context.data, context.seed, context.image_shape, SESSION)
-    part = data.Part(0, workers) if setup.scheme == "data" else data.WHOLE
-    alone_s = time_breakdown.step_parts(context, [result.layer_name for result in own], dataset.shared(part))
+    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    part = data.WorkerShare(0, workers) if setup.scheme == "data" else data.WHOLE
+    alone_s = time_breakdown.step_parts(context, [result.layer for result in own], dataset.shared(part))
     groups = len({result.started_s for result in own})
     steps = groups * setup.epochs * dataset.steps_per_epoch
     return time_breakdown.split(watch.spent(ended), steps, alone_s, worker_rows(results, workers)[0].idle_s)

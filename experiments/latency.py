@@ -8,6 +8,7 @@ profitable convolution of the teacher is replaced by an untrained block.
 """
 
 import argparse
+import functools
 import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,11 +20,12 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, positive
+from experiments.csv_table import write_csv
 from experiments.runtimes import RUNTIMES, check_agreement, make_runner
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BlockConfig
-from pbd.errors import EnvironmentMismatchError, MissingInputError, UsageError, unknown_name
+from pbd.errors import EnvironmentMismatchError, MissingInputError
 from pbd.system import backend, devices
 
 
@@ -85,13 +87,12 @@ def make_students(teacher: Any, block_names: Sequence[str]) -> dict[str, Any]:
     from pbd.blockwise.tasks import enumerate_tasks
     from pbd.networks import graph
 
-    for block in block_names:
-        if block not in blocks.BLOCKS:
-            raise UsageError(unknown_name("block", block, blocks.BLOCKS))
+    designs = [blocks.get(name) for name in block_names]
     students = {}
-    for block in block_names:
-        tasks = [task for task in enumerate_tasks(teacher, block) if task.skip_reason is None]
-        students[block] = graph.swap(teacher, tasks, block)
+    for design in designs:
+        tasks = [task for task in enumerate_tasks(teacher, design) if task.skip_reason is None]
+        builders = {task.layer.name: functools.partial(design.build, layer=task.layer, seed=0) for task in tasks}
+        students[design.name] = graph.swap(teacher, builders)
     return students
 
 
@@ -185,7 +186,7 @@ def use_one_thread() -> None:
     """Have TensorFlow use one thread and no GPU, unless it is loaded already."""
     if "tensorflow" not in sys.modules:
         os.environ["CUDA_VISIBLE_DEVICES"] = "-1"
-        devices.claim(0, 1, threads=1)
+        devices.Share(threads=1).claim()
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -196,7 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         use_one_thread()
         rows = run(settings, Console(width=None if Console().is_terminal else 120))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("latency", command, argv)
 

@@ -17,7 +17,7 @@ from typing import Any
 from experiments.replays import named_tasks
 from experiments.sleep_tasks import Case, cases
 from pbd.errors import EnvironmentMismatchError, PbdError
-from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup, WorkerReport
+from pbd.records import Assignment, BlockResult, BlockTask, TaskGroup, WorkerReport
 from pbd.report.rows import worker_rows
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS
@@ -153,7 +153,7 @@ def from_report(report: dict[str, Any], workers: int) -> Execution:
     trained = [row for row in report["blocks"] if row["worker"] is not None]
     keys = ("worker", "started_s", "seconds")
     results = [BlockResult(row["layer"], row["status"], row["block"], **{k: row[k] for k in keys}) for row in trained]
-    tasks = named_tasks(result.layer_name for result in results)
+    tasks = named_tasks(result.layer for result in results)
     measured = measured_timeline(results, tasks, workers)
     taken_s: dict[str, float] = {}
     for spans in measured:
@@ -180,12 +180,12 @@ def from_report(report: dict[str, Any], workers: int) -> Execution:
     )
 
 
-def measured_timeline(results: Iterable[BlockResult], tasks: Sequence[LayerTask], workers: int) -> Timeline:
+def measured_timeline(results: Iterable[BlockResult], tasks: Sequence[BlockTask], workers: int) -> Timeline:
     """Return what each worker did when; results that share worker, start and duration are a group."""
-    by_name = {task.layer_name: task for task in tasks}
-    groups: dict[tuple[int, float, float], list[LayerTask]] = {}
+    by_name = {task.layer.name: task for task in tasks}
+    groups: dict[tuple[int, float, float], list[BlockTask]] = {}
     for result in results:
-        groups.setdefault((result.worker, result.started_s, result.seconds), []).append(by_name[result.layer_name])
+        groups.setdefault((result.worker, result.started_s, result.seconds), []).append(by_name[result.layer])
     spans = [
         (worker, Span(TaskGroup(tuple(group)), began_s, began_s + seconds))
         for (worker, began_s, seconds), group in sorted(groups.items(), key=lambda item: item[0])

@@ -21,10 +21,11 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
 from experiments.block_phase import take_cores
-from experiments.command_line import Parser, check_folder, positive
-from pbd.config import BLOCKS, BlockConfig, DataConfig, TrainingConfig
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
+from pbd.config import BlockConfig, DataConfig, TrainingConfig
 from pbd.system import backend, devices
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--teacher", default="vgg16_half", help="a model file, vgg16_half, resnet56, or a built-in network"
     )
     parser.add_argument("--image-size", type=positive, default=32, help="pixels, where the teacher leaves it free")
-    parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
+    parser.add_argument("--block", default=BlockConfig().block)
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads, and cores")
     parser.add_argument("--rounds", type=positive, default=15, help="turns of each operation, and of the step")
@@ -193,19 +194,20 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace, console: Console) -> None:
     """Measure, print the table and write it."""
     take_cores(0, settings.threads)
-    devices.claim(0, 1, settings.threads)
+    devices.Share(threads=settings.threads).claim()
     backend.load()
     from experiments.networks import load_teacher
     from pbd import blocks
     from pbd.blockwise.tasks import enumerate_tasks
 
     teacher = load_teacher(settings.teacher, settings.image_size)
-    tasks = [task for task in enumerate_tasks(teacher, settings.block) if task.skip_reason is None]
-    built = {task.layer_name: blocks.build_block(settings.block, task, seed=0) for task in tasks}
+    design = blocks.get(settings.block)
+    tasks = [task for task in enumerate_tasks(teacher, design) if task.skip_reason is None]
+    built = {task.layer.name: blocks.build_block(design, task.layer, seed=0) for task in tasks}
     rows, step_ms = measure(teacher, built, settings.batch_size, settings.rounds)
     console.print(as_table(rows, step_ms))
     if settings.csv is not None:
-        command_line.write_csv([dataclasses.asdict(row) | {"step_ms": row.step_ms} for row in rows], settings.csv)
+        write_csv([dataclasses.asdict(row) | {"step_ms": row.step_ms} for row in rows], settings.csv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -11,40 +11,44 @@ does not follow them: the part of the teacher and the block's step are one graph
 (not twice), and the block and its optimiser stay in memory.
 """
 
+from typing import Any
+
 import keras
 import numpy as np
 
 from pbd import blocks
 from pbd.blocks.initialisation import FIT_IMAGES, initialise
-from pbd.blockwise.context import TrainingContext
+from pbd.blockwise.context import TrainingContext, load_dataset
 from pbd.blockwise.distiller import STOPPING_IMAGES, GroupDistiller
 from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
-from pbd.learning.loop import Emit, adam
+from pbd.learning.loop import adam
 from pbd.networks import graph
-from pbd.records import BlockResult, LayerTask, TaskGroup
+from pbd.networks.cost import layer_calls
+from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.system import devices
 
 ROUND_EPOCHS = 2
 """After how many epochs the teacher is loaded anew and the block evaluated in the whole network."""
 
 
-def train_group(context: TrainingContext, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+def train_group(context: TrainingContext, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
     """Train the tasks of a group one after another; what an executor runs, as it runs `training.train_group`."""
-    dataset = context.load_dataset(context.data, context.seed, context.image_shape, context.session)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
     return [train_task(context, task, dataset) for task in group.tasks]
 
 
-def train_task(context: TrainingContext, task: LayerTask, dataset: Dataset) -> BlockResult:
+def train_task(context: TrainingContext, task: BlockTask, dataset: Dataset) -> BlockResult:
     """Train one block, write it to the run directory and return it, at the epoch with the lowest validation error.
 
     `nmse_history` stays empty: the errors are not normalised. The accuracy is the best that a round ended with.
     """
-    epochs, name = context.training.epochs, task.layer_name
-    block = blocks.build_block(context.block, task, context.seed)
+    epochs, name = context.training.epochs, task.layer.name
+    design = context.designs[task.design]
+    block = blocks.build_block(design, task.layer, context.seed)
     optimizer = adam(context.training.learning_rate, dataset.steps_per_epoch * epochs, block.trainable_variables)
-    curve = LearningCurve(context.block in blocks.DECOUPLED_RANKS and context.block_init != "noise")
+    curve = LearningCurve(design.per_image and context.block_init != "noise")
     accuracies = []
     for first in range(0, epochs, ROUND_EPOCHS):
         teacher = keras.models.load_model(context.teacher_path, compile=False)
@@ -61,9 +65,9 @@ def train_task(context: TrainingContext, task: LayerTask, dataset: Dataset) -> B
         accuracies.append(_accuracy(teacher, name, block, dataset))
     block.set_weights(curve.best)
     result = BlockResult(
-        layer_name=name,
+        layer=name,
         status="trained",
-        block=context.block,
+        design=task.design,
         weights=blocks.get_weights(block),
         loss_history=tuple(curve.losses),
         val_accuracy=max(accuracies),
@@ -74,15 +78,15 @@ def train_task(context: TrainingContext, task: LayerTask, dataset: Dataset) -> B
 
 def _initialise(
     context: TrainingContext,
-    task: LayerTask,
+    task: BlockTask,
     block: keras.Model,
     teacher: keras.Model,
     prefix: keras.Model,
     dataset: Dataset,
 ) -> None:
     images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
-    built = {task.layer_name: block}
-    initialise(built, [task], teacher, prefix, images, context.block, context.block_init, context.seed)
+    built = {task.layer.name: block}
+    initialise(built, [task], context.designs, teacher, prefix, images, context.block_init, context.seed)
 
 
 def _one_epoch(distiller: GroupDistiller, dataset: Dataset, epoch: int) -> float:
@@ -106,6 +110,27 @@ def _validation_error(distiller: GroupDistiller, dataset: Dataset) -> float:
 
 def _accuracy(teacher: keras.Model, name: str, block: keras.Model, dataset: Dataset) -> float:
     """Return the validation accuracy of the whole teacher with the block in its layer's place."""
-    whole = keras.Model(teacher.inputs, graph.output_with(teacher, name, block))
+    whole = keras.Model(teacher.inputs, output_with(teacher, name, block))
     whole.compile(jit_compile=devices.compiles_with_xla())
     return metrics.accuracy(whole, dataset.batches("validation"))
+
+
+def output_with(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
+    """Return the model's output tensor with a block in a layer's place; it hangs on the model's own graph and layers.
+
+    For many blocks at once see `variants`.
+    """
+    changed: set[int] = set()
+    several_calls = {id(layer) for layer, calls in layer_calls(model) if calls > 1}
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation.name == layer_name:
+            outputs = block(args[0])
+        elif any(id(tensor) in changed for tensor in keras.tree.flatten((args, kwargs))):
+            outputs = operation(*args, **kwargs)
+        else:
+            return operation(*args, **kwargs) if id(operation) in several_calls else operation.output
+        changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
+        return outputs
+
+    return keras.tree.flatten(graph.walk(model, model.inputs, lambda operation: operation, call))[0]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.optimum import SOLVABLE_CELLS, Optimum, optimum
-from pbd.records import LayerTask
+from pbd.records import BlockTask, Layer
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.scheduling.simulate import Replay, lower_bound_s, replay
@@ -31,7 +31,7 @@ class Source:
     """A table of costs to replay."""
 
     name: str
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     costs: LayerCosts
     logged: bool = False
     """Whether the paper's authors logged it: whole tasks, in tenths of a second."""
@@ -107,11 +107,11 @@ class Printed:
         return None if self.from_own_times is None else abs(self.from_own_times / self.printed - 1) <= REPRODUCED
 
 
-def named_tasks(names: Iterable[str]) -> tuple[LayerTask, ...]:
+def named_tasks(names: Iterable[str]) -> tuple[BlockTask, ...]:
     """Return tasks of these names; shapes and counts are dummies, since seconds stand in for them."""
     shape, one = (1, 1, 1), (1, 1)
     return tuple(
-        LayerTask(index, name, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0, 0, 0)
+        BlockTask(Layer(index, name, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0), "none", 0, 0)
         for index, name in enumerate(names)
     )
 
@@ -207,7 +207,7 @@ def _why_it_stops(source: Source, row: Row, still_grows: bool) -> str:
     longest = max(source.tasks, key=source.costs.task_s)
     longest_s = source.costs.task_s(longest)
     if row.makespan_s <= (1 + STOPS_BELOW) * longest_s:
-        return f"{longest.layer_name} alone takes {longest_s:.4g} s, {longest_s / source.one_by_one_s:.0%} of all"
+        return f"{longest.layer.name} alone takes {longest_s:.4g} s, {longest_s / source.one_by_one_s:.0%} of all"
     return f"longest worker {row.makespan_s / longest_s:.2f} times the longest task"
 
 

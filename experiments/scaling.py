@@ -20,10 +20,11 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments import block_phase, command_line, speed
-from experiments.command_line import Parser, check_folder, positive
-from pbd.config import WITHOUT_STATISTICS
-from pbd.records import LayerTask
+from experiments import block_phase, speed
+from experiments.csv_table import write_csv
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
+from pbd.records import BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.scheduling import schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
@@ -48,7 +49,7 @@ class Row:
 
 
 def predict(
-    tasks: Sequence[LayerTask],
+    tasks: Sequence[BlockTask],
     table: CostTable,
     work: Workload,
     workers: Sequence[int],
@@ -69,8 +70,8 @@ def predict(
     from pbd.pipeline import plan
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
-    endless = Footprint(0, {task.layer_name: LayerMemory(0, 0, 0, 0) for task in tasks}).budget(None)
-    gradients = GRADIENT_BYTES * sum(task.block_params for task in tasks)
+    endless = Footprint(0, {task.layer.name: LayerMemory(0, 0, 0, 0) for task in tasks}).budget(None)
+    gradients = GRADIENT_BYTES * sum(task.params for task in tasks)
 
     def by_task_s(count: int) -> float:
         return scheduler(tasks, costs, count).predicted_makespan_s
@@ -126,7 +127,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
     """Time the layers; return the predictions, and what they rest on."""
     block_phase.take_cores(0, threads=1)
-    devices.claim(0, 1, threads=1)
+    devices.Share(threads=1).claim()
+    from pbd import blocks
     from pbd.costs import calibration
 
     with tempfile.TemporaryDirectory() as folder:
@@ -136,7 +138,7 @@ def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
         context, tasks = block_phase.load(dataclasses.replace(setup, run_dir=str(run_dir)))
         table, work = calibration.predict(context, tuple(tasks), "calibrate", None, workers=1)
     bytes_per_s = BYTES_PER_GBIT * settings.network_gbit
-    rows = predict(tasks, table, work, settings.workers, bytes_per_s, setup.block in WITHOUT_STATISTICS)
+    rows = predict(tasks, table, work, settings.workers, bytes_per_s, blocks.get(setup.block).per_image)
     return rows, table.source
 
 
@@ -148,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         rows, source = run(settings)
         Console(width=None if Console().is_terminal else speed.WIDTH).print(as_table(rows, source))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("scaling", command, argv)
 

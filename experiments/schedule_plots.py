@@ -70,7 +70,7 @@ def draw_gantt(title: str, columns: Sequence[Sequence[Chart]], path: Path) -> No
     figure = Figure(figsize=(7.5 * len(columns), 1.1 + tall), layout="constrained")
     axes = figure.subplots(len(columns[0]), len(columns), sharex=True, squeeze=False)
     end_s = 1.02 * max(makespan_s(chart.timeline) for chart in charts)
-    layers = 1 + max(task.index for c in charts for spans in c.timeline for s in spans for task in s.group.tasks)
+    layers = 1 + max(task.layer.index for c in charts for spans in c.timeline for s in spans for task in s.group.tasks)
     for at, column in enumerate(columns):
         for line, chart in enumerate(column):
             _gantt(axes[line][at], chart, end_s, layers)
@@ -90,7 +90,7 @@ def _gantt(axes: "Axes", chart: Chart, end_s: float, layers: int) -> None:
     for worker, spans in enumerate(chart.timeline):
         axes.barh(worker, whole_s, facecolor="none", edgecolor="lightgrey", hatch="////", linewidth=0)
         for span in spans:
-            place = span.group.tasks[0].index / max(1, layers - 1)
+            place = span.group.tasks[0].layer.index / max(1, layers - 1)
             seconds = span.ended_s - span.started_s
             axes.barh(worker, seconds, left=span.started_s, color=colours(place), edgecolor="white", linewidth=0.8)
             if seconds > NARROW * end_s:
@@ -107,7 +107,7 @@ def _gantt(axes: "Axes", chart: Chart, end_s: float, layers: int) -> None:
 
 
 def _label(group: TaskGroup) -> str:
-    places = [task.index + 1 for task in group.tasks]
+    places = [task.layer.index + 1 for task in group.tasks]
     if len(places) == 1:
         return str(places[0])
     together = places == list(range(places[0], places[-1] + 1))

@@ -18,11 +18,13 @@ from typing import Any
 
 from rich.console import Console
 
-from experiments import command_line, measured_runs, replays, schedule_tables
-from experiments.command_line import Parser, positive, write_csv
+from experiments import measured_runs, replays, schedule_tables
+from experiments.csv_table import write_csv
 from experiments.measured_runs import Execution
 from experiments.replays import Source
 from experiments.sleep_tasks import EXECUTORS, schedulers_of
+from pbd import command_line
+from pbd.command_line import Parser, positive
 from pbd.errors import CannotCreateError, EnvironmentMismatchError, UsageError
 from pbd.scheduling.cost_table import CostTable, Workload, read_table
 from pbd.scheduling.schedulers import SCHEDULERS

@@ -16,8 +16,8 @@ from experiments.replays import Source, logged_runs, named_tasks
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
-from pbd.records import Assignment, BlockResult, TaskGroup
+from pbd.executors.base import Executor
+from pbd.records import Assignment, BlockResult, ProgressCallback, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 
@@ -55,7 +55,7 @@ def cases(mean_s: float, workers: int) -> list[Case]:
 def sleeping(name: str, seconds: Sequence[float]) -> Source:
     """Return tasks that take these seconds."""
     tasks = named_tasks(f"task{at}" for at in range(len(seconds)))
-    times = {task.layer_name: one for task, one in zip(tasks, seconds, strict=True)}
+    times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
     return Source(name, tasks, LayerCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=name))
 
 
@@ -65,15 +65,15 @@ class Sleep:
 
     seconds: dict[str, float]
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         time.sleep(sum(self.seconds[name] for name in group.layer_names))
-        return [BlockResult(name, "trained", block="none") for name in group.layer_names]
+        return [BlockResult(name, "trained", "none") for name in group.layer_names]
 
 
 def run_sleeping(executor: Executor, assignment: Assignment, true: Source) -> list[BlockResult]:
     """Let the executor's workers sleep through an assignment."""
-    sleep = Sleep({task.layer_name: true.costs.task_s(task) for task in true.tasks})
-    return list(executor.run(sleep, true.tasks, assignment, lambda progress: None))
+    sleep = Sleep({task.layer.name: true.costs.task_s(task) for task in true.tasks})
+    return list(executor.run(sleep, assignment, lambda progress: None))
 
 
 def wake(executor: Executor, workers: int) -> None:
@@ -94,7 +94,7 @@ def _run_cases(executor: Executor, name: str, workers: int, mean_s: float) -> li
         for scheduler in schedulers_of(name):
             assignment = SCHEDULERS[scheduler](case.planned.tasks, case.planned.costs, workers)
             results = run_sleeping(executor, assignment, case.true)
-            keys = ("layer_name", "status", "block", "worker", "started_s", "seconds")
+            keys = ("layer", "status", "design", "worker", "started_s", "seconds")
             kept = [{key: getattr(result, key) for key in keys} for result in results]
             rows.append({"case": case.name, "scheduler": scheduler, "results": kept})
     return rows

@@ -24,12 +24,13 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
 from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
-from experiments.command_line import Parser, check_folder, positive
+from experiments.csv_table import write_csv
 from experiments.measured_runs import run_module
 from experiments.time_breakdown import PARTS
-from pbd.config import AUGMENTATIONS, BLOCK_INITS, BLOCKS, BlockConfig, DataConfig, TrainingConfig
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
+from pbd.config import AUGMENTATIONS, BLOCK_INITS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
 from pbd.run_dir.journal import Journal
 from pbd.system import backend
@@ -89,7 +90,7 @@ def compare(one: Mapping[str, Mapping[str, np.ndarray]], other: Mapping[str, Map
 
 def weights_of(run_dir: str | Path) -> dict[str, dict[str, np.ndarray]]:
     """Return the weights of a run's blocks, by layer and by variable."""
-    return {name: dict(result.weights) for name, result in Journal(Path(run_dir)).committed_blocks().items()}
+    return {key.layer: dict(result.weights) for key, result in Journal(Path(run_dir)).committed_blocks().items()}
 
 
 def measure(setup: Setup) -> Measured:
@@ -213,7 +214,7 @@ def add_what_is_trained(parser: Parser) -> None:
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip_crop")
     parser.add_argument("--epochs", type=positive, default=2, help="for each block")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
+    parser.add_argument("--block", default=BlockConfig().block)
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--seed", type=int, default=0)
 
@@ -265,7 +266,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = parse(arguments)
         rows = run(settings, Console(width=None if Console().is_terminal else WIDTH))
         if settings.csv is not None:
-            command_line.write_csv(rows, settings.csv)
+            write_csv(rows, settings.csv)
 
     return command_line.run("speed", command, argv)
 

@@ -28,7 +28,7 @@ def main() -> None:
         run_dir = Path(folder) / "run"
         command = [sys.executable, "-m", "pbd.run", *FLAGS, "--run-dir", str(run_dir)]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        blocks = sorted(Journal(run_dir).committed_blocks().values(), key=lambda result: result.layer_name)
+        blocks = sorted(Journal(run_dir).committed_blocks().values(), key=lambda result: result.layer)
         print("blocks ", _digest([result.weights[key] for result in blocks for key in sorted(result.weights)]))
         student = keras.models.load_model(run_dir / "student.keras", compile=False)
         print("student", _digest(student.get_weights()))

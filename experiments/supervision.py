@@ -17,9 +17,9 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, positive
 from experiments.measured_runs import module_command
+from pbd import command_line
+from pbd.command_line import Parser, positive
 
 WAYS = {"in child processes": "--isolate", "in the workers": "--no-isolate"}
 

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Runs pbd on machines of a cloud (Chameleon, say), however they were provisioned: scheduler and job on the first one,
-# Dask workers on all, TLS between them with certificates made here and copied there.
+# Runs pbd on cloud machines (such as Chameleon), however they were provisioned: scheduler and job on the first host,
+# Dask workers on all hosts, with TLS between them. The certificates are created here and copied to the hosts.
 #
 #   launch/chameleon.sh HOSTS [pbd flags]
 #   launch/chameleon.sh cc@10.52.0.4,cc@10.52.0.5 --teacher my_model.keras --dataset my_data.npz
 #
-# HOSTS are names with commas between them, or a file with a host a line. pbd must be installed on them, they must reach
-# the first one under the name given here, and paths in the flags are theirs. Environment:
+# HOSTS is a list of names separated by commas, or a file with one host per line. pbd must be installed on every host,
+# every host must reach the first one under the name given here, and paths in the flags are paths on the hosts.
+# Environment:
 #   PBD_DIRECTORY         where the job runs: a folder that the hosts share (default: the home directory)
 #   PBD_PYTHON            Python on the hosts (default: python3)
 #   PBD_WORKERS_PER_HOST  default 1; with GPUs, as many as a host has
@@ -31,7 +32,7 @@ python_at() {
     echo "cd ${PBD_DIRECTORY:+"${PBD_DIRECTORY@Q}"} && echo \$\$ >$remote-$1/$2.pid && exec env ${settings[*]@Q} ${words[*]@Q}"
 }
 
-# forward SIGNAL: to the job on the first host, which then leaves in good order.
+# forward SIGNAL: send it to the job on the first host, which then stops cleanly.
 forward() {
     at 0 "kill -s $1 \$(cat $remote-0/pbd.run.pid)" || kill "$job"
 }
@@ -47,7 +48,7 @@ remote=/tmp/pbd-$(openssl rand -hex 8)
 trap 'stop_children; forget_certificates' EXIT
 trap 'exit 75' INT TERM USR1
 "$here/make_certificates.sh" "$private/tls"
-for number in "${!hosts[@]}"; do # mkdir refuses a folder that is there: nobody can lay one out for us
+for number in "${!hosts[@]}"; do # mkdir fails if the folder exists, so no other user can have prepared it
     at "$number" "umask 077 && mkdir $remote-$number"
     scp -q -p "${ssh_flags[@]}" "$private"/tls/*.pem "${hosts[number]}:$remote-$number/"
 done

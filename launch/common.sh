@@ -1,14 +1,14 @@
 # shellcheck shell=bash
-# What the launch scripts share; sourced, not run.
+# Functions that the launch scripts share; sourced, not run.
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 python=${PBD_PYTHON:-$here/../.venv/bin/python}
 [[ -n ${PBD_PYTHON:-} || -x $python ]] || python=python3
-mpirun=${PBD_MPIRUN:-$(dirname "$python")/mpirun} # the one that belongs to this Python's mpi4py
+mpirun=${PBD_MPIRUN:-$(dirname "$python")/mpirun} # the mpirun installed with this Python's mpi4py
 [[ -n ${PBD_MPIRUN:-} || -x $mpirun ]] || mpirun=mpirun
 children=()
 
-# begin SCRIPT [ARGUMENT...]: print the comment at the script's top and leave, if help is asked for or nothing is given.
+# begin SCRIPT [ARGUMENT...]: if the first argument is --help or missing, print the comment at the top of SCRIPT and exit.
 begin() {
     case ${2:-} in
         -h | --help) usage "$1" && exit 0 ;;
@@ -20,7 +20,7 @@ usage() {
     sed -n -e '/^#[!S]/d' -e '/^#/!q' -e 's/^# \{0,1\}//p' "$1"
 }
 
-# run_job COMMAND...: run it, pass INT, TERM and USR1 on to it, and return its exit code once it has really ended.
+# run_job COMMAND...: run it, forward INT, TERM and USR1 to it, and return its exit code after it has ended.
 run_job() {
     local code=0 signalled=
     job=
@@ -30,7 +30,7 @@ run_job() {
     job=$!
     [[ -z $signalled ]] || forward "$signalled"
     wait "$job" || code=$?
-    while [[ -n $signalled ]]; do # then it was `wait` that ended, perhaps not the job
+    while [[ -n $signalled ]]; do # a signal ends `wait`, but not necessarily the job
         signalled=
         code=0
         wait "$job" || code=$?

@@ -1,12 +1,12 @@
 # shellcheck shell=bash
-# What the scripts with Dask share; sourced, not run.
+# Functions that the Dask scripts share; sourced, not run.
 
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 ssh_flags=(-o BatchMode=yes -o ConnectTimeout=10 -o ServerAliveInterval=15 -o LogLevel=ERROR)
 [[ -z ${PBD_SSH_CONFIG:-} ]] || ssh_flags+=(-F "$PBD_SSH_CONFIG")
 ssh=(ssh "${ssh_flags[@]}")
 
-# read_hosts LIST: fill `hosts` from a file with a host a line, or from names with commas between them.
+# read_hosts LIST: fill `hosts` from a file with one host per line, or from names separated by commas.
 read_hosts() {
     local names=$1
     [[ ! -f $1 ]] || names=$(sed 's/#.*//' "$1")
@@ -14,7 +14,7 @@ read_hosts() {
     ((${#hosts[@]})) || { echo "no host in $1" >&2 && exit 2; }
 }
 
-# dask_settings DIR: print Dask's settings for a cluster whose certificates lie in DIR, a NAME=VALUE a line.
+# dask_settings DIR: print the settings of Dask for a cluster with certificates in DIR, one NAME=VALUE per line.
 dask_settings() {
     local part tls=DASK_DISTRIBUTED__COMM__TLS
     printf '%s\n' DASK_DISTRIBUTED__COMM__REQUIRE_ENCRYPTION=true "${tls}__CA_FILE=$1/ca.pem"
@@ -25,8 +25,8 @@ dask_settings() {
     printf '%s\n' DASK_LOGGING__DISTRIBUTED=warning
 }
 
-# start_scheduler DIR: with new certificates in DIR/tls; its address is in DIR/scheduler.json when this returns.
-# The pages of its dashboard know no password, so they are for this machine alone.
+# start_scheduler DIR: start it with new certificates in DIR/tls, and wait until DIR/scheduler.json has its address.
+# The dashboard has no password, so it listens on the loopback address only.
 start_scheduler() {
     local tries settings interface=(${PBD_INTERFACE:+--interface "$PBD_INTERFACE"})
     "$here/make_certificates.sh" "$1/tls"

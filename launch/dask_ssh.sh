@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
-# Runs pbd here, on Dask workers that it starts by SSH on other machines, which share this file system.
+# Runs pbd on this machine, with Dask workers that it starts by SSH on other machines with the same file system.
 #
 #   launch/dask_ssh.sh HOSTS [pbd flags]
 #   launch/dask_ssh.sh node1,node2 --teacher my_model.keras --run-dir /shared/runs/first
 #
-# HOSTS are names with commas between them, or a file with a host a line; USER@HOST does. Environment:
+# HOSTS is a list of names or USER@HOST separated by commas, or a file with one host per line. Environment:
 #   PBD_WORKERS_PER_HOST  default 1; with GPUs, as many as a host has
 #   PBD_PYTHON            the same path on every host (default: the checkout's .venv, else python3)
-#   PBD_SHARED            a folder that all hosts see, for the certificates (default: here)
-#   PBD_INTERFACE         this machine's interface that the hosts reach (eth1, …), if it has several
+#   PBD_SHARED            a folder that all hosts share, for the certificates (default: the current folder)
+#   PBD_INTERFACE         the network interface of this machine that the hosts reach (eth1, …), if it has several
 #   PBD_SSH_CONFIG        a file for ssh -F: users, keys, ports, jump hosts
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/dask.sh"

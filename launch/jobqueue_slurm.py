@@ -1,9 +1,9 @@
-"""Run pbd on Dask workers that are Slurm jobs of their own, started by dask-jobqueue: no allocation to wait for whole.
+"""Run pbd on Dask workers, each a Slurm job of its own, started by dask-jobqueue: no wait for one large allocation.
 
 python launch/jobqueue_slurm.py --workers 8 --queue gpu --job-flag=--gpus=1 -- --teacher my_model.keras
 
-The scheduler and pbd run here (a login node, or a job of their own); every worker is one Slurm job, and pbd begins when
-all are there. An example to copy: for PBS, LSF or SGE take that class of dask-jobqueue instead.
+The scheduler and pbd run here (on a login node, or in a job of their own). Every worker is one Slurm job; pbd starts
+when all workers have connected. For PBS, LSF or SGE, copy this file and use the corresponding class of dask-jobqueue.
 """
 
 import argparse
@@ -20,7 +20,7 @@ CERTIFICATES = Path(__file__).resolve().with_name("make_certificates.sh")
 
 
 def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
-    """Split the command line into what is for Slurm and, after `--`, what is for pbd.
+    """Return the settings for Slurm and, after `--`, the arguments for pbd.
 
     Example:
         >>> parse(["--workers", "8", "--", "--epochs", "3"])[1]
@@ -28,21 +28,23 @@ def parse(arguments: Sequence[str]) -> tuple[argparse.Namespace, list[str]]:
     """
     split = arguments.index("--") if "--" in arguments else len(arguments)
     description, _, _ = (__doc__ or "").partition("\n")
-    parser = argparse.ArgumentParser(description=description, epilog="After -- come pbd's own flags.")
-    parser.add_argument("--workers", type=int, default=2, help="Slurm jobs, a worker each (default: 2)")
+    parser = argparse.ArgumentParser(description=description, epilog="Arguments after -- are passed to pbd-run.")
+    parser.add_argument("--workers", type=int, default=2, help="Slurm jobs, one worker each (default: 2)")
     parser.add_argument("--queue", help="the partition")
-    parser.add_argument("--account", help="who pays")
+    parser.add_argument("--account", help="the account to charge")
     parser.add_argument("--cores", type=int, default=4, help="CPU cores of each worker (default: 4)")
     parser.add_argument("--memory", default="16GB", help="memory of each worker (default: 16GB)")
     parser.add_argument("--walltime", default="02:00:00", help="time limit of each job (default: 02:00:00)")
     parser.add_argument("--interface", help="network interface that the nodes share (ib0, …)")
     parser.add_argument("--job-flag", action="append", default=[], help="another flag for sbatch; may be repeated")
-    parser.add_argument("--shared", type=Path, default=Path.cwd(), help="a folder that all nodes see (default: here)")
+    parser.add_argument(
+        "--shared", type=Path, default=Path.cwd(), help="folder that all nodes share (default: this one)"
+    )
     return parser.parse_args(arguments[:split]), list(arguments[split + 1 :])
 
 
 def cluster_settings(options: argparse.Namespace, tls: dict[str, str]) -> dict[str, Any]:
-    """Return what `SLURMCluster` is told: a job is one worker of one thread, which pbd gives all of the job's cores."""
+    """Return the arguments of `SLURMCluster`: a job is one worker with one Dask thread; pbd uses all its cores."""
     return {
         "queue": options.queue,
         "account": options.account,
@@ -71,12 +73,12 @@ def tls_settings(folder: Path) -> dict[str, str]:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Start the workers' jobs, run pbd on them, cancel them; return pbd's exit code."""
+    """Submit the jobs of the workers, run pbd on them, and cancel them; return the exit code of pbd."""
     options, flags = parse(arguments)
     with tempfile.TemporaryDirectory(prefix=".pbd-dask-", dir=options.shared) as private:
         subprocess.run([CERTIFICATES, Path(private, "tls")], check=True)
         tls = tls_settings(Path(private, "tls"))
-        os.environ |= tls  # before Dask is imported, which reads them then
+        os.environ |= tls  # Dask reads them when it is imported
 
         from dask_jobqueue import SLURMCluster
 

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# Makes what Dask needs for TLS in a new, private folder: ca.pem, cert.pem and key.pem.
+# Creates the files that Dask needs for TLS in a new, private folder: ca.pem, cert.pem and key.pem.
 #
-#   launch/make_certificates.sh DIR [DAYS]     # valid for 7 days unless told otherwise
+#   launch/make_certificates.sh DIR [DAYS]     # valid for DAYS days (default: 7)
 #
-# Who holds the three files can join the cluster; nobody else can. The authority's own key is thrown away.
+# Only holders of the three files can join the cluster. The private key of the authority is deleted.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin "$0" "$@"

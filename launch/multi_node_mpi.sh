@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# Runs pbd with MPI workers on several machines, which share a file system and let each other in by SSH.
+# Runs pbd with MPI workers on several machines, which share a file system and accept SSH connections from each other.
 #
 #   launch/multi_node_mpi.sh HOSTFILE [pbd flags]
 #   launch/multi_node_mpi.sh hosts.txt --run-dir /shared/runs/first
 #
-# HOSTFILE has a host a line, with its number of workers: `node1:4` for MPICH, `node1 slots=4` for Open MPI.
+# HOSTFILE has one host per line, with its number of workers: `node1:4` for MPICH, `node1 slots=4` for Open MPI.
 # Environment: PBD_PYTHON (the same path on every host; default: the checkout's .venv, else python3), PBD_MPIRUN.
 set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

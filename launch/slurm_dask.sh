@@ -5,14 +5,15 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Runs pbd under Slurm on Dask: scheduler and job on the first node, a worker per task; a lost worker costs only its
-# running task. Submit it from the checkout, whose file system the nodes share; Slurm's flags go before the script:
+# Runs pbd under Slurm on Dask: scheduler and job on the first node, one worker per task. If a worker is lost, only the
+# group of layers that it was training is lost. Submit it from the checkout, whose file system the nodes share; Slurm's
+# flags go before the script:
 #
 #   sbatch --ntasks=16 --gpus-per-task=1 --time=08:00:00 launch/slurm_dask.sh --teacher my_model.keras
 #
-# Two minutes before the time is up, pbd stops in good order (exit code 75). With PBD_REQUEUE=1 the job is then queued
-# again and goes on where it was. Environment: PBD_RUN_DIR (default: runs/slurm-JOBID), PBD_REQUEUE, PBD_PYTHON,
-# PBD_SHARED (a folder that all nodes see, for the certificates; default: here), PBD_INTERFACE (ib0, …), PBD_HOME (the
+# Two minutes before the time limit, pbd stops cleanly (exit code 75). With PBD_REQUEUE=1 the job is then queued again
+# and resumes the run. Environment: PBD_RUN_DIR (default: runs/slurm-JOBID), PBD_REQUEUE, PBD_PYTHON,
+# PBD_SHARED (a folder that all nodes share, for the certificates; default: here), PBD_INTERFACE (ib0, …), PBD_HOME (the
 # checkout, if the job is submitted from elsewhere).
 set -euo pipefail
 home=${PBD_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}} # Slurm runs a copy of this file

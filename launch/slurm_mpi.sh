@@ -5,12 +5,12 @@
 #SBATCH --signal=B:USR1@120
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# Runs pbd under Slurm, an MPI rank per task. Submit it from the checkout; Slurm's flags go before the script:
+# Runs pbd under Slurm, one MPI rank per task. Submit it from the checkout; Slurm's flags go before the script:
 #
 #   sbatch --ntasks=16 --gpus-per-task=1 --time=08:00:00 launch/slurm_mpi.sh --teacher my_model.keras
 #
-# Two minutes before the time is up, pbd stops in good order (exit code 75). With PBD_REQUEUE=1 the job is then queued
-# again and goes on where it was. Environment: PBD_RUN_DIR (default: runs/slurm-JOBID), PBD_REQUEUE, PBD_PYTHON,
+# Two minutes before the time limit, pbd stops cleanly (exit code 75). With PBD_REQUEUE=1 the job is then queued again
+# and resumes the run. Environment: PBD_RUN_DIR (default: runs/slurm-JOBID), PBD_REQUEUE, PBD_PYTHON,
 # PBD_MPIRUN, PBD_HOME (the checkout, if the job is submitted from elsewhere).
 set -euo pipefail
 home=${PBD_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}} # Slurm runs a copy of this file

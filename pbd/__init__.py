@@ -3,14 +3,16 @@
 import importlib
 from typing import Any
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOMES = {
-    "distill": "pbd.pipeline.distill",
+    "distill": "pbd.pipeline.api",
+    "measure_latency": "pbd.deploy.latency",
+    "Result": "pbd.pipeline.api",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",
-    "LayerTask": "pbd.records",
+    "BlockTask": "pbd.records",
     "Assignment": "pbd.records",
     "PbdError": "pbd.errors",
 }

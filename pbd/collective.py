@@ -1,4 +1,4 @@
-"""Workers that do one piece of work together: each on its part of the data, all with the same sums."""
+"""The collective: workers that call one function at the same time and sum arrays over all of them."""
 
 from typing import Protocol
 
@@ -6,46 +6,46 @@ import numpy as np
 
 
 class CollectiveAbortedError(Exception):
-    """Another worker of the collective gave up what they were at; they can try something else together."""
+    """Another member aborted the current work; the collective is intact and can continue with other work."""
 
 
 class CollectiveLostError(Exception):
-    """Another worker of the collective was lost: there is no collective any more."""
+    """Another member was lost; the collective no longer exists."""
 
 
 class Collective(Protocol):
-    """What a worker knows of those it works with. Everyone must ask for the same sums, in the same order."""
+    """A collective as seen by one of its members. All members must request the same sums in the same order."""
 
     index: int
     size: int
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        """Return the sum of everyone's values, the same to the last bit for all.
+        """Return the sum of all members' arrays, bit-identical in all members.
 
         Args:
-            values: of one shape and type in the whole collective.
+            values: of the same shape and type in all members.
 
         Raises:
-            CollectiveAbortedError: a worker gave up instead.
-            CollectiveLostError: a worker was lost.
+            CollectiveAbortedError: a member aborted.
+            CollectiveLostError: a member was lost.
         """
         ...
 
     def abort(self) -> None:
-        """In place of the next sum: let it fail for the others, since this worker cannot go on."""
+        """Let the next sum fail in the other members, since this member cannot continue; call in place of the sum."""
         ...
 
 
 class WorkerCollective(Collective, Protocol):
-    """The collective of a worker whose part is done in a process that may be lost."""
+    """The collective of a worker whose part of the work runs in a process that may be lost."""
 
     def disconnect(self) -> None:
-        """Instead of the next sum: tell the other members that this worker was lost and the collective ends."""
+        """End the collective, since this worker lost its training process; call in place of the next sum."""
         ...
 
 
 class SingleProcess:
-    """The collective of one."""
+    """A collective with a single member."""
 
     index = 0
     size = 1
@@ -55,17 +55,17 @@ class SingleProcess:
         return values
 
     def abort(self) -> None:
-        """There is nobody else to tell."""
+        """Do nothing: there are no other members."""
 
     def disconnect(self) -> None:
-        """There is nobody else to tell."""
+        """Do nothing: there are no other members."""
 
 
 SINGLE = SingleProcess()
 
 
 def all_reduce_sums(collective: Collective, arrays: list[np.ndarray]) -> list[np.ndarray]:
-    """Return the sums of several arrays of one type, in one exchange."""
+    """Return the sums of several arrays of one type, in a single exchange."""
     if collective.size == 1:
         return arrays
     flat = collective.all_reduce_sum(np.concatenate([array.reshape(-1) for array in arrays]))

@@ -1,9 +1,11 @@
-"""Settings of a run: frozen dataclasses, checked where they are made; the command line is generated from them."""
+"""The settings of a run: frozen dataclasses that check their values. The command line is generated from them:
+a field is a flag, the docstring under it is the flag's help, and the docstring of a class is the title of a group.
+"""
 
 import dataclasses
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -11,17 +13,6 @@ from pbd.errors import UsageError, unknown_name
 
 EXECUTORS = ("auto", "serial", "mpi", "dask")
 SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing")
-BLOCKS = (
-    "decoupled_r1",
-    "decoupled_r2",
-    "decoupled_r3",
-    "two_layer",
-    "three_layer",
-    "two_layer_skip",
-    "three_layer_skip",
-)
-WITHOUT_STATISTICS = BLOCKS[:3]
-"""Blocks that treat every image by itself, so that a batch can be split."""
 BLOCK_INITS = ("noise", "kernel", "fitted")
 FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
@@ -30,9 +21,9 @@ PARALLEL = ("auto", "task", "data")
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
 
 
-def _one_of(kind: str, received: str, known: Iterable[str]) -> None:
-    if received not in known:
-        raise UsageError(unknown_name(kind, received, known))
+def _one_of(kind: str, received: str, choices: Iterable[str]) -> None:
+    if received not in choices:
+        raise UsageError(unknown_name(kind, received, choices))
 
 
 def _at_least(name: str, received: float | None, least: float) -> None:
@@ -47,11 +38,15 @@ def _positive(name: str, received: float) -> None:
 
 def _fraction(name: str, received: float | None) -> None:
     if received is not None and not (0.0 <= received <= 1.0):
-        raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. It is a share: 0.05 is 5%.")
+        raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. It is a fraction: 0.05 is 5%.")
 
 
 def _as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Return the value as its field's type where that changes nothing; refuse it otherwise."""
+    """Convert a value to the type of its field if that loses nothing: a path to str, int to float, list to tuple.
+
+    Raises:
+        UsageError: the value has another type.
+    """
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     if get_origin(kind) is tuple:
@@ -63,8 +58,8 @@ def _as_kind(name: str, kind: Any, value: Any) -> Any:
     if float in kinds and type(value) is int:
         return float(value)
     if type(value) not in kinds:
-        wanted = " or ".join(one.__name__ for one in kinds if one is not type(None))
-        raise UsageError(f"{name} must be of type {wanted}. Received: {value!r}.")
+        names = " or ".join(one.__name__ for one in kinds if one is not type(None))
+        raise UsageError(f"{name} must be of type {names}. Received: {value!r}.")
     return value
 
 
@@ -75,9 +70,9 @@ class TeacherConfig:
     teacher: str = "digits_cnn"
     """A .keras or .h5 file, digits_cnn, or a keras.applications name (VGG16, ResNet50, …)."""
     teacher_weights: str | None = None
-    """Weights for a built-in teacher: a .weights.h5 file, or imagenet; it is trained on the dataset otherwise."""
+    """Weights for a built-in teacher: a .weights.h5 file, or imagenet. By default it is trained on the dataset."""
     teacher_epochs: int = 6
-    """Epochs for training a built-in teacher that has no weights; the result is cached."""
+    """Epochs of training for a built-in teacher without weights; the trained teacher is cached."""
 
     def __post_init__(self) -> None:
         _at_least("teacher_epochs", self.teacher_epochs, 0)
@@ -85,24 +80,25 @@ class TeacherConfig:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images that the blocks and the student learn from."""
+    """The images to train and evaluate with."""
 
     dataset: str = "digits"
-    """digits, a keras.datasets name, an .npz file, a folder of images, or tfds:NAME."""
+    """digits, a keras.datasets name (mnist, cifar10, …), an .npz file, a folder of images, or tfds:NAME."""
     validation_fraction: float = 0.1
-    """Share of the training images set aside for every choice, unless the data brings a validation split."""
+    """Fraction of the training images used for validation, if the data has no validation split."""
     train_limit: int | None = None
     """Use only this many training images."""
     batch_size: int = 64
     """Images per training step."""
     preprocess: str = "auto"
-    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto: what the teacher needs."""
+    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto (as the teacher needs)."""
     augment: str = "none"
-    """none, flip, crop, rotate, flip_crop, or paper (all three), applied to the training images."""
+    """Augmentation of the training images: none, flip, crop, rotate, flip_crop, or paper (flip, crop and rotate)."""
     image_size: int | None = None
-    """Resize images to this many pixels a side; by default a folder's or a tfds set's take the teacher's size."""
+    """Height and width in pixels to which images are resized. By default images from a folder or from tfds get the size
+    that the teacher takes, and other images keep theirs."""
     labels: bool = True
-    """Use the labels; with --no-labels, or data that has none, the teacher's own answers are the measure."""
+    """Use the labels. Without labels, networks are judged by their agreement with the teacher's predictions."""
 
     def __post_init__(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
@@ -117,34 +113,33 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class BlockConfig:
-    """Which layers are replaced, and by what."""
+    """The layers to replace, and the blocks that replace them."""
 
     block: str = "decoupled_r2"
     """decoupled_r1, _r2, _r3 (depthwise filters per channel), or the paper's two_layer, three_layer, two_layer_skip,
     three_layer_skip."""
     block_init: str = "fitted"
-    """A block's first weights: noise (the paper's way), kernel (the teacher's, decoupled), or fitted (and then refined
-    by least squares on a few thousand images)."""
+    """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
+    (as kernel, then refined by least squares on a few thousand images)."""
     layers: tuple[str, ...] = ()
-    """Glob patterns of layer names to replace; a pattern that begins with ^ excludes. All by default."""
+    """Glob patterns of the layers to replace (default: all); a pattern that begins with ^ excludes layers."""
     include_unprofitable: bool = False
-    """Also replace layers whose block would cost no fewer multiply-accumulates, or that have few input channels."""
+    """Also replace layers whose block needs as many multiply-accumulates, and layers with few input channels."""
 
     def __post_init__(self) -> None:
-        _one_of("block", self.block, BLOCKS)
         _one_of("block initialisation", self.block_init, BLOCK_INITS)
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How each block is trained."""
+    """The training of each block."""
 
     epochs: int = 3
-    """Passes over the training images for each block; 0 keeps its first weights (a baseline)."""
+    """Passes over the training images for each block; 0 keeps the initial weights (a baseline)."""
     learning_rate: float = 0.003
-    """Adam's first learning rate; it falls to zero along a cosine. Blocks that begin from noise want 0.01."""
+    """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
-    """A block stops after this many epochs in which its validation error fell by less than 1%; 0: never."""
+    """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
 
     def __post_init__(self) -> None:
         _at_least("epochs", self.epochs, 0)
@@ -154,27 +149,30 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class StudentConfig:
-    """Which blocks are kept, and how the assembled student is tuned."""
+    """The choice of the blocks, and the fine-tuning of the assembled student."""
 
     accuracy_threshold: float | None = None
-    """Accept a block if the teacher with only it swapped in reaches this validation accuracy (or agreement)."""
+    """Accept a block if the teacher with only this block swapped in reaches this validation accuracy (without labels:
+    agreement)."""
     max_accuracy_drop: float | None = None
-    """Accept a block if that accuracy is at most this far below the teacher's (default: 0.2)."""
+    """Accept a block if the teacher with only this block swapped in loses at most this much validation accuracy
+    (default: 0.2)."""
     fine_tune_epochs: int = 8
-    """Passes over the training images for the assembled student; 0 leaves it as assembled."""
+    """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
-    """What is tuned: blocks, all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
+    """Layers to fine-tune: blocks, all, or no_1x1_dense (all except 1x1 convolutions and dense layers)."""
     fine_tune_learning_rate: float = 0.003
-    """Adam's first learning rate for the student; it falls to zero along a cosine."""
+    """Initial learning rate of Adam for the student, with cosine decay to zero."""
     fine_tune_loss: str = "kd_mse"
-    """kd_mse (the teacher's logits), kd_kl (its softened outputs), cross_entropy (labels), or mixed (the last two)."""
+    """kd_mse (teacher's logits), kd_kl (teacher's softened outputs), cross_entropy (labels), or mixed (kd_kl and
+    cross_entropy)."""
     temperature: float = 4.0
-    """Softens the outputs that kd_kl and mixed compare."""
+    """Divides the logits before the softmax in kd_kl and mixed."""
     distillation_weight: float = 0.9
-    """Share of the teacher in mixed; the labels have the rest."""
+    """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
     target_accuracy_drop: float | None = None
-    """Give layers back until the student's validation accuracy (agreement, if no labels) is at most this far below;
-    each time, it is made and fine-tuned again."""
+    """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
+    agreement). The student is assembled and fine-tuned again each time."""
 
     def __post_init__(self) -> None:
         _fraction("accuracy_threshold", self.accuracy_threshold)
@@ -190,7 +188,7 @@ class StudentConfig:
         _positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 
     def lowest_accuracy(self, teacher_accuracy: float) -> float:
-        """Return the validation accuracy (without labels, the agreement) that a block must reach to be accepted."""
+        """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""
         if self.accuracy_threshold is not None:
             return self.accuracy_threshold
         return teacher_accuracy - (0.2 if self.max_accuracy_drop is None else self.max_accuracy_drop)
@@ -198,45 +196,45 @@ class StudentConfig:
 
 @dataclass(frozen=True)
 class ExecutionConfig:
-    """Where and how the work runs; none of it changes the student."""
+    """The execution; it does not change the student."""
 
     executor: str = "auto"
-    """serial, mpi, dask, or auto: mpi under mpirun, else serial."""
+    """serial, mpi, dask, or auto (mpi under mpirun, else serial)."""
     scheduler: str = "auto"
-    """round_robin, wfd (bin packing), contiguous (exact), pull (whoever comes free takes the longest group left),
-    work_stealing (Dask's), or auto: pull on Dask, else contiguous for groups, else wfd."""
+    """round_robin, wfd (bin packing), contiguous (exact partition), pull (a free worker takes the longest remaining
+    group), work_stealing (of Dask), or auto (pull on Dask, else contiguous for groups, else wfd)."""
     parallel: str = "auto"
-    """How workers share the blocks: task (each trains layers of its own), data (all train all layers, each on its part
-    of every batch), or auto (task on Dask, else what is predicted to be faster). All fine-tune the student in any case,
-    but no more than have 32 images of the batch each if it has batch normalisations."""
+    """How workers share the block phase: task (each worker trains other layers), data (all workers train all layers,
+    each on a part of every batch), or auto (task on Dask, else the one that is predicted to be faster). Fine-tuning is
+    always data parallel; with batch normalisation, on so many workers that each has at least 32 images of a batch."""
     workers: int | None = None
-    """Number of workers; under MPI it is the number of ranks, on a Dask cluster how many to wait for."""
+    """Number of workers: under MPI the number of ranks, on a Dask cluster the number of workers to wait for."""
     dask_address: str | None = None
-    """A Dask cluster: tls://HOST:PORT, tcp://HOST:PORT or a scheduler file; by default one is started here."""
+    """A Dask cluster: tls://HOST:PORT, tcp://HOST:PORT or a scheduler file (default: a cluster on this host)."""
     dask_insecure: bool = False
-    """Use a Dask cluster over the network without TLS: whoever reaches it can run code on every worker."""
+    """Allow a Dask cluster over the network without TLS: anybody who can connect to it can run code on every worker."""
     costs: str = "auto"
-    """Where predicted times come from: a costs.json of another run, calibrate, macs, or auto: calibrated before, else
-    calibrate if there are several workers to share the layers among, else macs."""
+    """Source of the predicted times: a costs.json of another run, calibrate (measure), macs (multiply-accumulates), or
+    auto (an earlier calibration, else calibrate if several workers share the layers, else macs)."""
     group: bool = True
-    """Train the layers of a worker in one pass that pays the teacher's forward once."""
+    """Train the layers of a worker as one group, which shares the forward pass of the teacher."""
     memory_limit: float | None = None
-    """Gigabytes (1e9 bytes) that a worker may take while it trains blocks: groups that are predicted to take more are
-    cut (default: what the host has free)."""
+    """Memory of a worker for training blocks, in gigabytes (1e9 bytes). Groups predicted to need more are split
+    (default: the free memory of the host)."""
     isolate: bool = True
-    """Train in a child process of each worker: a crash, a hang or the system's memory killer cost one attempt of three,
-    and not the run."""
+    """Train in a child process of each worker, so that a crash, a hang or the out-of-memory killer costs one of three
+    attempts at a group, not the run."""
     stall_limit: float = 300.0
-    """Seconds for which such a child may neither report nor compute before it counts as lost (seen within twice as
-    many); ten times as many if it computes, since tracing and compiling report nothing."""
+    """Seconds without progress and without computing after which a child process counts as hung. A child that computes
+    has ten times as long, because tracing and compiling report no progress."""
     threads_per_worker: int | None = None
-    """CPU threads of each worker (default: the cores shared out evenly)."""
+    """CPU threads of each worker (default: the cores of the host divided by its workers)."""
     run_dir: str | None = None
-    """Where everything is written (default: runs/TEACHER-DATASET-TIME)."""
+    """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False
-    """Continue the run in run_dir: only what is missing is trained."""
+    """Continue the run in --run-dir: train only what is missing."""
     verbose: bool = False
-    """Say more: library warnings, and a traceback where something goes wrong."""
+    """Show warnings of libraries, and the traceback of an error."""
 
     def __post_init__(self) -> None:
         _one_of("executor", self.executor, EXECUTORS)
@@ -244,7 +242,7 @@ class ExecutionConfig:
         _one_of("kind of parallelism", self.parallel, PARALLEL)
         if self.parallel == "data" and (self.scheduler != "auto" or not self.group):
             raise UsageError(
-                "parallel data has no layers to share out. Received: "
+                "parallel data divides batches, not layers, among the workers. Received: "
                 f"{'no_group' if not self.group else 'scheduler ' + self.scheduler}. Give --parallel task."
             )
         if self.memory_limit is not None:
@@ -254,7 +252,8 @@ class ExecutionConfig:
         _at_least("threads_per_worker", self.threads_per_worker, 1)
         if self.scheduler == "work_stealing" and self.executor != "dask":
             raise UsageError(
-                f"work stealing is Dask's. Received: executor {self.executor}. Give --executor dask, or use pull."
+                "work_stealing needs the dask executor. "
+                f"Received: executor {self.executor}. Give --executor dask, or use pull."
             )
         if self.dask_address is not None and self.executor != "dask":
             raise UsageError(
@@ -266,7 +265,7 @@ class ExecutionConfig:
 
 @dataclass(frozen=True)
 class RunConfig:
-    """Everything a run is told. `RunConfig.of(epochs=3)` sets fields by name, wherever they live."""
+    """All settings of a run. `RunConfig.of(epochs=3)` sets fields by name, in whichever section they are."""
 
     teacher: TeacherConfig = field(default_factory=TeacherConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -275,24 +274,19 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     seed: int = 0
-    """Everything random derives from it and from layer names."""
+    """All random numbers derive from it and from layer names."""
 
     def __post_init__(self) -> None:
         loss = self.student.fine_tune_loss
         if not self.data.labels and loss in NEED_LABELS:
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
-        if self.execution.parallel == "data" and self.blocks.block not in WITHOUT_STATISTICS:
-            raise UsageError(
-                "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
-                f"{self.blocks.block}. Give --parallel task, or --block decoupled_r2."
-            )
 
     @classmethod
     def of(cls, **settings: Any) -> "RunConfig":
-        """Return a config with these fields set, the others at their defaults.
+        """Return a config with these fields set and the others at their defaults.
 
         Raises:
-            UsageError: a name is unknown (the nearest one is named) or a value is out of its range.
+            UsageError: a name is unknown (the message suggests the nearest name) or a value is out of its range.
 
         Example:
             >>> RunConfig.of(teacher="resnet.keras", epochs=3).training.epochs
@@ -301,11 +295,11 @@ class RunConfig:
         return cls().replace(**settings)
 
     def replace(self, **settings: Any) -> "RunConfig":
-        """Return this config with the fields named in `settings` changed."""
+        """Return a copy with these fields changed; see `of`."""
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seed"}
         owner = {f.name: name for name, part in sections.items() for f in dataclasses.fields(part)}
         changes: dict[str, dict[str, Any]] = {}
-        seed = settings.pop("seed", self.seed)
+        seed = _as_kind("seed", int, settings.pop("seed", self.seed))
         for name, value in settings.items():
             if name not in owner:
                 raise UsageError(unknown_name("setting", name, [*owner, "seed"]))
@@ -315,13 +309,12 @@ class RunConfig:
         return dataclasses.replace(self, seed=seed, **parts)
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting by its own name, as the command line and TOML files spell it."""
-        nested: Mapping[str, Any] = dataclasses.asdict(self)
-        return {k: v for part in nested.values() if isinstance(part, dict) for k, v in part.items()} | {
-            "seed": self.seed
-        }
+        """Return every setting by name, without sections, as TOML files have them."""
+        settings = dataclasses.asdict(self)
+        seed = settings.pop("seed")
+        return {name: value for section in settings.values() for name, value in section.items()} | {"seed": seed}
 
     def student_settings(self) -> dict[str, Any]:
-        """Return the settings that decide which student comes out: all but those of the execution."""
-        where_it_runs = {f.name for f in dataclasses.fields(ExecutionConfig)}
-        return {name: value for name, value in self.flat().items() if name not in where_it_runs}
+        """Return the settings that the student depends on: all except those of the execution."""
+        of_execution = {f.name for f in dataclasses.fields(ExecutionConfig)}
+        return {name: value for name, value in self.flat().items() if name not in of_execution}

@@ -1,10 +1,10 @@
-"""Live progress of all workers, fed with `Progress` events: bars on a terminal, plain lines elsewhere."""
+"""The progress of all workers, from `Progress` events: bars on a terminal, plain lines elsewhere."""
 
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -15,7 +15,7 @@ from pbd.records import Progress
 
 
 class ProgressDisplay:
-    """What the run tells where it stands: a context manager that shows nothing by itself. Thread-safe."""
+    """The interface of a display, and one that shows nothing: a context manager that receives events. Thread-safe."""
 
     def __enter__(self) -> Self:
         return self
@@ -23,21 +23,17 @@ class ProgressDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Take the display off the screen."""
+        """Remove the display from the screen."""
 
     def update(self, event: Progress) -> None:
-        """Show where a worker stands."""
+        """Show the progress of a worker."""
 
     def phase(self, text: str) -> None:
-        """Announce the next phase in a line, with the seconds since the display was made."""
-
-
-class NullProgress(ProgressDisplay):
-    """Shows nothing."""
+        """Announce the next phase in one line, with the seconds since the display was created."""
 
 
 class LineProgress(ProgressDisplay):
-    """One plain line per worker at most every `interval_s` seconds, and whenever its label or epoch changes."""
+    """Prints one line for a worker whenever its label or epoch changes, else at most every `interval_s` seconds."""
 
     def __init__(self, console: Console, interval_s: float = 5.0, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -48,28 +44,28 @@ class LineProgress(ProgressDisplay):
         self._lock = threading.Lock()
 
     def update(self, event: Progress) -> None:
-        now_s, doing = self._clock(), (event.label, event.epoch)
+        now_s, position = self._clock(), (event.label, event.epoch)
         with self._lock:
             shown_s, shown = self._shown.get(event.worker, (0.0, None))
-            if shown == doing and now_s - shown_s < self._interval_s:
+            if shown == position and now_s - shown_s < self._interval_s:
                 return
-            self._shown[event.worker] = now_s, doing
-        share = f"/{event.total} ({event.done / event.total:.0%})" if event.total > 0 else ""
-        parts = [f"worker {event.worker}: {_one_line(event.label)}", _epoch(event), f"step {event.done}{share}"]
+            self._shown[event.worker] = now_s, position
+        total = f"/{event.total} ({event.done / event.total:.0%})" if event.total > 0 else ""
+        parts = [f"worker {event.worker}: {_one_line(event.label)}", _epoch(event), f"step {event.done}{total}"]
         if event.loss is not None:
             parts.append(f"loss {event.loss:.4g}")
-        _say(self._console, now_s - self._began_s, ", ".join(part for part in parts if part))
+        _print_line(self._console, now_s - self._began_s, ", ".join(part for part in parts if part))
 
     def phase(self, text: str) -> None:
         with self._lock:
             self._shown.clear()
-        _say(self._console, self._clock() - self._began_s, text)
+        _print_line(self._console, self._clock() - self._began_s, text)
 
 
 class LiveProgress(ProgressDisplay):
-    """A bar for each worker that has reported since the last phase began; the bars vanish at the end.
+    """Shows a bar for each worker that has reported since the last phase began, and removes the bars at the end.
 
-    Where there are more workers than the terminal has lines, the last ones are left out.
+    If there are more workers than lines on the terminal, the last ones are not shown.
     """
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,27 +98,31 @@ class LiveProgress(ProgressDisplay):
         self._bars.stop()
 
     def update(self, event: Progress) -> None:
-        total = event.total if event.total > 0 else None  # a length that is unknown pulses
-        shown = {"epoch": _epoch(event), "loss": "" if event.loss is None else f"loss {event.loss:.3g}"}
+        total = event.total if event.total > 0 else None  # a bar without a total pulses
+        fields: dict[str, Any] = {
+            "description": _one_line(event.label),
+            "epoch": _epoch(event),
+            "loss": "" if event.loss is None else f"loss {event.loss:.3g}",
+        }
         with self._lock:
             task = self._tasks.get(event.worker)
             if task is None:
-                task = self._tasks[event.worker] = self._bars.add_task("", total=total, worker=event.worker, **shown)
+                task = self._tasks[event.worker] = self._bars.add_task(total=total, worker=event.worker, **fields)
             elif self._labels[event.worker] != event.label:
-                self._bars.reset(task, total=total)  # another group: its speed says nothing about this one's
+                self._bars.reset(task, total=total)  # the speed of another group does not predict this one's end
             self._labels[event.worker] = event.label
-            self._bars.update(task, total=total, completed=event.done, description=_one_line(event.label), **shown)
+            self._bars.update(task, total=total, completed=event.done, **fields)
 
     def phase(self, text: str) -> None:
         with self._lock:
             for task in self._tasks.values():
                 self._bars.remove_task(task)
             self._tasks.clear()
-        _say(self._bars.console, self._clock() - self._began_s, text)
+        _print_line(self._bars.console, self._clock() - self._began_s, text)
 
 
 def open_progress(console: Console | None = None, interval_s: float = 5.0) -> ProgressDisplay:
-    """Return bars where `console` (standard output by default) is a terminal, and plain lines elsewhere.
+    """Return bars if `console` (by default standard output) is a terminal, else plain lines.
 
     Example:
         >>> with open_progress() as progress:
@@ -135,7 +135,7 @@ def open_progress(console: Console | None = None, interval_s: float = 5.0) -> Pr
     return LineProgress(console, interval_s)
 
 
-def _say(console: Console, elapsed_s: float, text: str) -> None:
+def _print_line(console: Console, elapsed_s: float, text: str) -> None:
     console.print(f"[{elapsed_s:5.1f} s] {text}", markup=False, highlight=False, emoji=False, soft_wrap=True)
 
 

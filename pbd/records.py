@@ -1,21 +1,32 @@
 """What passes between the parts of pbd: frozen records, plain data, no TensorFlow, no MPI."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 
-@dataclass(frozen=True)
-class LayerTask:
-    """One convolution of the teacher that a block may replace.
+class BlockKey(NamedTuple):
+    """What results, journal entries and report rows are keyed by: one design in the place of one layer."""
 
-    Shapes exclude the batch axis; multiply-accumulates are per image. `prefix_macs` counts every layer that
-    must run to produce the convolution's output, the convolution included.
+    layer: str
+    design: str
+
+    def __str__(self) -> str:
+        return f"{self.layer}@{self.design}"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One convolution of the teacher with a kernel other than 1x1.
+
+    Shapes exclude the batch axis; multiply-accumulates are per image.
     """
 
     index: int
-    layer_name: str
+    """Its place among the convolutions, in graph order."""
+    name: str
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
     dilation_rate: tuple[int, int]
@@ -25,21 +36,38 @@ class LayerTask:
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
     prefix_macs: int
-    layer_macs: int
-    block_macs: int
-    layer_params: int
-    block_params: int
+    """Of every layer that must run to produce this layer's output, this layer included."""
+    macs: int
+    params: int
     use_bias: bool = False
-    """Whether the layer adds a bias; its block then does so too."""
+    data_format: str = "channels_last"
+    dtype: str = "float32"
+    """Name of the layer's dtype policy."""
+
+
+@dataclass(frozen=True)
+class BlockTask:
+    """A block to train: one design in the place of one layer."""
+
+    layer: Layer
+    design: str
+    """Name of the block design."""
+    macs: int
+    """Of the block, per image; 0 if it cannot be built."""
+    params: int
     skip_reason: str | None = None
-    """Why no block is trained for this layer; `None` where one is."""
+    """Why no block is trained for this layer; None if one is."""
+
+    @property
+    def key(self) -> BlockKey:
+        return BlockKey(self.layer.name, self.design)
 
 
 @dataclass(frozen=True)
 class TaskGroup:
     """Tasks trained in one pass: one forward of the teacher, as deep as the deepest, feeds every block."""
 
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     predicted_s: float | None = field(default=None, compare=False)
     """What training it is predicted to take, in seconds."""
     attempt: int = field(default=1, compare=False)
@@ -48,10 +76,12 @@ class TaskGroup:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("a task group holds at least one task. Received: none.")
+        if len(set(self.layer_names)) < len(self.tasks):
+            raise ValueError(f"a task group holds one task per layer. Received: {', '.join(self.layer_names)}.")
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        return tuple(task.layer_name for task in self.tasks)
+        return tuple(task.layer.name for task in self.tasks)
 
 
 @dataclass(frozen=True)
@@ -82,13 +112,14 @@ class Assignment:
 
 @dataclass(frozen=True)
 class BlockResult:
-    """What became of one task. A block that failed is data, not an exception."""
+    """The outcome of one task. A block that failed is data, not an exception."""
 
-    layer_name: str
+    layer: str
+    """Name of the layer."""
     status: str
     """`trained` or `failed`."""
-    block: str
-    """Name of the block design, a key of `pbd.blocks.BLOCKS`."""
+    design: str
+    """Name of the block design."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
     """The block's weights, by layer and variable name."""
     loss_history: tuple[float, ...] = ()
@@ -123,6 +154,10 @@ class BlockResult:
     """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
 
     @property
+    def key(self) -> BlockKey:
+        return BlockKey(self.layer, self.design)
+
+    @property
     def score(self) -> float | None:
         """What the block is judged by: the accuracy or, without labels, the agreement with the teacher."""
         return self.val_agreement if self.val_accuracy is None else self.val_accuracy
@@ -141,6 +176,10 @@ class Progress:
     epoch: int = 0
     loss: float | None = None
     """Summed mean squared error of the group's blocks."""
+
+
+ProgressCallback = Callable[[Progress], None]
+"""Receives the progress of a worker."""
 
 
 @dataclass(frozen=True)
@@ -266,5 +305,5 @@ class RunReport:
     version: int = 1
 
     @property
-    def failed_layers(self) -> tuple[str, ...]:
-        return tuple(row.layer for row in self.blocks if row.status == "failed")
+    def failed_blocks(self) -> tuple[BlockKey, ...]:
+        return tuple(BlockKey(row.layer, row.block or "") for row in self.blocks if row.status == "failed")

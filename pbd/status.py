@@ -1,6 +1,6 @@
-"""`python -m pbd.status RUN_DIR`: what is done, failed and left, and whether the run is complete and intact.
+"""`pbd status RUN_DIR`: which blocks are trained, failed or missing, and whether the run is complete and undamaged.
 
-It is the authority on success, which the exit code of `mpirun` is not.
+Use it, not the exit code of `mpirun`, to decide whether a run succeeded: a launcher may lose the code of a rank.
 """
 
 import dataclasses
@@ -11,96 +11,98 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import tyro
-
-from pbd import report
-from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, CorruptStateError, PbdError, StoppedError
+from pbd import command_line, report
+from pbd.command_line import Parser
+from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, CorruptStateError, StoppedError
 from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal
 
+PROGRAM = "pbd-status"
 COMPLETE, RUNNING, STOPPED, DAMAGED = "complete", "running", "stopped", "damaged"
-_MOST_NAMES = 12
+MAX_NAMES = 12
+"""How many layers or files a line of the text output names."""
 
 
 @dataclass(frozen=True)
 class Status:
-    """Where a run stands."""
+    """The state of a run."""
 
     run_dir: str
     state: str
-    """`complete`, `running`, `stopped` (go on with --resume) or `damaged`."""
+    """`complete`, `running`, `stopped` (continue with --resume) or `damaged`."""
     done: tuple[str, ...]
-    """Layers whose blocks are trained and whole."""
+    """Blocks (layer@design) that are trained and undamaged."""
     failed: tuple[str, ...]
-    """Layers whose blocks could not be trained; known when the run is complete."""
+    """Blocks that could not be trained; empty until the run is complete."""
     left: tuple[str, ...]
-    """Layers whose blocks are still to be trained."""
+    """Blocks that have yet to be trained."""
     damaged: tuple[str, ...]
     """Files that changed after the run was complete."""
     holder: dict[str, Any] | None
-    """Who is at work: host, process, since."""
+    """The process that works in the run directory: its host, its id, and when it started."""
 
     @property
     def exit_code(self) -> int:
-        """0 if everything is done and whole, else what `pbd-run` would end with."""
+        """0 if the run is complete, undamaged and without failed blocks, else the exit code of `pbd distill`."""
         if self.state == COMPLETE:
             return FINISHED_WITH_FAILED_BLOCKS if self.failed else 0
         return CorruptStateError.exit_code if self.state == DAMAGED else StoppedError.exit_code
 
 
 def read(run_dir: str | Path) -> Status:
-    """Return where the run in a directory stands; nothing is changed.
+    """Return the state of the run in a directory, without changing anything.
 
     Raises:
-        MissingInputError: there is no run.
+        MissingInputError: the directory holds no run.
         CorruptStateError: its `run.json` is damaged.
     """
     journal = Journal(Path(run_dir))
-    layers, done = journal.layers(), tuple(sorted(journal.committed_blocks()))
-    who, damaged = lock.holder(journal.path), manifest.damaged(journal)
-    state = RUNNING if who is not None else STOPPED if damaged is None else DAMAGED if damaged else COMPLETE
+    keys, committed = journal.keys(), journal.committed_blocks()
+    holder, damaged = lock.holder(journal.path), manifest.damaged(journal)
+    if holder is not None:
+        state = RUNNING
+    elif damaged is None:
+        state = STOPPED
+    else:
+        state = DAMAGED if damaged else COMPLETE
     finished = report.read(journal) if state == COMPLETE else None
-    failed = tuple(finished.failed_layers) if finished else ()
-    left = () if finished else tuple(name for name in layers if name not in done)
-    return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), who)
+    done = tuple(str(key) for key in sorted(committed))
+    failed = tuple(str(key) for key in finished.failed_blocks) if finished else ()
+    left = () if finished else tuple(str(key) for key in keys if key not in committed)
+    return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), holder)
 
 
 def describe(status: Status) -> str:
-    """Say it to people."""
+    """Return the state as lines of text."""
     total = len({*status.done, *status.failed, *status.left})
-    said = {
+    states = {
         COMPLETE: "complete and intact",
         RUNNING: f"running: {lock.describe(status.holder or {})}",
-        STOPPED: "stopped: go on with --resume",
-        DAMAGED: "complete, but damaged since: make it whole with --resume",
+        STOPPED: "stopped: continue with --resume",
+        DAMAGED: "complete, but damaged since: repair with --resume",
     }
-    lines = [f"{status.run_dir}: {said[status.state]}", f"{len(status.done)} of {total} blocks trained"]
-    for word in ("failed", "left", "damaged"):
-        names = getattr(status, word)
+    lines = [f"{status.run_dir}: {states[status.state]}", f"{len(status.done)} of {total} blocks trained"]
+    for field in ("failed", "left", "damaged"):
+        names = getattr(status, field)
         if names:
-            more = f" and {len(names) - _MOST_NAMES} more" if len(names) > _MOST_NAMES else ""
-            lines.append(f"{word}: {', '.join(names[:_MOST_NAMES])}{more}")
+            more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+            lines.append(f"{field}: {', '.join(names[:MAX_NAMES])}{more}")
     return "\n".join(lines)
 
 
-@dataclass(frozen=True)
-class _CommandLine:
-    run_dir: tyro.conf.Positional[str]
-    """What --run-dir was."""
-    json: bool = False
-    """Say it to programs."""
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
+    """Run the command line; return the exit code, 0 only for a run that is complete, undamaged and without failures."""
 
+    def command(arguments: Sequence[str]) -> int:
+        parser = Parser(program, __doc__ or "")
+        parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory (--run-dir of the run)")
+        parser.add_argument("--json", action="store_true", help="print JSON in place of text")
+        settings = parser.parse_args(arguments)
+        status = read(settings.run_dir)
+        print(json.dumps(dataclasses.asdict(status), indent=2) if settings.json else describe(status))
+        return status.exit_code
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, 0 only for a run that is complete, whole and without failures."""
-    line = tyro.cli(_CommandLine, args=argv, prog="pbd-status", description=(__doc__ or "").split("\n\n")[1])
-    try:
-        status = read(line.run_dir)
-    except PbdError as error:
-        print(f"pbd-status: {error}", file=sys.stderr)
-        return error.exit_code
-    print(json.dumps(dataclasses.asdict(status), indent=2) if line.json else describe(status))
-    return status.exit_code
+    return command_line.run(program, command, argv)
 
 
 if __name__ == "__main__":

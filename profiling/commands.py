@@ -1,4 +1,4 @@
-"""A command that runs beside us: it gets the signals that we get, and we learn at once that it ended."""
+"""Run a command as a child process: signals are forwarded to it, and its end is noticed at once."""
 
 import os
 import signal
@@ -10,12 +10,12 @@ from pbd.errors import MissingInputError
 
 FORWARDED = {signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2}
 FROM_KERNEL = 0x80
-"""`si_code` of what a terminal sends, to the command as well, so that it is not sent on (Linux' SI_KERNEL)."""
+"""`si_code` of a signal from the terminal (Linux' SI_KERNEL): the command got it, too, so it is not forwarded."""
 IGNORED_BY_PYTHON = (signal.SIGPIPE, signal.SIGXFSZ)
 
 
 class Command:
-    """A context in which signals wait until they are sent on; threads that start within leave them alone, too.
+    """A context that blocks signals, in threads started within as well, so that `wait` can forward them to the command.
 
     Args:
         argv: the program and its arguments.
@@ -36,24 +36,26 @@ class Command:
         signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
 
     def start(self) -> None:
-        """Start it, with signals as we found them.
+        """Start the command with the signal mask that this process had before the context.
 
         Raises:
-            MissingInputError: there is no such program, or it may not be run.
+            MissingInputError: there is no such program, or it cannot be executed.
         """
-        how = {"setsigmask": self._mask, "setsigdef": IGNORED_BY_PYTHON}
         try:
-            self._process = os.posix_spawnp(self._argv[0], self._argv, os.environ, **how)
+            self._process = os.posix_spawnp(
+                self._argv[0], self._argv, os.environ, setsigmask=self._mask, setsigdef=IGNORED_BY_PYTHON
+            )
         except OSError as error:
             raise MissingInputError(
                 f"the command must be a program. Received: {self._argv[0]!r}: {error.strerror}."
             ) from error
 
     def wait(self, seconds: float) -> int | None:
-        """Wait so long, sending signals on, or until it ends.
+        """Forward signals until the command ends, at most for `seconds`.
 
         Returns:
-            Its exit code, 128 and the signal's number where one ended it, as in a shell; `None` while it runs.
+            The exit code of the command, or 128 plus the number of the signal that ended it, as in a shell; None if it
+            still runs.
         """
         until_s = time.monotonic() + seconds
         while True:
@@ -64,6 +66,6 @@ class Command:
             left_s = until_s - time.monotonic()
             if left_s <= 0:
                 return None
-            came = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, left_s)
-            if came is not None and came.si_signo in FORWARDED and came.si_code != FROM_KERNEL:
-                os.kill(self._process, came.si_signo)
+            received = signal.sigtimedwait({*FORWARDED, signal.SIGCHLD}, left_s)
+            if received is not None and received.si_signo in FORWARDED and received.si_code != FROM_KERNEL:
+                os.kill(self._process, received.si_signo)

@@ -2,10 +2,10 @@
 
     python -m profiling.greenup reference.csv optimised.csv
 
-The traces are those of `profiling.sample`, or any table with a column `t_s` of seconds and, for each device, joules
-since the beginning (`rapl_package-0_j`, say) or watts at each moment (`rapl_package-0_w`, integrated by the trapezoid
-rule). Speedup is the reference's time over the other's, greenup its energy over the other's, and powerup the other's
-mean power over its own, which is speedup over greenup. A greenup of 1.29 saves 22.5% of the energy.
+A trace is a CSV file of `profiling.sample`, or any table with a column `t_s` (seconds) and for each device a column of
+joules since the start (such as `rapl_package-0_j`) or of watts (such as `rapl_package-0_w`, integrated by the trapezoid
+rule). Speedup = time of the reference / time of the optimised run. Greenup = energy of the reference / energy of the
+optimised run. Powerup = speedup / greenup = ratio of their mean powers. A greenup of 1.29 saves 22.5% of the energy.
 """
 
 import argparse
@@ -21,25 +21,25 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from experiments import command_line
-from experiments.command_line import Parser
+from pbd import command_line
+from pbd.command_line import Parser
 from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Device
 from pbd.errors import BadInputError, MissingInputError
 
 TIME = "t_s"
 COLUMN = re.compile(r"(?P<source>\w+)_(?P<device>(?P<kind>gpu|package)-.+)_(?P<unit>[jw])")
-"""Cores are parts of packages, and not added to them."""
+"""Columns with energy. Cores are left out because they are part of their package."""
 
 
 @dataclass(frozen=True)
-class Spent:
-    """What a run took."""
+class Measured:
+    """Time and energy of a run."""
 
     name: str
     seconds: float
     by_kind_j: dict[str, float]
-    """Joules of its GPUs and of its processor packages; only of those that are measured."""
+    """Joules of the GPUs (`gpu`) and of the processor packages (`package`), if they were measured."""
     source: str
 
     @property
@@ -53,54 +53,56 @@ class Spent:
 
 @dataclass(frozen=True)
 class Comparison:
-    """A run over its reference."""
+    """The ratios of a run to its reference."""
 
     speedup: float
     greenup: float
     powerup: float
 
     @classmethod
-    def of(cls, reference: Spent, optimised: Spent) -> "Comparison":
+    def of(cls, reference: Measured, optimised: Measured) -> "Comparison":
         """Compare two runs.
 
         Raises:
-            BadInputError: not the same was measured of both.
+            BadInputError: the runs were measured on different kinds of device.
         """
-        measured = [" and ".join(sorted(run.by_kind_j)) for run in (reference, optimised)]
-        if measured[0] != measured[1]:
+        kinds = [" and ".join(sorted(run.by_kind_j)) for run in (reference, optimised)]
+        if kinds[0] != kinds[1]:
             raise BadInputError(
                 "both traces must measure the same kinds of device. "
-                f"Received: {measured[0]} in {reference.name}, {measured[1]} in {optimised.name}. Measure both alike."
+                f"Received: {kinds[0]} in {reference.name}, {kinds[1]} in {optimised.name}. Measure both alike."
             )
         speedup, greenup = reference.seconds / optimised.seconds, reference.joules / optimised.joules
         return cls(speedup, greenup, speedup / greenup)
 
 
-def read_trace(path: Path) -> Spent:
-    """Return what a trace says.
+def read_trace(path: Path) -> Measured:
+    """Return the time and the energy in a trace.
 
     Raises:
         MissingInputError: the file cannot be read.
-        BadInputError: it is no trace, or does not tell the energy of the whole run.
+        BadInputError: it is not a trace, or lacks the energy of a part of the run.
     """
     columns = _read_columns(path)
     times_s = _figures(columns, TIME, path)
     if not times_s or times_s != sorted(times_s) or times_s[0] == times_s[-1]:
-        raise BadInputError(f"a trace has rows in order of time, and takes some. Received: {path}. Measure again.")
-    found = [match for name in columns if (match := COLUMN.fullmatch(name))]
-    if not found:
+        raise BadInputError(f"a trace must have rows in order of time. Received: {path}. Measure again.")
+    energy_columns = [match for name in columns if (match := COLUMN.fullmatch(name))]
+    if not energy_columns:
         raise BadInputError(
-            f"a trace must tell energy (columns like rapl_package-0_j). Received: {path}, which has no power. "
-            "Measure again where profiling.sample finds a meter; it says what it lacks."
+            f"a trace must contain energy (columns like rapl_package-0_j). Received: {path}, without. "
+            "Measure again with a meter that profiling.sample can read; it prints what is missing."
         )
     by_kind_j: dict[str, float] = {}
-    for match in {match["device"]: match for match in sorted(found, key=lambda match: match["unit"] == "j")}.values():
+    # One column for each device: joules come last in this order, so they replace watts.
+    by_device = {match["device"]: match for match in sorted(energy_columns, key=lambda match: match["unit"] == "j")}
+    for match in by_device.values():
         joules = _joules(match, times_s, _figures(columns, match[0], path))
         by_kind_j[match["kind"]] = by_kind_j.get(match["kind"], 0.0) + joules
     if sum(by_kind_j.values()) <= 0:
-        raise BadInputError(f"a run takes energy. Received: {path}, with 0 J in all. Check the meter.")
-    source = "+".join(dict.fromkeys(match["source"] for match in found))
-    return Spent(path.name, times_s[-1] - times_s[0], by_kind_j, source)
+        raise BadInputError(f"a run must take energy. Received: {path}, with 0 J in total. Check the meter.")
+    source = "+".join(dict.fromkeys(match["source"] for match in energy_columns))
+    return Measured(path.name, times_s[-1] - times_s[0], by_kind_j, source)
 
 
 def _joules(match: re.Match[str], times_s: Sequence[float], figures: Sequence[float]) -> float:
@@ -125,7 +127,7 @@ def _figures(columns: dict[str, list[str]], name: str, path: Path) -> list[float
     """Return a column as numbers.
 
     Raises:
-        BadInputError: one is missing, or none; so it is where a meter was lost.
+        BadInputError: the column is missing, or has an empty cell, as after the loss of a meter.
     """
     cells = columns.get(name)
     if cells is None:
@@ -138,13 +140,13 @@ def _figures(columns: dict[str, list[str]], name: str, path: Path) -> list[float
             figures.append(math.nan)
         if not math.isfinite(figures[-1]):
             raise BadInputError(
-                f"{name} must be known in every row. Received: {cell!r} in row {row} of {len(cells)} of {path}. "
+                f"{name} must have a number in every row. Received: {cell!r} in row {row} of {len(cells)} of {path}. "
                 "Measure again."
             )
     return figures
 
 
-def as_table(reference: Spent, optimised: Spent, comparison: Comparison) -> Table:
+def as_table(reference: Measured, optimised: Measured, comparison: Comparison) -> Table:
     """Return both runs and their comparison for a terminal."""
     saved = 1 - 1 / comparison.greenup
     table = Table(
@@ -168,13 +170,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         UsageError: a flag is wrong, or a trace is missing; the message is one line.
     """
     parser = Parser("greenup", __doc__)
-    parser.add_argument("reference", type=Path, help="the trace of the run that is compared with")
-    parser.add_argument("optimised", type=Path, help="the trace of the run that should take less")
+    parser.add_argument("reference", type=Path, help="trace of the reference run")
+    parser.add_argument("optimised", type=Path, help="trace of the run to compare with it")
     return parser.parse_args(argv)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Compare, and print the table; return the exit code, those of pbd-run."""
+    """Compare, and print the table; return the exit code (see `pbd.errors`)."""
 
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)

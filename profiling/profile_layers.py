@@ -1,10 +1,10 @@
-"""Measure what each convolution of a network takes when a block is trained for it here: a table for `pbd-run --costs`.
+"""Measure how long training a block takes for each convolution of a network: a table for `pbd-run --costs`.
 
-Speed does not depend on weights or pixels: networks of keras.applications get random weights, and images are noise.
+Speed does not depend on weights or pixels, so networks of keras.applications get random weights, and images are noise.
 
     python -m profiling.profile_layers --teacher VGG16 --image-size 224 --batch-size 8 --out costs.json
 
-A run takes the table if it has the same network, block, first weights and batch size. `--classes` must fit too.
+A run accepts the table if its network, block, block initialisation and batch size are the same.
 """
 
 import argparse
@@ -18,15 +18,15 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder, positive
-from pbd.config import BLOCK_INITS, BLOCKS, BlockConfig, DataConfig
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
+from pbd.config import BLOCK_INITS, BlockConfig, DataConfig
 from pbd.run_dir.journal import write_atomically
 from pbd.scheduling.cost_table import CostTable
 from pbd.system import backend, devices
 
 BATCHES = 2
-"""Different batches of images; more would only take memory."""
+"""Different batches of images; more would only need memory."""
 
 
 def noise(image_shape: tuple[int, int, int], batch_size: int) -> Any:
@@ -52,14 +52,16 @@ def measure(settings: argparse.Namespace) -> CostTable:
         PbdError: there is no such teacher, or it has no convolution to replace.
     """
     from experiments.networks import load_teacher
+    from pbd import blocks
     from pbd.blockwise.tasks import enumerate_tasks
     from pbd.costs import layer_timing
 
     teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
-    tasks = enumerate_tasks(teacher, settings.block, (), settings.include_unprofitable)
+    design = blocks.get(settings.block)
+    tasks = enumerate_tasks(teacher, design, (), settings.include_unprofitable)
     wanted = tuple(task for task in tasks if task.skip_reason is None)
     data = noise(tuple(teacher.inputs[0].shape[1:]), settings.batch_size)
-    return layer_timing.calibrate(layer_timing.Setup(teacher, wanted, data, settings.block, settings.block_init))
+    return layer_timing.calibrate(layer_timing.Setup(teacher, wanted, data, {design.name: design}, settings.block_init))
 
 
 def as_table(costs: CostTable) -> Table:
@@ -94,7 +96,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive, default=224, help="pixels, where the teacher leaves it free")
     parser.add_argument("--classes", type=positive, default=10, help="of a built-in network")
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
-    parser.add_argument("--block", choices=BLOCKS, default=BlockConfig().block)
+    parser.add_argument("--block", default=BlockConfig().block)
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--include-unprofitable", action="store_true", help="as in pbd-run")
     parser.add_argument("--threads", type=positive, help="CPU threads; by default all cores")
@@ -109,7 +111,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def command(arguments: Sequence[str]) -> None:
         settings = parse(arguments)
-        devices.claim(0, 1, settings.threads)
+        devices.Share(threads=settings.threads).claim()
         backend.load()
         costs = measure(settings)
         Console().print(as_table(costs))

@@ -1,12 +1,12 @@
-"""Run a command, and write down what the host does meanwhile, once a second: the paper's system profiler.
+"""Run a command and record load, power and energy of the host once a second: the paper's system profiler.
 
     python -m profiling.sample --csv trace.csv -- mpirun -n 4 pbd-run --teacher VGG16 --dataset cifar10
 
-A row holds the seconds since the beginning (`t_s`), how busy all processors were (`cpu_percent`) and each of them
-(`cpu0_percent`, as /proc/stat counts, since the row before), each GPU's load and memory (`gpu-0_percent`,
-`gpu-0_memory_bytes`), and for all that is measured the mean watts since the row before and the joules since the
-beginning: `rapl_package-0_w`, `rapl_package-0_j`, `nvml_gpu-0_w`, `amd_msr_core-0_j`, … A cell is empty where nothing
-is known. Signals go on to the command, and its exit code is returned.
+A row holds the seconds since the start (`t_s`), the load of all processors (`cpu_percent`) and of each (`cpu0_percent`)
+since the previous row (from /proc/stat), load and memory of each GPU (`gpu-0_percent`, `gpu-0_memory_bytes`), and for
+each energy meter the mean watts since the previous row and the joules since the start: `rapl_package-0_w`,
+`rapl_package-0_j`, `nvml_gpu-0_w`, `amd_msr_core-0_j`, … A cell is empty if the value is unknown. Signals are forwarded
+to the command, and its exit code is returned.
 """
 
 import argparse
@@ -20,28 +20,27 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line
-from experiments.command_line import Parser, check_folder
-from pbd import energy
+from pbd import command_line, energy
+from pbd.command_line import Parser, check_folder
 from pbd.energy import nvml
 from pbd.energy.sensors import Sensor
 from pbd.errors import MissingInputError
 from profiling.commands import Command
 
 STAT = Path("/proc/stat")
-LONGEST_S = 60.0
-"""Between two rows; a counter of 32 bits may go round unseen in more."""
+MAX_INTERVAL_S = 60.0
+"""Between two rows; a 32-bit energy counter may overflow twice in a longer interval."""
 
 
 class Processors:
-    """How busy the processors are, as Linux counts it in ticks."""
+    """The load of the processors, from the ticks that Linux counts."""
 
     def __init__(self, stat: Path) -> None:
         self._stat = stat
         self._last: dict[str, tuple[int, int]] = {}
 
     def cells(self) -> dict[str, float | None]:
-        """Return the percentages since the call before, of all together and of each; `None` the first time."""
+        """Return the load in percent since the previous call, of all processors and of each; None at the first call."""
         now = dict(itertools.starmap(self._ticks, self._lines()))
         shares = {name: _percent(ticks, self._last.get(name)) for name, ticks in now.items()}
         self._last = now
@@ -54,7 +53,7 @@ class Processors:
 
     @staticmethod
     def _ticks(name: str, counts: list[int]) -> tuple[str, tuple[int, int]]:
-        """Return the busy ticks and all of them; what guests took is among what users took."""
+        """Return the busy ticks and all ticks; user ticks include those of guests."""
         user, nice, system, idle, waiting, interrupts, soft, stolen = counts[:8]
         busy = user + nice + system + interrupts + soft
         return name, (busy, busy + idle + waiting + stolen)
@@ -66,56 +65,56 @@ def _percent(now: tuple[int, int], last: tuple[int, int] | None) -> float | None
     return round(100 * (now[0] - last[0]) / (now[1] - last[1]), 1)
 
 
-class Spending:
-    """What one device draws."""
+class DeviceEnergy:
+    """Power and energy of one device."""
 
     def __init__(self, sensor: Sensor) -> None:
-        self._dial = sensor
+        self._sensor = sensor
         self._name = f"{sensor.device.source}_{sensor.device.name}"
         self._joules = 0.0
         self._last_s: float | None = None
 
     def cells(self, now_s: float) -> dict[str, float | None]:
-        """Return watts since the call before and joules since the first; `None` where they are not known."""
+        """Return mean watts since the previous call and joules since the first call; None if unknown."""
         watts = joules = None
         with contextlib.suppress(OSError, ValueError):
-            spent = self._dial.advance(now_s)
-            self._joules += spent
+            added_j = self._sensor.advance(now_s)
+            self._joules += added_j
             if self._last_s is not None and now_s > self._last_s:
-                watts = round(spent / (now_s - self._last_s), 3)
+                watts = round(added_j / (now_s - self._last_s), 3)
             self._last_s = now_s
-            joules = round(self._joules, 3) if self._dial.fault is None else None
+            joules = round(self._joules, 3) if self._sensor.fault is None else None
         return {f"{self._name}_w": watts, f"{self._name}_j": joules}
 
 
 class Host:
-    """All that a row says."""
+    """The source of the rows."""
 
-    def __init__(self, finding: energy.DetectedSensors, gpus: Sequence[nvml.Gpu], stat: Path = STAT) -> None:
+    def __init__(self, detected: energy.DetectedSensors, gpus: Sequence[nvml.Gpu], stat: Path = STAT) -> None:
         self._began_s = time.monotonic()
         self._processors = Processors(stat)
         self._gpus = gpus
-        self._spendings = [Spending(sensor) for sensor in finding.sensors]
+        self._devices = [DeviceEnergy(sensor) for sensor in detected.sensors]
 
     def row(self) -> dict[str, float | None]:
         now_s = time.monotonic()
         cells: dict[str, float | None] = {"t_s": round(now_s - self._began_s, 3)}
-        for spending in self._spendings:
-            cells |= spending.cells(now_s)
+        for device in self._devices:
+            cells |= device.cells(now_s)
         return cells | self._processors.cells() | self._loads()
 
     def _loads(self) -> dict[str, float | None]:
         cells: dict[str, float | None] = {}
         for gpu in self._gpus:
-            for name, ask in (("percent", gpu.busy_percent), ("memory_bytes", gpu.memory_bytes)):
+            for name, read in (("percent", gpu.busy_percent), ("memory_bytes", gpu.memory_bytes)):
                 cells[f"gpu-{gpu.index}_{name}"] = None
                 with contextlib.suppress(OSError):
-                    cells[f"gpu-{gpu.index}_{name}"] = ask()
+                    cells[f"gpu-{gpu.index}_{name}"] = read()
         return cells
 
 
 class Table:
-    """The rows, each in the file as soon as it is known; a disk that is full ends the table, not the command.
+    """A CSV file to which each row is written at once; a full disk ends the table, but not the command.
 
     Args:
         path: of the file.
@@ -157,10 +156,10 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
         MissingInputError: the command cannot be run, or the table cannot be written.
     """
     with Command(command) as running:  # takes the signals before any thread is there
-        finding = energy.find(cores=True)
-        for complaint in finding.notes:
-            _say(complaint)
-        host = Host(finding, _gpus())
+        sensors = energy.detect(cores=True)
+        for note in sensors.notes:
+            _print_line(note)
+        host = Host(sensors, _gpus())
         with contextlib.closing(Table(csv_path, host.row())) as table:
             began_s = time.monotonic()
             running.start()
@@ -169,34 +168,34 @@ def sample(command: Sequence[str], csv_path: Path, interval_s: float) -> int:
                 code = running.wait(until_next(time.monotonic() - began_s, interval_s))
                 table.add(host.row())
     wall_s, own_s = time.monotonic() - began_s, time.process_time()
-    _say(table.fault or f"{table.rows} rows in {csv_path}; took {own_s:.2f} s of a core in {wall_s:.0f} s")
+    _print_line(table.fault or f"{table.rows} rows in {csv_path}; took {own_s:.2f} s of a core in {wall_s:.0f} s")
     return code
 
 
 def until_next(elapsed_s: float, interval_s: float) -> float:
-    """Return the seconds until the next row; rows missed while all was stopped are not made up for."""
+    """Return the seconds until the next row; rows missed while the process was stopped are skipped."""
     return interval_s * (round(elapsed_s / interval_s) + 1) - elapsed_s
 
 
 def _gpus() -> tuple[nvml.Gpu, ...]:
     try:
         return nvml.gpus()
-    except OSError:  # what was found complains of it
+    except OSError:  # the notes of the detected sensors give the reason
         return ()
 
 
-def _say(line: str) -> None:
+def _print_line(line: str) -> None:
     print(f"sample: {line}", file=sys.stderr)
 
 
 def interval(text: str) -> float:
-    """Return the text as seconds between rows."""
+    """Return the text as the seconds between two rows."""
     try:
         seconds = float(text)
     except ValueError:
         seconds = math.nan
-    if not 0.05 <= seconds <= LONGEST_S:
-        raise argparse.ArgumentTypeError(f"must be seconds from 0.05 to {LONGEST_S:.0f}. Received: {text!r}")
+    if not 0.05 <= seconds <= MAX_INTERVAL_S:
+        raise argparse.ArgumentTypeError(f"must be seconds from 0.05 to {MAX_INTERVAL_S:.0f}. Received: {text!r}")
     return seconds
 
 
@@ -221,15 +220,13 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Sample while the command runs; return its exit code, or one of pbd-run's where it did not run."""
-    code = 0
+    """Sample while the command runs; return its exit code, or one of `pbd.errors` if it could not be run."""
 
-    def command(arguments: Sequence[str]) -> None:
-        nonlocal code
+    def command(arguments: Sequence[str]) -> int:
         settings = parse(arguments)
-        code = sample(settings.command, settings.csv, settings.interval)
+        return sample(settings.command, settings.csv, settings.interval)
 
-    return command_line.run("sample", command, argv) or code
+    return command_line.run("sample", command, argv)
 
 
 if __name__ == "__main__":

@@ -13,12 +13,6 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 STAGES = ("fast", "unit", "system")
 """`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
 LONGEST = ("test_same_student.py", "test_faults.py", "test_launch.py", "test_dask.py", "test_keras_applications.py")
-    "test_same_student.py",
-    "test_faults.py",
-    "test_launch.py",
-    "test_keras_applications.py",
-    "test_dask_cluster.py",
-)
 """Files to begin with, so that no process is left alone with one of them."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 

@@ -5,7 +5,7 @@ import io
 import pytest
 from rich.console import Console
 
-from pbd.progress import LineProgress, LiveProgress, NullProgress, open_progress
+from pbd.progress import LineProgress, LiveProgress, ProgressDisplay, open_progress
 from pbd.records import Progress
 
 pytestmark = pytest.mark.fast
@@ -110,8 +110,8 @@ def test_the_console_decides() -> None:
     assert isinstance(open_progress(Console(force_terminal=True, _environ={"TERM": "dumb"})), LineProgress)
 
 
-def test_null_progress_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
-    with NullProgress() as progress:
+def test_the_default_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    with ProgressDisplay() as progress:
         progress.phase("x")
         progress.update(Progress(0, "a", 1, 2))
     assert capsys.readouterr().out == ""

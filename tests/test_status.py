@@ -12,7 +12,7 @@ import pytest
 
 from pbd import report, status
 from pbd.errors import EnvironmentMismatchError
-from pbd.records import BlockResult, RunReport
+from pbd.records import BlockKey, BlockResult, RunReport
 from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal
 from tests.helpers.cluster import PATIENCE_S
@@ -34,7 +34,7 @@ with lock.held(Path(sys.argv[1])):
 @pytest.fixture
 def journal(tmp_path: Path) -> Journal:
     """A run of which one block is trained."""
-    made = Journal.create(tmp_path / "run", {"seed": 0}, LAYERS)
+    made = Journal.create(tmp_path / "run", {"seed": 0}, [BlockKey(layer, "two_layer") for layer in LAYERS])
     made.commit_block(BlockResult("first", "trained", "two_layer"))
     return made
 
@@ -131,13 +131,14 @@ def test_a_stopped_run_says_what_is_left(journal: Journal, capsys: pytest.Captur
     code, output = said(journal, capsys)
     assert code == 75
     assert output.splitlines() == [
-        f"{journal.path}: stopped: go on with --resume",
+        f"{journal.path}: stopped: continue with --resume",
         "1 of 3 blocks trained",
-        "left: second, third",
+        "left: second@two_layer, third@two_layer",
     ]
     code, output = said(journal, capsys, "--json")
     found = json.loads(output)
-    assert (code, found["state"], found["done"], found["left"]) == (75, "stopped", ["first"], ["second", "third"])
+    left = ["second@two_layer", "third@two_layer"]
+    assert (code, found["state"], found["done"], found["left"]) == (75, "stopped", ["first@two_layer"], left)
 
 
 def test_a_complete_run_is_said_to_be_so_and_to_be_damaged(
@@ -156,7 +157,7 @@ def test_a_complete_run_with_failed_blocks_is_no_success(complete: Journal, caps
     manifest.write(complete)
     code, output = said(complete, capsys)
     assert code == 79
-    assert "failed: block3_conv1" in output
+    assert "failed: block3_conv1@" in output
 
 
 def test_where_there_is_no_run_or_a_damaged_one_it_is_said(
@@ -188,7 +189,7 @@ def test_one_run_at_a_time_until_it_ends_however_it_does(journal: Journal, capsy
     with lock.held(journal.path):
         assert lock.holder(journal.path) is not None
     lock.check(journal.path)
-    assert said(journal, capsys)[1].splitlines()[0].endswith("stopped: go on with --resume")
+    assert said(journal, capsys)[1].splitlines()[0].endswith("stopped: continue with --resume")
 
 
 def test_the_command_loads_no_tensorflow(complete: Journal) -> None:

@@ -7,8 +7,8 @@ import sys
 import time
 from collections.abc import Sequence
 
-from experiments import command_line
 from experiments.paper import figure5, figure6, plans, table1, table9, tables3to6, tables7and8
+from pbd import command_line
 
 SCRIPTS = (table1, tables3to6, tables7and8, table9, figure5, figure6)
 

@@ -14,11 +14,12 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
-from experiments import command_line, speed
-from experiments.command_line import positive
+from experiments import speed
 from experiments.paper import paper_comparison, plans
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
+from pbd import command_line
+from pbd.command_line import positive
 
 QUICK = plans.SMALL.but(epochs=2)
 FULL = plans.FULL_CIFAR

@@ -12,13 +12,13 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from experiments import command_line
 from experiments.measured_runs import Execution, from_report
 from experiments.paper import paper_comparison, plans, runs
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Run
 from experiments.replays import logged_runs
+from pbd import command_line
 
 SCHEDULERS = ("round_robin", "wfd")
 LOGGED = "vgg16_cifar10_1gpu"
@@ -115,7 +115,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, those of pbd-run."""
+    """Run the command line; return the exit code (see `pbd.errors`)."""
     return command_line.run("experiments.paper.figure6", lambda arguments: make(parse(arguments)), argv)
 
 

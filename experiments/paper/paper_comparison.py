@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from experiments.command_line import write_csv
+from experiments.csv_table import write_csv
 from experiments.replays import DATA
 
 WIDTH = 140

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.accuracy import PAPER
-from experiments.command_line import Parser, positive
+from pbd.command_line import Parser, positive
 from pbd.errors import CannotCreateError, EnvironmentMismatchError, MissingInputError
 
 CHANGEABLE = ("teacher", "dataset", "train_limit", "batch_size", "epochs", "fine_tune_epochs")

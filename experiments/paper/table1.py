@@ -11,12 +11,12 @@ import statistics
 import sys
 from collections.abc import Sequence
 
-from experiments import command_line
 from experiments.accuracy import PAPER
 from experiments.paper import paper_comparison, plans, runs
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
+from pbd import command_line
 
 OWN = {"block": "decoupled_r2", "block_init": "fitted", "learning_rate": 0.003}
 QUICK = plans.SMALL.but(**PAPER, epochs=4, fine_tune_epochs=0, train_limit=512, batch_size=32, costs="macs")
@@ -83,7 +83,7 @@ def make(settings: argparse.Namespace) -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, those of pbd-run."""
+    """Run the command line; return the exit code (see `pbd.errors`)."""
     return command_line.run("experiments.paper.table1", lambda arguments: make(parse(arguments)), argv)
 
 

@@ -14,13 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from experiments import command_line
 from experiments.paper import paper_comparison, plans, runs, tables3to6
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report
 from experiments.paper.tables3to6 import FULL, QUICK
-from profiling.greenup import Comparison, Spent, read_trace
+from pbd import command_line
+from profiling.greenup import Comparison, Measured, read_trace
 
 COLUMNS = {
     "whose": ("whose", ""),
@@ -49,12 +49,12 @@ def row(whose: str, network: str, workers: int | None, speedup: float | None, gr
     }
 
 
-def spent(report: Report) -> Spent | None:
+def spent(report: Report) -> Measured | None:
     """Return what a run took; `None` where its energy is not known, or only a part of it."""
     energy = report["energy"]
     if not energy.get("total_j") or energy.get("partial") or report["config"].get("resume"):
         return None
-    return Spent("report.json", report["timing"]["total_s"], {"all": energy["total_j"]}, energy["source"])
+    return Measured("report.json", report["timing"]["total_s"], {"all": energy["total_j"]}, energy["source"])
 
 
 def compared(setting: Setting, one: Report, many: Report) -> Row:
@@ -123,7 +123,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line; return the exit code, those of pbd-run."""
+    """Run the command line; return the exit code (see `pbd.errors`)."""
     return command_line.run("experiments.paper.table9", lambda arguments: make(parse(arguments)), argv)
 
 

@@ -18,14 +18,14 @@ import statistics
 import sys
 from collections.abc import Mapping, Sequence
 
-from experiments import command_line
-from experiments.command_line import positive
 from experiments.paper import paper_comparison, plans, runs
 from experiments.paper.paper_comparison import Row, Spread
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
 from experiments.replays import LOGS
-from pbd.config import WITHOUT_STATISTICS, RunConfig
+from pbd import command_line
+from pbd.command_line import positive
+from pbd.config import RunConfig
 
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=1)
 FULL = (*plans.FULL_CIFAR, *plans.FULL_IMAGENET)
@@ -49,8 +49,13 @@ COLUMNS = {
 
 def cases(setting: Setting, workers: Sequence[int], sharing: Sequence[str] | None) -> list[Case]:
     """Return what is measured: one worker shares with nobody, and blocks that see a whole batch cannot share it."""
-    block = RunConfig.of(**setting.flags).blocks.block
-    kinds = sharing or [kind for kind in SHARING if kind == "task" or block in WITHOUT_STATISTICS]
+    from pbd import blocks  # loads the backend
+    from pbd.pipeline.prepare import check_design
+
+    design = blocks.get(RunConfig.of(**setting.flags).blocks.block)
+    if "data" in (sharing or ()):
+        check_design(RunConfig.of(**setting.but(parallel="data").flags))
+    kinds = sharing or [kind for kind in SHARING if kind == "task" or design.per_image]
     return [("task", 1), *((kind, count) for count in workers if count > 1 for kind in kinds)]
 
 

@@ -9,12 +9,12 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from experiments import command_line
 from experiments.accuracy import PAPER, RECIPES
 from experiments.paper import paper_comparison, plans, runs
 from experiments.paper.paper_comparison import Row
 from experiments.paper.plans import Setting
 from experiments.paper.runs import Report, Run
+from pbd import command_line
 from pbd.errors import UsageError, unknown_name
 
 NAMES = {"paper": "the paper's recipe", "+ teacher's logits": "teacher's logits", "+ least squares": "pbd's default"}

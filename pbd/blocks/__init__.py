@@ -1,21 +1,22 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks.decoupled import DECOUPLED_RANKS, FILTERED, POINTWISE, most_ranks, set_factors
-from pbd.blocks.registry import BLOCKS, build_block
+from pbd.blocks import decoupled, separable
+from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.registry import build_block, designs, get, register
 from pbd.blocks.seeds import derive_seed
-from pbd.blocks.separable import set_separable
 from pbd.blocks.weights import get_weights, set_weights
 
 __all__ = [
-    "BLOCKS",
-    "DECOUPLED_RANKS",
-    "FILTERED",
-    "POINTWISE",
+    "BlockDesign",
+    "LayerKernel",
     "build_block",
     "derive_seed",
+    "designs",
+    "get",
     "get_weights",
-    "most_ranks",
-    "set_factors",
-    "set_separable",
+    "register",
     "set_weights",
 ]
+
+for _design in (*decoupled.DESIGNS, *separable.DESIGNS):
+    register(_design)

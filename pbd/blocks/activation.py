@@ -4,12 +4,12 @@ from typing import Any
 
 import keras
 
-from pbd.records import LayerTask
+from pbd.records import Layer
 
 
-def _activated(x: Any, task: LayerTask) -> Any:
-    """The replaced layer's own activation, where it has one."""
-    activation = keras.activations.get(task.activation)
+def activated(x: Any, layer: Layer) -> Any:
+    """Return `x` after the activation of the replaced layer, if it has one."""
+    activation = keras.activations.get(layer.activation)
     if activation is keras.activations.linear:
         return x
-    return keras.layers.Activation(activation, name=f"{task.layer_name}_pbd_activation")(x)
+    return keras.layers.Activation(activation, name=f"{layer.name}_pbd_activation")(x)

@@ -1,70 +1,133 @@
 """Network decoupling (Guo et al. 2018): depthwise filters for each input channel, then one pointwise convolution."""
 
+from dataclasses import dataclass, field
 from typing import Any
 
 import keras
 import numpy as np
 
-from pbd.blocks.activation import _activated
+from pbd.blocks import depthwise
+from pbd.blocks.activation import activated
 from pbd.blocks.decoupling import Factors
+from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.initialisation import Statistics, initial_factors
 from pbd.blocks.seeds import derive_seed
-from pbd.records import LayerTask
+from pbd.records import Layer
 
-FILTERED, POINTWISE = "_pbd_filtered", "_pbd_pointwise"
-"""What a decoupled block appends to its layer's name: for the filtered maps side by side, and for what mixes them."""
+_FILTERED, _POINTWISE = "_pbd_filtered", "_pbd_pointwise"
+"""Suffixes of the layers that concatenate the filtered maps and that mix them."""
 
 
-def decoupled(x: Any, task: LayerTask, seed: int, rank: int) -> Any:
-    """`rank` depthwise filters for each input channel, side by side, then one pointwise convolution over them all.
+@dataclass(frozen=True)
+class Decoupled(BlockDesign):
+    """`rank` depthwise filters for each input channel, concatenated, then one pointwise convolution over all of them.
 
-    Never written as a depth multiplier: it has no fast kernel in any runtime. And not as separable branches that are
-    added: a normalisation behind their sum cannot be folded into a convolution (figures: `experiments/README.md`).
+    The block begins as the layer's own kernel, decoupled, and has the layer's bias and activation. It is never written
+    with a depth multiplier, which has no fast kernel in any runtime, nor as separable branches that are added: a batch
+    normalisation behind their sum cannot be folded into a convolution.
     """
-    name = f"{task.layer_name}_pbd"
-    filtered = [
-        keras.layers.DepthwiseConv2D(
-            task.kernel_size,
-            strides=task.strides,
-            padding=task.padding,
-            dilation_rate=task.dilation_rate,
-            use_bias=False,
-            depthwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, f"depthwise{number}")),
-            name=f"{name}_depthwise{number}",
+
+    rank: int
+    name: str = field(init=False)
+    per_image = True
+    needs_inputs = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"decoupled_r{self.rank}")
+
+    def applies_to(self, layer: Layer) -> str | None:
+        return depthwise.cannot_replace(layer)
+
+    def unprofitable(self, layer: Layer) -> str | None:
+        return depthwise.slow_for(layer)
+
+    def build(self, x: Any, layer: Layer, seed: int) -> Any:
+        name = f"{layer.name}_pbd"
+        filtered = [
+            keras.layers.DepthwiseConv2D(
+                layer.kernel_size,
+                strides=layer.strides,
+                padding=layer.padding,
+                dilation_rate=layer.dilation_rate,
+                use_bias=False,
+                depthwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, f"depthwise{number}")),
+                dtype=layer.dtype,
+                name=f"{name}_depthwise{number}",
+            )(x)
+            for number in range(1, effective_rank(layer, self.rank) + 1)
+        ]
+        x = filtered[0] if len(filtered) == 1 else keras.layers.Concatenate(name=f"{layer.name}{_FILTERED}")(filtered)
+        x = keras.layers.Conv2D(
+            layer.output_shape[-1],
+            1,
+            use_bias=layer.use_bias,
+            kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
+            dtype=layer.dtype,
+            name=f"{layer.name}{_POINTWISE}",
         )(x)
-        for number in range(1, most_ranks(task, rank) + 1)
-    ]
-    x = filtered[0] if len(filtered) == 1 else keras.layers.Concatenate(name=f"{task.layer_name}{FILTERED}")(filtered)
-    x = keras.layers.Conv2D(
-        task.output_shape[-1],
-        1,
-        use_bias=task.use_bias,
-        kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
-        name=f"{task.layer_name}{POINTWISE}",
-    )(x)
-    return _activated(x, task)
+        return activated(x, layer)
+
+    def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
+        factors, bias = initial_factors(kernel, statistics, effective_rank(layer, self.rank), layer.use_bias)
+        set_factors(block, layer, factors, bias)
+
+    def for_inference(self, model: keras.Model) -> keras.Model:
+        return add_instead_of_concatenate(model)
 
 
-def most_ranks(task: LayerTask, rank: int) -> int:
-    """Return the rank, or that of a whole slice of the kernel where it is less: no more filters can help."""
-    return min(rank, task.kernel_size[0] * task.kernel_size[1], task.output_shape[-1])
+DESIGNS = tuple(Decoupled(rank) for rank in (1, 2, 3))
 
 
-DECOUPLED_RANKS = {f"decoupled_r{rank}": rank for rank in (1, 2, 3)}
+def effective_rank(layer: Layer, rank: int) -> int:
+    """Return `rank`, or the full rank of a slice of the kernel if that is less: more filters cannot help."""
+    return min(rank, layer.kernel_size[0] * layer.kernel_size[1], layer.output_shape[-1])
 
 
-def set_factors(block: keras.Model, task: LayerTask, factors: Factors, bias: np.ndarray) -> None:
-    """Give a decoupled block the factors of a kernel: its output is then that of the convolution they make.
+def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.ndarray) -> None:
+    """Set the weights of a decoupled block so that it computes the convolution that the factors make up.
 
     Args:
-        block: made by `build_block` with a `decoupled` design of the factors' rank.
-        task: its layer.
+        block: built by a `Decoupled` design of the factors' rank.
+        layer: the layer that it replaces.
         factors: `(channels, positions, rank)` and `(channels, rank, outputs)`.
-        bias: `(outputs,)`; left out where the layer has none.
+        bias: `(outputs,)`; ignored if the layer has none.
     """
-    name = f"{task.layer_name}_pbd"
+    name = f"{layer.name}_pbd"
     channels, _, rank = factors.depthwise.shape
     for number in range(rank):
-        filters = factors.depthwise[:, :, number].T.reshape(*task.kernel_size, channels, 1)
+        filters = factors.depthwise[:, :, number].T.reshape(*layer.kernel_size, channels, 1)
         block.get_layer(f"{name}_depthwise{number + 1}").set_weights([filters])
     rows = factors.pointwise.transpose(1, 0, 2).reshape(1, 1, rank * channels, -1)
-    block.get_layer(f"{task.layer_name}{POINTWISE}").set_weights([rows, bias] if task.use_bias else [rows])
+    block.get_layer(f"{layer.name}{_POINTWISE}").set_weights([rows, bias] if layer.use_bias else [rows])
+
+
+def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
+    """Return the model with each pointwise convolution of concatenated maps as a sum of one convolution per map.
+
+    Runtimes fuse the addition into the convolution, but copy memory to concatenate. Training keeps the concatenation,
+    behind which a batch normalisation can still be folded.
+    """
+    concatenated: dict[int, list[Any]] = {}
+    new_layers: dict[str, tuple[keras.Layer, list[np.ndarray]]] = {}
+
+    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        if operation.name.endswith(_FILTERED):
+            concatenated[id(args[0][0])] = list(args[0])
+            return args[0][0]  # stands for all maps until the pointwise convolution takes them
+        maps = concatenated.get(id(args[0])) if operation.name.endswith(_POINTWISE) else None
+        if maps is None:
+            return operation(*args, **kwargs)
+        kernel, *bias = operation.get_weights()
+        outputs = []
+        for number, (x, rows) in enumerate(zip(maps, np.split(kernel, len(maps), axis=2), strict=True), start=1):
+            own_bias = bias if number == 1 else []  # it must be added once
+            config = {"name": f"{operation.name}{number}", "use_bias": bool(own_bias)}
+            layer = keras.layers.Conv2D.from_config({**operation.get_config(), **config})
+            new_layers[layer.name] = layer, [rows, *own_bias]
+            outputs.append(layer(x))
+        return keras.layers.Add(name=f"{operation.name}_sum")(outputs)
+
+    rewritten = keras.models.clone_model(model, clone_function=lambda operation: operation, call_function=call)
+    for layer, weights in new_layers.values():
+        layer.set_weights(weights)
+    return rewritten

@@ -1,17 +1,18 @@
-"""A block's first weights: the teacher's own kernel, decoupled, and fitted to a few thousand of its inputs."""
+"""Closed-form first weights of blocks, from the teacher's kernels and the statistics of a few thousand images."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from pbd import blocks
 from pbd.blocks import decoupling
 from pbd.blocks.decoupling import Factors
-from pbd.records import LayerTask
+from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.seeds import derive_seed
+from pbd.records import BlockTask, Layer
 from pbd.system import watchdog
 
 FIT_IMAGES = 2048
@@ -20,62 +21,77 @@ PATCHES_PER_VALUE = 16
 """Patches gathered for each value of a patch, at least: enough to tell its second moment from noise."""
 
 
-def gathers(block: str, block_init: str) -> bool:
-    """Return whether first weights rest on statistics of images."""
-    return block_init == "fitted" or (block_init != "noise" and block not in blocks.DECOUPLED_RANKS)
+def statistics_needed(design: BlockDesign, block_init: str) -> tuple[bool, bool]:
+    """Return whether the closed-form initialisation uses statistics of the layer's inputs, and of its outputs.
+
+    Args:
+        design: the blocks' design.
+        block_init: `noise`, `kernel` or `fitted` (see `BlockConfig`).
+    """
+    if block_init == "noise":
+        return False, False
+    return design.needs_inputs and block_init == "fitted", design.needs_targets
 
 
 def initialise(
-    built: dict[str, keras.Model],
-    tasks: Iterable[LayerTask],
+    built: Mapping[str, keras.Model],
+    tasks: Iterable[BlockTask],
+    designs: Mapping[str, BlockDesign],
     teacher: keras.Model,
     prefix: keras.Model,
     images: Iterable[Any],
-    block: str,
     block_init: str,
     seed: int,
 ) -> None:
-    """Give the blocks their first weights, in place.
+    """Set the weights of several blocks in closed form, in place.
 
     Args:
-        built: the blocks by layer, with the random weights they were built with.
-        tasks: their layers.
+        built: the blocks by layer, with random weights.
+        tasks: their tasks.
+        designs: the tasks' designs by name.
         teacher: holds the kernels.
         prefix: from images to each layer's input and output (see `graph.truncate`).
-        images: batches of training images, read once; only `fitted` and the paper's designs look at them.
-        block: a key of `pbd.blocks.BLOCKS`.
-        block_init: `noise`, `kernel` or `fitted` (see `BlockConfig`).
+        images: batches of training images, read once, and only if a design needs statistics.
+        block_init: `noise` (keep random weights), `kernel` or `fitted` (see `BlockConfig`).
         seed: the run's.
     """
     if block_init == "noise":
         return
     tasks = list(tasks)
-    decouples = block in blocks.DECOUPLED_RANKS
-    statistics = {task.layer_name: Statistics.empty(task, seed) for task in tasks}
-    if gathers(block, block_init):
-        gather(statistics, prefix, images, targets=not decouples)
+    needed = {task.layer.name: statistics_needed(designs[task.design], block_init) for task in tasks}
+    statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if any(needed[task.layer.name])}
+    if statistics:
+        gather(statistics, prefix, images, needed)
     for task in tasks:
-        layer, seen = teacher.get_layer(task.layer_name), statistics[task.layer_name]
-        rank = blocks.most_ranks(task, blocks.DECOUPLED_RANKS.get(block, 1))
-        factors, bias = _factors(layer, seen, rank, block_init == "fitted")
-        if decouples:
-            blocks.set_factors(built[task.layer_name], task, factors, bias)
-        else:
-            blocks.set_separable(built[task.layer_name], task, factors, seen.target_mean, seen.target_deviation)
+        name = task.layer.name
+        kernel = layer_kernel(teacher.get_layer(name))
+        designs[task.design].initialise(built[name], task.layer, kernel, statistics.get(name))
 
 
-def _factors(layer: keras.layers.Conv2D, seen: "Statistics", rank: int, fitted: bool) -> tuple[Factors, np.ndarray]:
-    """Return the layer's factors, and the bias that goes with them."""
-    kernel = dense_kernel(layer)
-    bias = _numbers(layer.bias) if layer.use_bias else np.zeros(kernel.shape[-1])
-    if not fitted:
-        return decoupling.decouple(kernel, rank), bias
-    if not layer.use_bias:
-        return decoupling.fit(kernel, seen.moment, rank), bias
-    mean = seen.mean
-    factors = decoupling.fit(kernel, seen.covariance, rank)
-    missed = (kernel - factors.kernel).reshape(len(mean), -1)
-    return factors, bias + mean @ missed
+def initial_factors(
+    kernel: LayerKernel, statistics: "Statistics | None", rank: int, use_bias: bool
+) -> tuple[Factors, np.ndarray]:
+    """Return the kernel's factors of this rank, and the bias that minimises the error with them.
+
+    Without statistics of inputs the kernel itself is approximated; with them, the layer's output on these inputs.
+
+    Returns:
+        The factors, and a bias of shape `(outputs,)`.
+    """
+    if statistics is None or not statistics.patches:
+        return decoupling.decouple(kernel.dense, rank), kernel.bias
+    if not use_bias:
+        return decoupling.fit(kernel.dense, statistics.moment, rank), kernel.bias
+    # A bias absorbs the mean of the error, so the factors need only fit the covariance.
+    factors = decoupling.fit(kernel.dense, statistics.covariance, rank)
+    error = (kernel.dense - factors.kernel).reshape(len(statistics.mean), -1)
+    return factors, kernel.bias + statistics.mean @ error
+
+
+def layer_kernel(layer: keras.layers.Conv2D) -> LayerKernel:
+    """Return the trained weights of a convolution."""
+    dense = dense_kernel(layer)
+    return LayerKernel(dense, _numbers(layer.bias) if layer.use_bias else np.zeros(dense.shape[-1]))
 
 
 def dense_kernel(layer: keras.layers.Conv2D) -> np.ndarray:
@@ -97,7 +113,7 @@ def _numbers(variable: Any) -> np.ndarray:
 class Statistics:
     """Running sums over a layer's input patches and its output."""
 
-    task: LayerTask
+    layer: Layer
     draws: np.random.Generator
     patches: int = 0
     centre: Any = 0.0
@@ -108,9 +124,9 @@ class Statistics:
     squares: Any = 0.0
 
     @classmethod
-    def empty(cls, task: LayerTask, seed: int) -> "Statistics":
+    def empty(cls, layer: Layer, seed: int) -> "Statistics":
         """Return sums over nothing; the seed and the layer decide which patches are looked at."""
-        return cls(task, np.random.default_rng(blocks.derive_seed(seed, task.layer_name, "patches")))
+        return cls(layer, np.random.default_rng(derive_seed(seed, layer.name, "patches")))
 
     @property
     def moment(self) -> np.ndarray:
@@ -138,24 +154,25 @@ class Statistics:
         """Standard deviation of the layer's output, (channels,)."""
         return np.sqrt(np.maximum(self.squares / self.batches - self.target_mean**2, 0.0))
 
-    def add(self, inputs: np.ndarray, outputs: np.ndarray | None = None) -> None:
-        """Take in a batch of the layer's inputs and, if they matter, outputs, (images, height, width, channels)."""
+    def add_inputs(self, inputs: np.ndarray) -> None:
+        """Add the patches of a batch of the layer's inputs, (images, height, width, channels)."""
         patches = self._some_patches(inputs)
-        if not self.patches:  # sums around a first mean lose nothing where the mean is far larger than what varies
+        if not self.patches:  # sums around a first mean stay accurate if the mean is far larger than the deviations
             self.centre = patches.mean(axis=0, dtype=np.float64).astype(patches.dtype)
         patches = patches - self.centre
         self.patches += len(patches)
         self.first = self.first + patches.sum(axis=0)
         self.second = self.second + patches.T @ patches
-        if outputs is None:
-            return
+
+    def add_targets(self, outputs: np.ndarray) -> None:
+        """Add a batch of the layer's outputs, (images, height, width, channels)."""
         self.batches += 1
         self.targets = self.targets + outputs.mean(axis=(0, 1, 2), dtype=np.float64)
         self.squares = self.squares + np.square(outputs).mean(axis=(0, 1, 2), dtype=np.float64)
 
     def _some_patches(self, inputs: np.ndarray) -> np.ndarray:
         """Return patches of a regular grid with a random offset, so that every position is as likely, borders too."""
-        windows = all_patches(inputs, self.task)
+        windows = all_patches(inputs, self.layer)
         rows, columns = windows.shape[1:3]
         values = math.prod(windows.shape[3:])
         wanted = max(16, PATCHES_PER_VALUE * values // FIT_IMAGES)
@@ -164,25 +181,41 @@ class Statistics:
         return windows[:, row::step, column::step].reshape(-1, values)
 
 
-def all_patches(inputs: np.ndarray, task: LayerTask) -> np.ndarray:
+def all_patches(inputs: np.ndarray, layer: Layer) -> np.ndarray:
     """Return a view of what each output position sees, (images, rows, columns, channels, *kernel_size)."""
-    reach = [(size - 1) * rate + 1 for size, rate in zip(task.kernel_size, task.dilation_rate, strict=True)]
-    if task.padding == "same":
+    reach = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
+    if layer.padding == "same":
         margins = [
             max(0, (-(-side // stride) - 1) * stride + extent - side)
-            for side, stride, extent in zip(inputs.shape[1:3], task.strides, reach, strict=True)
+            for side, stride, extent in zip(inputs.shape[1:3], layer.strides, reach, strict=True)
         ]
         inputs = np.pad(inputs, ((0, 0), *((margin // 2, margin - margin // 2) for margin in margins), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(inputs, reach, axis=(1, 2))
-    (down, right), (low, wide) = task.strides, task.dilation_rate
+    (down, right), (low, wide) = layer.strides, layer.dilation_rate
     return windows[:, ::down, ::right, :, ::low, ::wide]
 
 
-def gather(statistics: dict[str, Statistics], prefix: keras.Model, images: Iterable[Any], targets: bool = True) -> None:
-    """Add the layers' inputs and, unless told otherwise, outputs on these images to their statistics."""
+def gather(
+    statistics: Mapping[str, Statistics],
+    prefix: keras.Model,
+    images: Iterable[Any],
+    needed: Mapping[str, tuple[bool, bool]],
+) -> None:
+    """Add the layers' inputs and outputs on these images to their statistics.
+
+    Args:
+        statistics: by layer; updated in place.
+        prefix: from images to each layer's input and output (see `graph.truncate`).
+        images: batches of images.
+        needed: by layer, whether inputs and whether outputs are needed (see `statistics_needed`).
+    """
     for batch in images:
         watchdog.touch()
         activations = prefix.predict_on_batch(batch)
-        for name, seen in statistics.items():
+        for name, own in statistics.items():
             inputs, outputs = activations[name]
-            seen.add(np.asarray(inputs, np.float32), np.asarray(outputs, np.float32) if targets else None)
+            needs_inputs, needs_targets = needed[name]
+            if needs_inputs:
+                own.add_inputs(np.asarray(inputs, np.float32))
+            if needs_targets:
+                own.add_targets(np.asarray(outputs, np.float32))

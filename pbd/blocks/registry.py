@@ -1,29 +1,37 @@
 """Block designs by name."""
 
-import functools
-from collections.abc import Callable
-from typing import Any
-
 import keras
 
-from pbd.blocks.decoupled import DECOUPLED_RANKS, decoupled
-from pbd.blocks.separable import three_layer, three_layer_skip, two_layer, two_layer_skip
-from pbd.records import LayerTask
+from pbd.blocks.design import BlockDesign
+from pbd.errors import UsageError, unknown_name
+from pbd.records import Layer
 
-BlockBuilder = Callable[[Any, LayerTask, int], Any]
-"""Maps (input tensor, task, seed) to an output tensor; the layers it makes are named after the task's layer."""
-
-
-BLOCKS: dict[str, BlockBuilder] = {
-    **{name: functools.partial(decoupled, rank=rank) for name, rank in DECOUPLED_RANKS.items()},
-    "two_layer": two_layer,
-    "three_layer": three_layer,
-    "two_layer_skip": two_layer_skip,
-    "three_layer_skip": three_layer_skip,
-}
+_DESIGNS: dict[str, BlockDesign] = {}
 
 
-def build_block(block: str, task: LayerTask, seed: int) -> keras.Model:
-    """Return the block as a model of its own, from `task.input_shape` to `task.output_shape`."""
-    inputs = keras.Input(task.input_shape)
-    return keras.Model(inputs, BLOCKS[block](inputs, task, seed), name=f"{task.layer_name}_pbd_block")
+def register(design: BlockDesign) -> BlockDesign:
+    """Make a design available by its name; a design registered before under that name is replaced."""
+    _DESIGNS[design.name] = design
+    return design
+
+
+def get(name: str) -> BlockDesign:
+    """Return the design of this name.
+
+    Raises:
+        UsageError: no design has this name; the message names the nearest one.
+    """
+    if name not in _DESIGNS:
+        raise UsageError(unknown_name("block", name, _DESIGNS))
+    return _DESIGNS[name]
+
+
+def designs() -> tuple[BlockDesign, ...]:
+    """Return all registered designs."""
+    return tuple(_DESIGNS.values())
+
+
+def build_block(design: BlockDesign, layer: Layer, seed: int) -> keras.Model:
+    """Return a block as a model of its own, from `layer.input_shape` to `layer.output_shape`."""
+    inputs = keras.Input(layer.input_shape)
+    return keras.Model(inputs, design.build(inputs, layer, seed), name=f"{layer.name}_pbd_block")

@@ -3,10 +3,12 @@
 import functools
 import os
 import platform
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
 
+from pbd.blocks import BlockDesign
 from pbd.config import DataConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.data import load as load_data
@@ -22,7 +24,8 @@ class TrainingContext:
     data: DataConfig
     image_shape: tuple[int, int, int]
     training: TrainingConfig
-    block: str
+    designs: Mapping[str, BlockDesign]
+    """The block designs of the run's tasks, by name."""
     block_init: str
     seed: int
     journal: Journal

@@ -12,9 +12,10 @@ from pbd.collective import Collective, all_reduce_sums
 from pbd.config import TrainingConfig
 from pbd.learning import metrics
 from pbd.learning.early_stopping import LearningCurve
-from pbd.learning.loop import Emit, ReportProgress, adam, trainer
+from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import squared_error
 from pbd.networks import graph
+from pbd.records import ProgressCallback
 
 STOPPING_IMAGES = 1024
 """How many validation images tell, after every epoch, whether a block still learns."""
@@ -63,7 +64,7 @@ def fit(
     dataset: data.Dataset,
     variances: Mapping[str, float],
     curves: Mapping[str, LearningCurve],
-    emit: Emit,
+    emit: ProgressCallback,
     collective: Collective,
 ) -> None:
     """Train the blocks in place and leave each at its best epoch.
@@ -125,7 +126,7 @@ class TracedGroup:
         left = len(learning) / len(self._names)
         return left < 1.0 and (self._idle_steps >= TRACING_STEPS * left or not self._is_sound)
 
-    def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: Emit) -> dict[str, float]:
+    def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: ProgressCallback) -> dict[str, float]:
         """Train all for one of so many epochs; return each block's mean squared error."""
         told = ReportProgress(emit, group_label(self._names)).over(epochs)
         steps = self._dataset.steps_per_epoch

@@ -18,7 +18,7 @@ from pbd.costs.layer_timing import Setup, calibrate
 from pbd.errors import PbdError
 from pbd.networks import cost
 from pbd.networks.cost import count_macs
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.run_dir.journal import write_atomically
 from pbd.scheduling import cost_table
 from pbd.scheduling.cost_table import CostTable, Workload
@@ -29,7 +29,7 @@ _log = logging.getLogger(__name__)
 
 def predict(
     context: TrainingContext,
-    tasks: tuple[LayerTask, ...],
+    tasks: tuple[BlockTask, ...],
     wanted: str,
     given: CostTable | None,
     workers: int,
@@ -46,7 +46,7 @@ def predict(
     started = time.perf_counter()
     teacher, dataset = load(context)
     load_s = time.perf_counter() - started
-    setup = Setup(teacher, tasks, dataset, context.block, context.block_init, load_s)
+    setup = Setup(teacher, tasks, dataset, context.designs, context.block_init, load_s)
     return choose(wanted, given, setup, workers), setup.workload(context.training.epochs)
 
 

@@ -12,7 +12,7 @@ from pbd.blockwise import scoring
 from pbd.blockwise.context import TrainingContext, load
 from pbd.errors import UsageError
 from pbd.networks import variants
-from pbd.records import LayerTask, TaskGroup
+from pbd.records import BlockTask, TaskGroup
 from pbd.system import devices, memory
 
 GIGABYTE = 1e9
@@ -75,7 +75,7 @@ class Footprint:
             self, math.inf if self.free is None else COUNTED_ON * (self.base + self.free) / self.neighbours
         )
 
-    def peak(self, tasks: Sequence[LayerTask], collective: int = 1) -> int:
+    def peak(self, tasks: Sequence[BlockTask], collective: int = 1) -> int:
         """Return the bytes that a group of these tasks takes, what was held before included.
 
         Args:
@@ -83,7 +83,7 @@ class Footprint:
             collective: how many workers train it together; each initialises its part of the blocks and then sees its
                 part of every batch.
         """
-        parts = [self.layers[task.layer_name] for task in tasks]
+        parts = [self.layers[task.layer.name] for task in tasks]
         beginning = max(
             (_beginning(parts[member::collective]) for member in range(min(collective, len(parts)))), default=0
         )
@@ -115,7 +115,7 @@ class MemoryBudget:
     def describe(self) -> str:
         return f"{self.limit / GIGABYTE:.1f} GB"
 
-    def fits(self, tasks: Sequence[LayerTask], collective: int = 1) -> bool:
+    def fits(self, tasks: Sequence[BlockTask], collective: int = 1) -> bool:
         """Return whether a group of these tasks does; see `Footprint.peak`."""
         return self.footprint.peak(tasks, collective) <= self.limit
 
@@ -135,11 +135,10 @@ class MemoryBudget:
                 )
 
 
-def footprint(context: TrainingContext, tasks: tuple[LayerTask, ...]) -> Footprint:
+def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footprint:
     """Return what predicts the memory of this run's groups; called where a worker trains, before it does."""
     teacher, dataset = load(context)
-    gathers = initialisation.gathers(context.block, context.block_init)
-    layers = {task.layer_name: _layer_memory(task, context.block, dataset.batch_size, gathers) for task in tasks}
+    layers = {task.layer.name: _layer_memory(task, context, dataset.batch_size) for task in tasks}
     base = memory.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()
     return Footprint(
         base,
@@ -152,13 +151,15 @@ def footprint(context: TrainingContext, tasks: tuple[LayerTask, ...]) -> Footpri
     )
 
 
-def _layer_memory(task: LayerTask, block: str, batch_size: int, gathers: bool) -> LayerMemory:
-    built = blocks.build_block(block, task, seed=0)
+def _layer_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> LayerMemory:
+    design = context.designs[task.design]
+    needs_inputs, _ = initialisation.statistics_needed(design, context.block_init)
+    built = blocks.build_block(design, task.layer, seed=0)
     made = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
-    patch = math.prod(task.kernel_size) * task.input_shape[-1]
+    patch = math.prod(task.layer.kernel_size) * task.layer.input_shape[-1]
     return LayerMemory(
-        shown=VALUE * batch_size * (math.prod(task.input_shape) + math.prod(task.output_shape)),
+        shown=VALUE * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
         learning=VALUE * batch_size * sum(map(math.prod, made)),
         weights=OPTIMISER_COPIES * VALUE * built.count_params(),
-        moment=VALUE * patch**2 if gathers else 0,
+        moment=VALUE * patch**2 if needs_inputs else 0,
     )

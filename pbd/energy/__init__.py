@@ -1,4 +1,4 @@
-"""Joules, and what measured them: GPUs through NVML, processors through RAPL or AMD's registers, or none.
+"""Energy in joules, measured: GPUs through NVML, processors through RAPL or AMD's registers.
 
     with energy.measure() as meter:
         train()
@@ -8,31 +8,31 @@
     whole.total_j, whole.source, whole.partial
     whole.between(halfway.ended_s, whole.ended_s).total_j
 
-Every worker may measure the host that it shares with others: `merge` counts each device once. What cannot be measured
-is `None` from the source `none`, with a line that says why; nothing is estimated. A host's memory, disks and fans are
-not measured. A meter that fails or hangs costs its joules, not what it measures.
+Several processes may measure the same host: `merge` counts each device once. Energy that cannot be measured is `None`
+with the source `none`, and a note that gives the reason; nothing is estimated. Memory, disks and fans are not measured.
+A meter that fails or hangs does not affect the work that it measures.
 """
 
-from pbd.energy.finding import DetectedSensors, Places, find, host_identity
+from pbd.energy.attribution import Activity, Attribution, attribute
+from pbd.energy.detection import DetectedSensors, SystemPaths, detect, host_identity
 from pbd.energy.host_meter import HostMeter, NoMeter, measure, unread
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading, Trace, merge
-from pbd.energy.sharing import Shares, Span, share_out
 
 __all__ = [
+    "Activity",
+    "Attribution",
     "DetectedSensors",
     "HostMeter",
     "Meter",
     "NoMeter",
-    "Places",
     "Reading",
-    "Shares",
-    "Span",
+    "SystemPaths",
     "Trace",
-    "find",
+    "attribute",
+    "detect",
     "host_identity",
     "measure",
     "merge",
-    "share_out",
     "unread",
 ]

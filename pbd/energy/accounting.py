@@ -1,4 +1,4 @@
-"""Whose the joules of a run are: its blocks', and its workers', busy and idle. Read on all hosts, estimated on none."""
+"""Energy of a run by block and by worker, busy and idle; measured on every host that has a meter, never estimated."""
 
 import contextlib
 import dataclasses
@@ -6,18 +6,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from pbd import energy
-from pbd.energy import HostMeter, Reading, Span
-from pbd.records import BlockResult, WorkerReport
+from pbd.energy import Activity, HostMeter, Reading
+from pbd.records import BlockKey, BlockResult, WorkerReport
 
-RESUMED = "These are the joules since the run was resumed: what was spent before is not among them."
+RESUMED = "These are the joules since the run was resumed: earlier energy is not included."
 
 
 @dataclasses.dataclass(frozen=True)
 class EnergyShares:
-    """Joules of the block phase; `None` or absent where they are not measured."""
+    """Joules of the block phase; `None` or absent if they were not measured."""
 
-    blocks_j: dict[str, float | None]
-    """Of each layer's block."""
+    blocks_j: dict[BlockKey, float | None]
+    """Of each block."""
     busy_j: dict[int, float | None]
     """Of each worker while it trained."""
     idle_j: dict[int, float | None]
@@ -25,7 +25,7 @@ class EnergyShares:
 
     def with_energy(self, results: Iterable[BlockResult]) -> list[BlockResult]:
         """Return the results with their joules."""
-        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.layer_name)) for result in results]
+        return [dataclasses.replace(result, energy_j=self.blocks_j.get(result.key)) for result in results]
 
     def with_worker_energy(self, rows: Iterable[WorkerReport]) -> tuple[WorkerReport, ...]:
         """Return the workers' rows with their joules."""
@@ -36,59 +36,60 @@ class EnergyShares:
 
 
 class EnergyAccount:
-    """What the hosts of a run spend from now on.
+    """The energy of a run's hosts since this was created.
 
     Args:
         meter: of this host.
-        ask: returns by worker what was read of its host, by one of the workers there; of this host nothing.
+        read_workers: returns a reading by worker; one worker of each other host measures it, and the readings of
+            all other workers only name their host.
     """
 
-    def __init__(self, meter: HostMeter, ask: Callable[[], Mapping[int, Reading]]) -> None:
-        self._meter, self._ask = meter, ask
-        self._known = meter.read()
-        self._began_s = self._known.ended_s
+    def __init__(self, meter: HostMeter, read_workers: Callable[[], Mapping[int, Reading]]) -> None:
+        self._meter, self._read_workers = meter, read_workers
+        self._reading = meter.read()
+        self._began_s = self._reading.ended_s
         self._host_of: dict[int, str] = {}
 
     def read(self) -> Reading:
-        """Return what was spent so far; what a host that is lost had read before is kept."""
-        others = self._ask()
-        own = self._meter.read()
-        self._host_of |= {worker: reading.hosts[0] for worker, reading in others.items()}
-        now = (reading.ending_at(own.ended_s) for reading in others.values())
-        self._known = energy.merge([self._known, own, *now])
-        return self._known.between(self._began_s, own.ended_s)
+        """Return the energy so far; of a lost host, the energy that it had reported before."""
+        of_workers = self._read_workers()
+        here = self._meter.read()
+        self._host_of |= {worker: reading.hosts[0] for worker, reading in of_workers.items()}
+        others = (reading.with_end(here.ended_s) for reading in of_workers.values())
+        self._reading = energy.merge([self._reading, here, *others])
+        return self._reading.between(self._began_s, here.ended_s)
 
     def shares(self, results: Sequence[BlockResult], seconds: float) -> EnergyShares:
-        """Share out the joules of the block phase.
+        """Attribute the energy of the block phase, which ends now.
 
         Args:
-            results: what was trained in it.
-            seconds: since it began; it ends now.
+            results: of the blocks that were trained in it.
+            seconds: its duration.
         """
         ended_s = self._meter.read().ended_s
         phase = self.read().between(ended_s - seconds, ended_s)
-        spans = [named for result in results for named in self._spans(result, phase.started_s)]
+        activities = [pair for result in results for pair in self._activities(result, phase.started_s)]
         shares = EnergyShares({}, {}, {})
         for host in dict.fromkeys(self._host_of.values()):
             workers = [worker for worker, its_host in self._host_of.items() if its_host == host]
-            here = [(name, span) for name, span in spans if span.worker in workers]
-            host_shares = energy.share_out(phase.of_host(host), [span for _, span in here], workers)
-            shares.busy_j.update(host_shares.busy_j)
-            shares.idle_j.update(host_shares.idle_j)
-            for (name, _), joules in zip(here, host_shares.spans_j, strict=True):
-                shares.blocks_j[name] = _sum(shares.blocks_j.get(name, 0.0), joules)
+            here = [(key, activity) for key, activity in activities if activity.worker in workers]
+            attribution = energy.attribute(phase.of_host(host), [activity for _, activity in here], workers)
+            shares.busy_j.update(attribution.busy_j)
+            shares.idle_j.update(attribution.idle_j)
+            for (key, _), joules in zip(here, attribution.activities_j, strict=True):
+                shares.blocks_j[key] = _sum(shares.blocks_j.get(key, 0.0), joules)
         return shares
 
-    def _spans(self, result: BlockResult, began_s: float) -> Iterator[tuple[str, Span]]:
-        """Yield when which workers trained a block; nothing for one that was only found."""
+    def _activities(self, result: BlockResult, began_s: float) -> Iterator[tuple[BlockKey, Activity]]:
+        """Yield the key and the activity of each worker that trained a block; none for a block from the journal."""
         if result.worker is None or result.from_journal:
             return
         start_s = began_s + result.started_s
         for worker in self._host_of if result.shared else (result.worker,):
-            yield result.layer_name, Span(worker, start_s, start_s + result.seconds)
+            yield result.key, Activity(worker, start_s, start_s + result.seconds)
 
     def summary(self, resumed: bool) -> dict[str, Any]:
-        """Return what `report.json` says of the whole run so far; of one that was resumed, that it is not the whole."""
+        """Return the energy of the run so far for `report.json`, with a note if the run was resumed."""
         whole = self.read()
         if resumed and whole.total_j is not None:
             whole = dataclasses.replace(whole, notes=(RESUMED, *whole.notes))
@@ -96,10 +97,10 @@ class EnergyAccount:
 
 
 @contextlib.contextmanager
-def account(ask: Callable[[], Mapping[int, Reading]]) -> Iterator[EnergyAccount]:
-    """Keep account of the joules while the block runs; see `EnergyAccount`."""
+def account(read_workers: Callable[[], Mapping[int, Reading]]) -> Iterator[EnergyAccount]:
+    """Measure the energy of the block; see `EnergyAccount`."""
     with energy.measure() as meter:
-        yield EnergyAccount(meter, ask)
+        yield EnergyAccount(meter, read_workers)
 
 
 def _sum(one: float | None, other: float | None) -> float | None:

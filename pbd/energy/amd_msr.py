@@ -1,6 +1,6 @@
-"""Processors of AMD through their model-specific registers, as the paper reads them; each counts with 32 bits.
+"""AMD processors through their model-specific registers, as in the paper; each counts with 32 bits.
 
-A physical core's register can be read from any of its threads, a package's from any of its cores.
+A physical core's register can be read from any of its hardware threads, a package's from any of its cores.
 Source: Processor Programming Reference for AMD family 17h, and https://docs.kernel.org/6.1/hwmon/amd_energy.html
 """
 
@@ -15,14 +15,14 @@ COUNTS = 2**32
 _RULE = "AMD's processors are measured through their registers."
 
 
-def find(host: str, msr: Path, topology: Path, cpuinfo: Path) -> tuple[tuple[Counter, ...], str | None]:
-    """Return a counter for each package and each physical core, all of them or none; and why there are none.
+def detect(host: str, msr: Path, topology: Path, cpuinfo: Path) -> tuple[tuple[Counter, ...], str | None]:
+    """Return a counter for each package and each physical core, or none and a note that gives the reason.
 
     Args:
-        host: what the devices' host is called.
-        msr: /dev/cpu, where `N/msr` holds the registers of the logical processor N.
-        topology: /sys/devices/system/cpu, which tells cores from their threads.
-        cpuinfo: /proc/cpuinfo, which names the maker; of other processors nothing is said.
+        host: the identity of the host.
+        msr: /dev/cpu, where `N/msr` contains the registers of the logical processor N.
+        topology: /sys/devices/system/cpu, which maps hardware threads to cores and packages.
+        cpuinfo: /proc/cpuinfo, which names the vendor; for other vendors there is no note.
     """
     if not _is_amd(cpuinfo):
         return (), None
@@ -34,10 +34,8 @@ def find(host: str, msr: Path, topology: Path, cpuinfo: Path) -> tuple[tuple[Cou
     except FileNotFoundError as error:
         return (), f"{_RULE} Received: no {error.filename}. Load their driver: sudo modprobe msr."
     except (OSError, ValueError) as error:
-        return (
-            (),
-            f"{_RULE} Received: {error}. They are found from family 17h (Zen) on, and seldom in virtual machines.",
-        )
+        remedy = "Processors from family 17h (Zen) on have them; most virtual machines do not show them."
+        return (), f"{_RULE} Received: {error}. {remedy}"
     return counters, None
 
 
@@ -49,6 +47,23 @@ def _is_amd(cpuinfo: Path) -> bool:
 
 
 def _counters(host: str, msr: Path, topology: Path) -> tuple[Counter, ...]:
+    cores, packages = _processors(topology)
+
+    def counter(kind: str, number: int, cpu: int, register: int) -> Counter:
+        device = Device(kind, str(number), "amd_msr", host, f"{host}/{kind}-{number}")
+        path = msr / str(cpu) / "msr"
+        unit_j = 0.5 ** (read_register(path, UNIT) >> 8 & 0x1F)  # bits 12:8: energy status units
+        _count(path, register)  # raises if the processor has no such register
+        return Counter(device, partial(_count, path, register), unit_j, COUNTS)
+
+    return (
+        *(counter("package", package, cpu, PACKAGE) for package, cpu in sorted(packages.items())),
+        *(counter("core", cpu, cpu, CORE) for cpu in sorted(cores)),
+    )
+
+
+def _processors(topology: Path) -> tuple[set[int], dict[int, int]]:
+    """Return the first logical processor of each core, and of each package by its number."""
     cores, packages = set(), {}
     for threads in topology.glob("cpu[0-9]*/topology/thread_siblings_list"):
         first = int(threads.read_text().replace("-", ",").split(",")[0])
@@ -57,18 +72,7 @@ def _counters(host: str, msr: Path, topology: Path) -> tuple[Counter, ...]:
         packages[package] = min(first, packages.get(package, first))
     if not packages:
         raise ValueError(f"no processors under {topology}")
-
-    def counter(kind: str, number: int, cpu: int, register: int) -> Counter:
-        device = Device(kind, str(number), "amd_msr", host, f"{host}/{kind}-{number}")
-        path = msr / str(cpu) / "msr"
-        unit = 0.5 ** (read_register(path, UNIT) >> 8 & 0x1F)
-        _count(path, register)  # there may be none
-        return Counter(device, partial(_count, path, register), unit, COUNTS)
-
-    return (
-        *(counter("package", package, cpu, PACKAGE) for package, cpu in sorted(packages.items())),
-        *(counter("core", cpu, cpu, CORE) for cpu in sorted(cores)),
-    )
+    return cores, packages
 
 
 def _count(path: Path, register: int) -> int:
@@ -76,11 +80,11 @@ def _count(path: Path, register: int) -> int:
 
 
 def read_register(path: Path, register: int) -> int:
-    """Return a register of 64 bits.
+    """Return the 64 bits of a register.
 
     Raises:
-        OSError: the processor has no such register, or nobody may read it.
-        ValueError: the file is not a processor's.
+        OSError: the processor has no such register, or this user may not read it.
+        ValueError: the file is not one of a processor's registers.
     """
     with path.open("rb", buffering=0) as file:
         content = os.pread(file.fileno(), 8, register)

@@ -1,4 +1,4 @@
-"""The meter of this host in a thread of its own: what fails or hangs there costs joules, never what is measured."""
+"""The meter of this host in a thread of its own: its failures and hangs never affect the measured work."""
 
 import contextlib
 import queue
@@ -8,70 +8,76 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from functools import partial
 
-from pbd.energy.finding import DetectedSensors, find, host_identity
+from pbd.energy.detection import DetectedSensors, detect, host_identity
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading
 
 INTERVAL_S = 1.0
-PATIENCE_S = 5.0
-"""How long an answer is waited for: a driver can hang."""
+ANSWER_LIMIT_S = 5.0
+"""The longest wait for the meter's thread: a driver may hang."""
 
 
 def unread(*notes: str) -> Reading:
-    """Return a reading of this host without any device: another process reads them, or none does."""
+    """Return a reading without devices, which only names this host."""
     now_s = time.time()
     return Reading(now_s, now_s, (), (host_identity(),), notes)
 
 
 class NoMeter:
-    """In the place of a meter where another process measures the host: it tells which host that is."""
+    """Stands in for a meter if another process measures this host."""
 
     def read(self) -> Reading:
-        """Return a reading without any device."""
+        """Return a reading without devices."""
         return unread()
 
 
 class HostMeter:
-    """Measures this host from now on; threads may share it.
+    """Measures this host from now on. Thread-safe.
 
     Args:
-        find: returns what is measured, all that can be by default.
-        interval_s: between two readings of the sensors.
+        detect_sensors: returns the sensors to read; all of this host's by default.
+        interval_s: the time between two samples of the sensors.
     """
 
-    def __init__(self, find: Callable[[], DetectedSensors] | None = None, interval_s: float = INTERVAL_S) -> None:
-        self._questions: queue.SimpleQueue[Future[Reading]] = queue.SimpleQueue()
+    def __init__(
+        self, detect_sensors: Callable[[], DetectedSensors] | None = None, interval_s: float = INTERVAL_S
+    ) -> None:
+        self._requests: queue.SimpleQueue[Future[Reading]] = queue.SimpleQueue()
         self._ready, self._stopped = threading.Event(), threading.Event()
-        self._afterwards: Callable[[], Reading] = unread
-        self._thread = threading.Thread(target=self._work, args=(find, interval_s), name="energy", daemon=True)
+        self._final_reading: Callable[[], Reading] = unread
+        self._thread = threading.Thread(
+            target=self._work, args=(detect_sensors, interval_s), name="energy", daemon=True
+        )
         self._thread.start()
 
     def wait(self) -> None:
-        """Wait until it measures, or can be seen not to."""
-        self._ready.wait(PATIENCE_S)
+        """Wait until the first sample is taken or has failed."""
+        self._ready.wait(ANSWER_LIMIT_S)
 
     def read(self) -> Reading:
-        """Return what was spent from the beginning until now, or until it was stopped; if it hangs or failed, that."""
+        """Return the energy until now, or until `stop`; a reading without devices if the meter failed or hangs."""
         if not self._thread.is_alive():
-            return self._afterwards()
-        answer: Future[Reading] = Future()
-        self._questions.put(answer)
+            return self._final_reading()
+        reading: Future[Reading] = Future()
+        self._requests.put(reading)
         try:
-            return answer.result(PATIENCE_S)
+            return reading.result(ANSWER_LIMIT_S)
         except TimeoutError:
-            return unread(f"A meter did not answer for {PATIENCE_S:.0f} s. Look after its driver: nvidia-smi, dmesg.")
+            return unread(
+                f"A meter did not answer for {ANSWER_LIMIT_S:.0f} s. Look after its driver: nvidia-smi, dmesg."
+            )
 
     def stop(self) -> None:
-        """Read every sensor for the last time."""
+        """Sample the sensors for the last time, and end the thread."""
         self._stopped.set()
-        self._questions.put(Future())  # so that it need not sleep to the end
-        self._thread.join(PATIENCE_S)
+        self._requests.put(Future())  # wakes the thread
+        self._thread.join(ANSWER_LIMIT_S)
 
-    def _work(self, given: Callable[[], DetectedSensors] | None, interval_s: float) -> None:
+    def _work(self, detect_sensors: Callable[[], DetectedSensors] | None, interval_s: float) -> None:
         try:
-            self._measure(Meter((given or find)()), interval_s)
-        except Exception as error:  # whatever it is, the run is worth more
-            self._afterwards = partial(unread, f"A meter failed. Received: {error!r}. Please report it.")
+            self._measure(Meter((detect_sensors or detect)()), interval_s)
+        except Exception as error:  # no failure of a meter may end a run
+            self._final_reading = partial(unread, f"A meter failed. Received: {error!r}. Please report it.")
         finally:
             self._ready.set()
 
@@ -79,21 +85,21 @@ class HostMeter:
         self._ready.set()
         while not self._stopped.is_set():
             with contextlib.suppress(queue.Empty):
-                self._questions.get(timeout=interval_s).set_result(meter.read())
+                self._requests.get(timeout=interval_s).set_result(meter.read())
             meter.sample()
         meter.stop()
-        self._afterwards = meter.read
+        self._final_reading = meter.read
 
 
 @contextlib.contextmanager
-def measure(finding: DetectedSensors | None = None, interval_s: float = INTERVAL_S) -> Iterator[HostMeter]:
-    """Measure this host while the block runs; the meter can be read within it and after it.
+def measure(sensors: DetectedSensors | None = None, interval_s: float = INTERVAL_S) -> Iterator[HostMeter]:
+    """Measure this host in the block; the meter may be read in the block and after it.
 
     Args:
-        finding: what is measured; by default all that can be.
-        interval_s: between two readings of the sensors.
+        sensors: the sensors to read; all of this host's by default.
+        interval_s: the time between two samples.
     """
-    meter = HostMeter(finding and (lambda: finding), interval_s)
+    meter = HostMeter(sensors and (lambda: sensors), interval_s)
     meter.wait()
     try:
         yield meter

@@ -1,7 +1,8 @@
-"""Processor packages of Intel and AMD through RAPL, as Linux shows it under /sys/class/powercap.
+"""Processor packages of Intel and AMD through RAPL, which Linux shows under /sys/class/powercap.
 
-A zone `intel-rapl:N` is a package, or the whole platform (`psys`), of which packages are a part; `intel-rapl:N:M` is
-a part of a package, or its memory. Only packages are counted. Source: https://docs.kernel.org/power/powercap/powercap.html
+A zone `intel-rapl:N` is a package or the whole platform (`psys`), which includes the packages; `intel-rapl:N:M` is a
+part of a package, or its memory. Only packages are counted.
+Source: https://docs.kernel.org/power/powercap/powercap.html
 """
 
 from functools import partial
@@ -13,11 +14,11 @@ JOULES_PER_COUNT = 1e-6
 _RULE = "Processors are measured through RAPL."
 
 
-def find(host: str, powercap: Path) -> tuple[tuple[Counter, ...], str | None]:
-    """Return a counter for each processor package, all of them or none; and why there are none.
+def detect(host: str, powercap: Path) -> tuple[tuple[Counter, ...], str | None]:
+    """Return a counter for each processor package, or none and a note that gives the reason.
 
     Args:
-        host: what the devices' host is called.
+        host: the identity of the host.
         powercap: /sys/class/powercap.
     """
     zones = sorted(zone for zone in powercap.glob("intel-rapl:*") if zone.name.count(":") == 1)
@@ -27,7 +28,7 @@ def find(host: str, powercap: Path) -> tuple[tuple[Counter, ...], str | None]:
         remedy = f"Allow it: sudo chmod a+r {powercap}/intel-rapl:*/energy_uj."
         return (), f"{_RULE} Received: {error.filename} may not be read. {remedy}"
     except (OSError, ValueError) as error:
-        return (), f"{_RULE} Received: {error}. Load its driver anew: sudo modprobe intel_rapl_msr."
+        return (), f"{_RULE} Received: {error}. Reload the driver: sudo modprobe intel_rapl_msr."
     if not counters:
         remedy = "Load its driver: sudo modprobe intel_rapl_msr; virtual machines and most containers have none."
         return (), f"{_RULE} Received: no package under {powercap}. {remedy}"
@@ -40,10 +41,10 @@ def _name(zone: Path) -> str:
 
 def _counter(zone: Path, name: str, host: str) -> Counter:
     device = Device("package", name.removeprefix("package-"), "rapl", host, f"{host}/{name}")
-    counts = _figure(zone / "max_energy_range_uj") or None
-    _figure(zone / "energy_uj")  # not everybody may
-    return Counter(device, partial(_figure, zone / "energy_uj"), JOULES_PER_COUNT, counts)
+    counts = _read_int(zone / "max_energy_range_uj") or None
+    _read_int(zone / "energy_uj")  # raises if this user may not read it
+    return Counter(device, partial(_read_int, zone / "energy_uj"), JOULES_PER_COUNT, counts)
 
 
-def _figure(path: Path) -> int:
+def _read_int(path: Path) -> int:
     return int(path.read_text())

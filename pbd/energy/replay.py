@@ -1,9 +1,9 @@
-"""Meters from recordings, in place of hardware: the same sensors, fed with what was read before."""
+"""Replay of recorded sensors, for tests and for measurements of other tools."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from pbd.energy.finding import DetectedSensors
+from pbd.energy.detection import DetectedSensors
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading
 from pbd.energy.sensors import Counter, Device, Gauge, Sensor
@@ -11,24 +11,24 @@ from pbd.energy.sensors import Counter, Device, Gauge, Sensor
 
 @dataclass(frozen=True)
 class Recording:
-    """What one device showed, moment after moment."""
+    """The recorded values of one device."""
 
     device: Device
-    shown: Sequence[float | None]
-    """Watts, or counts of a register; `None` where it could not be read."""
+    values: Sequence[float | None]
+    """Watts, or counts of a register; `None` if it could not be read."""
     joules_per_count: float | None = None
-    """The register's unit; `None` where watts are shown."""
+    """The register's unit; `None` for watts."""
     counts: int | None = None
-    """How many the register has; `None` where it never begins anew."""
+    """The number of counts until the register overflows; `None` if it never does."""
 
     def sensor(self) -> Sensor:
-        """Return a sensor that shows it once more."""
-        left = iter(self.shown)
+        """Return a sensor that returns the recorded values."""
+        values = iter(self.values)
 
         def read() -> float:
-            value = next(left, None)
+            value = next(values, None)
             if value is None:
-                raise OSError("the recording has nothing here")
+                raise OSError("the recording has no value here")
             return value
 
         if self.joules_per_count is None:
@@ -37,16 +37,16 @@ class Recording:
 
 
 def replay(times_s: Sequence[float], recordings: Sequence[Recording]) -> Reading:
-    """Return what a meter reads that is read at these moments; each recording has a value for each of them.
+    """Return the reading of a meter that samples recorded sensors at these times, one value of each per time.
 
     Raises:
-        ValueError: there are fewer than two moments.
+        ValueError: there are fewer than two times.
     """
     if len(times_s) < 2:
-        raise ValueError(f"a recording has at least two moments. Received: {len(times_s)}.")
-    moments = iter(times_s)
+        raise ValueError(f"a recording has at least two times. Received: {len(times_s)}.")
+    clock = iter(times_s)
     host = recordings[0].device.host if recordings else "replayed"
-    meter = Meter(DetectedSensors(host, tuple(recording.sensor() for recording in recordings)), moments.__next__)
-    for _ in times_s[2:]:
+    meter = Meter(DetectedSensors(host, tuple(recording.sensor() for recording in recordings)), clock.__next__)
+    for _ in times_s[2:]:  # the meter's constructor and `read` take one sample each
         meter.sample()
     return meter.read()

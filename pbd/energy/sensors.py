@@ -1,25 +1,25 @@
-"""What turns the raw figures of one device into joules: counters of energy, and gauges of power."""
+"""Sensors convert the raw readings of one device into joules: counters of energy, and gauges of power."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-MOST_WATTS = 1_000.0
-"""More than any processor package draws: it says how soon a counter can have gone round."""
+MAX_WATTS = 1_000.0
+"""More than any processor package draws: bounds how soon a counter can overflow."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What spends the joules."""
+    """A device that consumes energy."""
 
     kind: str
-    """`gpu`, `package` (a processor) or `core`, whose joules are among its package's."""
+    """`gpu`, `package` (a processor) or `core`, whose energy is part of its package's."""
     number: str
     source: str
-    """What measures it: `nvml`, `rapl` or `amd_msr`."""
+    """The interface that measures it: `nvml`, `rapl` or `amd_msr`."""
     host: str
     identity: str
-    """The same in every process and container that sees the device."""
+    """Identical in every process and container that sees the device."""
 
     @property
     def name(self) -> str:
@@ -27,32 +27,32 @@ class Device:
 
 
 class Sensor(Protocol):
-    """One device's energy, read again and again."""
+    """Measures the energy of one device."""
 
     device: Device
     fault: str | None
-    """Why what it said so far is less than the whole."""
+    """Why energy is missing from the joules returned so far."""
 
     def advance(self, now_s: float) -> float:
-        """Return the joules since it was read last, 0 the first time.
+        """Return the joules since the last call, 0 at the first.
 
         Args:
-            now_s: the moment, on a clock that never goes back.
+            now_s: the time, by a monotonic clock.
 
         Raises:
-            OSError: it cannot be read now.
-            ValueError: what is read is not a figure.
+            OSError: the device cannot be read now.
+            ValueError: the reading is not a number.
         """
 
 
 class Counter:
-    """A register that counts energy up, and begins at 0 again where it is full.
+    """A register that counts energy, and overflows to 0.
 
     Args:
-        device: what it belongs to.
+        device: the device that it belongs to.
         read: returns the count.
-        joules_per_count: its unit.
-        counts: how many there are until it is at 0 again; `None` where that never happens.
+        joules_per_count: the unit of the count.
+        counts: the number of counts until it overflows; `None` if it never does.
     """
 
     def __init__(
@@ -71,15 +71,16 @@ class Counter:
         self._last = (now_s, count)
         if self._counts is None:
             if count < last:
-                self.fault = "its counter began anew"
+                self.fault = "its counter was reset"
             return max(0, count - last) * self._joules_per_count
-        if (now_s - last_s) * MOST_WATTS > self._counts * self._joules_per_count:
-            self.fault = f"not read for {now_s - last_s:.0f} s, in which its counter may have gone round unseen"
+        # The difference modulo the range is right for one overflow only.
+        if (now_s - last_s) * MAX_WATTS > self._counts * self._joules_per_count:
+            self.fault = f"not read for {now_s - last_s:.0f} s, in which its counter may have overflowed twice"
         return (count - last) % self._counts * self._joules_per_count
 
 
 class Gauge:
-    """A figure of power, in watts, integrated by the trapezoid rule."""
+    """A reading of power in watts, integrated by the trapezoidal rule."""
 
     def __init__(self, device: Device, read: Callable[[], float]) -> None:
         self.device = device

@@ -1,4 +1,4 @@
-"""Executors run a function on groups of tasks; this package is the only place that knows MPI and Dask."""
+"""Executors train groups of layers on workers. Only this package knows MPI and Dask."""
 
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, UsageError
@@ -7,11 +7,12 @@ from pbd.system import launcher
 
 
 def open_executor(config: ExecutionConfig) -> Executor:
-    """Return the executor that the settings name; `auto` is MPI under `mpirun`, else serial.
+    """Return the configured executor; `auto` selects MPI under `mpirun`, else serial.
 
     Raises:
-        EnvironmentMismatchError: MPI or Dask is not installed, or its launcher belongs to another MPI.
-        NoWorkersError: the Dask cluster does not answer, or has too few workers.
+        EnvironmentMismatchError: MPI or Dask is not installed, its launcher belongs to another MPI, or there are
+            fewer GPUs than workers.
+        NoWorkersError: the Dask cluster does not answer or has too few workers.
         UsageError: the number of workers contradicts the number of ranks.
     """
     name = config.executor

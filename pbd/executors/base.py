@@ -1,126 +1,140 @@
-"""What every executor offers, and the loop over a queue that they share."""
+"""The executor protocol, and the loop over a worker's queue that all executors share."""
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
 
 from pbd.collective import Collective
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.system.devices import Share
 
 if TYPE_CHECKING:
     from pbd.energy import Reading
 
 T = TypeVar("T")
-Emit = Callable[[Progress], None]
-TrainGroup = Callable[[TaskGroup, Emit], list[BlockResult]]
-"""Trains a group and returns one result per task; it must be picklable."""
+TrainGroup = Callable[[TaskGroup, ProgressCallback], list[BlockResult]]
+"""Trains a group and returns one result per task; must be picklable by cloudpickle."""
 CheckpointToken = Callable[[], object]
-"""Says, in every process that has the run directory, what was checkpoint there; it must be picklable."""
+"""Returns a value that changes whenever a checkpoint is written; must be picklable by cloudpickle."""
 PROGRESS_INTERVAL_S = 0.5
 
 
 def no_checkpoint() -> None:
-    """Say that what is lost was lost as a whole."""
+    """Return the token of work that writes no checkpoint: a retry starts from scratch."""
 
 
 class Executor(Protocol):
-    """Runs a function on the groups of an assignment, one queue per worker."""
+    """Runs functions on the workers of one run."""
 
     name: str
     num_workers: int
     share: Share
-    """What this process may take of its host."""
+    """The share of the host's devices that this process may use."""
     collective_size: int
-    """How many of them can work `together`."""
+    """The largest number of workers that `run_collective` can use."""
     elastic: bool
-    """Whether workers may come and go."""
+    """Whether workers may join and leave during the run."""
     coordinates: bool
-    """Whether this process runs the pipeline; the others `serve` it."""
+    """Whether this process runs the pipeline; other processes call `serve`."""
 
-    def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
-    ) -> Iterator[BlockResult]:
-        """Yield the results of every task of the assignment; progress of all workers goes to `emit`."""
+    def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
+        """Train all groups of an assignment and yield the results as they arrive.
+
+        Args:
+            train_group: called once per group, in a worker's training process.
+            assignment: the queue of each worker, and the pool that all workers draw from.
+            progress: receives the progress of all workers.
+        """
         ...
 
     def call(self, function: Callable[[], T]) -> T:
-        """Return what a picklable function gives where a worker trains, on its device and with its threads."""
+        """Call a picklable function in one worker's training process and return its result.
+
+        Raises:
+            NoWorkersError: the process was lost at every attempt.
+        """
         ...
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        progress: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
-        """Have all workers call a picklable function at once, as a collective; return what the first of them gives.
+        """Call a picklable function in several workers at once, as one collective; return the first member's result.
 
-        Where the workers are only imagined, one is the collective.
+        In the serial executor the collective has a single member.
 
         Args:
-            function: called with the worker's collective and, for progress, a listener.
-            emit: told of the first worker's progress.
-            max_workers: how many workers can be of use; the others wait.
+            function: called with the worker's collective and a progress callback.
+            progress: receives the progress of the first member.
+            max_workers: the largest number of members; other workers wait.
             checkpoint: returns a token that changes whenever a checkpoint is written; attempts that made progress do
                 not count as failures.
 
         Raises:
-            Exception: the function's own, of whichever worker.
-            NoWorkersError: one worker after another was lost.
+            Exception: the function's own exception, from any member.
+            NoWorkersError: a member was lost at every attempt.
         """
         ...
 
     def readings(self) -> "dict[int, Reading]":
-        """Return, by worker, what was read of its host in this run; to be called while none of them trains.
+        """Return the energy readings of this run by worker; to be called while no worker trains.
 
-        On each host but the coordinator's, one worker has a meter; readings of others only tell the host, and so does
-        that of a worker that was lost. No error is raised for a worker that does not answer: it is left out.
+        One worker per host has a meter; the coordinator's host is measured by the coordinator. The reading of any
+        other worker, and of a lost one, only names its host. A worker that does not answer is left out.
         """
         ...
 
     def serve(self) -> RunReport:
-        """In a process that does not coordinate: work until told to stop; return the coordinator's report."""
+        """Execute the coordinator's commands until the run ends, and return its report; for other processes only."""
         ...
 
     def finish(self, report: RunReport) -> None:
-        """In the coordinator: send the report to all other processes and let them go."""
+        """Send the report to all other processes and end the run; for the coordinator only."""
         ...
 
     def stop(self, error: BaseException) -> None:
-        """End every other process, whichever met the error; a `PbdError` of the coordinator ends them in good order."""
+        """End the run in all processes after an error; if it is the coordinator's `PbdError`, the others raise it."""
+        ...
+
+    def abort(self, error: BaseException) -> NoReturn:
+        """Print the error and end all processes of the run at once; may be called from any thread."""
         ...
 
 
 class Throttle:
-    """Passes progress on, seldom enough not to matter: a new label or epoch at once, steps twice a second."""
+    """Forwards a new label or epoch at once, and other progress at most every `PROGRESS_INTERVAL_S` seconds."""
 
-    def __init__(self, emit: Emit) -> None:
-        self._emit, self._last_s = emit, -math.inf
-        self._before: tuple[str, int] | None = None
+    def __init__(self, progress: ProgressCallback) -> None:
+        self._progress, self._last_s = progress, -math.inf
+        self._last_stage: tuple[str, int] | None = None
 
     def __call__(self, event: Progress) -> None:
-        what, now_s = (event.label, event.epoch), time.monotonic()
-        if what != self._before or now_s - self._last_s >= PROGRESS_INTERVAL_S:
-            self._before, self._last_s = what, now_s
-            self._emit(event)
+        stage, now_s = (event.label, event.epoch), time.monotonic()
+        if stage != self._last_stage or now_s - self._last_s >= PROGRESS_INTERVAL_S:
+            self._last_stage, self._last_s = stage, now_s
+            self._progress(event)
 
 
 def run_queue(
-    train_group: TrainGroup, groups: Iterable[TaskGroup], worker: int, emit: Emit, phase_began: float
+    train_group: TrainGroup, groups: Iterable[TaskGroup], worker: int, progress: ProgressCallback, phase_began: float
 ) -> Iterator[list[BlockResult]]:
-    """Train one worker's groups in order, and stamp the results with the worker and its times.
+    """Train one worker's groups in order, and add the worker's number and the times to the results.
 
     Args:
-        groups: the next one is asked for when the one before it is done.
-        phase_began: `time.monotonic()` when the block phase began.
+        train_group: trains one group.
+        groups: consumed lazily: the next group is requested after the previous one is trained.
+        worker: the worker's number.
+        progress: receives the progress, with the worker's number.
+        phase_began: `time.monotonic()` at the start of the block phase.
     """
     for group in groups:
         started = time.monotonic()
-        results = train_group(group, lambda event: emit(dataclasses.replace(event, worker=worker)))
+        results = train_group(group, lambda event: progress(dataclasses.replace(event, worker=worker)))
         seconds = time.monotonic() - started
         yield [
             dataclasses.replace(

@@ -1,24 +1,24 @@
-"""All work in one place, as several workers would share it: the behaviour that every executor is held against."""
+"""All workers simulated one after another in one training process: the reference behaviour of every executor."""
 
 import heapq
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from typing import NoReturn, TypeVar
 
 from pbd import energy
 from pbd.collective import Collective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint, run_queue
+from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
-from pbd.records import Assignment, BlockResult, LayerTask, RunReport
+from pbd.records import Assignment, BlockResult, ProgressCallback, RunReport
 from pbd.scheduling.dispatch import Dispatcher
-from pbd.system import devices
+from pbd.system import devices, watchdog
 
 T = TypeVar("T")
 
 
 class SerialExecutor:
-    """Runs every group in one runner; of several workers, the one that has been busy for the least time is next."""
+    """Trains every group in one runner, and attributes each to the simulated worker that is free first."""
 
     name = "serial"
     collective_size = 1
@@ -30,18 +30,16 @@ class SerialExecutor:
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
         self._runner = runner.open_runner(config, self.share)
 
-    def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
-    ) -> Iterator[BlockResult]:
+    def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher(assignment)
-        train_group = retry.training_in(self._runner, train_group)
+        train_group = retry.retrying(self._runner, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]
         while free:
             busy_s, worker = heapq.heappop(free)
             group = dispatcher.take(worker)
             if group is None:
                 continue
-            (results,) = run_queue(train_group, [group], worker, emit, began)
+            (results,) = run_queue(train_group, [group], worker, progress, began)
             heapq.heappush(free, (busy_s + results[0].seconds, worker))
             yield from results
 
@@ -50,15 +48,15 @@ class SerialExecutor:
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        progress: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
-        return retry.retry_lost(lambda: self._runner.run(function, emit), checkpoint=checkpoint)
+        return retry.retry_lost(lambda: self._runner.run(function, progress), checkpoint=checkpoint)
 
     def readings(self) -> dict[int, energy.Reading]:
-        return {0: energy.unread()} if self.num_workers == 1 else {}  # imagined workers spend nothing of their own
+        return {0: energy.unread()} if self.num_workers == 1 else {}  # simulated workers share one worker's energy
 
     def serve(self) -> RunReport:
         raise RuntimeError("the serial executor has no other process to serve")
@@ -68,3 +66,6 @@ class SerialExecutor:
 
     def stop(self, error: BaseException) -> None:
         self._runner.close()
+
+    def abort(self, error: BaseException) -> NoReturn:
+        watchdog.exit_process(error)

@@ -1,6 +1,6 @@
 """What all training here has in common: the loop, alone or in a collective, optimiser, progress, the best epoch."""
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -10,10 +10,8 @@ from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.data_parallel import DataParallel
 from pbd.learning.flat_adam import FlatAdam
-from pbd.records import Progress
+from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
-
-Emit = Callable[[Progress], None]
 
 
 def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
@@ -79,7 +77,7 @@ def trainer(
 class ReportProgress(keras.callbacks.Callback):
     """Sends a `Progress` event after every step."""
 
-    def __init__(self, emit: Emit, label: str) -> None:
+    def __init__(self, emit: ProgressCallback, label: str) -> None:
         super().__init__()
         self._emit, self._label, self._epoch, self._epochs = emit, label, 0, None
 
@@ -124,7 +122,7 @@ def fit_on_labels(
     dataset: Dataset,
     epochs: int,
     learning_rate: float,
-    emit: Emit,
+    emit: ProgressCallback,
     label: str,
 ) -> tuple[dict[str, float], ...]:
     """Train a classifier with cross entropy and leave it at its best epoch on the validation split.

@@ -49,7 +49,7 @@ def check_apart(path: str, free: int) -> None:
     _kind(path)
     told = subprocess.run(
         [sys.executable, "-P", "-m", __name__, path, str(free)],
-        env=launcher.environment_of_a_child(),
+        env=launcher.child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )

@@ -1,17 +1,17 @@
-"""Read and rewrite the teacher's graph: flatten it, enumerate its convolutions, truncate it, swap layers for blocks."""
+"""Read and rewrite a Keras graph: flatten it, find its convolutions, truncate it, swap layers."""
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import keras
 
-from pbd import blocks
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
-from pbd.records import LayerTask
 
 Call = Callable[..., Any]
+Builder = Callable[[Any], Any]
+"""Maps an input tensor to an output tensor."""
 
 
 def walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
@@ -162,47 +162,29 @@ def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
     return keras.Model(model.inputs, {name: [layer.input, layer.output] for name, layer in layers.items()})
 
 
-def swap(model: keras.Model, tasks: Iterable[LayerTask], block: str, seed: int = 0) -> keras.Model:
-    """Return a copy of the model with each task's layer replaced by a new block; all other weights are kept.
+def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
+    """Return a copy of the model in which new layers replace some of its layers; all other weights are kept.
 
-    The block's layers stand in the graph themselves, so the copy needs no custom objects to be saved or loaded.
+    The new layers stand in the graph themselves, so the copy needs no custom objects to be saved or loaded.
+
+    Args:
+        model: a flat functional model (see `flatten`).
+        builders: by name of the replaced layer, the function from its input tensor to its output tensor.
     """
-    by_name = {task.layer_name: task for task in tasks}
     cloner = _Cloner()
 
     def make(operation: Any) -> Any:
-        return operation if operation.name in by_name else cloner.clone(operation)
+        return operation if operation.name in builders else cloner.clone(operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        task = by_name.get(operation.name)
-        return blocks.BLOCKS[block](args[0], task, seed) if task else operation(*args, **kwargs)
+        build = builders.get(operation.name)
+        return build(args[0]) if build else operation(*args, **kwargs)
 
     inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     outputs = keras.tree.flatten(walk(model, inputs, make, call))[0]
     copy = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
     return copy
-
-
-def output_with(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
-    """Return the model's output tensor with a block in a layer's place; it hangs on the model's own graph and layers.
-
-    For many blocks at once see `variants`.
-    """
-    changed: set[int] = set()
-    several_calls = {id(layer) for layer, calls in layer_calls(model) if calls > 1}
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation.name == layer_name:
-            outputs = block(args[0])
-        elif any(id(tensor) in changed for tensor in keras.tree.flatten((args, kwargs))):
-            outputs = operation(*args, **kwargs)
-        else:
-            return operation(*args, **kwargs) if id(operation) in several_calls else operation.output
-        changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
-        return outputs
-
-    return keras.tree.flatten(walk(model, model.inputs, lambda operation: operation, call))[0]
 
 
 def run(model: keras.Model, images: Any, training: set[str]) -> Any:

@@ -5,7 +5,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from pbd import progress, report
 from pbd.config import RunConfig
@@ -14,9 +14,10 @@ from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import (
     Assignment,
+    BlockKey,
     BlockReport,
     BlockResult,
-    LayerTask,
+    BlockTask,
     ModelFacts,
     RunReport,
     Timing,
@@ -26,58 +27,50 @@ from pbd.report import rows
 from pbd.run_dir import manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import backend, devices
+from pbd.system import devices, process, watchdog
 
 if TYPE_CHECKING:
     import keras
 
     from pbd.blockwise.context import TrainingContext
+    from pbd.data import Data
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
     from pbd.student.assemble import Student
 
 
-def distill(config: RunConfig | None = None, /, *, model: "keras.Model | None" = None, **settings: Any) -> RunReport:
-    """Compress a trained network by parallel blockwise distillation, and return the report of the run.
-
-    Under `mpirun` every rank calls this and every rank gets the same report.
+def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
+    """Run the method, on every worker there is, and return the report.
 
     Args:
-        config: all settings; the defaults where absent.
-        model: the teacher itself, in place of the file or name in the settings.
-        **settings: single settings by name, over `config` (see `pbd.RunConfig.of`).
-
-    Returns:
-        What `report.json` in the run directory says.
+        config: of the run.
+        model: the teacher, if it is not a file or a built-in network that the settings name.
+        data: the images, if they are not what the settings name.
 
     Raises:
-        PbdError: the settings, the teacher or the data do not fit; the message is one line and says the remedy.
-
-    Example:
-        >>> report = pbd.distill(teacher="resnet20.keras", dataset="cifar10", epochs=3)
-        >>> report.student.test_accuracy, report.student.path
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
-    config = (config or RunConfig()).replace(**settings)
-    if model is not None:
-        config = config.replace(teacher=model.name)
     executor = open_executor(config.execution)
-    try:
-        if not executor.coordinates:
-            return executor.serve()
-        executor.share.claim()
-        backend.load()
-        with progress.open_progress() as display:
-            finished = _distill(config, model, executor, display)
-        executor.finish(finished)
-    except BaseException as error:
-        executor.stop(error)
-        raise
+    with watchdog.watching(config.execution.stall_limit, executor.abort):
+        try:
+            if not executor.coordinates:
+                return executor.serve()
+            with process.prepared(executor.share), progress.open_progress() as display:
+                finished = _run(config, model, data, executor, display)
+            executor.finish(finished)
+        except BaseException as error:
+            executor.stop(error)
+            raise
     return finished
 
 
-def _distill(
-    config: RunConfig, model: "keras.Model | None", executor: Executor, display: progress.ProgressDisplay
+def _run(
+    config: RunConfig,
+    model: "keras.Model | None",
+    data: "Data | None",
+    executor: Executor,
+    display: progress.ProgressDisplay,
 ) -> RunReport:
     from pbd.pipeline import prepare  # loads the backend
 
@@ -85,11 +78,11 @@ def _distill(
     given = cost_table.read_given(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Run(config, given, inputs, executor, clock, account, display))
+        return _compress(_Context(config, given, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)
-class _Run:
+class _Context:
     """One run on its way: what its steps need."""
 
     config: RunConfig
@@ -110,15 +103,15 @@ class _BlockPhase:
     predicted_from: str
 
 
-def _compress(run: _Run) -> RunReport:
+def _compress(run: _Context) -> RunReport:
     from pbd.deploy import inference_form
     from pbd.pipeline import prepare, remote_tasks
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import assemble
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    todo = {task.layer_name: task for task in inputs.tasks if task.skip_reason is None}
-    done = {name: result for name, result in journal.committed_blocks().items() if name in todo}
+    todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
+    done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
     run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
     if len(done) == len(todo) and manifest.is_intact(journal):
         run.display.phase("this run was finished before: its report, with its times and joules, is of then")
@@ -128,7 +121,7 @@ def _compress(run: _Run) -> RunReport:
     context = _context(config, inputs)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
     shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
-    results = done | {result.layer_name: result for result in shares.with_energy(block_phase.results)}
+    results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_marks,) = pool.evaluate([journal.file("teacher.keras")], "validation")
@@ -151,13 +144,13 @@ def _compress(run: _Run) -> RunReport:
 
 
 def _train_blocks(
-    run: _Run, context: "TrainingContext", todo: list[LayerTask], done: Mapping[str, BlockResult]
+    run: _Context, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
 ) -> _BlockPhase:
     """Plan, train those that are not done, and write down what it took."""
     from pbd.pipeline.plan import carry_out, make_plan
 
     clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
-    missing = [task for task in todo if task.layer_name not in done]
+    missing = [task for task in todo if task.key not in done]
     if not missing:
         clock.lap("calibrate")
         clock.lap("distill")
@@ -169,7 +162,7 @@ def _train_blocks(
     scheduler, workers = plan.assignment.scheduler, executor.num_workers
     display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
     results = []
-    for result in carry_out(plan.assignment, context, missing, executor, display.update):
+    for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
             journal.commit_block(result)
         results.append(result)
@@ -179,7 +172,7 @@ def _train_blocks(
 
 
 def _report(
-    run: _Run,
+    run: _Context,
     pool: "WorkerPool",
     block_phase: _BlockPhase,
     teacher_marks: "Metrics",
@@ -218,6 +211,7 @@ def _report(
 
 
 def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
+    from pbd import blocks
     from pbd.blockwise.context import TrainingContext
 
     return TrainingContext(
@@ -225,7 +219,7 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         data=inputs.data_config,
         image_shape=inputs.dataset.image_shape,
         training=config.training,
-        block=config.blocks.block,
+        designs={task.design: blocks.get(task.design) for task in inputs.tasks},
         block_init=config.blocks.block_init,
         seed=config.seed,
         journal=inputs.journal,

@@ -4,17 +4,18 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from pbd.blocks import BlockDesign
 from pbd.blockwise.context import TrainingContext
 from pbd.blockwise.train_group import train_group
-from pbd.config import WITHOUT_STATISTICS, ExecutionConfig
+from pbd.config import ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.errors import NoWorkersError
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.pipeline.remote_tasks import AllReduceBenchmark, TrainGroupTask
-from pbd.records import Assignment, BlockResult, LayerTask, TaskGroup
+from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.scheduling import cutting, schedulers
 from pbd.scheduling.cost_table import CostTable, Workload
 
@@ -38,8 +39,8 @@ def make_plan(
     config: ExecutionConfig,
     given: CostTable | None,
     context: TrainingContext,
-    todo: Sequence[LayerTask],
-    missing: Sequence[LayerTask],
+    todo: Sequence[BlockTask],
+    missing: Sequence[BlockTask],
     executor: Executor,
 ) -> Plan:
     """Predict, on a worker's device, what each layer takes, and share out those that are missing.
@@ -52,8 +53,8 @@ def make_plan(
         missing: those not done yet, one at least.
         executor: whose workers are to do it.
     """
-    shareable, most = may_share(config, context.block, executor), context.data.batch_size
-    exchange = AllReduceBenchmark(context, sum(task.block_params for task in missing))
+    shareable, most = may_share(config, context.designs.values(), executor), context.data.batch_size
+    exchange = AllReduceBenchmark(context, sum(task.params for task in missing))
     exchange_s = executor.run_collective(exchange, lambda event: None, most) if shareable else 0.0
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     budget = footprint.budget(config.memory_limit)
@@ -82,11 +83,11 @@ def _predict(
     config: ExecutionConfig,
     given: CostTable | None,
     context: TrainingContext,
-    todo: Sequence[LayerTask],
+    todo: Sequence[BlockTask],
     executor: Executor,
 ) -> tuple[CostTable, Workload]:
     """Return what each layer takes; a layer that loses the process that times it must not cost the run."""
-    nothing_to_decide = config.parallel == "data" and may_share(config, context.block, executor)
+    nothing_to_decide = config.parallel == "data" and may_share(config, context.designs.values(), executor)
     sharers = 1 if nothing_to_decide else executor.num_workers
 
     def predicting(how: str) -> Callable[[], tuple[CostTable, Workload]]:
@@ -100,11 +101,14 @@ def _predict(
 
 
 def carry_out(
-    assignment: Assignment, context: TrainingContext, tasks: Sequence[LayerTask], executor: Executor, emit: Emit
+    assignment: Assignment,
+    context: TrainingContext,
+    executor: Executor,
+    emit: ProgressCallback,
 ) -> Iterator[BlockResult]:
     """Train the tasks as they are assigned; yield a result for each, some as soon as they are there."""
     if not assignment.shared:
-        yield from executor.run(functools.partial(train_group, context), tasks, assignment, emit)
+        yield from executor.run(functools.partial(train_group, context), assignment, emit)
     else:
         began = time.monotonic()
         for group in assignment.groups:
@@ -115,17 +119,18 @@ def carry_out(
                 yield dataclasses.replace(result, started_s=started_s)
 
 
-def may_share(config: ExecutionConfig, block: str, executor: Executor) -> bool:
+def may_share(config: ExecutionConfig, designs: Iterable[BlockDesign], executor: Executor) -> bool:
     """Return whether all workers may train one group together: there are several, and nothing speaks against it.
 
     Where workers come and go it has to be asked for: with any of them, all lose what they have not finished.
     """
     free = config.parallel == "auto" and config.scheduler == "auto" and config.group and not executor.elastic
-    return (free or config.parallel == "data") and executor.collective_size > 1 and block in WITHOUT_STATISTICS
+    wanted = free or config.parallel == "data"
+    return wanted and executor.collective_size > 1 and all(design.per_image for design in designs)
 
 
 def share(
-    tasks: Sequence[LayerTask],
+    tasks: Sequence[BlockTask],
     table: CostTable,
     work: Workload,
     collective: int,
@@ -145,7 +150,7 @@ def share(
         budget: decides which tasks can be trained at once.
     """
     costs = table.shared(collective).costs(work, grouped=True)
-    ordered = sorted(tasks, key=lambda task: task.index)
+    ordered = sorted(tasks, key=lambda task: task.layer.index)
     runs = cutting.runs(ordered, lambda run: budget.fits(run, collective))
     groups = tuple(TaskGroup(run, costs.load_s(run) + work.steps * exchange_s) for run in runs)
     load_s = sum(group.predicted_s or 0.0 for group in groups)

@@ -13,15 +13,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pbd import data
+from pbd import blocks, data
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
-from pbd.errors import BadInputError
+from pbd.errors import BadInputError, UsageError
 from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
 from pbd.pipeline import teachers
 from pbd.progress import ProgressDisplay
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal, write_atomically
 
@@ -38,7 +38,7 @@ class Inputs:
     data_config: DataConfig
     """As given, with `auto` and relative paths resolved; loads the same data in any worker."""
     journal: Journal
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     """Every convolution of the teacher, those to skip included."""
 
 
@@ -48,6 +48,7 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
 
     Nothing is written if any of it fails.
     """
+    check_design(config)
     directory = _directory(config)
     preprocess = config.data.preprocess
     if preprocess == "auto":
@@ -69,18 +70,32 @@ def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDispl
     teacher = graph.flatten(model, dataset.image_shape)
     _check_outputs(teacher, dataset)
     wanted = config.blocks
-    tasks = enumerate_tasks(teacher, wanted.block, wanted.layers, wanted.include_unprofitable)
+    tasks = enumerate_tasks(teacher, blocks.get(wanted.block), wanted.layers, wanted.include_unprofitable)
     identity = {**config.student_settings(), "teacher_sha256": _digest(teacher), "data_sha256": dataset.digest()}
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
-        journal = Journal.create(directory, identity, [task.layer_name for task in tasks if task.skip_reason is None])
+        journal = Journal.create(directory, identity, [task.key for task in tasks if task.skip_reason is None])
     with lock.held(directory):
         _keep(journal, teacher)
         judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
         reachable = replace(data_config, dataset=data.absolute(data_config.dataset))
         yield Inputs(teacher, dataset, reachable, journal, tasks)
+
+
+def check_design(config: RunConfig) -> None:
+    """Refuse a block design that does not exist or does not fit the settings.
+
+    Raises:
+        UsageError: no design has this name, or it has batch statistics and workers are to share batches.
+    """
+    design = blocks.get(config.blocks.block)
+    if config.execution.parallel == "data" and not design.per_image:
+        raise UsageError(
+            "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
+            f"{design.name}. Give --parallel task, or --block decoupled_r2."
+        )
 
 
 def _keep(journal: Journal, teacher: keras.Model) -> None:
@@ -139,7 +154,7 @@ def _built_in(config: RunConfig, dataset: data.Dataset, display: ProgressDisplay
     wanted, choice = config.teacher, config.blocks
     model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
     enumerate_tasks(  # says what is wrong with --layers before the training
-        graph.flatten(model, dataset.image_shape), choice.block, choice.layers, choice.include_unprofitable
+        graph.flatten(model, dataset.image_shape), blocks.get(choice.block), choice.layers, choice.include_unprofitable
     )
     new_head = wanted.teacher_weights == "imagenet" and dataset.num_classes != 1000
     if wanted.teacher_epochs == 0 or (wanted.teacher_weights is not None and not new_head):

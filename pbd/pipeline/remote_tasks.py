@@ -14,15 +14,15 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import StudentConfig
-from pbd.data import Part
+from pbd.data import WorkerShare
 from pbd.learning import metrics
-from pbd.learning.loop import Emit
 from pbd.learning.metrics import Metrics
-from pbd.records import BlockResult, TaskGroup
+from pbd.records import BlockResult, ProgressCallback, TaskGroup
 from pbd.student import fine_tuning
 from pbd.student.assemble import recalibrate_and_evaluate
 from pbd.student.checkpoints import CheckpointFile
 from pbd.student.fine_tuning import Tuning
+from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory where tunings are kept until the run is complete."""
@@ -37,7 +37,7 @@ class TrainGroupTask:
     context: TrainingContext
     group: TaskGroup
 
-    def __call__(self, collective: Collective, emit: Emit) -> list[BlockResult]:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> list[BlockResult]:
         began = time.monotonic()
         results = train_group(self.context, self.group, emit, collective)
         seconds = time.monotonic() - began
@@ -52,12 +52,12 @@ class RecalibrateTask:
     context: TrainingContext
     student: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> tuple[list[np.ndarray], Metrics]:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Metrics]:
         """Return the student's weights and its marks on the validation split."""
         teacher, dataset = load(self.context)
         model = keras.models.load_model(self.student, compile=False)
         marks = recalibrate_and_evaluate(
-            model, teacher, dataset.shared(Part(collective.index, collective.size)), collective
+            model, teacher, dataset.shared(WorkerShare(collective.index, collective.size)), collective
         )
         return model.get_weights(), marks
 
@@ -72,10 +72,10 @@ class FineTuneTask:
     before: Metrics
     first_epoch: int
 
-    def __call__(self, collective: Collective, emit: Emit) -> tuple[list[np.ndarray], Tuning]:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Tuning]:
         """Return the student's weights and what came of it."""
         teacher, dataset = load(self.context)
-        keras.utils.set_random_seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
+        random_state.seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
         model = keras.models.load_model(self.student, compile=False)
         tuning = fine_tuning.fine_tune(
             model,
@@ -106,11 +106,11 @@ class EvaluateTask:
     models: tuple[Path, ...]
     split: str
 
-    def __call__(self, collective: Collective, emit: Emit) -> list[Metrics]:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> list[Metrics]:
         """Return the marks of each network."""
         teacher, dataset = load(self.context)
         models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
-        batches = dataset.shared(Part(collective.index, collective.size)).batches(self.split)
+        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
         return metrics.evaluate(teacher, models, batches, dataset.labelled, collective)
 
 
@@ -122,7 +122,7 @@ class AllReduceBenchmark:
     values: int
     """How many float32 numbers each worker brings."""
 
-    def __call__(self, collective: Collective, emit: Emit) -> float:
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> float:
         """Return the median seconds of an exchange."""
         load(self.context)
         brought, taken = np.ones(self.values, np.float32), []

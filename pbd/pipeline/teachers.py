@@ -15,6 +15,7 @@ from pbd.config import TeacherConfig
 from pbd.data import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
 from pbd.networks import files, graph
+from pbd.system import random_state
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 
@@ -109,7 +110,7 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
     Raises:
         BadInputError: the network does not take images of this shape, or the weights do not fit.
     """
-    keras.utils.set_random_seed(seed)
+    random_state.seed(seed)
     weights = config.teacher_weights
     try:
         if config.teacher in BUILT_IN:

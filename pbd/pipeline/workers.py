@@ -9,11 +9,12 @@ import keras
 
 from pbd.blockwise.context import TrainingContext
 from pbd.config import StudentConfig
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
 from pbd.pipeline.remote_tasks import CHECKPOINTS, EvaluateTask, FineTuneTask, RecalibrateTask
+from pbd.records import ProgressCallback
 from pbd.student.fine_tuning import Tuning
 
 
@@ -26,7 +27,7 @@ class WorkerPool:
         emit: told of their progress in fine-tuning.
     """
 
-    def __init__(self, executor: Executor, context: TrainingContext, emit: Emit) -> None:
+    def __init__(self, executor: Executor, context: TrainingContext, emit: ProgressCallback) -> None:
         self._executor, self._context, self._emit = executor, context, emit
 
     def evaluate(self, models: Sequence[Path], split: str) -> list[Metrics]:

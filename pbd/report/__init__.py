@@ -1,4 +1,4 @@
-"""What a run says at its end: `report.json` and a summary for people, both from one `RunReport`."""
+"""The report of a run: `report.json`, `summary.txt` and `report.html`, all made from one `RunReport`."""
 
 from pbd.report.files import json_safe, read, to_json, write
 from pbd.report.text import render, summary

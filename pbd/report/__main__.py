@@ -1,70 +1,66 @@
-"""`python -m pbd.report RUN_DIR …`: make a run's report.html again, or one page that compares several runs."""
+"""`pbd report RUN_DIR ...`: write report.html of a run anew, or one page that compares several runs."""
 
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-import tyro
-
-from pbd.errors import CannotCreateError, CorruptStateError, PbdError, UsageError
+from pbd import command_line
+from pbd.command_line import Parser
+from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import RunReport
 from pbd.report import files, page
 from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal, write_atomically
 
+PROGRAM = "pbd-report"
 COMPARISON = "comparison.html"
 
 
-@dataclass(frozen=True)
-class _CommandLine:
-    run_dirs: tyro.conf.Positional[tuple[str, ...]]
-    """What --run-dir was; of several runs, one page is made that compares them."""
-    output: str | None = None
-    """The file to write (default: report.html in the run directory, or comparison.html here for several runs)."""
-
-
-def main(argv: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command line; return the exit code."""
-    line = tyro.cli(_CommandLine, args=argv, prog="pbd-report", description=(__doc__ or "").partition(": ")[2])
-    try:
-        print(_make(list(dict.fromkeys(line.run_dirs)), line.output))
-    except PbdError as error:
-        print(f"pbd-report: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+
+    def command(arguments: Sequence[str]) -> None:
+        parser = Parser(program, __doc__ or "")
+        parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="one run, or several to compare")
+        parser.add_argument(
+            "--output",
+            metavar="FILE",
+            help=f"the file to write (default: {files.PAGE} in the run directory; for several runs {COMPARISON} here)",
+        )
+        settings = parser.parse_args(arguments)
+        print(_write_page(list(dict.fromkeys(settings.run_dirs)), settings.output))
+
+    return command_line.run(program, command, argv)
 
 
-def _make(run_dirs: list[str], output: str | None) -> Path:
-    """Write the page that was asked for, and return its path."""
-    if not run_dirs:
-        raise UsageError("a report is made of one run directory or more. Received: none. See --help.")
+def _write_page(run_dirs: list[str], output: str | None) -> Path:
+    """Write the page of one run, or the comparison of several, and return its path."""
     reports = {name: _read(Journal(Path(name))) for name in run_dirs}
     if len(reports) == 1 and output is None:
-        return _make_again(Journal(Path(run_dirs[0])), reports[run_dirs[0]])
-    made = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
+        return _rewrite(Journal(Path(run_dirs[0])), reports[run_dirs[0]])
+    html = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
     path = Path(output or COMPARISON)
     if not path.absolute().parent.is_dir():
         raise CannotCreateError(f"the page must lie in a folder that exists. Received: {str(path)!r}.")
     try:
-        return write_atomically(path, made.encode())
+        return write_atomically(path, html.encode())
     except OSError as error:
         raise CannotCreateError(f"cannot write {path}: {error.strerror}. Give another --output.") from error
 
 
 def _read(journal: Journal) -> RunReport:
     if "report.json" in (manifest.damaged(journal) or ()):
-        raise CorruptStateError(f"{journal.file('report.json')} is damaged. Make the run whole with pbd-run --resume.")
+        raise CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run with pbd-run --resume.")
     return files.read(journal)
 
 
-def _make_again(journal: Journal, report: RunReport) -> Path:
-    """Write the run's own page; a run that was whole but for it is recorded as complete with the new one."""
+def _rewrite(journal: Journal, report: RunReport) -> Path:
+    """Write the run's own page; if nothing but that page was damaged, record the run as complete again."""
     try:
         with lock.held(journal.path):
-            whole = manifest.damaged(journal) in ([], [files.PAGE])
+            intact = manifest.damaged(journal) in ([], [files.PAGE])
             path = journal.write_bytes(files.PAGE, page.of_run(report).encode())
-            if whole:
+            if intact:
                 manifest.write(journal)
     except OSError as error:
         raise CannotCreateError(f"cannot write to {journal.path}: {error.strerror}. Give --output FILE.") from error

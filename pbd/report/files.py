@@ -1,4 +1,4 @@
-"""What a run says at its end, as files: `report.json` (version 1) and what is made from it."""
+"""The files of a report: `report.json` (version 1), and `summary.txt` and `report.html` made from it."""
 
 import json
 import math
@@ -16,11 +16,11 @@ from pbd.run_dir.journal import Journal
 PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
 _JSON_NAMES = {"reference": "judged_by", "events": "story"}
-"""Fields of `RunReport` that version 1 of `report.json` calls otherwise."""
+"""Fields of `RunReport` that have another name in version 1 of `report.json`."""
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
-    """Return the content of `report.json`; NaN and infinity, which JSON has no word for, become null."""
+    """Return the content of `report.json`; NaN and infinity, which JSON does not have, become null."""
     return json_safe(
         {
             "version": report.version,
@@ -48,52 +48,52 @@ def to_json(report: RunReport) -> dict[str, Any]:
 
 def write(report: RunReport, journal: Journal) -> None:
     """Write `report.json`, `summary.txt` and `report.html` into the run directory."""
-    from pbd.report import page  # loads the template engine
+    from pbd.report import page  # imports the template engine
 
     content = to_json(report)
     journal.write_bytes("summary.txt", render(report).encode())
     journal.write_json("report.json", content)
-    journal.write_bytes(PAGE, page.of_run(from_json(content)).encode())  # as it is made again from the file
+    journal.write_bytes(PAGE, page.of_run(from_json(content)).encode())  # as `pbd report` makes it again
 
 
 def read(journal: Journal) -> RunReport:
-    """Return the report of a run that is complete.
+    """Return the report of a complete run.
 
     Raises:
-        MissingInputError: the run has no report yet, or there is no run.
+        MissingInputError: the directory holds no run, or the run has no report yet.
         CorruptStateError: its `report.json` is damaged.
     """
     path = journal.file("report.json")
     try:
         return from_json(json.loads(path.read_bytes()))
     except OSError as error:
-        journal.layers()  # says where there is no run at all
+        journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
-            f"the run in {journal.path} has no report yet. Go on with it with pbd-run --resume."
+            f"the run in {journal.path} has no report yet. Continue it with pbd-run --resume."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptStateError(f"{path} is damaged. Make the run whole with pbd-run --resume.") from error
+        raise CorruptStateError(f"{path} is damaged. Repair the run with pbd-run --resume.") from error
 
 
-def from_json(said: Mapping[str, Any]) -> RunReport:
-    """Return the report that says this; what versions before did not measure is left out."""
-    fields = {json_name: name for name, json_name in _JSON_NAMES.items()}
-    said = {fields.get(name, name): value for name, value in said.items()}
+def from_json(content: Mapping[str, Any]) -> RunReport:
+    """Return the report with this content; fields that older versions did not write keep their defaults."""
+    field_names = {json_name: name for name, json_name in _JSON_NAMES.items()}
+    fields = {field_names.get(name, name): value for name, value in content.items()}
     histories = ("loss_history", "nmse_history")
-    rows = [row | {name: tuple(row[name]) for name in histories} for row in said["blocks"]]
+    rows = [row | {name: tuple(row[name]) for name in histories} for row in fields["blocks"]]
     return RunReport(
-        **said
+        **fields
         | {
-            "teacher": ModelFacts(**said["teacher"]),
-            "assembled": ModelFacts(said["student"]["params"], said["student"]["macs"], **said["assembled"]),
-            "student": ModelFacts(**said["student"]),
+            "teacher": ModelFacts(**fields["teacher"]),
+            "assembled": ModelFacts(fields["student"]["params"], fields["student"]["macs"], **fields["assembled"]),
+            "student": ModelFacts(**fields["student"]),
             "blocks": tuple(BlockReport(**row) for row in rows),
-            "workers": tuple(WorkerReport(**row) for row in said["workers"]),
-            "timing": Timing(**said["timing"]),
-            "groups": tuple(tuple(group) for group in said["groups"]),
-            "fine_tune_history": tuple(said["fine_tune_history"]),
-            "events": tuple(said["events"]),
-            "latency": tuple(Latency(**row) for row in said.get("latency", ())),
+            "workers": tuple(WorkerReport(**row) for row in fields["workers"]),
+            "timing": Timing(**fields["timing"]),
+            "groups": tuple(tuple(group) for group in fields["groups"]),
+            "fine_tune_history": tuple(fields["fine_tune_history"]),
+            "events": tuple(fields["events"]),
+            "latency": tuple(Latency(**row) for row in fields.get("latency", ())),
         }
     )
 

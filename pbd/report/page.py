@@ -1,4 +1,4 @@
-"""`report.html`: one file for a run, or one that compares several; nothing in it is fetched from elsewhere."""
+"""`report.html`: one self-contained page for a run, or one that compares several runs; it loads nothing else."""
 
 import base64
 import hashlib
@@ -15,14 +15,14 @@ from pbd.records import RunReport
 from pbd.report import plots, settings, timeline, words
 
 UNITS = ("j", "w", "s")
-ENERGY_IN_WORDS = ("source", "partial", "notes")
-"""What is said of the measured energy beside its figures."""
+ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
+"""Fields of the energy record that hold no quantity; the page shows them as text."""
 SMALL = (168.0, 104.0)
-"""The canvas of a layer's own plot."""
+"""Width and height of the canvas of a plot for one layer."""
 
 
 def of_run(report: RunReport) -> str:
-    """Return the page of one run, the same for the same report."""
+    """Return the page of one run; it depends on the report only."""
     return _render(
         "run.html.j2",
         report=report,
@@ -39,7 +39,7 @@ def of_run(report: RunReport) -> str:
 
 
 def of_runs(reports: Mapping[str, RunReport]) -> str:
-    """Return the page that compares runs, by name."""
+    """Return the page that compares runs, given by name."""
     by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
     judged = "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"
     return _render(
@@ -56,7 +56,7 @@ def of_runs(reports: Mapping[str, RunReport]) -> str:
 def _render(template: str, **content: Any) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pbd.report"),
-        autoescape=True,  # names of layers, paths and settings are their owners' text
+        autoescape=True,  # names of layers, paths and settings come from the user
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -69,27 +69,33 @@ def _render(template: str, **content: Any) -> str:
 
 
 def title(report: RunReport) -> str:
-    """Return what the teacher is called, and its data."""
+    """Return the names of the teacher and the data set."""
     teacher, dataset = (str(report.config.get(name, "")) for name in ("teacher", "dataset"))
     return f"{PurePath(teacher).stem or 'teacher'} on {PurePath(dataset).stem or 'data'}"
 
 
 def layer_plots(report: RunReport, history: str, first: int) -> list[tuple[str, float | None, plots.Plot]]:
-    """Return name, last figure and plot of each layer that has such a history, all on one logarithmic scale."""
+    """Return name, last value and plot of each layer with a history, all on one logarithmic scale.
+
+    Args:
+        report: of the run.
+        history: `loss_history` or `nmse_history`.
+        first: the epoch of the history's first value.
+    """
     rows = {row.layer: getattr(row, history) for row in report.blocks if getattr(row, history)}
-    scale = plots.Scale.around([value for figures in rows.values() for value in figures], log=True)
+    scale = plots.Scale.around([value for values in rows.values() for value in values], log=True)
     return [(layer, row[-1], plots.over_epochs({"": row}, first, scale, SMALL)) for layer, row in rows.items()]
 
 
 def tuning_plots(report: RunReport) -> list[tuple[str, plots.Plot]]:
-    """Return heading and plot of what fine-tuning did to the student, from the assembled one on."""
+    """Return headings and plots of fine-tuning: validation accuracy (epoch 0: as assembled) and training loss."""
     history = report.fine_tune_history
     if not history:
         return []
     judged = "accuracy" if report.student.val_accuracy is not None else "agreement"
-    marks = [getattr(report.assembled, f"val_{judged}"), *(row.get(f"val_{judged}") for row in history)]
+    student = [getattr(report.assembled, f"val_{judged}"), *(row.get(f"val_{judged}") for row in history)]
     teacher = getattr(report.teacher, f"val_{judged}")
-    lines = {"student": marks, "teacher": [teacher] * len(marks)}
+    lines = {"student": student, "teacher": [teacher] * len(student)}
     percents = {name: [None if value is None else 100 * value for value in line] for name, line in lines.items()}
     losses = {"loss": [row.get("loss") for row in history]}
     positive = all(value is not None and value > 0 for value in losses["loss"])
@@ -100,30 +106,33 @@ def tuning_plots(report: RunReport) -> list[tuple[str, plots.Plot]]:
 
 
 def bar_charts(reports: Mapping[str, RunReport], judged: str) -> list[tuple[str, list[tuple[str, float, str]]]]:
-    """Return caption and bars (name, length, in words) of what runs are compared by; what none measured is left out."""
+    """Return captions and bars (name, length, text) that compare runs; a chart without any value is left out."""
     charts: list[tuple[str, Callable[[RunReport], float | None], Callable[[Any], str]]] = [
         (f"test {judged}", lambda run: getattr(run.student, f"test_{judged}"), words.percent),
         ("multiply-accumulates per image", lambda run: run.student.macs, words.count),
-        ("wall time in all", lambda run: run.timing.total_s, words.duration),
+        ("total wall time", lambda run: run.timing.total_s, words.duration),
         ("energy", lambda run: run.energy.get("total_j"), lambda value: words.count(value, "J")),
     ]
-    found = [(caption, {name: of(run) for name, run in reports.items()}, said) for caption, of, said in charts]
+    filled = [(caption, {name: of(run) for name, run in reports.items()}, text) for caption, of, text in charts]
     return [
-        (caption, [(name, value or 0.0, said(value)) for name, value in values.items()])
-        for caption, values, said in found
+        (caption, [(name, value or 0.0, text(value)) for name, value in values.items()])
+        for caption, values, text in filled
         if any(values.values())
     ]
 
 
 def energy_rows(energy: Mapping[str, Any], prefix: str = "", unit: str = "") -> Iterator[tuple[str, str]]:
-    """Yield what was measured, and in words how much; the unit is in the ending of a name, or of one above it."""
+    """Yield the label and the text of each measured quantity, nested ones with the labels above them.
+
+    The unit is the last part of a field's name (`total_j`); without one, it is the unit of the field above.
+    """
     for name, value in energy.items():
         stem, _, ending = str(name).rpartition("_")
         its_unit = ending if stem and ending in UNITS else "s" if name == "seconds" else unit
         label = prefix + (stem if stem and ending in UNITS else str(name)).replace("_", " ")
         if isinstance(value, Mapping):
             yield from energy_rows(value, f"{label}: ", its_unit)
-        elif prefix or name not in ENERGY_IN_WORDS:
+        elif prefix or name not in ENERGY_TEXT_FIELDS:
             yield label, _with_unit(value, its_unit)
 
 

@@ -1,16 +1,16 @@
-"""Geometry of the plots: figures in, places on a canvas out. The templates draw them, in the reader's colours."""
+"""Geometry of the plots: values are mapped to canvas coordinates. The templates draw the plots and set the colours."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-Figures = Sequence[float | None]
-"""What a line shows; what is absent, or no finite number, is a gap."""
+Values = Sequence[float | None]
+"""One value for each epoch; `None`, NaN and infinity leave a gap in the line."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Maps values to their share of the way from `low` to `high`."""
+    """Maps values between `low` and `high` to fractions in [0, 1], linearly or logarithmically."""
 
     low: float
     high: float
@@ -18,8 +18,8 @@ class Scale:
 
     @classmethod
     def around(cls, values: Iterable[float | None], log: bool = False) -> "Scale":
-        """Return a scale on which all finite values (on a logarithmic one: positive ones) have a place."""
-        shown = [value for value in values if _is_shown(value, log)]
+        """Return a scale that covers all finite values; a logarithmic scale covers only the positive ones."""
+        shown = [value for value in values if value is not None and _is_shown(value, log)]
         low, high = min(shown, default=1.0), max(shown, default=1.0)
         if log:
             return cls(low / 1.15, high * 1.15, log=True)
@@ -27,39 +27,40 @@ class Scale:
         return cls(low - margin, high + margin)
 
     def place(self, value: float) -> float:
-        """Return the value's share of the way."""
-        low, high = self._measure(self.low), self._measure(self.high)
-        return (self._measure(value) - low) / (high - low)
+        """Return the fraction of the way from `low` to `high` at which a value lies."""
+        low, high = self._transform(self.low), self._transform(self.high)
+        return (self._transform(value) - low) / (high - low)
 
     def ticks(self, most: int = 5) -> list[float]:
-        """Return round values on the scale; on a logarithmic one 1, 10, …, with 3 or 2 and 5 between where few fit."""
+        """Return round values on the scale: powers of ten on a logarithmic one, and multiples of them if few fit."""
         low, high = self.low, self.high
         if self.log:
             powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
             for multiples in ((1,), (1, 3), (1, 2, 5)):
-                found = [m * 10.0**power for power in powers for m in multiples if low <= m * 10.0**power <= high]
-                if len(found) >= 2:
-                    return found[:: math.ceil(len(found) / most)]
+                ticks = [m * 10.0**power for power in powers for m in multiples if low <= m * 10.0**power <= high]
+                if len(ticks) >= 2:
+                    return ticks[:: math.ceil(len(ticks) / most)]
         step = _round_step((high - low) / most)
         return [n * step for n in range(math.ceil(low / step), math.floor(high / step) + 1)]
 
-    def _measure(self, value: float) -> float:
+    def _transform(self, value: float) -> float:
         return math.log(value) if self.log else value
 
 
 def _round_step(least: float) -> float:
-    """Return the smallest of 1, 2, 5, 10, … times a power of ten that is no smaller."""
+    """Return the smallest number of the form 1, 2 or 5 times a power of ten that is at least `least`."""
     power = 10.0 ** math.floor(math.log10(least))
+    # The tolerance keeps a step that rounding errors put just above 1, 2 or 5.
     return next(step * power for step in (1, 2, 5, 10) if step * power >= least * (1 - 1e-9))
 
 
-def _is_shown(value: float | None, log: bool) -> bool:
-    return value is not None and math.isfinite(value) and (value > 0 or not log)
+def _is_shown(value: float, log: bool) -> bool:
+    return math.isfinite(value) and (value > 0 or not log)
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A value's place on an axis, in canvas units, and how it is said."""
+    """A mark on an axis: its position in canvas units, and its label."""
 
     at: float
     label: str
@@ -79,13 +80,13 @@ class Line:
 
 @dataclass(frozen=True)
 class Plot:
-    """Lines over epochs, on a canvas of `width` by `height`; the plot itself lies within the margins."""
+    """Lines over epochs, on a canvas of `width` by `height`. All lengths are canvas units, from the top left corner."""
 
     width: float
     height: float
     left: float
     bottom: float
-    """The line of the horizontal axis, from above."""
+    """Where the horizontal axis lies."""
     right: float
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]
@@ -93,30 +94,30 @@ class Plot:
 
 
 def over_epochs(
-    lines: Mapping[str, Figures],
+    lines: Mapping[str, Values],
     first: int = 0,
     scale: Scale | None = None,
     size: tuple[float, float] = (360.0, 200.0),
     log: bool = False,
 ) -> Plot:
-    """Return a plot of figures, one for each epoch.
+    """Return a plot of lines with one value for each epoch.
 
     Args:
-        lines: by name.
-        first: the epoch of the first figure.
-        scale: of the vertical axis, where several plots share one; around the figures by default.
-        size: of the canvas.
-        log: make the vertical axis logarithmic.
+        lines: the values of each line, by name.
+        first: the epoch of the first value.
+        scale: the vertical scale, if several plots share one; by default it covers the values.
+        size: width and height of the canvas.
+        log: make the default scale logarithmic.
     """
     width, height = size
     left, right, top, bottom = 42.0, width - 8.0, 8.0, height - 22.0
-    scale = scale or Scale.around([value for figures in lines.values() for value in figures], log)
+    scale = scale or Scale.around([value for values in lines.values() for value in values], log)
     last = max(first + max(map(len, lines.values()), default=1) - 1, first + 1)
 
-    def across(epoch: float) -> float:
+    def x_of(epoch: float) -> float:
         return left + (right - left) * (epoch - first) / (last - first)
 
-    def down(value: float) -> float:
+    def y_of(value: float) -> float:
         return bottom - (bottom - top) * scale.place(value)
 
     every = max(1, round(_round_step((last - first) / 6)))
@@ -129,27 +130,31 @@ def over_epochs(
         lines=tuple(
             Line(
                 name,
-                tuple((across(first + i), down(v)) for i, v in enumerate(figures) if _is_shown(v, scale.log)),
+                tuple(
+                    (x_of(epoch), y_of(value))
+                    for epoch, value in enumerate(values, start=first)
+                    if value is not None and _is_shown(value, scale.log)
+                ),
             )
-            for name, figures in lines.items()
+            for name, values in lines.items()
         ),
-        x_ticks=tuple(Tick(across(epoch), str(epoch)) for epoch in range(first, last + 1) if epoch % every == 0),
-        y_ticks=tuple(Tick(down(value), f"{value:.4g}") for value in scale.ticks()),
+        x_ticks=tuple(Tick(x_of(epoch), str(epoch)) for epoch in range(first, last + 1) if epoch % every == 0),
+        y_ticks=tuple(Tick(y_of(value), f"{value:.4g}") for value in scale.ticks()),
     )
 
 
 @dataclass(frozen=True)
 class Bar:
-    """A stretch of a lane, in percent of its length."""
+    """A bar in the timeline of a worker; start and lengths are percentages of the timeline."""
 
     label: str
     start: float
     length: float
     expected: float | None = None
-    """The length that was predicted, no further than the lane's end."""
+    """The predicted length, cut off at the end of the timeline."""
     kind: str = ""
 
 
-def axis(most: float, said: str = "") -> list[Tick]:
-    """Return the ticks of an axis from 0 to `most`, in percent of its length."""
-    return [Tick(100 * value / most, f"{value:g}{said}") for value in Scale(0.0, most).ticks(6)] if most > 0 else []
+def axis(end: float, unit: str = "") -> list[Tick]:
+    """Return the ticks of an axis from 0 to `end`; their positions are percentages of its length."""
+    return [Tick(100 * value / end, f"{value:g}{unit}") for value in Scale(0.0, end).ticks(6)] if end > 0 else []

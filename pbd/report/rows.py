@@ -1,40 +1,41 @@
-"""Which blocks are kept and why; who was busy and who waited. Pure functions from results to the report's rows."""
+"""The rows of the report, made from results: the decision on each layer, and the busy and idle time of each worker."""
 
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
-from pbd.records import BlockReport, BlockResult, LayerTask, WorkerReport
+from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, WorkerReport
 
 MOST_NAMES = 8
 
 
 def block_rows(
-    tasks: Iterable[LayerTask],
-    results: Mapping[str, BlockResult],
-    accepted: Container[str],
+    tasks: Iterable[BlockTask],
+    results: Mapping[BlockKey, BlockResult],
+    accepted: Mapping[str, BlockResult],
     lowest: float,
     restored: Mapping[str, str],
 ) -> tuple[BlockReport, ...]:
-    """Return the report's row of each task: what was decided about it, and what that rests on.
+    """Return the report's row of each task: the decision, its reason, and the measurements.
 
     Args:
-        tasks: every convolution, the skipped ones included.
-        results: of every trained task, by layer.
-        accepted: the layers whose blocks were accepted.
-        lowest: the validation accuracy that a block had to reach or, without labels, the agreement; a fraction.
-        restored: the layers that the student got back from the teacher, and why.
+        tasks: of every convolution, including the skipped ones.
+        results: of the tasks that workers returned.
+        accepted: the accepted blocks, by layer.
+        lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1].
+        restored: layers of the teacher that were put back into the student, with the reason.
     """
     rows = []
     for task in tasks:
-        name, result = task.layer_name, results.get(task.layer_name)
-        status, reason = _decision(task, result, name in accepted, lowest)
+        name, result = task.layer.name, results.get(task.key)
+        kept = result is not None and accepted.get(name) is result
+        status, reason = _decision(task, result, kept, lowest)
         if name in restored:
             status, reason = "given_back", restored[name]
         rows.append(_row(task, result, status, reason))
     return tuple(rows)
 
 
-def _decision(task: LayerTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
-    """Return the status and the reason for it."""
+def _decision(task: BlockTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
+    """Return the status and its reason."""
     if result is None:
         return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
     if result.status != "trained":
@@ -43,13 +44,13 @@ def _decision(task: LayerTask, result: BlockResult | None, kept: bool, lowest: f
     return "accepted" if kept else "rejected", f"{judged} {result.score:.4f} {'>=' if kept else '<'} {lowest:.4f}"
 
 
-def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
+def _row(task: BlockTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
     kept = status == "accepted"
     return BlockReport(
-        layer=task.layer_name,
+        layer=task.layer.name,
         status=status,
         reason=reason,
-        block=(result.block or None) if result else None,
+        block=result.design if result else None,
         worker=result.worker if result else None,
         started_s=result.started_s if result else None,
         seconds=result.seconds if result else None,
@@ -57,10 +58,10 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
         val_accuracy=result.val_accuracy if result else None,
         val_agreement=result.val_agreement if result else None,
         val_kl=result.val_kl if result else None,
-        params_before=task.layer_params,
-        params_after=task.block_params if kept else task.layer_params,
-        macs_before=task.layer_macs,
-        macs_after=task.block_macs if kept else task.layer_macs,
+        params_before=task.layer.params,
+        params_after=task.params if kept else task.layer.params,
+        macs_before=task.layer.macs,
+        macs_after=task.macs if kept else task.layer.macs,
         loss_history=result.loss_history if result else (),
         nmse_history=result.nmse_history if result else (),
         predicted_s=result.predicted_s if result else None,
@@ -70,26 +71,26 @@ def _row(task: LayerTask, result: BlockResult | None, status: str, reason: str) 
 
 
 def describe_retries(results: Iterable[BlockResult]) -> tuple[str, ...]:
-    """Return a line for the layers that were trained again since the processes that trained them were lost."""
-    again = [
+    """Return a line that names the layers whose training was repeated because its process died, if there are any."""
+    repeated = [
         result for result in results if result.attempts > 1 and result.status == "trained" and not result.from_journal
     ]
-    if not again:
+    if not repeated:
         return ()
-    most = max(result.attempts for result in again)
-    return (f"lost the process that trained {_names(again)}: trained again, {most} attempts at most",)
+    most = max(result.attempts for result in repeated)
+    return (f"a training process died and its blocks were trained again (up to {most} attempts): {_names(repeated)}",)
 
 
 def _names(results: Sequence[BlockResult]) -> str:
-    names = [result.layer_name for result in results]
+    names = [result.layer for result in results]
     return ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} … ({len(names)} layers)"
 
 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:
-    """Return how long each worker trained, and how long it waited for the slowest.
+    """Return how long each worker trained, and how long it waited for the slowest worker.
 
-    The blocks of a group share one start and one duration, which counts once, and for every worker where all trained
-    it together; what was only found does not count.
+    The blocks of a group share one start and one duration, which counts once; if all workers trained the group
+    together, it counts for each of them. Blocks that were read from the journal do not count.
     """
     trained = [result for result in results if result.worker is not None and not result.from_journal]
     spans = {(result.worker, result.shared, result.started_s, result.seconds) for result in trained}

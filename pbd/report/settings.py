@@ -1,4 +1,4 @@
-"""What a run was told: its settings, the command that does it again, and in what runs differ."""
+"""The settings of a run: as a table, as the command that repeats it, and the differences between runs."""
 
 import shlex
 from collections.abc import Sequence
@@ -7,23 +7,23 @@ from typing import Any
 from pbd.config import RunConfig
 from pbd.records import RunReport
 
-PLACES = ("run_dir", "resume", "verbose")
-"""Settings that a run made again has its own of."""
+PER_RUN = ("run_dir", "resume", "verbose")
+"""Settings that a repeated run does not take over."""
 
 
 def of(report: RunReport) -> list[tuple[str, str, bool]]:
-    """Return name, value and whether it is not the default of each setting."""
+    """Return for each setting its name, its value, and whether it differs from the default."""
     defaults = RunConfig().flat()
-    return [(name, _spelt(value), _plain(value) != _plain(defaults.get(name))) for name, value in report.config.items()]
+    return [(name, _text(value), _plain(value) != _plain(defaults.get(name))) for name, value in report.config.items()]
 
 
 def command(report: RunReport) -> str:
-    """Return the command that does the run again in a directory of its own, a flag on each line."""
+    """Return the command that repeats the run in a new run directory, with one flag on each line."""
     defaults = RunConfig().flat()
-    started = ["mpirun", "-n", str(len(report.workers)), "pbd-run"] if report.executor == "mpi" else ["pbd-run"]
-    lines = [shlex.join(started)]
+    launcher = ["mpirun", "-n", str(len(report.workers))] if report.executor == "mpi" else []
+    lines = [shlex.join([*launcher, "pbd-run"])]
     for name, value in report.config.items():
-        if name in PLACES or value is None or _plain(value) == _plain(defaults.get(name)):
+        if name in PER_RUN or value is None or _plain(value) == _plain(defaults.get(name)):
             continue
         flag = name.replace("_", "-")
         if isinstance(value, bool):
@@ -38,8 +38,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _spelt(value: Any) -> str:
-    """Return a setting's value in words."""
+def _text(value: Any) -> str:
+    """Return the value of a setting as text."""
     if isinstance(value, list | tuple):
         return " ".join(map(str, value)) or "none"
     if isinstance(value, bool):
@@ -48,13 +48,13 @@ def _spelt(value: Any) -> str:
 
 
 def differences(reports: Sequence[RunReport]) -> list[tuple[str, list[str]]]:
-    """Return the settings, versions and devices in which runs differ, and each run's own."""
-    said = [
-        {name: _spelt(value) for name, value in report.config.items() if name not in PLACES}
+    """Return the settings, versions and devices in which runs differ, each with the value in every run."""
+    properties = [
+        {name: _text(value) for name, value in report.config.items() if name not in PER_RUN}
         | {f"version of {name}": value for name, value in report.versions.items()}
         | {"device": report.device}
         for report in reports
     ]
-    names = dict.fromkeys(name for one in said for name in one)
-    rows = [(name, [one.get(name, "-") for one in said]) for name in names]
+    names = dict.fromkeys(name for run in properties for name in run)
+    rows = [(name, [run.get(name, "-") for run in properties]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]

@@ -1,4 +1,4 @@
-"""The summary of a run for a terminal and for `summary.txt`."""
+"""The summary of a run as text, for a terminal and for `summary.txt`."""
 
 import io
 from collections.abc import Iterator, Mapping
@@ -11,10 +11,22 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd.records import BlockReport, Latency, ModelFacts, RunReport, WorkerReport
-from pbd.report.words import ABSENT, count, decisions, error, is_slower, latency, percent, points, ratio, speed
+from pbd.report.words import (
+    ABSENT,
+    count,
+    decisions,
+    error,
+    is_slower,
+    latency,
+    percent,
+    points,
+    ratio,
+    speed,
+    status_word,
+)
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
-_WIDE = 100  # columns from which the reasons fit beside the figures
+_WIDE = 100  # columns that a terminal needs to show the reasons in the table
 
 
 def render(report: RunReport, width: int = 120) -> str:
@@ -26,7 +38,7 @@ def render(report: RunReport, width: int = 120) -> str:
 
 
 def summary(report: RunReport) -> Group:
-    """Return the summary for a terminal: what was decided per layer, before and after, times and paths."""
+    """Return the summary for a terminal: the decision on each layer, teacher beside student, times and paths."""
     return Group(
         Text(""),
         _Layers(report.blocks, "accuracy" if report.reference == "labels" else "agreement"),
@@ -40,7 +52,7 @@ def summary(report: RunReport) -> Group:
 
 @dataclass(frozen=True)
 class _Layers:
-    """The table of layers; where it is narrow, the reasons follow it instead of taking a column."""
+    """The table of layers; on a narrow terminal, the reasons follow the table instead of being a column of it."""
 
     rows: tuple[BlockReport, ...]
     judged: str
@@ -56,7 +68,7 @@ class _Layers:
             if row.status != "accepted":
                 layers_by_reason.setdefault((row.status, row.reason), []).append(row.layer)
         for (status, reason), layers in layers_by_reason.items():
-            yield Text.assemble((status, _STYLES.get(status, "")), f" {', '.join(layers)}: {reason}")
+            yield Text.assemble((status_word(status), _STYLES.get(status, "")), f" {', '.join(layers)}: {reason}")
         if layers_by_reason:
             yield Text("")
 
@@ -74,14 +86,14 @@ def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Tabl
         reason = [Text(row.reason)] if wide else []
         table.add_row(
             Text(row.layer),
-            Text(row.status.replace("_", " "), style=_STYLES.get(row.status, "")),
+            Text(status_word(row.status), style=_STYLES.get(row.status, "")),
             *reason,
-            *_figures(row),
+            *_measurements(row),
         )
     return table
 
 
-def _figures(row: BlockReport) -> tuple[str, ...]:
+def _measurements(row: BlockReport) -> tuple[str, ...]:
     def change(before: int, after: int) -> str:
         old, new = (count(value).replace(" ", "") for value in (before, after))
         return f"{old}->{new}" if row.status in ("accepted", "rejected", "given_back") else old
@@ -102,7 +114,7 @@ def _headline(report: RunReport) -> Text:
     (_, accepted), *others = decisions(report.blocks)
     line = Text(f"{accepted} of {len(report.blocks)} layers replaced", style="bold")
     for status, number in others:
-        line.append(f", {number} {status.replace('_', ' ')}", style=_STYLES[status])
+        line.append(f", {number} {status_word(status)}", style=_STYLES[status])
     return line
 
 
@@ -128,11 +140,12 @@ def _before_and_after(report: RunReport) -> Table:
 
 
 def _facts(report: RunReport) -> Table:
-    """What is left to say, a line each: seconds per phase, energy, who did it, where it lies."""
+    """Return one line each for quality before fine-tuning, events, seconds per phase, workers, energy and files."""
     timing = report.timing
     phases = (
         f"teacher {timing.teacher_s:.1f}, calibration {timing.calibrate_s:.1f}, blocks {timing.distill_s:.1f} "
-        f"(predicted {timing.predicted_makespan_s:.1f} from {timing.predicted_from}{_misjudged(report.blocks)}), "
+        f"(predicted {timing.predicted_makespan_s:.1f} from {timing.predicted_from}"
+        f"{_prediction_error(report.blocks)}), "
         f"fine-tuning {timing.fine_tune_s:.1f}, total {timing.total_s:.1f}"
     )
     busy_s = [row.busy_s for row in report.workers]
@@ -149,11 +162,11 @@ def _facts(report: RunReport) -> Table:
     grid.add_column(overflow="fold")
     grid.add_row("before fine-tuning", _quality(report.assembled))
     if report.reference == "teacher":
-        grid.add_row("judged by", "agreement with the teacher: the data has no labels, or they were not used")
+        grid.add_row("reference", "agreement with the teacher: the data has no labels, or they were not used")
     for number, row in enumerate(report.latency):
         grid.add_row("" if number else "latency", Text(_spread(row)))
     for number, line in enumerate(report.events):
-        grid.add_row("" if number else "what happened", Text(line))
+        grid.add_row("" if number else "events", Text(line))
     grid.add_row("seconds", Text(phases))
     grid.add_row("workers", Text(workers))
     for number, line in enumerate(_energy(report.energy)):
@@ -171,30 +184,30 @@ def _spread(row: Latency) -> str:
 
 
 def _joules(rows: tuple[WorkerReport, ...]) -> str:
-    """Say what the workers spent in the block phase; nothing where nobody measured."""
+    """Return the energy of the workers in the block phase as text, empty if it was not measured."""
     measured = [row for row in rows if row.busy_j is not None and row.idle_j is not None]
     if not measured:
         return ""
     busy_j, idle_j = (sum(getattr(row, part) for row in measured) for part in ("busy_j", "idle_j"))
-    known = "" if len(measured) == len(rows) else f" ({len(measured)} of them measured)"
-    return f"; {count(busy_j, 'J')} busy, {count(idle_j, 'J')} waiting{known}"
+    coverage = "" if len(measured) == len(rows) else f" ({len(measured)} of them measured)"
+    return f"; {count(busy_j, 'J')} busy, {count(idle_j, 'J')} waiting{coverage}"
 
 
 def _energy(energy: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what was measured, by what, and what it lacks; where there is no meter, the page alone says why."""
+    """Yield the measured energy, its source and its gaps; without a meter, only the HTML page gives the reason."""
     total_j, notes = energy.get("total_j"), energy.get("notes", ())
     if total_j is None:
-        yield f"{ABSENT}; report.html says why" if notes else ABSENT
+        yield f"{ABSENT}; report.html gives the reason" if notes else ABSENT
         return
-    lacking = ", partial: there are joules that are not counted" if energy.get("partial") else ""
-    yield f"{count(total_j, 'J')} ({energy.get('source')}){lacking}"
+    gap = ", partial: some energy was not measured" if energy.get("partial") else ""
+    yield f"{count(total_j, 'J')} ({energy.get('source')}){gap}"
     yield from notes
 
 
-def _misjudged(rows: tuple[BlockReport, ...]) -> str:
-    """Say how far the group that was predicted worst was off; nothing where nothing was trained."""
-    off = [abs(row.predicted_s / row.seconds - 1) for row in rows if row.seconds and row.predicted_s is not None]
-    return f"; a group off by {max(off):.0%} at most" if off else ""
+def _prediction_error(rows: tuple[BlockReport, ...]) -> str:
+    """Return the largest relative error of a predicted group time as text, empty if nothing was trained."""
+    errors = [abs(row.predicted_s / row.seconds - 1) for row in rows if row.seconds and row.predicted_s is not None]
+    return f"; largest error of a group: {max(errors):.0%}" if errors else ""
 
 
 def _quality(model: ModelFacts) -> Text:

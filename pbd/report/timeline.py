@@ -1,17 +1,17 @@
-"""Who trained what and when, from the report's rows: the groups, the lanes of the workers, the phases."""
+"""The timeline of the block phase: which worker trained which group of layers when; and the phases of the run."""
 
 from dataclasses import asdict, dataclass
 
-from pbd.records import RunReport
+from pbd.records import BlockReport, RunReport
 from pbd.report.plots import Bar, Tick, axis
 
-EVERYBODY = "shared"
-"""What the scheduler is called where all workers train every group, each on its part of every batch."""
+DATA_PARALLEL = "shared"
+"""The name of the scheduler if all workers train every group, each on its part of every batch."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Layers that were trained in one pass, by `worker` or by all of them."""
+    """Layers that were trained in one pass, by `worker` or, if data parallel, by all workers."""
 
     worker: int
     layers: tuple[str, ...]
@@ -26,13 +26,13 @@ class Group:
 
     @property
     def off(self) -> float | None:
-        """How far the prediction was from the time taken, as a share of that."""
+        """The relative error of the predicted time: 0.1 if it was 10% too long."""
         return None if self.predicted_s is None else self.predicted_s / self.seconds - 1
 
 
 @dataclass(frozen=True)
 class Lane:
-    """What one worker did in the block phase."""
+    """The block phase of one worker."""
 
     worker: int
     busy_s: float
@@ -51,9 +51,9 @@ class Timeline:
     lanes: tuple[Lane, ...]
     length_s: float
     ticks: tuple[Tick, ...]
-    """In percent of the lanes' length."""
+    """Positions are percentages of `length_s`."""
     earlier: tuple[str, ...]
-    """Layers that were trained before the run was resumed: their times are another session's."""
+    """Layers that were trained before the run was resumed; their times belong to another session."""
 
 
 def of(report: RunReport) -> Timeline:
@@ -61,17 +61,18 @@ def of(report: RunReport) -> Timeline:
     groups = _groups(report)
     length_s = max((group.started_s + group.seconds for group in groups), default=0.0)
     lanes = tuple(Lane(**asdict(row), bars=_bars(report, groups, row.worker, length_s)) for row in report.workers)
-    here = {name for group in report.groups for name in group}
-    earlier = tuple(row.layer for row in report.blocks if row.seconds and row.layer not in here)
+    scheduled = {name for group in report.groups for name in group}
+    earlier = tuple(row.layer for row in report.blocks if row.seconds and row.layer not in scheduled)
     return Timeline(groups, lanes, length_s, tuple(axis(length_s, " s")), earlier)
 
 
 def _groups(report: RunReport) -> tuple[Group, ...]:
-    here = {name for group in report.groups for name in group}
-    found: dict[tuple[float, int, float], list] = {}
+    """Return the groups in order of their start; blocks with one worker, start and duration are one group."""
+    scheduled = {name for group in report.groups for name in group}
+    rows_by_pass: dict[tuple[float, int, float], list[BlockReport]] = {}
     for row in report.blocks:
-        if row.layer in here and row.seconds and row.worker is not None:
-            found.setdefault((row.started_s or 0.0, row.worker, row.seconds), []).append(row)
+        if row.layer in scheduled and row.seconds and row.worker is not None:
+            rows_by_pass.setdefault((row.started_s or 0.0, row.worker, row.seconds), []).append(row)
     return tuple(
         Group(
             worker,
@@ -81,7 +82,7 @@ def _groups(report: RunReport) -> tuple[Group, ...]:
             predicted_s=rows[0].predicted_s,
             failed=any(row.status == "failed" for row in rows),
         )
-        for (started_s, worker, seconds), rows in sorted(found.items(), key=lambda item: item[0])
+        for (started_s, worker, seconds), rows in sorted(rows_by_pass.items(), key=lambda item: item[0])
     )
 
 
@@ -98,12 +99,12 @@ def _bars(report: RunReport, groups: tuple[Group, ...], worker: int, length_s: f
             kind="failed" if group.failed else "",
         )
         for group in groups
-        if group.worker == worker or report.scheduler == EVERYBODY
+        if group.worker == worker or report.scheduler == DATA_PARALLEL
     )
 
 
 def phases(report: RunReport) -> list[tuple[str, float]]:
-    """Return the run's phases and their seconds, in order; what is between them comes last."""
+    """Return the phases of the run and their seconds, in order; the rest of the total is the last phase."""
     timing = report.timing
     named = [
         ("teacher and data", timing.teacher_s),

@@ -1,4 +1,4 @@
-"""Arrays and what is to be said of them as the content of one file, in which a changed byte is noticed."""
+"""Arrays and their description (JSON) as the content of one file, with a digest that reveals any changed byte."""
 
 import hashlib
 import io
@@ -12,31 +12,31 @@ import numpy as np
 DIGEST_BYTES = 32
 
 
-def pack(said: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> bytes:
-    """Serialise to memory: an `.npz` of the arrays and what JSON can say of them, and behind it a digest of the whole.
+def pack(description: Mapping[str, Any], arrays: Sequence[np.ndarray]) -> bytes:
+    """Serialise arrays and a description: an `.npz` file, followed by the SHA-256 digest of its bytes.
 
     Raises:
-        TypeError: an array is not one of plain numbers.
+        TypeError: an array is not numeric.
     """
-    arrays = [np.asarray(array) for array in arrays]
-    for array in arrays:
+    members: dict[str, Any] = {"meta": np.frombuffer(json.dumps(description, default=plain).encode(), np.uint8)}
+    for index, array in enumerate(map(np.asarray, arrays)):
         if array.dtype.kind not in "biufc":
             raise TypeError(f"weights must be arrays of plain numbers. Received: {array.dtype}.")
-    words, stream = json.dumps(said, default=plain).encode(), io.BytesIO()
-    named = {f"weight_{index}": array for index, array in enumerate(arrays)}
-    np.savez(stream, meta=np.frombuffer(words, np.uint8), **named)
+        members[f"weight_{index}"] = array
+    stream = io.BytesIO()
+    np.savez(stream, **members)
     content = stream.getvalue()
-    return content + _digest(content)
+    return content + hashlib.sha256(content).digest()
 
 
 def unpack(data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
-    """Return what was said, and the arrays.
+    """Return the description and the arrays.
 
     Raises:
         ValueError: the content is damaged.
     """
     content = memoryview(data)[:-DIGEST_BYTES]
-    if _digest(content) != data[-DIGEST_BYTES:]:
+    if hashlib.sha256(content).digest() != data[-DIGEST_BYTES:]:
         raise ValueError("its content does not match its checksum")
     with np.load(io.BytesIO(content), allow_pickle=False) as archive:
         arrays = [archive[f"weight_{index}"] for index in range(len(archive.files) - 1)]
@@ -44,7 +44,7 @@ def unpack(data: bytes) -> tuple[dict[str, Any], list[np.ndarray]]:
 
 
 def plain(value: Any) -> Any:
-    """Turn what JSON does not know into what it does."""
+    """Convert NumPy values and paths to types that JSON has, for `json.dumps(default=plain)`."""
     if isinstance(value, np.generic | np.ndarray):
         return value.tolist()
     if isinstance(value, Path):
@@ -52,5 +52,6 @@ def plain(value: Any) -> Any:
     raise TypeError(f"cannot be written as JSON: {value!r}")
 
 
-def _digest(content: bytes | memoryview) -> bytes:
-    return hashlib.sha256(content).digest()
+def json_digest(content: Mapping[str, Any]) -> str:
+    """Return the SHA-256 digest of an object's JSON form, which does not depend on the order of its keys."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()

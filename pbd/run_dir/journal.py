@@ -1,4 +1,4 @@
-"""The run directory: what is done is written there, atomically, and found again. Nothing else writes it."""
+"""The run directory: results are written to it atomically, and read when the run is resumed."""
 
 import contextlib
 import dataclasses
@@ -15,37 +15,37 @@ from typing import Any
 from urllib.parse import quote
 
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
-from pbd.records import BlockResult
-from pbd.run_dir.archive import pack, plain, unpack
+from pbd.records import BlockKey, BlockResult
+from pbd.run_dir.archive import json_digest, pack, plain, unpack
 
-FORMAT = 4
+FORMAT = 5
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
-_LONGEST_NAME = 180  # file systems allow 255 bytes; the rest is for endings and a digest
+_MAX_NAME = 180  # bytes; file systems allow 255, and suffix and digest take the rest
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Journal:
-    """A run directory. Picklable; several processes may use it at once, as each artifact has one writer.
+    """A run directory. Picklable; several processes may use it at once, because each file has one writer.
 
     Example:
         >>> journal = Journal.create("runs/first", config.student_settings())
         >>> journal.commit_block(result)
         >>> sorted(Journal.resume("runs/first", config.student_settings()).committed_blocks())
-        ['conv2d']
+        [BlockKey(layer='conv2d', design='decoupled_r2')]
     """
 
     path: Path
 
     @classmethod
-    def create(cls, path: str | Path, identity: dict[str, Any], layers: Iterable[str] = ()) -> "Journal":
+    def create(cls, path: str | Path, identity: dict[str, Any], keys: Iterable[BlockKey] = ()) -> "Journal":
         """Start a run directory at `path`, parents included.
 
         Args:
             path: a directory that does not exist yet, or is empty.
-            identity: what the run's results depend on; a resumed run must have the same.
-            layers: that the run replaces.
+            identity: the settings that the results depend on; a resumed run must have the same.
+            keys: of the blocks that the run trains.
 
         Raises:
             CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
@@ -53,28 +53,28 @@ class Journal:
         journal = cls(Path(path))
         try:
             journal.path.mkdir(parents=True, exist_ok=True)
-            found = sorted(entry.name for entry in journal.path.iterdir())
-            if not found:
-                # Only one process can make this folder: of two runs started here at once, one is refused.
+            entries = sorted(entry.name for entry in journal.path.iterdir())
+            if not entries:
+                # Only one process can create this folder: if two runs start here at once, one of them fails.
                 (journal.path / _BLOCKS).mkdir()
-                content = {"format": FORMAT, "identity": identity, "layers": list(layers)}
-                journal.write_json(_RUN_FILE, content | {"sha256": _digest(content)})
+                content = {"format": FORMAT, "identity": identity, "blocks": [list(key) for key in keys]}
+                journal.write_json(_RUN_FILE, content | {"sha256": json_digest(content)})
                 return journal
         except OSError as error:
             reason = error.strerror or str(error)
             raise CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.") from error
-        if _RUN_FILE in found:
+        if _RUN_FILE in entries:
             raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
         raise CannotCreateError(
-            f"a run directory must be new or empty. Received: {path} (holds {found[0]}). Give another --run-dir."
+            f"a run directory must be new or empty. Received: {path} (holds {entries[0]}). Give another --run-dir."
         )
 
     @classmethod
     def resume(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
-        """Open the run directory at `path` to go on with its run.
+        """Open the run directory at `path` to continue its run.
 
         Raises:
-            MissingInputError: there is no run.
+            MissingInputError: it holds no run.
             CannotCreateError: the directory cannot be written to.
             CorruptStateError: its `run.json` is damaged, or `identity` is not the one it was created with.
         """
@@ -92,75 +92,75 @@ class Journal:
 
     @classmethod
     def check(cls, path: str | Path, resume: bool) -> None:
-        """Refuse a directory that `create` or `resume` would refuse whatever the run, before any work is done.
+        """Check whether `create` or `resume` can succeed, before any work is done.
 
         Raises:
-            CannotCreateError: a new run is wanted and the directory is taken.
-            MissingInputError: a run is to be resumed and there is none.
+            CannotCreateError: `resume` is false, and the directory is not empty.
+            MissingInputError: `resume` is true, and the directory holds no run.
         """
-        found = Path(path)
+        target = Path(path)
         if resume:
-            cls(found)._read_run_file()
-        elif found.is_file() or (found.is_dir() and any(found.iterdir())):
-            cls.create(found, {})
+            cls(target)._read_run_file()
+        elif target.is_file() or (target.is_dir() and any(target.iterdir())):
+            cls.create(target, {})  # raises, with the reason
 
     def commit_block(self, result: BlockResult) -> None:
-        """Write `result` for good: after this call it survives the death of the process.
+        """Write `result` durably: after this call it survives the end of the process and a power cut.
 
         Raises:
-            TypeError: a weight is not an array of plain numbers.
-            OSError: the directory cannot be written (a full disk, say); nothing is left under the final name.
+            TypeError: a weight is not a numeric array.
+            OSError: the directory cannot be written, for example because the disk is full; no partial file is left.
         """
-        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.layer_name)}", _pack(result))
+        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.key)}", _pack(result))
 
-    def committed_blocks(self) -> dict[str, BlockResult]:
-        """Return the trained blocks by layer name; damaged files are logged and left out, so trained again."""
-        found = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
-        return {result.layer_name: result for result in found if result is not None}
+    def committed_blocks(self) -> dict[BlockKey, BlockResult]:
+        """Return the trained blocks; damaged files are logged and left out, so that their blocks are trained again."""
+        results = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
+        return {result.key: result for result in results if result is not None}
 
-    def committed_block(self, layer_name: str) -> BlockResult | None:
-        """Return the trained block of this layer, `None` where it has not been written or is damaged."""
-        path = self.path / _BLOCKS / block_file_name(layer_name)
+    def committed_block(self, key: BlockKey) -> BlockResult | None:
+        """Return the trained block with this key, None if it has not been written or is damaged."""
+        path = self.path / _BLOCKS / block_file_name(key)
         return _read_block(path) if path.exists() else None
 
-    def layers(self) -> tuple[str, ...]:
-        """Return the layers that the run replaces.
+    def keys(self) -> tuple[BlockKey, ...]:
+        """Return the keys of the blocks that the run trains.
 
         Raises:
-            MissingInputError: there is no run.
+            MissingInputError: the directory holds no run.
             CorruptStateError: its `run.json` is damaged.
         """
-        return tuple(self._read_run_file()["layers"])
+        return tuple(BlockKey(*key) for key in self._read_run_file()["blocks"])
 
     def file(self, name: str) -> Path:
         """Return the path of `name` in the run directory."""
         return self.path / name
 
     def last_written(self, folder: str, suffix: str) -> dict[str, int]:
-        """Return when each file in a folder of the run directory was written, in nanoseconds."""
+        """Return the modification time of each file in a folder of the run directory, in nanoseconds."""
         return {path.name: path.stat().st_mtime_ns for path in self.file(folder).glob(f"*{suffix}")}
 
     def write_json(self, name: str, obj: Any) -> Path:
         """Write `obj` as JSON, atomically.
 
         Raises:
-            ValueError: it holds NaN or infinity, which JSON has no word for.
+            ValueError: it holds NaN or infinity, which JSON does not have.
         """
         return self.write_bytes(name, _dump_json(obj))
 
     def write_bytes(self, name: str, data: bytes) -> Path:
-        """Write `data` so that `name` holds all of it or what it held before, and return its path."""
+        """Write a file of the run directory atomically, and return its path."""
         return write_atomically(self.file(name), data)
 
     def remove_folder(self, name: str) -> None:
-        """Remove what is not needed any more; it may not be there."""
+        """Remove a folder of the run directory, if it exists."""
         shutil.rmtree(self.file(name), ignore_errors=True)
 
     def _read_run_file(self) -> dict[str, Any]:
         run_file = self.file(_RUN_FILE)
         try:
             content = dict(json.loads(run_file.read_bytes()))
-            version, written = content["format"], content.pop("sha256", "")
+            version, digest = content["format"], content.pop("sha256", "")
         except OSError as error:
             raise MissingInputError(
                 f"there is no run in {self.path}. Check the path; a new run is started without --resume."
@@ -169,15 +169,16 @@ class Journal:
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
         if version != FORMAT:
             raise CorruptStateError(
-                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it."
+                f"{run_file} must have format {FORMAT}. Received: {version}. Resume with the pbd that wrote it, "
+                "or start anew in another --run-dir."
             )
-        if written != _digest(content):
+        if digest != json_digest(content):
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
         return content
 
 
 def write_atomically(target: Path, data: bytes) -> Path:
-    """Write `data` so that `target` holds all of it or what it held before, whenever the process dies."""
+    """Write `data` to `target` atomically: even if the process dies, the file has its old content or all of the new."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
     try:
@@ -196,29 +197,25 @@ def write_atomically(target: Path, data: bytes) -> Path:
 def _read_block(path: Path) -> BlockResult | None:
     try:
         result = _unpack(path.read_bytes())
-        if block_file_name(result.layer_name) != path.name:
-            raise ValueError(f"it holds layer {result.layer_name!r}")
+        if block_file_name(result.key) != path.name:
+            raise ValueError(f"it holds block {str(result.key)!r}")
     except (OSError, ValueError) as error:
         _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
 
 
-def block_file_name(layer_name: str) -> str:
-    """Return the file name of a layer's block: percent-encoded, shortened with a digest where it is too long.
+def block_file_name(key: BlockKey) -> str:
+    """Return the file name of a block: layer@design, percent-encoded, shortened with a digest if it is too long.
 
     Example:
-        >>> block_file_name("stage 1/conv")
-        'stage%201%2Fconv.npz'
+        >>> block_file_name(BlockKey("stage 1/conv", "two_layer"))
+        'stage%201%2Fconv@two_layer.npz'
     """
-    safe = quote(layer_name, safe="")
-    if len(safe) > _LONGEST_NAME:
-        safe = f"{safe[:100]}-{hashlib.sha256(layer_name.encode()).hexdigest()}"
+    safe = quote(str(key), safe="@")
+    if len(safe) > _MAX_NAME:
+        safe = f"{safe[:100]}-{hashlib.sha256(str(key).encode()).hexdigest()}"
     return f"{safe}.npz"
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
 
 
 def _dump_json(obj: Any) -> bytes:
@@ -226,17 +223,17 @@ def _dump_json(obj: Any) -> bytes:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
+    """Make a rename in `folder` survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        with contextlib.suppress(OSError):  # some network file systems cannot; the file itself is written by now
+        with contextlib.suppress(OSError):  # some network file systems do not support it; the file itself is synced
             os.fsync(descriptor)
     finally:
         os.close(descriptor)
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Return a phrase for each setting whose value differs, nested ones by their dotted name."""
+    """Return a phrase for each setting whose value differs; nested settings have dotted names."""
     phrases: list[str] = []
     for name in sorted(old.keys() | new.keys()):
         before, now = old.get(name), new.get(name)

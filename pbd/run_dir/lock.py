@@ -1,4 +1,7 @@
-"""One run at a time in a run directory: a lock of the kernel's, which falls free however its holder ends."""
+"""The lock of a run directory: one run at a time.
+
+It is a `flock` of the kernel's, which is released however its holder ends. The lock file contains the holder as JSON.
+"""
 
 import contextlib
 import fcntl
@@ -14,27 +17,28 @@ from typing import Any
 from pbd.errors import CannotCreateError, EnvironmentMismatchError
 
 NAME = "lock"
-ASKING_S = 1.0
-"""For how long a lock may be taken by those who only ask."""
+RETRY_S = 1.0
+"""How long to try again: `holder` locks the file for a moment, too."""
 _log = logging.getLogger(__name__)
 
 
 @contextlib.contextmanager
 def held(run_dir: Path) -> Iterator[None]:
-    """Keep every other run, on any host that shares the directory, out of it.
+    """Lock a run directory for the block, against runs on all hosts that share it.
 
     Raises:
-        EnvironmentMismatchError: another run is at work there.
-        CannotCreateError: the directory cannot be written to.
+        EnvironmentMismatchError: another run has locked it.
+        CannotCreateError: the directory is not writable.
     """
     try:
         file = (run_dir / NAME).open("a+", encoding="utf-8")
     except OSError as error:
         raise CannotCreateError(f"cannot write to {run_dir}: {error.strerror}. Give another --run-dir.") from error
     with file:
-        _take(file, run_dir)
-        now = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        file.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": now}))
+        _acquire(file, run_dir)
+        file.truncate(0)
+        since = time.strftime("%Y-%m-%d %H:%M:%S %z")
+        file.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": since}))
         file.flush()
         try:
             yield
@@ -42,62 +46,58 @@ def held(run_dir: Path) -> Iterator[None]:
             file.truncate(0)
 
 
-def _take(file: Any, run_dir: Path) -> None:
-    """Lock the file and empty it; who only asks who holds it, locks it for a moment, too."""
+def _acquire(file: Any, run_dir: Path) -> None:
     began = time.monotonic()
     while True:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            break
+            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            if time.monotonic() - began > ASKING_S:
-                raise _taken(run_dir, _said_by(file)) from error
+            if time.monotonic() - began > RETRY_S:
+                raise _locked(run_dir, _read(file)) from error
             time.sleep(0.02)
-        except OSError as error:
-            _log.warning("%s cannot be locked (%s): start no second run there.", run_dir, error.strerror)
-            break
-    file.truncate(0)
+        except OSError as error:  # the file system has no locks
+            return _log.warning("%s cannot be locked (%s): start no second run there.", run_dir, error.strerror)
 
 
 def check(run_dir: Path) -> None:
-    """Refuse a directory where a run is at work.
+    """Refuse a directory that a run has locked.
 
     Raises:
-        EnvironmentMismatchError: one is.
+        EnvironmentMismatchError: a run has locked it.
     """
-    who = holder(run_dir)
-    if who is not None:
-        raise _taken(run_dir, who)
+    owner = holder(run_dir)
+    if owner is not None:
+        raise _locked(run_dir, owner)
 
 
 def holder(run_dir: Path) -> dict[str, Any] | None:
-    """Return who is at work in the directory: host, process and since when; `None` where nobody is."""
+    """Return host, process and start time of the run that has locked the directory; `None` if it is not locked."""
     try:
         with (run_dir / NAME).open(encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
             except BlockingIOError:
-                return _said_by(file)
-    except OSError:  # there is no lock, or none that works
+                return _read(file)
+    except OSError:  # there is no lock file, or the file system has no locks
         pass
     return None
 
 
-def describe(who: dict[str, Any]) -> str:
-    """Say who is at work."""
-    return f"process {who.get('process', '?')} on {who.get('host', '?')} is at work since {who.get('since', '?')}"
+def describe(owner: dict[str, Any]) -> str:
+    """Return who has locked a directory, in words."""
+    return f"process {owner.get('process', '?')} on {owner.get('host', '?')} since {owner.get('since', '?')}"
 
 
-def _taken(run_dir: Path, who: dict[str, Any]) -> EnvironmentMismatchError:
+def _locked(run_dir: Path, owner: dict[str, Any]) -> EnvironmentMismatchError:
     return EnvironmentMismatchError(
-        f"a run directory is for one run at a time. Received: {run_dir}, where {describe(who)}. "
+        f"a run directory is for one run at a time. Received: {run_dir}, which is used by {describe(owner)}. "
         "Wait for it, or give another --run-dir."
     )
 
 
-def _said_by(file: Any) -> dict[str, Any]:
+def _read(file: Any) -> dict[str, Any]:
     file.seek(0)
     try:
         return dict(json.loads(file.read()))
-    except (ValueError, TypeError):  # it is just being written
+    except (ValueError, TypeError):  # its holder is just writing it
         return {}

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 
 
 @dataclass(frozen=True)
@@ -36,11 +36,11 @@ class LayerCosts:
                     f"a cost must be finite and at least 0. Received: {seconds} s for {name}. Measure again."
                 )
 
-    def task_s(self, task: LayerTask) -> float:
+    def task_s(self, task: BlockTask) -> float:
         """Return the seconds that this task takes on its own."""
-        return self.prefix_s[task.layer_name] + self.block_s[task.layer_name]
+        return self.prefix_s[task.layer.name] + self.block_s[task.layer.name]
 
-    def load_s(self, tasks: Sequence[LayerTask]) -> float:
+    def load_s(self, tasks: Sequence[BlockTask]) -> float:
         """Return the seconds that one worker needs for these tasks; 0 for none.
 
         Grouped, the prefix is paid once, as deep as the deepest task: the largest prefix plus the sum of the
@@ -49,18 +49,18 @@ class LayerCosts:
         """
         if not self.grouped:
             return sum(self.task_s(task) for task in tasks)
-        deepest_s = max((self.prefix_s[task.layer_name] for task in tasks), default=0.0)
-        return deepest_s + sum(self.block_s[task.layer_name] for task in tasks)
+        deepest_s = max((self.prefix_s[task.layer.name] for task in tasks), default=0.0)
+        return deepest_s + sum(self.block_s[task.layer.name] for task in tasks)
 
-    def run_loads_s(self, tasks: Sequence[LayerTask]) -> list[list[float]]:
+    def run_loads_s(self, tasks: Sequence[BlockTask]) -> list[list[float]]:
         """Return `table` with `table[i][k] = load_s(tasks[i : i + k + 1])`, in quadratic time."""
         return [self._growing_loads_s(tasks[start:]) for start in range(len(tasks))]
 
-    def _growing_loads_s(self, tasks: Sequence[LayerTask]) -> list[float]:
+    def _growing_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:
         loads_s, prefix_s, block_s = [], 0.0, 0.0
         for task in tasks:
-            own_prefix_s = self.prefix_s[task.layer_name]
+            own_prefix_s = self.prefix_s[task.layer.name]
             prefix_s = max(prefix_s, own_prefix_s) if self.grouped else prefix_s + own_prefix_s
-            block_s += self.block_s[task.layer_name]
+            block_s += self.block_s[task.layer.name]
             loads_s.append(prefix_s + block_s)
         return loads_s

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import BadInputError, MissingInputError, UsageError
-from pbd.records import BlockResult, LayerTask
+from pbd.records import BlockResult, BlockTask
 from pbd.scheduling.cost_model import LayerCosts
 
 # A training step costs the forward pass, the gradient by the input and the gradient by the weights: three
@@ -175,7 +175,7 @@ class CostTable:
         layers = dict(self.layers)
         measured = 0
         for group in _measured_groups(results):
-            own = replace(self, layers={r.layer_name: layers[r.layer_name] for r in group if r.layer_name in layers})
+            own = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
             predicted_s = own._group_s(group, work, grouped) if len(own.layers) == len(group) else 0.0
             if predicted_s > 0:
                 measured += len(group)
@@ -187,7 +187,7 @@ class CostTable:
 
     def _group_s(self, group: Sequence[BlockResult], work: Workload, grouped: bool) -> float:
         """Return the predicted seconds of these layers in one group, for the epochs that each of them trained."""
-        worked = {result.layer_name: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
+        worked = {result.layer: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
         longest = max(worked.values(), key=lambda own: own.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
         return max(shared_s[name] for name in worked) + sum(self.layers[n].block_s(own) for n, own in worked.items())
@@ -254,7 +254,7 @@ def _from_json(content: dict[str, Any]) -> CostTable:
 
 
 def table_from_macs(
-    conditions: Conditions, device: str, tasks: Sequence[LayerTask], teacher_macs: int, macs_per_s: float
+    conditions: Conditions, device: str, tasks: Sequence[BlockTask], teacher_macs: int, macs_per_s: float
 ) -> CostTable:
     """Estimate a table from multiply-accumulates alone.
 
@@ -275,11 +275,11 @@ def table_from_macs(
         raise ValueError(f"macs_per_s must be positive. Received: {macs_per_s}. Time the teacher's forward again.")
     batch_s = conditions.batch_size / macs_per_s
     layers = {
-        task.layer_name: LayerTimes(
-            prefix_s=batch_s * task.prefix_macs,
-            step_s=batch_s * TRAINING_PASSES * task.block_macs,
-            check_s=batch_s * task.block_macs,
-            suffix_s=batch_s * max(0, teacher_macs - task.prefix_macs),
+        task.layer.name: LayerTimes(
+            prefix_s=batch_s * task.layer.prefix_macs,
+            step_s=batch_s * TRAINING_PASSES * task.macs,
+            check_s=batch_s * task.macs,
+            suffix_s=batch_s * max(0, teacher_macs - task.layer.prefix_macs),
         )
         for task in tasks
     }

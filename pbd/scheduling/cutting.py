@@ -3,11 +3,11 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from pbd.records import Assignment, LayerTask, TaskGroup
+from pbd.records import Assignment, BlockTask, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.simulate import replay
 
-Fits = Callable[[Sequence[LayerTask]], bool]
+Fits = Callable[[Sequence[BlockTask]], bool]
 """Whether tasks can be trained in one pass; who fits with others also fits with fewer of them."""
 
 
@@ -27,9 +27,9 @@ def cut(assignment: Assignment, costs: LayerCosts, fits: Fits) -> Assignment:
     return dataclasses.replace(changed, predicted_load_s=replay(changed, costs).busy_s)
 
 
-def runs(tasks: Sequence[LayerTask], fits: Fits) -> Iterator[tuple[LayerTask, ...]]:
+def runs(tasks: Sequence[BlockTask], fits: Fits) -> Iterator[tuple[BlockTask, ...]]:
     """Yield the fewest runs of these tasks, in their order, that fit."""
-    run: tuple[LayerTask, ...] = ()
+    run: tuple[BlockTask, ...] = ()
     for task in tasks:
         if run and not fits((*run, task)):
             yield run

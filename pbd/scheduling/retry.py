@@ -1,22 +1,22 @@
-"""What is tried in place of a group whose process was lost: less at a time, until whoever is to blame is alone."""
+"""The next attempt at a group whose training process was lost: smaller groups, until the cause is isolated."""
 
 from pbd.records import TaskGroup
 
 MOST_ATTEMPTS = 3
-"""How often a task is begun before it is given up."""
+"""The number of attempts after which a task fails."""
 
 
-def again(group: TaskGroup) -> tuple[TaskGroup, ...]:
-    """Return the next attempt at the tasks of a group: its halves, the last time each task alone; nothing after that.
+def split_for_retry(group: TaskGroup) -> tuple[TaskGroup, ...]:
+    """Return the next attempt at a group: two halves, at the last attempt single tasks, then nothing.
 
-    A task that loses its process every time so costs nobody but itself, and an accident costs little.
+    A task that always crashes only fails itself; a one-off crash costs half a group.
 
     Example:
-        >>> [part.layer_names for part in again(TaskGroup((stem, middle, head)))]
+        >>> [part.layer_names for part in split_for_retry(TaskGroup((stem, middle, head)))]
         [('stem', 'middle'), ('head',)]
     """
     if group.attempt >= MOST_ATTEMPTS:
         return ()
     attempt, size = group.attempt + 1, len(group.tasks)
-    each = 1 if attempt == MOST_ATTEMPTS else (size + 1) // 2
-    return tuple(TaskGroup(group.tasks[at : at + each], attempt=attempt) for at in range(0, size, each))
+    part_size = 1 if attempt == MOST_ATTEMPTS else (size + 1) // 2
+    return tuple(TaskGroup(group.tasks[at : at + part_size], attempt=attempt) for at in range(0, size, part_size))

@@ -9,24 +9,24 @@ from collections.abc import Callable, Sequence
 from binpacking import to_constant_bin_number
 
 from pbd.errors import UsageError, unknown_name
-from pbd.records import Assignment, LayerTask, TaskGroup
+from pbd.records import Assignment, BlockTask, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.simulate import replay
 
 GROUPS_PER_WORKER = (2.0, 1.5, 1.0)
 """Into how many groups per worker grouped layers may be cut where workers take them as they come free."""
 
-Scheduler = Callable[[Sequence[LayerTask], LayerCosts, int], Assignment]
+Scheduler = Callable[[Sequence[BlockTask], LayerCosts, int], Assignment]
 
 
-def round_robin(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def round_robin(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Deal the tasks out in index order, whatever they cost: the paper's first scheme."""
     _check_workers(num_workers)
     ordered = _by_index(tasks)
     return _assignment("round_robin", [ordered[worker::num_workers] for worker in range(num_workers)], costs)
 
 
-def wfd(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def wfd(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Give each task, longest first, to the least loaded worker (worst fit decreasing): the paper's bin packing.
 
     The weights are the tasks' own times, also where a group would share its prefix. `binpacking` sorts stably
@@ -39,7 +39,7 @@ def wfd(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assi
     return _assignment("wfd", [[ordered[at] for at in chosen] for chosen in bins], costs)
 
 
-def contiguous(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def contiguous(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Cut the layers, in index order, into runs whose largest load is the least possible (exact).
 
     Among the cuts with that makespan it takes one with the least load in all (so grouped tasks pay for few
@@ -50,7 +50,7 @@ def contiguous(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) 
     return _assignment("contiguous", queues + [[]] * (num_workers - len(queues)), costs)
 
 
-def pull(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def pull(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Keep everything in one pool, longest first, from which a worker that comes free takes the next group.
 
     This is list scheduling (Graham 1969): it needs no good prediction, and workers may come and go. Grouped, each run
@@ -61,7 +61,7 @@ def pull(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Ass
     return _soonest([Assignment("pull", nothing, (), pool=pool) for pool in _pools(tasks, costs, num_workers)], costs)
 
 
-def work_stealing(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def work_stealing(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Deal the groups of `pull` to the least loaded worker each; who has nothing left takes from the others."""
     _check_workers(num_workers)
     weights = _telling(costs, tasks)
@@ -85,7 +85,7 @@ def _soonest(candidates: Sequence[Assignment], costs: LayerCosts) -> Assignment:
     return min(predicted, key=lambda one: one.predicted_makespan_s)
 
 
-def _pools(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
+def _pools(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
     """Return the ways to cut the layers into groups, each longest first, the earlier one of equals first."""
     weights = _telling(costs, tasks)
     cuts = [[[task] for task in _by_index(tasks)]]
@@ -94,7 +94,7 @@ def _pools(tasks: Sequence[LayerTask], costs: LayerCosts, num_workers: int) -> l
     return [tuple(_group(run, costs) for run in sorted(runs, key=lambda run: -weights.load_s(run))) for runs in cuts]
 
 
-def _runs(tasks: Sequence[LayerTask], costs: LayerCosts, most: int) -> list[list[LayerTask]]:
+def _runs(tasks: Sequence[BlockTask], costs: LayerCosts, most: int) -> list[list[BlockTask]]:
     """Cut the layers, in index order, into at most that many runs (see `contiguous`)."""
     ordered = _by_index(tasks)
     loads_s = _telling(costs, ordered).run_loads_s(ordered)
@@ -125,15 +125,15 @@ def _cut(
     return answer
 
 
-def _telling(costs: LayerCosts, tasks: Sequence[LayerTask]) -> LayerCosts:
+def _telling(costs: LayerCosts, tasks: Sequence[BlockTask]) -> LayerCosts:
     """Return the costs, or equal ones where all are zero: a run of no epochs still has blocks to score."""
     if any(costs.task_s(task) for task in tasks):
         return costs
     return dataclasses.replace(costs, block_s=dict.fromkeys(costs.block_s, 1.0))
 
 
-def _by_index(tasks: Sequence[LayerTask]) -> list[LayerTask]:
-    return sorted(tasks, key=lambda task: task.index)
+def _by_index(tasks: Sequence[BlockTask]) -> list[BlockTask]:
+    return sorted(tasks, key=lambda task: task.layer.index)
 
 
 def _check_workers(num_workers: int) -> None:
@@ -143,7 +143,7 @@ def _check_workers(num_workers: int) -> None:
         )
 
 
-def _assignment(name: str, queues: Sequence[Sequence[LayerTask]], costs: LayerCosts) -> Assignment:
+def _assignment(name: str, queues: Sequence[Sequence[BlockTask]], costs: LayerCosts) -> Assignment:
     """Make one group of each queue where groups share a prefix, else one group per task."""
     return Assignment(
         scheduler=name,
@@ -152,13 +152,13 @@ def _assignment(name: str, queues: Sequence[Sequence[LayerTask]], costs: LayerCo
     )
 
 
-def _groups(queue: Sequence[LayerTask], costs: LayerCosts) -> tuple[TaskGroup, ...]:
+def _groups(queue: Sequence[BlockTask], costs: LayerCosts) -> tuple[TaskGroup, ...]:
     if costs.grouped and queue:
         return (_group(_by_index(queue), costs),)
     return tuple(_group([task], costs) for task in queue)
 
 
-def _group(tasks: Sequence[LayerTask], costs: LayerCosts) -> TaskGroup:
+def _group(tasks: Sequence[BlockTask], costs: LayerCosts) -> TaskGroup:
     return TaskGroup(tuple(tasks), predicted_s=costs.load_s(tasks))
 
 

@@ -1,5 +1,6 @@
 """From accepted blocks to a student: assemble, re-estimate batch statistics, fine-tune, keep the promised accuracy."""
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -12,14 +13,13 @@ from pbd import blocks
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.config import RunConfig, StudentConfig
 from pbd.data import Dataset
-from pbd.learning.loop import Emit
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockResult, LayerTask
+from pbd.records import BlockResult, BlockTask, ProgressCallback
 from pbd.student import fine_tuning
 from pbd.student.fine_tuning import Tuning, examine
-from pbd.system import watchdog
+from pbd.system import random_state, watchdog
 
 STATISTICS_IMAGES = 2048
 """How many training images the batch statistics are re-estimated on."""
@@ -33,11 +33,16 @@ AIM = 0.8
 """The share of the accuracy drop allowed that the next student is made for: what it loses is only foretold roughly."""
 
 
-def assemble(
-    teacher: keras.Model, tasks: Iterable[LayerTask], accepted: Mapping[str, BlockResult], block: str
-) -> keras.Model:
+def assemble(teacher: keras.Model, tasks: Iterable[BlockTask], accepted: Mapping[str, BlockResult]) -> keras.Model:
     """Return a copy of the teacher with every accepted block in its layer's place."""
-    student = graph.swap(teacher, [task for task in tasks if task.layer_name in accepted], block)
+    student = graph.swap(
+        teacher,
+        {
+            task.layer.name: functools.partial(blocks.get(task.design).build, layer=task.layer, seed=0)
+            for task in tasks
+            if task.layer.name in accepted and accepted[task.layer.name].design == task.design
+        },
+    )
     for result in accepted.values():
         blocks.set_weights(student, result.weights)
     return student
@@ -116,14 +121,14 @@ class StudentBuilder:
 
     teacher: keras.Model
     dataset: Dataset
-    tasks: Sequence[LayerTask]
+    tasks: Sequence[BlockTask]
     config: RunConfig
     recalibrate: Recalibrate
     tune: Tune
 
     def assemble(self, accepted: Mapping[str, BlockResult]) -> tuple[keras.Model, Metrics]:
         """Return the teacher with the accepted blocks, all its batch statistics re-estimated, and its marks."""
-        model = assemble(self.teacher, self.tasks, accepted, self.config.blocks.block)
+        model = assemble(self.teacher, self.tasks, accepted)
         return model, self.recalibrate(model) if accepted else self.examine(model)
 
     def examine(self, model: keras.Model) -> Metrics:
@@ -152,7 +157,7 @@ class StudentBuilder:
 def make(
     teacher: keras.Model,
     dataset: Dataset,
-    tasks: Sequence[LayerTask],
+    tasks: Sequence[BlockTask],
     accepted: dict[str, BlockResult],
     config: RunConfig,
     display: ProgressDisplay,
@@ -174,7 +179,7 @@ def make(
         recalibrate: what re-estimates statistics; by default this process does.
         tune: what fine-tunes a student; by default this process does.
     """
-    keras.utils.set_random_seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
+    random_state.seed(blocks.derive_seed(config.seed, "student"))  # for layers such as dropout
     recalibrate, tune = (
         recalibrate or recalibrate_here(teacher, dataset),
         tune or tune_here(teacher, dataset, display.update),
@@ -210,7 +215,7 @@ def recalibrate_and_evaluate(
     return examine(model, teacher, dataset, collective)
 
 
-def tune_here(teacher: keras.Model, dataset: Dataset, emit: Emit) -> Tune:
+def tune_here(teacher: keras.Model, dataset: Dataset, emit: ProgressCallback) -> Tune:
     """Return what fine-tunes a student in this process alone."""
 
     def tune(model: keras.Model, settings: StudentConfig, before: Metrics, first_epoch: int) -> Tuning:

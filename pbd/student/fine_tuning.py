@@ -9,13 +9,14 @@ import keras
 
 from pbd.collective import SINGLE, Collective
 from pbd.config import StudentConfig
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import ghost_batch_norm, metrics
 from pbd.learning.ghost_batch_norm import ShareStatistics
-from pbd.learning.loop import Emit, ReportProgress, adam, trainer
+from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import Loss, make_loss
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
+from pbd.records import ProgressCallback
 from pbd.student.checkpoints import Attempt, Checkpoint, FineTuneState, NoCheckpoint, Tuning
 
 COLLAPSED = 0.5
@@ -143,7 +144,7 @@ class FineTuner:
     collective: Collective
     examine: Callable[[], Metrics]
     statistics: ShareStatistics
-    emit: Emit
+    emit: ProgressCallback
     checkpoint: Checkpoint
 
     def train(self, attempt: Attempt, place: FineTuneState | None) -> ValidationCallback:
@@ -194,7 +195,7 @@ def fine_tune(
     dataset: Dataset,
     config: StudentConfig,
     before: Metrics,
-    emit: Emit,
+    emit: ProgressCallback,
     first_epoch: int = 0,
     collective: Collective = SINGLE,
     checkpoint: Checkpoint | None = None,
@@ -226,7 +227,7 @@ def fine_tune(
     if not math.isfinite(before.kl):  # anything is better
         before = Metrics(None if before.accuracy is None else 0.0, 0.0, math.inf)
     mine = dataset.shared(
-        Part(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
+        WorkerShare(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
     )
     tutor = FineTuner(
         distillation_model=DistillationModel(

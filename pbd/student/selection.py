@@ -11,7 +11,7 @@ ROUNDING = 1e-9
 def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
     """Return the trained blocks with which the teacher still reaches this accuracy (or agreement), by layer."""
     return {
-        result.layer_name: result
+        result.layer: result
         for result in results
         if result.status == "trained" and result.score is not None and result.score >= lowest - ROUNDING
     }

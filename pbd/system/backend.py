@@ -1,4 +1,4 @@
-"""Import Keras and what it runs on, quickly and in silence."""
+"""Import of Keras and its backend: fast, and without the notices that their libraries print."""
 
 import contextlib
 import importlib
@@ -10,26 +10,26 @@ from collections.abc import Iterable, Iterator
 from pbd.errors import EnvironmentMismatchError
 
 _UNUSED = ("matplotlib", "scipy", "sklearn")
-"""What Keras and TensorFlow import where it is installed, for nothing that is used here: half the time they take."""
-_spares_imports = False
+"""Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
+_skips_unused = False
 
 
-def spare_imports() -> None:
-    """Say that this process does what pbd does and nothing else, so that Keras may do without what only others use."""
-    global _spares_imports
-    _spares_imports = True
+def skip_unused_imports() -> None:
+    """Let `load` hide packages that only other programs need; for processes that run nothing but pbd."""
+    global _skips_unused
+    _skips_unused = True
 
 
 def load() -> None:
-    """Import Keras and its backend in silence; where their messages are wanted, they are imported at their first use.
+    """Import Keras and its backend silently; with verbose logging, leave the import to its first use.
 
     Raises:
-        EnvironmentMismatchError: there is none.
+        EnvironmentMismatchError: no backend is installed.
     """
     if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         return
     try:
-        with _without(_UNUSED if _spares_imports else ()), _silence():
+        with _hidden(_UNUSED if _skips_unused else ()), _stderr_discarded():
             importlib.import_module("keras")
     except ImportError as error:
         raise EnvironmentMismatchError(
@@ -38,8 +38,8 @@ def load() -> None:
 
 
 @contextlib.contextmanager
-def _without(packages: Iterable[str]) -> Iterator[None]:
-    """Have imports of packages fail as if they were not installed; those that are loaded stay."""
+def _hidden(packages: Iterable[str]) -> Iterator[None]:
+    """Let imports of packages fail in the block as if they were not installed; loaded packages stay."""
     hidden = [name for name in packages if name not in sys.modules]
     sys.modules.update(dict.fromkeys(hidden))
     try:
@@ -50,15 +50,15 @@ def _without(packages: Iterable[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _silence() -> Iterator[None]:
-    """Keep back the notices that TensorFlow's libraries print before logging is set up."""
+def _stderr_discarded() -> Iterator[None]:
+    """Discard what TensorFlow's libraries write to stderr before their logging is configured."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
     sys.stderr.flush()
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     try:
-        os.dup2(nowhere, 2)
+        os.dup2(null, 2)
         yield
     finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
+        os.dup2(stderr, 2)
+        os.close(stderr)
+        os.close(null)

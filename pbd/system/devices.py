@@ -1,48 +1,179 @@
-"""Which device, how many threads and how much memory this process uses; settled before any backend is loaded."""
+"""The GPU, CPU threads and memory settings of a process, set before a backend is loaded."""
 
+import contextlib
 import errno
 import importlib.util
 import json
 import os
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import threadpoolctl
 
 from pbd.errors import EnvironmentMismatchError
 
-_CLAIMED = "PBD_CLAIMED"  # the process that set some of these settings itself, and to what
-_SEATS: dict[int, socket.socket] = {}
-_local_workers = 1
+_CLAIMED = "PBD_CLAIMED"
+"""Environment variable: what a process claimed for itself as JSON, with its process id. Child processes inherit it."""
+_LOCAL_WORKERS = "PBD_LOCAL_WORKERS"
+"""Environment variable: the number of workers on this host."""
+_THREADS = "TF_NUM_INTRAOP_THREADS"
+_GPU_LOCKS: dict[int, socket.socket] = {}
 
 
 @dataclass(frozen=True)
 class Share:
-    """What one worker has of its host; see `claim`."""
+    """One worker's share of its host: one GPU by local rank if there are any, and a part of the cores."""
 
     local_rank: int = 0
+    """This worker's number among the workers of the same host, from 0."""
     local_workers: int = 1
     threads: int | None = None
+    """CPU threads of this worker; by default the host's cores divided by its workers."""
     verbose: bool = False
+    """Whether the backend's own log messages are shown."""
 
-    def claim(self) -> int:
-        """Take it for this process; return its CPU threads.
+    def settings(self) -> dict[str, str]:
+        """Return the environment variables that give a new process this share.
+
+        Variables that the user has set are left out, except thread counts if `threads` is given.
 
         Raises:
             EnvironmentMismatchError: there are GPUs, but fewer than workers.
         """
-        return claim(self.local_rank, self.local_workers, self.threads, self.verbose)
+        threads = self.threads or max(1, available_cores() // self.local_workers)
+        settings = {
+            _THREADS: str(threads),
+            # One pool computes at a time if workers share the host: each inter-op thread adds intra-op threads.
+            "TF_NUM_INTEROP_THREADS": "1" if self.local_workers > 1 or threads == 1 else "2",
+            "OMP_NUM_THREADS": str(threads),
+            "TF_FORCE_GPU_ALLOW_GROWTH": "true",
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a JAX worker and its training process share the GPU
+        }
+        if not self.verbose:
+            settings["TF_CPP_MIN_LOG_LEVEL"] = "3"
+        if "CUDA_VISIBLE_DEVICES" not in os.environ and (gpus := physical_gpus()):
+            if self.local_workers > gpus:
+                raise EnvironmentMismatchError(
+                    f"one worker needs one GPU. Received: {self.local_workers} workers, {gpus} GPUs on this host. "
+                    "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
+                )
+            settings["CUDA_VISIBLE_DEVICES"] = str(self.local_rank)
+        given = self.threads is not None
+        missing = {
+            name: value
+            for name, value in settings.items()
+            if name not in os.environ or (given and name.endswith("_THREADS"))
+        }
+        return missing | {_LOCAL_WORKERS: str(self.local_workers)}
+
+    def claim(self) -> int:
+        """Give this process its share for good; return its number of CPU threads. For processes of pbd's own.
+
+        A loaded backend keeps its own settings (a teacher was passed from Python): then nothing is set.
+
+        Raises:
+            EnvironmentMismatchError: there are GPUs, but fewer than workers.
+        """
+        forget_inherited()
+        settings = self.settings()
+        threads = int(settings.get(_THREADS) or os.environ[_THREADS])
+        if "tensorflow" in sys.modules:
+            settings = {_LOCAL_WORKERS: settings[_LOCAL_WORKERS]}
+        else:  # NumPy's BLAS is loaded and no longer reads the environment
+            threadpoolctl.threadpool_limits(threads, user_api="blas")
+        os.environ.update(settings)
+        earlier = json.loads(os.environ.get(_CLAIMED) or "{}")
+        os.environ[_CLAIMED] = json.dumps(earlier | settings | {"pid": os.getpid()})
+        return threads
+
+
+@contextlib.contextmanager
+def claimed(share: Share) -> Iterator[None]:
+    """Claim a share for the block; then restore the environment variables and the limits of all thread pools.
+
+    A backend that is loaded in the block keeps its own thread pools for the life of the process.
+
+    Raises:
+        EnvironmentMismatchError: there are GPUs, but fewer than workers.
+    """
+    before = dict(os.environ)
+    libraries = {library.filepath for library in threadpoolctl.ThreadpoolController().lib_controllers}
+    with threadpoolctl.threadpool_limits():  # without a limit it only restores the limits at the end
+        share.claim()
+        changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
+        try:
+            yield
+        finally:
+            for name in changed:
+                os.environ.pop(name, None)
+            os.environ.update({name: before[name] for name in changed & before.keys()})
+            _unlimit_other_libraries(libraries)
+
+
+def _unlimit_other_libraries(known: set[str]) -> None:
+    """Give libraries that were loaded during a claim the threads that they would have had without it."""
+    controller = threadpoolctl.ThreadpoolController()
+    loaded = [library.filepath for library in controller.lib_controllers if library.filepath not in known]
+    if loaded:
+        requested = os.environ.get("OMP_NUM_THREADS", "")
+        controller.select(filepath=loaded).limit(limits=int(requested) if requested.isdecimal() else available_cores())
+
+
+def forget_inherited() -> None:
+    """Remove the environment variables that a parent process claimed for itself; the user's own stay.
+
+    Dask starts a lost local worker from the coordinator's environment.
+    """
+    claimed_by_parent = json.loads(os.environ.get(_CLAIMED) or "{}")
+    if claimed_by_parent.pop("pid", os.getpid()) != os.getpid():
+        for name, value in {**claimed_by_parent, _CLAIMED: os.environ[_CLAIMED]}.items():
+            if os.environ.get(name) == value:
+                del os.environ[name]
+
+
+def local_workers() -> int:
+    """Return the number of workers on this host, as claimed; 1 without a claim."""
+    return int(os.environ.get(_LOCAL_WORKERS, "1"))
+
+
+def reserve_gpu(gpus: Sequence[str], preferred: int = 0) -> int:
+    """Reserve a GPU of this host among all processes that call this, until the process ends; return its index.
+
+    Args:
+        gpus: the GPUs' identifiers.
+        preferred: the index that is reserved if it is free; the first free one otherwise.
+
+    Raises:
+        EnvironmentMismatchError: all are reserved.
+    """
+    if _GPU_LOCKS:  # reserved by an earlier call, after which set-up failed
+        return next(iter(_GPU_LOCKS))
+    for index in sorted(range(len(gpus)), key=lambda index: index != preferred):
+        lock = socket.socket(socket.AF_UNIX)
+        try:
+            lock.bind(f"\0pbd-{gpus[index]}")  # an abstract address is no file: the kernel frees it with the process
+        except OSError as error:
+            lock.close()
+            if error.errno != errno.EADDRINUSE:
+                raise
+        else:
+            _GPU_LOCKS[index] = lock
+            return index
+    raise EnvironmentMismatchError(
+        f"one worker needs one GPU. Received: another worker, with all {len(gpus)} GPUs of this host taken. "
+        "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
+    )
 
 
 def physical_gpus() -> int:
-    """Return the number of NVIDIA GPUs of this host, 0 where the driver or its Python binding is absent."""
+    """Return the number of NVIDIA GPUs of this host, 0 without the driver or its Python binding."""
     return len(gpu_ids())
 
 
 def gpu_ids() -> tuple[str, ...]:
-    """Return what the driver calls each of this host's NVIDIA GPUs, whichever of them a container sees."""
+    """Return the UUIDs of this host's NVIDIA GPUs, including those that CUDA_VISIBLE_DEVICES hides."""
     if importlib.util.find_spec("pynvml") is None:
         return ()
     import pynvml
@@ -53,92 +184,6 @@ def gpu_ids() -> tuple[str, ...]:
         return tuple(str(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles)
     except pynvml.NVMLError:
         return ()
-
-
-def claim(local_rank: int, local_workers: int, threads: int | None = None, verbose: bool = False) -> int:
-    """Give this process its share of the host: one GPU by local rank where there are any, and its part of the cores.
-
-    Args:
-        local_rank: this worker's number among those of the same host, from 0.
-        local_workers: how many workers share the host.
-        threads: CPU threads of this worker; by default the host's cores shared out evenly.
-        verbose: leave the backend's own log messages on.
-
-    Where a backend is loaded already (a teacher was handed over from Python), its own settings stay.
-
-    Returns:
-        The CPU threads that this process was given, by this call or by the environment.
-
-    Raises:
-        EnvironmentMismatchError: there are GPUs, but fewer than workers.
-    """
-    global _local_workers
-    _local_workers = local_workers
-    forget_inherited()
-    given = threads is not None
-    threads = threads or max(1, available_cores() // local_workers)
-    settings = {
-        "TF_NUM_INTRAOP_THREADS": str(threads),
-        "TF_NUM_INTEROP_THREADS": "1" if local_workers > 1 or threads == 1 else "2",  # each computes, too
-        "OMP_NUM_THREADS": str(threads),
-        "TF_FORCE_GPU_ALLOW_GROWTH": "true",
-        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # JAX: a worker and the process that trains for it share the GPU
-    }
-    if not verbose:
-        settings["TF_CPP_MIN_LOG_LEVEL"] = "3"
-    gpus = physical_gpus()
-    if gpus and "CUDA_VISIBLE_DEVICES" not in os.environ:
-        if local_workers > gpus:
-            raise EnvironmentMismatchError(
-                f"one worker needs one GPU. Received: {local_workers} workers, {gpus} GPUs on this host. "
-                "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
-            )
-        settings["CUDA_VISIBLE_DEVICES"] = str(local_rank)
-    if "tensorflow" not in sys.modules:
-        ours = [name for name in settings if name not in os.environ or (given and "THREADS" in name)]
-        os.environ.update({name: settings[name] for name in ours})
-        before = json.loads(os.environ.get(_CLAIMED) or "{}")
-        os.environ[_CLAIMED] = json.dumps(before | {name: settings[name] for name in ours} | {"pid": os.getpid()})
-        threadpoolctl.threadpool_limits(threads, user_api="blas")  # NumPy is loaded by now and reads no environment
-    return int(os.environ.get("TF_NUM_INTRAOP_THREADS") or threads)
-
-
-def forget_inherited() -> None:
-    """Drop what another process claimed for itself before it started this one; what its user set stays."""
-    claimed = json.loads(os.environ.get(_CLAIMED) or "{}")
-    if claimed.pop("pid", os.getpid()) != os.getpid():
-        for name, value in {**claimed, _CLAIMED: os.environ[_CLAIMED]}.items():
-            if os.environ.get(name) == value:
-                del os.environ[name]
-
-
-def take_seat(gpus: Sequence[str], preferred: int = 0) -> int:
-    """Return the number of a GPU of this host that no other process took by this call; it is held until this one ends.
-
-    Args:
-        gpus: what they are called.
-        preferred: the number taken where it is free; the first free one otherwise.
-
-    Raises:
-        EnvironmentMismatchError: all are taken.
-    """
-    if _SEATS:  # taken before, by a call after which something else failed
-        return next(iter(_SEATS))
-    for seat in sorted(range(len(gpus)), key=lambda seat: seat != preferred):
-        taken = socket.socket(socket.AF_UNIX)
-        try:
-            taken.bind(f"\0pbd-{gpus[seat]}")  # not a file but a name of the kernel's: it falls free when we end
-        except OSError as error:
-            taken.close()
-            if error.errno != errno.EADDRINUSE:
-                raise
-        else:
-            _SEATS[seat] = taken
-            return seat
-    raise EnvironmentMismatchError(
-        f"one worker needs one GPU. Received: another worker, with all {len(gpus)} GPUs of this host taken. "
-        "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
-    )
 
 
 def available_cores() -> int:
@@ -153,24 +198,19 @@ def has_accelerator() -> bool:
     return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
 
 
-def local_workers() -> int:
-    """Return how many workers shared this host when this one took its share."""
-    return _local_workers
-
-
 def compiles_with_xla() -> bool:
-    """Return whether training steps are compiled by XLA: on accelerators; on CPUs it ran 4 to 6 times slower."""
+    """Return whether XLA compiles training steps: on accelerators only; on CPUs steps took 4 to 6 times as long."""
     return has_accelerator()
 
 
 def describe() -> str:
-    """Return the device of this process in words, for the report."""
+    """Return the device and the threads of this process in words, for the report."""
     import platform
 
     import keras
 
     device = ", ".join(keras.distribution.list_devices()) or "cpu"
-    threads = os.environ.get("TF_NUM_INTRAOP_THREADS", "?")
+    threads = os.environ.get(_THREADS, "?")
     return f"{device}; {_processor_name() or platform.machine()}; {threads} of {available_cores()} threads per worker"
 
 

@@ -1,4 +1,4 @@
-"""What a process has told Keras, in a form that it can be told to another process: custom objects, global settings."""
+"""Keras' global state (custom objects, settings) in a form that can be sent to another process."""
 
 import logging
 import pickle
@@ -7,34 +7,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 SETTINGS = ("floatx", "image_data_format", "epsilon", "dtype_policy")
-"""By their names in `keras.config`. All are told, whatever they are: other hosts may have others to begin with."""
-_SCOPES = "custom_objects_scope_dict"  # where Keras keeps the objects of custom_object_scope, for each thread
+"""Names in `keras.config`. All are sent: the defaults of another host may differ."""
+_SCOPES = "custom_objects_scope_dict"  # Keras' attribute with the objects of the thread's custom_object_scope
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class KerasSetup:
-    """What Keras was told in one process and has to know in another."""
+    """The global state of Keras in one process."""
 
     objects: dict[str, bytes] = field(default_factory=dict)
-    """Layers and functions by name, pickled: by value where they were made in the main script."""
+    """Registered layers and functions by name, pickled; those defined in the main script by value."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values of `SETTINGS`; a dtype policy by its name."""
 
     @classmethod
     def here(cls) -> "KerasSetup":
-        """Return what this process has registered and set up, and what this thread has in a `custom_object_scope`."""
+        """Return the state of this process, with the objects of this thread's `custom_object_scope`."""
         if "keras" not in sys.modules:
             return cls()
         import keras
         from keras.src.backend.common import global_state
 
-        known = keras.saving.get_custom_objects() | global_state.get_global_attribute(_SCOPES, {})
+        objects = keras.saving.get_custom_objects() | global_state.get_global_attribute(_SCOPES, {})
         settings = {name: getattr(keras.config, name)() for name in SETTINGS}
-        return cls(_pickled(known), settings | {"dtype_policy": settings["dtype_policy"].name})
+        return cls(_pickled(objects), settings | {"dtype_policy": settings["dtype_policy"].name})
 
     def apply(self) -> None:
-        """Tell the Keras of this process; it is only loaded if there is something to tell."""
+        """Set this state in the current process; Keras is loaded only if the state is not empty."""
         if not (self.objects or self.settings):
             return
         import keras
@@ -44,31 +44,31 @@ class KerasSetup:
         for name, pickled in self.objects.items():
             try:
                 _register(name, pickle.loads(pickled))
-            except (
-                Exception
-            ) as error:  # it may have nothing to do with the teacher; if it has, Keras will miss it by name
-                _log.warning(
-                    "%s cannot be made in the process that trains (%s: %s).", name, type(error).__name__, error
-                )
+            except Exception as error:  # the teacher may not use it; if it does, Keras reports it by name
+                _log.warning("%s cannot be loaded in the training process (%s: %s).", name, type(error).__name__, error)
 
 
 def _pickled(objects: dict[str, Any]) -> dict[str, bytes]:
     import cloudpickle
 
-    found = {}
-    for name, thing in objects.items():
+    pickled = {}
+    for name, value in objects.items():
         try:
-            found[name] = cloudpickle.dumps(thing)
-        except Exception as error:  # it may have nothing to do with the teacher
-            _log.warning("%s cannot be sent to the process that trains (%s): --no-isolate trains here.", name, error)
-    return found
+            pickled[name] = cloudpickle.dumps(value)
+        except Exception as error:  # the teacher may not use it
+            _log.warning(
+                "%s cannot be sent to the training process (%s): use --no-isolate to train in this process.",
+                name,
+                error,
+            )
+    return pickled
 
 
-def _register(name: str, thing: Any) -> None:
+def _register(name: str, value: Any) -> None:
     import keras
 
-    package, sign, own = name.rpartition(">")
-    if sign:
-        keras.saving.register_keras_serializable(package, own)(thing)  # which tells its name from the thing, too
+    package, separator, class_name = name.rpartition(">")
+    if separator:
+        keras.saving.register_keras_serializable(package, class_name)(value)  # also stores the name for the object
     else:
-        keras.saving.get_custom_objects()[name] = thing
+        keras.saving.get_custom_objects()[name] = value

@@ -5,41 +5,33 @@ import math
 import sys
 from pathlib import Path
 
+import psutil
+
 from pbd.system.devices import has_accelerator
 
 
 def memory_in_use() -> int:
-    """Return the bytes that this process holds now, on its accelerator if it has one, else of its host's memory."""
-    if has_accelerator():
-        return _accelerator_memory()["current"]
-    held = _kernel_bytes("/proc/self/status", "VmRSS")
-    return peak_memory() if held is None else held
+    """Return the bytes that this process uses now, on its accelerator if it has one, else in host memory."""
+    return _accelerator_memory()["current"] if has_accelerator() else psutil.Process().memory_info().rss
 
 
 def peak_memory() -> int:
-    """Return the most bytes that this process has held, on its accelerator if it has one, else of its host's memory."""
-    if has_accelerator():
-        return _accelerator_memory()["peak"]
-    most = _kernel_bytes("/proc/self/status", "VmHWM")
-    if most is not None:
-        return most
-    import resource  # on Linux it counts what the process that started this one held, too
-
-    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return most if sys.platform == "darwin" else 1024 * most
+    """Return the largest number of bytes that this process has used, on its accelerator if any, else in host memory."""
+    return _accelerator_memory()["peak"] if has_accelerator() else _peak_host_memory()
 
 
-def _kernel_bytes(path: str, name: str) -> int | None:
-    """Return a figure of Linux' /proc, which gives them in KiB; `None` where there is none."""
-    try:
-        with open(path, encoding="ascii") as lines:
-            return next(1024 * int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-    except (OSError, StopIteration):
-        return None
+def _peak_host_memory() -> int:
+    # On Linux ru_maxrss also counts the process that started this one, and psutil has no peak there.
+    with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as lines:
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))
+    import resource
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
 
 
 def _accelerator_memory() -> dict[str, int]:
-    """Return what TensorFlow knows of a GPU; zeros where there is another backend, or another accelerator."""
+    """Return TensorFlow's figures of GPU 0; zeros with another backend or another accelerator."""
     try:
         import tensorflow as tf
 
@@ -49,21 +41,17 @@ def _accelerator_memory() -> dict[str, int]:
 
 
 def free_memory() -> int | None:
-    """Return how many bytes a worker can still take; `None` where the system does not say, and on accelerators."""
+    """Return how many bytes of host memory a worker can still use; `None` if it computes on an accelerator."""
     return None if has_accelerator() else free_host_memory()
 
 
-def free_host_memory() -> int | None:
-    """Return how many bytes of the host's memory are free; `None` where the system does not say.
-
-    A container has what its control group leaves it.
-    """
-    free = _kernel_bytes("/proc/meminfo", "MemAvailable")
-    return None if free is None else int(min(free, _free_in_group()))
+def free_host_memory() -> int:
+    """Return how many bytes of host memory are free, within the limit of this process's control group."""
+    return int(min(psutil.virtual_memory().available, _free_in_group()))
 
 
 def _free_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return what the control group leaves, the files that it only caches not counted (both versions of the kernel's).
+    """Return the bytes below the control group's limit, with its file cache counted as free; infinity without a limit.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
     """
@@ -71,7 +59,7 @@ def _free_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
         ("memory.max", "memory.current", "file"),
         ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_cache"),
     ):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # a limit that is none reads "max"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no limit
             stat = (root / limit).with_name("memory.stat").read_text().split()
             files = int(dict(zip(stat[::2], stat[1::2], strict=True))[cached])
             return max(0, int((root / limit).read_text()) - int((root / used).read_text()) + files)

@@ -1,78 +1,104 @@
-"""Ends a process that hangs: one that for a while has neither computed nor come by here. Off unless it is started.
+"""Hang detection: a thread that ends the process if the process makes no progress.
 
-What trains has a worker to watch over it (`executors.child`); this watches over those. Time in which the process itself
-was stopped (Ctrl-Z, a laptop that slept), or in which nobody takes what it says (Ctrl-S), does not count.
+Training processes are watched by their workers (`executors.isolation`); this watches the workers and the coordinator.
+Time in which the process itself was stopped (Ctrl-Z, a suspended laptop) or its output was blocked (Ctrl-S) is not
+counted.
 """
 
+import contextlib
 import os
 import select
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from typing import NoReturn
 
 from pbd.errors import PbdError, StoppedError
 
 TICK_S = 1.0
-IDLE = 0.2
-"""A process that takes a smaller share of a core does nothing: what helps in the background takes some hundredths."""
-
+IDLE_CPU = 0.2
+"""A process that uses less than this share of one core makes no progress; background threads use a few hundredths."""
 _OUTPUTS = (1, 2)
-
-End = Callable[[PbdError], None]
-_seen = 0  # grows with every call of `alive`
-_checks: list[Callable[[], PbdError | None]] = []
-_end: list[End] = []
+_touches = 0
 
 
 def touch() -> None:
-    """Say that this process waits for something on purpose; to be called again and again while it does."""
-    global _seen
-    _seen += 1
+    """Report progress: code that waits on purpose calls this while it waits."""
+    global _touches
+    _touches += 1
 
 
 def count() -> int:
-    """Return how often `alive` was called."""
-    return _seen
+    """Return the number of calls of `touch` in this process."""
+    return _touches
 
 
-def also_check(check: Callable[[], PbdError | None], end: End) -> None:
-    """Have something else checked about once a second: an error that it returns ends the process.
+def exit_process(error: BaseException) -> NoReturn:
+    """Print an error and end this process at once, from any thread, with the error's exit code."""
+    print(f"pbd-run: {error}", file=sys.__stderr__, flush=True)
+    os._exit(error.exit_code if isinstance(error, PbdError) else PbdError.exit_code)
+
+
+class Watchdog:
+    """A thread that calls a check every `TICK_S` seconds until `close`, and aborts when the check returns an error.
 
     Args:
-        check: runs in a thread of its own.
-        end: ends this process, and whatever else has to end with it; it does not return.
+        check: returns an error if the process or the job must end.
+        abort: called with the error; ends the process, and all processes that belong to it.
     """
-    _checks.append(check)
-    _end.append(end)
+
+    def __init__(self, check: Callable[[], PbdError | None], abort: Callable[[PbdError], object]) -> None:
+        self._check, self._abort = check, abort
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+        self._thread.start()
+
+    def close(self) -> None:
+        """End the thread; the check is not called again."""
+        self._closed.set()
+        if threading.current_thread() is not self._thread:
+            self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._closed.wait(TICK_S):
+            error = self._check()
+            if error is not None:
+                self._abort(error)
 
 
-@contextmanager
-def watching(limit_s: float) -> Iterator[None]:
-    """Watch this process until the end of the block; it may do nothing for so many seconds."""
-    over = threading.Event()
-    thread = threading.Thread(target=_watch, args=(limit_s, over), daemon=True)
-    thread.start()
+@contextlib.contextmanager
+def watching(limit_s: float, abort: Callable[[PbdError], object] = exit_process) -> Iterator[None]:
+    """End this process if it hangs within the block.
+
+    Args:
+        limit_s: the longest time for which the process may neither compute nor call `touch`.
+        abort: called with the error from the watchdog's thread (see `Watchdog`).
+    """
+    watchdog = Watchdog(_HangCheck(limit_s), abort)
     try:
         yield
     finally:
-        over.set()
-        thread.join()
+        watchdog.close()
 
 
 class Timeout:
-    """Counts seconds of silence, but no more for one call than two ticks: the rest this process was stopped itself."""
+    """A limit on seconds of silence. A tick counts for at most twice its length: beyond that this process was stopped.
+
+    Args:
+        limit_s: the longest silence.
+        tick_s: the time between two calls of `expired`.
+    """
 
     def __init__(self, limit_s: float, tick_s: float = TICK_S) -> None:
         self._limit_s, self._tick_s = limit_s, tick_s
         self.renew()
 
     def renew(self) -> None:
-        """Begin anew."""
+        """Start again from zero."""
         self.silent_s, self._last_s = 0.0, time.monotonic()
 
-    def lost(self) -> bool:
+    def expired(self) -> bool:
         """Return whether the limit is reached; to be called at every tick."""
         now_s = time.monotonic()
         self.silent_s += min(now_s - self._last_s, 2 * self._tick_s)
@@ -80,30 +106,29 @@ class Timeout:
         return self.silent_s >= self._limit_s
 
 
-def _watch(limit_s: float, over: threading.Event) -> None:
-    patience, seen, computed_s = Timeout(limit_s), _seen, time.process_time()
-    while not over.wait(TICK_S):
-        error = next(filter(None, (check() for check in tuple(_checks))), None)
-        if seen != _seen or time.process_time() - computed_s > IDLE * TICK_S or _output_is_blocked():
-            patience.renew()
-        elif patience.lost():
-            error = error or StoppedError(
-                f"this process hung: for {patience.silent_s:.0f} s it did nothing. Go on with --resume --run-dir DIR."
+class _HangCheck:
+    """Returns an error once this process has been idle for too long; to be called at every tick."""
+
+    def __init__(self, limit_s: float) -> None:
+        self._timeout = Timeout(limit_s)
+        self._touches, self._cpu_s = _touches, time.process_time()
+
+    def __call__(self) -> PbdError | None:
+        touches, cpu_s = _touches, time.process_time()
+        busy = touches != self._touches or cpu_s - self._cpu_s > IDLE_CPU * TICK_S
+        self._touches, self._cpu_s = touches, cpu_s
+        if busy or _output_is_blocked():
+            self._timeout.renew()
+        elif self._timeout.expired():
+            return StoppedError(
+                f"this process hung: it was idle for {self._timeout.silent_s:.0f} s. Go on with --resume --run-dir DIR."
             )
-        seen, computed_s = _seen, time.process_time()
-        if error is not None:
-            for end in (*_end, _leave):
-                end(error)
+        return None
 
 
 def _output_is_blocked() -> bool:
-    """Return whether nobody takes what this process says: a terminal stopped with Ctrl-S, a pipe that is full."""
+    """Return whether stdout or stderr cannot be written: a terminal stopped with Ctrl-S, a full pipe."""
     outputs = select.poll()
     for descriptor in _OUTPUTS:
         outputs.register(descriptor, select.POLLOUT)
-    return len(outputs.poll(0)) < len(_OUTPUTS)  # one that is closed or broken is told of, too
-
-
-def _leave(error: PbdError) -> None:
-    print(f"pbd-run: {error}", file=sys.__stderr__, flush=True)
-    os._exit(error.exit_code)
+    return len(outputs.poll(0)) < len(_OUTPUTS)  # a closed or broken descriptor is reported, too

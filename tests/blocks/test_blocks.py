@@ -7,14 +7,17 @@ import keras
 import numpy as np
 import pytest
 
-from pbd import blocks, config
+from pbd import blocks
 from pbd.blocks import decoupling, initialisation
+from pbd.blocks.decoupled import Decoupled, set_factors
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.networks import graph
-from pbd.records import LayerTask
+from pbd.config import BlockConfig
+from pbd.errors import UsageError
+from pbd.records import BlockTask
 from tests.helpers.fakes import make_task
+from tests.helpers.swapping import swap_blocks
 
-DESIGNS = sorted(blocks.BLOCKS)
+DESIGNS = sorted(design.name for design in blocks.designs())
 RANKS = {"decoupled_r1": 1, "decoupled_r2": 2, "decoupled_r3": 3}
 DEPTHS = {"two_layer": 2, "two_layer_skip": 2, "three_layer": 3, "three_layer_skip": 3}
 GEOMETRIES: list[dict[str, Any]] = [
@@ -30,44 +33,46 @@ GEOMETRIES: list[dict[str, Any]] = [
 ]
 
 
-def convolution(**settings: Any) -> tuple[keras.layers.Conv2D, LayerTask]:
+def convolution(**settings: Any) -> tuple[keras.layers.Conv2D, BlockTask]:
     """Return one convolution of a small network, with a bias that counts, and its task."""
     inputs = keras.Input((11, 11, 6))
     given = {"filters": 10, "kernel_size": 3, "name": "layer", "bias_initializer": "normal"} | settings
     layer = keras.layers.Conv2D(**given)
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(layer(inputs))))
-    return layer, enumerate_tasks(model, "two_layer", include_unprofitable=True)[0]
+    return layer, enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)[0]
 
 
-def convolution_task(**settings: Any) -> LayerTask:
+def convolution_task(**settings: Any) -> BlockTask:
     return convolution(**settings)[1]
 
 
-def output_of(block: keras.Model | keras.Layer, task: LayerTask) -> np.ndarray:
-    images = np.random.default_rng(0).normal(size=(4, *task.input_shape)).astype("float32")
+def output_of(block: keras.Model | keras.Layer, task: BlockTask) -> np.ndarray:
+    images = np.random.default_rng(0).normal(size=(4, *task.layer.input_shape)).astype("float32")
     return keras.ops.convert_to_numpy(block(images, training=False))
 
 
-def test_the_settings_offer_every_design() -> None:
-    assert sorted(config.BLOCKS) == DESIGNS
+def test_the_default_design_is_registered_and_an_unknown_one_is_refused_with_the_nearest_name() -> None:
+    assert BlockConfig().block in DESIGNS
+    with pytest.raises(UsageError, match="decoupled_r2"):
+        blocks.get("decoupeld_r2")
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("settings", GEOMETRIES, ids=str)
 def test_a_block_has_the_shape_of_its_layer(design: str, settings: dict[str, Any]) -> None:
     task = convolution_task(**settings)
-    block = blocks.build_block(design, task, seed=0)
-    assert block.input_shape == (None, *task.input_shape)
-    assert block.output_shape == (None, *task.output_shape)
-    assert output_of(block, task).shape == (4, *task.output_shape)
+    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
+    assert block.input_shape == (None, *task.layer.input_shape)
+    assert block.output_shape == (None, *task.layer.output_shape)
+    assert output_of(block, task).shape == (4, *task.layer.output_shape)
 
 
 @pytest.mark.parametrize("design", DESIGNS)
 @pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "leaky_relu", "silu"])
 def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: str) -> None:
     task = convolution_task(activation=activation)
-    block = blocks.build_block(design, task, seed=0)
-    linear = blocks.build_block(design, replace(task, activation="linear"), seed=0)
+    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
+    linear = blocks.build_block(blocks.get(design), replace(task.layer, activation="linear"), seed=0)
     output, before = output_of(block, task), output_of(linear, task)
     assert before.min() < 0, "nothing cuts off a linear layer"
     expected = keras.ops.convert_to_numpy(keras.activations.get(activation)(before))
@@ -78,27 +83,27 @@ def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: 
 @pytest.mark.parametrize("design", DESIGNS)
 def test_a_block_costs_what_its_task_says(design: str, use_bias: bool) -> None:
     task = convolution_task(strides=2)
-    inputs = keras.Input(task.input_shape)
+    inputs = keras.Input(task.layer.input_shape)
     layer = keras.layers.Conv2D(10, 3, strides=2, use_bias=use_bias, name="layer")(inputs)
-    (described,) = enumerate_tasks(keras.Model(inputs, layer), design, include_unprofitable=True)
+    (described,) = enumerate_tasks(keras.Model(inputs, layer), blocks.get(design), include_unprofitable=True)
     if design in RANKS:
         kernels, others = RANKS[design] * (9 * 6 + 6 * 10), 10 * use_bias
     else:
         kernels = 9 * 6 + 6 * 10 + (DEPTHS[design] - 1) * (9 * 10 + 10 * 10)
         others = DEPTHS[design] * 4 * 10  # the normalisations; a bias before them would do nothing
-    assert described.block_params == kernels + others
-    assert described.block_params == blocks.build_block(design, described, seed=0).count_params()
-    assert described.block_macs == 5 * 5 * kernels
+    assert described.params == kernels + others
+    assert described.params == blocks.build_block(blocks.get(design), described.layer, seed=0).count_params()
+    assert described.macs == 5 * 5 * kernels
 
 
-def full_rank_block(task: LayerTask) -> keras.Model:
-    inputs = keras.Input(task.input_shape)
-    return keras.Model(inputs, blocks.decoupled(inputs, task, seed=0, rank=99))
+def full_rank_block(task: BlockTask) -> keras.Model:
+    inputs = keras.Input(task.layer.input_shape)
+    return keras.Model(inputs, Decoupled(99).build(inputs, task.layer, seed=0))
 
 
-def give_factors(block: keras.Model, task: LayerTask, layer: keras.layers.Conv2D, rank: int) -> None:
-    bias = np.asarray(layer.bias) if layer.use_bias else np.full(task.output_shape[-1], np.nan)
-    blocks.set_factors(block, task, decoupling.decouple(initialisation.dense_kernel(layer), rank), bias)
+def give_factors(block: keras.Model, task: BlockTask, layer: keras.layers.Conv2D, rank: int) -> None:
+    bias = np.asarray(layer.bias) if layer.use_bias else np.full(task.layer.output_shape[-1], np.nan)
+    set_factors(block, task.layer, decoupling.decouple(initialisation.dense_kernel(layer), rank), bias)
 
 
 @pytest.mark.parametrize(
@@ -130,7 +135,7 @@ def test_a_kernel_of_its_rank_is_held_exactly(design: str, settings: dict[str, A
     for made, exact in ((rank, True), (rank + 1, False)):
         kernel = generator.normal(size=(6, 9, made)) @ generator.normal(size=(6, made, 10))
         layer.kernel.assign(kernel.transpose(1, 0, 2).reshape(3, 3, 6, 10))
-        block = blocks.build_block(design, task, seed=0)
+        block = blocks.build_block(blocks.get(design), task.layer, seed=0)
         give_factors(block, task, layer, rank)
         expected = output_of(layer, task)
         assert np.allclose(output_of(block, task), expected, atol=1e-5 * np.abs(expected).max()) == exact
@@ -140,7 +145,7 @@ def test_a_kernel_of_its_rank_is_held_exactly(design: str, settings: dict[str, A
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_decoupled_block_has_a_bias_exactly_if_its_layer_has(design: str, use_bias: bool) -> None:
     task = convolution_task(use_bias=use_bias)
-    built = blocks.build_block(design, task, seed=0)
+    built = blocks.build_block(blocks.get(design), task.layer, seed=0)
     biased = {layer.name for layer in built.layers if getattr(layer, "use_bias", False)}
     assert biased == ({"layer_pbd_pointwise"} if use_bias else set())
 
@@ -161,11 +166,11 @@ def test_filters_stand_side_by_side_and_no_more_than_can_help(
 ) -> None:
     """A depth multiplier has no fast kernel in any runtime."""
     layer, task = convolution(**settings)
-    block = blocks.build_block(design, task, seed=0)
+    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
     depthwise = [layer for layer in block.layers if isinstance(layer, keras.layers.DepthwiseConv2D)]
     assert len(depthwise) == filters
     assert all(layer.depth_multiplier == 1 for layer in depthwise)
-    assert block.get_layer("layer_pbd_pointwise").kernel.shape == (1, 1, 6 * filters, task.output_shape[-1])
+    assert block.get_layer("layer_pbd_pointwise").kernel.shape == (1, 1, 6 * filters, task.layer.output_shape[-1])
     first = [keras.ops.convert_to_numpy(layer.kernel) for layer in depthwise]
     assert not any(np.allclose(one, first[0]) for one in first[1:]), "equal filters would stay equal"
     give_factors(block, task, layer, filters)
@@ -175,13 +180,15 @@ def test_filters_stand_side_by_side_and_no_more_than_can_help(
 
 def test_a_skip_adds_the_first_layers_output() -> None:
     task = convolution_task()
-    plain, skip = (blocks.build_block(design, task, seed=0) for design in ("two_layer", "two_layer_skip"))
+    plain, skip = (
+        blocks.build_block(blocks.get(design), task.layer, seed=0) for design in ("two_layer", "two_layer_skip")
+    )
     first = keras.Model(plain.inputs, plain.get_layer("layer_pbd_relu1").output)
     np.testing.assert_allclose(output_of(skip, task), output_of(plain, task) + output_of(first, task), atol=1e-5)
 
 
-def weights_of(task: LayerTask, seed: int, design: str = "two_layer") -> dict[str, np.ndarray]:
-    return blocks.get_weights(blocks.build_block(design, task, seed))
+def weights_of(task: BlockTask, seed: int, design: str = "two_layer") -> dict[str, np.ndarray]:
+    return blocks.get_weights(blocks.build_block(blocks.get(design), task.layer, seed))
 
 
 @pytest.mark.parametrize("design", ["two_layer", "decoupled_r2"])
@@ -190,7 +197,9 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(design: str)
     first = [weights_of(task, 5, design) for task in (one, two)]
     keras.utils.set_random_seed(99)
     keras.random.normal((3,))
-    second = [weights_of(task, 5, design) for task in (two, replace(one, index=7, prefix_macs=1))][::-1]
+    second = [
+        weights_of(task, 5, design) for task in (two, replace(one, layer=replace(one.layer, index=7, prefix_macs=1)))
+    ][::-1]
     for before, after in zip(first, second, strict=True):
         assert before.keys() == after.keys()
         assert all(np.array_equal(before[key], after[key]) for key in before)
@@ -214,8 +223,8 @@ def test_a_block_in_the_graph_begins_as_it_does_alone(design: str) -> None:
     inputs = keras.Input((8, 8, 16))
     x = keras.layers.Conv2D(16, 3, name="a")(inputs)
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
-    (task,) = enumerate_tasks(model, design)
-    student = graph.swap(model, [task], design, seed=5)
+    (task,) = enumerate_tasks(model, blocks.get(design))
+    student = swap_blocks(model, [task], seed=5)
     for key, value in weights_of(task, 5, design).items():
         layer, variable = key.split("/")
         held = {v.name: v for v in student.get_layer(layer).weights}[variable]
@@ -235,11 +244,11 @@ def test_weights_go_round_through_a_student(design: str) -> None:
     x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="a")(inputs)
     x = keras.layers.Conv2D(16, 3, name="b")(x)
     model = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(x)))
-    tasks = enumerate_tasks(model, design, include_unprofitable=True)
-    student = graph.swap(model, tasks, design)
+    tasks = enumerate_tasks(model, blocks.get(design), include_unprofitable=True)
+    student = swap_blocks(model, tasks)
     generator = np.random.default_rng(0)
     for task in tasks:
-        block = blocks.build_block(design, task, seed=1)
+        block = blocks.build_block(blocks.get(design), task.layer, seed=1)
         given = {key: generator.normal(size=value.shape) for key, value in blocks.get_weights(block).items()}
         blocks.set_weights(student, given)
         blocks.set_weights(block, given)
@@ -250,7 +259,7 @@ def test_weights_go_round_through_a_student(design: str) -> None:
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:
-    block = blocks.build_block("two_layer", make_task(0), seed=0)
+    block = blocks.build_block(blocks.get("two_layer"), make_task(0).layer, seed=0)
     name, value = next(iter(blocks.get_weights(block).items()))
     for wrong in ({"nowhere/kernel": value}, {f"{name}s": value}, {name: value[..., :-1, :]}):
         with pytest.raises(ValueError, match=r".+"):

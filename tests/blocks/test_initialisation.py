@@ -13,7 +13,7 @@ from pbd.blocks import initialisation
 from pbd.blocks.initialisation import Statistics, all_patches, dense_kernel
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 
 GEOMETRIES: list[dict[str, Any]] = [
     {"padding": "same"},
@@ -45,18 +45,19 @@ class Subject:
     def batches(self) -> Iterator[np.ndarray]:
         return iter(np.split(self.images, 4))
 
-    def task(self, block: str, name: str = "layer") -> LayerTask:
-        tasks = enumerate_tasks(self.teacher, block, include_unprofitable=True)
-        return next(task for task in tasks if task.layer_name == name)
+    def task(self, block: str, name: str = "layer") -> BlockTask:
+        tasks = enumerate_tasks(self.teacher, blocks.get(block), include_unprofitable=True)
+        return next(task for task in tasks if task.layer.name == name)
 
     def begin(
         self, block: str, block_init: str, names: Sequence[str] = ("layer",), seed: int = 0
     ) -> dict[str, keras.Model]:
         """Return blocks with their first weights."""
         tasks = [self.task(block, name) for name in names]
-        built = {task.layer_name: blocks.build_block(block, task, seed) for task in tasks}
+        built = {task.layer.name: blocks.build_block(blocks.get(block), task.layer, seed) for task in tasks}
         prefix = graph.truncate(self.teacher, built)
-        initialisation.initialise(built, tasks, self.teacher, prefix, self.batches(), block, block_init, seed)
+        designs = {block: blocks.get(block)}
+        initialisation.initialise(built, tasks, designs, self.teacher, prefix, self.batches(), block_init, seed)
         return built
 
     def outputs(self, block: keras.Model, images: np.ndarray, name: str = "layer") -> tuple[np.ndarray, np.ndarray]:
@@ -101,10 +102,10 @@ def test_patches_times_the_dense_kernel_are_the_convolution(settings: dict[str, 
     inputs = keras.Input((side, side + 3, 4))
     layer = keras.layers.Conv2D(**{"filters": 8, "kernel_size": 3, "use_bias": False, "name": "layer"} | settings)
     model = keras.Model(inputs, layer(inputs))
-    task = enumerate_tasks(model, "two_layer", include_unprofitable=True)[0]
+    task = enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)[0]
     images = np.random.default_rng(0).normal(size=(2, side, side + 3, 4)).astype("float32")
-    patches = all_patches(images, task)
-    assert patches.shape == (2, *task.output_shape[:2], 4, *task.kernel_size)
+    patches = all_patches(images, task.layer)
+    assert patches.shape == (2, *task.layer.output_shape[:2], 4, *task.layer.kernel_size)
     output = patches.reshape(*patches.shape[:3], -1) @ dense_kernel(layer).reshape(-1, 8)
     np.testing.assert_allclose(output, keras.ops.convert_to_numpy(layer(images)), atol=1e-5)
 
@@ -118,10 +119,10 @@ def test_sampled_moments_are_those_of_all_patches_borders_included(settings: dic
     image[:, :, [0, -1]] += 5.0
     image[:, -4:, -4:, 0] -= 8.0
     task = held.task("two_layer")
-    patches = all_patches(image, task).reshape(-1, 18)
-    seen = Statistics.empty(task, seed=0)
+    patches = all_patches(image, task.layer).reshape(-1, 18)
+    seen = Statistics.empty(task.layer, seed=0)
     for _ in range(2000):
-        seen.add(image, np.zeros((1, 1, 1, 12), np.float32))
+        seen.add_inputs(image)
     assert seen.patches < 2000 * len(patches) / 3, "a sample, not all"
     moment, mean = patches.T @ patches / len(patches), patches.mean(axis=0)
     assert np.abs(seen.moment - moment).max() < 0.06 * np.abs(moment).max()
@@ -130,11 +131,12 @@ def test_sampled_moments_are_those_of_all_patches_borders_included(settings: dic
 
 def test_small_images_are_looked_at_everywhere() -> None:
     held = subject(side=4)
-    seen = Statistics.empty(held.task("two_layer"), seed=0)
+    seen = Statistics.empty(held.task("two_layer").layer, seed=0)
     outputs = held.outputs(held.teacher.get_layer("layer"), held.images)[1]
     for fed, made in zip(np.split(held.images, 4), np.split(outputs, 4), strict=True):
-        seen.add(fed, made)
-    patches = all_patches(held.images, seen.task).reshape(-1, 90).astype("float64")
+        seen.add_inputs(fed)
+        seen.add_targets(made)
+    patches = all_patches(held.images, seen.layer).reshape(-1, 90).astype("float64")
     np.testing.assert_allclose(seen.moment, patches.T @ patches / len(patches), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen.mean, patches.mean(axis=0), rtol=1e-4)
     np.testing.assert_allclose(seen.target_mean, outputs.mean(axis=(0, 1, 2)), rtol=1e-4, atol=1e-5)
@@ -227,7 +229,7 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(block: str) 
 
 def test_layers_look_at_patches_of_their_own() -> None:
     held = subject()
-    draws = [Statistics.empty(held.task("two_layer"), seed).draws.integers(1 << 30) for seed in (0, 1)]
+    draws = [Statistics.empty(held.task("two_layer").layer, seed).draws.integers(1 << 30) for seed in (0, 1)]
     assert draws[0] != draws[1]
 
 
@@ -251,9 +253,10 @@ class Unread:
 def test_images_are_read_only_where_they_matter(block: str, block_init: str, reads: bool) -> None:
     held = subject()
     task = held.task(block)
-    built = {"layer": blocks.build_block(block, task, 0)}
+    built = {"layer": blocks.build_block(blocks.get(block), task.layer, 0)}
     before = blocks.get_weights(built["layer"])
-    given = (built, [task], held.teacher, graph.truncate(held.teacher, built), Unread(), block, block_init, 0)
+    designs = {block: blocks.get(block)}
+    given = (built, [task], designs, held.teacher, graph.truncate(held.teacher, built), Unread(), block_init, 0)
     if reads:
         with pytest.raises(AssertionError, match="read"):
             initialisation.initialise(*given)

@@ -16,8 +16,9 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import DataConfig
 from pbd.learning import losses, metrics
 from pbd.networks import graph, variants
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.system import devices
+from tests.helpers.swapping import swap_blocks
 
 BLOCK = "decoupled_r1"
 
@@ -27,7 +28,7 @@ class Scored:
     """What scoring was given, what it said, and the whole validation split."""
 
     teacher: keras.Model
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     built: dict[str, keras.Model]
     dataset: data.Dataset
     scores: dict[str, scoring.Score]
@@ -63,8 +64,8 @@ def scored(request: pytest.FixtureRequest) -> Scored:
     config = DataConfig(dataset="digits", train_limit=160, batch_size=32, labels=labelled)
     dataset = data.load(config, 0)
     teacher = make_teacher(softmax)
-    tasks = tuple(task for task in enumerate_tasks(teacher, BLOCK) if task.skip_reason is None)
-    built = {task.layer_name: blocks.build_block(BLOCK, task, 5) for task in tasks}
+    tasks = tuple(task for task in enumerate_tasks(teacher, blocks.get(BLOCK)) if task.skip_reason is None)
+    built = {task.layer.name: blocks.build_block(blocks.get(BLOCK), task.layer, 5) for task in tasks}
     images, labels = (np.concatenate(part) for part in zip(*dataset.batches("validation"), strict=True))
     assert len(images) % 32 != 0, "the last batch is smaller"
     return Scored(teacher, tasks, built, dataset, scoring.score(teacher, built, dataset), images, labels)
@@ -84,9 +85,9 @@ def test_the_marks_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     expected = probabilities(scored.teacher, scored.images)
     assert len(np.unique(expected.argmax(axis=1))) > 2, "a teacher that always says the same tells nothing"
     for task in scored.tasks:
-        alone = graph.swap(scored.teacher, [task], BLOCK)
-        blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer_name]))
-        found, marks = probabilities(alone, scored.images), scored.scores[task.layer_name].marks
+        alone = swap_blocks(scored.teacher, [task])
+        blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer.name]))
+        found, marks = probabilities(alone, scored.images), scored.scores[task.layer.name].marks
         agreement = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
         assert 0 < agreement < 1
         assert marks.agreement == pytest.approx(agreement)

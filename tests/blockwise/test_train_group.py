@@ -8,14 +8,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbd import blocks
 from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.errors import MissingInputError
-from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+from pbd.records import BlockResult, BlockTask, Progress, TaskGroup
 from pbd.run_dir.journal import Journal
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
-Tasks = list[LayerTask]
+Tasks = list[BlockTask]
 
 
 @pytest.fixture(scope="module")
@@ -45,12 +46,12 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
         data=config.data,
         image_shape=dataset.image_shape,
         training=config.training,
-        block="two_layer",
+        designs={"two_layer": blocks.get("two_layer")},
         block_init="noise",
         seed=0,
         journal=journal,
     )
-    tasks = enumerate_tasks(load_teacher(made.teacher_path), "two_layer")
+    tasks = enumerate_tasks(load_teacher(made.teacher_path), blocks.get("two_layer"))
     return made, [task for task in tasks if not task.skip_reason]
 
 
@@ -62,7 +63,9 @@ def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
     """Return the context of a new run with other settings: `block` and `block_init`, or those of the training."""
     made = context[0]
     journal = Journal.create(made.journal.path.parent / uuid.uuid4().hex, {})
-    own = {name: training_settings.pop(name) for name in ("block", "block_init") if name in training_settings}
+    own = {name: training_settings.pop(name) for name in ("block_init",) if name in training_settings}
+    if (block := training_settings.pop("block", None)) is not None:
+        own["designs"] = {block: blocks.get(block)}
     return dataclasses.replace(
         made, training=dataclasses.replace(made.training, **training_settings), journal=journal, **own
     )
@@ -71,7 +74,18 @@ def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
 def train(context: Any, tasks: Tasks) -> dict[str, BlockResult]:
     from pbd.blockwise import train_group
 
-    return {r.layer_name: r for r in train_group.train_group(context, TaskGroup(tuple(tasks)), ignore)}
+    return {r.layer: r for r in train_group.train_group(context, group_of(context, tasks), ignore)}
+
+
+def committed(context: Any) -> set[str]:
+    """Return the layers whose blocks are in the run directory."""
+    return {key.layer for key in context.journal.committed_blocks()}
+
+
+def group_of(context: Any, tasks: Tasks) -> TaskGroup:
+    """Return the group of these tasks with the context's design."""
+    (design,) = context.designs
+    return TaskGroup(tuple(dataclasses.replace(task, design=design) for task in tasks))
 
 
 def assert_same_weights(one: BlockResult, other: BlockResult, atol: float = 0.0) -> None:
@@ -85,8 +99,8 @@ def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> 
 
     made, tasks = changed(context, block="decoupled_r2"), context[1]
     events: list[Progress] = []
-    results = train_group.train_group(made, TaskGroup(tuple(tasks)), events.append)
-    assert [result.layer_name for result in results] == ["second", "third"]
+    results = train_group.train_group(made, group_of(made, tasks), events.append)
+    assert [result.layer for result in results] == ["second", "third"]
     for result in results:
         assert result.status == "trained", result.error
         assert len(result.loss_history) == 6
@@ -97,7 +111,7 @@ def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> 
         assert 0 <= result.val_accuracy <= 1
         assert 0 <= result.val_agreement <= 1
         assert result.val_kl > 0
-    assert set(made.journal.committed_blocks()) >= {"second", "third"}
+    assert committed(made) >= {"second", "third"}
     assert [event.done for event in events if event.label.startswith("second")] == list(range(1, 61))
     assert {event.total for event in events} == {60}
 
@@ -107,7 +121,7 @@ def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context
     results = train(made, context[1])
     for result in results.values():
         assert result.status == "trained", result.error
-        assert result.block == "decoupled_r2"
+        assert result.design == "decoupled_r2"
         assert result.loss_history == ()
         assert result.nmse_history == (pytest.approx(result.nmse, rel=1e-3),)
         assert result.nmse < 0.1
@@ -194,7 +208,7 @@ def test_no_number_in_one_block_costs_only_that_block(
 
     monkeypatch.setattr(train_group, "initialise", poisoned)
     events: list[Progress] = []
-    results = {r.layer_name: r for r in train_group.train_group(made, TaskGroup(tuple(tasks)), events.append)}
+    results = {r.layer: r for r in train_group.train_group(made, group_of(made, tasks), events.append)}
     assert calls == [["second", "third"]], "no second attempt, one by one"
     assert all(math.isfinite(event.loss) for event in events if event.loss is not None), "it left at once"
     assert results["second"].status == "failed"
@@ -215,7 +229,7 @@ def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Task
     assert (result.status, result.error) == ("trained", None)
     assert_same_weights(result, start)
     assert result.nmse == pytest.approx(start.nmse)
-    committed = made.journal.committed_blocks()["second"]
+    committed = made.journal.committed_blocks()[result.key]
     assert_same_weights(committed, start)
 
 
@@ -237,13 +251,13 @@ def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkey
     made, tasks = changed(context), context[1]
     whole = blocks.build_block
 
-    def broken(block: str, task: LayerTask, seed: int) -> Any:
-        if task.layer_name == "second":
+    def broken(block: str, task: BlockTask, seed: int) -> Any:
+        if task.layer.name == "second":
             raise MemoryError("no room")
         return whole(block, task, seed)
 
     monkeypatch.setattr(blocks, "build_block", broken)
-    results = {r.layer_name: r for r in train_group.train_group(made, TaskGroup(tuple(tasks)), ignore)}
+    results = {r.layer: r for r in train_group.train_group(made, group_of(made, tasks), ignore)}
     assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: no room")
     assert results["third"].status == "trained"
 
@@ -266,7 +280,7 @@ def test_what_is_in_the_run_directory_is_not_trained_again(
     results = train(made, tasks)
     assert trained == [("second",)]
     assert_same_weights(results["third"], first)
-    assert (results["second"].found, results["third"].found) == (False, True)
+    assert (results["second"].from_journal, results["third"].from_journal) == (False, True)
     assert set(train(made, tasks)) == {"second", "third"}
     assert trained == [("second",)]
 
@@ -289,7 +303,7 @@ def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None
 
     made, tasks = changed(context, epochs=0), context[1]
     result = train(made, [tasks[0]])["second"]
-    first = blocks.get_weights(blocks.build_block("two_layer", tasks[0], made.seed))
+    first = blocks.get_weights(blocks.build_block(blocks.get("two_layer"), tasks[0].layer, made.seed))
     assert result.loss_history == ()
     assert len(result.nmse_history) == 1
     assert all(np.array_equal(result.weights[key], first[key]) for key in first)
@@ -300,10 +314,10 @@ def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResul
     from pbd.blockwise import train_group
 
     def work(collective: Collective) -> dict[str, BlockResult]:
-        results = train_group.train_group(context, TaskGroup(tuple(tasks)), ignore, collective)
-        return {result.layer_name: result for result in results}
+        results = train_group.train_group(context, group_of(context, tasks), ignore, collective)
+        return {result.layer: result for result in results}
 
-    return as_team(size, work)
+    return run_threads(size, work)
 
 
 @pytest.fixture
@@ -344,7 +358,7 @@ def test_a_team_trains_the_blocks_that_one_worker_would(
             assert result.val_kl == pytest.approx(alone[name].val_kl, rel=1e-3)
             for key, weight in result.weights.items():
                 np.testing.assert_allclose(weight, alone[name].weights[key], atol=1e-5)
-    assert set(shared.journal.committed_blocks()) == {"second", "third"}
+    assert committed(shared) == {"second", "third"}
     assert checked.count(("third",)) == patience * 3, "once alone, once by each of the collective"
 
 
@@ -356,8 +370,8 @@ def test_a_block_that_fails_for_one_worker_of_a_team_costs_only_itself(
 
     made, whole, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
 
-    def broken(block: str, task: LayerTask, seed: int) -> Any:
-        if task.layer_name == "second":
+    def broken(block: str, task: BlockTask, seed: int) -> Any:
+        if task.layer.name == "second":
             calls.append(task)
             if len(calls) % 2:  # in one of the two threads
                 raise MemoryError("injected")
@@ -367,4 +381,4 @@ def test_a_block_that_fails_for_one_worker_of_a_team_costs_only_itself(
     for results in as_teams(made, context[1], 2):
         assert results["third"].status == "trained"
         assert results["second"].status == "failed"
-    assert set(made.journal.committed_blocks()) == {"third"}
+    assert committed(made) == {"third"}

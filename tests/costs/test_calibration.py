@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbd import blocks
 from pbd.errors import UsageError
 from tests.helpers.fakes import make_task
 
@@ -40,7 +41,7 @@ def setup() -> Any:
     x = keras.layers.Conv2D(16, 3, strides=2, padding="same", name="wide")(x)
     outputs = keras.layers.Dense(4)(keras.layers.Dropout(0.1)(keras.layers.GlobalAveragePooling2D()(x)))
     teacher = graph.flatten(keras.Model(inputs, outputs, name="tiny"))
-    tasks = tuple(task for task in enumerate_tasks(teacher, "decoupled_r2") if not task.skip_reason)
+    tasks = tuple(task for task in enumerate_tasks(teacher, blocks.get("decoupled_r2")) if not task.skip_reason)
     return layer_timing.Setup(teacher, tasks, noise_data(), "decoupled_r2", "fitted", load_s=0.25)
 
 
@@ -208,7 +209,7 @@ def test_few_depths_are_timed_the_shallowest_and_the_deepest_among_them(count: i
     from pbd.costs.layer_timing import prefix_times
 
     tasks = [make_task(at, prefix_macs=1_000 * (at + 1)) for at in range(count)]
-    timed = [task.index for task in prefix_times.depths(tasks[::-1])]
+    timed = [task.layer.index for task in prefix_times.depths(tasks[::-1])]
     assert len(timed) == min(count, prefix_times.MOST_DEPTHS)
     assert timed == sorted(timed)
     assert (timed[0], timed[-1]) == (0, count - 1)

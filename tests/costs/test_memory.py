@@ -15,12 +15,13 @@ from tests.helpers.fakes import make_task
 MEASURE = """
 import json, sys
 from pbd.system import backend, devices
-devices.claim(0, 1, 1)
+devices.Share(threads=1).claim()
 backend.load()
 import keras
 from pbd.blockwise.context import TrainingContext
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.blockwise.train_group import train_group
+from pbd import blocks
 from pbd.costs import memory
 from pbd.config import DataConfig, TrainingConfig
 from pbd.run_dir.journal import Journal
@@ -35,8 +36,9 @@ path = str(journal.file("teacher.keras"))
 model.save(path)
 data = DataConfig(dataset="digits", train_limit=256, batch_size=128)
 training_config = TrainingConfig(epochs=1)
-context = TrainingContext(path, data, (32, 32, 1), training_config, sys.argv[2], sys.argv[3], 0, journal)
-tasks = tuple(task for task in enumerate_tasks(model, sys.argv[2]) if task.skip_reason is None)
+design = blocks.get(sys.argv[2])
+context = TrainingContext(path, data, (32, 32, 1), training_config, {design.name: design}, sys.argv[3], 0, journal)
+tasks = tuple(task for task in enumerate_tasks(model, design) if task.skip_reason is None)
 predicted = memory.footprint(context, tasks)
 results = train_group(context, TaskGroup(tasks), lambda event: None)
 print(json.dumps([len(tasks), predicted.base, predicted.peak(tasks), results[0].peak_bytes]))
@@ -63,14 +65,14 @@ def test_the_phase_that_takes_most_counts() -> None:
 
     def peak(shown: int, learning: int, moment: int, collective: int = 1) -> int:
         each = LayerMemory(shown, learning, weights=7, moment=moment)
-        return Footprint(1_000, {task.layer_name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
+        return Footprint(1_000, {task.layer.name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
     assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
     assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
     assert peak(100, 50, 0, collective=2) == 150
     assert peak(100, 50, 1, collective=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
-    layers = {task.layer_name: LayerMemory(1, 1, 0, 0) for task in tasks}
+    layers = {task.layer.name: LayerMemory(1, 1, 0, 0) for task in tasks}
     scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
     assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 8, "scoring the network and two variants"
     assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 5

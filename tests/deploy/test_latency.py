@@ -1,6 +1,7 @@
 """The latency bench: exports agree with Keras, the table holds what was asked for, and what is absent is said."""
 
 import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,10 +10,12 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+import pbd
 from experiments import latency, runtimes
 from experiments.networks import load_teacher
+from pbd import cli
 from pbd.deploy.latency import BURST, LIMIT_S, WARM_UP, alternate, compare, plan
-from pbd.errors import EnvironmentMismatchError, PbdError
+from pbd.errors import BadInputError, EnvironmentMismatchError, PbdError, UsageError
 from pbd.networks import graph
 
 
@@ -171,3 +174,38 @@ def test_measuring_takes_no_longer_than_it_may(pass_s: float) -> None:
     assert 3 <= rounds <= 15
     assert burst >= 1
     assert rounds * (warm_up + burst) * pass_s <= max(LIMIT_S, 3 * pass_s) * 1.001
+
+
+def test_models_are_measured_beside_the_first_one() -> None:
+    model = small_teacher()
+    for fold in (True, False):
+        rows = pbd.measure_latency({"one": model, "two": model}, batch_sizes=[1, 3], fold=fold)
+        assert [(row.batch, row.model) for row in rows] == [(1, "one"), (1, "two"), (3, "one"), (3, "two")]
+        for row in rows:
+            assert 0 < row.q1_s <= row.seconds <= row.q3_s
+            assert row.rounds >= 3
+        assert [row.times_as_fast for row in rows[::2]] == [1.0, 1.0]
+        assert all(1 / 3 < row.times_as_fast < 3 for row in rows[1::2])
+
+
+def test_models_that_cannot_be_compared_are_refused() -> None:
+    small, large = small_teacher(), keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])
+    with pytest.raises(BadInputError, match="of the same fixed shape"):
+        pbd.measure_latency({"small": small, "large": large})
+    with pytest.raises(BadInputError, match="cannot rewrite 'large' for inference"):
+        pbd.measure_latency({"large": large})
+    with pytest.raises(BadInputError, match="of the same fixed shape"):
+        pbd.measure_latency({"free": keras.Sequential([keras.Input((None, None, 3)), keras.layers.Conv2D(4, 3)])})
+    with pytest.raises(UsageError, match="batch sizes of at least 1"):
+        pbd.measure_latency({"small": small}, batch_sizes=[0])
+    with pytest.raises(UsageError, match="needs a model"):
+        pbd.measure_latency({})
+
+
+def test_the_command_prints_a_table_or_json(teacher_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["latency", str(teacher_file), str(teacher_file), "--batch-sizes", "2"]
+    assert cli.command(command) == 0
+    assert "times as fast" in capsys.readouterr().out
+    assert cli.command([*command, "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert (row["model"], row["batch"], row["times_as_fast"]) == (str(teacher_file), 2, 1.0)

@@ -15,7 +15,7 @@ from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Device
 from pbd.executors.dask.cluster import WorkersSnapshot
 from pbd.executors.dask.energy import ClusterMeters, begin, end, read
-from pbd.records import BlockResult, WorkerReport
+from pbd.records import BlockKey, BlockResult, WorkerReport
 from tests.helpers.cluster import PATIENCE_S
 
 SECONDS = 10
@@ -50,12 +50,16 @@ def block(layer: str, worker: int, started_s: float, seconds: float, **changes: 
     return BlockResult(layer, "trained", "x", worker=worker, started_s=started_s, seconds=seconds, **changes)
 
 
+def by_layer(blocks_j: Mapping[BlockKey, float | None]) -> dict[str, float | None]:
+    return {key.layer: joules for key, joules in blocks_j.items()}
+
+
 @pytest.mark.fast
 def test_two_workers_of_one_host_share_what_it_spends() -> None:
     kept = account(of_host("one"), dict.fromkeys(range(2), without_meter("one")))
     results = [block("a", 0, 0.0, 6.0), block("b", 1, 0.0, 10.0), block("c", 1, 0.0, 10.0)]
     bill = kept.shares(results, SECONDS)
-    assert bill.blocks_j == pytest.approx({"a": 300.0, "b": 250.0, "c": 250.0})
+    assert by_layer(bill.blocks_j) == pytest.approx({"a": 300.0, "b": 250.0, "c": 250.0})
     assert (bill.busy_j, bill.idle_j) == (pytest.approx({0: 300.0, 1: 500.0}), pytest.approx({0: 200.0, 1: 0.0}))
     assert sum(bill.blocks_j.values()) + sum(bill.idle_j.values()) == pytest.approx(kept.read().total_j)
     assert [result.energy_j for result in bill.with_energy(results)] == pytest.approx([300.0, 250.0, 250.0])
@@ -69,7 +73,7 @@ def test_hosts_with_clocks_of_their_own_are_shared_out_one_by_one() -> None:
     others = {0: of_host("one", clock_s=5000.0), 1: without_meter("one", 5010.0), 2: of_host("two", (400.0,) * 11, -70)}
     kept = account(of_host("here"), others)
     bill = kept.shares([block("a", 0, 0.0, 10.0), block("b", 2, 0.0, 5.0)], SECONDS)
-    assert bill.blocks_j == pytest.approx({"a": 500.0, "b": 2000.0})
+    assert by_layer(bill.blocks_j) == pytest.approx({"a": 500.0, "b": 2000.0})
     assert bill.idle_j == pytest.approx({0: 0.0, 1: 500.0, 2: 2000.0})
     said = kept.summary(resumed=False)
     assert (said["total_j"], said["hosts"], said["partial"]) == (pytest.approx(6000.0), 3, False)
@@ -80,7 +84,7 @@ def test_a_block_that_all_train_together_is_charged_for_all_and_one_that_was_fou
     others = {0: without_meter("here"), 1: of_host("two", (400.0,) * 11)}
     kept = account(of_host("here"), others)
     bill = kept.shares([block("a", 0, 0.0, 10.0, shared=True), block("b", 0, 0.0, 10.0, from_journal=True)], SECONDS)
-    assert bill.blocks_j == pytest.approx({"a": 5000.0})
+    assert by_layer(bill.blocks_j) == pytest.approx({"a": 5000.0})
     assert bill.busy_j == pytest.approx({0: 1000.0, 1: 4000.0})
 
 
@@ -89,11 +93,11 @@ def test_a_meter_that_is_lost_while_blocks_train_is_named_and_nothing_is_made_up
     lost = of_host("here", [100.0] * 6 + [None] * 5)
     kept = account(lost, {0: without_meter("here")})
     bill = kept.shares([block("a", 0, 0.0, 4.0), block("b", 0, 4.0, 6.0)], SECONDS)
-    assert bill.blocks_j == {"a": pytest.approx(400.0), "b": None}
+    assert by_layer(bill.blocks_j) == {"a": pytest.approx(400.0), "b": None}
     assert (bill.busy_j, bill.idle_j) == ({0: None}, {0: None})
     said = kept.summary(resumed=False)
     assert (said["total_j"], said["partial"]) == (pytest.approx(500.0), True)
-    assert said["notes"] == ["package-0 (rapl): lost after 5 s: the recording has nothing here"]
+    assert said["notes"] == ["package-0 (rapl): lost after 5 s: the recording has no value here"]
 
 
 @pytest.mark.fast
@@ -103,7 +107,7 @@ def test_a_host_that_is_lost_keeps_what_it_had_read_and_one_without_a_meter_is_m
     whole = of_host("here", (100.0,) * 21)
     kept = accounting.EnergyAccount(Shown(began, halfway, halfway, whole), lambda: dict(others))
     bill = kept.shares([block("a", 1, 0.0, 10.0), block("b", 2, 0.0, 10.0)], SECONDS)
-    assert bill.blocks_j == {"a": pytest.approx(1000.0), "b": None}
+    assert by_layer(bill.blocks_j) == {"a": pytest.approx(1000.0), "b": None}
     del others[1]
     said = kept.summary(resumed=True)
     assert (said["total_j"], said["partial"]) == (pytest.approx(3000.0), True)
@@ -119,7 +123,7 @@ def test_without_a_meter_there_are_no_joules_and_one_line_says_why() -> None:
     nothing = unread("Processors are measured so. Received: nothing. Do this.")
     kept = accounting.EnergyAccount(Shown(nothing), lambda: dict.fromkeys(range(2), unread()))
     bill = kept.shares([block("a", 0, 0.0, 10.0)], SECONDS)
-    assert bill == accounting.EnergyShares({"a": None}, {0: None, 1: None}, {0: None, 1: None})
+    assert bill == accounting.EnergyShares({BlockKey("a", "x"): None}, {0: None, 1: None}, {0: None, 1: None})
     said = kept.summary(resumed=True)
     assert (said["source"], said["total_j"], said["partial"]) == ("none", None, False)
     assert said["notes"] == ["Processors are measured so. Received: nothing. Do this."]
@@ -131,7 +135,7 @@ class FakeCluster:
     def __init__(self, host_of: dict[str, str]) -> None:
         self.host_of, self.begun, self.ended = host_of, list[str](), list[str]()
 
-    def look(self) -> WorkersSnapshot:
+    def snapshot(self) -> WorkersSnapshot:
         return WorkersSnapshot(frozenset(self.host_of), frozenset(self.host_of))
 
     def number(self, address: str) -> int:
@@ -182,10 +186,10 @@ rank = MPI.COMM_WORLD.Get_rank()
 host = energy.host_identity()
 if sys.argv[2] == "two hosts":
     host, now = f"host {rank}", time.time
-    world._on_this_host = lambda comm: (0, 1)
+    world._local_position = lambda comm: (0, 1)
     host_meter.host_identity = lambda: host
     time.time = lambda: now() + 1000 * rank
-host_meter.find = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
+host_meter.detect = lambda: energy.DetectedSensors(host, (steady([100.0, 300.0][rank], host),))
 executor = MpiExecutor(ExecutionConfig(isolate=False))
 if executor.coordinates:
     tasks, costs = sleeping([0.8, 0.4])
@@ -194,12 +198,13 @@ if executor.coordinates:
     with accounting.account(executor.readings) as account:
         assignment = schedulers.SCHEDULERS["round_robin"](tasks, costs, 2)
         began = time.monotonic()
-        results = list(executor.run(sleeper, tasks, assignment, lambda _: None))
+        results = list(executor.run(sleeper, assignment, lambda _: None))
         seconds = time.monotonic() - began
         bill = account.shares(results, seconds)
         said = account.summary(resumed=False)
-    took_s = {result.layer_name: result.seconds for result in results}
-    print(json.dumps([took_s, bill.blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))
+    took_s = {result.layer: result.seconds for result in results}
+    blocks_j = {key.layer: joules for key, joules in bill.blocks_j.items()}
+    print(json.dumps([took_s, blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))
     executor.finish("done")
 else:
     executor.serve()

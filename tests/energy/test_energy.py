@@ -8,8 +8,8 @@ from collections.abc import Callable, Sequence
 import pytest
 
 from pbd import energy
-from pbd.energy import Reading, Span
-from pbd.energy.meter import MOST_MOMENTS
+from pbd.energy import Activity, Reading
+from pbd.energy.meter import MAX_SAMPLES
 from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Counter, Device
 from tests.helpers.cluster import PATIENCE_S
@@ -94,7 +94,7 @@ def test_a_meter_that_disappears_in_the_middle_makes_the_reading_partial() -> No
     stays = Recording(device(), [20.0] * 10)
     reading = replay(range(10), [gone, stays])
     assert reading.partial
-    assert reading.faults == ("gpu-0 (nvml): lost after 3 s: the recording has nothing here",)
+    assert reading.faults == ("gpu-0 (nvml): lost after 3 s: the recording has no value here",)
     assert reading.by_kind_j == pytest.approx({"gpu": 150.0, "package": 180.0})
     assert reading.as_json()["partial"] is True
 
@@ -118,7 +118,7 @@ def test_the_joules_between_two_moments() -> None:
 def test_a_long_run_takes_little_memory_and_loses_no_joules() -> None:
     days = range(100_000)
     reading = replay(days, [Recording(device(), [float(second % 7) for second in days])])
-    assert len(reading.traces[0].times_s) <= MOST_MOMENTS
+    assert len(reading.traces[0].times_s) <= MAX_SAMPLES
     assert reading.total_j == pytest.approx(3.0 * days[-1], rel=1e-4)
     assert reading.between(10_000.0, 90_000.0).total_j == pytest.approx(3.0 * 80_000, rel=1e-3)
     assert reading.seconds == days[-1]
@@ -167,20 +167,26 @@ def test_nothing_measured_is_none_not_zero() -> None:
     reading = energy.merge([of_worker("one", 10), of_worker("two", 10)])
     said = reading.as_json()
     assert (said["source"], said["total_j"], said["partial"], said["notes"]) == ("none", None, False, ["none"])
-    shares = energy.share_out(reading, [Span(0, 0.0, 5.0)], [0, 1])
-    assert shares.spans_j == (None,)
-    assert shares.busy_j == shares.idle_j == {0: None, 1: None}
+    attribution = energy.attribute(reading, [Activity(0, 0.0, 5.0)], [0, 1])
+    assert attribution.activities_j == (None,)
+    assert attribution.busy_j == attribution.idle_j == {0: None, 1: None}
 
 
 def test_a_hosts_joules_are_shared_out_to_the_last() -> None:
     reading = replay(range(11), [Recording(device(), [100.0] * 6 + [300.0] * 5)])
-    spans = [Span(0, 0.0, 10.0), Span(1, 0.0, 4.0), Span(1, 0.0, 4.0), Span(1, 6.0, 12.0), Span(7, 0.0, 10.0)]
-    shares = energy.share_out(reading, spans, [0, 1])
+    activities = [
+        Activity(0, 0.0, 10.0),
+        Activity(1, 0.0, 4.0),
+        Activity(1, 0.0, 4.0),
+        Activity(1, 6.0, 12.0),
+        Activity(7, 0.0, 10.0),
+    ]
+    attribution = energy.attribute(reading, activities, [0, 1])
     until_4, until_6, whole = (reading.joules_at(moment) for moment in (4.0, 6.0, 10.0))
-    assert shares.spans_j[:3] == pytest.approx((whole / 2, until_4 / 4, until_4 / 4))
-    assert shares.spans_j[3:] == pytest.approx(((whole - until_6) / 2, 0.0))
-    assert shares.idle_j == pytest.approx({0: 0.0, 1: (until_6 - until_4) / 2})
-    assert sum(shares.busy_j.values()) + sum(shares.idle_j.values()) == pytest.approx(reading.total_j)
+    assert attribution.activities_j[:3] == pytest.approx((whole / 2, until_4 / 4, until_4 / 4))
+    assert attribution.activities_j[3:] == pytest.approx(((whole - until_6) / 2, 0.0))
+    assert attribution.idle_j == pytest.approx({0: 0.0, 1: (until_6 - until_4) / 2})
+    assert sum(attribution.busy_j.values()) + sum(attribution.idle_j.values()) == pytest.approx(reading.total_j)
 
 
 def test_a_meter_reads_by_itself_and_stops() -> None:
@@ -223,7 +229,7 @@ def test_a_meter_that_fails_costs_only_its_joules() -> None:
 
 
 def test_a_driver_that_hangs_does_not_hang_what_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(energy.host_meter, "PATIENCE_S", 0.05)
+    monkeypatch.setattr(energy.host_meter, "ANSWER_LIMIT_S", 0.05)
     goes_on = threading.Event()
     hanging = Counter(device(), lambda: int(goes_on.wait(PATIENCE_S)), 1e-6, RANGE_UJ)
     with energy.measure(energy.DetectedSensors("one", (hanging,))) as meter:
@@ -241,14 +247,14 @@ def test_a_loss_is_known_from_the_later_of_two_readings() -> None:
 
 def test_a_reading_is_told_by_another_clock() -> None:
     reading = replay(range(11), [Recording(device(), [100.0] * 6 + [300.0] * 5)])
-    moved = reading.ending_at(1010.0)
+    moved = reading.with_end(1010.0)
     assert (moved.started_s, moved.ended_s, moved.total_j) == (1000.0, 1010.0, reading.total_j)
     assert moved.between(1003.0, 1007.5).total_j == pytest.approx(reading.between(3.0, 7.5).total_j)
 
 
 def test_what_was_not_read_is_not_shared_out() -> None:
     reading = replay(range(11), [Recording(device(), [100.0] * 6 + [None] * 5)])
-    spans = [Span(0, 0.0, 5.0), Span(0, 4.0, 8.0), Span(1, 7.0, 9.0), Span(1, -1.0, 3.0)]
-    shares = energy.share_out(reading, spans, [0, 1])
-    assert shares.spans_j == (pytest.approx(225.0), None, None, pytest.approx(150.0))
-    assert shares.busy_j == shares.idle_j == {0: None, 1: None}
+    activities = [Activity(0, 0.0, 5.0), Activity(0, 4.0, 8.0), Activity(1, 7.0, 9.0), Activity(1, -1.0, 3.0)]
+    attribution = energy.attribute(reading, activities, [0, 1])
+    assert attribution.activities_j == (pytest.approx(225.0), None, None, pytest.approx(150.0))
+    assert attribution.busy_j == attribution.idle_j == {0: None, 1: None}

@@ -14,20 +14,21 @@ import pytest
 
 from pbd.collective import Collective, CollectiveLostError
 from pbd.errors import MissingInputError, NoWorkersError
-from pbd.executors.base import Emit
 from pbd.executors.isolation import retry
 from pbd.executors.isolation.base import LostProcessError
 from pbd.executors.isolation.child import Child
-from pbd.records import Progress, TaskGroup
+from pbd.records import Progress, ProgressCallback, TaskGroup
 from pbd.run_dir.journal import Journal
-from pbd.scheduling.retry import MOST_ATTEMPTS, again
+from pbd.scheduling.retry import MOST_ATTEMPTS, split_for_retry
 from pbd.system import devices
 from pbd.system.keras_state import KerasSetup
 from tests.helpers import child_tasks, collective_tasks
 from tests.helpers.cluster import is_running, wait_until
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
+
+pytestmark = pytest.mark.system
 
 pytestmark = pytest.mark.system
 
@@ -55,18 +56,18 @@ def ignore(_: Progress) -> None:
 
 def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.LogCaptureFixture) -> None:
     told: list[Progress] = []
-    first = child.run(child_tasks.who, ignore)
+    first = child.run(child_tasks.pid, ignore)
     assert first != os.getpid()
-    assert child.run(child_tasks.tells, told.append) == "told"
-    assert [event.label for event in told] == ["telling"]
+    assert child.run(child_tasks.reports, told.append) == "reported"
+    assert [event.label for event in told] == ["reporting"]
     assert [record.getMessage() for record in caplog.records if record.name == "pbd.test"] == ["this is odd"]
     with pytest.raises(MissingInputError, match="no such thing") as refused:
-        child.run(child_tasks.refuses, ignore)
+        child.run(child_tasks.raises, ignore)
     assert "child_tasks.py" in refused.value.__notes__[0]
     with pytest.raises(RuntimeError, match="pickle"):
-        child.run(child_tasks.gives_what_cannot_be_sent, ignore)
+        child.run(child_tasks.returns_a_lock, ignore)
     os.kill(first, signal.SIGTERM)  # as a job manager sends it to all processes: the worker decides
-    assert child.run(child_tasks.who, ignore) == first
+    assert child.run(child_tasks.pid, ignore) == first
 
 
 def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
@@ -108,10 +109,10 @@ def test_layers_that_were_registered_here_are_known_there(monkeypatch: pytest.Mo
     with keras.saving.custom_object_scope({"Within": Twice}):
         made = Child(devices.Share(), 60.0)
     try:
-        assert made.run(child_tasks.Knows("tests>Twice"), ignore)
-        assert made.run(child_tasks.Knows("Within"), ignore)
-        assert not made.run(child_tasks.Knows("tests>Thrice"), ignore)
-        assert {"keras", "tensorflow"} <= (loaded := set(made.run(child_tasks.has_loaded, ignore)))
+        assert made.run(child_tasks.IsRegistered("tests>Twice"), ignore)
+        assert made.run(child_tasks.IsRegistered("Within"), ignore)
+        assert not made.run(child_tasks.IsRegistered("tests>Thrice"), ignore)
+        assert {"keras", "tensorflow"} <= (loaded := set(made.run(child_tasks.loaded_modules, ignore)))
         assert not {"scipy", "sklearn", "matplotlib"} & loaded, "they take as long to load as Keras itself"
     finally:
         made.close()
@@ -128,52 +129,52 @@ def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.Lo
         assert keras.saving.get_custom_objects()["Present"] is len
     finally:
         keras.saving.get_custom_objects().pop("Present", None)
-    assert "Absent cannot be made" in caplog.text
+    assert "Absent cannot be loaded" in caplog.text
     assert "absent_module" in caplog.text
 
 
 def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:
-    first = child.run(child_tasks.who, ignore)
+    first = child.run(child_tasks.pid, ignore)
     child.release()
     assert not is_running(first)
-    assert child.run(child_tasks.who, ignore) != first
-    assert child.run(child_tasks.tells, lambda event: child.release()) == "told", "one that works is left alone"
+    assert child.run(child_tasks.pid, ignore) != first
+    assert child.run(child_tasks.reports, lambda event: child.release()) == "reported", "one that works is left alone"
 
 
 ENDS = {
     child_tasks.is_killed: "SIGKILL.*out of memory",
     child_tasks.crashes: "SIGSEGV",
-    child_tasks.leaves_in_silence: "ended with code 0",
-    child_tasks.leaves_with_words: "ended with code 3: no space left on device",
+    child_tasks.exits_silently: "ended with code 0",
+    child_tasks.exits_with_output: "ended with code 3: no space left on device",
 }
-HANGS = (child_tasks.waits_for_ever, child_tasks.is_stopped, child_tasks.turns_for_ever)
+HANGS = (child_tasks.sleeps_for_ever, child_tasks.is_stopped, child_tasks.spins_for_ever)
 
 
 @pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
 def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
-    first = child.run(child_tasks.who, ignore)
+    first = child.run(child_tasks.pid, ignore)
     with pytest.raises(LostProcessError, match=ENDS[work]):
         child.run(work, ignore)
-    assert child.run(child_tasks.who, ignore) not in (first, os.getpid())
+    assert child.run(child_tasks.pid, ignore) not in (first, os.getpid())
 
 
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
 def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
-    first = child.run(child_tasks.who, ignore)
-    child._stall_limit_s = STALL_LIMIT_S if work is not child_tasks.turns_for_ever else 0.2
-    with pytest.raises(LostProcessError, match="hung: it said nothing"):
+    first = child.run(child_tasks.pid, ignore)
+    child._stall_limit_s = STALL_LIMIT_S if work is not child_tasks.spins_for_ever else 0.2
+    with pytest.raises(LostProcessError, match="hung: it sent no message"):
         child.run(work, ignore)
     assert not is_running(first)
 
 
 def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
-    with pytest.raises(LostProcessError, match=r"hung: it said nothing for [3-9] s"):
-        child.run(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.waits_for_ever), ignore)
+    with pytest.raises(LostProcessError, match=r"hung: it sent no message for [3-9] s"):
+        child.run(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.sleeps_for_ever), ignore)
 
 
 def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
     assert child.run(child_tasks.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
-    assert child.run(child_tasks.sleeps_and_tells, ignore) == "done"
+    assert child.run(child_tasks.sleeps_and_reports, ignore) == "done"
 
 
 def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path) -> None:
@@ -183,7 +184,7 @@ def test_what_interrupts_the_worker_ends_its_child(child: Child, tmp_path: Path)
     with pytest.raises(KeyboardInterrupt):
         child.run(child_tasks.Begins(tmp_path / "pid"), interrupt)
     assert not is_running(int((tmp_path / "pid").read_text()))
-    assert child.run(child_tasks.who, ignore) != os.getpid()
+    assert child.run(child_tasks.pid, ignore) != os.getpid()
 
 
 def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
@@ -206,7 +207,7 @@ def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
 # Teams
 
 
-def in_children(size: int, work: Callable[[Collective, Emit], object]) -> list[object]:
+def in_children(size: int, work: Callable[[Collective, ProgressCallback], object]) -> list[object]:
     """Let a collective work, each member in a child of its own; return what each gives, or the error it ends with."""
 
     def member(collective: Collective) -> object:
@@ -218,18 +219,18 @@ def in_children(size: int, work: Callable[[Collective, Emit], object]) -> list[o
         finally:
             made.close()
 
-    return as_team(size, member)
+    return run_threads(size, member)
 
 
 def test_children_add_up_through_their_workers() -> None:
     assert in_children(3, collective_tasks.sums) == [(3, [111.0, 6.0]), None, None], (
         "only the first says what came of it"
     )
-    assert in_children(2, collective_tasks.fails_in_the_second) == [["given up", "together"], None]
+    assert in_children(2, collective_tasks.aborts_once) == [["aborted", "summed"], None]
 
 
 def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
-    assert in_children(2, collective_tasks.Mortal(tmp_path, place=1)) == [CollectiveLostError, LostProcessError]
+    assert in_children(2, collective_tasks.KilledOnce(tmp_path, index=1)) == [CollectiveLostError, LostProcessError]
 
 
 # Attempts
@@ -237,20 +238,20 @@ def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
 
 def test_less_is_tried_at_a_time_until_each_is_alone() -> None:
     tasks = tuple(make_task(at) for at in range(5))
-    halves = again(TaskGroup(tasks, predicted_s=5.0))
+    halves = split_for_retry(TaskGroup(tasks, predicted_s=5.0))
     assert [part.layer_names for part in halves] == [("conv0", "conv1", "conv2"), ("conv3", "conv4")]
-    singles = [part for half in halves for part in again(half)]
+    singles = [part for half in halves for part in split_for_retry(half)]
     assert [part.tasks for part in singles] == [(task,) for task in tasks]
     assert {part.attempt for part in singles} == {MOST_ATTEMPTS}
-    assert again(singles[0]) == ()
-    assert [part.attempt for part in again(TaskGroup(tasks[:1]))] == [2]
+    assert split_for_retry(singles[0]) == ()
+    assert [part.attempt for part in split_for_retry(TaskGroup(tasks[:1]))] == [2]
 
 
 def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path: Path) -> None:
     names = [f"conv{at}" for at in range(5)]
     sleeper = Sleeper(tmp_path, dict.fromkeys(names, 0.0), kills={"conv1": 99, "conv3": 1})
-    train = retry.training_in(child, sleeper)
-    results = {result.layer_name: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
+    train = retry.retrying(child, sleeper)
+    results = {result.layer: result for result in train(TaskGroup(tuple(map(make_task, range(5)))), ignore)}
     assert results.keys() == set(names)
     assert {name for name, result in results.items() if result.status == "failed"} == {"conv1"}
     assert "SIGKILL" in results["conv1"].error
@@ -277,10 +278,10 @@ class LosesItsProcess:
         raise LostProcessError(f"loss {self.begun}")
 
 
-@pytest.mark.parametrize(("leaves", "attempts"), [((), 3), ((1,), 3), ((2,), 4), ((1, 2, 4, 6), 8)])
-def test_losses_are_counted_since_something_was_kept(leaves: Sequence[int], attempts: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("writes", "attempts"), [((), 3), ((1,), 3), ((2,), 4), ((1, 2, 4, 6), 8)])
+def test_losses_are_counted_since_the_last_checkpoint(writes: Sequence[int], attempts: int, tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "run", {}, [])
-    loses = LosesItsProcess(journal, leaves)
+    loses = LosesItsProcess(journal, writes)
     with pytest.raises(NoWorkersError, match=f"loss {attempts}"):
         retry.retry_lost(loses, checkpoint=functools.partial(journal.last_written, "tuning", ".npz"))
     assert loses.begun == attempts

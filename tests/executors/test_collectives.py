@@ -1,4 +1,4 @@
-"""Teams of MPI ranks and of Dask workers: right sums, and nobody waits for one that failed, left or died."""
+"""Collectives of MPI ranks and of Dask workers: sums are right, and no member waits for one that failed or died."""
 
 import json
 import subprocess
@@ -66,30 +66,32 @@ def test_ranks_add_up(count: int, most: int, size: int, total: float, isolate: b
 
 @in_children
 def test_a_rank_that_gives_up_lets_the_others_go_on(isolate: bool) -> None:
-    assert json.loads(ranks(3, "fails_in_the_second", isolate).stdout) == ["given up", "together"]
+    assert json.loads(ranks(3, "aborts_once", isolate).stdout) == ["aborted", "summed"]
 
 
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_rank_that_loses_its_child_begins_again_with_all_others(place: int, tmp_path: Path) -> None:
-    told = ranks(3, f"Mortal(Path({str(tmp_path)!r}), {place})", isolate=True)
+    told = ranks(3, f"KilledOnce(Path({str(tmp_path)!r}), {place})", isolate=True)
     assert json.loads(told.stdout) == [3, 3.0], told.stderr
     assert (tmp_path / "died").exists()
 
 
 def test_a_loss_counts_for_more_than_giving_up(tmp_path: Path) -> None:
     """Both at the same sum: nobody may go on with something else while the others begin again."""
-    told = ranks(3, f"GivesUpWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
+    told = ranks(3, f"AbortsWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
     assert json.loads(told.stdout) == 7, told.stderr
 
 
 def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
-    told = ranks(2, "dies_in_the_second", isolate=True)
+    told = ranks(2, "kills_the_second", isolate=True)
     assert told.returncode == NoWorkersError.exit_code
     assert "at each of 3 attempts" in told.stderr
 
 
 @in_children
-@pytest.mark.parametrize(("work", "said"), [("leaves", "run directory"), ("leaves_after_the_last_sum", "no space")])
+@pytest.mark.parametrize(
+    ("work", "said"), [("raises_in_the_second", "run directory"), ("raises_after_the_last_sum", "no space")]
+)
 def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) -> None:
     told = ranks(2, work, isolate)
     assert told.returncode == MissingInputError.exit_code
@@ -135,14 +137,14 @@ def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], N
 
 def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskExecutor, tmp_path: Path) -> None:
     assert ask(executor, collective_tasks.sums) == (3, [111.0, 6.0])
-    assert ask(executor, collective_tasks.sums, max_workers=2) == (2, [11.0, 3.0])
-    assert ask(executor, collective_tasks.fails_in_the_second) == ["given up", "together"]
-    assert ask(executor, collective_tasks.slow_sum, during=executor._cluster.admit_teams) == 3.0, (
-        "another run admits collectives"
+    assert ask(executor, collective_tasks.sums, most=2) == (2, [11.0, 3.0])
+    assert ask(executor, collective_tasks.aborts_once) == ["aborted", "summed"]
+    assert ask(executor, collective_tasks.slow_sum, during=executor._cluster.register_all_reduce) == 3.0, (
+        "another run registers the plug-in, too"
     )
     for work, said in (
-        (collective_tasks.leaves, "run directory"),
-        (collective_tasks.leaves_after_the_last_sum, "no space"),
+        (collective_tasks.raises_in_the_second, "run directory"),
+        (collective_tasks.raises_after_the_last_sum, "no space"),
         (collective_tasks.Unreadable(tmp_path), "nothing to read"),
     ):
         error = ask(executor, work)
@@ -153,7 +155,7 @@ def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskEx
 
 @pytest.mark.parametrize("place", [0, 2])
 def test_a_team_that_loses_a_worker_begins_again(executor: DaskExecutor, tmp_path: Path, place: int) -> None:
-    size, total = ask(executor, collective_tasks.Mortal(tmp_path, place))
+    size, total = ask(executor, collective_tasks.KilledOnce(tmp_path, place))
     assert size == total
     assert size in (2, 3), "the nanny may have started another by then"
     assert (tmp_path / "died").exists()

@@ -20,12 +20,12 @@ from pbd import energy
 from pbd.config import ExecutionConfig
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import open_executor
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.executors.dask import cluster, connection
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.executor import DaskExecutor, _letters
 from pbd.executors.dask.worker import host
-from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling import schedulers
 from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.helpers.cluster import DaskCluster, is_running, wait_until
@@ -74,9 +74,9 @@ def train(
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
     emit = events.append if events is not None else lambda _: None
-    results = list(executor.run(sleeper, tasks, assignment, emit))
-    assert sorted(result.layer_name for result in results) == sorted(task.layer_name for task in tasks)
-    return {result.layer_name: result for result in results}
+    results = list(executor.run(sleeper, assignment, emit))
+    assert sorted(result.layer for result in results) == sorted(task.layer.name for task in tasks)
+    return {result.layer: result for result in results}
 
 
 def durations(seconds: list[float]) -> dict[str, float]:
@@ -114,8 +114,8 @@ def test_whoever_comes_free_takes_the_next(executor: DaskExecutor, tmp_path: Pat
         folder.mkdir()
         assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 3)
         sleeper = Sleeper(folder, durations([0.1] * 9), waits_for={"conv0": 9})
-        results = executor.run(sleeper, tasks, assignment, lambda _: None)
-        by_layer = {result.layer_name: result for result in results}
+        results = executor.run(sleeper, assignment, lambda _: None)
+        by_layer = {result.layer: result for result in results}
         assert sum(result.worker == by_layer["conv0"].worker for result in by_layer.values()) == 1, scheduler
 
 
@@ -196,8 +196,8 @@ def test_a_paused_worker_gets_no_work_and_keeps_none_waiting(
         worker.loop.add_callback(setattr, worker, "status", distributed.Status[status])
         time.sleep(seconds)
 
-    client, roll = executor._cluster._client, executor._cluster.look()
-    victim = next(address for address in roll.ready if executor._cluster.number(address) == 1)
+    client, workers = executor._cluster._client, executor._cluster.snapshot()
+    victim = next(address for address in workers.ready if executor._cluster.number(address) == 1)
     pausing = client.submit(set_status, "paused", 0.7, workers=[victim], pure=False)  # a group waits behind this
     try:
         results = train(executor, Sleeper(tmp_path, durations([0.1] * 7)), scheduler, [0.1] * 7)
@@ -216,7 +216,7 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
         try:
             tasks, costs = sleeping([0.2] * 50)
             sleeper = Sleeper(tmp_path, durations([0.2] * 50))
-            results = made.run(sleeper, tasks, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
+            results = made.run(sleeper, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
             next(results)
             process.kill()
             with pytest.raises(NoWorkersError, match="scheduler is gone"):
@@ -231,7 +231,7 @@ class Teller:
 
     file: Path
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         self.file.write_text(str(os.getpid()))
         for step in range(600):
             emit(Progress(0, "telling", step, 600))
@@ -259,12 +259,12 @@ def test_nothing_is_asked_of_a_worker_that_is_paused(executor: DaskExecutor) -> 
         worker.loop.add_callback(setattr, worker, "status", distributed.Status.paused)
         time.sleep(1.5)
 
-    client, roll = executor._cluster._client, executor._cluster.look()
-    first = min(roll.ready, key=executor._cluster.number)
+    client, workers = executor._cluster._client, executor._cluster.snapshot()
+    first = min(workers.ready, key=executor._cluster.number)
     pausing = client.submit(pause, workers=[first], pure=False)
     try:
-        wait_until(lambda: executor._cluster.has_begun(pausing.key), "pause")
-        assert executor.call(lambda: distributed.get_worker().address) in roll.ready - {first}
+        wait_until(lambda: executor._cluster.has_started(pausing.key), "pause")
+        assert executor.call(lambda: distributed.get_worker().address) in workers.ready - {first}
         pausing.result()
     finally:
         client.run(lambda dask_worker: setattr(dask_worker, "status", distributed.Status.running), workers=[first])
@@ -274,8 +274,8 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
     """A future is done, but was not yet when it was looked at; then its worker is gone."""
     sleeper = Sleeper(tmp_path, durations([0.05] * 3))
     tasks, costs = sleeping([0.05] * 3)
-    cluster = executor._cluster
-    look, submit, sent = cluster.look, cluster.submit, []
+    client = executor._cluster
+    snapshot, submit, sent = client.snapshot, client.submit, []
 
     def keep(*what: Any, **options: Any) -> "distributed.Future":
         sent.append(submit(*what, **options))
@@ -283,15 +283,15 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
 
     def late() -> cluster.WorkersSnapshot:
         if not sent:
-            return look()
+            return snapshot()
         wait_until(lambda: all(future.done() for future in sent), "results")
         return cluster.WorkersSnapshot(frozenset(), frozenset())
 
-    cluster.look, cluster.submit = late, keep
+    client.snapshot, client.submit = late, keep
     try:
-        results = list(executor.run(sleeper, tasks, schedulers.pull(tasks, costs, 3), lambda _: None))
+        results = list(executor.run(sleeper, schedulers.pull(tasks, costs, 3), lambda _: None))
     finally:
-        del cluster.look, cluster.submit
+        del client.snapshot, client.submit
     assert {result.status for result in results} == {"trained"}
     assert all(len(sleeper.begun(f"conv{at}")) == 1 for at in range(3))
 
@@ -301,11 +301,11 @@ def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, mo
     monkeypatch.setattr(cluster, "time", types.SimpleNamespace(monotonic=lambda: now[0]))
     for hopeful, after_s in ((True, 0.0), (False, 500.0), (False, 59.0), (True, 2.0), (False, 100.0), (False, 59.0)):
         now[0] += after_s
-        executor._cluster.expect_work(hopeful)
+        executor._cluster.check_usable(hopeful)
     now[0] += 2.0
     with pytest.raises(NoWorkersError, match="--resume"):
-        executor._cluster.expect_work(False)
-    executor._cluster.expect_work(True)
+        executor._cluster.check_usable(False)
+    executor._cluster.check_usable(True)
 
 
 def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
@@ -316,7 +316,7 @@ def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
             assert made.num_workers == 1
             tasks, costs = sleeping([0.1] * 4)
             sleeper = Sleeper(tmp_path, durations([0.1] * 4), waits_for={"conv1": 4})
-            results = made.run(sleeper, tasks, schedulers.pull(tasks, costs, 1), lambda _: None)
+            results = made.run(sleeper, schedulers.pull(tasks, costs, 1), lambda _: None)
             first = next(results)
             cluster.scale(2)
             workers = {result.worker for result in [first, *results]}
@@ -327,7 +327,7 @@ def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
 
 
 def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "PATIENCE_S", 1.0)
+    monkeypatch.setattr(cluster, "WORKERS_LIMIT_S", 1.0)
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started:
         config = ExecutionConfig(executor="dask", dask_address=started.scheduler_address, workers=2)
         with pytest.raises(NoWorkersError, match="1 of 2"):
@@ -442,7 +442,7 @@ def test_the_processes_of_lasting_workers_end_with_the_run(tmp_path: Path) -> No
         made.finish(None)
         wait_until(lambda: not is_running(idle), "the idle one ends")
         made = opened()
-        made._send(cloudpickle.dumps(teller), TaskGroup((make_task(0),)), made._cluster.look())
+        made._submit(cloudpickle.dumps(teller), TaskGroup((make_task(0),)), made._cluster.snapshot())
         wait_until(lambda: teller.file.exists() and teller.file.read_text(), "the group begins")
         busy = int(teller.file.read_text())
         assert is_running(busy)

@@ -43,7 +43,7 @@ def trainers(report: dict) -> dict[str, int]:
 def arrived(run_dir: Path) -> dict[str, float]:
     """Return the blocks that are with the coordinator, which notes the worker and the seconds that each took."""
     blocks = Journal(run_dir).committed_blocks()
-    return {name: result.seconds for name, result in blocks.items() if result.worker is not None}
+    return {key.layer: result.seconds for key, result in blocks.items() if result.worker is not None}
 
 
 def test_joined_by_address(plain: DaskCluster, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ import pytest
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, UsageError
 from pbd.executors import base, open_executor
-from pbd.executors.base import Emit, Throttle, run_queue
+from pbd.executors.base import Throttle, run_queue
 from pbd.executors.mpi import world
 from pbd.executors.serial import SerialExecutor
-from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling import schedulers
 from tests.helpers.cluster import PATIENCE_S
 from tests.helpers.fakes import make_task
@@ -40,7 +40,7 @@ def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pyte
 
 
 def test_what_was_found_keeps_the_seconds_that_it_took_once() -> None:
-    def train(group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def train(group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         return [BlockResult("old", "trained", "x", seconds=9.0, from_journal=True), BlockResult("new", "trained", "x")]
 
     ((old, new),) = run_queue(train, [TaskGroup((make_task(0),), predicted_s=2.0)], 3, lambda _: None, 0.0)
@@ -53,12 +53,10 @@ def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: P
     seconds = [0.3, 0.05, 0.05, 0.05, 0.05]
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 2)
-    sleeper = Sleeper(tmp_path, {task.layer_name: s for task, s in zip(tasks, seconds, strict=True)})
+    sleeper = Sleeper(tmp_path, {task.layer.name: s for task, s in zip(tasks, seconds, strict=True)})
     results = {
-        r.layer_name: r
-        for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(
-            sleeper, tasks, assignment, lambda _: None
-        )
+        r.layer: r
+        for r in SerialExecutor(ExecutionConfig(workers=2, isolate=False)).run(sleeper, assignment, lambda _: None)
     }
     workers = [results[f"conv{at}"].worker for at in range(5)]
     assert workers == ([0, 1, 1, 1, 1] if scheduler == "pull" else [0, 1, 0, 1, 0])
@@ -82,10 +80,10 @@ executor = MpiExecutor(ExecutionConfig(isolate=False))
 tasks, costs = sleeping([1.0] * 11)
 if executor.coordinates:
     for folder in sys.argv[1:]:
-        sleeper = Sleeper(Path(folder), {task.layer_name: 0.1 for task in tasks}, waits_for={"conv0": 11})
+        sleeper = Sleeper(Path(folder), {task.layer.name: 0.1 for task in tasks}, waits_for={"conv0": 11})
         assignment = schedulers.pull(tasks, costs, executor.num_workers)
-        results = list(executor.run(sleeper, tasks, assignment, lambda _: None))
-        print(json.dumps([[r.layer_name, r.worker, r.started_s, r.seconds] for r in results]))
+        results = list(executor.run(sleeper, assignment, lambda _: None))
+        print(json.dumps([[r.layer, r.worker, r.started_s, r.seconds] for r in results]))
     executor.finish("done")  # a report is not looked into
 else:
     executor.serve()
@@ -137,7 +135,7 @@ def started_apart(first: str, others: str, limit_s: int) -> subprocess.Completed
 def test_the_limit_of_waiting_is_seconds(given: str, fits: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PBD_START_LIMIT", given)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)
-    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_unless_all_come():
+    with contextlib.nullcontext() if fits else pytest.raises(UsageError), world._ended_by_signals_or_limit():
         assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGALRM)) == before
 

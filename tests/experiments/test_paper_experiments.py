@@ -20,7 +20,7 @@ from experiments.paper.runs import Run
 from experiments.speed import Row as SpeedRow
 from pbd import RunConfig, run
 from pbd.errors import BadInputError, CannotCreateError, MissingInputError, UsageError
-from profiling.greenup import Spent
+from profiling.greenup import Measured
 from tests.helpers.report_factory import make_report, make_row
 
 pytestmark = pytest.mark.fast
@@ -243,7 +243,7 @@ def test_greenup_is_that_of_the_reports_energy() -> None:
     unmeasured = table9.compared(setting, report(1), report(2, energy_j=2000.0))
     assert (unmeasured["speedup"], unmeasured["greenup"], unmeasured["saved"]) == (1.25, None, None)
     whole = report(1, energy_j=5.0)
-    assert table9.spent(whole) == Spent("report.json", 200.0, {"all": 5.0}, "rapl")
+    assert table9.spent(whole) == Measured("report.json", 200.0, {"all": 5.0}, "rapl")
     assert table9.spent(whole | {"energy": whole["energy"] | {"partial": True}}) is None
     assert table9.spent(whole | {"config": whole["config"] | {"resume": True}}) is None
 

@@ -174,8 +174,8 @@ def test_a_real_executor_sleeps_as_long_as_it_was_told(monkeypatch: pytest.Monke
     source = sleeping("short", [0.6, 0.1, 0.2])
     assignment = pull(source.tasks, source.costs, 2)
     results = run_sleeping(SerialExecutor(ExecutionConfig(workers=2, isolate=False)), assignment, source)
-    seconds = {result.layer_name: result.seconds for result in results}
-    assert all(seconds[task.layer_name] >= source.costs.task_s(task) for task in source.tasks)
+    seconds = {result.layer: result.seconds for result in results}
+    assert all(seconds[task.layer.name] >= source.costs.task_s(task) for task in source.tasks)
     timeline = measured_timeline(results, source.tasks, 2)
     assert [[span.group.layer_names for span in spans] for spans in timeline] == [
         [("task0",)],

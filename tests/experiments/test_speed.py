@@ -77,7 +77,7 @@ def test_both_schemes_train_the_same_blocks(
         context, tasks = block_phase.load(setup(files, tmp_path / scheme, **wanted))
         loads.clear()
         results = train_group(context, TaskGroup(tuple(tasks)), block_phase.ignore)
-        assert [result.layer_name for result in results] == list(NAMES)
+        assert [result.layer for result in results] == list(NAMES)
         assert len(loads) == (loads_each * len(NAMES) if scheme == "paper" else 0), "once for every two epochs"
         assert all(len(result.loss_history) == epochs for result in results)
         assert all(0.0 <= result.val_accuracy <= 1.0 for result in results)
@@ -229,8 +229,8 @@ def test_a_step_is_counted_and_measured(files: dict[str, str], block: str, expec
     from pbd.blockwise.tasks import enumerate_tasks
 
     teacher = keras.models.load_model(files["teacher"])
-    tasks = [task for task in enumerate_tasks(teacher, block) if task.layer_name in NAMES]
-    built = {task.layer_name: blocks.build_block(block, task, seed=0) for task in tasks}
+    tasks = [task for task in enumerate_tasks(teacher, blocks.get(block)) if task.layer.name in NAMES]
+    built = {task.layer.name: blocks.build_block(blocks.get(block), task.layer, seed=0) for task in tasks}
     kinds: dict[str, int] = {}
     for operation, times in step_operations.count(teacher, built, batch_size=4).items():
         kinds[operation.kind] = kinds.get(operation.kind, 0) + times

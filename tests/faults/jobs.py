@@ -229,7 +229,7 @@ def differences(one: Sequence[np.ndarray], other: Sequence[np.ndarray]) -> float
 
 def blocks_lost(outcome: Outcome) -> list[str]:
     """Return the layers whose blocks are not in the run directory."""
-    return sorted(set(LAYERS) - Journal(outcome.run_dir).committed_blocks().keys())
+    return sorted(set(LAYERS) - {key.layer for key in Journal(outcome.run_dir).committed_blocks()})
 
 
 def is_truly_complete(outcome: Outcome) -> bool:

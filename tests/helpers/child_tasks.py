@@ -1,4 +1,4 @@
-"""Work for a child process, which must be able to import it: some of it ends badly; no TensorFlow."""
+"""Work for training processes in tests, which must be able to import it: some of it fails; no TensorFlow."""
 
 import ctypes
 import logging
@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,114 +15,113 @@ from typing import Any
 
 from pbd.collective import Collective
 from pbd.errors import MissingInputError
-from pbd.executors.base import Emit
-from pbd.records import Progress
+from pbd.records import Progress, ProgressCallback
 
 
-def who(collective: Collective, emit: Emit) -> int:
+def pid(collective: Collective, progress: ProgressCallback) -> int:
     return os.getpid()
 
 
-def tells(collective: Collective, emit: Emit) -> str:
-    emit(Progress(0, "telling", 1, 2))
+def reports(collective: Collective, progress: ProgressCallback) -> str:
+    progress(Progress(0, "reporting", 1, 2))
     logging.getLogger("pbd.test").warning("%s is odd", "this")
     print("not for the user")
-    return "told"
+    return "reported"
 
 
-def refuses(collective: Collective, emit: Emit) -> None:
+def raises(collective: Collective, progress: ProgressCallback) -> None:
     raise MissingInputError("there is no such thing.")
 
 
-def gives_what_cannot_be_sent(collective: Collective, emit: Emit) -> Any:
-    return lambda: None
+def returns_a_lock(collective: Collective, progress: ProgressCallback) -> Any:
+    return threading.Lock()  # which cannot be pickled
 
 
-def environment(collective: Collective, emit: Emit) -> tuple[dict[str, str], list[str]]:
+def environment(collective: Collective, progress: ProgressCallback) -> tuple[dict[str, str], list[str]]:
     return dict(os.environ), sys.path
 
 
-def leaves_a_file(collective: Collective, emit: Emit) -> Path:
+def leaves_a_file(collective: Collective, progress: ProgressCallback) -> Path:
     with tempfile.NamedTemporaryFile(delete=False) as file:
         return Path(file.name)
 
 
-def is_killed(collective: Collective, emit: Emit) -> None:
+def is_killed(collective: Collective, progress: ProgressCallback) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def crashes(collective: Collective, emit: Emit) -> None:
+def crashes(collective: Collective, progress: ProgressCallback) -> None:
     ctypes.string_at(0)
 
 
-def leaves_in_silence(collective: Collective, emit: Emit) -> None:
+def exits_silently(collective: Collective, progress: ProgressCallback) -> None:
     os._exit(0)
 
 
-def leaves_with_words(collective: Collective, emit: Emit) -> None:
+def exits_with_output(collective: Collective, progress: ProgressCallback) -> None:
     print("no space left on device", file=sys.stderr, flush=True)
     os._exit(3)
 
 
-def waits_for_ever(collective: Collective, emit: Emit) -> None:
+def sleeps_for_ever(collective: Collective, progress: ProgressCallback) -> None:
     time.sleep(1e6)
 
 
-def is_stopped(collective: Collective, emit: Emit) -> None:
+def is_stopped(collective: Collective, progress: ProgressCallback) -> None:
     os.kill(os.getpid(), signal.SIGSTOP)
 
 
-def turns_for_ever(collective: Collective, emit: Emit) -> None:
+def spins_for_ever(collective: Collective, progress: ProgressCallback) -> None:
     while True:
         pass
 
 
 @dataclass(frozen=True)
 class Busy:
-    """Computes without a word, and then does something else, if told to."""
+    """Computes without reporting, and then calls another function, if there is one."""
 
     seconds: float
-    then: Callable[[Collective, Emit], None] | None = None
+    then: Callable[[Collective, ProgressCallback], None] | None = None
 
-    def __call__(self, collective: Collective, emit: Emit) -> str:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> str:
         until = time.monotonic() + self.seconds
         while time.monotonic() < until:
             pass
         if self.then is not None:
-            self.then(collective, emit)
+            self.then(collective, progress)
         return "done"
 
 
-def sleeps_and_tells(collective: Collective, emit: Emit) -> str:
+def sleeps_and_reports(collective: Collective, progress: ProgressCallback) -> str:
     for step in range(10):
         time.sleep(0.3)
-        emit(Progress(0, "sleeping", step, 10))
+        progress(Progress(0, "sleeping", step, 10))
     return "done"
 
 
 @dataclass(frozen=True)
-class Knows:
-    """Returns whether Keras knows an object by this name."""
+class IsRegistered:
+    """Returns whether an object is registered with Keras under this name."""
 
     name: str
 
-    def __call__(self, collective: Collective, emit: Emit) -> bool:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> bool:
         import keras
 
         return keras.saving.get_registered_object(self.name) is not None
 
 
-def has_loaded(collective: Collective, emit: Emit) -> list[str]:
+def loaded_modules(collective: Collective, progress: ProgressCallback) -> list[str]:
     return list(sys.modules)
 
 
 @dataclass(frozen=True)
 class Begins:
-    """Leaves its process number in a file and goes on for long."""
+    """Writes its process number to a file, and sleeps."""
 
     file: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> None:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> None:
         self.file.write_text(str(os.getpid()))
-        emit(Progress(0, "begun", 0, 1))
+        progress(Progress(0, "begun", 0, 1))
         time.sleep(60)

@@ -1,4 +1,4 @@
-"""What collectives are given to do in tests: add up, fail, give up and die, on demand; no TensorFlow."""
+"""Work for collectives in tests: sums, failures, aborts and killed processes; no TensorFlow."""
 
 import os
 import signal
@@ -11,42 +11,42 @@ import numpy as np
 
 from pbd.collective import Collective, CollectiveAbortedError
 from pbd.errors import MissingInputError
-from pbd.executors.base import Emit
+from pbd.records import ProgressCallback
 
 
-def sums(collective: Collective, emit: Emit) -> tuple[int, list[float]]:
-    """Return the size of the collective, and what it adds up to."""
+def sums(collective: Collective, progress: ProgressCallback) -> tuple[int, list[float]]:
+    """Return the size of the collective, and one element of each of two sums."""
     small = collective.all_reduce_sum(np.full((2, 1), 10.0**collective.index))
     large = collective.all_reduce_sum(np.full(300_000, collective.index + 1, np.float32))
     assert (small.shape, large.dtype, len(set(large))) == ((2, 1), np.float32, 1)
     return collective.size, [float(small[1, 0]), float(large[-1])]
 
 
-def slow_sum(collective: Collective, emit: Emit) -> float:
+def slow_sum(collective: Collective, progress: ProgressCallback) -> float:
     if collective.index == 1:
         time.sleep(1.5)
     return float(collective.all_reduce_sum(np.ones(1))[0])
 
 
-def fails_in_the_second(collective: Collective, emit: Emit) -> list[str]:
-    """The second cannot do the first of two things, and says so; both are tried by all."""
-    done = []
+def aborts_once(collective: Collective, progress: ProgressCallback) -> list[str]:
+    """Sum twice; the second member aborts the first sum."""
+    outcomes = []
     for attempt in range(2):
         try:
             if attempt == 0 and collective.index == 1:
                 raise MemoryError("injected")
             collective.all_reduce_sum(np.ones(3))
-            done.append("together")
+            outcomes.append("summed")
         except CollectiveAbortedError:
-            done.append("given up")
+            outcomes.append("aborted")
         except MemoryError:
             collective.abort()
-            done.append("given up")
-    return done
+            outcomes.append("aborted")
+    return outcomes
 
 
-def leaves(collective: Collective, emit: Emit) -> None:
-    """The second leaves with an error of its own, the first tries again and again."""
+def raises_in_the_second(collective: Collective, progress: ProgressCallback) -> None:
+    """Raise an error of its own in the second member, while the first one retries."""
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 1:
         raise MissingInputError("every worker must see the run directory.")
@@ -57,7 +57,7 @@ def leaves(collective: Collective, emit: Emit) -> None:
             continue
 
 
-def leaves_after_the_last_sum(collective: Collective, emit: Emit) -> None:
+def raises_after_the_last_sum(collective: Collective, progress: ProgressCallback) -> None:
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 0:
         raise MissingInputError("no space left.")
@@ -69,14 +69,14 @@ class Unreadable:
 
     folder: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> float:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> float:
         return float(collective.all_reduce_sum(np.ones(1))[0])
 
     def __reduce__(self) -> tuple[Callable[[Path], "Unreadable"], tuple[Path]]:
-        return read, (self.folder,)
+        return unpickle_once, (self.folder,)
 
 
-def read(folder: Path) -> Unreadable:
+def unpickle_once(folder: Path) -> Unreadable:
     try:
         (folder / "read").touch(exist_ok=False)
     except FileExistsError:
@@ -85,12 +85,12 @@ def read(folder: Path) -> Unreadable:
 
 
 @dataclass(frozen=True)
-class GivesUpWhileAnotherDies:
-    """The first time, one cannot go on, and says so just as another one's process is lost."""
+class AbortsWhileAnotherDies:
+    """At the first attempt, the first member aborts while the second one's process is killed."""
 
     folder: Path
 
-    def __call__(self, collective: Collective, emit: Emit) -> int:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> int:
         mark = self.folder / f"failed {collective.index}"
         if collective.index < 2 and not mark.exists():
             mark.touch()
@@ -101,7 +101,7 @@ class GivesUpWhileAnotherDies:
         return len(collective.all_reduce_sum(np.ones(7)))
 
 
-def dies_in_the_second(collective: Collective, emit: Emit) -> None:
+def kills_the_second(collective: Collective, progress: ProgressCallback) -> None:
     collective.all_reduce_sum(np.ones(1))
     if collective.index == 1:
         os.kill(os.getpid(), signal.SIGKILL)
@@ -109,16 +109,16 @@ def dies_in_the_second(collective: Collective, emit: Emit) -> None:
 
 
 @dataclass(frozen=True)
-class Mortal:
-    """The worker at this place in the collective is killed, the first time."""
+class KilledOnce:
+    """At the first attempt, the process of the member with this index is killed."""
 
     folder: Path
-    place: int
+    index: int
 
-    def __call__(self, collective: Collective, emit: Emit) -> tuple[int, float]:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> tuple[int, float]:
         collective.all_reduce_sum(np.ones(1))
         mark = self.folder / "died"
-        if collective.index == self.place and not mark.exists():
+        if collective.index == self.index and not mark.exists():
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return collective.size, float(collective.all_reduce_sum(np.ones(1))[0])

@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from pbd.energy.sensors import Counter, Device
-from pbd.records import LayerTask
+from pbd.records import BlockTask, Layer
 
 
 def make_task(
@@ -14,11 +14,12 @@ def make_task(
     block_macs: int = 200,
     layer_name: str | None = None,
     skip_reason: str | None = None,
-) -> LayerTask:
+    design: str = "two_layer",
+) -> BlockTask:
     """Return a plausible 3x3 layer task; it is called `conv<index>` unless a name is given."""
-    return LayerTask(
+    layer = Layer(
         index=index,
-        layer_name=layer_name or f"conv{index}",
+        name=layer_name or f"conv{index}",
         kernel_size=(3, 3),
         strides=(1, 1),
         dilation_rate=(1, 1),
@@ -27,12 +28,10 @@ def make_task(
         input_shape=(8, 8, 16),
         output_shape=(8, 8, 16),
         prefix_macs=prefix_macs,
-        layer_macs=layer_macs,
-        block_macs=block_macs,
-        layer_params=2_320,
-        block_params=400,
-        skip_reason=skip_reason,
+        macs=layer_macs,
+        params=2_320,
     )
+    return BlockTask(layer, design, macs=block_macs, params=400, skip_reason=skip_reason)
 
 
 def steady(watts: float, host: str, kind: str = "package", gone: Callable[[], object] = lambda: False) -> Counter:

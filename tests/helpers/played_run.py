@@ -18,10 +18,10 @@ import numpy as np
 from pbd import report
 from pbd.config import RunConfig
 from pbd.energy import accounting
-from pbd.executors.base import Emit, Executor
+from pbd.executors.base import Executor
 from pbd.pipeline import distill
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.records import BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.report import rows
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal
@@ -65,7 +65,7 @@ class PlayedTraining:
     journal: Journal
     block_s: float
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         for layer in group.layer_names:
             (begun(self.journal.path) / f"{layer}.{uuid.uuid4().hex}").touch()
         steps = max(1, round(len(group.tasks) * self.block_s / STEP_S))
@@ -90,13 +90,11 @@ def weights_of(layer: str) -> dict[str, np.ndarray]:
     return {"conv/kernel": np.frombuffer(layer.encode().ljust(64, b"-"), np.uint8).astype(np.float32)}
 
 
-def _block(task: LayerTask) -> BlockResult:
-    return BlockResult(
-        task.layer_name, "trained", "decoupled_r2", weights_of(task.layer_name), nmse=0.1, val_accuracy=0.9
-    )
+def _block(task: BlockTask) -> BlockResult:
+    return BlockResult(task.layer.name, "trained", task.design, weights_of(task.layer.name), nmse=0.1, val_accuracy=0.9)
 
 
-def _distill(config: RunConfig, model: Any, executor: Executor, display: ProgressDisplay) -> RunReport:
+def _run(config: RunConfig, model: Any, data: Any, executor: Executor, display: ProgressDisplay) -> RunReport:
     """Do as `pbd.pipeline.distill` does, but for the teacher, the data and the student."""
     tasks, costs = sleeping([1.0] * LAYERS)
     run_dir, identity = Path(config.execution.run_dir).absolute(), config.student_settings()
@@ -105,31 +103,31 @@ def _distill(config: RunConfig, model: Any, executor: Executor, display: Progres
     if config.execution.resume:
         journal = Journal.resume(run_dir, identity)
     else:
-        journal = Journal.create(run_dir, identity, [task.layer_name for task in tasks])
+        journal = Journal.create(run_dir, identity, [task.key for task in tasks])
     with lock.held(run_dir), accounting.account(executor.readings) as account:
         begun(run_dir).mkdir(exist_ok=True)
         done = journal.committed_blocks()
-        missing = [task for task in tasks if task.layer_name not in done]
+        missing = [task for task in tasks if task.key not in done]
         scheduler = schedulers.choose(config.execution.scheduler, config.execution.group, executor.elastic)
         assignment = scheduler(missing, costs, executor.num_workers)
         training, results = PlayedTraining(journal, EPOCH_S * config.training.epochs), []
         display.phase(f"playing {len(missing)} blocks on {executor.num_workers} workers; {len(done)} were done before")
         began = time.monotonic()
-        for result in executor.run(training, missing, assignment, display.update):
+        for result in executor.run(training, assignment, display.update):
             journal.commit_block(result)
             results.append(result)
         size, (_, total) = executor.run_collective(collective_tasks.sums, display.update, executor.num_workers)
         assert total == size * (size + 1) / 2, f"an all-reduce of {size} workers gave {total}"
         account.shares(results, time.monotonic() - began)
-        return _report(config, executor, journal, tasks, done | {result.layer_name: result for result in results})
+        return _report(config, executor, journal, tasks, done | {result.key: result for result in results})
 
 
 def _report(
-    config: RunConfig, executor: Executor, journal: Journal, tasks: list[LayerTask], blocks: dict[str, BlockResult]
+    config: RunConfig, executor: Executor, journal: Journal, tasks: list[BlockTask], blocks: dict[BlockKey, BlockResult]
 ) -> RunReport:
     finished = make_report(
         config=config.flat(),
-        blocks=rows.block_rows(tasks, blocks, blocks, 0.5, {}),
+        blocks=rows.block_rows(tasks, blocks, {key.layer: block for key, block in blocks.items()}, 0.5, {}),
         workers=rows.worker_rows(list(blocks.values()), executor.num_workers),
         executor=executor.name,
         groups=(),
@@ -140,9 +138,9 @@ def _report(
 
 
 def play() -> None:
-    """Replace, in this process, the training of `pbd.distill`; no process that it starts loads TensorFlow."""
+    """Replace, in this process, the training of a run; no process that it starts loads TensorFlow."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    distill._distill = _distill
+    distill._run = _run
 
 
 def main() -> int:

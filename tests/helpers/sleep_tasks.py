@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from pbd.executors.base import Emit
-from pbd.records import BlockResult, LayerTask, Progress, TaskGroup
+from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling.cost_model import LayerCosts
 from tests.helpers.fakes import make_task
 
@@ -29,7 +28,7 @@ class Sleeper:
     error: Exception | None = None
     """Raised instead of sleeping."""
 
-    def __call__(self, group: TaskGroup, emit: Emit) -> list[BlockResult]:
+    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
         for name in group.layer_names:
             began = len(self.begun(name))
             (self.folder / f"{name}.{began}").touch()
@@ -52,9 +51,9 @@ class Sleeper:
         return list(self.folder.glob(f"{name}.*"))
 
 
-def sleeping(seconds: Sequence[float]) -> tuple[list[LayerTask], LayerCosts]:
+def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], LayerCosts]:
     """Return a task for each duration, and costs that predict it; none share a prefix."""
     tasks = [make_task(at) for at in range(len(seconds))]
-    names = [task.layer_name for task in tasks]
+    names = [task.layer.name for task in tasks]
     costs = LayerCosts(dict.fromkeys(names, 0.0), dict(zip(names, seconds, strict=True)), False, "test")
     return tasks, costs

@@ -1,4 +1,4 @@
-"""A collective of threads, for tests of what workers do together."""
+"""A collective of threads."""
 
 import threading
 from collections.abc import Callable
@@ -10,49 +10,50 @@ import numpy as np
 from pbd.collective import Collective, CollectiveAbortedError, CollectiveLostError
 
 T = TypeVar("T")
+_LONGEST_WAIT_S = 120
 
 
 class ThreadCollective:
-    """One thread's place in a collective; `None` in a sum means that somebody gave up."""
+    """The collective as seen by one thread; `None` among the values means that a member aborted."""
 
-    def __init__(self, index: int, brought: list[np.ndarray | None], barrier: threading.Barrier) -> None:
-        self.index, self.size = index, len(brought)
-        self._brought, self._barrier = brought, barrier
+    def __init__(self, index: int, values: list[np.ndarray | None], barrier: threading.Barrier) -> None:
+        self.index, self.size = index, len(values)
+        self._values, self._barrier = values, barrier
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        parts = self._meet(values)
+        parts = self._exchange(values)
         if any(part is None for part in parts):
-            raise CollectiveAbortedError("a thread gave up")
+            raise CollectiveAbortedError("a thread aborted")
         return np.sum(parts, axis=0, dtype=values.dtype)
 
     def abort(self) -> None:
-        self._meet(None)
+        self._exchange(None)
 
-    def leave(self) -> None:
+    def disconnect(self) -> None:
         self._barrier.abort()
 
-    def _meet(self, values: np.ndarray | None) -> list[np.ndarray | None]:
+    def _exchange(self, values: np.ndarray | None) -> list[np.ndarray | None]:
         try:
-            self._brought[self.index] = values
-            self._barrier.wait(120)
-            parts = list(self._brought)
-            self._barrier.wait(120)
+            self._values[self.index] = values
+            self._barrier.wait(_LONGEST_WAIT_S)
+            parts = list(self._values)
+            self._barrier.wait(_LONGEST_WAIT_S)
         except threading.BrokenBarrierError as error:
-            raise CollectiveLostError("a thread left") from error
+            raise CollectiveLostError("a thread was lost") from error
         return parts
 
 
-def as_team(size: int, work: Callable[[Collective], T]) -> list[T]:
-    """Let so many threads do the work together; return what each gives."""
-    brought: list[np.ndarray | None] = [None] * size
+def run_threads(size: int, work: Callable[[Collective], T]) -> list[T]:
+    """Call a function in several threads, as one collective; return the results in the order of the members."""
+    values: list[np.ndarray | None] = [None] * size
     barrier = threading.Barrier(size)
 
-    def one(index: int) -> T:
+    def member(index: int) -> T:
         try:
-            return work(ThreadCollective(index, brought, barrier))
+            return work(ThreadCollective(index, values, barrier))
         except BaseException:
             barrier.abort()
             raise
 
     with ThreadPoolExecutor(size) as threads:
-        return list(threads.map(one, range(size)))
+        return list(threads.map(member, range(size)))

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from pbd.collective import SINGLE, Collective
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import loop
 from pbd.learning.flat_adam import FlatAdam
 from tests.helpers.palette import CLASSES, SHAPE, make_dataset
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 EPOCHS = 3
@@ -80,10 +80,13 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
 
     def work(collective: Collective) -> dict[str, list[float]]:
         return fit(
-            models[collective.index], data.shared(Part(collective.index, size)), collective, watches[collective.index]
+            models[collective.index],
+            data.shared(WorkerShare(collective.index, size)),
+            collective,
+            watches[collective.index],
         )
 
-    for history in as_team(size, work):
+    for history in run_threads(size, work):
         assert history.keys() == wanted.keys() == {"loss", "largest"}
         for name, values in wanted.items():
             assert history[name] == pytest.approx(values, rel=1e-4)
@@ -109,9 +112,9 @@ def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
     data, models = make_dataset(), [network() for _ in range(size)]
 
     def work(collective: Collective) -> None:
-        fit(models[collective.index], data.shared(Part(collective.index, size)), collective, Watch())
+        fit(models[collective.index], data.shared(WorkerShare(collective.index, size)), collective, Watch())
 
-    as_team(size, work)
+    run_threads(size, work)
     assert [model.traced for model in models] == [1] * size
     assert len(updates) == len(set(map(id, updates))) == size
 
@@ -124,14 +127,14 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
 
 
 def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
-    data, models, watches = make_dataset(), [network(), network()], [Watch(max_workers=4), Watch(max_workers=4)]
+    data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
 
     def work(collective: Collective) -> None:
-        mine = data.shared(Part(collective.index, 2))
+        mine = data.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
         trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[collective.index]])
 
-    as_team(2, work)
+    run_threads(2, work)
     assert [len(watch.losses) for watch in watches] == [4, 4]
 
 
@@ -141,10 +144,10 @@ def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
     poisoned.train.images.array[: len(poisoned.train) // 2] = np.nan
 
     def work(collective: Collective) -> None:
-        mine = poisoned.shared(Part(collective.index, 2))
+        mine = poisoned.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
         trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[collective.index]])
 
-    as_team(2, work)
+    run_threads(2, work)
     np.testing.assert_array_equal(watches[0].losses, watches[1].losses)
     assert np.isnan(watches[0].losses[-1])

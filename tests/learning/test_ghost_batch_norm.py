@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from pbd.learning import ghost_batch_norm
 from tests.helpers.palette import SHAPE
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 
 def network(axis: int = -1, trainable: bool = True, **options: Any) -> keras.Model:
@@ -117,6 +117,6 @@ def test_a_team_has_the_averages_over_everyones_parts() -> None:
         shared.on_epoch_end(0)
         return model.get_weights()
 
-    for weights in as_team(2, work):
+    for weights in run_threads(2, work):
         for own, other in zip(weights, whole.get_weights(), strict=True):
             np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)

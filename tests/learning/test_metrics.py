@@ -161,7 +161,7 @@ def test_no_divergence_is_negative() -> None:
 
 def test_the_forward_rate_is_that_of_the_median_pass(monkeypatch: pytest.MonkeyPatch) -> None:
     ticks = iter([0.0, 1.0, 10.0, 15.0, 20.0, 22.0])
-    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(ticks))
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: next(ticks))
     inputs = keras.Input((10,))
     model = keras.Model(inputs, layers.Dense(3)(inputs))
     monkeypatch.setattr(model, "predict_on_batch", lambda images: images)

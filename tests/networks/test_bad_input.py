@@ -290,7 +290,7 @@ def test_a_zip_bomb(good: Files, tmp_path: Path) -> None:
 
 
 def test_weights_that_memory_has_no_room_for(good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pbd.system.devices.free_host_memory", lambda: 10_000)
+    monkeypatch.setattr("pbd.system.memory.free_host_memory", lambda: 10_000)
     error = refusal(tmp_path / "run", teacher=str(good["keras"]), dataset=str(good["npz"]))
     assert error.exit_code == 65
     assert "of which 10,000 are free" in str(error)

@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbd import blocks
+from tests.helpers.swapping import swap_blocks
+
 IMAGES = np.random.default_rng(0).uniform(-1, 1, (4, 12, 12, 6)).astype(np.float32)
 
 
@@ -104,7 +107,6 @@ def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, 
     import keras
 
     from pbd.blockwise.tasks import enumerate_tasks
-    from pbd.networks import graph
 
     layers = keras.layers
 
@@ -115,7 +117,7 @@ def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, 
         return layers.Add()([layers.Conv2D(12, 1)(x), y])
 
     teacher = network(build)
-    student = graph.swap(teacher, enumerate_tasks(teacher, block, include_unprofitable=True), block)
+    student = swap_blocks(teacher, enumerate_tasks(teacher, blocks.get(block), include_unprofitable=True))
     draws = np.random.default_rng(2)
     student.set_weights([draws.uniform(0.1, 0.4, weight.shape).astype(np.float32) for weight in student.get_weights()])
     made = folded(student)

@@ -8,11 +8,13 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.paper_scheme import output_with
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import cost, graph
-from pbd.records import LayerTask
+from pbd.records import BlockTask
+from tests.helpers.swapping import swap_blocks
 
 layers = keras.layers
 SHAPE = (12, 12, 8)
@@ -58,15 +60,15 @@ def difference(one: keras.Model, other: keras.Model, batch: np.ndarray | None = 
 
 
 def reasons(model: keras.Model, **settings: Any) -> dict[str, str | None]:
-    return {task.layer_name: task.skip_reason for task in enumerate_tasks(model, BLOCK, **settings)}
+    return {task.layer.name: task.skip_reason for task in enumerate_tasks(model, blocks.get(BLOCK), **settings)}
 
 
-def swap_all(flat: keras.Model, tmp_path: Path) -> tuple[LayerTask, ...]:
+def swap_all(flat: keras.Model, tmp_path: Path) -> tuple[BlockTask, ...]:
     """Swap every layer that can be, check what must hold of any such network, and return the tasks."""
-    tasks = enumerate_tasks(flat, BLOCK, include_unprofitable=True)
+    tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)
     chosen = [task for task in tasks if task.skip_reason is None]
-    student = graph.swap(flat, chosen, BLOCK, seed=1)
-    replaced = {task.layer_name for task in chosen}
+    student = swap_blocks(flat, chosen, seed=1)
+    replaced = {task.layer.name for task in chosen}
     for layer in flat.layers:
         if layer.name not in replaced:
             twin = student.get_layer(layer.name)
@@ -126,30 +128,30 @@ def test_surgery_is_exact_and_keeps_shapes(case: str, tmp_path: Path) -> None:
     model = classifier(body)
     flat = graph.flatten(model)
     assert difference(model, flat) == 0.0
-    assert difference(model, graph.swap(flat, [], BLOCK)) == 0.0
+    assert difference(model, swap_blocks(flat, [])) == 0.0
     tasks = swap_all(flat, tmp_path)
-    assert [task.layer_name for task in tasks] == expected
+    assert [task.layer.name for task in tasks] == expected
     for task in tasks:
-        layer = model.get_layer(task.layer_name)
-        assert (task.input_shape, task.output_shape) == (layer.input.shape[1:], layer.output.shape[1:])
-        assert task.layer_params == layer.count_params()
+        layer = model.get_layer(task.layer.name)
+        assert (task.layer.input_shape, task.layer.output_shape) == (layer.input.shape[1:], layer.output.shape[1:])
+        assert task.layer.params == layer.count_params()
 
 
 def test_a_task_says_what_its_layer_is() -> None:
     model = classifier(lambda x: conv("b", 4, activation="relu", strides=2)(conv("a", 8, kernel=1)(x)))
-    (task,) = enumerate_tasks(graph.flatten(model), BLOCK, include_unprofitable=True)
-    assert (task.kernel_size, task.strides, task.dilation_rate) == ((3, 3), (2, 2), (1, 1))
-    assert (task.padding, task.activation) == ("same", "relu")
-    assert task.layer_macs == 6 * 6 * 9 * 8 * 4
-    assert task.prefix_macs == 12 * 12 * 8 * 8 + task.layer_macs
-    assert task.block_macs == 6 * 6 * (9 * 8 + 8 * 4 + 9 * 4 + 4 * 4)
+    (task,) = enumerate_tasks(graph.flatten(model), blocks.get(BLOCK), include_unprofitable=True)
+    assert (task.layer.kernel_size, task.layer.strides, task.layer.dilation_rate) == ((3, 3), (2, 2), (1, 1))
+    assert (task.layer.padding, task.layer.activation) == ("same", "relu")
+    assert task.layer.macs == 6 * 6 * 9 * 8 * 4
+    assert task.layer.prefix_macs == 12 * 12 * 8 * 8 + task.layer.macs
+    assert task.macs == 6 * 6 * (9 * 8 + 8 * 4 + 9 * 4 + 4 * 4)
 
 
 def test_changing_a_copy_leaves_the_teacher_alone() -> None:
     model = classifier(residual)
     before = [weight.copy() for weight in model.get_weights()]
     flat = graph.flatten(model)
-    for copy in (flat, graph.swap(flat, [], BLOCK)):
+    for copy in (flat, swap_blocks(flat, [])):
         copy.set_weights([weight + 1.0 for weight in copy.get_weights()])
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)
@@ -187,15 +189,15 @@ def test_an_unprofitable_layer_is_skipped_unless_wanted() -> None:
     assert found["body"] is None
     assert reasons(flat, include_unprofitable=True) == {"stem": None, "body": None}
     with pytest.raises(BadInputError, match=r"no convolution is left to replace\. First reason: stem: its block"):
-        enumerate_tasks(flat, BLOCK, patterns=("stem",))
+        enumerate_tasks(flat, blocks.get(BLOCK), patterns=("stem",))
 
 
 @pytest.mark.parametrize(("channels", "kept"), [(7, False), (8, True)])
 def test_a_layer_with_few_channels_is_skipped_unless_wanted(channels: int, kept: bool) -> None:
     """Its block has fewer multiply-accumulates, and would run no faster."""
     flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(x)), shape=(12, 12, channels)))
-    stem = enumerate_tasks(flat, BLOCK, include_unprofitable=True)[0]
-    assert stem.block_macs < stem.layer_macs
+    stem = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)[0]
+    assert stem.macs < stem.layer.macs
     found = reasons(flat)
     assert found["body"] is None
     assert (found["stem"] is None) is kept
@@ -205,7 +207,7 @@ def test_a_layer_with_few_channels_is_skipped_unless_wanted(channels: int, kept:
 
 def test_a_task_says_whether_its_layer_has_a_bias() -> None:
     flat = graph.flatten(classifier(lambda x: conv("b", use_bias=False)(conv("a")(x))))
-    assert [task.use_bias for task in enumerate_tasks(flat, BLOCK)] == [True, False]
+    assert [task.layer.use_bias for task in enumerate_tasks(flat, blocks.get(BLOCK))] == [True, False]
 
 
 def test_patterns_choose_and_exclude_layers() -> None:
@@ -220,7 +222,7 @@ def test_a_pattern_without_a_match_names_the_nearest_layer() -> None:
     flat = graph.flatten(classifier(residual))
     for pattern in ("a11", "^a11"):
         with pytest.raises(UsageError, match=r"unknown layer or pattern.*Did you mean 'a1'\?"):
-            enumerate_tasks(flat, BLOCK, patterns=("b1", pattern))
+            enumerate_tasks(flat, blocks.get(BLOCK), patterns=("b1", pattern))
 
 
 def small_body(trainable: bool = True) -> keras.Model:
@@ -244,7 +246,7 @@ def test_nested_models_are_unfolded_exactly(
     flat = graph.flatten(model)
     assert not any(isinstance(layer, keras.Model) for layer in flat.layers)
     assert difference(model, flat) == 0.0
-    assert [task.layer_name for task in swap_all(flat, tmp_path)] == ["conv", "net_conv"]
+    assert [task.layer.name for task in swap_all(flat, tmp_path)] == ["conv", "net_conv"]
 
 
 @pytest.mark.parametrize("inner", [small_body, small_sequence])
@@ -269,7 +271,7 @@ def test_nested_models_with_the_same_names_at_every_depth() -> None:
     model = classifier(lambda x: conv("conv")(outer("three")(outer("two")(outer("one")(x)))))
     flat = graph.flatten(model)
     assert difference(model, flat) == 0.0
-    assert len(enumerate_tasks(flat, BLOCK)) == 7
+    assert len(enumerate_tasks(flat, blocks.get(BLOCK))) == 7
 
 
 def test_operations_with_the_same_name_in_a_nested_model(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_a_sequential_model_becomes_functional(tmp_path: Path) -> None:
     flat = graph.flatten(model)
     assert type(flat).__name__ == "Functional"
     assert difference(model, flat) == 0.0
-    assert [task.layer_name for task in swap_all(flat, tmp_path)] == ["a", "b"]
+    assert [task.layer.name for task in swap_all(flat, tmp_path)] == ["a", "b"]
 
 
 def test_free_sizes_are_fixed_by_the_images() -> None:
@@ -360,12 +362,12 @@ def test_truncate_gives_input_and_output_and_only_what_feeds_them() -> None:
 def test_an_output_with_a_block_hangs_on_the_models_own_layers() -> None:
     shared = layers.ReLU(name="shared")
     flat = graph.flatten(classifier(lambda x: residual(shared(conv("first", 8)(shared(x))))))
-    for task in enumerate_tasks(flat, BLOCK, include_unprofitable=True):
-        name = task.layer_name
-        block = blocks.build_block(BLOCK, task, seed=4)
-        alone = graph.swap(flat, [task], BLOCK)
+    for task in enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True):
+        name = task.layer.name
+        block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=4)
+        alone = swap_blocks(flat, [task])
         blocks.set_weights(alone, blocks.get_weights(block))
-        found = keras.Model(flat.inputs, graph.output_with(flat, name, block))
+        found = keras.Model(flat.inputs, output_with(flat, name, block))
         np.testing.assert_allclose(predict(found, images()), predict(alone, images()), rtol=1e-5, atol=1e-6)
         assert found.get_layer("logits") is flat.get_layer("logits")
         assert name not in {layer.name for layer in found.layers}
@@ -456,7 +458,7 @@ def test_a_softmax_stays_exact_through_surgery_and_files(case: str, tmp_path: Pa
     assert difference(model, loaded) == 0.0
     assert difference(graph.logits(flat), graph.logits(loaded)) == 0.0
     assert difference(flat, graph.flatten(loaded)) == 0.0, "what is split stays as it is"
-    assert [task.layer_name for task in swap_all(flat, tmp_path)] == ["a", "b"]
+    assert [task.layer.name for task in swap_all(flat, tmp_path)] == ["a", "b"]
 
 
 def test_a_nested_model_that_ends_in_softmax_is_split_too() -> None:

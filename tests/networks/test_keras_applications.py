@@ -9,12 +9,15 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.blockwise.tasks import FEWEST_CHANNELS, enumerate_tasks
+from pbd import blocks
+from pbd.blocks.depthwise import FEWEST_CHANNELS
+from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import TeacherConfig
 from pbd.errors import BadInputError
 from pbd.networks import cost, files, graph
 from pbd.pipeline import teachers
-from pbd.records import LayerTask
+from pbd.records import BlockTask
+from tests.helpers.swapping import swap_blocks
 
 BLOCK = "two_layer"
 # Convolutions with a kernel other than 1x1, how many of them a block makes cheaper, and a small image side. A stem sees
@@ -37,7 +40,7 @@ class Subject:
     name: str
     original: keras.Model
     flat: keras.Model
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     images: np.ndarray
 
 
@@ -55,7 +58,7 @@ def network(request: pytest.FixtureRequest) -> Iterator[Subject]:
     original = teachers.build(TeacherConfig(teacher=request.param), (side, side, 3), 10, seed=0)
     randomise_normalisations(original)
     flat = graph.flatten(original, (side, side, 3))
-    tasks = enumerate_tasks(flat, BLOCK, include_unprofitable=True)
+    tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)
     images = np.random.default_rng(1).uniform(-1, 1, (2, side, side, 3)).astype("float32")
     yield Subject(request.param, original, flat, tasks, images)
     keras.utils.clear_session()
@@ -66,8 +69,8 @@ def predict(model: keras.Model, images: np.ndarray) -> np.ndarray:
     return keras.ops.convert_to_numpy(model(images, training=False))
 
 
-def profitable(tasks: tuple[LayerTask, ...]) -> list[LayerTask]:
-    return [task for task in tasks if task.block_macs < task.layer_macs]
+def profitable(tasks: tuple[BlockTask, ...]) -> list[BlockTask]:
+    return [task for task in tasks if task.macs < task.layer.macs]
 
 
 def test_every_convolution_is_found(network: Subject) -> None:
@@ -80,23 +83,23 @@ def test_every_convolution_is_found(network: Subject) -> None:
 def test_all_but_the_stem_is_replaced_by_default(network: Subject) -> None:
     stem, *others = network.tasks
     assert stem.input_shape[-1] == 3
-    assert all(task.input_shape[-1] >= FEWEST_CHANNELS and task in profitable(network.tasks) for task in others)
+    assert all(task.layer.input_shape[-1] >= FEWEST_CHANNELS and task in profitable(network.tasks) for task in others)
     reason = "input channels: 3" if stem in profitable(network.tasks) else "its block costs"
     with pytest.raises(BadInputError, match=reason):
-        enumerate_tasks(network.flat, BLOCK, patterns=(stem.layer_name,))
+        enumerate_tasks(network.flat, blocks.get(BLOCK), patterns=(stem.layer.name,))
 
 
 def test_copies_compute_exactly_what_the_original_does(network: Subject) -> None:
     expected = predict(network.original, network.images)
     assert np.ptp(expected) > 1e-6, "an output that says nothing cannot tell copies apart"
     assert np.abs(predict(network.flat, network.images) - expected).max() == 0.0
-    assert np.abs(predict(graph.swap(network.flat, [], BLOCK), network.images) - expected).max() == 0.0
+    assert np.abs(predict(swap_blocks(network.flat, []), network.images) - expected).max() == 0.0
 
 
 def test_a_swapped_network_keeps_its_shapes_and_opens_without_custom_objects(network: Subject, tmp_path: Path) -> None:
     chosen = profitable(network.tasks) or list(network.tasks)
-    student = graph.swap(network.flat, chosen, BLOCK)
-    replaced = {task.layer_name for task in chosen}
+    student = swap_blocks(network.flat, chosen)
+    replaced = {task.layer.name for task in chosen}
     shapes = {layer.name: layer.output.shape for layer in student.layers}
     kept = [layer for layer in network.flat.layers if layer.name not in replaced]
     assert not replaced & shapes.keys()
@@ -140,8 +143,8 @@ def test_teachers_trained_by_others_are_read_exactly(name: str, convolutions: in
     model = files.load(str(shared_teachers / f"{name}.keras"))
     images = np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3)).astype("float32")
     flat = graph.flatten(model, (32, 32, 3))
-    tasks = enumerate_tasks(flat, BLOCK)
+    tasks = enumerate_tasks(flat, blocks.get(BLOCK))
     assert len(tasks) == convolutions
-    assert [task.layer_name for task in tasks if task.skip_reason] == [tasks[0].layer_name], "the stem"
+    assert [task.layer.name for task in tasks if task.skip_reason] == [tasks[0].layer.name], "the stem"
     assert np.abs(predict(flat, images) - predict(model, images)).max() == 0.0
-    assert np.abs(predict(graph.swap(flat, [], BLOCK), images) - predict(model, images)).max() == 0.0
+    assert np.abs(predict(swap_blocks(flat, []), images) - predict(model, images)).max() == 0.0

@@ -7,6 +7,7 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.paper_scheme import output_with
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph, variants
@@ -62,8 +63,8 @@ def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[str, keras.Mo
     inputs = keras.Input(SHAPE)
     x = layers.Dropout(0.5)(layers.BatchNormalization()(body(inputs)))
     flat = graph.flatten(keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x))))
-    tasks = enumerate_tasks(flat, BLOCK, include_unprofitable=True)
-    return flat, {task.layer_name: blocks.build_block(BLOCK, task, seed=4) for task in tasks}
+    tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)
+    return flat, {task.layer.name: blocks.build_block(blocks.get(BLOCK), task.layer, seed=4) for task in tasks}
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -75,7 +76,7 @@ def test_every_variant_is_the_network_with_its_block(body: Callable[[Any], Any])
     np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6)
     assert len(others) == len(built)
     for found, (name, block) in zip(others, built.items(), strict=True):
-        alone = keras.Model(flat.inputs, graph.output_with(flat, name, block))(images, training=False)
+        alone = keras.Model(flat.inputs, output_with(flat, name, block))(images, training=False)
         np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
         assert (np.abs(alone - expected).max() > 1e-4) == (body is not beside or name == "a")
 

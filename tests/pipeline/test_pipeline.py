@@ -43,7 +43,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     directory = tmp_path_factory.mktemp("pipeline") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(energy.host_meter, "find", lambda: metered(lost_with=directory / "student.keras"))
+        patch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=directory / "student.keras"))
         pbd.distill(model=small_teacher(), run_dir=directory, max_accuracy_drop=1.0, **SMALL)
     return directory
 
@@ -64,7 +64,7 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert set(said["student"]) >= {"test_accuracy", "val_accuracy", "params", "macs", "path"}
     decisions = {row["layer"]: row["status"] for row in said["blocks"]}
     assert decisions == {"stem": "skipped", "body": "accepted"}
-    assert (said["reference"], said["events"]) == ("labels", [])
+    assert (said["judged_by"], said["story"]) == ("labels", [])
     assert said["blocks"][1]["block"] == "decoupled_r2"
     assert said["blocks"][1]["reason"].startswith("accuracy ")
     assert len(said["fine_tune_history"]) == 1
@@ -131,7 +131,7 @@ def test_a_finished_run_is_not_done_again(run_dir: Path, monkeypatch: pytest.Mon
 
     before = {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.npz")}
     monkeypatch.setattr(data.Dataset, "batches", lambda *_, **__: pytest.fail("the data were read again"))
-    again = pbd.distill(model=small_teacher(), run_dir=run_dir, max_accuracy_drop=1.0, resume=True, **SMALL)
+    again = pbd.distill(model=small_teacher(), run_dir=run_dir, max_accuracy_drop=1.0, resume=True, **SMALL).report
     assert report.to_json(again) == json.loads((run_dir / "report.json").read_text())
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.npz")} == before
 
@@ -152,13 +152,13 @@ def test_a_trained_teacher_that_is_damaged_is_made_again(tmp_path: Path) -> None
     from pbd.config import RunConfig
     from pbd.networks import files
     from pbd.pipeline import prepare
-    from pbd.progress import NullProgress
+    from pbd.progress import ProgressDisplay
 
     config, path = RunConfig.of(teacher_epochs=0, run_dir=tmp_path / "run"), tmp_path / "run" / "teacher.keras"
-    with prepare.prepare(config, None, NullProgress()) as first:
+    with prepare.prepare(config, None, ProgressDisplay()) as first:
         whole = path.read_bytes()
     path.write_bytes(whole[: len(whole) // 2])
-    with prepare.prepare(config.replace(resume=True), None, NullProgress()) as second:
+    with prepare.prepare(config.replace(resume=True), None, ProgressDisplay()) as second:
         pass
     again = (second.teacher.get_weights(), files.load(str(path)).get_weights())
     for weights in again:
@@ -174,7 +174,7 @@ def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
     before = {path: path.read_bytes() for path in run_dir.rglob("*.*")}
     with lock.held(run_dir):
         for resume in (True, False):
-            with pytest.raises(EnvironmentMismatchError, match="is at work since"):
+            with pytest.raises(EnvironmentMismatchError, match="is used by process"):
                 pbd.distill(model=small_teacher(), run_dir=run_dir, resume=resume, **SMALL)
     assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
 
@@ -189,8 +189,8 @@ def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_m
     again = Path(shutil.copytree(run_dir, tmp_path / "run"))
     (again / "report.json").unlink()
     monkeypatch.setattr(calibration, "predict", lambda *_: pytest.fail("there was nothing to predict"))
-    monkeypatch.setattr(energy.host_meter, "find", lambda: metered(lost_with=tmp_path / "never"))
-    finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL)
+    monkeypatch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=tmp_path / "never"))
+    finished = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL).report
     assert (again / "costs.json").read_bytes() == (run_dir / "costs.json").read_bytes()
     assert (finished.scheduler, finished.groups, finished.timing.predicted_makespan_s) == ("none", (), 0.0)
     assert [(row.busy_s, row.busy_j) for row in finished.workers] == [(0.0, 0.0)]
@@ -205,7 +205,7 @@ def test_one_seed_gives_one_student_dropout_included(run_dir: Path, tmp_path: Pa
 
     import pbd
 
-    again = pbd.distill(model=small_teacher(), run_dir=tmp_path / "again", max_accuracy_drop=1.0, **SMALL)
+    again = pbd.distill(model=small_teacher(), run_dir=tmp_path / "again", max_accuracy_drop=1.0, **SMALL).report
     first = keras.models.load_model(run_dir / "student.keras").get_weights()
     second = keras.models.load_model(again.student.path).get_weights()
     assert all(np.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(first, second, strict=True))
@@ -214,7 +214,7 @@ def test_one_seed_gives_one_student_dropout_included(run_dir: Path, tmp_path: Pa
 def test_no_block_accepted_leaves_the_teacher(tmp_path: Path) -> None:
     import pbd
 
-    report = pbd.distill(model=small_teacher(), run_dir=tmp_path / "run", accuracy_threshold=1.0, **SMALL)
+    report = pbd.distill(model=small_teacher(), run_dir=tmp_path / "run", accuracy_threshold=1.0, **SMALL).report
     assert [row.status for row in report.blocks] == ["skipped", "rejected"]
     assert report.student.macs == report.teacher.macs
     assert report.student.test_accuracy == report.teacher.test_accuracy
@@ -224,19 +224,19 @@ def test_no_block_accepted_leaves_the_teacher(tmp_path: Path) -> None:
 def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> None:
     from pbd.config import RunConfig
     from pbd.pipeline import prepare
-    from pbd.progress import NullProgress
+    from pbd.progress import ProgressDisplay
 
     config = RunConfig.of(teacher="MobileNet", teacher_epochs=0, run_dir=tmp_path / "run", include_unprofitable=True)
-    with prepare.prepare(config, None, NullProgress()) as first:
+    with prepare.prepare(config, None, ProgressDisplay()) as first:
         assert first.data_config.preprocess == "mobilenet"
-    with prepare.prepare(config.replace(resume=True), None, NullProgress()) as second:
+    with prepare.prepare(config.replace(resume=True), None, ProgressDisplay()) as second:
         assert second.data_config.preprocess == "mobilenet"
     assert first.dataset.image_shape == (32, 32, 3)
 
 
 def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
-    assert said["reference"] == "teacher"
+    assert said["judged_by"] == "teacher"
     assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
     for network in ("teacher", "student"):
         assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]
@@ -259,7 +259,7 @@ def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = SMALL | {"train_limit": 640, "teacher_epochs": 2, "layers": ["conv3_1"]}
-    report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings)
+    report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings).report
     said = json.loads((tmp_path / "run" / "report.json").read_text())
     assert_judged_by_the_teacher(said)
     assert report.reference == "teacher"
@@ -320,7 +320,9 @@ def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) ->
         "max_accuracy_drop": 1.0,
         "labels": False,
     }
-    report = pbd.distill(model=undecided_teacher(), run_dir=tmp_path / "run", target_accuracy_drop=0.0, **settings)
+    report = pbd.distill(
+        model=undecided_teacher(), run_dir=tmp_path / "run", target_accuracy_drop=0.0, **settings
+    ).report
     assert [row.status for row in report.blocks] == ["skipped", "given_back"]
     assert report.assembled.val_agreement < 1.0
     assert (report.student.val_agreement, report.student.macs) == (1.0, report.teacher.macs)
@@ -328,4 +330,4 @@ def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) ->
     assert [line.split(":")[0] for line in report.events] == ["gave back body"]
     ours, theirs = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("student", "teacher"))
     assert all(np.array_equal(x, y) for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True))
-    assert "what happened" in (tmp_path / "run" / "summary.txt").read_text()
+    assert "events" in (tmp_path / "run" / "summary.txt").read_text()

@@ -57,9 +57,9 @@ class Workers:
         self.sharers = function.args[4]
         return self.table, WORK
 
-    def run_collective(self, function: Any, emit: Any, most: int) -> float:
+    def run_collective(self, function: Any, emit: Any, max_workers: int) -> float:
         self.asked += 1
-        assert function.values == sum(task.block_params for task in TASKS)
+        assert function.values == sum(task.params for task in TASKS)
         return self.exchange_s
 
 
@@ -75,7 +75,7 @@ def table(**seconds: float) -> CostTable:
 
 
 def _names() -> list[str]:
-    return [task.layer_name for task in TASKS]
+    return [task.layer.name for task in TASKS]
 
 
 def make(workers: Workers, context: Context | None = None, **settings: Any) -> plan.Plan:
@@ -179,7 +179,7 @@ def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
 
 def test_more_workers_than_there_are_are_predicted_from_the_same_costs() -> None:
     costs = table(step_s=0.01, prefix_s=0.01)
-    gradients = 4 * sum(task.block_params for task in TASKS)
+    gradients = 4 * sum(task.params for task in TASKS)
     alone, two, many = scaling.predict(TASKS, costs, WORK, [1, 2, 16], bytes_per_s=1e6, shares=True)
     assert (alone.by_task_gain, alone.shared_gain, alone.exchange_s) == (1.0, pytest.approx(1.0), 0.0)
     assert alone.by_task_s == pytest.approx(WORK.steps * 0.04 + WORK.checks * 0.01 + 9 * 0.01, rel=0.3)

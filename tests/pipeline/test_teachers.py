@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import TeacherConfig
 from pbd.errors import BadInputError, MissingInputError, PbdError, UsageError
@@ -74,9 +75,9 @@ def test_a_saved_model_is_loaded_as_it_was(suffix: str, tmp_path: Path) -> None:
 
 def test_digits_cnn_has_six_convolutions_that_a_block_makes_cheaper() -> None:
     model = teachers.build(TeacherConfig(), (32, 32, 1), 10, seed=0)
-    tasks = enumerate_tasks(model, "two_layer", include_unprofitable=True)
-    assert [task.kernel_size for task in tasks] == [(3, 3)] * 6
-    assert [task.block_macs < task.layer_macs for task in tasks] == [False, True, True, True, True, True]
+    tasks = enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)
+    assert [task.layer.kernel_size for task in tasks] == [(3, 3)] * 6
+    assert [task.macs < task.layer.macs for task in tasks] == [False, True, True, True, True, True]
     assert model.output_shape == (None, 10)
 
 

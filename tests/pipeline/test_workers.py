@@ -50,9 +50,9 @@ class Workers:
     kept: list[object] = field(default_factory=list)
 
     def run_collective(
-        self, work: Any, emit: Callable[[Any], None], most: int, kept: CheckpointToken = no_checkpoint
+        self, work: Any, emit: Callable[[Any], None], max_workers: int, checkpoint: CheckpointToken = no_checkpoint
     ) -> Any:
-        self.kept.append(pickle.loads(pickle.dumps(kept))())  # it goes to every worker
+        self.kept.append(pickle.loads(pickle.dumps(checkpoint))())  # it goes to every worker
         if self.fail:
             raise RuntimeError("injected")
         weights = [

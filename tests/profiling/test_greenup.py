@@ -81,8 +81,8 @@ def refused(arguments: list[Path], capsys: pytest.CaptureFixture[str]) -> tuple[
 @pytest.mark.parametrize(
     ("columns", "said"),
     [
-        ({}, "no power"),
-        ({"amd_msr_core__0_j": steady(5)}, "no power"),
+        ({}, "must contain energy"),
+        ({"amd_msr_core__0_j": steady(5)}, "must contain energy"),
         ({"rapl_package__0_j": lambda second: 5 * second if second < 30 else ""}, "row 31 of 61"),
         ({"rapl_package__0_j": lambda second: "nan"}, "nan"),
         ({"rapl_package__0_j": lambda second: 7}, "0 J"),

@@ -70,7 +70,7 @@ def test_every_section_is_there_with_its_heading() -> None:
     assert tags.count("table") == tags.count("caption")
     said = document.words
     for expected in (
-        "3 of 6 layers replaced, 1 given back, 1 failed, 1 skipped",
+        "3 of 6 layers replaced, 1 restored, 1 failed, 1 skipped",
         "0.91x as fast: slower",
         "1.60x as fast",
         "2.90 ms to 3.10 ms",
@@ -139,7 +139,7 @@ def test_energy_is_said_by_source() -> None:
         "mean 31.4 W",
         "seconds 39.3 s",
         "hosts 2",
-        "There are joules that are not counted. only 1 of 2 hosts are measured",
+        "Some energy was not measured. only 1 of 2 hosts are measured",
     ):
         assert expected in said, expected
     assert "no energy meter" not in said
@@ -152,7 +152,7 @@ def test_energy_is_said_by_source() -> None:
     assert "nvml+rapl, partial" in Document(page.of_runs({"a": full_report(energy=energy)})).words
     none = {"source": "none", "total_j": None, "notes": ["no counter may be read. Ask for it."]}
     said = Document(page.of_run(full_report(energy=none))).words
-    assert "so there is no figure. Source: none. no counter may be read. Ask for it." in said
+    assert "this run read no energy meter. Source: none. no counter may be read. Ask for it." in said
 
 
 @pytest.mark.parametrize("reference", ["labels", "teacher"])
@@ -164,7 +164,7 @@ def test_what_is_absent_is_said_to_be_so(reference: str) -> None:
     )  # fmt: skip
     said = Document(page.of_run(report)).words
     assert "0 of 0 layers replaced" in said
-    assert "Latency was not measured" in said
+    assert "did not measure latency" in said
     assert "The student was not fine-tuned." in said
     assert "No block was trained" in said
     assert ("no labels" in said) == (reference == "teacher")
@@ -270,7 +270,7 @@ def test_a_run_of_a_version_without_pages_gets_one(run_dir: Path) -> None:
     for name in ("report.html", "complete.json"):
         (run_dir / name).unlink()
     assert main([str(run_dir)]) == 0
-    assert "Latency was not measured" in (run_dir / "report.html").read_text()
+    assert "did not measure latency" in (run_dir / "report.html").read_text()
     assert not (run_dir / "complete.json").exists()
 
 
@@ -283,7 +283,7 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(
     garbled = Path(shutil.copytree(damaged, tmp_path / "garbled"))
     (garbled / "complete.json").unlink()
     cases = [
-        ([], 2, "Received: none"),
+        ([], 2, "arguments are required: RUN_DIR"),
         ([str(tmp_path / "nowhere")], 66, "there is no run in"),
         ([str(begun.path)], 66, "has no report yet"),
         ([str(damaged)], 76, "report.json is damaged"),

@@ -46,7 +46,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
 
 
 def unlabelled_report() -> RunReport:
-    """Return the report of a run without labels, in which one layer was given back."""
+    """Return the report of a run without labels, in which one layer was restored."""
     tuned = ModelFacts(140_000, 5_100_000, val_agreement=0.915, test_agreement=0.901, val_kl=0.25, test_kl=0.26)
     return make_report(
         reference="teacher",
@@ -79,7 +79,7 @@ def test_the_summary_without_labels_speaks_of_agreement_alone(width: int) -> Non
     assert "validation agreement 100.00% 91.50% -8.50 points" in words
     assert "test agreement 100.00% 90.10% -9.90 points" in words
     assert "before fine-tuning 61.25% validation agreement" in words
-    assert "judged by agreement with the teacher" in words
+    assert "reference agreement with the teacher" in words
     assert "87.6%" in next(line for line in text.splitlines() if line.startswith("good"))
     assert "test accuracy" not in words
     assert "validation accuracy" not in words
@@ -89,24 +89,24 @@ def test_the_summary_without_labels_speaks_of_agreement_alone(width: int) -> Non
 def test_the_summary_tells_what_happened(width: int) -> None:
     lines = render(unlabelled_report(), width).splitlines()
     words = " ".join(" ".join(lines).split())
-    assert "1 of 2 layers replaced, 1 given back" in words
-    assert "given back" in next(line for line in lines if line.startswith("bad"))
+    assert "1 of 2 layers replaced, 1 restored" in words
+    assert "restored" in next(line for line in lines if line.startswith("bad"))
     assert "hurt most [of all]" in words
-    assert "what happened epoch 1 diverged at learning rate 0.1 (the loss is not a finite number)" in words
+    assert "events epoch 1 diverged at learning rate 0.1 (the loss is not a finite number)" in words
     assert any(line.split() == ["gave", "back", "bad"] for line in lines), "a line of its own"
 
 
 def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:
     text = render(make_report())
-    assert "what happened" not in text
-    assert "judged by" not in text
+    assert "events " not in text
+    assert "reference " not in text
     assert "agreement" not in text
 
 
 def test_summary_says_how_far_a_prediction_was_off() -> None:
     rows = [make_row(name, "accepted", "good", seconds=s, predicted_s=p) for name, s, p in (("a", 10, 9), ("b", 4, 5))]
     words = " ".join(render(make_report(blocks=tuple(rows))).split())
-    assert "a group off by 25% at most" in words
+    assert "largest error of a group: 25%" in words
     rows = [make_row("a", "accepted", "from a run before", seconds=10, predicted_s=None)]
     assert "off by" not in render(make_report(blocks=tuple(rows)))
 
@@ -150,7 +150,7 @@ def test_the_summary_says_by_what_joules_were_measured_and_what_they_lack() -> N
     spent = {"source": "nvml+rapl", "total_j": 1234.5, "partial": True, "notes": ["gpu-0 (nvml): lost [after] 3 s"]}
     workers = (WorkerReport(0, 9.0, 1.0, None, 800.0, 200.0), WorkerReport(1, 10.0, 0.0))
     text = " ".join(render(make_report(energy=spent, workers=workers)).split())
-    lacking = "energy 1.2 kJ (nvml+rapl), partial: there are joules that are not counted gpu-0 (nvml): lost [after] 3 s"
+    lacking = "energy 1.2 kJ (nvml+rapl), partial: some energy was not measured gpu-0 (nvml): lost [after] 3 s"
     assert lacking in text
     assert "; 800 J busy, 200 J waiting (1 of them measured)" in text
     whole = " ".join(render(make_report(energy=spent | {"partial": False, "notes": ["a line"]})).split())
@@ -160,7 +160,7 @@ def test_the_summary_says_by_what_joules_were_measured_and_what_they_lack() -> N
 def test_the_summary_leaves_the_reasons_for_no_meter_to_the_page() -> None:
     none = {"source": "none", "total_j": None, "notes": ["Processors are measured through RAPL. Do this and that."]}
     text = render(make_report(energy=none))
-    assert "energy               not measured; report.html says why" in text
+    assert "energy               not measured; report.html gives the reason" in text
     assert "Do this" not in text
     assert "busy, " not in text
 

@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from pbd.records import BlockResult
+from pbd.records import BlockKey, BlockResult
 from pbd.report.rows import block_rows, worker_rows
 from pbd.student.selection import accept
 from tests.helpers.fakes import make_task
@@ -27,6 +27,10 @@ def test_a_block_at_the_threshold_is_accepted_and_one_just_below_is_not() -> Non
     assert list(accept(results, threshold)) == ["at", "above"]
 
 
+def by_key(*results: BlockResult) -> dict[BlockKey, BlockResult]:
+    return {result.key: result for result in results}
+
+
 def test_what_failed_or_has_no_accuracy_is_never_accepted() -> None:
     no_number = trained("nan", float("nan"))
     assert accept([failed("broken"), trained("unscored", None), no_number], 0.0) == {}
@@ -42,8 +46,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
         make_task(4),
         make_task(5),
     ]
-    results = {"conv1": trained("conv1", 0.75), "conv2": trained("conv2", 0.5)}
-    results |= {"conv3": failed("conv3"), "conv5": failed("conv5", None)}
+    results = by_key(trained("conv1", 0.75), trained("conv2", 0.5), failed("conv3"), failed("conv5", None))
     rows = block_rows(tasks, results, accept(results.values(), 0.6), 0.6, restored={})
     assert [(row.layer, row.status, row.reason) for row in rows] == [
         ("conv0", "skipped", "called 2 times"),
@@ -57,7 +60,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
 
 def test_only_an_accepted_block_changes_size_and_cost() -> None:
     tasks = [make_task(0), make_task(1), make_task(2, skip_reason="called twice"), make_task(3)]
-    results = {"conv0": trained("conv0", 0.9), "conv1": trained("conv1", 0.1), "conv3": failed("conv3")}
+    results = by_key(trained("conv0", 0.9), trained("conv1", 0.1), failed("conv3"))
     rows = block_rows(tasks, results, accept(results.values(), 0.5), 0.5, restored={})
     assert [(row.params_before, row.params_after) for row in rows] == [(2_320, 400)] + [(2_320, 2_320)] * 3
     assert [(row.macs_before, row.macs_after) for row in rows] == [(900, 200)] + [(900, 900)] * 3
@@ -66,17 +69,14 @@ def test_only_an_accepted_block_changes_size_and_cost() -> None:
 def test_a_row_carries_what_was_measured() -> None:
     result = trained("conv0", 0.9, worker=3, started_s=1.5, seconds=2.5, nmse=0.25, loss_history=(2.0, 1.0))
     result = dataclasses.replace(result, nmse_history=(0.9, 0.5, 0.25), val_agreement=0.92, val_kl=0.125)
-    (row,) = block_rows([make_task(0)], {"conv0": result}, accept([result], 0.5), 0.5, restored={})
+    (row,) = block_rows([make_task(0)], by_key(result), accept([result], 0.5), 0.5, restored={})
     assert (row.worker, row.started_s, row.seconds, row.nmse, row.val_accuracy) == (3, 1.5, 2.5, 0.25, 0.9)
     assert (row.block, row.loss_history, row.nmse_history) == ("two_layer", (2.0, 1.0), (0.9, 0.5, 0.25))
     assert (row.val_agreement, row.val_kl) == (0.92, 0.125)
 
 
 def test_without_labels_the_agreement_decides_and_is_named() -> None:
-    results = {
-        "conv0": trained("conv0", None, val_agreement=0.8),
-        "conv1": trained("conv1", None, val_agreement=0.79),
-    }
+    results = by_key(trained("conv0", None, val_agreement=0.8), trained("conv1", None, val_agreement=0.79))
     assert list(accept(results.values(), 0.8)) == ["conv0"]
     rows = block_rows([make_task(0), make_task(1)], results, accept(results.values(), 0.8), 0.8, restored={})
     assert [(row.status, row.reason) for row in rows] == [
@@ -93,7 +93,7 @@ def test_with_labels_the_agreement_decides_nothing() -> None:
 
 
 def test_a_layer_given_back_keeps_its_size_and_says_why() -> None:
-    results = {"conv0": trained("conv0", 0.9, nmse=0.3), "conv1": trained("conv1", 0.9)}
+    results = by_key(trained("conv0", 0.9, nmse=0.3), trained("conv1", 0.9))
     rows = block_rows(
         [make_task(0), make_task(1)], results, accept(results.values(), 0.5), 0.5, restored={"conv0": "hurt most"}
     )

@@ -16,13 +16,18 @@ import numpy as np
 import pytest
 
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
-from pbd.records import BlockResult
+from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal, block_file_name
 
 pytestmark = pytest.mark.fast
 
 IDENTITY = {"epochs": 8, "layers": ("conv*",), "data": {"dataset": "digits", "seed": 0}}
+DESIGN = "two_layer"
 ODD_NAMES = ["conv", "a/b", "a%2Fb", "../../up", "with space", "schönes Netz ☃", ".", "..", "", "x" * 400, "ü" * 100]
+
+
+def key(layer: str = "conv") -> BlockKey:
+    return BlockKey(layer, DESIGN)
 
 
 def make_result(layer: str = "conv", **changes: Any) -> BlockResult:
@@ -35,7 +40,7 @@ def make_result(layer: str = "conv", **changes: Any) -> BlockResult:
     result = BlockResult(
         layer,
         "trained",
-        "two_layer",
+        DESIGN,
         weights,
         loss_history=(0.5, 0.1),
         nmse_history=(0.9, 0.4, 0.1 + 0.2),
@@ -66,8 +71,8 @@ def journal(tmp_path: Path) -> Journal:
 def test_blocks_come_back_exactly_from_a_resumed_run(journal: Journal) -> None:
     journal.commit_block(make_result(nmse=np.float32(0.5), loss_history=[1.0, 0.5]))
     found = Journal.resume(str(journal.path), IDENTITY).committed_blocks()
-    assert list(found) == ["conv"]
-    assert_same(make_result(nmse=0.5, loss_history=(1.0, 0.5)), found["conv"])
+    assert list(found) == [key()]
+    assert_same(make_result(nmse=0.5, loss_history=(1.0, 0.5)), found[key()])
 
 
 def test_a_block_is_committed_under_a_profiler_that_holds_on_to_frames(journal: Journal) -> None:
@@ -80,22 +85,22 @@ def test_a_block_is_committed_under_a_profiler_that_holds_on_to_frames(journal: 
         journal.commit_block(result)
     finally:
         sys.setprofile(before)
-    assert_same(result, journal.committed_blocks()["conv"])
+    assert_same(result, journal.committed_blocks()[key()])
 
 
 def test_a_block_without_labels_that_diverged_in_its_last_epoch_comes_back(journal: Journal) -> None:
     """It was good before, so it counts; what it went through is kept with it."""
     journal.commit_block(make_result(val_accuracy=None, loss_history=(0.5, math.inf), nmse_history=(0.2, 0.1, 1e300)))
-    found = journal.committed_blocks()["conv"]
+    found = journal.committed_blocks()[key()]
     assert_same(make_result(val_accuracy=None, loss_history=(0.5, math.inf), nmse_history=(0.2, 0.1, 1e300)), found)
     journal.commit_block(make_result(nmse_history=(0.1, math.nan)))
-    assert math.isnan(journal.committed_blocks()["conv"].nmse_history[1])
+    assert math.isnan(journal.committed_blocks()[key()].nmse_history[1])
 
 
 def test_any_layer_name_is_stored_inside_the_folder(journal: Journal) -> None:
     for name in ODD_NAMES:
         journal.commit_block(make_result(name))
-    assert set(journal.committed_blocks()) == set(ODD_NAMES)
+    assert set(journal.committed_blocks()) == set(map(key, ODD_NAMES))
     assert len(list((journal.path / "blocks").iterdir())) == len(ODD_NAMES)
     assert sorted(entry.name for entry in journal.path.parent.iterdir()) == ["first"]
 
@@ -104,31 +109,31 @@ def test_only_trained_blocks_count(journal: Journal) -> None:
     journal.commit_block(make_result(status="failed", weights={}, error="loss is not finite", nmse=float("nan")))
     assert journal.committed_blocks() == {}
     journal.commit_block(make_result())
-    assert list(journal.committed_blocks()) == ["conv"]
+    assert list(journal.committed_blocks()) == [key()]
 
 
 def test_one_block_is_found_without_reading_the_others(journal: Journal) -> None:
     journal.commit_block(make_result("conv1"))
     journal.commit_block(make_result("conv2"))
-    journal.file("blocks/conv2.npz").write_bytes(b"torn")
-    assert journal.committed_block("conv1").layer_name == "conv1"
-    assert journal.committed_block("conv2") is None
-    assert journal.committed_block("conv3") is None
+    journal.file("blocks/conv2@two_layer.npz").write_bytes(b"torn")
+    assert journal.committed_block(key("conv1")).layer == "conv1"
+    assert journal.committed_block(key("conv2")) is None
+    assert journal.committed_block(key("conv3")) is None
 
 
 def test_a_flipped_byte_is_noticed(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
     journal.commit_block(make_result())
     journal.commit_block(make_result("other"))
-    path = journal.file(f"blocks/{block_file_name('conv')}")
+    path = journal.file(f"blocks/{block_file_name(key())}")
     intact, missing = path.read_bytes(), 0
     caplog.set_level(logging.WARNING)
     for position in range(0, len(intact), 3):
         path.write_bytes(intact[:position] + bytes([intact[position] ^ 0x11]) + intact[position + 1 :])
         caplog.clear()
         found = journal.committed_blocks()
-        assert "other" in found
-        if "conv" in found:  # a time stamp of the archive, say: harmless only if the content is what was written
-            assert_same(make_result(), found["conv"])
+        assert key("other") in found
+        if key() in found:  # a time stamp of the archive, say: harmless only if the content is what was written
+            assert_same(make_result(), found[key()])
         else:
             missing += 1
             assert path.name in caplog.text
@@ -138,19 +143,21 @@ def test_a_flipped_byte_is_noticed(journal: Journal, caplog: pytest.LogCaptureFi
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[: len(data) // 2], lambda data: b"{}"])
 def test_a_torn_block_is_trained_again(journal: Journal, damage: Any) -> None:
     journal.commit_block(make_result())
-    path = journal.file("blocks/conv.npz")
+    path = journal.file("blocks/conv@two_layer.npz")
     path.write_bytes(damage(path.read_bytes()))
     assert journal.committed_blocks() == {}
 
 
 def test_a_valid_block_under_another_layers_name_is_not_believed(journal: Journal) -> None:
     journal.commit_block(make_result())
-    journal.file("blocks/conv.npz").rename(journal.file("blocks/dense.npz"))
+    journal.file("blocks/conv@two_layer.npz").rename(journal.file("blocks/dense@two_layer.npz"))
     assert journal.committed_blocks() == {}
 
 
 def test_pickled_content_is_never_loaded(journal: Journal) -> None:
-    np.savez(journal.file("blocks/conv.npz"), meta=np.array([{"a": 1}], object), sha256=np.zeros(32, np.uint8))
+    np.savez(
+        journal.file("blocks/conv@two_layer.npz"), meta=np.array([{"a": 1}], object), sha256=np.zeros(32, np.uint8)
+    )
     assert journal.committed_blocks() == {}
     with pytest.raises(TypeError, match="plain numbers"):
         journal.commit_block(make_result(weights={"w": np.array([None])}))
@@ -160,7 +167,7 @@ def test_foreign_and_temporary_files_are_ignored(journal: Journal, caplog: pytes
     journal.commit_block(make_result())
     for name in (".0123.tmp", "conv.npz.tmp", "notes.txt", ".DS_Store"):
         journal.file(f"blocks/{name}").write_bytes(b"half")
-    assert list(journal.committed_blocks()) == ["conv"]
+    assert list(journal.committed_blocks()) == [key()]
     assert not caplog.records
 
 
@@ -196,7 +203,7 @@ def test_several_processes_commit_at_once(journal: Journal) -> None:
     names = [f"conv{index}" for index in range(8)]
     with ProcessPoolExecutor(2) as pool:
         list(pool.map(journal.commit_block, [make_result(name) for name in names]))
-    assert sorted(journal.committed_blocks()) == names
+    assert sorted(journal.committed_blocks()) == list(map(key, names))
 
 
 def test_create_takes_an_empty_directory_and_refuses_a_run(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_one_task_alone_costs_the_same_however_it_is_asked(grouped: bool) -> Non
 def test_run_loads_agree_with_load_of_every_run(grouped: bool) -> None:
     rng = random.Random(0)
     tasks = [make_task(at) for at in range(9)]
-    prefix_s, block_s = ({task.layer_name: rng.uniform(0, 9) for task in tasks} for _ in range(2))
+    prefix_s, block_s = ({task.layer.name: rng.uniform(0, 9) for task in tasks} for _ in range(2))
     costs = LayerCosts(prefix_s, block_s, grouped, "test")
     table = costs.run_loads_s(tasks)
     for start, loads_s in enumerate(table):
@@ -186,9 +186,9 @@ def test_a_table_may_know_more_layers_than_the_run_but_not_fewer() -> None:
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_a_corrected_table_predicts_what_was_measured(grouped: bool) -> None:
-    alone = [([task], 10.0 + task.index) for task in TASKS]
+    alone = [([task], 10.0 + task.layer.index) for task in TASKS]
     groups = [(TASKS[:2], 123.0), (TASKS[2:], 45.0)] if grouped else alone
-    results = [result(t.layer_name, w, 0.0, s) for w, (tasks, s) in enumerate(groups) for t in tasks]
+    results = [result(t.layer.name, w, 0.0, s) for w, (tasks, s) in enumerate(groups) for t in tasks]
     corrected = TABLE.corrected(results, WORK, grouped, "runs/one")
     for tasks, seconds in groups:
         assert corrected.costs(WORK, grouped).load_s(tasks) == pytest.approx(seconds)

@@ -9,7 +9,7 @@ from tests.helpers.fakes import make_task
 
 pytestmark = pytest.mark.fast
 TASKS = tuple(make_task(at) for at in range(6))
-NAMES = [task.layer_name for task in TASKS]
+NAMES = [task.layer.name for task in TASKS]
 COSTS = LayerCosts(dict.fromkeys(NAMES, 10.0), dict.fromkeys(NAMES, 1.0), grouped=True, source="given")
 
 

@@ -20,7 +20,7 @@ def assigned(*queues: tuple[TaskGroup, ...], pool: tuple[TaskGroup, ...] = (), s
 
 def taken(dispatcher: Dispatcher, *workers: int) -> list[int | None]:
     groups = [dispatcher.take(worker) for worker in workers]
-    return [group.tasks[0].index if group else None for group in groups]
+    return [group.tasks[0].layer.index if group else None for group in groups]
 
 
 def test_a_worker_takes_its_own_queue_in_order_and_then_the_pool() -> None:
@@ -93,4 +93,4 @@ def test_every_group_is_handed_out_once_whoever_comes_and_goes(steals: bool) -> 
             dispatcher.lose(worker)
         while (group := dispatcher.take(9)) is not None:
             trained.append(group)
-        assert sorted(group.tasks[0].index for group in trained) == list(range(8))
+        assert sorted(group.tasks[0].layer.index for group in trained) == list(range(8))

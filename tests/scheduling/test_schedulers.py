@@ -8,7 +8,7 @@ import pytest
 
 from pbd import config
 from pbd.errors import UsageError
-from pbd.records import Assignment, LayerTask
+from pbd.records import Assignment, BlockTask
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.schedulers import (
     GROUPS_PER_WORKER,
@@ -31,35 +31,35 @@ AS_THEY_COME_FREE = pytest.mark.parametrize("name", ["pull", "work_stealing"])
 BOTH_MODES = pytest.mark.parametrize("grouped", [True, False])
 
 
-def random_instance(seed: int, count: int, grouped: bool) -> tuple[list[LayerTask], LayerCosts]:
+def random_instance(seed: int, count: int, grouped: bool) -> tuple[list[BlockTask], LayerCosts]:
     """Small whole numbers, so that ties are frequent; prefixes do not always grow (sibling branches)."""
     rng = random.Random(seed)
     tasks = [make_task(at) for at in range(count)]
-    prefix_s = {task.layer_name: float(task.index + rng.randint(0, 3)) for task in tasks}
-    block_s = {task.layer_name: float(rng.randint(0, 6)) for task in tasks}
+    prefix_s = {task.layer.name: float(task.layer.index + rng.randint(0, 3)) for task in tasks}
+    block_s = {task.layer.name: float(rng.randint(0, 6)) for task in tasks}
     return tasks, LayerCosts(prefix_s, block_s, grouped, "random")
 
 
-def flat_costs(tasks: Sequence[LayerTask], seconds: float, grouped: bool = False) -> LayerCosts:
-    names = [task.layer_name for task in tasks]
+def flat_costs(tasks: Sequence[BlockTask], seconds: float, grouped: bool = False) -> LayerCosts:
+    names = [task.layer.name for task in tasks]
     return LayerCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, seconds), grouped, "flat")
 
 
 def layout(assignment: Assignment) -> list[list[int]]:
-    return [[task.index for group in queue for task in group.tasks] for queue in assignment.queues]
+    return [[task.layer.index for group in queue for task in group.tasks] for queue in assignment.queues]
 
 
 def trained(times: Replay) -> list[list[int]]:
-    return [[task.index for span in spans for task in span.group.tasks] for spans in times.timeline]
+    return [[task.layer.index for span in spans for task in span.group.tasks] for spans in times.timeline]
 
 
-def timed(seconds: Sequence[float]) -> tuple[list[LayerTask], LayerCosts]:
+def timed(seconds: Sequence[float]) -> tuple[list[BlockTask], LayerCosts]:
     tasks = [make_task(at) for at in range(len(seconds))]
-    times = {task.layer_name: one for task, one in zip(tasks, seconds, strict=True)}
+    times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
     return tasks, LayerCosts(dict.fromkeys(times, 0.0), times, grouped=False, source="timed")
 
 
-def all_cuts(tasks: list[LayerTask], num_workers: int) -> list[list[list[LayerTask]]]:
+def all_cuts(tasks: list[BlockTask], num_workers: int) -> list[list[list[BlockTask]]]:
     """Every way to cut the tasks into at most that many runs."""
     count = len(tasks)
     return [
@@ -81,7 +81,7 @@ def test_every_task_is_assigned_once_with_the_load_it_costs(name: str, grouped: 
     assignment = SCHEDULERS[name](tasks, costs, num_workers)
     assert assignment.scheduler == name
     assert len(assignment.queues) == len(assignment.predicted_load_s) == num_workers
-    assert sorted(task.index for group in assignment.groups for task in group.tasks) == list(range(7))
+    assert sorted(task.layer.index for group in assignment.groups for task in group.tasks) == list(range(7))
     assert sorted(itertools.chain(*trained(replay(assignment, costs)))) == list(range(7))
     for group in assignment.groups:
         assert group.predicted_s == pytest.approx(costs.load_s(group.tasks))
@@ -103,7 +103,7 @@ def test_grouped_tasks_of_a_worker_are_one_group_in_index_order(name: str) -> No
     for queue in SCHEDULERS[name](tasks, costs, 4).queues:
         assert len(queue) <= 1
         for group in queue:
-            assert list(group.tasks) == sorted(group.tasks, key=lambda task: task.index)
+            assert list(group.tasks) == sorted(group.tasks, key=lambda task: task.layer.index)
 
 
 @EVERY_SCHEDULER
@@ -152,7 +152,7 @@ def test_contiguous_is_exact_and_then_pays_least_in_all(grouped: bool) -> None:
 def test_contiguous_leaves_workers_free_that_could_not_help() -> None:
     # The last layer alone takes 11 s, and all three together no longer: a second worker would be wasted.
     tasks = [make_task(at) for at in range(3)]
-    names = [task.layer_name for task in tasks]
+    names = [task.layer.name for task in tasks]
     costs = LayerCosts(
         dict(zip(names, (8.0, 9.0, 10.0), strict=True)), dict(zip(names, (0, 0, 1), strict=True)), True, ""
     )
@@ -193,7 +193,7 @@ def test_what_is_handed_out_is_longest_first_and_the_earlier_of_equals_first(nam
         tasks, costs = random_instance(seed, 9, grouped)
         assignment = SCHEDULERS[name](tasks, costs, 2)
         for groups in [assignment.pool, *assignment.queues]:
-            keys = [(-costs.load_s(group.tasks), group.tasks[0].index) for group in groups]
+            keys = [(-costs.load_s(group.tasks), group.tasks[0].layer.index) for group in groups]
             assert keys == sorted(keys)
 
 
@@ -203,7 +203,7 @@ def test_grouped_layers_are_cut_into_a_few_runs_per_worker(name: str) -> None:
     groups = SCHEDULERS[name](tasks, costs, 3).groups
     assert 3 <= len(groups) <= 3 * max(GROUPS_PER_WORKER)
     for group in groups:
-        indices = [task.index for task in group.tasks]
+        indices = [task.layer.index for task in group.tasks]
         assert indices == list(range(indices[0], indices[-1] + 1))
 
 
@@ -274,7 +274,7 @@ def test_an_unknown_scheduler_is_refused_with_the_nearest_name() -> None:
 def test_layers_are_cut_finely_only_where_prefixes_are_cheap(name: str) -> None:
     """Many runs balance better; where the prefix is most of the work, each further run costs more than it gains."""
     tasks = [make_task(at) for at in range(24)]
-    names = [task.layer_name for task in tasks]
+    names = [task.layer.name for task in tasks]
     blocks_s = dict.fromkeys(names, 1.0)
     cheap = LayerCosts(dict.fromkeys(names, 0.0), blocks_s, True, "test")
     dear = LayerCosts({name: 10.0 + at for at, name in enumerate(names)}, blocks_s, True, "test")

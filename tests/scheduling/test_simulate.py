@@ -56,7 +56,7 @@ def test_of_workers_that_come_free_together_the_first_takes_the_next() -> None:
     costs = LayerCosts(dict.fromkeys(PREFIX_S, 0.0), BLOCK_S, False, "test")
     pool = tuple(TaskGroup((task,)) for task in TASKS)
     times = replay(Assignment("by hand", ((), (), ()), (0.0,) * 3, pool=pool), costs)
-    assert [[span.group.tasks[0].index for span in spans] for spans in times.timeline] == [[0, 3], [1], [2]]
+    assert [[span.group.tasks[0].layer.index for span in spans] for spans in times.timeline] == [[0, 3], [1], [2]]
     assert times.busy_s == (10.0, 5.0, 5.0)
 
 
@@ -87,7 +87,7 @@ def test_no_assignment_beats_the_lower_bound(grouped: bool) -> None:
     reached = 0
     for _ in range(40):
         tasks = [make_task(at) for at in range(rng.randint(1, 5))]
-        prefix_s, block_s = ({task.layer_name: float(rng.randint(0, 9)) for task in tasks} for _ in range(2))
+        prefix_s, block_s = ({task.layer.name: float(rng.randint(0, 9)) for task in tasks} for _ in range(2))
         costs = LayerCosts(prefix_s, block_s, grouped, "random")
         workers = rng.randint(1, 4)
         makespans = []

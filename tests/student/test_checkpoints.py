@@ -19,7 +19,7 @@ from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import CheckpointFile, Tuning
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 EPOCHS = 4
 NAME = "fine_tuning/place.npz"
@@ -132,16 +132,16 @@ def test_a_team_goes_on_together(
             raise Interruption
         return examine(student, teacher, data, collective)
 
-    (whole, weights), _ = as_team(2, lambda collective: tune(collective=collective, data=large))
+    (whole, weights), _ = run_threads(2, lambda collective: tune(collective=collective, data=large))
     with monkeypatch.context() as patch:
         patch.setattr(fine_tuning, "examine", at_most_two)
         with pytest.raises((Interruption, CollectiveLostError)):
-            as_team(2, lambda collective: tune(tmp_path, collective, data=large))
-    first, second = as_team(2, lambda collective: tune(tmp_path, collective, data=large))
+            run_threads(2, lambda collective: tune(tmp_path, collective, data=large))
+    first, second = run_threads(2, lambda collective: tune(tmp_path, collective, data=large))
     assert first[0] == second[0]
     assert [row["loss"] for row in first[0].history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
     apart = tmp_path / "not shared"
-    third, _ = as_team(2, lambda collective: tune(apart if collective.index else tmp_path, collective, data=large))
+    third, _ = run_threads(2, lambda collective: tune(apart if collective.index else tmp_path, collective, data=large))
     assert len(third[0].history) == EPOCHS, "who does not see the file makes all begin anew"
     assert weights[0].shape == third[1][0].shape
 

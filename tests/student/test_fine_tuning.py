@@ -28,7 +28,7 @@ from tests.helpers.palette import (
     snapshot,
     trained_teacher,
 )
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
@@ -349,7 +349,7 @@ def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: ke
             copies[collective.index], teacher, large, config, start, ignore, collective=collective
         )
 
-    for tuning, copy in zip(as_team(2, work), copies, strict=False):
+    for tuning, copy in zip(run_threads(2, work), copies, strict=False):
         assert [row["loss"] for row in tuning.history] == pytest.approx([r["loss"] for r in alone.history], rel=1e-3)
         assert tuning.best.accuracy == pytest.approx(alone.best.accuracy, abs=1 / 48)
         # not the weights: a bias in front of a normalisation has no gradient but rounding, which Adam follows
@@ -378,7 +378,7 @@ def test_divergence_steps_the_whole_team_back(
             copies[collective.index], teacher, large, config, Metrics(0.9, 0.9, 0.1), ignore, collective=collective
         )
 
-    first, second = as_team(2, work)
+    first, second = run_threads(2, work)
     assert first == second
     assert len(first.events) == 1
     assert "the loss is not a finite number" in first.events[0]

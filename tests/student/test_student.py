@@ -7,16 +7,17 @@ import keras
 import numpy as np
 import pytest
 
+from experiments.paper_scheme import output_with
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.collective import Collective
 from pbd.config import RunConfig
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
-from pbd.progress import NullProgress
-from pbd.records import BlockResult, LayerTask
+from pbd.progress import ProgressDisplay
+from pbd.records import BlockResult, BlockTask
 from pbd.student import assemble
 from tests.helpers.palette import (
     SHAPE,
@@ -28,7 +29,7 @@ from tests.helpers.palette import (
     snapshot,
     trained_teacher,
 )
-from tests.helpers.thread_collective import as_team
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 BLOCK = "two_layer"
@@ -45,25 +46,25 @@ def teacher() -> keras.Model:
 
 
 @pytest.fixture
-def tasks(teacher: keras.Model) -> tuple[LayerTask, ...]:
-    return enumerate_tasks(teacher, BLOCK, include_unprofitable=True)
+def tasks(teacher: keras.Model) -> tuple[BlockTask, ...]:
+    return enumerate_tasks(teacher, blocks.get(BLOCK), include_unprofitable=True)
 
 
 @pytest.fixture
-def accepted(tasks: tuple[LayerTask, ...]) -> dict[str, BlockResult]:
+def accepted(tasks: tuple[BlockTask, ...]) -> dict[str, BlockResult]:
     """Blocks for `a` and `b` with random weights; the stem's was not accepted."""
     generator = np.random.default_rng(5)
     results = {}
     for task in tasks[1:]:
-        weights = blocks.get_weights(blocks.build_block(BLOCK, task, seed=0))
+        weights = blocks.get_weights(blocks.build_block(blocks.get(BLOCK), task.layer, seed=0))
         moved = {key: value * generator.uniform(0.5, 1.5, value.shape) for key, value in weights.items()}
         moved = {key: value.astype("float32") for key, value in moved.items()}
-        results[task.layer_name] = BlockResult(task.layer_name, "trained", BLOCK, weights=moved, val_accuracy=1.0)
+        results[task.layer.name] = BlockResult(task.layer.name, "trained", BLOCK, weights=moved, val_accuracy=1.0)
     return results
 
 
 @pytest.fixture
-def assembled(teacher: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult]) -> keras.Model:
+def assembled(teacher: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult]) -> keras.Model:
     return assemble.assemble(teacher, tasks, accepted, BLOCK)
 
 
@@ -76,14 +77,14 @@ def block_layers(accepted: dict[str, BlockResult]) -> set[str]:
 
 
 def test_an_assembled_block_equals_the_teacher_with_it_swapped(
-    teacher: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult]
+    teacher: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult]
 ) -> None:
     images = batches()[0]
     for task in tasks[1:]:
-        name = task.layer_name
-        block = blocks.build_block(BLOCK, task, seed=1)
+        name = task.layer.name
+        block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=1)
         blocks.set_weights(block, accepted[name].weights)
-        swapped = keras.Model(teacher.inputs, graph.output_with(teacher, name, block))
+        swapped = keras.Model(teacher.inputs, output_with(teacher, name, block))
         small = assemble.assemble(teacher, tasks, {name: accepted[name]}, BLOCK)
         np.testing.assert_allclose(predict(small, images), predict(swapped, images), rtol=1e-5, atol=1e-6)
 
@@ -102,14 +103,14 @@ def test_only_accepted_layers_are_replaced(
 
 
 def shop(
-    teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], **settings: object
+    teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], **settings: object
 ) -> assemble.StudentBuilder:
     settle, tune = assemble.recalibrate_here(teacher, dataset), assemble.tune_here(teacher, dataset, ignore)
     return assemble.StudentBuilder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
 
 
 def test_without_accepted_blocks_the_student_is_the_teacher(
-    teacher: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...]
+    teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...]
 ) -> None:
     bench = shop(teacher, dataset, tasks, fine_tune_epochs=2)
     copy, marks = bench.assemble({})
@@ -152,19 +153,22 @@ def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> 
 
 
 def test_statistics_that_workers_share_are_those_of_one(
-    teacher: keras.Model, dataset: Dataset, accepted: dict[str, BlockResult], tasks: tuple[LayerTask, ...]
+    teacher: keras.Model, dataset: Dataset, accepted: dict[str, BlockResult], tasks: tuple[BlockTask, ...]
 ) -> None:
     """Of five batches, one worker has three; validation images are shared, too."""
     dataset = replace(dataset, batch_size=20)
     models = [assemble.assemble(teacher, tasks, accepted, BLOCK) for _ in range(3)]
-    alone = assemble.recalibrate(models[2], teacher, dataset)
+    alone = assemble.recalibrate_and_evaluate(models[2], teacher, dataset)
 
     def settle(collective: Collective) -> Metrics:
-        return assemble.recalibrate(
-            models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
+        return assemble.recalibrate_and_evaluate(
+            models[collective.index],
+            teacher,
+            dataset.shared(WorkerShare(collective.index, collective.size)),
+            collective,
         )
 
-    for marks, model in zip(as_team(2, settle), models, strict=False):
+    for marks, model in zip(run_threads(2, settle), models, strict=False):
         assert marks.accuracy == alone.accuracy
         assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
         for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):
@@ -172,7 +176,7 @@ def test_statistics_that_workers_share_are_those_of_one(
 
 
 def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
-    tasks: tuple[LayerTask, ...], teacher: keras.Model, accepted: dict[str, BlockResult]
+    tasks: tuple[BlockTask, ...], teacher: keras.Model, accepted: dict[str, BlockResult]
 ) -> None:
     """Keras leaves the statistics of a frozen one alone, even in training mode."""
     teacher.get_layer("norm").trainable = False
@@ -194,7 +198,7 @@ SCOPES: dict[str, Callable[[set[str], set[str]], set[str]]] = {
 def test_a_scope_tunes_exactly_what_it_names(
     scope: str,
     teacher: keras.Model,
-    tasks: tuple[LayerTask, ...],
+    tasks: tuple[BlockTask, ...],
     assembled: keras.Model,
     accepted: dict[str, BlockResult],
     dataset: Dataset,
@@ -212,7 +216,7 @@ def test_a_scope_tunes_exactly_what_it_names(
 
 def test_no_epochs_leave_the_student_as_it_is(
     teacher: keras.Model,
-    tasks: tuple[LayerTask, ...],
+    tasks: tuple[BlockTask, ...],
     assembled: keras.Model,
     accepted: dict[str, BlockResult],
     dataset: Dataset,
@@ -225,11 +229,11 @@ def test_no_epochs_leave_the_student_as_it_is(
 
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_student_says_how_it_came_to_be(
-    epochs: int, able: keras.Model, tasks: tuple[LayerTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
+    epochs: int, able: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
 ) -> None:
     config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, accepted, config, NullProgress())
+    small = assemble.make(able, dataset, tasks, accepted, config, ProgressDisplay())
     assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
     assert small.marks.score >= small.assembled.score
@@ -248,16 +252,16 @@ def able(dataset: Dataset) -> keras.Model:
 
 
 @pytest.fixture
-def one_bad(able: keras.Model, tasks: tuple[LayerTask, ...]) -> dict[str, BlockResult]:
+def one_bad(able: keras.Model, tasks: tuple[BlockTask, ...]) -> dict[str, BlockResult]:
     """A block for `a` that is the layer itself, almost, and one for `b` that is garbage."""
-    return {task.layer_name: made_block(able, task, garbage=task.layer_name == "b") for task in tasks[1:]}
+    return {task.layer.name: made_block(able, task, garbage=task.layer.name == "b") for task in tasks[1:]}
 
 
-def made_block(able: keras.Model, task: LayerTask, garbage: bool) -> BlockResult:
+def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult:
     """Return a block of the full rank, which can be the layer itself, or one that answers with large noise."""
     from pbd.blocks.initialisation import initialise
 
-    name, full = task.layer_name, blocks.build_block("decoupled_r3", task, seed=0)
+    name, full = task.layer.name, blocks.build_block(blocks.get("decoupled_r3"), task.layer, seed=0)
     prefix = graph.truncate(able, [name])
     images = [np.asarray(batches(1)[0])]
     initialise({name: full}, [task], able, prefix, images, "decoupled_r3", "kernel", 0)
@@ -276,10 +280,10 @@ def promise(target: float | None, **settings: object) -> RunConfig:
 
 
 def test_the_worst_layer_is_given_back_until_the_promise_holds(
-    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), ProgressDisplay())
     (whole,) = metrics.evaluate(able, [able], dataset.batches("validation"), True)
     assert small.assembled.score < whole.score - 0.25, "else there was nothing to give back"
     assert list(small.restored) == ["b"]
@@ -299,27 +303,27 @@ def test_the_worst_layer_is_given_back_until_the_promise_holds(
 
 
 def test_without_a_target_nothing_is_given_back(
-    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), ProgressDisplay())
     assert (small.events, small.restored) == ((), {})
     assert not {"a", "b"} & {layer.name for layer in small.model.layers}
 
 
 def test_a_target_that_holds_gives_nothing_back(
-    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), ProgressDisplay())
     assert (small.events, small.restored) == ((), {})
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
-    labelled: bool, able: keras.Model, tasks: tuple[LayerTask, ...]
+    labelled: bool, able: keras.Model, tasks: tuple[BlockTask, ...]
 ) -> None:
     dataset = make_dataset(labelled)
-    bad = {task.layer_name: made_block(able, task, garbage=True) for task in tasks}
-    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), NullProgress())
+    bad = {task.layer.name: made_block(able, task, garbage=True) for task in tasks}
+    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), ProgressDisplay())
     assert set(small.restored) == {"stem", "a", "b"}
     assert [len(line.split(":")[0].split(",")) for line in small.events] == [2, 1], "half of those left, each time"
     assert list(snapshot(small.model)) == list(snapshot(able))
@@ -332,11 +336,11 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
 
 
 def test_a_student_made_again_is_fine_tuned_again(
-    able: keras.Model, dataset: Dataset, tasks: tuple[LayerTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), NullProgress())
+    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), ProgressDisplay())
     assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])

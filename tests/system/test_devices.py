@@ -1,4 +1,4 @@
-"""The share of the host that a worker claims, decided by environment before any backend loads."""
+"""The share of its host that a worker claims, and what is restored after a claim."""
 
 import contextlib
 import math
@@ -21,7 +21,7 @@ NAMES = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 @pytest.fixture
 def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host of eight cores and two GPUs, with nothing set and nothing loaded."""
-    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED"):
+    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED", "PBD_LOCAL_WORKERS"):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
@@ -30,42 +30,42 @@ def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
-def claimed() -> tuple[str | None, ...]:
+def environment() -> tuple[str | None, ...]:
     return tuple(os.environ.get(name) for name in NAMES)
 
 
 def test_workers_share_cores_and_take_a_gpu_each(bare_host: pytest.MonkeyPatch) -> None:
-    devices.claim(local_rank=1, local_workers=2)
-    assert claimed() == ("4", "4", "1")
+    devices.Share(local_rank=1, local_workers=2).claim()
+    assert environment() == ("4", "4", "1")
 
 
 @pytest.mark.parametrize(("workers", "threads", "at_once"), [(1, 1, "1"), (1, None, "2"), (1, 4, "2"), (2, 4, "1")])
 def test_a_worker_of_one_thread_computes_one_operation_at_a_time(
     workers: int, threads: int | None, at_once: str, bare_host: pytest.MonkeyPatch
 ) -> None:
-    devices.claim(0, workers, threads)
+    devices.Share(0, workers, threads).claim()
     assert os.environ["TF_NUM_INTEROP_THREADS"] == at_once
 
 
 def test_a_flag_beats_the_environment_and_the_environment_beats_the_default(bare_host: pytest.MonkeyPatch) -> None:
     bare_host.setenv("TF_NUM_INTRAOP_THREADS", "7")
-    devices.claim(0, 1)
-    assert claimed()[0] == "7"
-    devices.claim(0, 1, threads=3)
-    assert claimed()[0] == "3"
+    devices.Share().claim()
+    assert environment()[0] == "7"
+    devices.Share(threads=3).claim()
+    assert environment()[0] == "3"
 
 
 def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host: pytest.MonkeyPatch) -> None:
     with pytest.raises(EnvironmentMismatchError, match="3 workers, 2 GPUs"):
-        devices.claim(0, 3)
+        devices.Share(0, 3).claim()
     bare_host.setenv("CUDA_VISIBLE_DEVICES", "0")
-    devices.claim(2, 3)
-    assert claimed()[2] == "0"
+    devices.Share(2, 3).claim()
+    assert environment()[2] == "0"
 
 
-def test_what_nobody_uses_cannot_be_imported_for_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hidden_packages_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with backend._without(["colorsys", "json", "no_such_module"]):
+    with backend._hidden(["colorsys", "json", "no_such_module"]):
         with pytest.raises(ImportError):
             import colorsys
         import json
@@ -77,20 +77,26 @@ def test_what_nobody_uses_cannot_be_imported_for_a_while(monkeypatch: pytest.Mon
 
 
 def test_a_child_takes_its_own_share_and_keeps_what_the_user_set() -> None:
-    """Dask starts a lost worker again from the coordinator, which by then has claimed its own share."""
+    """Dask restarts a lost worker from the coordinator, which by then has claimed its own share."""
     child = "import os; from pbd.system import devices; devices.forget_inherited(); print(dict(os.environ))"
-    parent = "from pbd.system import devices; import os, subprocess, sys; devices.claim(0, 1); "
+    parent = "from pbd.system import devices; import os, subprocess, sys; devices.Share().claim(); "
     parent += "os.environ['TF_NUM_INTEROP_THREADS'] = '9'; "  # after the claim, for its children
     parent += f"subprocess.run([sys.executable, '-c', {child!r}], check=True)"
     users = {"CUDA_VISIBLE_DEVICES": "3", "TF_FORCE_GPU_ALLOW_GROWTH": "false"}
-    command, environment = [sys.executable, "-c", parent], {"PATH": os.environ["PATH"]} | users
-    said = subprocess.run(
-        command, env=environment, capture_output=True, text=True, check=True, timeout=PATIENCE_S
+    command, inherited = [sys.executable, "-c", parent], {"PATH": os.environ["PATH"]} | users
+    output = subprocess.run(
+        command, env=inherited, capture_output=True, text=True, check=True, timeout=PATIENCE_S
     ).stdout
-    for name in ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "TF_CPP_MIN_LOG_LEVEL", "PBD_CLAIMED"):
-        assert f"'{name}'" not in said
+    for name in (
+        "TF_NUM_INTRAOP_THREADS",
+        "OMP_NUM_THREADS",
+        "TF_CPP_MIN_LOG_LEVEL",
+        "PBD_CLAIMED",
+        "PBD_LOCAL_WORKERS",
+    ):
+        assert f"'{name}" not in output
     for name, value in {**users, "TF_NUM_INTEROP_THREADS": "9"}.items():
-        assert f"'{name}': '{value}'" in said
+        assert f"'{name}': '{value}'" in output
 
 
 HOLD = """
@@ -99,8 +105,8 @@ from pbd.system import devices
 from pbd.errors import PbdError
 try:
     gpus = [f"{sys.argv[2]}-{number}" for number in range(2)]
-    print(devices.take_seat(gpus, preferred=int(sys.argv[1])), flush=True)
-    assert devices.take_seat(gpus) == devices.take_seat(gpus, preferred=1), "a process has one seat"
+    print(devices.reserve_gpu(gpus, preferred=int(sys.argv[1])), flush=True)
+    assert devices.reserve_gpu(gpus) == devices.reserve_gpu(gpus, preferred=1), "a process reserves one GPU"
 except PbdError as error:
     print(error, flush=True)
 sys.stdin.read()
@@ -108,21 +114,59 @@ sys.stdin.read()
 
 
 def test_no_two_processes_take_one_gpu(tmp_path: Path) -> None:
-    def sit(preferred: int) -> subprocess.Popen[str]:
+    def reserve(preferred: int) -> subprocess.Popen[str]:
         command = [sys.executable, "-c", HOLD, str(preferred), str(tmp_path)]
         return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     with contextlib.ExitStack() as stack:
-        first, second, third = [stack.enter_context(sit(1)) for _ in range(3)]
-        said = sorted(process.stdout.readline().strip() for process in (first, second, third))
-        assert said[:2] == ["0", "1"]
-        assert "all 2 GPUs of this host taken" in said[2]
+        first, second, third = [stack.enter_context(reserve(1)) for _ in range(3)]
+        lines = sorted(process.stdout.readline().strip() for process in (first, second, third))
+        assert lines[:2] == ["0", "1"]
+        assert "all 2 GPUs of this host taken" in lines[2]
         for process in (first, second, third):
             process.kill()
             process.wait()
-        again = stack.enter_context(sit(1))
-        assert again.stdout.readline().strip() == "1", "a seat falls free when its process dies"
-        again.kill()
+        fourth = stack.enter_context(reserve(1))
+        assert fourth.stdout.readline().strip() == "1", "the GPU is free when its process has died"
+        fourth.kill()
+
+
+CLAIM = """
+import json, os, threadpoolctl
+import numpy
+from pbd.system import devices
+
+def state():
+    return dict(os.environ), {lib["filepath"]: lib["num_threads"] for lib in threadpoolctl.threadpool_info()}
+
+before = state()
+try:
+    with devices.claimed(devices.Share(threads=1)):
+        environment, threads = state()
+        assert environment["OMP_NUM_THREADS"] == environment["TF_NUM_INTRAOP_THREADS"] == "1"
+        assert set(threads.values()) == {1}
+        with devices.claimed(devices.Share(threads=1)):
+            import scipy.linalg  # brings a BLAS of its own
+        os.environ["OF_THE_CALLER"] = "kept"
+        raise KeyError
+except KeyError:
+    pass
+assert os.environ.pop("OF_THE_CALLER") == "kept"
+environment, threads = state()
+assert environment == before[0], set(environment.items()) ^ set(before[0].items())
+assert len(threads) > len(before[1])
+assert set(threads.values()) == set(before[1].values()), (before[1], threads)
+"""
+
+
+@pytest.mark.skipif(devices.available_cores() < 2, reason="one thread is all there is")
+@pytest.mark.parametrize("user", [{}, {"OMP_NUM_THREADS": "2", "TF_NUM_INTRAOP_THREADS": "3", "PBD_CLAIMED": "{}"}])
+def test_a_claim_for_a_block_is_undone(user: dict[str, str]) -> None:
+    inherited = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join(sys.path)} | user
+    done = subprocess.run(
+        [sys.executable, "-c", CLAIM], env=inherited, capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
 
 
 VERSION_2 = {"memory.max": "5000\n", "memory.current": "3000\n", "memory.stat": "anon 1900\nfile 1000\n"}

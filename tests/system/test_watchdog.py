@@ -1,4 +1,4 @@
-"""A process that hangs is ended, one that computes, waits on purpose or was stopped itself is not; no TensorFlow."""
+"""Hang detection ends processes that hang, and none that compute, wait on purpose or were stopped; no TensorFlow."""
 
 import os
 import signal
@@ -28,19 +28,19 @@ WORK = {
 
 
 @pytest.mark.parametrize("work", WORK)
-def test_only_one_that_hangs_is_ended(work: str) -> None:
+def test_only_a_process_that_hangs_is_ended(work: str) -> None:
     body = "\n".join(f"    {line}" for line in WORK[work].splitlines())
     imports = "import threading, time\nfrom pbd.system import watchdog"
     script = f"{imports}\nwith watchdog.watching({LIMIT_S}):\n{body}\nprint('done')"
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
     if work in ("sleeps", "waits for a lock"):
-        assert told.returncode == StoppedError.exit_code, told.stderr
-        assert "this process hung" in told.stderr
+        assert done.returncode == StoppedError.exit_code, done.stderr
+        assert "this process hung" in done.stderr
     else:
-        assert (told.returncode, told.stdout) == (0, "done\n"), told.stderr
+        assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
 
 
-def test_one_whose_output_nobody_takes_is_left_alone() -> None:
+def test_a_process_whose_output_is_blocked_is_left_alone() -> None:
     script = (
         "from pbd.system import watchdog\n"
         f"with watchdog.watching({LIMIT_S}):\n    print('x' * 1_000_000, flush=True)\n    print('done')"
@@ -52,15 +52,15 @@ def test_one_whose_output_nobody_takes_is_left_alone() -> None:
     assert blocked.returncode == 0
 
 
-def test_the_time_in_which_it_was_stopped_itself_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [0.0]
     monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    patience = Timeout(5.0, tick_s=1.0)
-    for after_s, lost in ((1.0, False), (3600.0, False), (1.0, False), (1.0, True)):
+    timeout = Timeout(5.0, tick_s=1.0)
+    for after_s, expired in ((1.0, False), (3600.0, False), (1.0, False), (1.0, True)):
         now[0] += after_s
-        assert patience.lost() == lost
-    patience.renew()
-    assert not patience.lost()
+        assert timeout.expired() == expired
+    timeout.renew()
+    assert not timeout.expired()
 
 
 RANKS = f"""
@@ -70,42 +70,99 @@ from pbd.system import watchdog
 from pbd.config import ExecutionConfig
 from pbd.executors.mpi.executor import MpiExecutor
 executor = MpiExecutor(ExecutionConfig(isolate=False, stall_limit={LIMIT_S}))
-(Path(sys.argv[1]) / str(executor._comm.Get_rank())).write_text(str(os.getpid()))
-with watchdog.watching({LIMIT_S}):
+rank = executor._comm.Get_rank()
+(Path(sys.argv[1]) / str(rank)).write_text(str(os.getpid()))
+with watchdog.watching({LIMIT_S}, executor.abort):
+    if sys.argv[3:] == [str(rank)]:
+        time.sleep(1e6)
     for _ in range(int(sys.argv[2])):
         watchdog.touch()
         time.sleep(0.1)
+executor._end()
 """
 
 
-def started(folder: Path, steps: int) -> "subprocess.Popen[str]":
-    command = [
-        str(Path(sys.executable).parent / "mpirun"),
-        "-n",
-        "3",
-        sys.executable,
-        "-c",
-        RANKS,
-        str(folder),
-        str(steps),
-    ]
+def start_ranks(folder: Path, steps: int, *hanging: str) -> "subprocess.Popen[str]":
+    mpirun = Path(sys.executable).parent / "mpirun"
+    command = [mpirun, "-n", "3", sys.executable, "-c", RANKS, str(folder), str(steps), *hanging]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT)
 
 
-def test_ranks_that_are_there_are_left_alone(tmp_path: Path) -> None:
-    job = started(tmp_path, steps=50)
-    _, said = job.communicate(timeout=PATIENCE_S)
-    assert job.returncode == 0, said
+def test_ranks_that_make_progress_are_left_alone(tmp_path: Path) -> None:
+    job = start_ranks(tmp_path, steps=50)
+    _, errors = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == 0, errors
+
+
+def pids_of(folder: Path, ranks: int) -> list[int]:
+    """Wait until every rank has written its process number, and return them."""
+    files = [folder / str(rank) for rank in range(ranks)]
+    wait_until(lambda: all(file.exists() and file.read_text() for file in files), "ranks")
+    return [int(file.read_text()) for file in files]
 
 
 @pytest.mark.parametrize("rank", [0, 2])
-def test_a_rank_that_was_stopped_ends_the_job(rank: int, tmp_path: Path) -> None:
-    job = started(tmp_path, steps=6000)
-    wait_until(lambda: all((tmp_path / str(r)).exists() and (tmp_path / str(r)).read_text() for r in range(3)), "ranks")
+def test_a_stopped_rank_ends_the_job(rank: int, tmp_path: Path) -> None:
+    job = start_ranks(tmp_path, steps=6000)
+    pids = pids_of(tmp_path, 3)
     time.sleep(1.5)
-    pids = [int((tmp_path / str(r)).read_text()) for r in range(3)]
     os.kill(pids[rank], signal.SIGSTOP)
-    _, said = job.communicate(timeout=PATIENCE_S)
-    assert job.returncode == NoWorkersError.exit_code, said
-    assert f"rank {rank} was not heard of" in said
+    _, errors = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == NoWorkersError.exit_code, errors
+    assert f"rank {rank} sent no heartbeat" in errors
     wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
+
+
+def test_a_rank_that_hangs_ends_the_job(tmp_path: Path) -> None:
+    job = start_ranks(tmp_path, 6000, "1")
+    _, errors = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == StoppedError.exit_code, errors
+    assert "this process hung" in errors
+
+
+DISTILL = f"""
+import os, sys, time
+from pathlib import Path
+import pbd
+from pbd.pipeline import distill
+from pbd.system import launcher
+
+def pretend(*arguments):
+    (Path(sys.argv[1]) / "0").write_text(str(os.getpid()))
+    while sys.argv[2] == "waits":
+        distill.watchdog.touch()
+        time.sleep(0.1)
+    time.sleep(1e6)
+
+distill._run = pretend
+if launcher.rank() == 1:
+    (Path(sys.argv[1]) / "1").write_text(str(os.getpid()))
+pbd.distill(isolate=False, stall_limit={LIMIT_S})
+"""
+
+
+def start_script(folder: Path, ranks: int, coordinator: str) -> "subprocess.Popen[str]":
+    """Start a script that calls `pbd.distill`, whose coordinator waits or hangs, without pbd-run."""
+    command = [Path(sys.executable).parent / "mpirun", "-n", str(ranks), sys.executable, "-c", DISTILL]
+    quiet = {"TF_CPP_MIN_LOG_LEVEL": "0"}  # then no backend is loaded
+    return subprocess.Popen(
+        [*command, str(folder), coordinator], stderr=subprocess.PIPE, text=True, cwd=ROOT, env=os.environ | quiet
+    )
+
+
+def test_a_stopped_rank_ends_a_script_that_calls_distill(tmp_path: Path) -> None:
+    job = start_script(tmp_path, 2, "waits")
+    pids = pids_of(tmp_path, 2)
+    time.sleep(1.5)
+    os.kill(pids[1], signal.SIGSTOP)
+    _, errors = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == NoWorkersError.exit_code, errors
+    assert "rank 1 sent no heartbeat" in errors
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in pids), "all are gone")
+
+
+def test_a_coordinator_that_hangs_ends_a_script_that_calls_distill(tmp_path: Path) -> None:
+    job = start_script(tmp_path, 2, "hangs")
+    _, errors = job.communicate(timeout=PATIENCE_S)
+    assert job.returncode == StoppedError.exit_code, errors
+    assert "this process hung" in errors

@@ -1,20 +1,15 @@
 """Each layer's costs, from what its block and the teacher's prefixes were measured to take."""
 
-import contextlib
 import json
-import random
-from collections.abc import Iterator
-
-import numpy as np
 
 from pbd.costs.layer_timing.block_probe import idle_step_times
 from pbd.costs.layer_timing.block_times import BlockTimes, block_times
 from pbd.costs.layer_timing.prefix_times import PREFIX_PASSES, PrefixTimes, prefix_times
 from pbd.costs.layer_timing.setup import Setup
 from pbd.networks import graph
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.scheduling.cost_table import CostTable, LayerTimes
-from pbd.system import devices
+from pbd.system import devices, random_state
 
 BLOCK_TRACES = 3
 """How often a group traces a block's forward: checks, its error, its swapped scores."""
@@ -26,19 +21,8 @@ def calibrate(setup: Setup) -> CostTable:
     Blocks with equal shapes are timed once, the teacher's prefix at a few depths. Nothing that a run's randomness
     hangs on is touched.
     """
-    with _randomness_kept():
+    with random_state.preserved():
         return _measure(setup)
-
-
-@contextlib.contextmanager
-def _randomness_kept() -> Iterator[None]:
-    """Leave Python's and NumPy's generators, from which Keras seeds layers, as they were."""
-    python_state, numpy_state = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def _measure(setup: Setup) -> CostTable:
@@ -48,12 +32,12 @@ def _measure(setup: Setup) -> CostTable:
     prefixes = prefix_times(teacher, setup, *idle)
     kinds = {_kind(task): task for task in setup.tasks}
     times = {kind: block_times(task, setup, teacher, *idle) for kind, task in kinds.items()}
-    layers = {task.layer_name: _layer_times(setup, prefixes, task, times[_kind(task)]) for task in setup.tasks}
+    layers = {task.layer.name: _layer_times(setup, prefixes, task, times[_kind(task)]) for task in setup.tasks}
     device = devices.describe()
     return CostTable(setup.conditions, device, f"calibrated on {device}", layers)
 
 
-def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: BlockTimes) -> LayerTimes:
+def _layer_times(setup: Setup, prefixes: PrefixTimes, task: BlockTask, own: BlockTimes) -> LayerTimes:
     prefix = prefixes.upto(task)
     suffix = prefixes.whole.minus(prefix)
     tracing_s = own.step.once_s + BLOCK_TRACES * own.check.once_s
@@ -71,7 +55,13 @@ def _layer_times(setup: Setup, prefixes: PrefixTimes, task: LayerTask, own: Bloc
     )
 
 
-def _kind(task: LayerTask) -> tuple[object, ...]:
+def _kind(task: BlockTask) -> tuple[object, ...]:
     """Return what two layers must have in common for their blocks to take the same time."""
-    shapes = (task.input_shape, task.output_shape, task.kernel_size, task.strides, task.dilation_rate)
-    return (*shapes, task.padding, task.use_bias, json.dumps(task.activation, sort_keys=True))
+    shapes = (
+        task.layer.input_shape,
+        task.layer.output_shape,
+        task.layer.kernel_size,
+        task.layer.strides,
+        task.layer.dilation_rate,
+    )
+    return (*shapes, task.layer.padding, task.layer.use_bias, json.dumps(task.layer.activation, sort_keys=True))

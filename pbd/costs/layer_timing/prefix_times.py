@@ -13,7 +13,7 @@ from pbd.costs.layer_timing.block_probe import PROBE, distiller_of, probe
 from pbd.costs.layer_timing.setup import Setup
 from pbd.costs.layer_timing.step_time import MOST, WARM_UP, StepTime, seconds, time_step
 from pbd.networks import folding
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.scheduling import cost_table
 
 MOST_DEPTHS = 6
@@ -35,24 +35,26 @@ class PrefixTimes:
     trace_s: float
     """What all tracing of a group takes, were there no teacher and no blocks."""
 
-    def upto(self, task: LayerTask) -> StepTime:
+    def upto(self, task: BlockTask) -> StepTime:
         """Return the forward's pace up to and including a layer."""
         typical_s = {macs: pace.typical_s for macs, pace in self.depths.items()}
         once_s = {macs: pace.once_s for macs, pace in self.depths.items()}
-        macs = task.prefix_macs
+        macs = task.layer.prefix_macs
         return StepTime(cost_table.interpolated(typical_s, macs), cost_table.interpolated(once_s, macs))
 
 
-def depths(tasks: Sequence[LayerTask]) -> list[LayerTask]:
+def depths(tasks: Sequence[BlockTask]) -> list[BlockTask]:
     """Return the few tasks whose prefixes are timed, evenly spread, the shallowest and the deepest among them."""
-    by_depth = sorted({task.prefix_macs: task for task in reversed(tasks)}.values(), key=lambda task: task.prefix_macs)
+    by_depth = sorted(
+        {task.layer.prefix_macs: task for task in reversed(tasks)}.values(), key=lambda task: task.layer.prefix_macs
+    )
     at = np.linspace(0, len(by_depth) - 1, min(MOST_DEPTHS, len(by_depth)))
     return [by_depth[place] for place in np.unique(at.round().astype(int))]
 
 
 def prefix_times(teacher: keras.Model, setup: Setup, idle_step: StepTime, idle_check: StepTime) -> PrefixTimes:
     """Time training steps, data and all, of a block that costs nothing behind the teacher's prefixes."""
-    outputs = {task.prefix_macs: teacher.get_layer(task.layer_name).output for task in depths(setup.tasks)}
+    outputs = {task.layer.prefix_macs: teacher.get_layer(task.layer.name).output for task in depths(setup.tasks)}
     tracing = StepTime(0.0, idle_step.once_s)
     paces = {m: _prefix_pace(_probed(teacher, output), setup.dataset).minus(tracing) for m, output in outputs.items()}
     whole = _probed(teacher, teacher.outputs[0])

@@ -3,15 +3,16 @@
 import hashlib
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import keras
 
 from pbd import data
-from pbd.blocks import initialisation
+from pbd.blocks import BlockDesign, initialisation
 from pbd.blockwise.distiller import STOPPING_IMAGES
 from pbd.networks import cost, graph
-from pbd.records import LayerTask
+from pbd.records import BlockTask
 from pbd.scheduling.cost_table import Conditions, Workload
 
 
@@ -21,10 +22,11 @@ class Setup:
 
     teacher: keras.Model
     """Flat and functional; it is copied, never changed."""
-    tasks: tuple[LayerTask, ...]
+    tasks: tuple[BlockTask, ...]
     """The layers to train."""
     dataset: data.Dataset
-    block: str
+    designs: Mapping[str, BlockDesign]
+    """The designs of the tasks, by name."""
     block_init: str
     load_s: float = 0.0
     """What loading the teacher and the data took."""
@@ -32,16 +34,18 @@ class Setup:
     @property
     def conditions(self) -> Conditions:
         """What a table for it must have been made for."""
-        return Conditions(structure_digest(self.teacher), self.block, self.block_init, self.dataset.batch_size)
+        return Conditions(
+            structure_digest(self.teacher), "+".join(self.designs), self.block_init, self.dataset.batch_size
+        )
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        return tuple(task.layer_name for task in self.tasks)
+        return tuple(task.layer.name for task in self.tasks)
 
     @property
     def gathers(self) -> bool:
         """Whether first weights are fitted to images."""
-        return initialisation.gathers(self.block, self.block_init)
+        return any(any(initialisation.statistics_needed(d, self.block_init)) for d in self.designs.values())
 
     def workload(self, epochs: int) -> Workload:
         """Return how many batches a group goes through."""

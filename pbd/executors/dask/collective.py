@@ -12,103 +12,114 @@ from distributed import WorkerPlugin, get_worker
 
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
 
-ADD_UP = "pbd_add_up"
-"""What a worker with a `AllReducePlugin` answers to."""
-BROKEN, LOST = "a worker of the collective gave up.", "a worker of the collective was lost."
+HANDLER = "pbd_all_reduce_sum"
+"""The name of the remote call that a worker with an `AllReducePlugin` handles."""
+ABORTED, LOST = "a worker of the collective aborted.", "a worker of the collective was lost."
 
 
 @dataclass
-class _Sum:
-    """One sum of a collective, on its way."""
+class _PendingSum:
+    """One sum of a collective, until all members have sent their values."""
 
-    done: "asyncio.Future[bytes | str]"
-    parts: dict[int, np.ndarray | None] = field(default_factory=dict)
+    total: "asyncio.Future[bytes | str]"
+    values: dict[int, np.ndarray | None] = field(default_factory=dict)
 
-    def bring(self, index: int, part: np.ndarray | None, size: int) -> None:
-        """Take in one worker's part; one that gives up ends the waiting of all."""
-        self.parts[index] = part
-        if self.done.done():
+    def add(self, index: int, values: np.ndarray | None, size: int) -> None:
+        """Add one member's values; `None` aborts the sum for all members."""
+        self.values[index] = values
+        if self.total.done():
             return
-        if part is None:
-            self.done.set_result(BROKEN)
-        elif len(self.parts) == size:
-            total = self.parts[0].copy()
-            for other in range(1, size):  # in the order of the collective, whoever came first
-                total += self.parts[other]
-            self.done.set_result(total.tobytes())
+        if values is None:
+            self.total.set_result(ABORTED)
+        elif len(self.values) == size:
+            total = self.values[0].copy()
+            for other in range(1, size):  # in the order of the members, so that rounding does not depend on arrival
+                total += self.values[other]
+            self.total.set_result(total.tobytes())
 
 
 class AllReducePlugin(WorkerPlugin):
-    """Lets a worker add up what collectives bring to it; it runs in the worker's event loop alone."""
+    """Lets a worker sum up the values of the collectives whose first member it is, in its event loop."""
 
-    name = "pbd-meeting"
-    idempotent = True  # it holds the sums of other runs, too
+    name = "pbd-all-reduce"
+    idempotent = True  # a second registration would drop the pending sums of other runs
 
     def setup(self, worker: Any) -> None:
-        """Have the worker answer the calls of collectives."""
-        self._sums: dict[tuple[str, int], _Sum] = {}
+        """Register the handler of the remote call."""
+        self._pending: dict[tuple[str, int], _PendingSum] = {}
         self._lost: set[str] = set()
-        worker.handlers[ADD_UP] = self.all_reduce_sum
-        worker.pbd_meeting = self
+        worker.handlers[HANDLER] = self.all_reduce_sum
+        worker.pbd_all_reduce = self
 
     async def all_reduce_sum(
         self, collective: str, number: int, index: int, size: int, values: bytes | None, dtype: str
     ) -> bytes | str:
-        """Wait for what the others bring, `None` from those that give up, and return the sum or what is wrong."""
+        """Return the sum of all members' values, or `ABORTED` or `LOST`.
+
+        Args:
+            collective: the collective's name.
+            number: the number of the sum within the collective.
+            index: the member's index.
+            size: the number of members.
+            values: the member's values; `None` aborts.
+            dtype: the type of the values.
+        """
         if collective in self._lost:
             return LOST
-        coming = self._sums.setdefault((collective, number), _Sum(asyncio.get_running_loop().create_future()))
-        coming.bring(index, None if values is None else np.frombuffer(values, dtype), size)
-        if len(coming.parts) == size:
-            del self._sums[collective, number]
-        return await asyncio.shield(coming.done)
+        pending = self._pending.setdefault(
+            (collective, number), _PendingSum(asyncio.get_running_loop().create_future())
+        )
+        pending.add(index, None if values is None else np.frombuffer(values, dtype), size)
+        if len(pending.values) == size:
+            del self._pending[collective, number]
+        return await asyncio.shield(pending.total)  # a member that is cancelled must not cancel the others' future
 
-    def lose(self, collective: str) -> None:
-        """Let every sum of the collective fail, now and from now on."""
+    def disconnect(self, collective: str) -> None:
+        """Let every pending and future sum of a collective return `LOST`."""
         self._lost.add(collective)
-        for key in [key for key in self._sums if key[0] == collective]:
-            done = self._sums.pop(key).done
-            if not done.done():
-                done.set_result(LOST)
+        for key in [key for key in self._pending if key[0] == collective]:
+            total = self._pending.pop(key).total
+            if not total.done():
+                total.set_result(LOST)
 
 
 @dataclass(frozen=True)
 class CollectiveMember:
-    """One worker's place in a collective."""
+    """One worker's membership of a collective."""
 
     collective: str
-    """Its name, one for each time that work is begun together."""
+    """The collective's name, unique for each attempt."""
     addresses: tuple[str, ...]
-    """Of the workers, in the order of the collective."""
+    """Addresses of the members, in their order."""
     index: int
 
 
 class DaskCollective:
-    """A worker's view of its collective; made where the work is done."""
+    """A collective as seen by one of its workers."""
 
-    def __init__(self, membership: CollectiveMember) -> None:
-        self._team, addresses = membership.collective, membership.addresses
-        self.index, self.size = membership.index, len(addresses)
+    def __init__(self, member: CollectiveMember) -> None:
+        self._name, addresses = member.collective, member.addresses
+        self.index, self.size = member.index, len(addresses)
         self._worker = get_worker()
         self._first = self._worker.rpc(addresses[0])
         self._sums = 0
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        return np.frombuffer(self._meet(values.tobytes(), values.dtype.str), values.dtype).reshape(values.shape)
+        return np.frombuffer(self._call(values.tobytes(), values.dtype.str), values.dtype).reshape(values.shape)
 
     def abort(self) -> None:
         with contextlib.suppress(CollectiveAbortedError):
-            self._meet(None, "")
+            self._call(None, "")
 
     def disconnect(self) -> None:
-        """Nothing: the coordinator hears of the loss, and tells where the collective meets."""
+        """Do nothing: the coordinator detects the loss and disconnects the collective."""
 
-    def _meet(self, values: bytes | None, dtype: str) -> bytes:
+    def _call(self, values: bytes | None, dtype: str) -> bytes:
         self._sums += 1
-        place = {"collective": self._team, "index": self.index, "size": self.size, "number": self._sums}
-        answering = getattr(self._first, ADD_UP)(**place, values=values, dtype=dtype)
+        place = {"collective": self._name, "index": self.index, "size": self.size, "number": self._sums}
+        call = getattr(self._first, HANDLER)(**place, values=values, dtype=dtype)
         try:
-            total = asyncio.run_coroutine_threadsafe(answering, self._worker.loop.asyncio_loop).result()
+            total = asyncio.run_coroutine_threadsafe(call, self._worker.loop.asyncio_loop).result()
         except (OSError, CancelledError) as error:
             raise CollectiveLostError(LOST) from error
         if isinstance(total, str):
@@ -116,11 +127,11 @@ class DaskCollective:
         return total
 
 
-async def lose(dask_worker: Any, collective: str) -> None:
-    """Tell the worker where a collective meets that it is lost; for `Client.run`."""
-    dask_worker.pbd_meeting.lose(collective)
+async def disconnect(dask_worker: Any, collective: str) -> None:
+    """In the first member of a collective: let all its sums fail; for `Client.run`."""
+    dask_worker.pbd_all_reduce.disconnect(collective)
 
 
-def memberships(collective: str, addresses: Sequence[str]) -> list[CollectiveMember]:
-    """Return everyone's place in a collective of these workers, which is met at the first."""
+def members(collective: str, addresses: Sequence[str]) -> list[CollectiveMember]:
+    """Return the memberships of workers in a new collective."""
     return [CollectiveMember(collective, tuple(addresses), index) for index in range(len(addresses))]

@@ -1,4 +1,4 @@
-"""Start a Dask cluster on this machine, or join one that was started elsewhere."""
+"""Connection to a Dask cluster: one that is started on this machine, or an existing one."""
 
 import contextlib
 import ipaddress
@@ -17,17 +17,17 @@ from pbd.system import devices
 
 CONNECT_S = 25.0
 MOST_LOCAL_CPU_WORKERS = 8
-"""Without GPUs, how many workers are started here at most where nobody says how many."""
+"""The default number of local workers on hosts without GPUs is the number of cores, at most this."""
 
 
 @contextlib.contextmanager
 def connect(config: ExecutionConfig) -> Iterator[Any]:
-    """Hold a client of the cluster that the settings name, or of one that lives as long as this.
+    """Yield a client of the configured cluster; without an address, of a local cluster that ends with the block.
 
     Raises:
-        EnvironmentMismatchError: the cluster is open to the network, or wants certificates.
+        EnvironmentMismatchError: the cluster is open to the network, or requires certificates.
         MissingInputError: the scheduler file cannot be read.
-        NoWorkersError: nobody answers at the address.
+        NoWorkersError: no scheduler answers at the address.
     """
     with contextlib.ExitStack() as stack:
         where = "on this host" if config.dask_address is None else f"at {config.dask_address}"
@@ -46,9 +46,9 @@ def connect(config: ExecutionConfig) -> Iterator[Any]:
                 "--dask-address."
             ) from error
         except (TypeError, RuntimeError, ValueError) as error:
-            said = " ".join(str(error).split())
+            reason = " ".join(str(error).split())
             raise EnvironmentMismatchError(
-                f"cannot join or start the Dask cluster {where}. Received: {said}. Correct --dask-address or Dask's "
+                f"cannot join or start the Dask cluster {where}. Received: {reason}. Correct --dask-address or Dask's "
                 "settings."
             ) from error
         yield client
@@ -59,21 +59,21 @@ def _client(stack: contextlib.ExitStack, config: ExecutionConfig) -> Any:
         cluster = stack.enter_context(_local_cluster(config))
         return stack.enter_context(distributed.Client(cluster, timeout=CONNECT_S, set_as_default=False))
     address = scheduler_address(config.dask_address)
-    distributed.comm.get_address_host_port(address)  # a client that is given nonsense takes a minute to end
+    distributed.comm.get_address_host_port(address)  # with an invalid address a client takes a minute to fail
     check_privacy(address, config.dask_insecure)
-    own = distributed.Security().get_connection_args("client")
-    if address.startswith("tls://") and own.get("ssl_context") is None:
+    security = distributed.Security().get_connection_args("client")
+    if address.startswith("tls://") and security.get("ssl_context") is None:
         raise EnvironmentMismatchError(
             f"a tls:// cluster asks for a certificate. Received: none, for {address}. Name the files in Dask's "
             "settings: DASK_DISTRIBUTED__COMM__TLS__CA_FILE, …__TLS__CLIENT__CERT, …__TLS__CLIENT__KEY."
         )
     client = stack.enter_context(distributed.Client(address, timeout=CONNECT_S, set_as_default=False))
-    check_privacy(client.scheduler_info()["address"], config.dask_insecure)  # it may listen on others too
+    check_privacy(client.scheduler_info()["address"], config.dask_insecure)  # it may also listen on other addresses
     return client
 
 
 def _local_cluster(config: ExecutionConfig) -> Any:
-    """Start single-threaded workers, each in a process of its own that ends with this one."""
+    """Start single-threaded workers in child processes, which end with this process."""
     default = devices.physical_gpus() or min(MOST_LOCAL_CPU_WORKERS, devices.available_cores())
     return distributed.LocalCluster(
         n_workers=config.workers or default,
@@ -86,25 +86,33 @@ def _local_cluster(config: ExecutionConfig) -> Any:
     )
 
 
-def scheduler_address(given: str) -> str:
-    """Return the address itself, or the one that a scheduler file holds."""
-    if "://" in given:
-        return given
+def scheduler_address(setting: str) -> str:
+    """Return an address as it is, or the address in a scheduler file.
+
+    Raises:
+        MissingInputError: it is neither.
+    """
+    if "://" in setting:
+        return setting
     try:
-        return str(json.loads(Path(given).read_text(encoding="utf-8"))["address"])
+        return str(json.loads(Path(setting).read_text(encoding="utf-8"))["address"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or "it holds no scheduler's address"
+        reason = getattr(error, "strerror", None) or "no scheduler's address in it"
         raise MissingInputError(
-            f"--dask-address is tls://HOST:PORT, tcp://HOST:PORT or a scheduler file. Received: {given!r} ({reason}). "
-            "Start the scheduler with --scheduler-file and give that file."
+            f"--dask-address is tls://HOST:PORT, tcp://HOST:PORT or a scheduler file. Received: {setting!r} "
+            f"({reason}). Start the scheduler with --scheduler-file and give that file."
         ) from error
 
 
 def check_privacy(address: str, insecure: bool) -> None:
-    """Refuse a cluster that anybody on the network could send code to.
+    """Refuse a cluster to which anybody on the network can send code.
+
+    Args:
+        address: of the scheduler or of a worker.
+        insecure: whether the user allows it.
 
     Raises:
-        EnvironmentMismatchError: it is not encrypted, not on this host, and the user does not retry_lost.
+        EnvironmentMismatchError: the address is neither encrypted nor a loopback address, and `insecure` is not set.
     """
     parts = urlsplit(address)
     if insecure or parts.scheme == "tls" or _is_loopback(parts.hostname or ""):
@@ -112,7 +120,7 @@ def check_privacy(address: str, insecure: bool) -> None:
     raise EnvironmentMismatchError(
         "a Dask cluster on the network must use TLS: whoever reaches it runs code on every worker. "
         f"Received: {address}. Start it with certificates (launch/README.md) and give tls://…, start all of it "
-        "with --host 127.0.0.1, or retry_lost with --dask-insecure."
+        "with --host 127.0.0.1, or allow it with --dask-insecure."
     )
 
 

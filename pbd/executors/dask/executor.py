@@ -1,55 +1,68 @@
-"""Dask: groups go to the workers of a `dask.distributed` cluster, one at a time each, or all at once for it to steal.
+"""Dask executor: groups go to the workers of a cluster, one at a time each, or all at once for Dask to steal.
 
-Workers may join and die at any time: what a lost worker was training is given to another one, and nothing that has
-arrived here is asked for again. The run directory must lie where all workers see it.
+Workers may join and die at any time: the group of a lost worker is retried by another one, and a result that has
+arrived here is never computed again. All workers must see the run directory.
 """
 
 import collections
 import contextlib
 import dataclasses
 import itertools
+import pickle
 import queue
 import string
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import cloudpickle
 
 from pbd import energy
 from pbd.collective import Collective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint
+from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint
 from pbd.executors.dask import worker as worker_tasks
-from pbd.executors.dask.cluster import Cluster, LostWorkError, WorkersSnapshot, finished, of_the_first, outcome
-from pbd.executors.dask.collective import memberships
+from pbd.executors.dask.cluster import Cluster, WorkersSnapshot
+from pbd.executors.dask.collective import members
 from pbd.executors.dask.energy import ClusterMeters
-from pbd.executors.isolation.retry import given_up, retry_lost
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.executors.dask.results import LostWorkError, first_result, result_of, wait_for_any
+from pbd.executors.isolation.retry import failed_results, retry_lost
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
-from pbd.scheduling.retry import again
-from pbd.system import devices
+from pbd.scheduling.retry import split_for_retry
+from pbd.system import devices, watchdog
 from pbd.system.keras_state import KerasSetup
 
 _POLL_S = 0.5
-_LEAST_DURATION_S = 0.01  # Dask never steals what it takes for shorter than a millisecond
+_SHORTEST_DURATION_S = 0.01  # Dask never steals tasks that are shorter than a millisecond
+_LOST = "the worker that trained it was lost (out of memory, or killed? see its own output)"
 
 T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sent:
-    """A group that is with the cluster."""
+class _Submitted:
+    """A group that was submitted to the cluster."""
 
     group: TaskGroup
     key: str
-    future: "Future[worker_tasks.Done]"
+    future: "Future[worker_tasks.GroupResults]"
+
+    def cancel(self) -> TaskGroup:
+        self.future.cancel()
+        return self.group
 
 
 class DaskExecutor:
-    """Runs groups on the workers of a Dask cluster; this process only coordinates."""
+    """Runs groups on the workers of a Dask cluster; this process only coordinates.
+
+    Raises:
+        EnvironmentMismatchError: the cluster is open to the network, or requires certificates.
+        MissingInputError: the scheduler file cannot be read.
+        NoWorkersError: no scheduler answers, or there are too few workers.
+    """
 
     name = "dask"
     elastic = True
@@ -59,219 +72,228 @@ class DaskExecutor:
         self._config = config
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
         self._run, self._keras = _letters(uuid.uuid4().int), KerasSetup.here()
+        self._topic = f"pbd-{self._run}"
         self._events: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
         self._began = 0.0
         self._cluster = Cluster(config)
         try:
             self._cluster.subscribe(self._topic, self._events.put)
             self._meters = ClusterMeters(self._cluster, energy.host_identity())
-            self._settling = self._set_up_all()
+            self._set_ups = self._set_up_workers()  # Dask cancels the task of a future that is dropped
         except BaseException:
             self._cluster.close()
             raise
 
-    @property
-    def _topic(self) -> str:
-        return f"pbd-{self._run}"
-
-    def _set_up_all(self) -> list["Future[None]"]:
-        """Have every worker load its backend while this process loads its own."""
-        roll = self._cluster.look()
-        settings = self._settings(roll)
-        submit = self._cluster.submit
-        return [submit(self._key(), worker_tasks.set_up_worker, settings, worker=worker) for worker in roll.ready]
+    def _set_up_workers(self) -> list["Future[Any]"]:
+        """Let every worker load its backend while this process loads its own."""
+        workers = self._cluster.snapshot()
+        settings, submit = self._settings(workers), self._cluster.submit
+        return [submit(_key("set-up"), worker_tasks.set_up, settings, worker=worker) for worker in workers.ready]
 
     @property
     def num_workers(self) -> int:
-        """How many workers there have been so far."""
+        """The number of workers so far, lost ones included."""
         return self._cluster.num_workers
 
     @property
     def collective_size(self) -> int:
-        """How many workers are ready now."""
-        return len(self._cluster.look().ready)
+        """The number of workers that are ready now."""
+        return len(self._cluster.snapshot().ready)
 
     def call(self, function: Callable[[], T]) -> T:
         pickled = cloudpickle.dumps(function)
 
         def attempt() -> T:
-            roll = self._when_ready()
-            worker, key = min(roll.ready, key=self._cluster.number), self._key()
-            future = self._cluster.submit(key, worker_tasks.call, pickled, self._settings(roll), worker=worker)
+            workers = self._wait_for_ready_workers()
+            worker, key = min(workers.ready, key=self._cluster.number), _key("call")
+            future = self._cluster.submit(key, worker_tasks.call, pickled, self._settings(workers), worker=worker)
             self._wait_for(worker, key, future)
-            return outcome(future, cloudpickle.loads)
+            return result_of(future, pickle.loads)
 
         return retry_lost(attempt, LostWorkError)
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        progress: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
         pickled = cloudpickle.dumps(function)
-        self._cluster.admit_teams()
-        return retry_lost(
-            lambda: self._as_team(pickled, self._when_ready(), emit, max_workers), LostWorkError, checkpoint=checkpoint
-        )
+        self._cluster.register_all_reduce()
 
-    def _when_ready(self) -> WorkersSnapshot:
-        """Wait until there are workers."""
-        while not (roll := self._cluster.look()).ready:
-            self._cluster.expect_work(hopeful=False)
+        def attempt() -> T:
+            return self._attempt_collective(pickled, self._wait_for_ready_workers(), progress, max_workers)
+
+        return retry_lost(attempt, LostWorkError, checkpoint=checkpoint)
+
+    def _wait_for_ready_workers(self) -> WorkersSnapshot:
+        while not (workers := self._cluster.snapshot()).ready:
+            self._cluster.check_usable(False)
             time.sleep(_POLL_S)
-        self._cluster.expect_work(hopeful=True)
-        return roll
+        self._cluster.check_usable(True)
+        return workers
 
-    def _as_team(self, pickled: bytes, roll: WorkersSnapshot, emit: Emit, max_workers: int) -> Any:
-        """Return what the first of the ready workers gives.
+    def _attempt_collective(
+        self, pickled: bytes, workers: WorkersSnapshot, progress: ProgressCallback, max_workers: int
+    ) -> Any:
+        """Call a pickled function in the ready workers at once; return the first member's result.
 
         Raises:
-            LostWorkError: one of them is gone.
+            LostWorkError: a member was lost.
         """
-        settings, name = self._settings(roll), self._key("collective")
-        collective = sorted(roll.ready, key=self._cluster.number)[:max_workers]
-        places = dict(zip(collective, memberships(name, collective), strict=True))
-        keys = {worker: self._key("join") for worker in collective}
-        submit = self._cluster.submit
-        sent = {w: submit(keys[w], worker_tasks.join, pickled, places[w], settings, worker=w) for w in collective}
-        lost = False
+        settings, name = self._settings(workers), _key("collective")
+        addresses = sorted(workers.ready, key=self._cluster.number)[:max_workers]
+        keys = {worker: _key("member") for worker in addresses}
+        submit, run_member = self._cluster.submit, worker_tasks.run_member
+        futures = {
+            worker: submit(keys[worker], run_member, pickled, member, settings, worker=worker)
+            for worker, member in zip(addresses, members(name, addresses), strict=True)
+        }
         try:
-            while left := {worker: future for worker, future in sent.items() if not future.done()}:
-                if not lost and any(future.done() and future.exception() for future in sent.values()):
-                    self._cluster.lose(name, collective[0])  # the others would wait for whoever has left
-                    lost = True
-                finished(left, _POLL_S)
-                self._pass_on_progress(emit)
-                self._check_there({keys[worker]: worker for worker in left})
+            self._wait_for_members(name, keys, futures, progress)
         except BaseException:
-            self._cluster.lose(name, collective[0])
-            for future in sent.values():
+            self._cluster.disconnect(name, addresses[0])
+            for future in futures.values():
                 future.cancel()
             raise
-        return of_the_first(list(sent.values()))
+        return first_result(list(futures.values()))
 
-    def _check_there(self, workers: Mapping[str, str]) -> None:
-        """Check that each worker can still do the piece of work that was sent to it.
+    def _wait_for_members(
+        self, name: str, keys: Mapping[str, str], futures: "Mapping[str, Future[Any]]", progress: ProgressCallback
+    ) -> None:
+        """Wait until all members of a collective are done; once one has failed, let the others' sums fail.
 
         Raises:
-            LostWorkError: one is gone, or was paused before it began.
+            LostWorkError: a member was lost.
         """
-        roll = self._cluster.look()
-        for key, worker in workers.items():
-            if worker not in roll.there or (worker not in roll.ready and not self._cluster.has_begun(key)):
+        disconnected = False
+        while running := {worker: future for worker, future in futures.items() if not future.done()}:
+            if not disconnected and any(future.done() and future.exception() for future in futures.values()):
+                self._cluster.disconnect(name, next(iter(futures)))
+                disconnected = True
+            wait_for_any(running, _POLL_S)
+            self._report_progress(progress)
+            self._check_workers({keys[worker]: worker for worker in running})
+
+    def _check_workers(self, worker_of_key: Mapping[str, str]) -> None:
+        """Check that each worker can still run the task that was submitted to it.
+
+        Raises:
+            LostWorkError: one is gone, or was paused before the task started.
+        """
+        workers = self._cluster.snapshot()
+        for key, worker in worker_of_key.items():
+            if worker not in workers.present or (worker not in workers.ready and not self._cluster.has_started(key)):
                 raise LostWorkError("a worker was lost or paused (out of memory, or killed? see its own output)")
 
     def _wait_for(self, worker: str, key: str, future: "Future[Any]") -> None:
-        """Wait for a worker to be done with something.
+        """Wait until a task is done.
 
         Raises:
-            LostWorkError: it is gone, or was paused before it began.
+            LostWorkError: its worker is gone, or was paused before the task started.
         """
-        while not finished({key: future}, _POLL_S):
+        while not wait_for_any({key: future}, _POLL_S):
             try:
-                self._check_there({key: worker})
+                self._check_workers({key: worker})
             except LostWorkError:
                 future.cancel()
                 raise
 
-    def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
-    ) -> Iterator[BlockResult]:
+    def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
         self._began = time.monotonic()
         pickled = cloudpickle.dumps(train_group)
-        arriving = (
-            self._let_steal(pickled, assignment)
-            if assignment.steals
-            else self._hand_out(pickled, Dispatcher(assignment))
-        )
-        for arrived in arriving:
-            self._pass_on_progress(emit)
-            yield from arrived
+        run = self._run_stealing if assignment.steals else self._run_dispatched
+        for results in run(pickled, assignment):
+            self._report_progress(progress)
+            yield from results
 
-    def _hand_out(self, pickled: bytes, dispatcher: Dispatcher) -> Iterator[Sequence[BlockResult]]:
-        """Keep one group in flight per worker; yield, about twice a second, what has arrived since."""
-        running: dict[str, _Sent] = {}
+    def _run_dispatched(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
+        """Keep one group in flight per worker; yield new results about twice a second."""
+        running, dispatcher = dict[str, _Submitted](), Dispatcher(assignment)
         number = self._cluster.number
         while running or dispatcher.left:
-            roll = self._cluster.look()
-            self._cluster.expect_work(bool(running or roll.ready))
-            for absent in set(range(self.num_workers)) - set(map(number, roll.ready | running.keys())):
+            workers = self._cluster.snapshot()
+            self._cluster.check_usable(bool(running or workers.ready))
+            for absent in set(range(self.num_workers)) - set(map(number, workers.ready | running.keys())):
                 dispatcher.lose(absent)
-            for worker in running.keys() - roll.ready:  # lost, or paused for want of memory
-                if running[worker].future.done():
-                    continue
-                if worker not in roll.there:
-                    yield _try_again(_withdrawn(running.pop(worker)), dispatcher)
-                elif not self._cluster.has_begun(running[worker].key):
-                    dispatcher.put_back(_withdrawn(running.pop(worker)))
-            for worker in sorted(roll.ready - running.keys(), key=number):
+            yield from self._withdraw(running, workers, dispatcher)
+            for worker in sorted(workers.ready - running.keys(), key=number):
                 if (group := dispatcher.take(number(worker))) is not None:
-                    running[worker] = self._send(pickled, group, roll, worker=worker)
-            for worker in finished({worker: sent.future for worker, sent in running.items()}, _POLL_S):
-                sent = running.pop(worker)
-                arrived = self._take_in(sent)
-                yield _try_again(sent.group, dispatcher) if arrived is None else arrived
+                    running[worker] = self._submit(pickled, group, workers, worker=worker)
+            for worker in wait_for_any({worker: task.future for worker, task in running.items()}, _POLL_S):
+                task = running.pop(worker)
+                results = self._results(task)
+                yield _put_back(task.group, dispatcher) if results is None else results
             yield ()
 
-    def _let_steal(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
-        """Send everything at once: Dask places the groups by their predicted times, steals, and tries again.
+    def _withdraw(
+        self, running: dict[str, _Submitted], workers: WorkersSnapshot, dispatcher: Dispatcher
+    ) -> Iterator[list[BlockResult]]:
+        """Withdraw the groups of workers that were lost, or paused before the group started; yield failed results."""
+        for worker in running.keys() - workers.ready:
+            if running[worker].future.done():
+                continue
+            if worker not in workers.present:
+                yield _put_back(running.pop(worker).cancel(), dispatcher)
+            elif not self._cluster.has_started(running[worker].key):
+                dispatcher.put_back(running.pop(worker).cancel())
 
-        It takes durations by the letters that a task's key begins with, so that each group needs its own. When a worker
-        dies it blames whatever waited there as well, so that what it gives up for that is handed out one by one.
+    def _run_stealing(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
+        """Submit all groups at once: Dask places them by their predicted times, steals, and retries.
+
+        Dask looks up durations by the prefix of a task's key, so that each group needs its own prefix. If a worker
+        dies, Dask also blames tasks that only waited there; groups that it gave up are dispatched as single tasks.
         """
-        roll = self._cluster.look()
+        workers = self._cluster.snapshot()
         self._cluster.check_single_threads()
-        in_turns = filter(None, itertools.chain(*itertools.zip_longest(*assignment.queues)))
-        groups = {f"{self._run}x{_letters(at)}": group for at, group in enumerate(in_turns)}
-        durations = {kind: max(group.predicted_s or 0.0, _LEAST_DURATION_S) for kind, group in groups.items()}
-        self._cluster.predict(durations)
+        interleaved = filter(None, itertools.chain(*itertools.zip_longest(*assignment.queues)))
+        groups = {f"{self._run}x{_letters(at)}": group for at, group in enumerate(interleaved)}
+        self._cluster.set_durations(
+            {kind: max(group.predicted_s or 0.0, _SHORTEST_DURATION_S) for kind, group in groups.items()}
+        )
         running = {
-            kind: self._send(pickled, group, roll, kind=kind, priority=-at)
+            kind: self._submit(pickled, group, workers, kind=kind, priority=-at)
             for at, (kind, group) in enumerate(groups.items())
         }
-        blamed: list[TaskGroup] = []
+        given_up: list[TaskGroup] = []
         while running:
-            self._cluster.expect_work(bool(self._cluster.look().there))
-            for kind in finished({kind: sent.future for kind, sent in running.items()}, _POLL_S):
-                sent = running.pop(kind)
-                arrived = self._take_in(sent)
-                blamed += [sent.group] if arrived is None else []
-                yield arrived or ()
+            self._cluster.check_usable(bool(self._cluster.snapshot().present))
+            for kind in wait_for_any({kind: task.future for kind, task in running.items()}, _POLL_S):
+                task = running.pop(kind)
+                results = self._results(task)
+                given_up += [task.group] if results is None else []
+                yield results or ()
             yield ()
-        singly = tuple(TaskGroup((task,)) for group in blamed for task in group.tasks)
+        singles = tuple(TaskGroup((task,)) for group in given_up for task in group.tasks)
         queues = ((),) * len(assignment.queues)
-        yield from self._hand_out(pickled, Dispatcher(dataclasses.replace(assignment, queues=queues, pool=singly)))
+        yield from self._run_dispatched(pickled, dataclasses.replace(assignment, queues=queues, pool=singles))
 
-    def _send(
-        self, pickled: bytes, group: TaskGroup, roll: WorkersSnapshot, kind: str = "group", **options: Any
-    ) -> _Sent:
-        key = self._key(kind)
-        future = self._cluster.submit(key, worker_tasks.train, pickled, group, self._settings(roll), **options)
-        return _Sent(group, key, future)
+    def _submit(
+        self, pickled: bytes, group: TaskGroup, workers: WorkersSnapshot, kind: str = "group", **options: Any
+    ) -> _Submitted:
+        key = _key(kind)
+        future = self._cluster.submit(key, worker_tasks.train, pickled, group, self._settings(workers), **options)
+        return _Submitted(group, key, future)
 
-    def _key(self, kind: str = "settle") -> str:
-        return f"{kind}-{uuid.uuid4().hex}"
-
-    def _settings(self, roll: WorkersSnapshot) -> worker_tasks.Settings:
-        hosts = collections.Counter(map(worker_tasks.host, roll.there))
+    def _settings(self, workers: WorkersSnapshot) -> worker_tasks.Settings:
+        hosts = collections.Counter(map(worker_tasks.host, workers.present))
         return worker_tasks.Settings(self._config, dict(hosts), self._topic, self._keras)
 
-    def _take_in(self, sent: _Sent) -> list[BlockResult] | None:
-        """Return the results of a group with its worker and times; `None` if its workers died."""
+    def _results(self, task: _Submitted) -> list[BlockResult] | None:
+        """Return the results of a finished group with its worker and times; `None` if its workers died."""
         try:
-            done = outcome(sent.future)
+            finished = result_of(task.future)
         except LostWorkError:
             return None
-        ended_s, number = time.monotonic() - self._began, self._cluster.number(done.worker)
-        started_s = max(0.0, ended_s - done.seconds)
-        return [dataclasses.replace(result, worker=number, started_s=started_s) for result in done.results]
+        ended_s, number = time.monotonic() - self._began, self._cluster.number(finished.worker)
+        started_s = max(0.0, ended_s - finished.seconds)  # clocks of hosts differ, durations do not
+        return [dataclasses.replace(result, worker=number, started_s=started_s) for result in finished.results]
 
-    def _pass_on_progress(self, emit: Emit) -> None:
+    def _report_progress(self, progress: ProgressCallback) -> None:
         while not self._events.empty():
             event = self._events.get()
-            emit(Progress(**event | {"worker": self._cluster.number(event["worker"])}))
+            progress(Progress(**event | {"worker": self._cluster.number(event["worker"])}))
 
     def readings(self) -> dict[int, energy.Reading]:
         return self._meters.read()
@@ -283,28 +305,30 @@ class DaskExecutor:
         self._leave()
 
     def stop(self, error: BaseException) -> None:
-        with contextlib.suppress(Exception):  # what ended the run is worth more than what happens while leaving
+        with contextlib.suppress(Exception):  # `error` must reach the user, not a failure to leave
             self._leave()
+
+    def abort(self, error: BaseException) -> NoReturn:
+        watchdog.exit_process(error)
 
     def _leave(self) -> None:
         self._meters.end()
-        self._cluster.ask(None, worker_tasks.leave, self._topic)
+        self._cluster.ask(None, worker_tasks.end_run, self._topic)
         self._cluster.close()
 
 
-def _withdrawn(sent: _Sent) -> TaskGroup:
-    sent.future.cancel()
-    return sent.group
-
-
-def _try_again(group: TaskGroup, dispatcher: Dispatcher) -> list[BlockResult]:
-    """Put a group whose worker was lost back to be done, less at a time; give it up where that happens every time."""
-    for part in reversed(again(group)):
+def _put_back(group: TaskGroup, dispatcher: Dispatcher) -> list[BlockResult]:
+    """Return the group of a lost worker to the dispatcher as smaller groups; after the last attempt, fail it."""
+    for part in reversed(split_for_retry(group)):
         dispatcher.put_back(part)
-    return given_up(group, "the worker that trained it was lost (out of memory, or killed? see its own output)")
+    return failed_results(group, _LOST)
+
+
+def _key(kind: str) -> str:
+    return f"{kind}-{uuid.uuid4().hex}"
 
 
 def _letters(number: int) -> str:
-    """Return a number in letters: Dask takes the digits of a key for what tells tasks of one kind apart."""
+    """Return a number in letters: digits in a key would not belong to its prefix."""
     rest, last = divmod(number, len(string.ascii_lowercase))
     return (_letters(rest - 1) if rest else "") + string.ascii_lowercase[last]

@@ -1,4 +1,4 @@
-"""What a Dask worker does with the work it is sent: take a device, then train."""
+"""The tasks of a Dask worker: it reserves a device for its runner, which then trains."""
 
 import contextlib
 import dataclasses
@@ -14,58 +14,58 @@ import cloudpickle
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
-from pbd.executors.base import Emit, Throttle, run_queue
+from pbd.executors.base import Throttle, run_queue
 from pbd.executors.dask.collective import CollectiveMember, DaskCollective
 from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.base import LostProcessError, TaskRunner
 from pbd.executors.isolation.runner import Pickled
-from pbd.records import BlockResult, Progress, TaskGroup
+from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system import backend, devices
 from pbd.system.keras_state import KerasSetup
 
-_SETTLING = threading.Lock()
-_current: "_SetUp | None" = None
-_over: set[str] = set()
+_set_up_lock = threading.Lock()
+_current: "_WorkerState | None" = None
+_ended_runs: set[str] = set()
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How workers of this run use their hosts."""
+    """The settings of a run for its workers."""
 
     config: ExecutionConfig
     workers_of_host: dict[str, int]
-    """By host; of a host that joined later, the worker counts as alone."""
+    """The number of workers by host; a worker on a host that joined later counts as the only one there."""
     run: str
-    """The topic that progress goes to, of this run alone."""
+    """The topic of the run's progress events."""
     keras: KerasSetup
-    """The coordinator's."""
+    """The coordinator's state of Keras."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Done:
-    """What a worker sends back."""
+class GroupResults:
+    """The results of a group."""
 
     worker: str
-    """Its address."""
+    """The worker's address."""
     results: tuple[BlockResult, ...]
     seconds: float
-    """Wall time of the whole."""
+    """Wall time of the group."""
 
 
-def train(pickled: bytes, group: TaskGroup, settings: Settings) -> Done:
-    """Train a group with the pickled function, which is only unpickled where the work is done."""
+def train(pickled: bytes, group: TaskGroup, settings: Settings) -> GroupResults:
+    """Train a group with a pickled function, which is unpickled in the training process only."""
     from distributed import get_worker
 
-    train_group = retry.training_in(set_up_worker(settings), Pickled(pickled))
-    worker, emit = get_worker(), _teller(settings)
+    train_group = retry.retrying(set_up_worker(settings), Pickled(pickled))
+    worker, progress = get_worker(), _progress_callback(settings)
     began = time.monotonic()
-    (results,) = run_queue(train_group, [group], 0, emit, began)
-    return Done(worker.address, tuple(results), time.monotonic() - began)
+    (results,) = run_queue(train_group, [group], 0, progress, began)
+    return GroupResults(worker.address, tuple(results), time.monotonic() - began)
 
 
 @dataclasses.dataclass(frozen=True)
-class _Pickling:
-    """A function whose result stays pickled on its way through the worker, which has no use for it."""
+class _PickledResult:
+    """A function that returns its result pickled, so that the worker need not import the result's modules."""
 
     function: Pickled[Any]
 
@@ -75,19 +75,19 @@ class _Pickling:
 
 def call(pickled: bytes, settings: Settings) -> bytes:
     """Call a pickled function without arguments; return its result, pickled."""
-    return retry.call_in(set_up_worker(settings), _Pickling(Pickled(pickled)))
+    return retry.call_in(set_up_worker(settings), _PickledResult(Pickled(pickled)))
 
 
-def join(pickled: bytes, membership: CollectiveMember, settings: Settings) -> bytes | None:
-    """Call a pickled function of a collective and a progress listener, together with the other members.
+def run_member(pickled: bytes, member: CollectiveMember, settings: Settings) -> bytes | None:
+    """Call a pickled function of a collective and a progress callback, at the same time as the other members.
 
     Returns:
         The first member's result, pickled.
     """
-    place, collective = set_up_worker(settings), DaskCollective(membership)
-    tell = _teller(settings, aloud=collective.index == 0)
+    task_runner, collective = set_up_worker(settings), DaskCollective(member)
+    progress = _progress_callback(settings, reports=collective.index == 0)
     try:
-        answer = place.run(_Pickling(Pickled(pickled)), tell, collective)
+        result = task_runner.run(_PickledResult(Pickled(pickled)), progress, collective)
     except (CollectiveAbortedError, CollectiveLostError):
         raise
     except LostProcessError as error:
@@ -96,40 +96,42 @@ def join(pickled: bytes, membership: CollectiveMember, settings: Settings) -> by
         with contextlib.suppress(CollectiveLostError):
             collective.abort()
         raise
-    return answer if collective.index == 0 else None
+    return result if collective.index == 0 else None
 
 
-def _teller(settings: Settings, aloud: bool = True) -> Emit:
-    """Return what tells a run of progress; once that is over, what is being done for it ends there."""
+def _progress_callback(settings: Settings, reports: bool = True) -> ProgressCallback:
+    """Return a callback that sends progress to the coordinator, and stops the work once the run has ended."""
     from distributed import get_worker
 
     worker = get_worker()
 
-    def tell(event: Progress) -> None:
-        if settings.run in _over:
+    def send(event: Progress) -> None:
+        if settings.run in _ended_runs:
             raise StoppedError()
-        if aloud:
+        if reports:
             worker.log_event(settings.run, dataclasses.asdict(event) | {"worker": worker.address})
 
-    return Throttle(tell)
+    return Throttle(send)
 
 
-def leave(run: str) -> None:
-    """End what is done here for a run that is over, and hold nothing until there is work again."""
-    _over.add(run)
+def end_run(run: str) -> None:
+    """Stop the work of a run that has ended, and free the device until there is work again."""
+    _ended_runs.add(run)
     if _current is not None:
-        _current.place.release()
+        _current.runner.release()
+
+
+def set_up(settings: Settings) -> None:
+    """Set up this worker before it has work, so that its training process starts early."""
+    set_up_worker(settings)
 
 
 def set_up_worker(settings: Settings) -> TaskRunner:
-    """Take this worker's share of its host, once, before any backend is loaded: one GPU, or a part of the cores.
-
-    Returns:
-        Where the worker does its work.
+    """Return this worker's runner; the first call reserves the worker's share of the host, for all later runs.
 
     Raises:
-        EnvironmentMismatchError: the worker is open to the network, all GPUs of the host are taken, or an earlier run
-            settled it with another number of threads.
+        EnvironmentMismatchError: the worker is open to the network, all GPUs of the host are reserved, or an earlier
+            run gave the worker another number of threads.
     """
     from distributed import get_worker
 
@@ -137,56 +139,53 @@ def set_up_worker(settings: Settings) -> TaskRunner:
 
     check_privacy(get_worker().listen_address, settings.config.dask_insecure)
     global _current
-    config = settings.config
-    with _SETTLING:
-        _current = _current or _take_share(settings)
-        threads, wanted = _current.threads, config.threads_per_worker
-        if wanted not in (None, threads):
+    with _set_up_lock:
+        _current = _current or _first_state(settings)
+        threads, requested = _current.threads, settings.config.threads_per_worker
+        if requested not in (None, threads):
             raise EnvironmentMismatchError(
                 "a worker keeps the threads that its first run gave it. Received: --threads-per-worker "
-                f"{wanted}, a worker with {threads}. Start the workers again, or leave the flag out."
+                f"{requested}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
-        if _current.how != _how(settings):  # another run's
-            _current.place.close()
+        if _current.depends_on != _dependencies(settings):  # another run, with other settings
+            _current.runner.close()
             _current = _open(_current.share, threads, settings)
-        return _current.place
+        return _current.runner
 
 
 @dataclasses.dataclass(frozen=True)
-class _SetUp:
-    """How this worker works."""
-
+class _WorkerState:
     share: devices.Share
     threads: int
-    how: tuple[bool, float, KerasSetup]
-    place: TaskRunner
+    depends_on: tuple[bool, float, KerasSetup]
+    runner: TaskRunner
 
 
-def _how(settings: Settings) -> tuple[bool, float, KerasSetup]:
-    """Return what a runner depends on that runs may want otherwise."""
+def _dependencies(settings: Settings) -> tuple[bool, float, KerasSetup]:
+    """Return the settings that a runner depends on."""
     return settings.config.isolate, settings.config.stall_limit, settings.keras
 
 
-def _open(share: devices.Share, threads: int, settings: Settings) -> _SetUp:
+def _open(share: devices.Share, threads: int, settings: Settings) -> _WorkerState:
     if not settings.config.isolate:
         backend.load()
         settings.keras.apply()
-    place = runner.open_runner(settings.config, share, settings.keras)
-    return _SetUp(share, threads, _how(settings), place)
+    task_runner = runner.open_runner(settings.config, share, settings.keras)
+    return _WorkerState(share, threads, _dependencies(settings), task_runner)
 
 
-def _take_share(settings: Settings) -> _SetUp:
+def _first_state(settings: Settings) -> _WorkerState:
     from distributed import get_worker
 
     worker = get_worker()
     devices.forget_inherited()
     gpus = () if "CUDA_VISIBLE_DEVICES" in os.environ else devices.gpu_ids()
     number = re.search(r"\d+$", str(worker.name))
-    seat = devices.take_seat(gpus, int(number[0]) if number else 0) if gpus else 0
+    gpu = devices.reserve_gpu(gpus, int(number[0]) if number else 0) if gpus else 0
     local_workers = settings.workers_of_host.get(host(worker.address), 1)
     config = settings.config
-    share = devices.Share(seat, local_workers, config.threads_per_worker, config.verbose)
-    return _open(share, share.claim(), settings)
+    share = devices.Share(gpu, local_workers, config.threads_per_worker, config.verbose)
+    return _open(share, share.claim(), settings)  # Dask started this process: the claim need not be undone
 
 
 def host(address: str) -> str:

@@ -1,1 +1,1 @@
-"""Training in a child process of each worker, so that a crash costs one attempt and not the run."""
+"""Training in a child process of each worker: a crash costs one attempt, not the run."""

@@ -1,37 +1,41 @@
-"""Where a worker runs its work: the protocol, and the error that says that its process was lost."""
+"""The task runner protocol, and the error raised if the training process is lost."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
 from pbd.collective import SINGLE, Collective, WorkerCollective
-from pbd.executors.base import Emit
+from pbd.records import ProgressCallback
 
 T = TypeVar("T")
-
-
-Work = Callable[[Collective, Emit], T]
+Work = Callable[[Collective, ProgressCallback], T]
+"""A function of the worker's collective and a progress callback; must be picklable by cloudpickle."""
 
 
 class LostProcessError(Exception):
-    """The process that did the work is gone; how, the message says."""
+    """The training process crashed, was killed or hung; the message says which."""
 
 
 class TaskRunner(Protocol):
-    """Does one piece of work at a time, on one device."""
+    """Executes work on one device, one function at a time."""
 
-    def run(self, work: Work[T], emit: Emit, collective: WorkerCollective = SINGLE) -> T:
-        """Return what a picklable piece of work gives.
+    def run(self, work: Work[T], progress: ProgressCallback, collective: WorkerCollective = SINGLE) -> T:
+        """Call `work` and return its result.
+
+        Args:
+            work: the function to call.
+            progress: receives the progress of the work.
+            collective: the workers that call the same function at the same time.
 
         Raises:
-            LostProcessError: the process that did it is gone; the next piece of work gets a new one.
-            Exception: the work's own.
+            LostProcessError: the training process was lost; the next call starts a new one.
+            Exception: the work's own exception.
         """
         ...
 
     def release(self) -> None:
-        """Let go of what it holds, unless something is being done there; the next piece of work takes it again."""
+        """Free the device and memory unless work is running; the next call of `run` allocates them again."""
         ...
 
     def close(self) -> None:
-        """Let go of what it holds; whatever is being done there ends."""
+        """Free the device and memory; running work is killed."""
         ...

@@ -1,4 +1,4 @@
-"""The main program of a child process: take a device, then do what the worker that started it orders."""
+"""The main program of a training process: load the backend, then execute the worker's requests."""
 
 import contextlib
 import ctypes
@@ -15,124 +15,124 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any, NoReturn
 
+import cloudpickle
 import numpy as np
 
 from pbd.collective import SINGLE, Collective
 from pbd.executors.base import Throttle
+from pbd.executors.isolation import messages
 from pbd.executors.isolation.messages import Abort, AllReduce, Heartbeat, Request, Response, Setup, SharedBuffer
 from pbd.system import backend, watchdog
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_EAGER_TO_DIE = 500
-_BEAT_S = 1.0
+_OOM_SCORE = 500
+_HEARTBEAT_S = 1.0
 
 
 def main() -> NoReturn:
-    """Work until the worker goes."""
+    """Execute requests until the worker ends."""
     descriptor, buffer, parent = map(int, sys.argv[1:])
-    backend.spare_imports()
-    _die_with(parent)
-    _leave_signals_to_the_worker()
+    backend.skip_unused_imports()
+    _end_with(parent)
+    _ignore_signals()
     faulthandler.enable()
     link = _Link(Connection(descriptor), SharedBuffer(buffer))
-    logging.getLogger("pbd").addHandler(_PassOn(link))
-    threading.Thread(target=_beat, args=(link,), daemon=True).start()
-    greeting: Setup = link.hear()
-    trouble = _set_up_process(greeting)
+    logging.getLogger("pbd").addHandler(_ForwardingHandler(link))
+    threading.Thread(target=_send_heartbeats, args=(link,), daemon=True).start()
+    setup_error = _set_up_process(link.receive())
     while True:
-        order: Request = link.hear()
-        link.say(Response(error=trouble) if trouble else _carry_out(order, link))
+        request: Request = link.receive()
+        link.send(Response(error=setup_error) if setup_error else _execute(request, link))
 
 
-def _beat(link: "_Link") -> None:
-    """Pass on, now and then, that the work comes by `watchdog.touch`."""
-    before = watchdog.count()
+def _send_heartbeats(link: "_Link") -> None:
+    """Send a heartbeat at most once a second while the work calls `watchdog.touch`."""
+    last_count = watchdog.count()
     while True:
-        time.sleep(_BEAT_S)
-        if watchdog.count() != before:
-            before = watchdog.count()
-            link.say(Heartbeat())
+        time.sleep(_HEARTBEAT_S)
+        if watchdog.count() != last_count:
+            last_count = watchdog.count()
+            link.send(Heartbeat())
 
 
-def _set_up_process(greeting: Setup) -> Exception | None:
-    """Take the device and load what the worker has registered; return what went wrong."""
+def _set_up_process(setup: Setup) -> Exception | None:
+    """Load the backend and the worker's Keras state; return the exception if that fails."""
     try:
-        greeting.share.claim()
         backend.load()
-        greeting.keras.apply()
+        setup.keras.apply()
     except Exception as error:
         return error
     return None
 
 
-def _carry_out(order: Request, link: "_Link") -> Response:
-    """Do the work; of a collective only the first has to say what came of it."""
+def _execute(request: Request, link: "_Link") -> Response:
+    """Call the requested function; only the first member of a collective returns its result."""
     try:
-        result = pickle.loads(order.work)(_team(order, link), Throttle(link.say))
-        return _sendable(Response(result if order.index == 0 else None))
+        result = pickle.loads(request.work)(_collective(request, link), Throttle(link.send))
+        return _checked(Response(result if request.index == 0 else None))
     except Exception as error:
-        error.add_note(f"In the process that trains:\n{traceback.format_exc()}")
-        return _sendable(Response(error=error))
+        error.add_note(f"In the training process:\n{traceback.format_exc()}")
+        return _checked(Response(error=error))
 
 
-def _sendable(answer: Response) -> Response:
-    """Return the answer, in words if it cannot be pickled."""
+def _checked(response: Response) -> Response:
+    """Return the response, or an error with the same message if it cannot be pickled or unpickled."""
     try:
-        pickle.loads(pickle.dumps(answer))
+        pickle.loads(cloudpickle.dumps(response))
     except Exception as error:
-        wrong = answer.error or error
-        return Response(error=RuntimeError(f"{type(wrong).__name__}: {wrong}"))
-    return answer
+        cause = response.error or error
+        return Response(error=RuntimeError(f"{type(cause).__name__}: {cause}"))
+    return response
 
 
-def _team(order: Request, link: "_Link") -> Collective:
-    return _ChildCollective(order.index, order.size, link) if order.size > 1 else SINGLE
+def _collective(request: Request, link: "_Link") -> Collective:
+    return _ChildCollective(request.index, request.size, link) if request.size > 1 else SINGLE
 
 
 class _Link:
-    """The connection to the worker; when that is gone, there is nothing left to do."""
+    """The connection to the worker; if it is lost, this process ends."""
 
     def __init__(self, connection: Connection, buffer: SharedBuffer) -> None:
         self._connection, self.buffer = connection, buffer
         self._lock = threading.Lock()
 
-    def hear(self) -> Any:
+    def receive(self) -> Any:
         try:
-            return self._connection.recv()
+            return messages.receive(self._connection)
         except (EOFError, OSError):
             os._exit(0)
 
-    def say(self, message: Any) -> None:
+    def send(self, message: Any) -> None:
         try:
             with self._lock:
-                self._connection.send(message)
+                messages.send(self._connection, message)
         except OSError:
             os._exit(0)
 
 
 class _ChildCollective:
-    """A collective as its member's child sees it: the worker brings its values to the others."""
+    """A worker's collective in its training process: the worker exchanges the values with the other members."""
 
     def __init__(self, index: int, size: int, link: _Link) -> None:
         self.index, self.size, self._link = index, size, link
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        self._link.buffer.put(values)
-        self._ask(AllReduce(values.shape, values.dtype.str))
-        return self._link.buffer.take(values.shape, values.dtype.str)
+        self._link.buffer.write(values)
+        self._exchange(AllReduce(values.shape, values.dtype.str))
+        return self._link.buffer.read(values.shape, values.dtype.str)
 
     def abort(self) -> None:
-        self._ask(Abort())
+        self._exchange(Abort())
 
-    def _ask(self, message: AllReduce | Abort) -> None:
-        self._link.say(message)
-        answer = self._link.hear()
-        if isinstance(answer, Exception):
-            raise answer
+    def _exchange(self, message: AllReduce | Abort) -> None:
+        self._link.send(message)
+        reply = self._link.receive()
+        if isinstance(reply, Exception):
+            raise reply
 
 
-class _PassOn(logging.Handler):
-    """Has the worker say what is logged here."""
+class _ForwardingHandler(logging.Handler):
+    """Forwards log records to the worker."""
 
     def __init__(self, link: _Link) -> None:
         super().__init__()
@@ -141,23 +141,23 @@ class _PassOn(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         record.msg, record.args, record.exc_info = record.getMessage(), None, None
         with contextlib.suppress(Exception):
-            self._link.say(record)
+            self._link.send(record)
 
 
-def _die_with(parent: int) -> None:
-    """Have the kernel end this process when the worker ends, however it does; the system's next victim is this one."""
+def _end_with(parent: int) -> None:
+    """Let the kernel kill this process when its worker ends, and prefer it over the worker if memory runs out."""
     if sys.platform != "linux":
-        return  # it ends when it next has something to say
+        return  # there the next message fails, which ends the process
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:
+    if os.getppid() != parent:  # the worker ended before the call
         os._exit(0)
     score = Path("/proc/self/oom_score_adj")
     with contextlib.suppress(OSError, ValueError):
-        score.write_text(str(max(_EAGER_TO_DIE, int(score.read_text()))))
+        score.write_text(str(max(_OOM_SCORE, int(score.read_text()))))
 
 
-def _leave_signals_to_the_worker() -> None:
-    """Stopping is the worker's to decide: it kills this process."""
+def _ignore_signals() -> None:
+    """Ignore signals that stop a run: the worker kills this process."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
 

@@ -1,39 +1,41 @@
-"""What a worker and its child process say to each other, and the memory that they share."""
+"""The messages between a worker and its training process, and the memory that both share."""
 
 import mmap
 import os
+import pickle
 import tempfile
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from typing import Any
 
+import cloudpickle
 import numpy as np
 
-from pbd.system import devices
 from pbd.system.keras_state import KerasSetup
 
 
 @dataclass(frozen=True)
 class Setup:
-    """To a child: who it is. It says nothing back; what went wrong is the answer to its first order."""
+    """To the training process, first: its global state. A failure is the response to the first request."""
 
-    share: devices.Share
     keras: KerasSetup
 
 
 @dataclass(frozen=True)
 class Request:
-    """To a child: do this."""
+    """To the training process: call a function."""
 
     work: bytes
-    """A pickled function of a collective and a progress listener."""
+    """A pickled function of a collective and a progress callback."""
     index: int
-    """Its place in the collective."""
+    """The worker's index in the collective."""
     size: int
+    """The number of members of the collective."""
 
 
 @dataclass(frozen=True)
 class Response:
-    """From a child: what its work gave, or how it failed."""
+    """From the training process: the result of a request, or its exception."""
 
     result: Any = None
     error: BaseException | None = None
@@ -41,12 +43,15 @@ class Response:
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """From a child: it goes on, though it has nothing to tell."""
+    """From the training process: the work made progress that it did not report."""
 
 
 @dataclass(frozen=True)
 class AllReduce:
-    """From a child: add up what lies in the buffer. The same comes back when the sum lies there, or else an error."""
+    """From the training process: sum the array in the shared buffer over the collective.
+
+    The worker replies with the same message once the sum is in the buffer, or with an exception.
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -54,41 +59,55 @@ class AllReduce:
 
 @dataclass(frozen=True)
 class Abort:
-    """From a child: let the next sum fail for the others of the collective. The same comes back."""
+    """From the training process: let the next all-reduce fail for the other members. The worker replies the same."""
+
+
+def send(connection: Connection, message: Any) -> None:
+    """Send a message pickled by cloudpickle, which also pickles what the main script or a function defines."""
+    connection.send_bytes(cloudpickle.dumps(message))
+
+
+def receive(connection: Connection) -> Any:
+    """Receive a message."""
+    return pickle.loads(connection.recv_bytes())
 
 
 class SharedBuffer:
-    """Memory that two processes share: a file without a name, which grows with what is put there."""
+    """Memory that two processes share: an anonymous file that grows as needed.
+
+    The kernel frees it with the last process that has it open, however that process ends; named shared memory
+    (`multiprocessing.shared_memory`) would outlive a SIGKILL, and /dev/shm is small in containers.
+    """
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
         self._map: mmap.mmap | None = None
 
     @classmethod
-    def make(cls) -> "SharedBuffer":
-        """Return an empty one, to be handed to a child by its descriptor."""
-        if hasattr(os, "memfd_create"):  # which no /dev/shm limits
+    def create(cls) -> "SharedBuffer":
+        """Return an empty buffer; a child process opens it by its inherited descriptor."""
+        if hasattr(os, "memfd_create"):
             return cls(os.memfd_create("pbd"))
         with tempfile.TemporaryFile() as file:
             return cls(os.dup(file.fileno()))
 
-    def put(self, values: np.ndarray) -> None:
-        """Lay values there."""
-        self._reach(values.nbytes)
+    def write(self, values: np.ndarray) -> None:
+        """Copy an array into the buffer."""
+        self._resize(values.nbytes)
         np.frombuffer(self._map, values.dtype, values.size)[:] = values.reshape(-1)
 
-    def take(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
-        """Return a copy of the values that lie there."""
-        size, kind = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
-        self._reach(size * kind.itemsize)
-        return np.frombuffer(self._map, kind, size).reshape(shape).copy()
+    def read(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        """Return a copy of the array in the buffer."""
+        size, item = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
+        self._resize(size * item.itemsize)
+        return np.frombuffer(self._map, item, size).reshape(shape).copy()
 
     def close(self) -> None:
-        """Give the memory back."""
+        """Free the memory."""
         self._map = None
         os.close(self.descriptor)
 
-    def _reach(self, size: int) -> None:
+    def _resize(self, size: int) -> None:
         if self._map is not None and len(self._map) >= size:
             return
         size = max(size, 1)

@@ -1,4 +1,4 @@
-"""Retries of work whose process was lost."""
+"""Retries of work whose training process was lost."""
 
 import dataclasses
 import logging
@@ -8,10 +8,10 @@ from typing import Generic
 
 from pbd.collective import Collective
 from pbd.errors import NoWorkersError
-from pbd.executors.base import CheckpointToken, Emit, TrainGroup, no_checkpoint
+from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint
 from pbd.executors.isolation.base import LostProcessError, T, TaskRunner
-from pbd.records import BlockResult, TaskGroup
-from pbd.scheduling.retry import MOST_ATTEMPTS, again
+from pbd.records import BlockResult, ProgressCallback, TaskGroup
+from pbd.scheduling.retry import MOST_ATTEMPTS, split_for_retry
 
 _log = logging.getLogger(__name__)
 
@@ -21,75 +21,79 @@ class _Train:
     train_group: TrainGroup
     group: TaskGroup
 
-    def __call__(self, collective: Collective, emit: Emit) -> list[BlockResult]:
-        return self.train_group(self.group, emit)
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> list[BlockResult]:
+        return self.train_group(self.group, progress)
 
 
 @dataclass(frozen=True)
 class _Call(Generic[T]):
     function: Callable[[], T]
 
-    def __call__(self, collective: Collective, emit: Emit) -> T:
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> T:
         return self.function()
 
 
-def training_in(runner: TaskRunner, train_group: TrainGroup) -> TrainGroup:
-    """Return what trains a group in a runner, and tries again, less at a time, what its process was lost with."""
+def retrying(runner: TaskRunner, train_group: TrainGroup) -> TrainGroup:
+    """Return a function that trains a group in a runner, and retries smaller groups if the process is lost."""
 
-    def train(group: TaskGroup, emit: Emit) -> list[BlockResult]:
-        results, left = list[BlockResult](), [group]
-        while left:
-            part = left.pop(0)
+    def train(group: TaskGroup, progress: ProgressCallback) -> list[BlockResult]:
+        results, queue = list[BlockResult](), [group]
+        while queue:
+            part = queue.pop(0)
             try:
-                done = runner.run(_Train(train_group, part), emit)
+                part_results = runner.run(_Train(train_group, part), progress)
             except LostProcessError as error:
                 _log.warning("%s, at attempt %d of %d at %s.", error, part.attempt, MOST_ATTEMPTS, _names(part))
-                left[:0] = again(part)
-                done = given_up(part, str(error))
-            results += [dataclasses.replace(result, attempts=part.attempt) for result in done]
+                queue[:0] = split_for_retry(part)
+                part_results = failed_results(part, str(error))
+            results += [dataclasses.replace(result, attempts=part.attempt) for result in part_results]
         return results
 
     return train
 
 
-def given_up(group: TaskGroup, why: str) -> list[BlockResult]:
-    """Return the failed results of a group that was lost, none where it is to be tried again."""
-    if again(group):
+def failed_results(group: TaskGroup, reason: str) -> list[BlockResult]:
+    """Return the failed results of a group after its last attempt; none if the group is retried."""
+    if split_for_retry(group):
         return []
-    message = f"{why}, at each of {group.attempt} attempts."
-    return [BlockResult(name, "failed", block="", error=message) for name in group.layer_names]
+    message = f"{reason}, at each of {group.attempt} attempts."
+    return [BlockResult(task.layer.name, "failed", task.design, error=message) for task in group.tasks]
 
 
 def call_in(runner: TaskRunner, function: Callable[[], T]) -> T:
-    """Return what a picklable function gives in a runner.
+    """Call a picklable function in a runner and return its result.
 
     Raises:
-        NoWorkersError: its process was lost at every attempt.
+        NoWorkersError: the training process was lost at every attempt.
     """
     return retry_lost(lambda: runner.run(_Call(function), lambda event: None))
 
 
 def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: CheckpointToken = no_checkpoint) -> T:
-    """Return what an attempt gives that does not lose a process, or anything else that it may lose.
+    """Call `attempt` until it succeeds, at most `MOST_ATTEMPTS` times; retry only if the training process is lost.
 
     Args:
-        attempt: begins where the one before it left something to go on from.
-        checkpoint: says what that is; those that left something new are not counted.
+        attempt: the work; it resumes at the last checkpoint, if it writes any.
+        *losses: further exceptions that count as a loss.
+        checkpoint: returns a token that changes whenever a checkpoint is written; an attempt that changed it starts
+            the count of attempts anew.
 
     Raises:
-        NoWorkersError: every one of them did.
+        NoWorkersError: the process was lost at every attempt.
     """
-    lost, before, left = None, checkpoint(), MOST_ATTEMPTS
-    while left:
+    last_error, last_token, attempts_left = None, checkpoint(), MOST_ATTEMPTS
+    while attempts_left:
         try:
             return attempt()
         except (LostProcessError, *losses) as error:
-            lost = error
+            last_error = error
             _log.warning("%s.", error)
-        now = checkpoint()
-        before, left = now, (left if now == before else MOST_ATTEMPTS) - 1
+        token = checkpoint()
+        # The attempt that wrote a checkpoint is itself the first of the new count.
+        attempts_left = (attempts_left if token == last_token else MOST_ATTEMPTS) - 1
+        last_token = token
     raise NoWorkersError(
-        f"{lost}, at each of {MOST_ATTEMPTS} attempts. What was finished is kept: go on with --resume --run-dir DIR."
+        f"{last_error}, at each of {MOST_ATTEMPTS} attempts. Finished work is kept: go on with --resume --run-dir DIR."
     )
 
 

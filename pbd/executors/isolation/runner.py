@@ -1,54 +1,61 @@
-"""Where a worker's work is done: in this process, or in a child whose death costs one attempt and not the run."""
+"""The choice of a task runner: this process, or a child process whose crash costs one attempt and not the run."""
 
 import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic
 
+import cloudpickle
+
 from pbd.collective import SINGLE, WorkerCollective
 from pbd.config import ExecutionConfig
-from pbd.executors.base import Emit
 from pbd.executors.isolation.base import T, TaskRunner, Work
-from pbd.system import backend, devices
+from pbd.executors.isolation.child import Child
+from pbd.records import ProgressCallback
+from pbd.system import devices, process
 from pbd.system.keras_state import KerasSetup
 
 
 class InProcessRunner:
-    """This process, once it has taken its share of the host."""
+    """Executes work in this process, which has its share of the host only meanwhile."""
 
     def __init__(self, share: devices.Share) -> None:
         self._share = share
 
-    def run(self, work: Work[T], emit: Emit, collective: WorkerCollective = SINGLE) -> T:
-        self._share.claim()
-        backend.load()
-        return work(collective, emit)
+    def run(self, work: Work[T], progress: ProgressCallback, collective: WorkerCollective = SINGLE) -> T:
+        with process.prepared(self._share):
+            return work(collective, progress)
 
     def release(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: this process holds nothing."""
 
     def close(self) -> None:
-        """There is nothing to let go of."""
+        """Do nothing: this process holds nothing."""
 
 
 def open_runner(config: ExecutionConfig, share: devices.Share, keras: KerasSetup | None = None) -> TaskRunner:
-    """Return where a worker with this share of its host works, as the settings want it (see `child.Child`)."""
-    if not config.isolate:
-        return InProcessRunner(share)
-    from pbd.executors.isolation.child import Child
+    """Return the configured runner, with this share of its host.
 
-    return Child(share, config.stall_limit, keras)
+    Args:
+        config: whether training is isolated, and the stall limit.
+        share: the share of the host.
+        keras: the state of Keras in a child process; by default that of this process.
+
+    Raises:
+        EnvironmentMismatchError: there are GPUs, but fewer than workers.
+    """
+    return Child(share, config.stall_limit, keras) if config.isolate else InProcessRunner(share)
 
 
 @dataclass(frozen=True)
 class Pickled(Generic[T]):
-    """A function in a form that is only unpacked where it is called: what it needs is not loaded on the way there."""
+    """A pickled function, unpickled only when it is called: processes that pass it on need not import its modules."""
 
     pickled: bytes
 
     @classmethod
     def of(cls, function: Callable[..., T]) -> "Pickled[T]":
-        return function if isinstance(function, cls) else cls(pickle.dumps(function))
+        return function if isinstance(function, cls) else cls(cloudpickle.dumps(function))
 
     def __call__(self, *arguments: Any) -> T:
         return pickle.loads(self.pickled)(*arguments)

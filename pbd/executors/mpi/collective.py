@@ -1,4 +1,4 @@
-"""A collective of MPI ranks: a sum is one `Allreduce`, after all have agreed that they can go on."""
+"""All-reduce among MPI ranks: one `Allreduce`, after all members have agreed that none of them failed."""
 
 import contextlib
 from typing import Any
@@ -7,11 +7,11 @@ import numpy as np
 
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
 
-_WELL, _GAVE_UP, _LOST = 0, 1, 2
+_OK, _ABORTED, _LOST = 0, 1, 2
 
 
 class MpiCollective:
-    """The ranks of a communicator; a sum is one `Allreduce`, after all have agreed that they can go on."""
+    """The ranks of a communicator."""
 
     def __init__(self, comm: Any) -> None:
         self._comm = comm
@@ -19,40 +19,48 @@ class MpiCollective:
         self._attempt = 0
 
     def start(self) -> None:
-        """Begin what the collective does, or begin it again; all do."""
+        """Start the next attempt at the work; all members call this."""
         self._attempt += 1
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
-        self._agree(_WELL)
+        self._agree(_OK)
         total = np.empty_like(values)
         self._comm.Allreduce(np.ascontiguousarray(values), total)
         return total
 
     def abort(self) -> None:
-        with contextlib.suppress(CollectiveAbortedError):  # a loss is more: there is nothing else to try together
-            self._agree(_GAVE_UP)
+        # If a member is lost at the same time, the loss counts: there is no other work to do together.
+        with contextlib.suppress(CollectiveAbortedError):
+            self._agree(_ABORTED)
 
     def disconnect(self) -> None:
         with contextlib.suppress(CollectiveAbortedError, CollectiveLostError):
             self._agree(_LOST)
 
     def finish(self) -> None:
-        """End what the collective did, for all or for nobody.
+        """End the work, for all members or for none.
 
         Raises:
-            CollectiveLostError: a worker was lost after the last sum.
+            CollectiveLostError: a member was lost after the last sum.
         """
-        self._agree(_WELL)
+        self._agree(_OK)
 
     def _agree(self, state: int) -> None:
+        """Exchange the states of all members and raise the worst one.
+
+        Raises:
+            CollectiveAbortedError: a member aborted.
+            CollectiveLostError: a member lost its training process.
+        """
         from mpi4py import MPI
 
-        most = np.empty(3, np.int32)
-        self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), most, op=MPI.MAX)
-        worst, last, first = int(most[0]), int(most[1]), -int(most[2])
+        # One MAX of the negated attempt also yields the smallest attempt.
+        largest = np.empty(3, np.int32)
+        self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), largest, op=MPI.MAX)
+        worst, last, first = int(largest[0]), int(largest[1]), -int(largest[2])
         if first != last:
-            raise RuntimeError(f"workers of a collective are at attempts {first} and {last}")
+            raise RuntimeError(f"members of a collective are at attempts {first} and {last}")
         if worst == _LOST:
-            raise CollectiveLostError("a worker of the collective lost the process that trains")
-        if worst == _GAVE_UP:
-            raise CollectiveAbortedError("a worker of the collective could not go on.")
+            raise CollectiveLostError("a worker of the collective lost its training process")
+        if worst == _ABORTED:
+            raise CollectiveAbortedError("a worker of the collective aborted.")

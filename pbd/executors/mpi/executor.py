@@ -1,42 +1,42 @@
-"""MPI: one worker per rank; rank 0 coordinates, too.
+"""MPI executor: one worker per rank; rank 0 coordinates and trains.
 
-Rank 0 sends each rank its queue, trains its own, and takes the results back in one gather. Groups of a common pool are
-drawn by an atomic counter, so that no rank is spent on handing them out. Nobody waits long in a blocking call, which
-would burn a core that a neighbour trains on: everyone polls and sleeps. All-reduce is the exception: it is so short and
-so frequent that members wait in it.
+Rank 0 sends each rank its queue, trains its own, and receives all results in one gather. Groups of a common pool are
+drawn from an atomic counter, so that no rank is needed to distribute them. Ranks that wait poll and sleep: a blocking
+MPI call would occupy a core that another rank trains on. Only all-reduce blocks, since it is short and frequent.
 """
 
 import contextlib
 import itertools
-import threading
+import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
-import numpy as np
+import cloudpickle
 
 from pbd import energy
 from pbd.collective import Collective, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
-from pbd.executors.base import CheckpointToken, Emit, Throttle, TrainGroup, no_checkpoint, run_queue
+from pbd.executors.base import CheckpointToken, Throttle, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
-from pbd.records import Assignment, BlockResult, LayerTask, Progress, RunReport, TaskGroup
+from pbd.executors.mpi.counter import SharedCounter
+from pbd.executors.mpi.heartbeat import HeartbeatMonitor
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
 from pbd.system import devices, watchdog
 
-_COMMAND, _PROGRESS = 1, 2
+_COMMAND, _PROGRESS = 1, 2  # tags of messages
 _POLL_S = 0.05
-_COUNTER_POLL_S = 0.02
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class _Work:
-    """From rank 0 to a worker: train these groups, and then what the counter gives you of the pool."""
+class _Train:
+    """Command: train these groups, then groups of the pool as drawn from the counter."""
 
     train_group: runner.Pickled[list[BlockResult]]
     queue: tuple[TaskGroup, ...]
@@ -45,7 +45,7 @@ class _Work:
 
 @dataclass(frozen=True)
 class _RunCollective:
-    """From rank 0 to a worker: call this at the same time as all others."""
+    """Command: call this function at the same time as all other ranks."""
 
     function: runner.Pickled[Any]
     max_workers: int
@@ -53,29 +53,35 @@ class _RunCollective:
 
 
 @dataclass(frozen=True)
-class _Read:
-    """From rank 0 to a worker: say what was read of your host."""
+class _ReadEnergy:
+    """Command: return the energy reading of the host."""
 
 
 @dataclass(frozen=True)
 class _Stop:
-    """From rank 0 to a worker: leave, with the report or with the error that ended the run."""
+    """Command: leave, with the report or with the error that ended the run."""
 
     report: RunReport | None = None
     error: PbdError | None = None
 
 
 class MpiExecutor:
-    """Runs each worker's queue in one MPI rank."""
+    """Runs one worker per MPI rank.
+
+    Raises:
+        EnvironmentMismatchError: there is no MPI library, or the launcher belongs to another one.
+        UsageError: the number of workers contradicts the number of ranks.
+    """
 
     name = "mpi"
     elastic = False
 
     def __init__(self, config: ExecutionConfig) -> None:
         self._comm, local_rank, local_ranks = world.join()
-        self._busy = False  # the workers, which then cannot be told anything
-        self._released = False  # everyone knows that the run is over
-        self._telling: Any = None  # progress on its way to rank 0
+        self._workers_busy = False  # busy workers receive no commands
+        self._ended = False  # whether all ranks know that the run is over
+        self._sending_progress: Any = None
+        self._heartbeat: watchdog.Watchdog | None = None
         self.num_workers = self.collective_size = self._comm.Get_size()
         self.coordinates = self._comm.Get_rank() == 0
         if config.workers not in (None, self.num_workers):
@@ -84,66 +90,67 @@ class MpiExecutor:
                 f"{self.num_workers} ranks. Use mpirun -n {config.workers}."
             )
         self.share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
-        self._runner = runner.open_runner(config, self.share)
-        if self.num_workers > 1 and world.allows_threads():
-            beats = world.HeartbeatMonitor(self._comm, config.stall_limit)
-            watchdog.also_check(beats.exchange, world.abort)
+        try:
+            self._runner = runner.open_runner(config, self.share)
+            if self.num_workers > 1 and world.allows_threads():
+                monitor = HeartbeatMonitor(config.stall_limit)
+                self._heartbeat = watchdog.Watchdog(monitor.exchange, self.abort)
+        except BaseException as error:
+            self.abort(error)  # the other ranks may have started, and would wait for this one
 
-    def run(
-        self, train_group: TrainGroup, tasks: Sequence[LayerTask], assignment: Assignment, emit: Emit
-    ) -> Iterator[BlockResult]:
-        packed = runner.Pickled.of(train_group)
-        with self._keeping_them_busy():
+    def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
+        pickled = runner.Pickled.of(train_group)
+        with self._occupied_workers():
             requests = [
-                self._comm.isend(_Work(packed, queue, assignment.pool), dest=rank, tag=_COMMAND)
+                self._comm.isend(cloudpickle.dumps(_Train(pickled, queue, assignment.pool)), dest=rank, tag=_COMMAND)
                 for rank, queue in enumerate(assignment.queues)
                 if rank > 0
             ]
-            gathered = self._work(_Work(packed, assignment.queues[0], assignment.pool), emit)
+            gathered = self._train(_Train(pickled, assignment.queues[0], assignment.pool), progress)
             for request in requests:
                 request.wait()
         for results in gathered:
             yield from results
 
     def call(self, function: Callable[[], T]) -> T:
-        return retry.call_in(self._runner, function)  # rank 0 is a worker like the others
+        return retry.call_in(self._runner, function)  # rank 0 is a worker, too
 
     def run_collective(
         self,
-        function: Callable[[Collective, Emit], T],
-        emit: Emit,
+        function: Callable[[Collective, ProgressCallback], T],
+        progress: ProgressCallback,
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
         command = _RunCollective(runner.Pickled.of(function), max_workers, checkpoint)
-        with self._keeping_them_busy():
-            self._tell_all(command)
-            return self._join(command, emit)
+        with self._occupied_workers():
+            self._send_all(command)
+            return self._run_member(command, progress)
 
     @contextlib.contextmanager
-    def _keeping_them_busy(self) -> Iterator[None]:
-        """Note that workers are at something that this process asked for; after an error they still are."""
-        self._busy = True
+    def _occupied_workers(self) -> Iterator[None]:
+        """Mark the workers as busy in the block; after an exception they stay busy."""
+        self._workers_busy = True
         yield
-        self._busy = False
+        self._workers_busy = False
 
-    def _join(self, command: _RunCollective, emit: Emit) -> Any:
-        """Do this rank's part of what all do together; again, if any of them lost the process that did its part."""
-        with self._collective_of(command.max_workers) as collective:
+    def _run_member(self, command: _RunCollective, progress: ProgressCallback) -> Any:
+        """Call the function as a member of the collective; all members retry if one loses its training process."""
+        with self._collective(command.max_workers) as collective:
             if collective is None:
                 return None
 
             def attempt() -> Any:
                 collective.start()
-                result = self._runner.run(command.function, emit, collective)
+                result = self._runner.run(command.function, progress, collective)
                 collective.finish()
                 return result
 
             return retry.retry_lost(attempt, CollectiveLostError, checkpoint=command.checkpoint)
 
     @contextlib.contextmanager
-    def _collective_of(self, max_workers: int) -> "Iterator[MpiCollective | None]":
-        """Make a collective of the first ranks; all must come, and those that are not of it get `None`."""
+    def _collective(self, max_workers: int) -> "Iterator[MpiCollective | None]":
+        """Create a collective of the first ranks; all ranks enter this, and ranks that are no members get `None`."""
         from mpi4py import MPI
 
         rank = self._comm.Get_rank()
@@ -154,53 +161,60 @@ class MpiExecutor:
             yield MpiCollective(comm)
             comm.Free()
 
-    def _work(self, work: _Work, emit: Emit) -> list[list[BlockResult]]:
-        """Train this rank's groups; return what every rank has trained, in rank 0 alone."""
+    def _train(self, command: _Train, progress: ProgressCallback) -> list[list[BlockResult]]:
+        """Train this rank's groups; return the results of every rank, in rank 0 only."""
 
-        def emit_all(event: Progress) -> None:
-            emit(event)
-            self._pass_on_progress(emit)
+        def report(event: Progress) -> None:
+            progress(event)
+            self._receive_progress(progress)
 
-        counter = SharedCounter(self._comm) if work.pool else None
-        drawn = counter.draw(work.pool) if counter else ()
-        mine = self._train(work.train_group, itertools.chain(work.queue, drawn), emit_all)
-        gathered = self._gather(mine, emit)
+        counter = SharedCounter(self._comm) if command.pool else None
+        drawn = counter.draw(command.pool) if counter else ()
+        results = self._train_groups(command.train_group, itertools.chain(command.queue, drawn), report)
+        gathered = self._gather(results, progress)
         if counter:
             counter.close()
         return gathered
 
-    def _train(self, train_group: TrainGroup, groups: Iterable[TaskGroup], emit: Emit) -> list[BlockResult]:
-        train_group = retry.training_in(self._runner, train_group)
-        trained = run_queue(train_group, groups, self._comm.Get_rank(), emit, time.monotonic())
-        return [result for results in trained for result in results]
+    def _train_groups(
+        self, train_group: TrainGroup, groups: Iterable[TaskGroup], progress: ProgressCallback
+    ) -> list[BlockResult]:
+        train_group = retry.retrying(self._runner, train_group)
+        batches = run_queue(train_group, groups, self._comm.Get_rank(), progress, time.monotonic())
+        return [result for results in batches for result in results]
 
-    def _gather(self, mine: T, emit: Emit) -> list[T]:
-        """Wait without burning a core until every rank is done, then gather once; only rank 0 receives."""
-        while self._telling is not None and not self._telling.Test():
+    def _gather(self, value: T, progress: ProgressCallback) -> list[T]:
+        """Wait for all ranks and gather their values; returns an empty list in all ranks but 0."""
+        while self._sending_progress is not None and not self._sending_progress.Test():
             watchdog.touch()
             time.sleep(_POLL_S)
-        everyone = self._comm.Ibarrier()
-        while not everyone.Test():
-            watchdog.touch()
-            self._pass_on_progress(emit)
-            time.sleep(_POLL_S)
-        self._pass_on_progress(emit)
-        return self._comm.gather(mine, root=0) or []
+        self._wait_for_all(progress)
+        gathered = self._comm.gather(cloudpickle.dumps(value), root=0) or []
+        return [pickle.loads(pickled) for pickled in gathered]
 
-    def _pass_on_progress(self, emit: Emit) -> None:
+    def _wait_for_all(self, progress: ProgressCallback) -> None:
+        """Wait for all ranks without occupying a core, and receive progress meanwhile."""
+        barrier = self._comm.Ibarrier()
+        while not barrier.Test():
+            watchdog.touch()
+            self._receive_progress(progress)
+            time.sleep(_POLL_S)
+        self._receive_progress(progress)
+
+    def _receive_progress(self, progress: ProgressCallback) -> None:
         if not self.coordinates:
             return
         while self._comm.iprobe(tag=_PROGRESS):
-            emit(self._comm.recv(tag=_PROGRESS))
+            progress(self._comm.recv(tag=_PROGRESS))
 
     def readings(self) -> dict[int, energy.Reading]:
-        with self._keeping_them_busy():
-            self._tell_all(_Read())
-            return dict(enumerate(self._gather(energy.unread(), lambda event: None)))
+        with self._occupied_workers():
+            self._send_all(_ReadEnergy())
+            return dict(enumerate(self._gather(energy.unread(), _ignore)))
 
     def serve(self) -> RunReport:
-        first = self.share.local_rank == 0  # rank 0 is the first of its own host
-        with energy.measure() if first else contextlib.nullcontext(energy.NoMeter()) as meter:
+        measures = self.share.local_rank == 0  # on rank 0's host that is rank 0, which coordinates
+        with energy.measure() if measures else contextlib.nullcontext(energy.NoMeter()) as meter:
             return self._serve(meter)
 
     def _serve(self, meter: energy.HostMeter | energy.NoMeter) -> RunReport:
@@ -208,89 +222,53 @@ class MpiExecutor:
             while not self._comm.iprobe(source=0, tag=_COMMAND):
                 watchdog.touch()
                 time.sleep(_POLL_S)
-            command = self._comm.recv(source=0, tag=_COMMAND)
+            command = pickle.loads(self._comm.recv(source=0, tag=_COMMAND))
             if isinstance(command, _Stop):
-                self._released = True
-                self._runner.close()
+                self._end()
                 if command.report is None:
                     raise command.error or StoppedError()
                 return command.report
-            if isinstance(command, _Read):
-                self._gather(meter.read(), lambda event: None)
+            if isinstance(command, _ReadEnergy):
+                self._gather(meter.read(), _ignore)
             elif isinstance(command, _RunCollective):
-                self._join(command, lambda event: None)
+                self._run_member(command, _ignore)
             else:
-                self._work(command, Throttle(self._tell_progress))
+                self._train(command, Throttle(self._send_progress))
 
-    def _tell_progress(self, event: Progress) -> None:
-        """Send progress to rank 0, unless it has not taken what was sent before."""
-        if self._telling is None or self._telling.Test():
-            self._telling = self._comm.isend(event, dest=0, tag=_PROGRESS)
+    def _send_progress(self, event: Progress) -> None:
+        """Send progress to rank 0, unless rank 0 has not yet received the last event."""
+        if self._sending_progress is None or self._sending_progress.Test():
+            self._sending_progress = self._comm.isend(event, dest=0, tag=_PROGRESS)
 
     def finish(self, report: RunReport) -> None:
-        self._tell_all(_Stop(report=report))
-        self._released = True
-        self._runner.close()
+        self._send_all(_Stop(report=report))
+        self._end()
 
     def stop(self, error: BaseException) -> None:
-        if self._released:
+        if self._ended:
             return
-        if isinstance(error, PbdError) and self.coordinates and not self._busy:
-            self._tell_all(_Stop(error=error))
-            self._released = True
-            self._runner.close()
+        if isinstance(error, PbdError) and self.coordinates and not self._workers_busy:
+            self._send_all(_Stop(error=error))
+            self._end()
         else:
             self._runner.close()
-            world.abort(error)
+            self.abort(error)
 
-    def _tell_all(self, message: _RunCollective | _Read | _Stop) -> None:
+    def _end(self) -> None:
+        """End the run in this rank, once all ranks know that it is over; until then heartbeats detect a lost rank."""
+        self._runner.close()
+        self._wait_for_all(_ignore)
+        self._ended = True
+        if self._heartbeat is not None:
+            self._heartbeat.close()
+
+    def abort(self, error: BaseException) -> NoReturn:
+        world.abort(error)
+
+    def _send_all(self, command: _RunCollective | _ReadEnergy | _Stop) -> None:
         for rank in range(1, self.num_workers):
-            self._comm.send(message, dest=rank, tag=_COMMAND)
+            self._comm.send(cloudpickle.dumps(command), dest=rank, tag=_COMMAND)
 
 
-class SharedCounter:
-    """Counts up from 0 for all ranks together: each number is given once (one-sided `Fetch_and_op` on rank 0).
-
-    A rank that reads the counter waits until rank 0 enters MPI, so a thread there does so all the time. Making and
-    closing it is collective.
-    """
-
-    def __init__(self, comm: Any) -> None:
-        from mpi4py import MPI
-
-        self._sum, self._one = MPI.SUM, np.ones(1, np.int64)
-        itemsize = self._one.itemsize
-        self._window = MPI.Win.Allocate(itemsize if comm.Get_rank() == 0 else 0, itemsize, comm=comm)
-        self._closing = threading.Event()
-        self._answering = threading.Thread(target=self._answer, args=(comm,), daemon=True)
-        if comm.Get_rank() == 0:
-            self._window.Lock(0)  # what others read has to be written inside of an epoch
-            np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
-            self._window.Unlock(0)
-            if world.allows_threads():  # else workers wait until rank 0 passes on progress
-                self._answering.start()
-        comm.Barrier()
-
-    def _answer(self, comm: Any) -> None:
-        while not self._closing.wait(_COUNTER_POLL_S):
-            comm.iprobe(tag=_COMMAND)  # any call makes progress; nobody sends commands to rank 0
-
-    def next(self) -> int:
-        """Return the next number."""
-        got = np.zeros(1, np.int64)
-        self._window.Lock(0)
-        self._window.Fetch_and_op(self._one, got, 0, 0, self._sum)
-        self._window.Unlock(0)
-        return int(got[0])
-
-    def draw(self, pool: Sequence[TaskGroup]) -> Iterator[TaskGroup]:
-        """Yield this rank's share of the pool, one group whenever it asks."""
-        while (number := self.next()) < len(pool):
-            yield pool[number]
-
-    def close(self) -> None:
-        """Free the window; every rank must come."""
-        self._closing.set()
-        if self._answering.is_alive():
-            self._answering.join()
-        self._window.Free()
+def _ignore(event: Progress) -> None:
+    """Ignore a progress event."""

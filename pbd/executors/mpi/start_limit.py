@@ -1,6 +1,7 @@
-"""Ends a process that waits too long for others to start, with a word: a process beside it, which needs no pbd.
+"""Start-up timeout: a helper process that prints a message and ends its parent if `MPI_Init` does not return in time.
 
-MPI's own start waits for every rank without letting go of the interpreter, so that nothing in Python could.
+`MPI_Init` waits for every rank without releasing the interpreter lock, so no Python thread of the same process could
+do this. The module runs as a script without pbd.
 """
 
 import contextlib
@@ -16,19 +17,19 @@ _LAUNCHER_READS_S = 0.3
 
 
 @contextlib.contextmanager
-def ended_after(seconds: float, words: str) -> Iterator[None]:
-    """Have this process say something and be ended by SIGALRM, unless it leaves the block before."""
-    command = [sys.executable, "-IS", __file__, str(os.getpid()), str(seconds), words]
+def ended_after(seconds: float, message: str) -> Iterator[None]:
+    """Print a message and end this process by SIGALRM unless it leaves the block in time."""
+    command = [sys.executable, "-IS", __file__, str(os.getpid()), str(seconds), message]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL):
         yield
 
 
-def main(process: int, seconds: float, words: str) -> None:
-    """Wait for the other process to let go of the input, in whatever way; end it if it does not."""
+def main(process: int, seconds: float, message: str) -> None:
+    """End a process unless it closes this process's standard input in time; it also does so by ending itself."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)  # it goes when the other one does
+        signal.signal(number, signal.SIG_IGN)  # this process ends with its parent
     if not select.select([sys.stdin], [], [], seconds)[0]:
-        print(words, file=sys.stderr, flush=True)
+        print(message, file=sys.stderr, flush=True)
         time.sleep(_LAUNCHER_READS_S)
         os.kill(process, signal.SIGALRM)
 

@@ -1,5 +1,5 @@
 "use strict";
-// Sorts a table by the column whose heading is chosen, upwards first; what has no figure stays last.
+// Sorts a table by the column whose heading is clicked, in ascending order first; empty cells stay last.
 for (const button of document.querySelectorAll(".sortable th button")) {
   button.addEventListener("click", () => sortBy(button.closest("th")));
 }

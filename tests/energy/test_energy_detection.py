@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pbd import energy
-from pbd.energy import Places, amd_msr, finding, nvml, rapl
+from pbd.energy import SystemPaths, amd_msr, detection, nvml, rapl
 
 pytestmark = pytest.mark.fast
 
@@ -33,18 +33,18 @@ class Zone:
         (self.path / "energy_uj").write_text(f"{energy_uj % RANGE_UJ}\n")
 
 
-def places(root: Path, maker: str = "GenuineIntel") -> Places:
+def system_paths(root: Path, maker: str = "GenuineIntel") -> SystemPaths:
     (root / "cpuinfo").write_text(f"processor : 0\nvendor_id : {maker}\n")
     (root / "boot_id").write_text("d1ce\n")
-    return Places(root / "powercap", root / "msr", root / "topology", root / "cpuinfo", root / "boot_id")
+    return SystemPaths(root / "powercap", root / "msr", root / "topology", root / "cpuinfo", root / "boot_id")
 
 
 def test_only_packages_are_counted_not_their_parts_nor_the_platform(tmp_path: Path) -> None:
-    at = places(tmp_path)
+    at = system_paths(tmp_path)
     near_the_end = Zone(at.powercap, "0", "package-0", RANGE_UJ - 1_000_000)
     second = Zone(at.powercap, "1", "package-1")
     others = [Zone(at.powercap, number, name) for number, name in (("0:0", "core"), ("1:0", "dram"), ("2", "psys"))]
-    meter = energy.Meter(energy.find(at))
+    meter = energy.Meter(energy.detect(at))
     near_the_end.show(RANGE_UJ + 2_000_000)
     for zone in (second, *others):
         zone.show(7_000_000)
@@ -57,11 +57,11 @@ def test_only_packages_are_counted_not_their_parts_nor_the_platform(tmp_path: Pa
 def test_workers_that_each_found_the_hosts_meters_count_it_once(
     tmp_path: Path, gpus: tuple[dict[str, Any], ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    at = places(tmp_path)
+    at = system_paths(tmp_path)
     zone = Zone(at.powercap, "0", "package-0")
-    meters = [energy.Meter(energy.find(at))]
+    meters = [energy.Meter(energy.detect(at))]
     monkeypatch.setitem(sys.modules, "pynvml", Driver(gpus[0]))  # the second sees fewer, and numbers them anew
-    meters.append(energy.Meter(energy.find(at)))
+    meters.append(energy.Meter(energy.detect(at)))
     zone.show(5_000_000)
     gpus[0]["nvmlDeviceGetTotalEnergyConsumption"] = 18_000
     sent = [pickle.loads(pickle.dumps(meter.read())) for meter in meters]
@@ -73,9 +73,9 @@ def test_workers_that_each_found_the_hosts_meters_count_it_once(
 
 
 def test_a_package_that_disappears_is_reported(tmp_path: Path) -> None:
-    at = places(tmp_path)
+    at = system_paths(tmp_path)
     zone = Zone(at.powercap, "0", "package-0")
-    meter = energy.Meter(energy.find(at))
+    meter = energy.Meter(energy.detect(at))
     zone.show(4_000_000)
     meter.sample()
     (zone.path / "energy_uj").unlink()
@@ -85,7 +85,7 @@ def test_a_package_that_disappears_is_reported(tmp_path: Path) -> None:
     assert "package-0 (rapl): lost" in reading.faults[0]
 
 
-def make_processor(at: Places, cores: dict[int, tuple[str, int]]) -> None:
+def make_processor(at: SystemPaths, cores: dict[int, tuple[str, int]]) -> None:
     """Make up a processor: for each logical one its siblings and its package, and a file that holds all registers."""
     for cpu, (siblings, package) in cores.items():
         topology = at.topology / f"cpu{cpu}" / "topology"
@@ -99,7 +99,7 @@ def make_processor(at: Places, cores: dict[int, tuple[str, int]]) -> None:
 
 
 def test_amd_registers_are_read_once_per_core_and_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = places(tmp_path, "AuthenticAMD")
+    at = system_paths(tmp_path, "AuthenticAMD")
     make_processor(at, {0: ("0,2", 0), 1: ("1,3", 0), 2: ("0,2", 0), 3: ("1,3", 0), 4: ("4-5", 1), 5: ("4-5", 1)})
     registers = {("0", amd_msr.PACKAGE): 2**32 - 65_536}
 
@@ -107,7 +107,7 @@ def test_amd_registers_are_read_once_per_core_and_package(tmp_path: Path, monkey
         return 0xA1003 if register == amd_msr.UNIT else 2**40 | registers.get((path.parent.name, register), 0)
 
     monkeypatch.setattr(amd_msr, "read_register", read)
-    meter = energy.Meter(energy.find(at, cores=True))
+    meter = energy.Meter(energy.detect(at, cores=True))
     registers[("0", amd_msr.PACKAGE)] = 65_536
     registers[("4", amd_msr.PACKAGE)] = 3 * 65_536
     registers[("1", amd_msr.CORE)] = 32_768
@@ -130,10 +130,10 @@ def test_a_register_is_eight_bytes_at_its_number(tmp_path: Path) -> None:
 
 
 def test_amd_registers_are_left_alone_where_there_is_rapl(tmp_path: Path) -> None:
-    at = places(tmp_path, "AuthenticAMD")
+    at = system_paths(tmp_path, "AuthenticAMD")
     make_processor(at, {0: ("0", 0)})
     Zone(at.powercap, "0", "package-0")
-    assert [sensor.device.source for sensor in energy.find(at).sensors] == ["rapl"]
+    assert [sensor.device.source for sensor in energy.detect(at).sensors] == ["rapl"]
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -155,13 +155,13 @@ def no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_gpu")
 def test_what_may_not_be_read_is_said_in_a_line_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    at = places(tmp_path, "AuthenticAMD")
+    at = system_paths(tmp_path, "AuthenticAMD")
     Zone(at.powercap, "0", "package-0")
     make_processor(at, {0: ("0", 0)})
     forbid(monkeypatch, "energy_uj")
-    assert [sensor.device.source for sensor in energy.find(at).sensors] == ["amd_msr"]
+    assert [sensor.device.source for sensor in energy.detect(at).sensors] == ["amd_msr"]
     forbid(monkeypatch, "msr")
-    found = energy.find(at)
+    found = energy.detect(at)
     assert not found.sensors
     _, of_rapl, of_registers = found.notes
     assert "chmod a+r" in of_rapl
@@ -179,10 +179,10 @@ def test_what_may_not_be_read_is_said_in_a_line_each(tmp_path: Path, monkeypatch
     ],
 )
 def test_what_is_absent_is_said_in_a_line_each(tmp_path: Path, maker: str, remedies: tuple[str, ...]) -> None:
-    at = places(tmp_path, maker)
+    at = system_paths(tmp_path, maker)
     make_processor(at, {0: ("0", 0)})
     (at.msr / "0" / "msr").unlink()
-    with energy.measure(energy.find(at)) as meter:
+    with energy.measure(energy.detect(at)) as meter:
         pass
     reading = meter.read()
     assert (reading.source, reading.total_j, reading.partial) == ("none", None, False)
@@ -196,7 +196,7 @@ def test_what_is_absent_is_said_in_a_line_each(tmp_path: Path, maker: str, remed
 def test_one_package_that_cannot_be_read_leaves_none(tmp_path: Path) -> None:
     Zone(tmp_path, "0", "package-0")
     (Zone(tmp_path, "1", "package-1").path / "energy_uj").write_text("\n")
-    found, complaint = rapl.find("one", tmp_path)
+    found, complaint = rapl.detect("one", tmp_path)
     assert found == ()
     assert complaint is not None
 
@@ -242,7 +242,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> tuple[dict[str, Any], ...]:
 
 def test_gpus_count_or_show_power(gpus: tuple[dict[str, Any], ...]) -> None:
     moments = iter([0.0, 1.0, 3.0])
-    found, complaint = nvml.find("one")
+    found, complaint = nvml.detect("one")
     meter = energy.Meter(energy.DetectedSensors("one", found), moments.__next__)
     gpus[0]["nvmlDeviceGetTotalEnergyConsumption"] = 70_000
     gpus[1]["nvmlDeviceGetPowerUsage"] = 350_000
@@ -254,7 +254,7 @@ def test_gpus_count_or_show_power(gpus: tuple[dict[str, Any], ...]) -> None:
 
 
 def test_a_gpu_that_falls_off_the_bus(gpus: tuple[dict[str, Any], ...]) -> None:
-    meter = energy.Meter(energy.DetectedSensors("one", nvml.find("one")[0][:1]))
+    meter = energy.Meter(energy.DetectedSensors("one", nvml.detect("one")[0][:1]))
     del gpus[0]["nvmlDeviceGetTotalEnergyConsumption"]
     reading = meter.read()
     assert reading.partial
@@ -264,7 +264,7 @@ def test_a_gpu_that_falls_off_the_bus(gpus: tuple[dict[str, Any], ...]) -> None:
 @pytest.mark.parametrize(("driver", "said"), [(Driver(), "no GPU"), (Driver(gpu("GPU-part")), "Not Supported")])
 def test_gpus_that_cannot_be_measured(monkeypatch: pytest.MonkeyPatch, driver: Driver, said: str) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", driver)
-    found, complaint = nvml.find("one")
+    found, complaint = nvml.detect("one")
     assert found == ()
     assert said in str(complaint)
 
@@ -278,6 +278,6 @@ def test_a_gpu_is_asked_for_its_load() -> None:
 
 
 def test_a_host_is_known_by_its_boot(tmp_path: Path) -> None:
-    at = places(tmp_path)
-    assert finding.host_identity(at.boot_id) == "d1ce"
-    assert finding.host_identity(tmp_path / "absent") == os.uname().nodename
+    at = system_paths(tmp_path)
+    assert detection.host_identity(at.boot_id) == "d1ce"
+    assert detection.host_identity(tmp_path / "absent") == os.uname().nodename

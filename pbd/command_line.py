@@ -1,0 +1,143 @@
+"""What the command lines share: errors of one line, exit codes, and flags that are generated from dataclasses."""
+
+import argparse
+import ast
+import dataclasses
+import difflib
+import inspect
+import itertools
+import re
+import sys
+import tomllib
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, NoReturn, get_args, get_origin, get_type_hints
+
+from pbd.errors import MissingInputError, PbdError, UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that raises a `UsageError` of one line, and names the flag nearest to an unknown one."""
+
+    def __init__(self, program: str, description: str, **options: Any) -> None:
+        options.setdefault("formatter_class", argparse.RawDescriptionHelpFormatter)
+        super().__init__(prog=program, description=description, allow_abbrev=False, **options)
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{' '.join(message.split())}. See --help.")
+
+    def parse_args(self, args: Iterable[str] | None = None, namespace: Any = None) -> Any:
+        """Return the arguments by name.
+
+        Raises:
+            UsageError: a flag is unknown, or a value is missing or wrong.
+        """
+        settings, unknown = self.parse_known_args(None if args is None else list(args), namespace)
+        if unknown:
+            flags = re.findall(r"--[\w-]+", self.format_usage())
+            near = difflib.get_close_matches(unknown[0].partition("=")[0], flags, n=1)
+            hint = f"Did you mean {near[0]!r}? " if near else ""
+            raise UsageError(f"unrecognized arguments: {' '.join(unknown)}. {hint}See --help.")
+        return settings
+
+
+def positive(text: str) -> int:
+    """Return the text as a whole number above 0."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number above 0. Received: {text!r}")
+    return int(text)
+
+
+def check_folder(flag: str, path: Path | None) -> None:
+    """Check that the folder of an output file exists, before anything is computed for the file.
+
+    Raises:
+        MissingInputError: the folder does not exist.
+    """
+    if path is not None and not path.absolute().parent.is_dir():
+        raise MissingInputError(f"{flag} must lie in a folder that exists. Received: {str(path)!r}.")
+
+
+def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
+    """Call a command with its arguments, and turn a `PbdError` into one line on standard error.
+
+    Args:
+        program: the command as the user typed it; the line begins with it.
+        command: returns its exit code; `None` means 0.
+        argv: the arguments; by default those of this process.
+
+    Returns:
+        The exit code of the command or of the error.
+    """
+    try:
+        return command(sys.argv[1:] if argv is None else argv) or 0
+    except PbdError as error:
+        print(f"{program}: {error}", file=sys.stderr)
+        return error.exit_code
+
+
+def add_settings(parser: argparse.ArgumentParser, config: Any) -> None:
+    """Add a flag for each setting: `fine_tune_epochs` becomes `--fine-tune-epochs`, a boolean gets `--no-...` as well.
+
+    Args:
+        parser: with `argument_default=argparse.SUPPRESS`, so that only the flags given are in its result.
+        config: a dataclass with the default settings. A field that is a dataclass is a group of flags, whose title
+            is its docstring; the docstring under a field is the help of its flag.
+    """
+    _add_flags(parser, config)
+    for part in dataclasses.fields(config):
+        section = getattr(config, part.name)
+        if dataclasses.is_dataclass(section):
+            title = inspect.cleandoc(section.__doc__ or "").rstrip(".")
+            _add_flags(parser.add_argument_group(title), section)
+
+
+def _add_flags(group: Any, section: Any) -> None:
+    """Add a flag for each field of a section that has a docstring."""
+    kinds = get_type_hints(type(section))
+    for name, doc in _field_docs(type(section)).items():
+        default = getattr(section, name)
+        value = {True: "on", False: "off"}[default] if isinstance(default, bool) else default
+        shown = "" if value in (None, ()) else f" (default: {value})"
+        text = (doc + shown).replace("%", "%%")  # argparse formats help with the % operator
+        group.add_argument(f"--{name.replace('_', '-')}", help=text, **_options(kinds[name], default))
+
+
+def _options(kind: Any, default: Any) -> dict[str, Any]:
+    """Return what `add_argument` needs to read values of a type: bool, str, int, float, any of them or None, tuple."""
+    if kind is bool:
+        return {"action": argparse.BooleanOptionalAction}
+    if get_origin(kind) is tuple:
+        return {"nargs": "*", "metavar": "NAME"}
+    scalar = next(one for one in (*get_args(kind), kind) if one is not NoneType)
+    return {"type": scalar, "metavar": scalar.__name__.upper()}
+
+
+def _field_docs(section: type) -> dict[str, str]:
+    """Return the docstring under each field of a dataclass, which Python itself does not keep."""
+    (definition,) = ast.parse(inspect.getsource(section)).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, doc in itertools.pairwise(definition.body):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = inspect.cleandoc(text)
+    return docs
+
+
+def read_settings(path: str) -> dict[str, Any]:
+    """Return the settings in a TOML file by name, with `_` for `-`.
+
+    Raises:
+        MissingInputError: the file cannot be read.
+        UsageError: it is not TOML.
+    """
+    try:
+        with open(path, "rb") as file:
+            settings = tomllib.load(file)
+    except OSError as error:
+        raise MissingInputError(f"the settings file must be readable. Received: {path!r}: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise UsageError(f"the settings file must be TOML. Received: {path!r}: {error}.") from error
+    return {name.replace("-", "_"): value for name, value in settings.items()}

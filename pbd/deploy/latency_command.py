@@ -1,0 +1,93 @@
+"""`pbd latency MODEL [MODEL ...]`: measure how long forward passes of model files take in Keras on this machine.
+
+The models take turns; the first one is the reference. Times are medians over rounds, with quartiles.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pbd import command_line
+from pbd.command_line import Parser, positive
+from pbd.errors import MissingInputError
+from pbd.system import backend, devices
+
+if TYPE_CHECKING:
+    from pbd.deploy.latency import ModelLatency
+
+
+def main(argv: Sequence[str] | None = None, program: str = "pbd latency") -> int:
+    """Run the command line; return the exit code."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        rows = measure(settings)
+        if settings.json:
+            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+        else:
+            Console().print(as_table(rows))
+
+    return command_line.run(program, command, argv)
+
+
+def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Return the settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong.
+        MissingInputError: a model file does not exist.
+    """
+    parser = Parser(program, __doc__ or "")
+    parser.add_argument("models", metavar="MODEL", nargs="+", help="a .keras or .h5 file; the first is the reference")
+    parser.add_argument(
+        "--batch-sizes", metavar="N", nargs="+", type=positive, default=[1, 32], help="images in a pass (default: 1 32)"
+    )
+    parser.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
+    parser.add_argument(
+        "--fold",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="measure models rewritten for inference, as pbd writes students (default); --no-fold: as they are",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table; times in seconds")
+    settings = parser.parse_args(arguments)
+    for path in settings.models:
+        if not Path(path).is_file():
+            raise MissingInputError(f"a model file must exist. Received: {path!r}.")
+    return settings
+
+
+def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
+    """Load the models and measure them."""
+    devices.Share(threads=settings.threads).claim()
+    backend.load()
+    from pbd.deploy.latency import measure_latency
+    from pbd.networks import files
+
+    models = {path: files.load(path) for path in settings.models}
+    return measure_latency(models, settings.batch_sizes, settings.fold)
+
+
+def as_table(rows: "Iterable[ModelLatency]") -> Table:
+    """Return the figures for a terminal, in milliseconds."""
+    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("model", overflow="fold")
+    for heading in ("batch", "median, ms", "quartiles, ms", "times as fast", "rounds"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for row in rows:
+        table.add_row(
+            Text(row.model),
+            str(row.batch),
+            f"{1000 * row.seconds:.2f}",
+            f"{1000 * row.q1_s:.2f} to {1000 * row.q3_s:.2f}",
+            f"{row.times_as_fast:.2f}",
+            str(row.rounds),
+        )
+    return table

@@ -1,0 +1,56 @@
+"""Random state of this process: seeded for a run, and given back to the caller of a library function unchanged."""
+
+import contextlib
+import random
+import sys
+from collections.abc import Iterator
+
+import numpy as np
+
+_KERAS_ATTRIBUTES = ("global_random_seed", "global_seed_generator")
+"""Where Keras keeps the seed of `keras.utils.set_random_seed` and the generator of unseeded `keras.random` calls."""
+
+
+def seed(value: int) -> None:
+    """Seed Python, NumPy and Keras, from which Keras layers without a seed of their own derive theirs.
+
+    Unlike `keras.utils.set_random_seed` this leaves TensorFlow's global seed alone, which no Keras layer uses and which
+    could not be restored.
+
+    Args:
+        value: in [0, 2**32).
+    """
+    from keras.src.backend.common import global_state
+
+    global_state.set_global_attribute(_KERAS_ATTRIBUTES[0], value)
+    global_state.set_global_attribute(_KERAS_ATTRIBUTES[1], None)  # Keras makes a new one from Python's state
+    random.seed(value)
+    np.random.seed(value)
+
+
+@contextlib.contextmanager
+def preserved() -> Iterator[None]:
+    """Restore the random state of Python, NumPy and Keras at the end of the block."""
+    python_state, numpy_state, keras_state = random.getstate(), np.random.get_state(), _keras_state()
+    try:
+        yield
+    finally:
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
+        _set_keras_state(keras_state)
+
+
+def _keras_state() -> dict[str, object]:
+    if "keras" not in sys.modules:
+        return dict.fromkeys(_KERAS_ATTRIBUTES)
+    from keras.src.backend.common import global_state
+
+    return {name: global_state.get_global_attribute(name) for name in _KERAS_ATTRIBUTES}
+
+
+def _set_keras_state(state: dict[str, object]) -> None:
+    if "keras" in sys.modules:
+        from keras.src.backend.common import global_state
+
+        for name, value in state.items():
+            global_state.set_global_attribute(name, value)

@@ -1,0 +1,107 @@
+"""`pbd.distill` from Python: its signature, its result, and what it leaves behind in the caller's process."""
+
+import dataclasses
+import inspect
+import json
+import random
+import subprocess
+import sys
+import typing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import pbd
+from pbd.config import RunConfig
+from pbd.errors import UsageError
+from tests.helpers.cluster import PATIENCE_S
+
+
+def settings_by_name() -> dict[str, Any]:
+    """Return the type of every setting, by its name."""
+    types: dict[str, Any] = {"seed": int}
+    for section in dataclasses.fields(RunConfig):
+        if section.name != "seed":
+            types |= typing.get_type_hints(typing.get_type_hints(RunConfig)[section.name])
+    return types
+
+
+def test_the_signature_has_every_setting_with_its_type() -> None:
+    parameters = inspect.signature(pbd.distill).parameters
+    objects = {"model", "data", "config"}
+    types = settings_by_name()
+    assert set(parameters) - objects == set(types)
+    for name, kind in types.items():
+        annotation = parameters[name].annotation
+        expected = typing.Sequence[str] if typing.get_origin(kind) is tuple else kind
+        assert typing.get_args(annotation)[-1] is type(None), name
+        assert str(expected).removeprefix("<class '").split("'")[0].split(" ")[0].split(".")[-1] in str(annotation), (
+            name
+        )
+        assert parameters[name].default is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"model": object(), "teacher": "a.keras"}, "teacher contradicts model"),
+        ({"data": object(), "batch_size": 8}, "batch_size contradicts data"),
+        ({"epochs": -1}, "epochs must be at least 0"),
+    ],
+)
+def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        pbd.distill(**arguments)
+
+
+ARRAYS = """
+import json, os, random, sys
+import numpy as np
+from threadpoolctl import threadpool_info
+
+def state():
+    threads = sorted((pool["internal_api"], pool["num_threads"]) for pool in threadpool_info())
+    return [sorted(os.environ.items()), threads, list(np.random.get_state()[1][:5]), random.getstate()[1][:5]]
+
+import keras, pbd
+draws = np.random.default_rng(0)
+x, y = draws.integers(0, 256, (96, 8, 8, 8), dtype=np.uint8), np.arange(96) % 3
+inputs = keras.Input((8, 8, 8))
+features = keras.layers.Conv2D(16, 3, activation="relu", name="conv")(inputs)
+model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features)), name="tiny")
+keras.utils.set_random_seed(7)
+before, registered = state(), set(keras.saving.get_custom_objects())
+data = pbd.Data(train=(x, y), batch_size=32)
+result = pbd.distill(
+    model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", run_dir=sys.argv[1]
+)
+assert state() == json.loads(json.dumps(before)) or state() == before, (before, state())
+assert keras.utils.get_random_seed() == 7 if hasattr(keras.utils, "get_random_seed") else True
+assert set(keras.saving.get_custom_objects()) == registered
+scores = result.model.predict_on_batch(x[:4].astype("float32"))
+print(json.dumps([list(scores.shape), result.report.student.params, result.table().count("conv"), str(result.run_dir)]))
+"""
+
+
+def test_arrays_from_python_and_the_process_is_left_as_it_was(tmp_path: Path) -> None:
+    run_dir = tmp_path / "run"
+    done = subprocess.run(
+        [sys.executable, "-c", ARRAYS, str(run_dir)], capture_output=True, text=True, timeout=PATIENCE_S
+    )
+    assert done.returncode == 0, done.stderr
+    shape, params, rows, directory = json.loads(done.stdout.splitlines()[-1])
+    assert shape == [4, 3]
+    assert params < 16 * 8 * 9
+    assert rows >= 1
+    assert directory == str(run_dir)
+
+
+def test_random_state_is_restored_also_after_an_error(tmp_path: Path) -> None:
+    random.seed(3)
+    np.random.seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist()
+    with pytest.raises(pbd.PbdError):
+        pbd.distill(teacher=str(tmp_path / "absent.keras"), isolate=False)
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before
