@@ -130,8 +130,8 @@ def test_accuracies(report: pbd.RunReport, common: dict[str, Any]) -> tuple[floa
     data = data.load(wanted, config.seed, models[0].input_shape[1:], split_by_class=False)
     if not data.labelled:
         raise UsageError(f"the table tests by the labels. Received: {config.data.dataset!r}, which has none.")
-    marks = metrics.evaluate(models[0], models, data.batches("test"), labelled=True)
-    return marks[0].accuracy, marks[1].accuracy
+    results = metrics.evaluate(models[0], models, data.batches("test"), labelled=True)
+    return results[0].accuracy, results[1].accuracy
 
 
 def as_table(rows: Sequence[Row]) -> Table:

@@ -26,6 +26,7 @@ from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import adam
 from pbd.networks import graph
 from pbd.networks.cost import layer_calls
+from pbd.networks.keras_internals import walk
 from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.system import devices
 
@@ -57,13 +58,13 @@ def train_task(context: TrainingContext, task: BlockTask, dataset: Dataset) -> B
             _initialise(context, task, block, teacher, prefix, dataset)
         distiller = GroupDistiller(prefix, {name: block})
         distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
-        if first == 0 and curve.start_counts:
+        if first == 0 and curve.include_start:
             curve.add(_validation_error(distiller, dataset), block.get_weights())
         for epoch in range(first, min(first + ROUND_EPOCHS, epochs)):
             loss = _one_epoch(distiller, dataset, epoch)
             curve.add(_validation_error(distiller, dataset), block.get_weights(), loss)
         accuracies.append(_accuracy(teacher, name, block, dataset))
-    block.set_weights(curve.best)
+    block.set_weights(curve.best_weights)
     result = BlockResult(
         layer=name,
         status="trained",
@@ -133,4 +134,4 @@ def output_with(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
         changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
         return outputs
 
-    return keras.tree.flatten(graph.walk(model, model.inputs, lambda operation: operation, call))[0]
+    return keras.tree.flatten(walk(model, model.inputs, call))[0]

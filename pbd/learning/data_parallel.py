@@ -1,7 +1,7 @@
-"""Train one model on several workers: each computes the gradient of its part of the batch, all take the same step.
+"""Data-parallel training: each worker computes the gradient of its part of the batch, all take the same step.
 
-A step is cut in two, each compiled by Keras on any backend: one that leaves the gradient in a variable in place of
-applying it, and one that applies the gradient that all workers have added up.
+A step is split into two Keras models, each of which any backend can compile: one writes the gradient to a variable
+without applying it, the other applies the gradient that all workers have summed.
 """
 
 import collections
@@ -12,12 +12,12 @@ import keras
 import numpy as np
 
 from pbd.collective import Collective
-from pbd.learning.flat_adam import in_a_row, size
+from pbd.learning.flat_adam import concatenate, size
 from pbd.system import devices
 
 
 class GradientCollector(keras.optimizers.Optimizer):
-    """Puts the gradients into `flat`, one behind the other, and changes no variable."""
+    """An optimiser that writes the gradient to the vector `flat` and leaves the model's variables unchanged."""
 
     def __init__(self) -> None:
         super().__init__(learning_rate=0.0)
@@ -28,22 +28,26 @@ class GradientCollector(keras.optimizers.Optimizer):
             self.flat = self.add_variable((sum(map(size, variables)),), dtype="float32", name="flat")
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
-        """Keep the gradients."""
+        """Write the gradients to `flat`, concatenated in the order of the variables."""
         variables = list(trainable_variables or self._trainable_variables)
         self.build(variables)
-        self.flat.assign(in_a_row(grads, variables))
+        self.flat.assign(concatenate(grads, variables))
 
 
 class ApplyGradient(keras.Model):
-    """Lets an optimiser take a step along a given gradient: a loss that is linear in the variables has it exactly."""
+    """Lets an optimiser take a step along a given gradient.
+
+    Keras only lets an optimiser apply the gradient of a loss. The loss here is the dot product of the trainable
+    variables with the vector that the model gets as its input, so its gradient is exactly that vector.
+    """
 
     def __init__(self, model: keras.Model) -> None:
-        super().__init__(name="gradient_step")
+        super().__init__(name="apply_gradient")
         self.model = model
 
-    def call(self, flat: Any) -> Any:
+    def call(self, gradient: Any) -> Any:
         variables = self.model.trainable_variables
-        return keras.ops.sum(in_a_row(variables, variables) * flat)
+        return keras.ops.sum(concatenate(variables, variables) * gradient)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
@@ -55,19 +59,20 @@ class DataParallel:
     """A model and its optimiser on one worker of a collective.
 
     Args:
-        model: has the same weights in all workers, and layers that treat each image by itself.
-        optimizer: updates the trainable variables; it is in the same state in all workers.
-        collective: those who train it.
-        share: how much of each batch is this worker's.
+        model: Has the same weights on all workers; its loss must be a mean over images that do not affect each other.
+        optimizer: Updates the trainable variables; it is in the same state on all workers.
+        collective: The workers that train the model.
+        share: This worker's share of the images of each batch.
     """
 
     def __init__(
         self, model: keras.Model, optimizer: keras.optimizers.Optimizer, collective: Collective, share: float
     ) -> None:
-        self._model, self._team, self._share = model, collective, share
-        self._buffer, self._update = GradientCollector(), ApplyGradient(model)
-        self._buffer.build(model.trainable_variables)  # a step that made it on its way would be traced twice
-        self._model.compile(self._buffer, jit_compile=devices.compiles_with_xla())
+        self._model, self._collective, self._share = model, collective, share
+        self._collector, self._update = GradientCollector(), ApplyGradient(model)
+        # Keras would trace the first step twice if that step created the collector's variable.
+        self._collector.build(model.trainable_variables)
+        self._model.compile(self._collector, jit_compile=devices.compiles_with_xla())
         self._update.compile(optimizer, jit_compile=devices.compiles_with_xla())
 
     def fit(
@@ -78,45 +83,55 @@ class DataParallel:
         steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
     ) -> dict[str, list[float]]:
-        """Train for epochs [first_epoch, epochs) of so many steps, as `keras.Model.fit` does; return its history.
+        """Train for epochs [first_epoch, epochs), as `keras.Model.fit` does; return its history.
 
         Args:
-            batches: this worker's part of each.
+            batches: This worker's part of each batch.
+            first_epoch: Number of the first epoch, from 0.
+            epochs: Number of the last epoch plus one.
+            steps: Steps per epoch.
+            callbacks: See the same losses on all workers; what stops training on one stops it on all.
 
         Raises:
-            CollectiveAbortedError: another worker gave up.
-            CollectiveLostError: another worker was lost.
+            CollectiveAbortedError: Another worker failed.
+            CollectiveLostError: Another worker was lost.
         """
         model = self._model
-        told = keras.callbacks.CallbackList(list(callbacks), True, model=model, epochs=epochs, steps=steps)
+        notify = keras.callbacks.CallbackList(list(callbacks), True, model=model, epochs=epochs, steps=steps)
         model.stop_training = False
-        told.on_train_begin()
-        coming = iter(batches)
+        notify.on_train_begin()
+        remaining = iter(batches)
         for epoch in range(first_epoch, epochs):
-            told.on_epoch_begin(epoch)
+            notify.on_epoch_begin(epoch)
             sums: collections.Counter[str] = collections.Counter()
             for step in range(steps):
-                told.on_train_batch_begin(step)
-                sums.update(self._step(*next(coming)))
-                told.on_train_batch_end(step, {"loss": sums["loss"] / (step + 1)})
+                notify.on_train_batch_begin(step)
+                sums.update(self._step(*next(remaining)))
+                notify.on_train_batch_end(step, {"loss": sums["loss"] / (step + 1)})
                 if model.stop_training:
                     break
-            told.on_epoch_end(epoch, self._means(sums, step + 1))
+            notify.on_epoch_end(epoch, self._means(sums, step + 1))
             if model.stop_training:
                 break
-        told.on_train_end()
+        notify.on_train_end()
         return model.history.history
 
     def _step(self, images: Any, labels: Any) -> dict[str, float]:
-        """Take a step along the gradient of the whole batch; return this worker's metrics, and everyone's loss."""
+        """Take a step along the gradient of the whole batch.
+
+        Returns:
+            The mean loss over the whole batch, and this worker's other metrics.
+        """
         logs = self._model.train_on_batch(images, labels, return_dict=True)
-        own = keras.ops.convert_to_numpy(self._buffer.flat)
-        whole = self._team.all_reduce_sum(np.append(own, np.float32(logs["loss"])) * np.float32(self._share))
-        self._update.train_on_batch(whole[:-1])
-        return {name: float(value) for name, value in logs.items()} | {"loss": float(whole[-1])}
+        gradient = keras.ops.convert_to_numpy(self._collector.flat)
+        # The mean over the batch is the mean of the workers' means, weighted by their shares.
+        values = np.append(gradient, np.float32(logs["loss"])) * np.float32(self._share)
+        total = self._collective.all_reduce_sum(values)
+        self._update.train_on_batch(total[:-1])
+        return {name: float(value) for name, value in logs.items()} | {"loss": float(total[-1])}
 
     def _means(self, sums: Mapping[str, float], steps: int) -> dict[str, float]:
-        """Return the mean metrics over everyone's images."""
-        others = [name for name in sums if name != "loss"]
-        shared = self._team.all_reduce_sum(np.array([sums[name] for name in others]) * self._share / steps)
-        return dict(zip(others, map(float, shared), strict=True)) | {"loss": sums["loss"] / steps}
+        """Return the mean metrics over the images of all workers."""
+        names = [name for name in sums if name != "loss"]
+        means = self._collective.all_reduce_sum(np.array([sums[name] for name in names]) * self._share / steps)
+        return dict(zip(names, map(float, means), strict=True)) | {"loss": sums["loss"] / steps}

@@ -1,44 +1,45 @@
-"""Whether a block still learns: its validation error per epoch, its best epoch, and when it has flattened."""
+"""The learning curve of one block: validation error per epoch, best epoch, and whether it has stopped improving."""
 
 import math
 from dataclasses import dataclass, field
 from typing import Any
 
-FLAT = 0.01
-"""An error that falls by less than this share of itself, over the epochs of the patience, has flattened."""
+PLATEAU = 0.01
+"""An error is on a plateau if it falls by less than this share over the epochs of the patience."""
 
 
 @dataclass
 class LearningCurve:
-    """One block's errors, before training and after each epoch, and its weights at the best of them."""
+    """One block's errors, before training and after each epoch, and its weights at the lowest error."""
 
-    start_counts: bool = True
-    """Whether the start may be the best, and flat: not where a block has batch statistics, which it lacks then."""
+    include_start: bool = True
+    """Whether the start may be the best epoch; not for blocks with batch statistics, which are unset before training."""
     losses: list[float] = field(default_factory=list)
     """Mean squared error on the training batches of each epoch."""
     errors: list[float] = field(default_factory=list)
-    """Normalised error on the validation split, the first before any training."""
-    lowest: float = math.inf
-    best: Any = None
+    """Normalised error on the validation split; the first is before training."""
+    lowest_error: float = math.inf
+    best_weights: Any = None
     """The weights at the lowest error."""
 
     def add(self, error: float, weights: Any, loss: float | None = None) -> None:
-        """Note an epoch; the start of training has no loss."""
-        if self.best is None:
-            self.best = weights
-        if error < self.lowest and (self.start_counts or loss is not None):
-            self.lowest, self.best = error, weights
+        """Add an epoch, or the start of training, which has no loss."""
+        if self.best_weights is None:
+            self.best_weights = weights
+        if error < self.lowest_error and (self.include_start or loss is not None):
+            self.lowest_error, self.best_weights = error, weights
         self.errors.append(error)
         if loss is not None:
             self.losses.append(loss)
 
     @property
     def diverged(self) -> bool:
+        """Whether the last error or the last loss is not finite."""
         return not all(map(math.isfinite, [*self.errors[-1:], *self.losses[-1:]]))
 
-    def flat(self, patience: int) -> bool:
-        """Return whether `patience` epochs brought the error down by less than `FLAT` of it; 0 is endless patience."""
-        errors = self.errors if self.start_counts else self.errors[1:]
+    def has_plateaued(self, patience: int) -> bool:
+        """Return whether the last `patience` epochs lowered the error by less than `PLATEAU`; with 0, never."""
+        errors = self.errors if self.include_start else self.errors[1:]
         if patience == 0 or len(errors) <= patience:
             return False
-        return min(errors[-patience:]) > (1.0 - FLAT) * min(errors[:-patience])
+        return min(errors[-patience:]) > (1.0 - PLATEAU) * min(errors[:-patience])

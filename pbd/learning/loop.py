@@ -1,4 +1,4 @@
-"""What all training here has in common: the loop, alone or in a collective, optimiser, progress, the best epoch."""
+"""The training loop: optimiser, single-process and data-parallel trainers, progress events, training on labels."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
@@ -7,17 +7,18 @@ import keras
 
 from pbd.collective import Collective
 from pbd.data import Dataset
-from pbd.learning import metrics
 from pbd.learning.data_parallel import DataParallel
 from pbd.learning.flat_adam import FlatAdam
+from pbd.learning.metrics import outputs_probabilities
 from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
 
 
 def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
-    """Return Adam for these variables, with a learning rate that falls to zero along a cosine in `steps` steps.
+    """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
-    It is built: a step that makes variables on its way would be traced twice.
+    All training in pbd gets its optimiser here. It is already built: Keras would trace the first step twice if that
+    step created the optimiser's variables.
     """
     optimizer = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
     optimizer.build(list(variables))
@@ -25,7 +26,7 @@ def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.op
 
 
 class Trainer(Protocol):
-    """Trains the model it was made for."""
+    """Trains one compiled model."""
 
     def fit(
         self,
@@ -35,12 +36,20 @@ class Trainer(Protocol):
         steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
     ) -> dict[str, list[float]]:
-        """Train for epochs [first_epoch, epochs) of so many steps each; return the mean metrics of each epoch."""
+        """Train for epochs [first_epoch, epochs); return the mean metrics of each epoch.
+
+        Args:
+            batches: This worker's part of each batch, pairs of images and labels.
+            first_epoch: Number of the first epoch, from 0.
+            epochs: Number of the last epoch plus one.
+            steps: Steps per epoch.
+            callbacks: As in `keras.Model.fit`.
+        """
         ...
 
 
-class _Single:
-    """Keras' own loop."""
+class _SingleProcess:
+    """Trains with `keras.Model.fit`."""
 
     def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
         self._model = model
@@ -54,35 +63,47 @@ class _Single:
         steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
     ) -> dict[str, list[float]]:
-        told = {"callbacks": list(callbacks), "shuffle": False, "verbose": 0}
-        return self._model.fit(batches, initial_epoch=first_epoch, epochs=epochs, steps_per_epoch=steps, **told).history
+        return self._model.fit(
+            batches,
+            initial_epoch=first_epoch,
+            epochs=epochs,
+            steps_per_epoch=steps,
+            callbacks=list(callbacks),
+            shuffle=False,
+            verbose=0,
+        ).history
 
 
 def trainer(
     model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset, collective: Collective
 ) -> Trainer:
-    """Return what trains the model: Keras alone, or together with the others of a collective.
+    """Return a trainer for the model: data-parallel if the collective has several workers.
 
     Args:
-        model: the same in all workers; it has its loss.
-        optimizer: in the same state in all workers.
-        dataset: this worker's part of it.
-        collective: those who have the other parts.
+        model: The same on all workers; it implements `compute_loss`.
+        optimizer: In the same state on all workers.
+        dataset: This worker's part of the data.
+        collective: The workers that have the other parts.
     """
-    return (
-        DataParallel(model, optimizer, collective, dataset.share) if collective.size > 1 else _Single(model, optimizer)
-    )
+    if collective.size > 1:
+        return DataParallel(model, optimizer, collective, dataset.share)
+    return _SingleProcess(model, optimizer)
 
 
 class ReportProgress(keras.callbacks.Callback):
-    """Sends a `Progress` event after every step."""
+    """Emits a `Progress` event after every step.
+
+    Args:
+        emit: Called with each event.
+        label: What is trained, for display.
+    """
 
     def __init__(self, emit: ProgressCallback, label: str) -> None:
         super().__init__()
         self._emit, self._label, self._epoch, self._epochs = emit, label, 0, None
 
     def over(self, epochs: int) -> "ReportProgress":
-        """Report against this many epochs in all, where `fit` is called for a part of them."""
+        """Set the total number of epochs, if `fit` is called for some of them only."""
         self._epochs = epochs
         return self
 
@@ -97,7 +118,7 @@ class ReportProgress(keras.callbacks.Callback):
 
 
 class KeepBest(keras.callbacks.Callback):
-    """Leaves the model at the epoch with the best validation accuracy (among equals, the lowest loss)."""
+    """Restores the epoch with the best validation accuracy; of equal ones, the one with the lowest validation loss."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,9 +130,9 @@ class KeepBest(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         logs = logs or {}
-        reached = (logs["val_accuracy"], -logs["val_loss"])
-        if reached > self._best:
-            self._best, self._weights = reached, self.model.get_weights()
+        current = (logs["val_accuracy"], -logs["val_loss"])
+        if current > self._best:
+            self._best, self._weights = current, self.model.get_weights()
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
         self.model.set_weights(self._weights)
@@ -127,15 +148,24 @@ def fit_on_labels(
 ) -> tuple[dict[str, float], ...]:
     """Train a classifier with cross entropy and leave it at its best epoch on the validation split.
 
+    Args:
+        model: Trained in place.
+        dataset: With labels.
+        epochs: Passes over the training split.
+        learning_rate: Initial learning rate of a cosine decay.
+        emit: Called with the progress of every step.
+        label: What is trained, for display.
+
     Returns:
-        Loss and accuracy on the training and validation splits, an entry per epoch.
+        Loss and accuracy on the training and validation splits, one entry per epoch.
     """
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     steps = dataset.steps_per_epoch
     model.compile(
         optimizer=adam(learning_rate, steps * epochs, model.trainable_variables),
-        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=not metrics.ends_in_probabilities(model, images)),
-        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],  # a name would be built in the first step
+        loss=keras.losses.SparseCategoricalCrossentropy(from_logits=not outputs_probabilities(model, images)),
+        # A metric given by name would be built in the first step, which would then be traced twice.
+        metrics=[keras.metrics.SparseCategoricalAccuracy("accuracy")],
         jit_compile=devices.compiles_with_xla(),
     )
     history = model.fit(

@@ -1,4 +1,8 @@
-"""What a student may be tuned by: its own logits, its teacher's, and the labels."""
+"""Losses: distillation of a student on its teacher's logits and the labels, and the squared error of a block.
+
+`keras.distillation.LogitsDistillation` is not used for `kd_mse` and `kd_kl`: its KL divergence clips probabilities at
+1e-7, where the gradient vanishes, and it divides logits by the temperature for the squared error, too.
+"""
 
 import math
 from collections.abc import Callable
@@ -9,7 +13,7 @@ import keras
 from pbd.config import StudentConfig
 
 Loss = Callable[[Any, Any, Any], Any]
-"""Maps (labels, student's logits, teacher's logits) to a loss."""
+"""Maps (labels, student logits, teacher logits) to a scalar."""
 
 
 def kd_mse(labels: Any, student: Any, teacher: Any) -> Any:
@@ -18,10 +22,11 @@ def kd_mse(labels: Any, student: Any, teacher: Any) -> Any:
 
 
 def kd_kl(labels: Any, student: Any, teacher: Any, temperature: float) -> Any:
-    """Divergence of the softened outputs, times the squared temperature (Hinton et al. 2015, arXiv:1503.02531)."""
+    """KL divergence at a temperature, times its square (Hinton et al. 2015, arXiv:1503.02531)."""
     ops = keras.ops
-    wanted, got = ops.log_softmax(teacher / temperature), ops.log_softmax(student / temperature)
-    return temperature**2 * ops.mean(ops.sum(ops.exp(wanted) * (wanted - got), axis=-1))
+    log_p, log_q = ops.log_softmax(teacher / temperature), ops.log_softmax(student / temperature)
+    # Gradients of softened outputs shrink with the squared temperature; the factor compensates for that.
+    return temperature**2 * ops.mean(ops.sum(ops.exp(log_p) * (log_p - log_q), axis=-1))
 
 
 def cross_entropy(labels: Any, student: Any, teacher: Any) -> Any:
@@ -30,30 +35,36 @@ def cross_entropy(labels: Any, student: Any, teacher: Any) -> Any:
 
 
 def make_loss(config: StudentConfig) -> Loss:
-    """Return the loss that the settings ask for."""
+    """Return the loss that the settings name."""
 
-    def softened(labels: Any, student: Any, teacher: Any) -> Any:
+    def kl(labels: Any, student: Any, teacher: Any) -> Any:
         return kd_kl(labels, student, teacher, config.temperature)
 
     def mixed(labels: Any, student: Any, teacher: Any) -> Any:
         weight = config.distillation_weight
-        return weight * softened(labels, student, teacher) + (1.0 - weight) * cross_entropy(labels, student, teacher)
+        return weight * kl(labels, student, teacher) + (1.0 - weight) * cross_entropy(labels, student, teacher)
 
-    return {"kd_mse": kd_mse, "kd_kl": softened, "cross_entropy": cross_entropy, "mixed": mixed}[config.fine_tune_loss]
+    return {"kd_mse": kd_mse, "kd_kl": kl, "cross_entropy": cross_entropy, "mixed": mixed}[config.fine_tune_loss]
 
 
 def squared_error(output: Any, target: Any) -> Any:
-    """Mean squared error of each image, shape `(batch,)`; its gradient, written out, goes over the difference once."""
+    """Mean squared error of each image, shape `(batch,)`.
+
+    Args:
+        output: `(batch, height, width, channels)`.
+        target: The same shape.
+    """
     ops = keras.ops
 
+    # Backends differentiate mean and square one by one. Written out, the gradient reads the difference only once.
     @ops.custom_gradient
     def error(output: Any, target: Any) -> Any:
         difference = output - target
 
         def gradients(*upstreams: Any, upstream: Any = None) -> tuple[Any, Any]:
-            upstream = upstreams[0] if upstream is None else upstream
-            of_output = ops.reshape(2.0 / math.prod(output.shape[1:]) * upstream, (-1, 1, 1, 1)) * difference
-            return of_output, -of_output
+            upstream = upstreams[0] if upstream is None else upstream  # positional in TensorFlow, by name in torch
+            output_gradient = ops.reshape(2.0 / math.prod(output.shape[1:]) * upstream, (-1, 1, 1, 1)) * difference
+            return output_gradient, -output_gradient
 
         return ops.mean(ops.square(difference), axis=(1, 2, 3)), gradients
 

@@ -1,4 +1,4 @@
-"""What a network costs and how often it is right: parameters, multiply-accumulates, accuracy."""
+"""Accuracy of classifiers, and their agreement with and divergence from a teacher."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,76 +13,90 @@ from pbd.system import watchdog
 
 @dataclass(frozen=True)
 class Metrics:
-    """How good a network's answers are, by the labels and by the teacher."""
+    """The quality of a network's outputs, measured against the labels and against the teacher."""
 
     accuracy: float | None
-    """Share of images whose largest score is at their label; `None` without labels."""
+    """Top-1 accuracy; None without labels."""
     agreement: float
-    """Share of images whose largest score is where the teacher's is."""
+    """Share of images for which the network and the teacher predict the same class."""
     kl: float
     """Mean Kullback-Leibler divergence of the outputs from the teacher's, in nats."""
 
     @property
     def score(self) -> float:
-        """What choices are made by: the accuracy, or, without labels, the agreement with the teacher."""
+        """The accuracy, or without labels the agreement: the number by which networks are compared."""
         return self.agreement if self.accuracy is None else self.accuracy
 
 
 class MetricAccumulator:
-    """Metrics several networks against the labels and the teacher, batch by batch."""
+    """Accumulates the metrics of several networks batch by batch.
+
+    Args:
+        networks: Number of networks.
+        labelled: Whether the labels are valid.
+    """
 
     def __init__(self, networks: int, labelled: bool) -> None:
         self._labelled = labelled
-        self._right, self._agreeing = np.zeros(networks, int), np.zeros(networks, int)
+        self._correct, self._agreeing = np.zeros(networks, int), np.zeros(networks, int)
         self._divergence = np.zeros(networks)
         self._images: float = 0
 
-    def add(self, teacher_scores: np.ndarray, scores: Sequence[np.ndarray], labels: np.ndarray) -> None:
-        """Take in a batch of outputs, each of shape `(batch, classes)`, and its labels, `(batch,)`."""
+    def add(self, teacher_outputs: np.ndarray, outputs: Sequence[np.ndarray], labels: np.ndarray) -> None:
+        """Add a batch.
+
+        Args:
+            teacher_outputs: Logits or probabilities, `(batch, classes)`.
+            outputs: The same for each network.
+            labels: Integer classes, `(batch,)`.
+        """
         watchdog.touch()
-        reference, answers = log_probabilities(teacher_scores), np.argmax(teacher_scores, axis=-1)
+        reference, teacher_classes = log_probabilities(teacher_outputs), np.argmax(teacher_outputs, axis=-1)
         self._images += len(labels)
-        for i, score in enumerate(scores):
-            predicted = np.argmax(score, axis=-1)
-            self._right[i] += np.sum(predicted == labels)
-            self._agreeing[i] += np.sum(predicted == answers)
-            self._divergence[i] += np.sum(np.exp(reference) * (reference - log_probabilities(score)))
+        for i, output in enumerate(outputs):
+            classes = np.argmax(output, axis=-1)
+            self._correct[i] += np.sum(classes == labels)
+            self._agreeing[i] += np.sum(classes == teacher_classes)
+            self._divergence[i] += np.sum(np.exp(reference) * (reference - log_probabilities(output)))
 
     def all_reduce_sum(self, collective: Collective) -> None:
-        """Count what the others of a collective have marked, too."""
-        counted = [self._right, self._agreeing, self._divergence, np.array([self._images])]
-        added = all_reduce_sums(collective, [np.asarray(each, np.float64) for each in counted])
-        self._right, self._agreeing, self._divergence, self._images = *added[:3], float(added[3][0])
+        """Add the batches of all other workers of the collective."""
+        counts = [self._correct, self._agreeing, self._divergence, np.array([self._images])]
+        totals = all_reduce_sums(collective, [np.asarray(count, np.float64) for count in counts])
+        self._correct, self._agreeing, self._divergence, self._images = *totals[:3], float(totals[3][0])
 
-    @property
-    def marks(self) -> list[Metrics]:
-        right, agreeing = self._right / self._images, self._agreeing / self._images
+    def result(self) -> list[Metrics]:
+        """Return the metrics of each network over all images added so far."""
+        accuracies, agreements = self._correct / self._images, self._agreeing / self._images
         return [
-            Metrics(float(r) if self._labelled else None, float(a), float(d))
-            for r, a, d in zip(right, agreeing, self._divergence / self._images, strict=True)
+            Metrics(float(accuracy) if self._labelled else None, float(agreement), float(kl))
+            for accuracy, agreement, kl in zip(accuracies, agreements, self._divergence / self._images, strict=True)
         ]
 
 
-def log_probabilities(scores: np.ndarray) -> np.ndarray:
-    """Return the logarithms of the class probabilities that a network's outputs stand for.
+def log_probabilities(outputs: np.ndarray) -> np.ndarray:
+    """Return the logarithms of the class probabilities, in float64.
 
     Args:
-        scores: `(batch, classes)`, logits, or probabilities where every row is one.
+        outputs: Logits, or probabilities if every row is a distribution; `(batch, classes)`.
     """
-    scores = np.asarray(scores, dtype=np.float64)
-    if are_probabilities(scores):
-        return np.log(np.maximum(scores, np.finfo(np.float32).tiny))
-    shifted = scores - scores.max(axis=-1, keepdims=True)
+    outputs = np.asarray(outputs, dtype=np.float64)
+    if are_probabilities(outputs):
+        return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
+    shifted = outputs - outputs.max(axis=-1, keepdims=True)  # so that exp cannot overflow
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
 
 
-def in_one_size(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
-    """Yield batches, and how many images of each count: one that is smaller is filled up with copies of its last.
+def pad_batches(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
+    """Pad the images of every batch to one size by repeating the last image; also yield the number of real images.
 
-    A network is traced anew for every size of batch, which takes longer than a few more images do.
+    Without padding, a smaller last batch would make Keras trace the network again, which takes longer.
 
     Args:
-        batches: pairs of images and labels, the first as large as any.
+        batches: Pairs of images and labels, of which the first is the largest.
+
+    Yields:
+        Padded images, labels (not padded), number of real images.
     """
     size = 0
     for images, labels in batches:
@@ -101,34 +115,34 @@ def evaluate(
     labelled: bool,
     collective: Collective = SINGLE,
 ) -> list[Metrics]:
-    """Return the marks of each model, in one pass over the images.
+    """Return the metrics of each model, in one pass over the images.
 
     Args:
-        teacher: what the models are compared with; scores of shape `(batch, classes)`.
-        models: any number, the teacher itself among them if wanted.
-        batches: pairs of images and integer labels of shape `(batch,)`.
-        labelled: whether the labels mean anything.
-        collective: those whose batches count, too.
+        teacher: The network with which the models are compared; outputs of shape `(batch, classes)`.
+        models: The networks to evaluate. If the teacher is among them, its outputs are computed once.
+        batches: This worker's batches: pairs of images and integer labels of shape `(batch,)`.
+        labelled: Whether the labels are valid.
+        collective: The workers that have the other batches.
     """
-    marking = MetricAccumulator(len(models), labelled)
-    for images, labels, count in in_one_size(batches):
+    accumulator = MetricAccumulator(len(models), labelled)
+    for images, labels, count in pad_batches(batches):
         reference = np.asarray(teacher.predict_on_batch(images))[:count]
-        scores = [reference if m is teacher else np.asarray(m.predict_on_batch(images))[:count] for m in models]
-        marking.add(reference, scores, np.asarray(labels))
-    marking.all_reduce_sum(collective)
-    return marking.marks
+        outputs = [reference if m is teacher else np.asarray(m.predict_on_batch(images))[:count] for m in models]
+        accumulator.add(reference, outputs, np.asarray(labels))
+    accumulator.all_reduce_sum(collective)
+    return accumulator.result()
 
 
 def accuracy(model: keras.Model, batches: Iterable[tuple[Any, Any]]) -> float:
-    """Return the share of images whose largest score is at their label."""
+    """Return the model's top-1 accuracy."""
     return evaluate(model, [model], batches, labelled=True)[0].score
 
 
-def are_probabilities(scores: np.ndarray) -> bool:
-    """Return whether outputs of shape `(batch, classes)` are probabilities (each row sums to one) and not logits."""
-    return bool(np.all(scores >= 0) and np.allclose(scores.sum(axis=-1), 1.0, atol=1e-3))
+def are_probabilities(outputs: np.ndarray) -> bool:
+    """Return whether outputs of shape `(batch, classes)` are probabilities (each row sums to 1), not logits."""
+    return bool(np.all(outputs >= 0) and np.allclose(outputs.sum(axis=-1), 1.0, atol=1e-3))
 
 
-def ends_in_probabilities(model: keras.Model, images: Any) -> bool:
-    """Return whether the outputs for these images are probabilities and not logits."""
+def outputs_probabilities(model: keras.Model, images: Any) -> bool:
+    """Return whether the model's outputs for these images are probabilities, not logits."""
     return are_probabilities(np.asarray(model.predict_on_batch(images), dtype=np.float64))

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student.assemble import Student
+    from pbd.student.builder import Student
 
 
 def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
@@ -107,7 +107,7 @@ def _compress(run: _Context) -> RunReport:
     from pbd.deploy import inference_form
     from pbd.pipeline import prepare, remote_tasks
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student import assemble
+    from pbd.student.builder import StudentBuilder
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
@@ -124,19 +124,18 @@ def _compress(run: _Context) -> RunReport:
     results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     pool = WorkerPool(run.executor, context, run.display.update)
-    (teacher_marks,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    lowest = config.student.lowest_accuracy(teacher_marks.score)
+    (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
+    lowest = config.student.lowest_accuracy(teacher_metrics.score)
     accepted = selection.accept(results.values(), lowest)
-    student_result = assemble.make(
-        inputs.teacher, inputs.dataset, inputs.tasks, accepted, config, run.display, pool.recalibrate, pool.tune
-    )
+    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
+    student_result = builder.build(accepted)
     prepare.save_model(journal, "student.keras", student_result.model)
     prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
     blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
-    finished = _report(run, pool, block_phase, teacher_marks, student_result, blocks, workers)
+    finished = _report(run, pool, block_phase, teacher_metrics, student_result, blocks, workers)
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
@@ -175,7 +174,7 @@ def _report(
     run: _Context,
     pool: "WorkerPool",
     block_phase: _BlockPhase,
-    teacher_marks: "Metrics",
+    teacher_metrics: "Metrics",
     student_result: "Student",
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
@@ -192,9 +191,9 @@ def _report(
         config=config.flat(),
         versions=prepare.versions(),
         device=devices.describe(),
-        teacher=_facts(inputs.teacher, teacher_marks, tested[0], paths[0]),
+        teacher=_facts(inputs.teacher, teacher_metrics, tested[0], paths[0]),
         assembled=_facts(student_result.model, student_result.assembled),
-        student=_facts(student_result.model, student_result.marks, tested[1], paths[1]),
+        student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
         latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size),

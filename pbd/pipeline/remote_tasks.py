@@ -1,4 +1,4 @@
-"""What all workers of a run do together, as pieces of work that can be sent to them."""
+"""Tasks that all workers of a run execute at the same time, as a collective. They are picklable."""
 
 import hashlib
 import json
@@ -15,120 +15,127 @@ from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import WorkerShare
-from pbd.learning import metrics
-from pbd.learning.metrics import Metrics
+from pbd.learning.metrics import Metrics, evaluate
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
-from pbd.student import fine_tuning
-from pbd.student.assemble import recalibrate_and_evaluate
-from pbd.student.checkpoints import CheckpointFile
-from pbd.student.fine_tuning import Tuning
+from pbd.student.assemble import recalibrate_and_validate
+from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.fine_tuning import fine_tune
 from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
-"""The folder of the run directory where tunings are kept until the run is complete."""
-EXCHANGES = 7
-"""How often an exchange is timed; the median counts."""
+"""The folder of the run directory that holds fine-tuning checkpoints until the run is complete."""
+BENCHMARK_REPEATS = 7
+"""How many exchanges `AllReduceBenchmark` times."""
 
 
 @dataclass(frozen=True)
 class TrainGroupTask:
-    """Train one group, each worker on its part of every batch."""
+    """Train one group of blocks; each worker trains on its part of every batch."""
 
     context: TrainingContext
     group: TaskGroup
 
     def __call__(self, collective: Collective, emit: ProgressCallback) -> list[BlockResult]:
-        began = time.monotonic()
+        """Return one result per block."""
+        start = time.monotonic()
         results = train_group(self.context, self.group, emit, collective)
-        seconds = time.monotonic() - began
-        stamp = {"worker": 0, "shared": True, "predicted_s": self.group.predicted_s}
-        return [replace(r, **stamp, seconds=r.seconds if r.from_journal else seconds) for r in results]
+        seconds = time.monotonic() - start
+        # Member 0 reports on behalf of all.
+        common = {"worker": 0, "shared": True, "predicted_s": self.group.predicted_s}
+        return [replace(r, **common, seconds=r.seconds if r.from_journal else seconds) for r in results]
 
 
 @dataclass(frozen=True)
 class RecalibrateTask:
-    """Re-estimate the batch statistics of the student in a file and mark it, each worker on some of the batches."""
+    """Re-estimate the batch statistics of a student and validate it; each worker processes some of the batches."""
 
     context: TrainingContext
     student: Path
+    """The student's file, in the run directory."""
 
     def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Metrics]:
-        """Return the student's weights and its marks on the validation split."""
+        """Return the student's weights and its metrics on the validation split."""
         teacher, dataset = load(self.context)
-        model = keras.models.load_model(self.student, compile=False)
-        marks = recalibrate_and_evaluate(
-            model, teacher, dataset.shared(WorkerShare(collective.index, collective.size)), collective
-        )
-        return model.get_weights(), marks
+        student = keras.models.load_model(self.student, compile=False)
+        part = dataset.shared(WorkerShare(collective.index, collective.size))
+        metrics = recalibrate_and_validate(student, teacher, part, collective)
+        return student.get_weights(), metrics
 
 
 @dataclass(frozen=True)
 class FineTuneTask:
-    """Fine-tune the student in a file, each worker on its part of every batch."""
+    """Fine-tune a student; each worker trains on its part of every batch."""
 
     context: TrainingContext
     student: Path
+    """The student's file, in the run directory."""
     settings: StudentConfig
-    before: Metrics
+    initial: Metrics
+    """The student's validation metrics before fine-tuning."""
     first_epoch: int
+    """The epoch of the data with which to start."""
 
-    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Tuning]:
-        """Return the student's weights and what came of it."""
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
+        """Return the final state; it holds the best weights."""
         teacher, dataset = load(self.context)
         random_state.seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
-        model = keras.models.load_model(self.student, compile=False)
-        tuning = fine_tuning.fine_tune(
-            model,
+        student = keras.models.load_model(self.student, compile=False)
+        return fine_tune(
+            student,
             teacher,
             dataset,
             self.settings,
-            self.before,
+            self.initial,
             emit,
             self.first_epoch,
             collective,
-            self._checkpoint(model, collective),
+            self._checkpoint(student, collective),
         )
-        return model.get_weights(), tuning
 
-    def _checkpoint(self, model: keras.Model, collective: Collective) -> CheckpointFile:
-        """Return where this tuning is kept; other tunings of a run have other layers, or begin at another epoch."""
-        layers = [(layer.name, layer.trainable) for layer in model.layers]
-        what = [layers, self.first_epoch, asdict(self.settings)]
-        digest = hashlib.sha256(json.dumps(what).encode()).hexdigest()
+    def _checkpoint(self, student: keras.Model, collective: Collective) -> CheckpointFile:
+        """Return this task's checkpoint.
+
+        A run can fine-tune several students. They differ in their layers or in their first epoch, so a digest of both
+        names the file.
+        """
+        layers = [(layer.name, layer.trainable) for layer in student.layers]
+        identity = [layers, self.first_epoch, asdict(self.settings)]
+        digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 
 
 @dataclass(frozen=True)
 class EvaluateTask:
-    """Mark networks on a split, each worker on some of its batches."""
+    """Evaluate networks on a split; each worker processes some of the batches."""
 
     context: TrainingContext
     models: tuple[Path, ...]
     split: str
 
     def __call__(self, collective: Collective, emit: ProgressCallback) -> list[Metrics]:
-        """Return the marks of each network."""
+        """Return the metrics of each network, in the order of `models`."""
         teacher, dataset = load(self.context)
+        # The teacher object itself, if it is among them, so that its outputs are computed once.
         models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
         batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
-        return metrics.evaluate(teacher, models, batches, dataset.labelled, collective)
+        return evaluate(teacher, models, batches, dataset.labelled, collective)
 
 
 @dataclass(frozen=True)
 class AllReduceBenchmark:
-    """Measure what adding up takes, once all have loaded, at the same time, what they will train with."""
+    """Measure the time of an all-reduce, after all workers have loaded the teacher and the data at the same time."""
 
     context: TrainingContext
     values: int
-    """How many float32 numbers each worker brings."""
+    """Number of float32 values per worker."""
 
     def __call__(self, collective: Collective, emit: ProgressCallback) -> float:
-        """Return the median seconds of an exchange."""
+        """Return the median time of an exchange in seconds."""
         load(self.context)
-        brought, taken = np.ones(self.values, np.float32), []
-        for _ in range(EXCHANGES):
-            collective.all_reduce_sum(np.zeros(1))  # all begin at once
-            began = time.perf_counter()
-            collective.all_reduce_sum(brought)
-            taken.append(time.perf_counter() - began)
-        return float(np.median(taken))
+        values, times_s = np.ones(self.values, np.float32), []
+        for _ in range(BENCHMARK_REPEATS):
+            collective.all_reduce_sum(np.zeros(1))  # a barrier: no worker's waiting time counts
+            start = time.perf_counter()
+            collective.all_reduce_sum(values)
+            times_s.append(time.perf_counter() - start)
+        return float(np.median(times_s))

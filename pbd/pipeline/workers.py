@@ -1,4 +1,4 @@
-"""All workers of a run together: what they are told to do with whole networks, each on its part of the data."""
+"""The workers of a run as one pool that evaluates, recalibrates and fine-tunes whole networks."""
 
 import functools
 from collections.abc import Iterator, Sequence
@@ -15,54 +15,60 @@ from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
 from pbd.pipeline.remote_tasks import CHECKPOINTS, EvaluateTask, FineTuneTask, RecalibrateTask
 from pbd.records import ProgressCallback
-from pbd.student.fine_tuning import Tuning
+from pbd.student.checkpoints import FineTuneState
 
 
 class WorkerPool:
-    """The workers of an executor, for one run.
+    """Distributes work on one network over all workers of an executor; each processes its part of the data.
+
+    Networks are passed to workers as files of the run directory, and their weights are returned.
 
     Args:
-        executor: whose workers they are.
-        context: what they work with.
-        emit: told of their progress in fine-tuning.
+        executor: Runs the tasks.
+        context: The teacher, the data and the settings of the run.
+        emit: Called with the progress of fine-tuning.
     """
 
     def __init__(self, executor: Executor, context: TrainingContext, emit: ProgressCallback) -> None:
         self._executor, self._context, self._emit = executor, context, emit
 
     def evaluate(self, models: Sequence[Path], split: str) -> list[Metrics]:
-        """Return the marks of the networks in these files on a split."""
-        work = EvaluateTask(self._context, tuple(models), split)
-        return self._executor.run_collective(work, _ignore, max_workers=self._context.data.batch_size)
+        """Return the metrics of the networks in these files on a split."""
+        task = EvaluateTask(self._context, tuple(models), split)
+        return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
     def recalibrate(self, model: keras.Model) -> Metrics:
-        """Re-estimate a student's batch statistics, in place; return its marks on the validation split."""
-        with self._in_a_file(model) as path:
-            work = RecalibrateTask(self._context, path)
-            weights, marks = self._executor.run_collective(work, _ignore, max_workers=self._context.data.batch_size)
+        """Re-estimate a student's batch statistics in place; return its metrics on the validation split."""
+        with self._temporary_file(model) as path:
+            task = RecalibrateTask(self._context, path)
+            weights, metrics = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
-        return marks
+        return metrics
 
-    def tune(self, model: keras.Model, settings: StudentConfig, before: Metrics, first_epoch: int) -> Tuning:
-        """Fine-tune a student, in place; return what came of it.
+    def fine_tune(
+        self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
+    ) -> FineTuneState:
+        """Fine-tune the trainable layers of a student in place.
 
         Args:
-            model: what is trainable of it is tuned.
-            settings: loss, epochs, first learning rate.
-            before: its marks as it comes.
-            first_epoch: which epoch of the data to begin with.
+            model: The student.
+            settings: Loss, number of epochs and initial learning rate.
+            initial: Its validation metrics before fine-tuning.
+            first_epoch: The epoch of the data with which to start.
         """
-        units = self._context.data.batch_size // ghost_batch_norm.split_unit(model, self._context.data.batch_size)
-        kept = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
-        with self._in_a_file(model) as path:
-            work = FineTuneTask(self._context, path, settings, before, first_epoch)
-            weights, tuning = self._executor.run_collective(work, self._emit, units, kept)
-        model.set_weights(weights)
-        return tuning
+        batch_size = self._context.data.batch_size
+        # A worker needs at least one split unit of every batch.
+        max_workers = batch_size // ghost_batch_norm.split_unit(model, batch_size)
+        checkpoint_token = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
+        with self._temporary_file(model) as path:
+            task = FineTuneTask(self._context, path, settings, initial, first_epoch)
+            state = self._executor.run_collective(task, self._emit, max_workers, checkpoint_token)
+        model.set_weights(state.best_weights)
+        return state
 
     @contextmanager
-    def _in_a_file(self, model: keras.Model) -> Iterator[Path]:
-        """Give workers the network as a file of the run directory, for as long as they work on it."""
+    def _temporary_file(self, model: keras.Model) -> Iterator[Path]:
+        """Save the network in the run directory for the duration of a task."""
         path = prepare.save_model(self._context.journal, "assembled.keras", model)
         try:
             yield path
@@ -71,4 +77,4 @@ class WorkerPool:
 
 
 def _ignore(event: object) -> None:
-    """Take progress and do nothing."""
+    """Take a progress event and do nothing."""

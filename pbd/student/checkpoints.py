@@ -1,10 +1,8 @@
-"""Where fine-tuning stands, kept after every epoch: what goes on from there ends as if nothing had interrupted it."""
+"""The state of fine-tuning, written after every epoch so that an interrupted run resumes with the same result."""
 
-import dataclasses
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 
@@ -13,93 +11,67 @@ from pbd.learning.metrics import Metrics
 from pbd.run_dir.archive import pack, unpack
 from pbd.run_dir.journal import Journal
 
-_ATTEMPT = 1_000_000  # more than there are epochs
+_ARRAYS = ("best_weights", "variables", "optimizer_variables")
+_MAX_EPOCHS = 1_000_000  # bounds the epoch within a progress number
 _log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Tuning:
-    """What came of fine-tuning a student."""
+class FineTuneState:
+    """Everything that fine-tuning needs to continue after an epoch; after the last epoch, its result."""
 
     best: Metrics
-    """Of the weights that it was left with."""
+    """Validation metrics of `best_weights`."""
+    learning_rate: float
+    """The learning rate at which the current cosine schedule starts."""
+    schedule_start: int = 0
+    """The epoch at which the current cosine schedule starts, from 0; greater than 0 after a rollback."""
+    rollbacks: int = 0
+    """How many epochs have diverged and were undone."""
     history: tuple[dict[str, float], ...] = ()
-    """Epoch, loss, marks and the learning rate it began with, a row per epoch that was not taken back."""
+    """Epoch, loss, validation metrics and initial learning rate of each completed epoch."""
     events: tuple[str, ...] = ()
-    """A line for each time that training diverged and was stepped back."""
-
-
-@dataclass(frozen=True)
-class Attempt:
-    """A go at the epochs that are left, which ends with the last of them or with one that diverges."""
-
-    before: Tuning
-    """What came of the attempts before it."""
-    rate: float
-    """The learning rate that it begins with."""
-    number: int = 0
+    """One line per rollback."""
+    best_weights: Sequence[np.ndarray] = field(default=(), compare=False)
+    variables: Sequence[np.ndarray] = field(default=(), compare=False)
+    """All current variables of the student, including random generator states; empty except in a checkpoint."""
+    optimizer_variables: Sequence[np.ndarray] = field(default=(), compare=False)
+    """All current variables of the optimiser; empty except in a checkpoint."""
 
     @property
     def epoch(self) -> int:
-        """The epoch that it begins with, from 0."""
-        return len(self.before.history)
-
-
-@dataclass(frozen=True)
-class FineTuneState:
-    """The end of an epoch of an attempt."""
-
-    attempt: Attempt
-    best: Metrics
-    rows: tuple[dict[str, float], ...]
-    """Of the attempt, one per epoch."""
-    best_weights: Sequence[np.ndarray] = field(compare=False)
-    variables: Sequence[np.ndarray] = field(compare=False)
-    """The student's, as they are now: weights, statistics, the state of its random generators."""
-    optimizer: Sequence[np.ndarray] = field(compare=False)
-    """Its variables."""
-
-
-class Checkpoint(Protocol):
-    """Remembers a place."""
-
-    def read(self) -> FineTuneState | None:
-        """Return the place that was kept last, the same for a whole collective; `None` where there is none."""
-        ...
-
-    def write(self, place: FineTuneState) -> None:
-        """Keep a place instead of the one before it."""
-        ...
-
-
-class NoCheckpoint:
-    """Remembers nothing."""
-
-    def read(self) -> FineTuneState | None:
-        return None
-
-    def write(self, place: FineTuneState) -> None:
-        """Let it go."""
+        """The number of completed epochs."""
+        return len(self.history)
 
 
 class CheckpointFile:
-    """Keeps the place in a file of the run directory, which of a collective the first writes and all read."""
+    """A checkpoint in the run directory. Member 0 of a collective writes it, all members read it.
+
+    Args:
+        journal: The run directory.
+        name: The path of the file within the run directory.
+        collective: The workers that fine-tune the same student.
+    """
 
     def __init__(self, journal: Journal, name: str, collective: Collective) -> None:
-        self._journal, self._name, self._team = journal, name, collective
+        self._journal, self._name, self._collective = journal, name, collective
 
     def read(self) -> FineTuneState | None:
-        place = self._load()
-        number = 0 if place is None else 1 + place.attempt.number * _ATTEMPT + place.attempt.epoch + len(place.rows)
-        total, squares = self._team.all_reduce_sum(np.array([number, number**2], np.float64))
-        return place if squares * self._team.size == total**2 else None  # they are all equal
+        """Return the last state written, or None if there is none or if the workers do not all see the same one."""
+        state = self._load()
+        number = 0 if state is None else 1 + state.rollbacks * _MAX_EPOCHS + state.epoch
+        # Workers can only add numbers. By the Cauchy-Schwarz inequality, n * sum(x^2) >= sum(x)^2 for n numbers, with
+        # equality only if all are equal. Both sides are integers below 2^53 here, so float64 compares them exactly.
+        total, squares = self._collective.all_reduce_sum(np.array([number, number**2], np.float64))
+        return state if squares * self._collective.size == total**2 else None
 
-    def write(self, place: FineTuneState) -> None:
-        if self._team.index == 0:
+    def write(self, state: FineTuneState) -> None:
+        """Replace the checkpoint. If it cannot be written, log a warning; training continues."""
+        if self._collective.index == 0:
             try:
-                self._journal.write_bytes(self._name, _pack(place))
+                self._journal.write_bytes(self._name, _pack(state))
             except OSError as error:
-                _log.warning("the epoch cannot be kept for --resume: %s", error)
+                _log.warning("cannot write the fine-tuning checkpoint: %s", error)
 
     def _load(self) -> FineTuneState | None:
         path = self._journal.file(self._name)
@@ -107,27 +79,21 @@ class CheckpointFile:
             return None
         try:
             return _unpack(path.read_bytes())
-        except (OSError, ValueError, KeyError, TypeError) as error:  # the last two: another pbd's
-            _log.warning("%s is damaged (%s): fine-tuning begins anew.", path, error)
+        except (OSError, ValueError, KeyError, TypeError) as error:  # the last two: written by another version of pbd
+            _log.warning("%s is damaged (%s): fine-tuning starts from the beginning.", path, error)
             return None
 
 
-_LISTS = ("best_weights", "variables", "optimizer")
-
-
-def _pack(place: FineTuneState) -> bytes:
-    said = {"attempt": dataclasses.asdict(place.attempt), "best": vars(place.best), "rows": place.rows}
-    lists = [getattr(place, name) for name in _LISTS]
-    return pack(said | {"lengths": [len(each) for each in lists]}, [array for each in lists for array in each])
+def _pack(state: FineTuneState) -> bytes:
+    groups = [getattr(state, name) for name in _ARRAYS]
+    values = {f.name: getattr(state, f.name) for f in fields(state) if f.name not in _ARRAYS}
+    values |= {"best": vars(state.best), "lengths": [len(group) for group in groups]}
+    return pack(values, [array for group in groups for array in group])
 
 
 def _unpack(data: bytes) -> FineTuneState:
-    said, arrays = unpack(data)
-    attempt: dict[str, Any] = said["attempt"]
-    before = attempt["before"]
-    tuning = Tuning(Metrics(**before["best"]), tuple(before["history"]), tuple(before["events"]))
-    coming = iter(arrays)
-    lists = {name: [next(coming) for _ in range(n)] for name, n in zip(_LISTS, said["lengths"], strict=True)}
-    return FineTuneState(
-        Attempt(tuning, attempt["rate"], attempt["number"]), Metrics(**said["best"]), tuple(said["rows"]), **lists
-    )
+    values, arrays = unpack(data)
+    remaining = iter(arrays)
+    groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, values.pop("lengths"), strict=True)}
+    values |= {"best": Metrics(**values["best"])} | {name: tuple(values[name]) for name in ("history", "events")}
+    return FineTuneState(**values, **groups)

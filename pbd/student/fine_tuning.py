@@ -1,7 +1,6 @@
-"""Fine-tune a student beside its frozen teacher: the best epoch, and what to do when it diverges."""
+"""Fine-tune a student against its frozen teacher: keep the best epoch, undo and repeat epochs that diverge."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -10,183 +9,127 @@ import keras
 from pbd.collective import SINGLE, Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset, WorkerShare
-from pbd.learning import ghost_batch_norm, metrics
+from pbd.learning import ghost_batch_norm
+from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
-from pbd.learning.losses import Loss, make_loss
-from pbd.learning.metrics import Metrics
+from pbd.learning.losses import make_loss
+from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import graph
 from pbd.records import ProgressCallback
-from pbd.student.checkpoints import Attempt, Checkpoint, FineTuneState, NoCheckpoint, Tuning
+from pbd.student.checkpoints import CheckpointFile, FineTuneState
 
-COLLAPSED = 0.5
-"""An epoch that ends with less than this share of the best lead over chance so far counts as diverged."""
-SMALL_LEAD = 0.1
-STEP_BACK = 0.25
-"""What the learning rate is multiplied by after that."""
-MOST_STEPS_BACK = 4
-
-
-class DistillationModel(keras.Model):
-    """The student and its frozen teacher on the same images, of which so many are normalised together."""
-
-    def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss, normalised_together: int) -> None:
-        super().__init__(name="distillation_model")
-        self.student = student
-        self.teacher = teacher
-        self.teacher.trainable = False
-        self._loss = loss
-        self._size = normalised_together
-
-    def call(self, images: Any, training: bool = False) -> list[Any]:
-        teacher = self.teacher(images, training=False)
-        if training and ghost_batch_norm.normalisations(self.student):
-            return [ghost_batch_norm.train(self.student, images, self._size), teacher]
-        return [self.student(images, training=training), teacher]
-
-    def compute_loss(
-        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
-    ) -> Any:
-        student, teacher = y_pred
-        return self._loss(y, student, keras.ops.stop_gradient(teacher))
-
-
-class ValidationCallback(keras.callbacks.Callback):
-    """Metrics the student after every epoch, keeps its best weights, and stops training that diverges.
-
-    Args:
-        examine: returns the student's marks on the validation split.
-        best: its marks before training; no epoch is kept that is worse.
-    """
-
-    def __init__(self, student: keras.Model, examine: Callable[[], Metrics], best: Metrics) -> None:
-        super().__init__()
-        self._student, self._examine = student, examine
-        self.best, self.weights = best, student.get_weights()
-        self.diverged: str | None = None
-        self.rows: list[dict[str, float]] = []
-
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        if not math.isfinite(float((logs or {}).get("loss", 0.0))):
-            self.diverged = "the loss is not a finite number"
-            self.model.stop_training = True
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        if self.diverged:
-            return
-        marks = self._examine()
-        if not math.isfinite(marks.kl):
-            self.diverged = "its outputs are no finite numbers"
-        elif self._collapsed(marks):
-            judged = "agreement" if marks.accuracy is None else "accuracy"
-            self.diverged = f"the {judged} fell from {self.best.score:.4f} to {marks.score:.4f}"
-        if self.diverged:
-            self.model.stop_training = True
-            return
-        self.rows.append({"epoch": epoch + 1, "loss": float((logs or {})["loss"]), **_as_row(marks)})
-        if (marks.score, -marks.kl) > (self.best.score, -self.best.kl):
-            self.best, self.weights = marks, self._student.get_weights()
-
-    def _collapsed(self, marks: Metrics) -> bool:
-        """Return whether the lead over chance is lost; a small one may come and go."""
-        chance = 1.0 / self._student.output_shape[-1]
-        lead = self.best.score - chance
-        return lead > SMALL_LEAD and marks.score - chance < COLLAPSED * lead
-
-
-def _as_row(marks: Metrics) -> dict[str, float]:
-    known = {"val_accuracy": marks.accuracy, "val_agreement": marks.agreement, "val_kl": marks.kl}
-    return {name: value for name, value in known.items() if value is not None}
-
-
-class KeepPlace(keras.callbacks.Callback):
-    """Keeps, after every epoch that did not diverge, all that is needed to go on from there."""
-
-    def __init__(
-        self, checkpoint: Checkpoint, attempt: Attempt, watch: ValidationCallback, tuned: "_TunedVariables"
-    ) -> None:
-        super().__init__()
-        self._checkpoint, self._attempt, self._watch, self._tuned = checkpoint, attempt, watch, tuned
-
-    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        watch, tuned = self._watch, self._tuned
-        if not watch.diverged:
-            now = tuned.student, tuned.optimizer
-            variables, optimizer = ([keras.ops.convert_to_numpy(v) for v in each.variables] for each in now)
-            rows = tuple(watch.rows)
-            self._checkpoint.write(FineTuneState(self._attempt, watch.best, rows, watch.weights, variables, optimizer))
-
-
-@dataclass
-class _TunedVariables:
-    """What changes while a student is tuned."""
-
-    student: keras.Model
-    optimizer: keras.optimizers.Optimizer
-
-    def put_back(self, place: FineTuneState) -> None:
-        """Make everything as it was there."""
-        for variables, values in ((self.student, place.variables), (self.optimizer, place.optimizer)):
-            for variable, value in zip(variables.variables, values, strict=True):
-                variable.assign(value)
+COLLAPSE = 0.5
+"""An epoch diverges if it keeps less than this share of the best score's lead over chance."""
+MIN_LEAD = 0.1
+"""Smaller leads over chance than this fluctuate; losing one is no divergence."""
+ROLLBACK_FACTOR = 0.25
+"""Factor on the learning rate after a divergence."""
+MAX_ROLLBACKS = 4
 
 
 @dataclass
 class FineTuner:
-    """Trains a student beside its teacher."""
+    """The training loop. It advances `state` by one epoch at a time and writes it to the checkpoint."""
 
-    distillation_model: DistillationModel
     student: keras.Model
+    teacher: keras.Model
+    distillation_model: DistillationModel
     dataset: Dataset
-    """This worker's part of it."""
+    """This worker's part of the data."""
     epochs: int
     first_epoch: int
+    """The epoch of the data with which fine-tuning starts."""
     collective: Collective
-    examine: Callable[[], Metrics]
-    statistics: ShareStatistics
     emit: ProgressCallback
-    checkpoint: Checkpoint
+    checkpoint: CheckpointFile | None
+    state: FineTuneState
+    _divergence: str | None = None
+    """Why the current epoch diverged."""
 
-    def train(self, attempt: Attempt, place: FineTuneState | None) -> ValidationCallback:
-        """Train for what is left of an attempt, from its beginning or from a place in it; return who watched."""
-        steps = self.dataset.steps_per_epoch
-        weights = self.distillation_model.trainable_variables
-        tuned = _TunedVariables(self.student, adam(attempt.rate, steps * (self.epochs - attempt.epoch), weights))
-        watch = ValidationCallback(self.student, self.examine, attempt.before.best)
-        if place is not None:
-            tuned.put_back(place)
-            watch.best, watch.weights, watch.rows = place.best, list(place.best_weights), list(place.rows)
-        begin = attempt.epoch + len(watch.rows)
-        if begin < self.epochs:
-            keep = KeepPlace(self.checkpoint, attempt, watch, tuned)
-            trainer(self.distillation_model, tuned.optimizer, self.dataset, self.collective).fit(
-                self.dataset.training_batches(self.first_epoch + begin, self.first_epoch + self.epochs),
-                first_epoch=begin,
-                epochs=self.epochs,
-                steps=steps,
-                callbacks=[self.statistics, watch, keep, ReportProgress(self.emit, "fine-tuning")],
-            )
-        return watch
+    def run(self) -> FineTuneState:
+        """Train all remaining epochs; leave the student with its best weights."""
+        while self.state.epoch < self.epochs and self.state.rollbacks <= MAX_ROLLBACKS:
+            self._train()
+            if self._divergence:
+                self.state = self._roll_back(self._divergence)
+        self.student.set_weights(self.state.best_weights)
+        return self.state
 
-    def outcome(self, attempt: Attempt, watch: ValidationCallback) -> Tuning:
-        """Return what came of an attempt, and of those before it."""
-        left = self.epochs - attempt.epoch
-        rows = tuple(
-            row | {"epoch": self.first_epoch + row["epoch"], "learning_rate": cosine(attempt.rate, number / left)}
-            for number, row in enumerate(watch.rows)
+    def _train(self) -> None:
+        """Train until the last epoch is complete or one diverges."""
+        state, steps = self.state, self.dataset.steps_per_epoch
+        variables = self.distillation_model.trainable_variables
+        # The cosine schedule always ends with the last epoch, wherever it started.
+        optimizer = adam(state.learning_rate, steps * (self.epochs - state.schedule_start), variables)
+        if state.variables:  # read from a checkpoint: continue exactly where it was written
+            _assign(self.student, state.variables)
+            _assign(optimizer, state.optimizer_variables)
+            self.state = replace(state, variables=(), optimizer_variables=())
+        else:
+            self.student.set_weights(state.best_weights)
+        self._divergence = None
+        normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
+        trainer(self.distillation_model, optimizer, self.dataset, self.collective).fit(
+            self.dataset.training_batches(self.first_epoch + state.epoch, self.first_epoch + self.epochs),
+            first_epoch=state.epoch,
+            epochs=self.epochs,
+            steps=steps,
+            callbacks=[
+                ShareStatistics(normalisations, self.collective, self.dataset.share),  # first: validation needs them
+                keras.callbacks.LambdaCallback(
+                    on_train_batch_end=self._check_loss,
+                    on_epoch_end=lambda epoch, logs: self._end_epoch(logs, optimizer),
+                ),
+                ReportProgress(self.emit, "fine-tuning"),
+            ],
         )
-        return replace(attempt.before, best=watch.best, history=attempt.before.history + rows)
 
-    def step_back(self, attempt: Attempt, watch: ValidationCallback) -> Attempt:
-        """Return the attempt that follows one that diverged."""
-        done = self.outcome(attempt, watch)
-        epoch, left = len(done.history), self.epochs - attempt.epoch
-        reached = cosine(attempt.rate, len(watch.rows) / left)
-        again = Attempt(done, STEP_BACK * reached, attempt.number + 1)
-        then = f"{again.rate:g} from there" if again.number <= MOST_STEPS_BACK else "and given up"
-        number = self.first_epoch + epoch + 1
-        line = f"epoch {number} diverged at learning rate {reached:g} ({watch.diverged}): taken back, {then}"
-        return replace(again, before=replace(done, events=(*done.events, line)))
+    def _check_loss(self, batch: int, logs: dict[str, Any]) -> None:
+        if not math.isfinite(float(logs["loss"])):
+            self._stop("the loss is not a finite number")
+
+    def _stop(self, reason: str) -> None:
+        self._divergence = reason
+        self.distillation_model.stop_training = True
+
+    def _end_epoch(self, logs: dict[str, Any], optimizer: keras.optimizers.Optimizer) -> None:
+        """Validate; add the epoch to the state unless it diverged."""
+        if self._divergence:
+            return
+        metrics = validate(self.student, self.teacher, self.dataset, self.collective)
+        reason = divergence(metrics, self.state.best, chance=1.0 / self.student.output_shape[-1])
+        if reason:
+            self._stop(reason)
+            return
+        row = {"epoch": self.first_epoch + self.state.epoch + 1, "loss": float(logs["loss"]), **_as_row(metrics)}
+        row["learning_rate"] = self._learning_rate()
+        self.state = replace(self.state, history=(*self.state.history, row))
+        if (metrics.score, -metrics.kl) > (self.state.best.score, -self.state.best.kl):
+            self.state = replace(self.state, best=metrics, best_weights=self.student.get_weights())
+        if self.checkpoint is not None:
+            current = {"variables": _values(self.student), "optimizer_variables": _values(optimizer)}
+            self.checkpoint.write(replace(self.state, **current))
+
+    def _learning_rate(self) -> float:
+        """Return the learning rate with which the current epoch started."""
+        start = self.state.schedule_start
+        return cosine_decay(self.state.learning_rate, (self.state.epoch - start) / (self.epochs - start))
+
+    def _roll_back(self, reason: str) -> FineTuneState:
+        """Return the state from which the epoch that diverged is repeated, with a new cosine schedule."""
+        diverged_at, rollbacks = self._learning_rate(), self.state.rollbacks + 1
+        learning_rate = ROLLBACK_FACTOR * diverged_at
+        outcome = f"repeated at {learning_rate:g}" if rollbacks <= MAX_ROLLBACKS else "fine-tuning ends"
+        epoch = self.first_epoch + self.state.epoch + 1
+        event = f"epoch {epoch} diverged at learning rate {diverged_at:g} ({reason}): undone, {outcome}"
+        return replace(
+            self.state,
+            learning_rate=learning_rate,
+            schedule_start=self.state.epoch,
+            rollbacks=rollbacks,
+            events=(*self.state.events, event),
+        )
 
 
 def fine_tune(
@@ -194,85 +137,93 @@ def fine_tune(
     teacher: keras.Model,
     dataset: Dataset,
     config: StudentConfig,
-    before: Metrics,
+    initial: Metrics,
     emit: ProgressCallback,
     first_epoch: int = 0,
     collective: Collective = SINGLE,
-    checkpoint: Checkpoint | None = None,
-) -> Tuning:
+    checkpoint: CheckpointFile | None = None,
+) -> FineTuneState:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
-    An epoch that diverges is taken back: the best weights so far are put back, and what is left is done with a new
-    cosine from a quarter of the learning rate that the epoch began with.
+    If an epoch diverges, training returns to the best weights so far and repeats it, and the epochs after it, with a
+    new cosine schedule from a quarter of the learning rate with which the epoch started; at most `MAX_ROLLBACKS` times.
 
     Args:
-        student: its trainable layers are tuned, in place.
-        teacher: the network whose outputs it learns; a copy is made.
-        dataset: labels are needed by the losses `cross_entropy` and `mixed` alone.
-        config: loss, epochs, first learning rate.
-        before: the student's marks as it comes.
-        emit: told of every step.
-        first_epoch: which epoch of the data to begin with.
-        collective: the workers that tune the same student with the same arguments at the same time, each on its part
-            of every batch; at most as many as the batch has units (see `ghost_batch_norm.split_unit`).
-        checkpoint: where an interrupted tuning of this student may be taken up, and kept for the next time.
+        student: Its trainable layers are changed in place.
+        teacher: The network whose logits the student learns; it is copied.
+        dataset: The whole data; only the losses `cross_entropy` and `mixed` need labels.
+        config: Loss, number of epochs and initial learning rate.
+        initial: The student's validation metrics before fine-tuning.
+        emit: Called with the progress of every step.
+        first_epoch: The epoch of the data with which to start.
+        collective: The workers that fine-tune the same student with the same arguments at the same time, each on its
+            part of every batch; at most as many as the batch has split units (see `ghost_batch_norm.split_unit`).
+        checkpoint: Where to resume from and to write the state after every epoch; None for neither.
+
+    Returns:
+        The final state: best metrics and weights, history, events.
 
     Raises:
-        CollectiveAbortedError: another worker gave up.
-        CollectiveLostError: another worker was lost.
+        CollectiveAbortedError: Another worker failed.
+        CollectiveLostError: Another worker was lost.
     """
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    student_logits = logits_model(student, images)
+    student_logits, teacher_logits = logits_model(student, images), logits_model(graph.flatten(teacher), images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
-    if not math.isfinite(before.kl):  # anything is better
-        before = Metrics(None if before.accuracy is None else 0.0, 0.0, math.inf)
-    mine = dataset.shared(
-        WorkerShare(collective.index, collective.size), ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
-    )
-    tutor = FineTuner(
-        distillation_model=DistillationModel(
-            student_logits, logits_model(graph.flatten(teacher), images), make_loss(config), size
-        ),
+    if not math.isfinite(initial.kl):  # the outputs are not finite: let any epoch count as better
+        initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
+    unit = ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
+    start = FineTuneState(initial, config.fine_tune_learning_rate, best_weights=student.get_weights())
+    return FineTuner(
         student=student,
-        dataset=mine,
+        teacher=teacher,
+        distillation_model=DistillationModel(student_logits, teacher_logits, make_loss(config), size),
+        dataset=dataset.shared(WorkerShare(collective.index, collective.size), unit),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
         collective=collective,
-        examine=lambda: examine(student, teacher, mine, collective),
-        statistics=ShareStatistics(ghost_batch_norm.normalisations(student_logits), collective, mine.share),
         emit=emit,
-        checkpoint=checkpoint or NoCheckpoint(),
-    )
-    place = tutor.checkpoint.read()
-    attempt = place.attempt if place else Attempt(Tuning(before), config.fine_tune_learning_rate)
-    while attempt.number <= MOST_STEPS_BACK:
-        watch = tutor.train(attempt, place)
-        student.set_weights(watch.weights)
-        if not watch.diverged:
-            return tutor.outcome(attempt, watch)
-        attempt, place = tutor.step_back(attempt, watch), None
-    return attempt.before
+        checkpoint=checkpoint,
+        state=(checkpoint and checkpoint.read()) or start,
+    ).run()
 
 
-def cosine(rate: float, done: float) -> float:
-    """Return the learning rate when this share of its schedule is done (see `fitting.adam`)."""
-    return 0.5 * rate * (1.0 + math.cos(math.pi * done))
+def divergence(metrics: Metrics, best: Metrics, chance: float) -> str | None:
+    """Return why an epoch with these metrics diverged, or None if it did not.
 
-
-def examine(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:
-    """Return the student's marks on the validation split, all its parts if it is shared."""
-    return metrics.evaluate(teacher, [student], dataset.batches("validation"), dataset.labelled, collective)[0]
-
-
-def logits_model(model: keras.Model, images: Any) -> keras.Model:
-    """Return the model, on the same layers, with its logits as its output.
-
-    A final softmax is left out; where probabilities come out all the same, it is their logarithms, which are logits
-    but for a constant of each image.
+    Args:
+        metrics: After the epoch.
+        best: The best metrics before it.
+        chance: The score of a random guess.
     """
-    before_softmax = graph.logits(model)
-    if not metrics.ends_in_probabilities(before_softmax, images):
-        return before_softmax
-    smallest = 1e-30  # of a float32
-    logarithms = keras.ops.log(keras.ops.maximum(before_softmax.outputs[0], smallest))
-    return keras.Model(model.inputs, logarithms, name=before_softmax.name)
+    if not math.isfinite(metrics.kl):
+        return "the outputs are not finite numbers"
+    lead = best.score - chance
+    if lead > MIN_LEAD and metrics.score - chance < COLLAPSE * lead:
+        name = "agreement" if metrics.accuracy is None else "accuracy"
+        return f"the {name} fell from {best.score:.4f} to {metrics.score:.4f}"
+    return None
+
+
+def cosine_decay(initial: float, progress: float) -> float:
+    """Return the learning rate at `progress` in [0, 1] of the schedule of `loop.adam`."""
+    return 0.5 * initial * (1.0 + math.cos(math.pi * progress))
+
+
+def validate(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:
+    """Return the student's metrics on the whole validation split, of which each worker evaluates its part."""
+    return evaluate(teacher, [student], dataset.batches("validation"), dataset.labelled, collective)[0]
+
+
+def _as_row(metrics: Metrics) -> dict[str, float]:
+    row = {"val_accuracy": metrics.accuracy, "val_agreement": metrics.agreement, "val_kl": metrics.kl}
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def _values(owner: keras.Model | keras.optimizers.Optimizer) -> list[Any]:
+    return [keras.ops.convert_to_numpy(variable) for variable in owner.variables]
+
+
+def _assign(owner: keras.Model | keras.optimizers.Optimizer, values: Any) -> None:
+    for variable, value in zip(owner.variables, values, strict=True):
+        variable.assign(value)

@@ -1,15 +1,20 @@
-"""Which trained blocks are accepted."""
+"""Select the trained blocks that are accepted."""
 
 from collections.abc import Iterable
 
 from pbd.records import BlockResult
 
 ROUNDING = 1e-9
-"""A threshold that is met exactly is met."""
+"""Tolerance with which a threshold counts as reached."""
 
 
 def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
-    """Return the trained blocks with which the teacher still reaches this accuracy (or agreement), by layer."""
+    """Return the trained blocks, by layer, with which the teacher still reaches a validation accuracy.
+
+    Args:
+        results: Of all tasks.
+        lowest: The lowest accuracy to accept; without labels, the lowest agreement.
+    """
     return {
         result.layer: result
         for result in results

@@ -12,7 +12,7 @@ from pbd.costs import calibration, memory
 from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.errors import NoWorkersError, UsageError
 from pbd.pipeline import plan, remote_tasks
-from pbd.pipeline.remote_tasks import EXCHANGES, AllReduceBenchmark
+from pbd.pipeline.remote_tasks import BENCHMARK_REPEATS, AllReduceBenchmark
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
 from tests.helpers.fakes import make_task
 
@@ -94,7 +94,7 @@ def test_all_load_what_they_train_with_before_they_time_an_exchange(monkeypatch:
     monkeypatch.setattr(remote_tasks, "load", done.append)
     monkeypatch.setattr(SINGLE, "all_reduce_sum", lambda values: done.append(values.size))
     assert AllReduceBenchmark("context", 7)(SINGLE, lambda event: None) >= 0.0
-    assert (done[0], done.count("context"), done.count(7)) == ("context", 1, EXCHANGES)
+    assert (done[0], done.count("context"), done.count(7)) == ("context", 1, BENCHMARK_REPEATS)
 
 
 SLOW_PREFIX = {"prefix_s": 0.1, "step_s": 0.01}

@@ -1,0 +1,57 @@
+"""A student and its frozen teacher as one Keras model that learns the teacher's logits."""
+
+from typing import Any
+
+import keras
+
+from pbd.learning import ghost_batch_norm
+from pbd.learning.losses import Loss
+from pbd.learning.metrics import outputs_probabilities
+from pbd.networks import graph
+
+SMALLEST_PROBABILITY = 1e-30
+"""Smaller probabilities count as this one, so that their logarithm is finite in float32."""
+
+
+class DistillationModel(keras.Model):
+    """The student and its frozen teacher on the same images, with a distillation loss on their logits.
+
+    Args:
+        student: Maps images to logits.
+        teacher: Maps images to logits; it runs in inference mode.
+        loss: Compares the two.
+        ghost_batch_size: Number of images that batch normalisation normalises together.
+    """
+
+    def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss, ghost_batch_size: int) -> None:
+        super().__init__(name="distillation_model")
+        self.student = student
+        self.teacher = teacher
+        self.teacher.trainable = False
+        self._loss = loss
+        self._ghost_batch_size = ghost_batch_size
+
+    def call(self, images: Any, training: bool = False) -> list[Any]:
+        teacher_logits = self.teacher(images, training=False)
+        if training and ghost_batch_norm.normalisations(self.student):
+            return [ghost_batch_norm.train(self.student, images, self._ghost_batch_size), teacher_logits]
+        return [self.student(images, training=training), teacher_logits]
+
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Any:
+        student_logits, teacher_logits = y_pred
+        return self._loss(y, student_logits, keras.ops.stop_gradient(teacher_logits))
+
+
+def logits_model(model: keras.Model, images: Any) -> keras.Model:
+    """Return a model on the same layers that ends in logits.
+
+    A final softmax is removed. If the outputs for `images` still are probabilities, their logarithm is appended, which
+    equals the logits up to a constant per image.
+    """
+    without_softmax = graph.logits(model)
+    if not outputs_probabilities(without_softmax, images):
+        return without_softmax
+    logarithms = keras.ops.log(keras.ops.maximum(without_softmax.outputs[0], SMALLEST_PROBABILITY))
+    return keras.Model(model.inputs, logarithms, name=without_softmax.name)
