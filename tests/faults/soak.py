@@ -1,4 +1,4 @@
-"""`make soak`: injects faults into real runs, many times, and prints what was promised and what came of it.
+"""`make soak`: injects faults into real runs, many times, and prints what was guaranteed and what came of it.
 
     python -m tests.faults.soak [--only G1 G4] [--share 0.1] [--seed 0] [--folder DIR]
 
@@ -37,9 +37,9 @@ GRACE_S = 30.0
 
 @dataclass(frozen=True)
 class Row:
-    """One promise of RELIABILITY.md, and what came of it."""
+    """One guarantee of RELIABILITY.md, and what came of it."""
 
-    promise: str
+    guarantee: str
     injected: str
     figures: str
     kept: bool
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Soak:
-    """What all promises are tried with."""
+    """What all guarantees are tried with."""
 
     place: Range
     draws: random.Random
@@ -318,7 +318,7 @@ PROMISES: dict[str, Callable[[Soak], Row]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try the promises and print the table; return the exit code."""
+    """Try the guarantees and print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.faults.soak", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=PROMISES, default=list(PROMISES), metavar="G")
     parser.add_argument("--share", type=float, default=1.0, help="of the number of runs")
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="keep the runs there")
     settings = parser.parse_args(argv)
     console, began = Console(width=150), time.monotonic()
-    table = Table("promise", "injected", "figures", "kept")
+    table = Table("guarantee", "injected", "figures", "kept")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         place = Range.at((settings.folder or Path(temporary)) / f"soak-{os.getpid()}")
@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(PROMISES[name](Soak(place, draws, settings.share, console)))
             console.print(rows[-1])
     for row in rows:
-        table.add_row(row.promise, row.injected, row.figures, "yes" if row.kept else "NO")
+        table.add_row(row.guarantee, row.injected, row.figures, "yes" if row.kept else "NO")
     console.print(table)
     console.print(f"seed {settings.seed}, {time.monotonic() - began:.0f} s", highlight=False)
     return 0 if all(row.kept for row in rows) else 1
