@@ -132,8 +132,8 @@ def test_batches_that_are_cut_give_the_same_scores(
             yield images, labels, count
 
     monkeypatch.setattr(scoring, "pad_batches", counted)
-    room = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
-    monkeypatch.setattr(scoring, "most_bytes", lambda: room)
+    limit = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
+    monkeypatch.setattr(scoring, "most_bytes", lambda: limit)
     dataset = dataclasses.replace(scored.dataset, batch_size=batch_size)
     again = scoring.score(scored.teacher, scored.built, dataset)
     assert set(seen) == {4}
