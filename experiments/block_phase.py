@@ -94,9 +94,9 @@ def claim(setup: Setup, executor: Executor) -> None:
     """Take this worker's share of the cores, and of threads."""
     share = executor.share
     if setup.scheme == "automatic":
-        from pbd.data import pipelines
+        from pbd.data.feeds import tf_data
 
-        pipelines.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
+        tf_data.PARALLEL_CALLS = -1  # tf.data.AUTOTUNE
         take_cores(0, setup.threads * share.local_workers)
         dataclasses.replace(share, threads=devices.available_cores()).claim()
     else:
@@ -216,7 +216,7 @@ def _spent(
         return {}
     own = [result for result in results if result.worker == 0]
     dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION)
-    part = data.Part(0, workers) if setup.scheme == "data" else data.WHOLE
+    part = data.WorkerShare(0, workers) if setup.scheme == "data" else data.WHOLE
     alone_s = time_breakdown.step_parts(context, [result.layer for result in own], dataset.shared(part))
     groups = len({result.started_s for result in own})
     steps = groups * setup.epochs * dataset.steps_per_epoch

@@ -77,5 +77,5 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
         model = files.load(name)
     else:
         model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
-    height, width, channels = graph.image_shape_of(model)
+    height, width, channels = graph.image_shape(model)
     return graph.flatten(model, (height or image_size, width or image_size, channels or 3))

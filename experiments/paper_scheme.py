@@ -26,6 +26,7 @@ from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import adam
 from pbd.networks import graph
 from pbd.networks.cost import layer_calls
+from pbd.networks.keras_internals import walk
 from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.system import devices
 
@@ -133,4 +134,4 @@ def output_with(model: keras.Model, layer_name: str, block: keras.Model) -> Any:
         changed.update(id(tensor) for tensor in keras.tree.flatten(outputs))
         return outputs
 
-    return keras.tree.flatten(graph.walk(model, model.inputs, lambda operation: operation, call))[0]
+    return keras.tree.flatten(walk(model, model.inputs, call))[0]

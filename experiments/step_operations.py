@@ -17,6 +17,7 @@ from keras import layers
 from pbd.learning import loop
 from pbd.learning.losses import squared_error
 from pbd.networks import cost, graph
+from pbd.networks.keras_internals import call_inputs
 
 Shape = tuple[int, ...]
 Function = Callable[..., Any]
@@ -166,8 +167,7 @@ def of_optimizer(variables: list[Any]) -> Operation:
 
 def _input_shapes(layer: keras.Layer, batch_size: int) -> tuple[Shape, ...]:
     """Return the shapes of a layer's inputs, those of its first call where it has several."""
-    inputs = layer._inbound_nodes[0].input_tensors  # `layer.input` refuses a layer that is called twice
-    return tuple((batch_size, *tensor.shape[1:]) for tensor in inputs)
+    return tuple((batch_size, *tensor.shape[1:]) for tensor in call_inputs(layer, 0))
 
 
 def _as_given(inputs: Any) -> Any:

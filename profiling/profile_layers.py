@@ -59,9 +59,11 @@ def measure(settings: argparse.Namespace) -> CostTable:
     teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
     design = blocks.get(settings.block)
     tasks = enumerate_tasks(teacher, design, (), settings.include_unprofitable)
-    wanted = tuple(task for task in tasks if task.skip_reason is None)
+    replaceable = tuple(task for task in tasks if task.skip_reason is None)
     data = noise(tuple(teacher.inputs[0].shape[1:]), settings.batch_size)
-    return layer_timing.calibrate(layer_timing.Setup(teacher, wanted, data, {design.name: design}, settings.block_init))
+    return layer_timing.calibrate(
+        layer_timing.Setup(teacher, replaceable, data, {design.name: design}, settings.block_init)
+    )
 
 
 def as_table(costs: CostTable) -> Table:

@@ -1,4 +1,4 @@
-"""What a worker needs to train any group of a run, and the teacher and data that it loads once."""
+"""The training context: what a worker needs to train any group of a run."""
 
 import functools
 import os
@@ -18,27 +18,32 @@ from pbd.run_dir.journal import Journal
 
 @dataclass(frozen=True)
 class TrainingContext:
-    """What a worker needs to train any group of a run; small and picklable, so it can be sent anywhere."""
+    """What a worker needs to train any group of a run. It is small and picklable, so it is sent with every task."""
 
     teacher_path: str
+    """Model file of the flattened teacher, in the run directory."""
     data: DataConfig
     image_shape: tuple[int, int, int]
+    """Height, width and channels of the images that the teacher takes."""
     training: TrainingConfig
     designs: Mapping[str, BlockDesign]
     """The block designs of the run's tasks, by name."""
     block_init: str
+    """How initial weights of blocks are computed (see `BlockConfig`)."""
     seed: int
+    """The run's seed."""
     journal: Journal
+    """The run directory."""
     session: str = ""
-    """Of one run: what a worker process has loaded, it keeps for one session."""
+    """Identifies the run: a worker process caches teacher and data of one session."""
 
 
 @functools.lru_cache(maxsize=1)
 def load_teacher(path: str, session: str = "") -> keras.Model:
-    """Return the run's flattened teacher, loaded once per process.
+    """Return the run's flattened teacher, loaded once per process and session.
 
     Raises:
-        MissingInputError: there is no such file on this host.
+        MissingInputError: this host has no such file.
     """
     if not os.path.isfile(path):
         raise MissingInputError(
@@ -50,15 +55,15 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str = "") -> Dataset:
-    """Return the run's data, loaded once per process."""
+    """Return the run's data, loaded once per process and session."""
     return load_data(config, seed, image_shape)
 
 
 def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:
-    """Return the run's teacher and its data, each loaded once per process.
+    """Return the run's teacher and data, each loaded once per process and session.
 
     Raises:
-        PbdError: they cannot be loaded here.
+        PbdError: they cannot be loaded on this host.
     """
     teacher = load_teacher(context.teacher_path, context.session)
     return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session)

@@ -1,4 +1,4 @@
-"""Train a group of blocks on one pass of the frozen teacher, each for as long as it learns."""
+"""Train a group of blocks on one forward pass of the frozen teacher; each block stops when it no longer improves."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -18,39 +18,47 @@ from pbd.networks import graph
 from pbd.records import ProgressCallback
 
 STOPPING_IMAGES = 1024
-"""How many validation images tell, after every epoch, whether a block still learns."""
+"""Validation images used for early stopping, after every epoch."""
 TRACING_STEPS = 15
-"""Steps that take about as long as tracing a group's graph: 5 (ResNet20 on a CPU, batches of 128) to 26 (of 32)."""
+"""Training steps that take as long as tracing a group's graph: measured 5 to 26 (ResNet20 on a CPU, batches of 128 to
+32 images)."""
 
 
 class GroupDistiller(keras.Model):
-    """One forward of the frozen teacher feeds every block; each learns its own layer's output (Eq. 3 of the paper).
+    """Trains blocks side by side: each learns to compute its layer's output from its layer's input.
 
-    The loss is the sum of the blocks' mean squared errors. Inputs and targets are constants of the frozen teacher and
-    the optimiser works variable by variable, so each block gets the gradient it would get alone.
+    The loss is the sum over the blocks of the mean squared error (Eq. 3 of arXiv:2012.03096). Inputs and targets come
+    from the frozen teacher, so no gradient passes from one block to another, and the optimiser treats each variable by
+    itself. Each block is therefore trained exactly as it would be alone.
+
+    Args:
+        prefix: maps images to each layer's input and output (see `graph.truncate`); it is frozen.
+        built: blocks by layer.
     """
 
     def __init__(self, prefix: keras.Model, built: dict[str, keras.Model]) -> None:
         super().__init__(name="group_distiller")
         prefix.trainable = False
         self.prefix = prefix
-        self.parts = [built[name] for name in built]
+        self.blocks = list(built.values())
         self.layer_names = list(built)
         self.errors = [keras.metrics.Mean(name=name) for name in built]
 
     def call(self, images: Any, training: bool = False) -> list[Any]:
+        """Return the squared error of each block, averaged per image: one tensor of shape `(batch,)` per block."""
         activations = self.prefix(images, training=False)
         return [
             squared_error(
-                part(keras.ops.stop_gradient(activations[name][0]), training=training),
+                block(keras.ops.stop_gradient(activations[name][0]), training=training),
                 keras.ops.stop_gradient(activations[name][1]),
             )
-            for name, part in zip(self.layer_names, self.parts, strict=True)
+            for name, block in zip(self.layer_names, self.blocks, strict=True)
         ]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
+        """Return the sum of the blocks' mean squared errors; labels and sample weights are not used."""
         errors = [keras.ops.mean(error) for error in y_pred]
         for metric, error in zip(self.errors, errors, strict=True):
             metric.update_state(error)
@@ -67,27 +75,30 @@ def fit(
     emit: ProgressCallback,
     collective: Collective,
 ) -> None:
-    """Train the blocks in place and leave each at its best epoch.
+    """Train the blocks in place and set each to the weights of its best epoch.
 
-    When a block has flattened depends on its own errors alone; the others train on as if it had never been there.
+    A block stops when its own validation error stops falling or is not finite. Its stopping does not affect the
+    training of the other blocks.
 
     Args:
-        config: of the run.
+        config: the run's training settings.
         teacher: flat and functional.
-        built: the blocks by layer, with their first weights.
-        dataset: this worker's part of it.
-        variances: of each layer's output (see `target_variances`).
-        curves: empty, by layer; they are told of every epoch.
-        emit: told of every step.
-        collective: those who have the other parts.
+        built: the blocks by layer, with their initial weights.
+        dataset: this worker's part of the data.
+        variances: variance of each layer's output (see `target_variances`).
+        curves: an empty learning curve per layer; filled in here.
+        emit: called after every step.
+        collective: the workers that train these blocks together.
     """
     steps = dataset.steps_per_epoch
     weights = [variable for block in built.values() for variable in block.trainable_variables]
     optimizer = adam(config.learning_rate, steps * config.epochs, weights)
     learning = dict(built)
     traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
+    # Pass 0 only measures the error of the initial weights; training epochs count from 1.
     for epoch in range(config.epochs + 1):
         if traced.should_retrace(learning):
+            # The optimiser stays, so the remaining blocks keep their moments and the learning rate its schedule.
             traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in traced.errors(learning).items():
@@ -101,77 +112,85 @@ def fit(
 
 
 class TracedGroup:
-    """Blocks that one traced graph trains.
+    """The blocks that one traced graph trains.
 
-    To be rid of those that have flattened, another must be traced, which takes as long as a small job's epoch. So they
-    are taken along, to no effect, until that has cost about as much. Steps are counted, and no clock is asked: a run
-    that is made again trains the same graphs, and the workers of a collective agree.
+    Dropping converged blocks means retracing the graph. Retrace only once the wasted steps cost as much as tracing
+    (`TRACING_STEPS`); steps are counted, not timed, so all workers decide alike, and so does a repeated run.
     """
 
     def __init__(
         self,
         teacher: keras.Model,
-        blocks: Mapping[str, keras.Model],
+        built: Mapping[str, keras.Model],
         optimizer: keras.optimizers.Optimizer,
         dataset: data.Dataset,
         collective: Collective,
     ) -> None:
-        self._names = tuple(blocks)
-        self._dataset, self._team = dataset, collective
-        self._distiller = GroupDistiller(graph.truncate(teacher, blocks), dict(blocks))
+        self._names = tuple(built)
+        self._dataset, self._collective = dataset, collective
+        self._distiller = GroupDistiller(graph.truncate(teacher, built), dict(built))
         self._trainer = trainer(self._distiller, optimizer, dataset, collective)
-        self._idle_steps, self._is_sound = 0.0, True
+        self._wasted_steps, self._all_finite = 0.0, True
 
     def should_retrace(self, learning: Mapping[str, Any]) -> bool:
-        """Return whether to trace a graph without those that learn no longer; at once if an error is no number."""
-        left = len(learning) / len(self._names)
-        return left < 1.0 and (self._idle_steps >= TRACING_STEPS * left or not self._is_sound)
+        """Return whether to trace a new graph with only the blocks that still learn.
+
+        If any error is not finite, the graph is retraced at once: that block would make the summed loss meaningless.
+
+        Args:
+            learning: the blocks that still learn, by layer.
+        """
+        fraction = len(learning) / len(self._names)
+        # Tracing costs about as much as the blocks in the new graph, hence the factor.
+        return fraction < 1.0 and (self._wasted_steps >= TRACING_STEPS * fraction or not self._all_finite)
 
     def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: ProgressCallback) -> dict[str, float]:
-        """Train all for one of so many epochs; return each block's mean squared error."""
-        told = ReportProgress(emit, group_label(self._names)).over(epochs)
+        """Train all blocks for one epoch, number `epoch` of `epochs`; return each block's mean squared error."""
+        progress = ReportProgress(emit, group_label(self._names)).over(epochs)
         steps = self._dataset.steps_per_epoch
-        history = self._trainer.fit(self._dataset.training_batches(epoch, epoch + 1), epoch, epoch + 1, steps, [told])
-        self._idle_steps += steps * (1.0 - len(learning) / len(self._names))  # those of all blocks count as one
+        batches = self._dataset.training_batches(epoch, epoch + 1)
+        history = self._trainer.fit(batches, epoch, epoch + 1, steps, [progress])
+        # In units of a step of the whole group: a step with a quarter of the blocks converged wastes a quarter.
+        self._wasted_steps += steps * (1.0 - len(learning) / len(self._names))
         return {name: float(values[0]) for name, values in history.items()}
 
     def errors(self, learning: Mapping[str, Any]) -> dict[str, float]:
-        """Return the mean squared errors of those that learn on the images that tell when to stop."""
-        errors = _validation_errors(self._distiller, self._dataset, self._team)
-        self._is_sound = all(map(math.isfinite, errors.values()))
+        """Return the mean squared errors, on the images for early stopping, of the blocks that still learn."""
+        errors = _validation_errors(self._distiller, self._dataset, self._collective)
+        self._all_finite = all(map(math.isfinite, errors.values()))
         return {name: errors[name] for name in learning}
 
 
 def group_label(names: Iterable[str]) -> str:
-    """Return what a group of layers is called where there is little room."""
+    """Return a short name for a group of layers: first and last layer, and how many there are."""
     names = list(names)
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
 def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
-    """Return each block's mean squared error on the images that tell when to stop."""
-    sums, seen = np.zeros(len(distiller.parts)), np.zeros(1)
+    """Return each block's mean squared error on the images for early stopping, over all workers."""
+    sums, image_count = np.zeros(len(distiller.blocks)), np.zeros(1)
     for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
-        sums, seen = sums + errors.sum(axis=1), seen + count
-    sums, seen = all_reduce_sums(collective, [sums, seen])
-    return dict(zip(distiller.layer_names, map(float, sums / seen), strict=True))
+        sums, image_count = sums + errors.sum(axis=1), image_count + count
+    sums, image_count = all_reduce_sums(collective, [sums, image_count])
+    return dict(zip(distiller.layer_names, map(float, sums / image_count), strict=True))
 
 
 def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
-    """Return the variance of each layer's output on the same images.
+    """Return the variance of each layer's output on the images for early stopping, over all workers.
 
     Args:
-        prefix: from images to each layer's input and output (see `graph.truncate`).
-        dataset: this worker's part of it.
-        collective: those who have the other parts.
+        prefix: maps images to each layer's input and output (see `graph.truncate`).
+        dataset: this worker's part of the data.
+        collective: the workers that have the other parts.
     """
-    sums = {name: np.zeros(3) for name in prefix.output}
+    sums = {name: np.zeros(3) for name in prefix.output}  # number of values, their sum, the sum of their squares
     for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         for name, (_, target) in prefix.predict_on_batch(images).items():
             target = np.asarray(target, np.float64)[:count]
             sums[name] += [target.size, target.sum(), np.square(target).sum()]
-    return {
+    return {  # never zero, since errors are divided by it
         name: max(square / count - (total / count) ** 2, np.finfo(np.float64).tiny)
         for name, (count, total, square) in zip(sums, all_reduce_sums(collective, list(sums.values())), strict=True)
     }

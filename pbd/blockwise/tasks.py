@@ -1,4 +1,4 @@
-"""The tasks of a run: for every convolution with a kernel other than 1x1, a block to train, or why it is skipped."""
+"""The tasks of a run: one for every convolution with a kernel other than 1x1, with the reason if it is skipped."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,12 @@ def enumerate_tasks(
     Args:
         model: a flat functional model (see `graph.flatten`).
         design: the replacement design.
-        patterns: globs over layer names; a pattern that begins with ^ excludes.
-        include_unprofitable: keep layers whose block costs no fewer multiply-accumulates, or would not be faster.
+        patterns: globs over layer names; a pattern that begins with ^ excludes layers.
+        include_unprofitable: also train blocks that have at least as many multiply-accumulates as their layer, or that
+            would not be faster.
 
     Raises:
-        BadInputError: there is no convolution to replace.
+        BadInputError: the model has no convolution to replace.
         UsageError: a pattern matches no convolution.
     """
     convolutions = find_convolutions(model)

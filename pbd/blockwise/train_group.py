@@ -1,7 +1,8 @@
-"""A group of blocks from first weights to the run directory: begun, trained, scored, written."""
+"""Train a group of blocks: initial weights, training, scoring, and the journal entry of each block."""
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
@@ -22,50 +23,59 @@ from pbd.system import memory
 def train_group(
     context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective = SINGLE
 ) -> list[BlockResult]:
-    """Train and score the blocks of a group, and write each to the run directory the moment it is done.
+    """Train and score the blocks of a group, and write each to the run directory as soon as it is done.
 
-    A group that cannot be trained together is tried task by task, so that one bad block costs only itself. A block that
-    is in the run directory (its worker was lost before it could say so) is not trained again.
+    If the group cannot be trained in one pass, its tasks are trained one by one, so that a task that fails does not
+    affect the others. A block that the run directory already holds is not trained again; this happens if a worker was
+    lost after it had written the block.
 
     Args:
         context: of the run.
         group: the tasks to train in one pass.
-        emit: told of every step.
-        collective: the workers that train the same group with the same arguments at the same time, each on its part
-            of every batch; the blocks must be per-image.
+        emit: called after every step.
+        collective: the workers that train the same group at the same time, each on its part of every batch. All
+            members must call this function with the same arguments, and the blocks must be per-image.
 
     Returns:
-        One result per task, `trained` or `failed`; `worker`, `started_s` and (unless it was found) `seconds` are the
-        executor's to fill in.
+        One result per task, `trained` or `failed`. The executor fills in `worker` and `started_s` of all results, and
+        `seconds` of those that are not from the journal.
 
     Raises:
         PbdError: this worker cannot load the teacher or the data.
-        CollectiveLostError: another worker was lost.
+        CollectiveLostError: another member of the collective was lost.
     """
     committed = {task.key: context.journal.committed_block(task.key) for task in group.tasks}
-    (seen,) = all_reduce_sums(collective, [np.array([result is not None for result in committed.values()], np.int64)])
-    everywhere = dict(zip(committed, seen == collective.size, strict=True))  # nobody may take another's for done
-    left = tuple(task for task in group.tasks if not everywhere[task.key])
-    found = [replace(r, from_journal=True) for key, r in committed.items() if r is not None and everywhere[key]]
-    return found + (_train(context, TaskGroup(left), emit, collective) if left else [])
+    has_result = np.array([result is not None for result in committed.values()], np.int64)
+    (members_with_result,) = all_reduce_sums(collective, [has_result])
+    # A shared file system may show a new file to some members only. All members must train the same tasks.
+    done = dict(zip(committed, members_with_result == collective.size, strict=True))
+    remaining = tuple(task for task in group.tasks if not done[task.key])
+    results = [replace(r, from_journal=True) for key, r in committed.items() if r is not None and done[key]]
+    return results + (_train_or_split(context, TaskGroup(remaining), emit, collective) if remaining else [])
 
 
-def _train(
+def _train_or_split(
     context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective
 ) -> list[BlockResult]:
+    """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
     teacher, dataset = load(context)
-    mine = dataset.shared(data.Part(collective.index, collective.size))
+    part = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
-        results = _train_together(context, group, teacher, mine, emit, collective)
-        peak_bytes = _most(collective, memory.peak_memory())  # and nobody has failed since the last sum
+        results = _train_in_one_pass(context, group, teacher, part, emit, collective)
+        # This sum also makes sure that no member has failed since the last one, so all return the same results.
+        peak_bytes = _all_reduce_max(collective, memory.peak_memory())
     except CollectiveLostError:
         raise
     except Exception as error:
         if not isinstance(error, CollectiveAbortedError):
-            collective.abort()
+            collective.abort()  # the others then fail in their next sum and come here, too
         if len(group.tasks) > 1:
-            return [result for task in group.tasks for result in _train(context, TaskGroup((task,)), emit, collective)]
+            return [
+                result
+                for task in group.tasks
+                for result in _train_or_split(context, TaskGroup((task,)), emit, collective)
+            ]
         message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         (task,) = group.tasks
         return [BlockResult(task.layer.name, "failed", task.design, error=message)]
@@ -76,12 +86,13 @@ def _train(
     return results
 
 
-def _most(collective: Collective, value: float) -> int:
-    """Return the largest of what the members of a collective have."""
-    return int(collective.all_reduce_sum(np.where(np.arange(collective.size) == collective.index, value, 0.0)).max())
+def _all_reduce_max(collective: Collective, value: float) -> int:
+    """Return the largest of the members' values: each adds its own in its place of an array of zeros."""
+    one_place_each = np.where(np.arange(collective.size) == collective.index, value, 0.0)
+    return int(collective.all_reduce_sum(one_place_each).max())
 
 
-def _train_together(
+def _train_in_one_pass(
     context: TrainingContext,
     group: TaskGroup,
     teacher: keras.Model,
@@ -93,12 +104,12 @@ def _train_together(
     built = {
         task.layer.name: blocks.build_block(designs[task.layer.name], task.layer, context.seed) for task in group.tasks
     }
-    prefix = graph.truncate(teacher, built)  # one model, since each is traced anew
-    _give_first_weights(context, group, built, teacher, prefix, dataset, collective)
+    prefix = graph.truncate(teacher, built)  # used twice, since each new model is traced anew
+    _initialise(context, group, built, teacher, prefix, dataset, collective)
     variances = target_variances(prefix, dataset, collective)
-    initialised = context.block_init != "noise"
+    closed_form = context.block_init != "noise"
     # Blocks with batch statistics have none before the first epoch, so their start is no candidate for the best epoch.
-    curves = {name: LearningCurve(designs[name].per_image and initialised) for name in built}
+    curves = {name: LearningCurve(designs[name].per_image and closed_form) for name in built}
     fit(context.training, teacher, built, dataset, variances, curves, emit, collective)
     total = dataset.steps_per_epoch * context.training.epochs
     emit(Progress(0, f"scoring {group_label(built)}", total, total, context.training.epochs))
@@ -108,7 +119,7 @@ def _train_together(
     ]
 
 
-def _give_first_weights(
+def _initialise(
     context: TrainingContext,
     group: TaskGroup,
     built: dict[str, keras.Model],
@@ -117,25 +128,32 @@ def _give_first_weights(
     dataset: data.Dataset,
     collective: Collective,
 ) -> None:
-    """Give each worker of the collective some of the blocks to begin, and everyone the weights of all."""
-    own = group.tasks[collective.index :: collective.size]
-    if own:
-        mine = {task.layer.name: built[task.layer.name] for task in own}
+    """Set the initial weights of all blocks; each member of the collective computes those of some blocks."""
+    tasks = group.tasks[collective.index :: collective.size]
+    if tasks:
+        mine = {task.layer.name: built[task.layer.name] for task in tasks}
+        # Always whole batches: the closed form must not depend on the number of workers.
         images = (batch for batch, _ in replace(dataset, part=data.WHOLE).batches("train", limit=FIT_IMAGES))
-        feeding = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
-        initialise(mine, own, context.designs, teacher, feeding, images, context.block_init, context.seed)
+        my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
+        initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
     if collective.size > 1:
-        names = {task.layer.name for task in own}
-        weights = [w if name in names else 0.0 * w for name, block in built.items() for w in block.get_weights()]
-        coming = iter(all_reduce_sums(collective, weights))
-        for block in built.values():
-            block.set_weights([next(coming) for _ in block.weights])
+        _share_weights(built, tasks, collective)
+
+
+def _share_weights(built: dict[str, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:
+    """Give all members the weights of all blocks: the sum over the members, zero for blocks of other members."""
+    mine = {task.layer.name for task in tasks}
+    weights = [w if name in mine else 0.0 * w for name, block in built.items() for w in block.get_weights()]
+    shared_weights = iter(all_reduce_sums(collective, weights))
+    for block in built.values():
+        block.set_weights([next(shared_weights) for _ in block.weights])
 
 
 def _result(task: BlockTask, block: keras.Model, curve: LearningCurve, scored: Score) -> BlockResult:
     weights = blocks.get_weights(block)
     finite = math.isfinite(scored.nmse) and all(np.isfinite(value).all() for value in weights.values())
-    failed = not finite or (curve.diverged and scored.nmse >= 1.0)  # a block that diverged may have been good before
+    # If training diverged, the best epoch may still be good: it counts if it is better than a constant (nMSE 1).
+    failed = not finite or (curve.diverged and scored.nmse >= 1.0)
     return BlockResult(
         layer=task.layer.name,
         status="failed" if failed else "trained",

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from pbd.data.images import FileImages, decoded
-from pbd.data.sources import Part, Parts
+from pbd.data.feeds.tf_images import can_be_decoded
+from pbd.data.images import FileImages
+from pbd.data.sources import RawSplit, RawSplits
 from pbd.errors import BadInputError, MissingInputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
@@ -16,7 +17,7 @@ MOST_CHECKED = 20_000
 TAIL_BYTES = 4096
 
 
-def load_folder(folder: Path, labels: bool = True) -> Parts:
+def load_folder(folder: Path, labels: bool = True) -> RawSplits:
     """Return the images of a folder; class numbers follow the sorted names of the class folders.
 
     `train/` may have `test/` and `validation/` (or `val/`) beside it; if it has only the latter, that is the
@@ -34,7 +35,7 @@ def load_folder(folder: Path, labels: bool = True) -> Parts:
     """
     train, validation, test = _split_folders(folder)
     classes = _common_classes([part for part in (train, validation, test) if part]) if labels else []
-    return Parts(
+    return RawSplits(
         _read_part(train, classes),
         _read_part(validation, classes) if validation else None,
         _read_part(test, classes) if test else None,
@@ -88,13 +89,13 @@ def _class_names(folder: Path, fewest: int = 0) -> list[str]:
     return names
 
 
-def _read_part(folder: Path, classes: list[str]) -> Part:
+def _read_part(folder: Path, classes: list[str]) -> RawSplit:
     """Return the images in the class folders of `folder`; without classes all that are under it, without labels."""
     groups = [_image_files(home) for home in [folder / name for name in classes] or [folder]]
     paths = [path for group in groups for path in group]
     _check_files(paths)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    return Part(FileImages(paths), labels if classes else None)
+    return RawSplit(FileImages(paths), labels if classes else None)
 
 
 def _image_files(folder: Path) -> list[str]:
@@ -131,8 +132,6 @@ def _check_files(paths: list[str]) -> None:
         BadInputError: a file is no image, is cut short, or is of a kind that cannot be decoded.
         MissingInputError: a file cannot be read.
     """
-    import tensorflow as tf
-
     for path in paths[:: -(-len(paths) // MOST_CHECKED)]:
         try:
             if _looks_whole(path):
@@ -140,14 +139,11 @@ def _check_files(paths: list[str]) -> None:
             content = Path(path).read_bytes()
         except OSError as error:
             raise MissingInputError(f"an image file must be readable. Received: {path!r}.") from error
-        try:
-            with tf.device("CPU"):
-                decoded(tf.constant(content), (1, 1, 3))
-        except tf.errors.OpError as error:
+        if not can_be_decoded(content):
             raise BadInputError(
                 f"an image file must be a whole JPEG, PNG, BMP or GIF. Received: {path!r}, which cannot be decoded. "
                 "Remove it, or save it again as PNG."
-            ) from error
+            )
 
 
 def _looks_whole(path: str) -> bool:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 
 from pbd.config import DataConfig
+from pbd.data.dataset import Dataset, IndexedSplit, Split
 from pbd.data.folders import load_folder
-from pbd.data.pipelines import Dataset, IndexedSplit, Split
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
-from pbd.data.sources import KERAS_NAMES, Part, Parts, load_digits, load_keras, load_npz
+from pbd.data.sources import KERAS_NAMES, RawSplit, RawSplits, load_digits, load_keras, load_npz
 from pbd.data.splitting import NO_LABEL, TEST_FRACTION, TEST_SEED, stratified_split
 from pbd.data.tfds_streams import TFDS_PREFIX, load_stream
 from pbd.errors import BadInputError, MissingInputError, unknown_name
@@ -77,7 +77,7 @@ def load(
     )
 
 
-def _find(name: str, labels: bool) -> Parts:
+def _find(name: str, labels: bool) -> RawSplits:
     """Return the images of a dataset given by name or path, as they are stored, with its labels if it has any."""
     if name == "digits":
         return load_digits(labels)
@@ -96,17 +96,17 @@ def _find(name: str, labels: bool) -> Parts:
     raise MissingInputError(f"{unknown_name('dataset', name, known_names())} {hint}")
 
 
-def _fitted(parts: Parts, config: DataConfig, teacher_shape: FreeShape | None) -> Parts:
+def _fitted(parts: RawSplits, config: DataConfig, teacher_shape: FreeShape | None) -> RawSplits:
     """Return `parts` with every image in one shape, the one the teacher takes."""
 
-    def fit(part: Part) -> Part:
+    def fit(part: RawSplit) -> RawSplit:
         images = part.images
         shape = fit_shape(images.stored_shape, teacher_shape, config.image_size, resizable=images.resizable)
         return dataclasses.replace(part, images=dataclasses.replace(images, image_shape=shape))
 
     validation = fit(parts.validation) if parts.validation else None
     test = fit(parts.test) if parts.test else None
-    fitted = Parts(fit(parts.train), validation, test)
+    fitted = RawSplits(fit(parts.train), validation, test)
     shapes = {part.images.image_shape for part in (fitted.train, validation, test) if part}
     if len(shapes) > 1:
         raise BadInputError(
@@ -116,7 +116,7 @@ def _fitted(parts: Parts, config: DataConfig, teacher_shape: FreeShape | None) -
     return fitted
 
 
-def _split(parts: Parts, config: DataConfig, seed: int, by_class: bool) -> Splits:
+def _split(parts: RawSplits, config: DataConfig, seed: int, by_class: bool) -> Splits:
     """Return three disjoint splits; what the data does not bring is taken from its training images."""
     train, labels = parts.train, parts.train.batch_labels
     classes = labels if by_class else np.full_like(labels, NO_LABEL)

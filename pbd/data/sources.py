@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from pbd.data.feeds.tf_images import resized_array
 from pbd.data.images import ArrayImages, FileImages
 from pbd.data.splitting import NO_LABEL
 from pbd.errors import BadInputError, MissingInputError
@@ -18,7 +19,7 @@ NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
 
 
 @dataclass(frozen=True)
-class Part:
+class RawSplit:
     """Images that the data itself keeps together, and their labels, (n,) int32, or `None` without labels."""
 
     images: ArrayImages | FileImages
@@ -31,27 +32,24 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Parts:
+class RawSplits:
     """What a dataset brings; `None` where it leaves the split to us."""
 
-    train: Part
-    validation: Part | None = None
-    test: Part | None = None
+    train: RawSplit
+    validation: RawSplit | None = None
+    test: RawSplit | None = None
 
     @property
     def num_classes(self) -> int | None:
         return None if self.train.labels is None else int(self.train.labels.max()) + 1
 
 
-def load_digits(labels: bool = True) -> Parts:
+def load_digits(labels: bool = True) -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
-    import tensorflow as tf
-
     digits, targets = _read_digits()
-    with tf.device("CPU"):
-        scaled = tf.image.resize(digits[..., np.newaxis] * (255.0 / 16.0), (32, 32), "bilinear")
-    images = np.clip(np.rint(scaled.numpy()), 0, 255).astype(np.uint8)
-    return Parts(array_part("digits", images, targets if labels else None))
+    scaled = resized_array(digits[..., np.newaxis] * (255.0 / 16.0), (32, 32))
+    images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
+    return RawSplits(array_part("digits", images, targets if labels else None))
 
 
 def _read_digits() -> tuple[np.ndarray, np.ndarray]:
@@ -68,7 +66,7 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
-def load_keras(name: str, labels: bool = True) -> Parts:
+def load_keras(name: str, labels: bool = True) -> RawSplits:
     """Return one of `keras.datasets`, from its cache or downloaded into it.
 
     Raises:
@@ -85,13 +83,13 @@ def load_keras(name: str, labels: bool = True) -> Parts:
         ) from error
     if not labels:
         y_train = y_test = None
-    return Parts(
+    return RawSplits(
         array_part(f"{name} train", x_train, y_train),
         test=array_part(f"{name} test", x_test, y_test, train_labels=y_train),
     )
 
 
-def load_npz(path: Path, labels: bool = True) -> Parts:
+def load_npz(path: Path, labels: bool = True) -> RawSplits:
     """Return the images of an .npz archive: x_train, if it has them x_test and x_val, and a y for each or for none.
 
     Args:
@@ -103,14 +101,14 @@ def load_npz(path: Path, labels: bool = True) -> Parts:
     """
     arrays = _read_npz(path, [name for name in NPZ_NAMES if labels or name.startswith("x_")])
 
-    def part(role: str) -> Part | None:
+    def part(role: str) -> RawSplit | None:
         what = f"x_{role}"
         if what not in arrays:
             return None
         y, y_train = arrays.get(f"y_{role}"), arrays.get("y_train")
         return array_part(f"{path.name} {what}", arrays[what], y, train_labels=y_train)
 
-    return Parts(part("train"), part("val"), part("test"))
+    return RawSplits(part("train"), part("val"), part("test"))
 
 
 def _read_npz(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
@@ -147,7 +145,7 @@ def _missing(found: list[str]) -> list[str]:
 
 def array_part(
     what: str, images: np.ndarray, labels: np.ndarray | None, train_labels: np.ndarray | None = None
-) -> Part:
+) -> RawSplit:
     """Return arrays as a part, once they are checked.
 
     Args:
@@ -161,14 +159,14 @@ def array_part(
     """
     pixels = _checked_images(what, np.asarray(images))
     if labels is None:
-        return Part(ArrayImages(pixels), None)
+        return RawSplit(ArrayImages(pixels), None)
     classes = _checked_labels(what, np.asarray(labels), len(pixels))
     if train_labels is not None and classes.max() > np.max(train_labels):
         raise BadInputError(
             f"the labels of {what} must be among the training labels, 0 to {np.max(train_labels)}. "
             f"Received: {classes.max()}. Correct the labels."
         )
-    return Part(ArrayImages(pixels), classes)
+    return RawSplit(ArrayImages(pixels), classes)
 
 
 def _checked_images(what: str, images: np.ndarray) -> np.ndarray:

@@ -5,14 +5,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from pbd.config import DataConfig
-from pbd.data.images import decoded
-from pbd.data.pipelines import Split, StreamSplit
+from pbd.data.dataset import Split, StreamSplit
+from pbd.data.feeds.tf_images import stream_decoder
 from pbd.data.shapes import FreeShape, Shape, fit_shape
-from pbd.data.splitting import NO_LABEL, derived_seed
+from pbd.data.splitting import derived_seed
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
 
 if TYPE_CHECKING:
-    import tensorflow as tf
+    pass
 
 TFDS_PREFIX = "tfds:"
 Ranges = list[tuple[int, int]]
@@ -48,10 +48,7 @@ def load_stream(
     wanted = {"image": True} if num_classes is None else {"image": True, "label": True}
     decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
 
-    def decode(element: dict[str, "tf.Tensor"]) -> tuple["tf.Tensor", "tf.Tensor"]:
-        import tensorflow as tf
-
-        return decoded(element["image"], shape), tf.cast(element.get("label", NO_LABEL), tf.int32)
+    decode = stream_decoder(shape)
 
     def split(expression: str, size: int) -> StreamSplit:
         return StreamSplit(

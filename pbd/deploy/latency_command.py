@@ -17,7 +17,6 @@ from rich.text import Text
 from pbd import command_line
 from pbd.command_line import Parser, positive
 from pbd.errors import MissingInputError
-from pbd.system import backend, devices
 
 if TYPE_CHECKING:
     from pbd.deploy.latency import ModelLatency
@@ -66,24 +65,30 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
 
 def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
     """Load the models and measure them."""
-    devices.Share(threads=settings.threads).claim()
-    backend.load()
-    from pbd.deploy.latency import measure_latency
-    from pbd.networks import files
+    from pbd.system import devices, process  # load NumPy, which --help does not need
 
-    models = {path: files.load(path) for path in settings.models}
-    return measure_latency(models, settings.batch_sizes, settings.fold)
+    with process.prepared(devices.Share(threads=settings.threads)):
+        from pbd.deploy.latency import measure_latency
+        from pbd.networks import files
+
+        models = {path: files.load(path) for path in settings.models}
+        return measure_latency(models, settings.batch_sizes, settings.fold)
 
 
 def as_table(rows: "Iterable[ModelLatency]") -> Table:
     """Return the figures for a terminal, in milliseconds."""
-    table = Table(box=None, padding=(0, 3, 0, 0), pad_edge=False, header_style="bold")
+    rows = tuple(rows)
+    paths = {row.model for row in rows}
+    names = {path: Path(path).name for path in paths}
+    if len(set(names.values())) < len(paths):  # models of different folders may have the same file name
+        names = {path: path for path in paths}
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold")
     for heading in ("batch", "median, ms", "quartiles, ms", "times as fast", "rounds"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
-            Text(row.model),
+            Text(names[row.model]),
             str(row.batch),
             f"{1000 * row.seconds:.2f}",
             f"{1000 * row.q1_s:.2f} to {1000 * row.q3_s:.2f}",

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from pbd.collective import Collective, all_reduce_sums
-from pbd.networks import graph
+from pbd.networks.keras_internals import walk
 from pbd.system import devices
 
 SMALLEST = 32
@@ -71,7 +71,7 @@ def train(model: keras.Model, images: Any, size: int) -> Any:
             kwargs["training"] = True
         return operation(*args, **kwargs)
 
-    return graph.walk(model, images, lambda operation: operation, call)
+    return walk(model, images, call)
 
 
 def normalise(layer: keras.layers.BatchNormalization, x: Any, size: int) -> Any:

@@ -4,12 +4,14 @@ import math
 
 import keras
 
+from pbd.networks.keras_internals import call_counts
+
 
 def layer_macs(layer: keras.Layer) -> int:
     """Return the multiply-accumulates of one call of a layer, per image.
 
-    Every weight of a convolution's or dense layer's kernel is used once at each output position (at each input
-    position where the convolution is transposed). Layers without kernels count as nothing, as is usual.
+    Each weight of a kernel is used once per output position, or once per input position if the convolution is
+    transposed. Layers without a kernel count as zero, as is usual. Biases are not counted.
     """
     kernels = [weight for weight in layer.trainable_weights + layer.non_trainable_weights if "kernel" in weight.name]
     if not kernels or isinstance(layer, keras.Model):
@@ -24,20 +26,17 @@ def layer_macs(layer: keras.Layer) -> int:
 def count_macs(model: keras.Model) -> int:
     """Return the multiply-accumulates of a flat functional model, per image.
 
-    A shared layer counts at each call, each as large as the first.
+    A shared layer counts once per call; every call is counted with the shapes of the first.
     """
     return sum(layer_macs(layer) * calls for layer, calls in layer_calls(model))
 
 
 def layer_calls(model: keras.Model) -> list[tuple[keras.Layer, int]]:
-    """Return each layer of a functional model with the number of times that this model calls it."""
-    calls: dict[int, int] = {}
-    for nodes in model._nodes_by_depth.values():
-        for node in nodes:
-            calls[id(node.operation)] = calls.get(id(node.operation), 0) + 1
-    return [(layer, calls.get(id(layer), 0)) for layer in model.layers]
+    """Return each layer of a functional model and how often this model calls it."""
+    counts = call_counts(model)
+    return [(layer, counts.get(id(layer), 0)) for layer in model.layers]
 
 
 def count_params(model: keras.Model) -> int:
-    """Return the number of parameters, batch statistics included."""
+    """Return the number of parameters, including the moving statistics of batch normalisations."""
     return model.count_params()

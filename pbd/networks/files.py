@@ -9,11 +9,10 @@ from collections.abc import Iterator
 
 import keras
 import numpy as np
-from keras.src.backend.common import global_state
 
 from pbd.errors import BadInputError
 from pbd.networks import file_checks
-from pbd.system import memory
+from pbd.system import keras_state, memory
 
 MEMORY_IF_UNKNOWN = 16 * 2**30
 """Bytes that are taken to be free where the system does not say."""
@@ -26,7 +25,7 @@ def load(path: str) -> keras.Model:
     Raises:
         BadInputError: it is damaged, or wants what pbd does not allow.
     """
-    with _said_in_one_line("the teacher must be a whole Keras model", path):
+    with _said_in_one_line("a model file must be a whole Keras model", path):
         _check(path)
         _rehearse(path)
         model = keras.models.load_model(path, compile=False, safe_mode=True)
@@ -90,12 +89,12 @@ def _rehearse(path: str) -> None:
 
 @contextlib.contextmanager
 def _without_variables() -> Iterator[None]:
-    before = list(global_state.get_global_attribute(_DEFERRED, []))  # Keras adds to the list itself
+    before = list(keras_state.get_attribute(_DEFERRED, []))  # Keras adds to the list itself
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
     finally:
-        global_state.set_global_attribute(_DEFERRED, before)  # else Keras would create them at the next occasion
+        keras_state.set_attribute(_DEFERRED, before)  # else Keras would create them at the next occasion
 
 
 def _check_finite(model: keras.Model) -> None:

@@ -1,4 +1,4 @@
-"""Read and rewrite a Keras graph: flatten it, find its convolutions, truncate it, swap layers."""
+"""Rewrite the graph of a Keras model: flatten it, find its convolutions, truncate it, replace layers."""
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping
@@ -8,26 +8,21 @@ import keras
 
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
+from pbd.networks.keras_internals import call_inputs, is_functional, producer, walk
 
-Call = Callable[..., Any]
 Builder = Callable[[Any], Any]
 """Maps an input tensor to an output tensor."""
 
 
-def walk(model: keras.Model, inputs: Any, make: Callable[[Any], Any], call: Call) -> Any:
-    """Run a functional model's graph on other tensors; `make` gives the operation to use, `call` applies it."""
-    return model._run_through_graph(inputs, operation_fn=make, call_fn=call)
-
-
 def as_functional(model: keras.Model) -> keras.Model:
-    """Return the model as a functional one.
+    """Return the model as a functional model.
 
     Raises:
-        BadInputError: it is neither functional nor a built sequential model.
+        BadInputError: the model is neither functional nor a built sequential model.
     """
     if isinstance(model, keras.Sequential) and model.built:
         return keras.Model(model.inputs, model.outputs[0], name=model.name)
-    if isinstance(model, keras.Sequential) or not hasattr(model, "_run_through_graph"):
+    if isinstance(model, keras.Sequential) or not is_functional(model):
         raise BadInputError(
             f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
             "Rebuild it with keras.Model(inputs, outputs), from a keras.Input of known shape."
@@ -36,13 +31,19 @@ def as_functional(model: keras.Model) -> keras.Model:
 
 
 class _Cloner:
-    """Makes fresh layers, one for each original, with names that stay unique when nested models are unfolded."""
+    """Creates one new layer for each original. Names stay unique when layers of nested models come together."""
 
     def __init__(self) -> None:
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
 
     def clone(self, operation: Any, owner: str = "") -> Any:
+        """Return the copy of an operation, the same one at every call: a shared layer stays shared.
+
+        Args:
+            operation: of the original graph.
+            owner: name of the model that holds it; becomes a prefix of the copy's name if that name is taken.
+        """
         if id(operation) in self.pairs:
             return self.pairs[id(operation)][1]
         config = operation.get_config()
@@ -54,18 +55,29 @@ class _Cloner:
         return twin
 
     def copy_weights(self) -> None:
+        """Copy the weights of all originals; call it after the copies are built."""
         for original, twin in self.pairs.values():
             if isinstance(original, keras.Layer) and original.weights:
                 twin.set_weights(original.get_weights())
                 if isinstance(twin, keras.layers.Normalization):
-                    twin.finalize_state()  # computes with what it derives from its weights
+                    twin.finalize_state()  # recomputes the mean and deviation it normalises with from its weights
 
 
 def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | None = None) -> Any:
-    def make(operation: Any) -> Any:
+    """Call copies of the model's layers on `inputs`; the layers of nested models are called in the models' place.
+
+    Args:
+        model: functional.
+        inputs: Keras tensors.
+        cloner: creates the copies.
+        training: the `training` argument with which an outer model calls this model.
+    """
+
+    def operation_for(operation: Any) -> Any:
         return operation if isinstance(operation, keras.Model) else cloner.clone(operation, model.name)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
+        # `training=False` at the call of a nested model holds for all its layers, as in transfer learning.
         inner_training = kwargs.get("training", training)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
@@ -73,14 +85,14 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
             kwargs["training"] = inner_training
         return operation(*args, **kwargs)
 
-    return walk(model, inputs, make, call)
+    return walk(model, inputs, call, operation_for)
 
 
-def image_shape_of(model: keras.Model) -> tuple[int | None, ...]:
-    """Return the height, width and channels that a classifier of images asks for, `None` where it leaves one free.
+def image_shape(model: keras.Model) -> tuple[int | None, ...]:
+    """Return height, width and channels of an image classifier's input; `None` for a size that the model leaves open.
 
     Raises:
-        BadInputError: the model is of another kind.
+        BadInputError: the model does not map images to class scores.
     """
     model = as_functional(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
@@ -97,23 +109,23 @@ def image_shape_of(model: keras.Model) -> tuple[int | None, ...]:
     return shapes[0][1:]
 
 
-def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None) -> keras.Model:
-    """Return a functional copy with its own weights, nested models unfolded, for images of one shape.
+def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
+    """Return a functional copy without nested models, with its own weights, for images of one shape.
+
+    A softmax that is the last layer's activation becomes a layer of its own, so that `logits` can stop before it.
 
     Args:
         model: functional or sequential, one input, one output of shape `(batch, classes)`.
-        image_shape: height, width and channels; needed where the model leaves them free.
+        shape: height, width and channels of the images; required if the model leaves one of them open.
 
     Raises:
-        BadInputError: the model is of another kind, or does not take such images.
+        BadInputError: the model does not map images of this shape to class scores.
     """
-    own_shape = image_shape_of(model)
+    declared = image_shape(model)
     model = as_functional(model)
-    shape = image_shape or own_shape
-    if len(own_shape) != len(shape) or any(
-        own not in (None, given) for own, given in zip(own_shape, shape, strict=True)
-    ):
-        raise BadInputError(f"the teacher takes images of shape {own_shape}. Received: {tuple(shape)}.")
+    shape = shape or declared
+    if len(declared) != len(shape) or any(a not in (None, b) for a, b in zip(declared, shape, strict=True)):
+        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {tuple(shape)}.")
     inputs = keras.Input(shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
     cloner = _Cloner()
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
@@ -123,11 +135,11 @@ def flatten(model: keras.Model, image_shape: tuple[int, int, int] | None = None)
 
 
 def _split_softmax(model: keras.Model) -> keras.Model:
-    """Give a softmax that is the last layer's activation a layer of its own, so that `logits` can stop before it."""
-    last = model.outputs[0]._keras_history.operation
+    """Move a softmax that is the last layer's activation into a layer of its own."""
+    last, _ = producer(model.outputs[0])
     if isinstance(last, keras.layers.Activation) or getattr(last, "activation", None) is not keras.activations.softmax:
         return model
-    if dict(layer_calls(model))[last] > 1:
+    if dict(layer_calls(model))[last] > 1:  # its other calls need the softmax
         return model
     last.activation = keras.activations.linear
     scores = keras.layers.Activation("softmax", name=f"{last.name}_softmax")(model.outputs[0])
@@ -135,16 +147,15 @@ def _split_softmax(model: keras.Model) -> keras.Model:
 
 
 def logits(model: keras.Model) -> keras.Model:
-    """Return the flat model up to what its final softmax is fed, on the same layers; all of it where it has none.
+    """Return the model without its final softmax (sharing layers); unchanged if it has none.
 
-    A softmax within another layer counts only once `flatten` has split it off.
+    A softmax inside another layer is recognised only after `flatten` has moved it into a layer of its own.
     """
-    history = model.outputs[0]._keras_history
-    last = history.operation
-    activates = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
-    ends = activates or type(last).__name__ == "Softmax"
-    fed = last._inbound_nodes[history.node_index].input_tensors[0]  # `last.input` is that of its first call
-    return keras.Model(model.inputs, fed if ends else model.outputs[0], name=f"{model.name}_logits")
+    last, call_index = producer(model.outputs[0])
+    is_activation = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
+    is_softmax = is_activation or type(last).__name__ == "Softmax"  # the layer, or the operation `keras.ops.softmax`
+    scores = call_inputs(last, call_index)[0] if is_softmax else model.outputs[0]
+    return keras.Model(model.inputs, scores, name=f"{model.name}_logits")
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:
@@ -157,7 +168,10 @@ def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int
 
 
 def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
-    """Return the part of the model that feeds these layers: for each name, the layer's input and its output."""
+    """Return the model that maps images to `{name: [layer's input, layer's output]}`, sharing layers.
+
+    It computes only the layers on which one of the named layers depends.
+    """
     layers = {name: model.get_layer(name) for name in layer_names}
     return keras.Model(model.inputs, {name: [layer.input, layer.output] for name, layer in layers.items()})
 
@@ -165,15 +179,15 @@ def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
 def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     """Return a copy of the model in which new layers replace some of its layers; all other weights are kept.
 
-    The new layers stand in the graph themselves, so the copy needs no custom objects to be saved or loaded.
+    The new layers are part of the graph itself, so the copy can be saved and loaded without custom objects.
 
     Args:
         model: a flat functional model (see `flatten`).
-        builders: by name of the replaced layer, the function from its input tensor to its output tensor.
+        builders: for each layer to replace, by name, the function from its input tensor to its output tensor.
     """
     cloner = _Cloner()
 
-    def make(operation: Any) -> Any:
+    def operation_for(operation: Any) -> Any:
         return operation if operation.name in builders else cloner.clone(operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
@@ -181,7 +195,7 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
         return build(args[0]) if build else operation(*args, **kwargs)
 
     inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
-    outputs = keras.tree.flatten(walk(model, inputs, make, call))[0]
+    outputs = keras.tree.flatten(walk(model, inputs, call, operation_for))[0]
     copy = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
     return copy
@@ -195,4 +209,4 @@ def run(model: keras.Model, images: Any, training: set[str]) -> Any:
             kwargs["training"] = True
         return operation(*args, **kwargs)
 
-    return walk(model, images, lambda operation: operation, call)
+    return walk(model, images, call)

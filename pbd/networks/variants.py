@@ -1,95 +1,120 @@
-"""Run a network and variants of it in one pass, each with one block in its layer's place.
+"""Run a network and variants of it in one pass, each variant with one layer replaced by a block.
 
-Variants are stacked along the batch: a tensor holds the network's own values and, behind them, those of every variant
-whose block came before it. So each layer runs once, on as many images as differ by then, and whatever a variant has in
-common with the network is computed once. The graph is as large as the network, whatever the number of variants.
+Values are stacked along the batch axis: first those of the unchanged network, then those of every variant whose block
+comes earlier in the graph. A variant differs from the network only behind its block, so each layer runs once, on as
+many images as can differ there, and computes what the variants have in common only once. The graph is as large as the
+network, whatever the number of variants.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 
-from pbd.networks import graph
+from pbd.networks.cost import layer_calls
+from pbd.networks.keras_internals import Call, walk
 
 VALUE_BYTES = 4
+"""Bytes of a value; activations are float32."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Values of the network, (images, …), and behind them, along the first axis, those of the variants."""
+    """Values of the network, and behind them, along the batch axis, those of some variants.
+
+    Example:
+        For a batch of n images and the variants ("a", "b"), `values` has shape (3 n, ...): n images of the network,
+        n of variant a, n of variant b.
+    """
 
     values: Any
     variants: tuple[str, ...]
 
-    def own(self) -> Any:
-        """Return the network's own values."""
+    def of_network(self) -> Any:
+        """Return the values of the unchanged network."""
         return keras.ops.split(self.values, 1 + len(self.variants), axis=0)[0] if self.variants else self.values
 
     def of(self, variants: tuple[str, ...]) -> Any:
-        """Return the values of the network and of these variants: those that do not differ have the network's."""
+        """Return the values of the network and of these variants, in this order.
+
+        A variant that is not in the stack has not come to its block yet, so its values are those of the network.
+
+        Args:
+            variants: all variants of the stack, and any others.
+        """
         if variants == self.variants:
             return self.values
         missing = variants[len(self.variants) :]
-        if variants[: len(self.variants)] == self.variants:
-            return keras.ops.concatenate([self.values, *[self.own()] * len(missing)], axis=0)
-        own, *parts = keras.ops.split(self.values, 1 + len(self.variants), axis=0)
-        known = dict(zip(self.variants, parts, strict=True))
-        return keras.ops.concatenate([own, *(known.get(name, own) for name in variants)], axis=0)
+        if variants[: len(self.variants)] == self.variants:  # the usual case: nothing needs to be taken apart
+            return keras.ops.concatenate([self.values, *[self.of_network()] * len(missing)], axis=0)
+        # Two branches of the graph meet, each with variants that the other lacks, in an order of its own.
+        network, *parts = keras.ops.split(self.values, 1 + len(self.variants), axis=0)
+        by_variant = dict(zip(self.variants, parts, strict=True))
+        return keras.ops.concatenate([network, *(by_variant.get(name, network) for name in variants)], axis=0)
 
 
 def run(model: keras.Model, built: Mapping[str, keras.Model], images: Any) -> list[Any]:
-    """Return the network's outputs, and those of each variant, in the order of `built`.
+    """Return the outputs of the network, then the outputs of each variant, in the order of `built`.
 
     Args:
-        model: flat and functional; it treats each image by itself.
-        built: blocks by the layer whose place they take, in one variant each.
+        model: flat and functional; the output for an image must not depend on other images of the batch.
+        built: blocks by the layer that they replace, one per variant.
         images: (images, height, width, channels).
     """
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         stacks, variants = _stacks(args, kwargs)
-        plain, named = _replaced(args, kwargs, lambda stack: stack.of(variants))
-        outputs = operation(*plain, **named)
+        plain_args, plain_kwargs = _replace_stacks(args, kwargs, lambda stack: stack.of(variants))
+        outputs = operation(*plain_args, **plain_kwargs)
         if operation.name not in built:
             return keras.tree.map_structure(lambda values: _Stack(values, variants), outputs)
-        other = built[operation.name](stacks[0].own())
-        return _Stack(keras.ops.concatenate([outputs, other], axis=0), (*variants, operation.name))
+        # A new variant begins here: its block runs on the network's values only.
+        block_outputs = built[operation.name](stacks[0].of_network())
+        return _Stack(keras.ops.concatenate([outputs, block_outputs], axis=0), (*variants, operation.name))
 
-    last = _walked(model, _Stack(images, ()), call)
+    last = _walk(model, _Stack(images, ()), call)
     return keras.ops.split(last.of(tuple(built)), 1 + len(built), axis=0)
 
 
 def bytes_per_image(model: keras.Model, names: Sequence[str]) -> int:
-    """Return the bytes of the largest stack that `run` makes of an image, with a variant for each of these layers."""
-    largest, calls = 0, {operation.name: count for operation, count in graph.layer_calls(model)}
+    """Return the size of the largest stack that `run` creates, per image, in bytes.
+
+    Args:
+        model: flat and functional.
+        names: the layers for which there is a variant.
+    """
+    largest, calls = 0, {operation.name: count for operation, count in layer_calls(model)}
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         nonlocal largest
         _, variants = _stacks(args, kwargs)
-        plain, named = _replaced(args, kwargs, lambda stack: stack.values)
-        outputs = operation.output if calls.get(operation.name, 1) == 1 else operation(*plain, **named)
+        plain_args, plain_kwargs = _replace_stacks(args, kwargs, lambda stack: stack.values)
+        # Only shapes matter, so the model's own symbolic outputs serve where there is one call.
+        outputs = operation.output if calls.get(operation.name, 1) == 1 else operation(*plain_args, **plain_kwargs)
         variants = (*variants, operation.name) if operation.name in names else variants
         sizes = [math.prod(output.shape[1:]) for output in keras.tree.flatten(outputs)]
         largest = max(largest, VALUE_BYTES * (1 + len(variants)) * max(sizes))
         return keras.tree.map_structure(lambda output: _Stack(output, variants), outputs)
 
-    _walked(model, _Stack(model.inputs[0], ()), call)
+    _walk(model, _Stack(model.inputs[0], ()), call)
     return largest
 
 
-def _walked(model: keras.Model, images: _Stack, call: graph.Call) -> _Stack:
-    return keras.tree.flatten(graph.walk(model, images, lambda operation: operation, call))[0]
+def _walk(model: keras.Model, images: _Stack, call: Call) -> _Stack:
+    return keras.tree.flatten(walk(model, images, call))[0]
 
 
 def _stacks(args: Any, kwargs: Any) -> tuple[list[_Stack], tuple[str, ...]]:
-    """Return an operation's stacks, and the variants that differ in any of them: the longest one's first."""
+    """Return the stacks among an operation's arguments, and the union of their variants.
+
+    The variants of the longest stack come first, so that this stack, the most expensive one to rearrange, is not.
+    """
     stacks = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Stack)]
-    by_length = sorted(stacks, key=lambda stack: -len(stack.variants))
-    return stacks, tuple(dict.fromkeys(name for stack in by_length for name in stack.variants))
+    longest_first = sorted(stacks, key=lambda stack: -len(stack.variants))
+    return stacks, tuple(dict.fromkeys(name for stack in longest_first for name in stack.variants))
 
 
-def _replaced(args: Any, kwargs: Any, values_of: Any) -> tuple[Any, Any]:
+def _replace_stacks(args: Any, kwargs: Any, values_of: Callable[[_Stack], Any]) -> tuple[Any, Any]:
     return keras.tree.map_structure(lambda x: values_of(x) if isinstance(x, _Stack) else x, (args, kwargs))

@@ -14,7 +14,7 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import StudentConfig
-from pbd.data import Part
+from pbd.data import WorkerShare
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
 from pbd.student.assemble import recalibrate_and_validate
@@ -57,7 +57,7 @@ class RecalibrateTask:
         """Return the student's weights and its metrics on the validation split."""
         teacher, dataset = load(self.context)
         student = keras.models.load_model(self.student, compile=False)
-        part = dataset.shared(Part(collective.index, collective.size))
+        part = dataset.shared(WorkerShare(collective.index, collective.size))
         metrics = recalibrate_and_validate(student, teacher, part, collective)
         return student.get_weights(), metrics
 
@@ -117,7 +117,7 @@ class EvaluateTask:
         teacher, dataset = load(self.context)
         # The teacher object itself, if it is among them, so that its outputs are computed once.
         models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
-        batches = dataset.shared(Part(collective.index, collective.size)).batches(self.split)
+        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
         return evaluate(teacher, models, batches, dataset.labelled, collective)
 
 

@@ -78,7 +78,7 @@ def check(config: TeacherConfig) -> None:
 def wanted_shape(config: TeacherConfig, model: keras.Model | None) -> tuple[int | None, ...] | None:
     """Return the image shape that the teacher asks for, with `None` where it leaves a size free."""
     if model is not None:
-        return graph.image_shape_of(model)
+        return graph.image_shape(model)
     return (None, None, 3) if config.teacher in application_names() else None
 
 

@@ -8,7 +8,7 @@ import keras
 
 from pbd.collective import SINGLE, Collective
 from pbd.config import StudentConfig
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import ghost_batch_norm
 from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
@@ -178,7 +178,7 @@ def fine_tune(
         student=student,
         teacher=teacher,
         distillation_model=DistillationModel(student_logits, teacher_logits, make_loss(config), size),
-        dataset=dataset.shared(Part(collective.index, collective.size), unit),
+        dataset=dataset.shared(WorkerShare(collective.index, collective.size), unit),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
         collective=collective,

@@ -1,4 +1,7 @@
-"""Keras' global state (custom objects, settings) in a form that can be sent to another process."""
+"""Keras' global state: read and set in this process, and sent (custom objects, settings) to another process.
+
+Keras keeps it in thread-local attributes behind a private module, which no other module of pbd imports.
+"""
 
 import logging
 import pickle
@@ -10,6 +13,20 @@ SETTINGS = ("floatx", "image_data_format", "epsilon", "dtype_policy")
 """Names in `keras.config`. All are sent: the defaults of another host may differ."""
 _SCOPES = "custom_objects_scope_dict"  # Keras' attribute with the objects of the thread's custom_object_scope
 _log = logging.getLogger(__name__)
+
+
+def get_attribute(name: str, default: Any = None) -> Any:
+    """Return an attribute of Keras' global state in this thread, or the default if it is not set or is `None`."""
+    from keras.src.backend.common import global_state
+
+    return global_state.get_global_attribute(name, default)
+
+
+def set_attribute(name: str, value: Any) -> None:
+    """Set an attribute of Keras' global state in this thread; Keras takes `None` for not set."""
+    from keras.src.backend.common import global_state
+
+    global_state.set_global_attribute(name, value)
 
 
 @dataclass(frozen=True)
@@ -27,9 +44,8 @@ class KerasSetup:
         if "keras" not in sys.modules:
             return cls()
         import keras
-        from keras.src.backend.common import global_state
 
-        objects = keras.saving.get_custom_objects() | global_state.get_global_attribute(_SCOPES, {})
+        objects = keras.saving.get_custom_objects() | get_attribute(_SCOPES, {})
         settings = {name: getattr(keras.config, name)() for name in SETTINGS}
         return cls(_pickled(objects), settings | {"dtype_policy": settings["dtype_policy"].name})
 

@@ -7,6 +7,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from pbd.system import keras_state
+
 _KERAS_ATTRIBUTES = ("global_random_seed", "global_seed_generator")
 """Where Keras keeps the seed of `keras.utils.set_random_seed` and the generator of unseeded `keras.random` calls."""
 
@@ -20,10 +22,8 @@ def seed(value: int) -> None:
     Args:
         value: in [0, 2**32).
     """
-    from keras.src.backend.common import global_state
-
-    global_state.set_global_attribute(_KERAS_ATTRIBUTES[0], value)
-    global_state.set_global_attribute(_KERAS_ATTRIBUTES[1], None)  # Keras makes a new one from Python's state
+    keras_state.set_attribute(_KERAS_ATTRIBUTES[0], value)
+    keras_state.set_attribute(_KERAS_ATTRIBUTES[1], None)  # Keras makes a new one from Python's state
     random.seed(value)
     np.random.seed(value)
 
@@ -31,26 +31,22 @@ def seed(value: int) -> None:
 @contextlib.contextmanager
 def preserved() -> Iterator[None]:
     """Restore the random state of Python, NumPy and Keras at the end of the block."""
-    python_state, numpy_state, keras_state = random.getstate(), np.random.get_state(), _keras_state()
+    python_state, numpy_state, keras_attributes = random.getstate(), np.random.get_state(), _keras_attributes()
     try:
         yield
     finally:
         random.setstate(python_state)
         np.random.set_state(numpy_state)
-        _set_keras_state(keras_state)
+        _set_keras_attributes(keras_attributes)
 
 
-def _keras_state() -> dict[str, object]:
+def _keras_attributes() -> dict[str, object]:
     if "keras" not in sys.modules:
         return dict.fromkeys(_KERAS_ATTRIBUTES)
-    from keras.src.backend.common import global_state
-
-    return {name: global_state.get_global_attribute(name) for name in _KERAS_ATTRIBUTES}
+    return {name: keras_state.get_attribute(name) for name in _KERAS_ATTRIBUTES}
 
 
-def _set_keras_state(state: dict[str, object]) -> None:
+def _set_keras_attributes(attributes: dict[str, object]) -> None:
     if "keras" in sys.modules:
-        from keras.src.backend.common import global_state
-
-        for name, value in state.items():
-            global_state.set_global_attribute(name, value)
+        for name, value in attributes.items():
+            keras_state.set_attribute(name, value)

@@ -81,29 +81,29 @@ def test_every_block_is_scored(scored: Scored) -> None:
     assert list(scored.scores) == ["second", "third"]
 
 
-def test_the_marks_are_those_of_the_swapped_teacher(scored: Scored) -> None:
+def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     expected = probabilities(scored.teacher, scored.images)
-    assert len(np.unique(expected.argmax(axis=1))) > 2, "a teacher that always says the same tells nothing"
+    assert len(np.unique(expected.argmax(axis=1))) > 2, "a teacher with constant answers would hide errors"
     for task in scored.tasks:
         alone = swap_blocks(scored.teacher, [task])
         blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer.name]))
-        found, measured = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
-        agreement = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
+        swapped, result = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
+        agreement = np.mean(swapped.argmax(axis=1) == expected.argmax(axis=1))
         assert 0 < agreement < 1
-        assert measured.agreement == pytest.approx(agreement)
-        assert measured.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / found), axis=1)), rel=1e-3)
+        assert result.agreement == pytest.approx(agreement)
+        assert result.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / swapped), axis=1)), rel=1e-3)
         if scored.dataset.labelled:
-            assert measured.accuracy == pytest.approx(np.mean(found.argmax(axis=1) == scored.labels))
-            assert measured.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
+            assert result.accuracy == pytest.approx(np.mean(swapped.argmax(axis=1) == scored.labels))
+            assert result.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
         else:
-            assert measured.accuracy is None
+            assert result.accuracy is None
 
 
 def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -> None:
     activations = graph.truncate(scored.teacher, scored.built).predict(scored.images, verbose=0)
     for name, block in scored.built.items():
-        fed, target = activations[name]
-        error = np.mean((block.predict(fed, verbose=0) - target) ** 2) / np.var(target)
+        inputs, target = activations[name]
+        error = np.mean((block.predict(inputs, verbose=0) - target) ** 2) / np.var(target)
         assert scored.scores[name].nmse == pytest.approx(error, rel=1e-3)
 
 
@@ -122,9 +122,9 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
 def test_batches_that_are_cut_give_the_same_scores(
     scored: Scored, monkeypatch: pytest.MonkeyPatch, batch_size: int, fills_up: bool
 ) -> None:
-    """Where there is room for five images, four are scored at once; of a batch of six, two are left."""
+    """If five images fit, four are scored at once; a batch of six leaves a remainder of two."""
     seen: list[int] = []
-    pad_batches = metrics.pad_batches
+    pad_batches = scoring.pad_batches
 
     def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
         for images, labels, count in pad_batches(batches):
@@ -132,8 +132,8 @@ def test_batches_that_are_cut_give_the_same_scores(
             yield images, labels, count
 
     monkeypatch.setattr(scoring, "pad_batches", counted)
-    room = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
-    monkeypatch.setattr(scoring, "most_bytes", lambda: room)
+    limit = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
+    monkeypatch.setattr(scoring, "most_bytes", lambda: limit)
     dataset = dataclasses.replace(scored.dataset, batch_size=batch_size)
     again = scoring.score(scored.teacher, scored.built, dataset)
     assert set(seen) == {4}
@@ -163,11 +163,11 @@ def test_the_gradient_of_the_error_is_that_of_its_definition() -> None:
     draws = np.random.default_rng(2)
     output, target = (tf.constant(draws.normal(size=(5, 3, 4, 2)), tf.float32) for _ in range(2))
     weights = tf.constant(draws.normal(size=5), tf.float32)
-    found = []
+    results = []
     for error in (losses.squared_error, lambda y, t: tf.reduce_mean((y - t) ** 2, axis=(1, 2, 3))):
         with tf.GradientTape() as tape:
             tape.watch((output, target))
             loss = tf.reduce_sum(weights * error(output, target))
-        found.append([loss, *tape.gradient(loss, (output, target))])
-    for ours, defined in zip(*found, strict=True):
+        results.append([loss, *tape.gradient(loss, (output, target))])
+    for ours, defined in zip(*results, strict=True):
         np.testing.assert_allclose(ours, defined, rtol=1e-5, atol=1e-7)

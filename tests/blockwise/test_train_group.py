@@ -12,7 +12,7 @@ from pbd import blocks
 from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.errors import MissingInputError
-from pbd.records import BlockResult, BlockTask, Progress, TaskGroup
+from pbd.records import BlockResult, BlockTask, Layer, Progress, TaskGroup
 from pbd.run_dir.journal import Journal
 from tests.helpers.thread_collective import run_threads
 
@@ -41,7 +41,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
     keras.utils.clear_session()
     config = RunConfig.of(train_limit=320, batch_size=32, epochs=6, patience=0)
     dataset = data.load(config.data, 0)
-    made = TrainingContext(
+    base = TrainingContext(
         teacher_path=str(folder / "run" / "teacher.keras"),
         data=config.data,
         image_shape=dataset.image_shape,
@@ -51,8 +51,8 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
         seed=0,
         journal=journal,
     )
-    tasks = enumerate_tasks(load_teacher(made.teacher_path), blocks.get("two_layer"))
-    return made, [task for task in tasks if not task.skip_reason]
+    tasks = enumerate_tasks(load_teacher(base.teacher_path), blocks.get("two_layer"))
+    return base, [task for task in tasks if not task.skip_reason]
 
 
 def ignore(_: Progress) -> None:
@@ -61,13 +61,13 @@ def ignore(_: Progress) -> None:
 
 def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
     """Return the context of a new run with other settings: `block` and `block_init`, or those of the training."""
-    made = context[0]
-    journal = Journal.create(made.journal.path.parent / uuid.uuid4().hex, {})
-    own = {name: training_settings.pop(name) for name in ("block_init",) if name in training_settings}
+    base = context[0]
+    journal = Journal.create(base.journal.path.parent / uuid.uuid4().hex, {})
+    fields = {name: training_settings.pop(name) for name in ("block_init",) if name in training_settings}
     if (block := training_settings.pop("block", None)) is not None:
-        own["designs"] = {block: blocks.get(block)}
+        fields["designs"] = {block: blocks.get(block)}
     return dataclasses.replace(
-        made, training=dataclasses.replace(made.training, **training_settings), journal=journal, **own
+        base, training=dataclasses.replace(base.training, **training_settings), journal=journal, **fields
     )
 
 
@@ -97,9 +97,9 @@ def assert_same_weights(one: BlockResult, other: BlockResult, atol: float = 0.0)
 def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> None:
     from pbd.blockwise import train_group
 
-    made, tasks = changed(context, block="decoupled_r2"), context[1]
+    adapted, tasks = changed(context, block="decoupled_r2"), context[1]
     events: list[Progress] = []
-    results = train_group.train_group(made, group_of(made, tasks), events.append)
+    results = train_group.train_group(adapted, group_of(adapted, tasks), events.append)
     assert [result.layer for result in results] == ["second", "third"]
     for result in results:
         assert result.status == "trained", result.error
@@ -111,14 +111,14 @@ def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> 
         assert 0 <= result.val_accuracy <= 1
         assert 0 <= result.val_agreement <= 1
         assert result.val_kl > 0
-    assert committed(made) >= {"second", "third"}
+    assert committed(adapted) >= {"second", "third"}
     assert [event.done for event in events if event.label.startswith("second")] == list(range(1, 61))
     assert {event.total for event in events} == {60}
 
 
-def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context: tuple[Any, Tasks]) -> None:
-    made = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
-    results = train(made, context[1])
+def test_a_fitted_block_has_a_small_error_before_any_training(context: tuple[Any, Tasks]) -> None:
+    adapted = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
+    results = train(adapted, context[1])
     for result in results.values():
         assert result.status == "trained", result.error
         assert result.design == "decoupled_r2"
@@ -127,7 +127,7 @@ def test_a_fitted_block_begins_where_one_from_noise_would_be_glad_to_end(context
         assert result.nmse < 0.1
 
 
-def test_one_that_has_flattened_is_done_and_the_others_train_as_if_it_had_never_been_there(
+def test_a_block_that_has_flattened_stops_and_the_others_train_as_they_would_alone(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """`second` stops after two epochs of ten steps, whatever its errors are; `third` never does."""
@@ -176,8 +176,8 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
     weights: dict[str, list[dict[str, np.ndarray]]] = {"second": [], "third": []}
 
     def scripted(distiller: Any, dataset: Any, collective: Any) -> dict[str, float]:
-        for name, part in zip(distiller.layer_names, distiller.parts, strict=True):
-            weights[name].append(blocks.get_weights(part))
+        for name, block in zip(distiller.layer_names, distiller.blocks, strict=True):
+            weights[name].append(blocks.get_weights(block))
         return {name: script[name][len(weights[name]) - 1] for name in distiller.layer_names}
 
     monkeypatch.setattr(distiller, "_validation_errors", scripted)
@@ -189,14 +189,12 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
     assert all(moved)
 
 
-def test_no_number_in_one_block_costs_only_that_block(
-    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_nan_in_one_block_costs_only_that_block(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd import blocks
     from pbd.blockwise import train_group
 
     _, tasks = context
-    made = changed(context, epochs=2)
+    adapted = changed(context, epochs=2)
     clean = train(changed(context, epochs=2), [tasks[1]])["third"]
     initialise, calls = train_group.initialise, []
 
@@ -208,7 +206,7 @@ def test_no_number_in_one_block_costs_only_that_block(
 
     monkeypatch.setattr(train_group, "initialise", poisoned)
     events: list[Progress] = []
-    results = {r.layer: r for r in train_group.train_group(made, group_of(made, tasks), events.append)}
+    results = {r.layer: r for r in train_group.train_group(adapted, group_of(adapted, tasks), events.append)}
     assert calls == [["second", "third"]], "no second attempt, one by one"
     assert all(math.isfinite(event.loss) for event in events if event.loss is not None), "it left at once"
     assert results["second"].status == "failed"
@@ -222,20 +220,20 @@ def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Task
     _, tasks = context
     settings = {"block": "decoupled_r2", "block_init": "fitted"}
     start = train(changed(context, epochs=0, **settings), [tasks[0]])["second"]
-    made = changed(context, learning_rate=1e30, **settings)
-    result = train(made, [tasks[0]])["second"]
+    adapted = changed(context, learning_rate=1e30, **settings)
+    result = train(adapted, [tasks[0]])["second"]
     assert not np.isfinite([*result.loss_history, *result.nmse_history]).all()
     assert len(result.loss_history) < 6, "it left when it diverged"
     assert (result.status, result.error) == ("trained", None)
     assert_same_weights(result, start)
     assert result.nmse == pytest.approx(start.nmse)
-    committed = made.journal.committed_blocks()[result.key]
+    committed = adapted.journal.committed_blocks()[result.key]
     assert_same_weights(committed, start)
 
 
 def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks]) -> None:
-    made, tasks = changed(context, epochs=1), context[1]
-    unlabelled = dataclasses.replace(made, data=dataclasses.replace(made.data, labels=False))
+    adapted, tasks = changed(context, epochs=1), context[1]
+    unlabelled = dataclasses.replace(adapted, data=dataclasses.replace(adapted.data, labels=False))
     for result in train(unlabelled, tasks).values():
         assert result.status == "trained", result.error
         assert result.val_accuracy is None
@@ -248,47 +246,47 @@ def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkey
     from pbd import blocks
     from pbd.blockwise import train_group
 
-    made, tasks = changed(context), context[1]
-    whole = blocks.build_block
+    adapted, tasks = changed(context), context[1]
+    build_block = blocks.build_block
 
-    def broken(block: str, task: BlockTask, seed: int) -> Any:
-        if task.layer.name == "second":
+    def broken(design: blocks.BlockDesign, layer: Layer, seed: int) -> Any:
+        if layer.name == "second":
             raise MemoryError("no room")
-        return whole(block, task, seed)
+        return build_block(design, layer, seed)
 
     monkeypatch.setattr(blocks, "build_block", broken)
-    results = {r.layer: r for r in train_group.train_group(made, group_of(made, tasks), ignore)}
+    results = {r.layer: r for r in train_group.train_group(adapted, group_of(adapted, tasks), ignore)}
     assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: no room")
     assert results["third"].status == "trained"
 
 
-def test_what_is_in_the_run_directory_is_not_trained_again(
+def test_a_block_in_the_run_directory_is_not_trained_again(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A worker was lost after it had written a block of its group: whoever gets the group next trains the rest."""
     from pbd.blockwise import train_group
 
-    made, tasks = changed(context, epochs=1), context[1]
-    first = train(made, [tasks[1]])["third"]
-    together, trained = train_group._train_together, []
+    adapted, tasks = changed(context, epochs=1), context[1]
+    first = train(adapted, [tasks[1]])["third"]
+    train_in_one_pass, trained = train_group._train_in_one_pass, []
 
     def watched(context: Any, group: TaskGroup, *rest: Any) -> list[BlockResult]:
         trained.append(group.layer_names)
-        return together(context, group, *rest)
+        return train_in_one_pass(context, group, *rest)
 
-    monkeypatch.setattr(train_group, "_train_together", watched)
-    results = train(made, tasks)
+    monkeypatch.setattr(train_group, "_train_in_one_pass", watched)
+    results = train(adapted, tasks)
     assert trained == [("second",)]
     assert_same_weights(results["third"], first)
     assert (results["second"].from_journal, results["third"].from_journal) == (False, True)
-    assert set(train(made, tasks)) == {"second", "third"}
+    assert set(train(adapted, tasks)) == {"second", "third"}
     assert trained == [("second",)]
 
 
 def test_a_worker_that_does_not_see_the_run_directory_says_so(context: tuple[Any, Tasks]) -> None:
-    made = dataclasses.replace(changed(context), teacher_path="/absent/teacher.keras")
+    adapted = dataclasses.replace(changed(context), teacher_path="/absent/teacher.keras")
     with pytest.raises(MissingInputError, match="share"):
-        train(made, context[1])
+        train(adapted, context[1])
 
 
 def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
@@ -301,16 +299,16 @@ def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> No
 def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None:
     from pbd import blocks
 
-    made, tasks = changed(context, epochs=0), context[1]
-    result = train(made, [tasks[0]])["second"]
-    first = blocks.get_weights(blocks.build_block(blocks.get("two_layer"), tasks[0].layer, made.seed))
+    adapted, tasks = changed(context, epochs=0), context[1]
+    result = train(adapted, [tasks[0]])["second"]
+    first = blocks.get_weights(blocks.build_block(blocks.get("two_layer"), tasks[0].layer, adapted.seed))
     assert result.loss_history == ()
     assert len(result.nmse_history) == 1
     assert all(np.array_equal(result.weights[key], first[key]) for key in first)
 
 
-def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
-    """Train the tasks in one group on a collective of so many threads; return what each has."""
+def train_in_threads(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
+    """Train the tasks in one group in a collective of `size` threads; return the results of each."""
     from pbd.blockwise import train_group
 
     def work(collective: Collective) -> dict[str, BlockResult]:
@@ -321,16 +319,16 @@ def as_teams(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResul
 
 
 @pytest.fixture
-def own_copies(monkeypatch: pytest.MonkeyPatch) -> None:
+def teacher_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let every thread load a teacher of its own, as every process does."""
     from pbd.blockwise import context
 
     monkeypatch.setattr(context, "load_teacher", context.load_teacher.__wrapped__)
 
 
-@pytest.mark.usefixtures("own_copies")
+@pytest.mark.usefixtures("teacher_per_thread")
 @pytest.mark.parametrize("patience", [0, 1])
-def test_a_team_trains_the_blocks_that_one_worker_would(
+def test_a_collective_trains_the_same_blocks_as_one_worker(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, patience: int
 ) -> None:
     """With patience, `second` flattens after an epoch, and all trace a graph without it."""
@@ -346,9 +344,9 @@ def test_a_team_trains_the_blocks_that_one_worker_would(
         monkeypatch.setattr(distiller, "_validation_errors", flat)
         monkeypatch.setattr(distiller, "TRACING_STEPS", 0)
     settings = {"block": "decoupled_r2", "block_init": "fitted", "epochs": 2, "patience": patience}
-    made, shared = changed(context, **settings), changed(context, **settings)
-    alone = train(made, context[1])
-    for results in as_teams(shared, context[1], 2):
+    adapted, shared = changed(context, **settings), changed(context, **settings)
+    alone = train(adapted, context[1])
+    for results in train_in_threads(shared, context[1], 2):
         assert results.keys() == alone.keys()
         for name, result in results.items():
             assert result.loss_history == pytest.approx(alone[name].loss_history, rel=1e-4)
@@ -362,23 +360,23 @@ def test_a_team_trains_the_blocks_that_one_worker_would(
     assert checked.count(("third",)) == patience * 3, "once alone, once by each of the collective"
 
 
-@pytest.mark.usefixtures("own_copies")
-def test_a_block_that_fails_for_one_worker_of_a_team_costs_only_itself(
+@pytest.mark.usefixtures("teacher_per_thread")
+def test_a_block_that_fails_for_one_worker_of_a_collective_costs_only_itself(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from pbd import blocks
 
-    made, whole, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
+    adapted, build_block, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
 
-    def broken(block: str, task: BlockTask, seed: int) -> Any:
-        if task.layer.name == "second":
-            calls.append(task)
+    def broken(design: blocks.BlockDesign, layer: Layer, seed: int) -> Any:
+        if layer.name == "second":
+            calls.append(layer)
             if len(calls) % 2:  # in one of the two threads
                 raise MemoryError("injected")
-        return whole(block, task, seed)
+        return build_block(design, layer, seed)
 
     monkeypatch.setattr(blocks, "build_block", broken)
-    for results in as_teams(made, context[1], 2):
+    for results in train_in_threads(adapted, context[1], 2):
         assert results["third"].status == "trained"
         assert results["second"].status == "failed"
-    assert committed(made) == {"third"}
+    assert committed(adapted) == {"third"}

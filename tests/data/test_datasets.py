@@ -279,8 +279,8 @@ def test_every_epoch_is_a_permutation_of_its_own(npz: Callable[..., Path]) -> No
 
 
 def test_the_order_of_an_epoch_is_as_random_as_a_shuffle() -> None:
+    from pbd.data import IndexedSplit
     from pbd.data.images import ArrayImages
-    from pbd.data.pipelines import IndexedSplit
 
     numbers = np.arange(20_000)
     split = IndexedSplit.whole(ArrayImages(np.zeros((20_000, 1, 1, 1), np.uint8), (1, 1, 1)), numbers)
@@ -364,7 +364,7 @@ def test_augmentation_changes_training_images_reproducibly(npz: Callable[..., Pa
 def test_a_flip_mirrors_and_a_crop_moves_whole_pixels() -> None:
     import tensorflow as tf
 
-    from pbd.data.augment import augmented
+    from pbd.data.feeds.tf_augment import augmented
 
     images = np.random.default_rng(0).uniform(0, 255, (64, 16, 12, 3)).astype(np.float32)
     flipped = augmented(tf.constant(images), "flip", (1, 2)).numpy()
@@ -382,7 +382,7 @@ def test_a_flip_mirrors_and_a_crop_moves_whole_pixels() -> None:
 def test_a_rotation_of_a_disc_leaves_it_where_it_is() -> None:
     import tensorflow as tf
 
-    from pbd.data.augment import augmented
+    from pbd.data.feeds.tf_augment import augmented
 
     y, x = np.mgrid[:33, :33] - 16.0
     disc = np.broadcast_to((100.0 * np.exp(-(x**2 + y**2) / 72))[..., np.newaxis], (8, 33, 33, 1)).astype(np.float32)

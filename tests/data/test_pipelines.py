@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from pbd.config import DataConfig
-from pbd.data import Dataset, Part, StreamSplit, load
+from pbd.data import Dataset, StreamSplit, WorkerShare, load
 from pbd.errors import UsageError
 
 
@@ -40,7 +40,7 @@ def data(request: pytest.FixtureRequest) -> Dataset:
 def test_a_part_of_so_many_things_is_as_equal_as_can_be() -> None:
     for size in (7, 8, 64):
         for count in (1, 2, 3, 5):
-            parts = [Part(index, count).of(size) for index in range(count)]
+            parts = [WorkerShare(index, count).of(size) for index in range(count)]
             assert [at for part in parts for at in range(size)[part]] == list(range(size))
             lengths = [part.stop - part.start for part in parts]
             assert max(lengths) - min(lengths) <= 1
@@ -49,7 +49,7 @@ def test_a_part_of_so_many_things_is_as_equal_as_can_be() -> None:
 @pytest.mark.parametrize("count", [2, 3])
 def test_the_parts_of_training_batches_make_up_the_batches(data: Dataset, count: int) -> None:
     whole = taken(data.training_batches(1, 3))
-    parts = [taken(data.shared(Part(index, count)).training_batches(1, 3)) for index in range(count)]
+    parts = [taken(data.shared(WorkerShare(index, count)).training_batches(1, 3)) for index in range(count)]
     assert len(whole) == 2 * data.steps_per_epoch
     for step, (images, labels) in enumerate(whole):
         np.testing.assert_allclose(np.concatenate([part[step][0] for part in parts]), images, atol=1e-3)
@@ -59,7 +59,7 @@ def test_the_parts_of_training_batches_make_up_the_batches(data: Dataset, count:
 @pytest.mark.parametrize("limit", [None, 10])
 def test_the_parts_of_a_split_hold_each_batch_once(data: Dataset, limit: int | None) -> None:
     whole = taken(data.batches("validation", limit))
-    parts = [taken(data.shared(Part(index, 2)).batches("validation", limit)) for index in range(2)]
+    parts = [taken(data.shared(WorkerShare(index, 2)).batches("validation", limit)) for index in range(2)]
     assert [len(part) for part in parts] == [(len(whole) + 1) // 2, len(whole) // 2]
     for number, (images, labels) in enumerate(whole):
         np.testing.assert_array_equal(parts[number % 2][number // 2][0], images)
@@ -68,4 +68,4 @@ def test_the_parts_of_a_split_hold_each_batch_once(data: Dataset, limit: int | N
 
 def test_more_workers_than_images_of_a_batch_are_refused() -> None:
     with pytest.raises(UsageError, match="9 workers, --batch-size 8"):
-        streamed().shared(Part(0, 9))
+        streamed().shared(WorkerShare(0, 9))

@@ -219,9 +219,9 @@ def test_one_rank_of_each_host_measures_it(hosts: str, tmp_path: Path) -> None:
     command = [mpirun, "-n", "2", sys.executable, "-c", RANKS, str(tmp_path), hosts]
     quiet = {"TF_CPP_MIN_LOG_LEVEL": "0"}  # ranks load TensorFlow only to keep it quiet
     environment = os.environ | quiet | {"PYTHONPATH": str(Path(__file__).resolve().parents[2])}
-    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
-    assert told.returncode == 0, told.stderr
-    took_s, blocks_j, busy_j, idle_j, seconds, said = json.loads(told.stdout)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    took_s, blocks_j, busy_j, idle_j, seconds, said = json.loads(done.stdout)
     assert took_s["conv0"] >= 0.8, "busy cores take longer"
     assert took_s["conv1"] >= 0.4
     watts = (50.0, 50.0) if hosts == "one host" else (100.0, 300.0)

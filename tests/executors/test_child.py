@@ -45,9 +45,9 @@ def _without_a_backend(request: pytest.FixtureRequest, monkeypatch: pytest.Monke
 
 @pytest.fixture
 def child() -> Iterator[Child]:
-    made = Child(devices.Share(), STALL_LIMIT_S)
-    yield made
-    made.close()
+    child = Child(devices.Share(), STALL_LIMIT_S)
+    yield child
+    child.close()
 
 
 def ignore(_: Progress) -> None:
@@ -70,16 +70,14 @@ def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.L
     assert child.run(child_tasks.pid, ignore) == first
 
 
-def test_it_finds_the_modules_of_its_worker_and_does_not_believe_to_be_a_rank(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_it_inherits_module_paths_and_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_RANK", "3")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")
     monkeypatch.setenv("KEPT", "yes")
     monkeypatch.syspath_prepend(str(tmp_path))
-    made = Child(devices.Share(), STALL_LIMIT_S)
-    environment, path = made.run(child_tasks.environment, ignore)
-    made.close()
+    child = Child(devices.Share(), STALL_LIMIT_S)
+    environment, path = child.run(child_tasks.environment, ignore)
+    child.close()
     assert environment["KEPT"] == "yes"
     assert not {"PMI_RANK", "OMPI_COMM_WORLD_SIZE"} & environment.keys()
     assert str(tmp_path) in path
@@ -107,19 +105,19 @@ def test_layers_that_were_registered_here_are_known_there(monkeypatch: pytest.Mo
             return 2 * x
 
     with keras.saving.custom_object_scope({"Within": Twice}):
-        made = Child(devices.Share(), 60.0)
+        child = Child(devices.Share(), 60.0)
     try:
-        assert made.run(child_tasks.IsRegistered("tests>Twice"), ignore)
-        assert made.run(child_tasks.IsRegistered("Within"), ignore)
-        assert not made.run(child_tasks.IsRegistered("tests>Thrice"), ignore)
-        assert {"keras", "tensorflow"} <= (loaded := set(made.run(child_tasks.loaded_modules, ignore)))
+        assert child.run(child_tasks.IsRegistered("tests>Twice"), ignore)
+        assert child.run(child_tasks.IsRegistered("Within"), ignore)
+        assert not child.run(child_tasks.IsRegistered("tests>Thrice"), ignore)
+        assert {"keras", "tensorflow"} <= (loaded := set(child.run(child_tasks.loaded_modules, ignore)))
         assert not {"scipy", "sklearn", "matplotlib"} & loaded, "they take as long to load as Keras itself"
     finally:
-        made.close()
+        child.close()
         keras.saving.get_custom_objects().pop("tests>Twice")
 
 
-def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.LogCaptureFixture) -> None:
+def test_an_object_that_cannot_be_unpickled_is_skipped(caplog: pytest.LogCaptureFixture) -> None:
     """It may be of a module that a worker on another host lacks, and have nothing to do with the teacher."""
     import keras
 
@@ -133,7 +131,7 @@ def test_an_object_that_cannot_be_made_there_costs_only_itself(caplog: pytest.Lo
     assert "absent_module" in caplog.text
 
 
-def test_one_that_does_nothing_rests_until_there_is_work_again(child: Child) -> None:
+def test_an_idle_child_is_released_until_there_is_work(child: Child) -> None:
     first = child.run(child_tasks.pid, ignore)
     child.release()
     assert not is_running(first)
@@ -151,7 +149,7 @@ HANGS = (child_tasks.sleeps_for_ever, child_tasks.is_stopped, child_tasks.spins_
 
 
 @pytest.mark.parametrize("work", ENDS, ids=lambda work: work.__name__)
-def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, work: Callable[..., None]) -> None:
+def test_its_end_is_detected_and_a_new_process_does_the_next_work(child: Child, work: Callable[..., None]) -> None:
     first = child.run(child_tasks.pid, ignore)
     with pytest.raises(LostProcessError, match=ENDS[work]):
         child.run(work, ignore)
@@ -159,7 +157,7 @@ def test_its_end_is_noticed_and_the_next_thing_is_done_by_another(child: Child, 
 
 
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
-def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
+def test_a_process_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
     first = child.run(child_tasks.pid, ignore)
     child._stall_limit_s = STALL_LIMIT_S if work is not child_tasks.spins_for_ever else 0.2
     with pytest.raises(LostProcessError, match="hung: it sent no message"):
@@ -167,12 +165,12 @@ def test_one_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> Non
     assert not is_running(first)
 
 
-def test_what_it_computed_before_it_hung_does_not_keep_it(child: Child) -> None:
+def test_computing_before_a_hang_does_not_hide_it(child: Child) -> None:
     with pytest.raises(LostProcessError, match=r"hung: it sent no message for [3-9] s"):
         child.run(child_tasks.Busy(1.2 * STALL_LIMIT_S, then=child_tasks.sleeps_for_ever), ignore)
 
 
-def test_one_that_computes_or_tells_does_not_hang(child: Child) -> None:
+def test_a_process_that_computes_or_reports_does_not_hang(child: Child) -> None:
     assert child.run(child_tasks.Busy(2.5 * STALL_LIMIT_S), ignore) == "done"
     assert child.run(child_tasks.sleeps_and_reports, ignore) == "done"
 
@@ -204,20 +202,20 @@ def test_it_never_outlives_its_worker(tmp_path: Path) -> None:
     wait_until(lambda: not is_running(pid), "the child ends")
 
 
-# Teams
+# Collectives
 
 
 def in_children(size: int, work: Callable[[Collective, ProgressCallback], object]) -> list[object]:
     """Let a collective work, each member in a child of its own; return what each gives, or the error it ends with."""
 
     def member(collective: Collective) -> object:
-        made = Child(devices.Share(), 60.0)
+        child = Child(devices.Share(), 60.0)
         try:
-            return made.run(work, ignore, collective)
+            return child.run(work, ignore, collective)
         except (LostProcessError, CollectiveLostError) as error:
             return type(error)
         finally:
-            made.close()
+            child.close()
 
     return run_threads(size, member)
 
@@ -229,14 +227,14 @@ def test_children_add_up_through_their_workers() -> None:
     assert in_children(2, collective_tasks.aborts_once) == [["aborted", "summed"], None]
 
 
-def test_a_team_hears_of_a_lost_child(tmp_path: Path) -> None:
+def test_a_lost_child_ends_the_collective(tmp_path: Path) -> None:
     assert in_children(2, collective_tasks.KilledOnce(tmp_path, index=1)) == [CollectiveLostError, LostProcessError]
 
 
 # Attempts
 
 
-def test_less_is_tried_at_a_time_until_each_is_alone() -> None:
+def test_each_retry_splits_the_group() -> None:
     tasks = tuple(make_task(at) for at in range(5))
     halves = split_for_retry(TaskGroup(tasks, predicted_s=5.0))
     assert [part.layer_names for part in halves] == [("conv0", "conv1", "conv2"), ("conv3", "conv4")]
@@ -259,7 +257,7 @@ def test_a_task_that_loses_its_process_costs_only_itself(child: Child, tmp_path:
     assert [results[name].attempts for name in ("conv0", "conv2", "conv3", "conv4")] == [3, 3, 3, 3]
 
 
-def test_what_cannot_be_called_at_all_is_said(child: Child, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_function_that_always_kills_its_process_raises(child: Child, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.ERROR)
     with pytest.raises(NoWorkersError, match=r"SIGKILL.*--resume"):
         retry.retry_lost(lambda: child.run(child_tasks.is_killed, ignore))

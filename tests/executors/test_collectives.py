@@ -27,7 +27,7 @@ def ignore(_: Progress) -> None:
     """Take a progress event and do nothing."""
 
 
-def test_serial_workers_are_a_team_of_one() -> None:
+def test_the_serial_collective_has_one_member() -> None:
     executor = SerialExecutor(ExecutionConfig(workers=3, isolate=False))
     assert executor.run_collective(collective_tasks.sums, ignore, max_workers=3) == (1, [1.0, 1.0])
 
@@ -60,32 +60,32 @@ in_children = pytest.mark.parametrize("isolate", [False, True])
 @in_children
 @pytest.mark.parametrize(("count", "most", "size", "total"), [(2, 9, 2, 11.0), (3, 9, 3, 111.0), (3, 2, 2, 11.0)])
 def test_ranks_add_up(count: int, most: int, size: int, total: float, isolate: bool) -> None:
-    told = ranks(count, "sums", isolate, most)
-    assert json.loads(told.stdout) == [size, [total, size * (size + 1) / 2]], told.stderr
+    done = ranks(count, "sums", isolate, most)
+    assert json.loads(done.stdout) == [size, [total, size * (size + 1) / 2]], done.stderr
 
 
 @in_children
-def test_a_rank_that_gives_up_lets_the_others_go_on(isolate: bool) -> None:
+def test_after_an_abort_all_ranks_continue(isolate: bool) -> None:
     assert json.loads(ranks(3, "aborts_once", isolate).stdout) == ["aborted", "summed"]
 
 
 @pytest.mark.parametrize("place", [0, 2])
-def test_a_rank_that_loses_its_child_begins_again_with_all_others(place: int, tmp_path: Path) -> None:
-    told = ranks(3, f"KilledOnce(Path({str(tmp_path)!r}), {place})", isolate=True)
-    assert json.loads(told.stdout) == [3, 3.0], told.stderr
+def test_a_rank_that_loses_its_child_retries_with_all_others(place: int, tmp_path: Path) -> None:
+    done = ranks(3, f"KilledOnce(Path({str(tmp_path)!r}), {place})", isolate=True)
+    assert json.loads(done.stdout) == [3, 3.0], done.stderr
     assert (tmp_path / "died").exists()
 
 
-def test_a_loss_counts_for_more_than_giving_up(tmp_path: Path) -> None:
+def test_a_loss_takes_precedence_over_an_abort(tmp_path: Path) -> None:
     """Both at the same sum: nobody may go on with something else while the others begin again."""
-    told = ranks(3, f"AbortsWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
-    assert json.loads(told.stdout) == 7, told.stderr
+    done = ranks(3, f"AbortsWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
+    assert json.loads(done.stdout) == 7, done.stderr
 
 
 def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
-    told = ranks(2, "kills_the_second", isolate=True)
-    assert told.returncode == NoWorkersError.exit_code
-    assert "at each of 3 attempts" in told.stderr
+    done = ranks(2, "kills_the_second", isolate=True)
+    assert done.returncode == NoWorkersError.exit_code
+    assert "at each of 3 attempts" in done.stderr
 
 
 @in_children
@@ -93,9 +93,9 @@ def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
     ("work", "said"), [("raises_in_the_second", "run directory"), ("raises_after_the_last_sum", "no space")]
 )
 def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) -> None:
-    told = ranks(2, work, isolate)
-    assert told.returncode == MissingInputError.exit_code
-    assert said in told.stderr
+    done = ranks(2, work, isolate)
+    assert done.returncode == MissingInputError.exit_code
+    assert said in done.stderr
 
 
 # Dask
@@ -154,7 +154,7 @@ def test_dask_workers_add_up_and_none_waits_for_one_that_failed(executor: DaskEx
 
 
 @pytest.mark.parametrize("place", [0, 2])
-def test_a_team_that_loses_a_worker_begins_again(executor: DaskExecutor, tmp_path: Path, place: int) -> None:
+def test_a_collective_that_loses_a_worker_retries(executor: DaskExecutor, tmp_path: Path, place: int) -> None:
     size, total = ask(executor, collective_tasks.KilledOnce(tmp_path, place))
     assert size == total
     assert size in (2, 3), "the nanny may have started another by then"

@@ -163,16 +163,16 @@ def test_a_task_that_always_kills_its_worker_costs_only_itself(
 def test_what_is_wrong_with_a_worker_is_said_in_one_line(
     executor: DaskExecutor, scheduler: str, tmp_path: Path
 ) -> None:
-    def told_when(error: Exception) -> str:
+    def message_of(error: Exception) -> str:
         sleeper = Sleeper(tmp_path, durations([0.1]), error=error)
-        with pytest.raises(EnvironmentMismatchError if isinstance(error, ImportError) else type(error)) as told:
+        with pytest.raises(EnvironmentMismatchError if isinstance(error, ImportError) else type(error)) as caught:
             train(executor, sleeper, scheduler, [0.1])
-        return str(told.value)
+        return str(caught.value)
 
-    assert "no such module" in told_when(ImportError("no such module"))
-    assert "\n" not in told_when(ImportError("two\nlines"))
-    assert told_when(BadInputError("told by pbd")) == "told by pbd"
-    assert told_when(TimeoutError("of the task itself")) == "of the task itself"
+    assert "no such module" in message_of(ImportError("no such module"))
+    assert "\n" not in message_of(ImportError("two\nlines"))
+    assert message_of(BadInputError("told by pbd")) == "told by pbd"
+    assert message_of(TimeoutError("of the task itself")) == "of the task itself"
 
 
 def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
@@ -226,7 +226,7 @@ def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> N
 
 
 @dataclass(frozen=True)
-class Teller:
+class Reporter:
     """Trains for a minute and tells of it all the time; leaves its process number."""
 
     file: Path
@@ -390,18 +390,18 @@ def test_workers_that_listen_on_the_network_are_refused() -> None:
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "tcp://[::1:8786", "tcp://", "://"])
 def test_addresses_that_are_none_are_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "CONNECT_S", 1e6)
-    with pytest.raises((EnvironmentMismatchError, NoWorkersError)) as told:
+    with pytest.raises((EnvironmentMismatchError, NoWorkersError)) as caught:
         open_executor(ExecutionConfig(executor="dask", dask_address=address))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_certificates_that_are_not_there_are_said_in_one_line() -> None:
     import dask
 
     def refused(settings: dict[str, object], config: ExecutionConfig) -> str:
-        with dask.config.set(settings), pytest.raises(EnvironmentMismatchError) as told:
+        with dask.config.set(settings), pytest.raises(EnvironmentMismatchError) as caught:
             open_executor(config)
-        return str(told.value)
+        return str(caught.value)
 
     named = ("ca-file", "client.cert", "client.key")
     absent = {f"distributed.comm.tls.{name}": "/absent/file.pem" for name in named}
@@ -434,7 +434,7 @@ def test_the_processes_of_lasting_workers_end_with_the_run(tmp_path: Path) -> No
         assert isinstance(made, DaskExecutor)
         return made
 
-    teller = Teller(tmp_path / "pid")
+    reporter = Reporter(tmp_path / "pid")
     with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
         made = opened()
         idle = made.call(os.getpid)
@@ -442,9 +442,9 @@ def test_the_processes_of_lasting_workers_end_with_the_run(tmp_path: Path) -> No
         made.finish(None)
         wait_until(lambda: not is_running(idle), "the idle one ends")
         made = opened()
-        made._submit(cloudpickle.dumps(teller), TaskGroup((make_task(0),)), made._cluster.snapshot())
-        wait_until(lambda: teller.file.exists() and teller.file.read_text(), "the group begins")
-        busy = int(teller.file.read_text())
+        made._submit(cloudpickle.dumps(reporter), TaskGroup((make_task(0),)), made._cluster.snapshot())
+        wait_until(lambda: reporter.file.exists() and reporter.file.read_text(), "the group begins")
+        busy = int(reporter.file.read_text())
         assert is_running(busy)
         assert busy != idle
         made.stop(KeyboardInterrupt())
@@ -473,9 +473,9 @@ def test_clusters_open_to_the_network_are_refused(address: str, insecure: bool, 
 
 
 def test_tls_without_certificates_is_said_in_one_line() -> None:
-    with pytest.raises(EnvironmentMismatchError, match="asks for a certificate") as told:
+    with pytest.raises(EnvironmentMismatchError, match="asks for a certificate") as caught:
         open_executor(ExecutionConfig(executor="dask", dask_address="tls://127.0.0.1:9"))
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_small_things() -> None:

@@ -28,14 +28,14 @@ pytestmark = pytest.mark.system
 def test_progress_is_passed_on_seldom_but_every_change_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     now, passed = [0.0], list[Progress]()
     monkeypatch.setattr(base.time, "monotonic", lambda: now[0])
-    seldom = Throttle(passed.append)
+    throttle = Throttle(passed.append)
     for step in range(100):
         now[0] = step / 100
-        seldom(Progress(0, "a", step, 100, epoch=1 + step // 50))
-    seldom(Progress(0, "b", 0, 100))
+        throttle(Progress(0, "a", step, 100, epoch=1 + step // 50))
+    throttle(Progress(0, "b", 0, 100))
     assert [event.done for event in passed] == [0, 50, 0], "the first, the next epoch after 0.5 s, the next label"
     now[0] += 0.5
-    seldom(Progress(0, "b", 1, 100))
+    throttle(Progress(0, "b", 1, 100))
     assert passed[-1].done == 1
 
 
@@ -98,11 +98,11 @@ def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
     mpirun = Path(sys.executable).parent / "mpirun"
     command = [mpirun, "-n", "3", sys.executable, "-c", RANKS, *map(str, folders)]
     root = str(Path(__file__).resolve().parents[2])
-    told = subprocess.run(
+    done = subprocess.run(
         command, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ | {"PYTHONPATH": root}, check=False
     )
-    assert told.returncode == 0, told.stderr
-    runs = [json.loads(line) for line in told.stdout.splitlines()]
+    assert done.returncode == 0, done.stderr
+    runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(runs) == 2, "the counter begins anew for every run"
     for rows in runs:
         assert sorted(name for name, *_ in rows) == sorted(f"conv{at}" for at in range(11))
@@ -116,10 +116,10 @@ def test_the_launcher_of_another_mpi_is_refused(tmp_path: Path) -> None:
     """As Open MPI's mpirun starts two processes, of which each finds itself alone in MPICH's world."""
     environment = os.environ | {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
     command = [sys.executable, "-m", "pbd.run", "--run-dir", str(tmp_path / "run")]
-    told = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
-    assert told.returncode == EnvironmentMismatchError.exit_code, told.stderr
-    assert "must be of the same MPI" in told.stderr
-    assert "Traceback" not in told.stderr
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=environment)
+    assert done.returncode == EnvironmentMismatchError.exit_code, done.stderr
+    assert "must be of the same MPI" in done.stderr
+    assert "Traceback" not in done.stderr
     assert not (tmp_path / "run").exists()
 
 

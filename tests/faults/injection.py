@@ -26,7 +26,7 @@ HERE = Path(__file__).resolve().parent
 
 POINTS = {
     "start": ("pbd.system.backend", "load"),
-    "first weights": ("pbd.blockwise.train_group", "_give_first_weights"),
+    "first weights": ("pbd.blockwise.train_group", "_initialise"),
     "tracing": ("pbd.blockwise.distiller", "GroupDistiller.__init__"),
     "training": ("pbd.learning.loop", "ReportProgress.on_train_batch_end"),
     "scoring": ("pbd.blockwise.train_group", "score"),
@@ -43,7 +43,7 @@ POINTS = {
 """Where a fault can strike: just before this function of this module, which is not the main one of a process."""
 RECORDED = {
     "noticed": ("pbd.executors.isolation.base", "LostProcessError.__init__"),
-    "begun": ("pbd.blockwise.train_group", "_train_together"),
+    "begun": ("pbd.blockwise.train_group", "_train_in_one_pass"),
     "committed": ("pbd.run_dir.journal", "Journal.commit_block"),
 }
 """What is written down, with the names of layers."""

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pbd.collective import SINGLE, Collective
-from pbd.data import Dataset, Part
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import loop
 from pbd.learning.flat_adam import FlatAdam
 from tests.helpers.palette import CLASSES, SHAPE, make_dataset
@@ -80,7 +80,10 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
 
     def work(collective: Collective) -> dict[str, list[float]]:
         return fit(
-            models[collective.index], data.shared(Part(collective.index, size)), collective, watches[collective.index]
+            models[collective.index],
+            data.shared(WorkerShare(collective.index, size)),
+            collective,
+            watches[collective.index],
         )
 
     for history in run_threads(size, work):
@@ -109,7 +112,7 @@ def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
     data, models = make_dataset(), [network() for _ in range(size)]
 
     def work(collective: Collective) -> None:
-        fit(models[collective.index], data.shared(Part(collective.index, size)), collective, Watch())
+        fit(models[collective.index], data.shared(WorkerShare(collective.index, size)), collective, Watch())
 
     run_threads(size, work)
     assert [model.traced for model in models] == [1] * size
@@ -127,7 +130,7 @@ def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
     data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
 
     def work(collective: Collective) -> None:
-        mine = data.shared(Part(collective.index, 2))
+        mine = data.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
         trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[collective.index]])
 
@@ -141,7 +144,7 @@ def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
     poisoned.train.images.array[: len(poisoned.train) // 2] = np.nan
 
     def work(collective: Collective) -> None:
-        mine = poisoned.shared(Part(collective.index, 2))
+        mine = poisoned.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
         trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[collective.index]])
 

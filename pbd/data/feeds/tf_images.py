@@ -1,0 +1,95 @@
+"""Images as TensorFlow tensors: read, decoded and resized."""
+
+import weakref
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from pbd.data.images import ArrayImages, FileImages
+from pbd.data.shapes import FreeShape, Shape
+from pbd.data.splitting import NO_LABEL
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+_TENSORS: "weakref.WeakKeyDictionary[ArrayImages | FileImages, tf.Tensor]" = weakref.WeakKeyDictionary()
+"""The arrays and paths that pipelines read, each as one tensor however many pipelines there are."""
+
+
+def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tensor"]:
+    """Return the function from rows of a store to images, (len(rows), *image_shape) float32.
+
+    Call it outside the functions of a pipeline: it makes a tensor of the store.
+    """
+    import tensorflow as tf
+
+    if images not in _TENSORS:
+        with tf.device("CPU"):
+            _TENSORS[images] = tf.constant(images.array if isinstance(images, ArrayImages) else list(images.paths))
+    tensor, shape = _TENSORS[images], images.read_shape
+    if isinstance(images, ArrayImages):
+        stored = images.stored_shape
+        return lambda rows: resized(tf.cast(tf.gather(tensor, rows), tf.float32), stored, shape)
+
+    def read_one(path: tf.Tensor) -> tf.Tensor:
+        return decoded(tf.io.read_file(path), shape)
+
+    signature = tf.TensorSpec(shape, tf.float32)
+    return lambda rows: tf.map_fn(read_one, tf.gather(tensor, rows), fn_output_signature=signature)
+
+
+def decoded(encoded: "tf.Tensor", shape: Shape) -> "tf.Tensor":
+    """Return one encoded image as `shape`, float32 in 0..255.
+
+    It is resized bilinearly without regard to its proportions, as `keras.utils.image_dataset_from_directory` does, so
+    that a teacher trained with that sees the same pixels.
+    """
+    import tensorflow as tf
+
+    image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+    if shape[2] == 1:
+        image = tf.image.rgb_to_grayscale(image)
+    return tf.ensure_shape(tf.image.resize(image, shape[:2], "bilinear"), shape)
+
+
+def stream_decoder(shape: Shape) -> Callable[[dict[str, "tf.Tensor"]], tuple["tf.Tensor", "tf.Tensor"]]:
+    """Return the function from an element of a stream, with an encoded image, to the image and its label."""
+
+    def decode(element: dict[str, "tf.Tensor"]) -> tuple["tf.Tensor", "tf.Tensor"]:
+        import tensorflow as tf
+
+        return decoded(element["image"], shape), tf.cast(element.get("label", NO_LABEL), tf.int32)
+
+    return decode
+
+
+def can_be_decoded(content: bytes) -> bool:
+    """Return whether the content of a file is an image that TensorFlow decodes."""
+    import tensorflow as tf
+
+    try:
+        with tf.device("CPU"):
+            decoded(tf.constant(content), (1, 1, 3))
+    except tf.errors.OpError:
+        return False
+    return True
+
+
+def resized(images: "tf.Tensor", stored: FreeShape, shape: Shape) -> "tf.Tensor":
+    """Return a batch of float images with the size of `shape`, grayscale repeated to its channels."""
+    import tensorflow as tf
+
+    if stored[:2] != shape[:2]:
+        images = tf.image.resize(images, shape[:2], "bilinear")
+    if stored[2] != shape[2]:
+        images = tf.repeat(images, shape[2], axis=-1)
+    return images
+
+
+def resized_array(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return a batch of images, (n, height, width, channels), resized bilinearly, as float32."""
+    import tensorflow as tf
+
+    with tf.device("CPU"):
+        return tf.image.resize(images, size, "bilinear").numpy()
