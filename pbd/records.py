@@ -1,4 +1,4 @@
-"""What passes between the parts of pbd: frozen records, plain data, no TensorFlow, no MPI."""
+"""Records that the parts of pbd exchange: frozen dataclasses of plain data, without Keras or MPI."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -8,7 +8,7 @@ import numpy as np
 
 
 class BlockKey(NamedTuple):
-    """What results, journal entries and report rows are keyed by: one design in the place of one layer."""
+    """The key of results and journal entries: a layer and the block design that replaces it."""
 
     layer: str
     design: str
@@ -19,26 +19,28 @@ class BlockKey(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One convolution of the teacher with a kernel other than 1x1.
+    """A convolution of the teacher with a kernel other than 1x1.
 
     Shapes exclude the batch axis; multiply-accumulates are per image.
     """
 
     index: int
-    """Its place among the convolutions, in graph order."""
+    """Position among the convolutions, in graph order, from 0."""
     name: str
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
     dilation_rate: tuple[int, int]
     padding: str
     activation: dict[str, Any] | str
-    """The layer's own activation, as Keras serialises it."""
+    """The layer's own activation, serialised by Keras."""
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]
     prefix_macs: int
-    """Of every layer that must run to produce this layer's output, this layer included."""
+    """Multiply-accumulates of all layers that must run to compute this layer's output, including this layer."""
     macs: int
+    """Multiply-accumulates of the layer, per call."""
     params: int
+    """Number of parameters of the layer."""
     use_bias: bool = False
     data_format: str = "channels_last"
     dtype: str = "float32"
@@ -47,16 +49,17 @@ class Layer:
 
 @dataclass(frozen=True)
 class BlockTask:
-    """A block to train: one design in the place of one layer."""
+    """A block to train: a layer and the design that replaces it."""
 
     layer: Layer
     design: str
     """Name of the block design."""
     macs: int
-    """Of the block, per image; 0 if it cannot be built."""
+    """Multiply-accumulates of the block, per image; 0 if it cannot be built."""
     params: int
+    """Number of parameters of the block; 0 if it cannot be built."""
     skip_reason: str | None = None
-    """Why no block is trained for this layer; None if one is."""
+    """Why no block is trained for this layer; `None` if one is trained."""
 
     @property
     def key(self) -> BlockKey:
@@ -65,13 +68,13 @@ class BlockTask:
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """Tasks trained in one pass: one forward of the teacher, as deep as the deepest, feeds every block."""
+    """Tasks that are trained together: one forward pass of the teacher, up to the deepest layer, serves all blocks."""
 
     tasks: tuple[BlockTask, ...]
     predicted_s: float | None = field(default=None, compare=False)
-    """What training it is predicted to take, in seconds."""
+    """Predicted training time in seconds."""
     attempt: int = field(default=1, compare=False)
-    """Which attempt at its tasks this is; see `scheduling.attempts`."""
+    """Number of this attempt, from 1; see `scheduling.retry`."""
 
     def __post_init__(self) -> None:
         if not self.tasks:
@@ -86,19 +89,20 @@ class TaskGroup:
 
 @dataclass(frozen=True)
 class Assignment:
-    """Which worker trains which groups, in which order (never called a schedule: that is a learning rate's)."""
+    """Which worker trains which groups, in which order. (The word schedule is kept for learning rates.)"""
 
     scheduler: str
+    """Name of the scheduler that made the assignment."""
     queues: tuple[tuple[TaskGroup, ...], ...]
-    """For each worker, its groups in run order."""
+    """For each worker, its groups in the order of training."""
     predicted_load_s: tuple[float, ...]
-    """For each worker, the seconds it is predicted to train."""
+    """For each worker, its predicted training time in seconds."""
     pool: tuple[TaskGroup, ...] = ()
-    """Groups that go, in this order, to whichever worker comes free."""
+    """Groups that are handed out in this order, each to the next worker that is free."""
     steals: bool = False
-    """Whether a worker with nothing left takes groups from the queues of others."""
+    """Whether a worker with an empty queue takes groups from the queues of other workers."""
     shared: bool = False
-    """Whether all workers train the first queue's groups together, each on its part of every batch."""
+    """Whether all workers train the groups of the first queue together, each on its part of every batch."""
 
     @property
     def predicted_makespan_s(self) -> float:
@@ -106,13 +110,13 @@ class Assignment:
 
     @property
     def groups(self) -> tuple[TaskGroup, ...]:
-        """All groups, whoever trains them."""
+        """All groups, in queues and in the pool."""
         return (*(group for queue in self.queues for group in queue), *self.pool)
 
 
 @dataclass(frozen=True)
 class BlockResult:
-    """The outcome of one task. A block that failed is data, not an exception."""
+    """The result of one task. A failed block is a result with status `failed`, not an exception."""
 
     layer: str
     """Name of the layer."""
@@ -121,37 +125,39 @@ class BlockResult:
     design: str
     """Name of the block design."""
     weights: dict[str, np.ndarray] = field(default_factory=dict)
-    """The block's weights, by layer and variable name."""
+    """The block's weights by `layer name/variable name`; empty if it failed."""
     loss_history: tuple[float, ...] = ()
     """Mean squared error on the training batches, per epoch."""
     nmse_history: tuple[float, ...] = ()
-    """Normalised error on some validation images, before training and after every epoch."""
+    """Normalised error, as in `nmse`, on the images for early stopping, before training and after each epoch."""
     nmse: float | None = None
-    """Mean squared error on the validation split, divided by the variance of the target."""
+    """Mean squared error on the validation split, divided by the variance of the layer's output."""
     val_accuracy: float | None = None
     """Validation accuracy of the teacher with only this block swapped in; `None` without labels."""
     val_agreement: float | None = None
-    """Share of the validation images to which it gives the same answer as the teacher."""
+    """Fraction of the validation images for which that network predicts the same class as the teacher."""
     val_kl: float | None = None
-    """Mean divergence of its outputs from the teacher's, in nats."""
+    """Mean Kullback-Leibler divergence of its class probabilities from the teacher's, in nats."""
     worker: int | None = None
+    """The worker that trained it, from 0; if several did, the first."""
     started_s: float = 0.0
-    """When its group began, in seconds since the block phase began."""
+    """Start of its group, in seconds since the start of the block phase."""
     seconds: float = 0.0
-    """Wall time of its group, shared by every block of the group."""
+    """Wall-clock seconds that its group took; the same for every block of the group."""
     predicted_s: float | None = None
-    """What its group was predicted to take."""
+    """Predicted training time of its group, in seconds."""
     energy_j: float | None = None
-    """Its part of what its worker spent meanwhile; `None` where that is not measured."""
+    """Its share, in joules, of the energy that its worker used during the group; `None` if it was not measured."""
     peak_bytes: int | None = None
-    """The most memory that its worker had held by the end of its group; of several, the one that held most."""
+    """Peak memory of its worker up to the end of its group; if several trained it, the largest."""
     error: str | None = None
+    """Why it failed; `None` if it was trained."""
     shared: bool = False
-    """All workers trained it together, each on its part of every batch; `worker` is the first of them."""
+    """Whether all workers trained it together, each on its part of every batch."""
     attempts: int = 1
-    """How often its training was begun: again where the process that trained it was lost."""
+    """How often its training was started; more than once if a process was lost during training."""
     from_journal: bool = False
-    """It lay in the run directory already when it was asked for, so that its times are not this worker's."""
+    """Whether the run directory already held it, so that its times are those of an earlier attempt."""
 
     @property
     def key(self) -> BlockKey:
@@ -159,27 +165,29 @@ class BlockResult:
 
     @property
     def score(self) -> float | None:
-        """What the block is judged by: the accuracy or, without labels, the agreement with the teacher."""
+        """The measure that choices are made by: accuracy or, without labels, agreement with the teacher."""
         return self.val_agreement if self.val_accuracy is None else self.val_accuracy
 
 
 @dataclass(frozen=True)
 class Progress:
-    """Where one worker stands; sent while it trains."""
+    """The progress of one worker, sent after every training step."""
 
     worker: int
     label: str
-    """What is being done: the layer or layers trained, `scoring`, …"""
+    """The current activity: the layer or layers being trained, `scoring`, …"""
     done: int
+    """Finished steps of the current group."""
     total: int
-    """Steps done, and steps in all, of the group being trained."""
+    """All steps of the current group."""
     epoch: int = 0
+    """Current epoch, from 1."""
     loss: float | None = None
     """Summed mean squared error of the group's blocks."""
 
 
 ProgressCallback = Callable[[Progress], None]
-"""Receives the progress of a worker."""
+"""Called with the progress of a worker."""
 
 
 @dataclass(frozen=True)
@@ -187,31 +195,39 @@ class ModelFacts:
     """Size, cost and quality of a network; accuracies (`None` without labels) and agreements lie in [0, 1]."""
 
     params: int
+    """Number of parameters."""
     macs: int
+    """Multiply-accumulates per image."""
     val_accuracy: float | None = None
     test_accuracy: float | None = None
     path: str | None = None
+    """Its model file."""
     size_bytes: int | None = None
+    """Size of the model file."""
     val_agreement: float | None = None
-    """Share of the images to which it gives the teacher's answer."""
+    """Fraction of the images for which it predicts the same class as the teacher."""
     test_agreement: float | None = None
     val_kl: float | None = None
-    """Mean divergence of its outputs from the teacher's, in nats."""
+    """Mean Kullback-Leibler divergence of its class probabilities from the teacher's, in nats."""
     test_kl: float | None = None
 
 
 @dataclass(frozen=True)
 class BlockReport:
-    """One row of the report: the decision about one layer, and what it rests on."""
+    """One row of the report: the decision about one layer, and the measurements that it is based on."""
 
     layer: str
     status: str
     """`accepted`, `rejected`, `given_back`, `skipped` or `failed`."""
     reason: str
+    """Why the layer has this status."""
     block: str | None
+    """Name of the block design; `None` if no block was trained."""
     worker: int | None
     started_s: float | None
+    """Start of its group, in seconds since the start of the block phase."""
     seconds: float | None
+    """Wall-clock seconds that its group took."""
     nmse: float | None
     val_accuracy: float | None
     val_agreement: float | None
@@ -223,25 +239,28 @@ class BlockReport:
     loss_history: tuple[float, ...] = ()
     nmse_history: tuple[float, ...] = ()
     predicted_s: float | None = None
-    """What `seconds` was predicted to be."""
+    """Prediction of `seconds`."""
     attempts: int = 1
-    """How often its training was begun: again where the process that trained it was lost."""
+    """How often its training was started; more than once if a process was lost during training."""
     energy_j: float | None = None
-    """Its part of what its worker spent meanwhile; `None` where that is not measured."""
+    """Its share, in joules, of the energy that its worker used during the group; `None` if it was not measured."""
 
 
 @dataclass(frozen=True)
 class WorkerReport:
-    """How long a worker was busy in the block phase, how long it waited for the slowest, and the joules of both."""
+    """Time and energy of one worker in the block phase: while it trained, and while it waited for the slowest."""
 
     worker: int
     busy_s: float
+    """Seconds of training."""
     idle_s: float
+    """Seconds of waiting for the slowest worker."""
     peak_bytes: int | None = None
-    """The most memory that it held until it was done: its device's, on an accelerator, else the host's."""
+    """Peak memory during training: of its accelerator if it has one, else of the host."""
     busy_j: float | None = None
-    """An equal part of what its host spent, whatever each worker did; `None` where that is not measured."""
+    """Energy in joules while busy: its host's energy in equal shares to all its workers; `None` if not measured."""
     idle_j: float | None = None
+    """Energy in joules while idle, shared in the same way."""
 
 
 @dataclass(frozen=True)
@@ -249,21 +268,25 @@ class Timing:
     """Wall-clock seconds of the run's phases."""
 
     teacher_s: float
+    """Training or loading the teacher."""
     calibrate_s: float
+    """Measuring what layers cost."""
     distill_s: float
+    """The block phase."""
     predicted_makespan_s: float
+    """Prediction of `distill_s`."""
     predicted_from: str
-    """What the prediction rests on."""
+    """Basis of the prediction: measured, taken from an earlier run, or estimated."""
     fine_tune_s: float
     total_s: float
 
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds of a forward pass, teacher and student in turn on one device; medians and quartiles over the rounds."""
+    """Seconds per forward pass, teacher and student in turn on one device: medians and quartiles over the rounds."""
 
     batch: int
-    """Images in a pass."""
+    """Images per pass."""
     teacher_s: float
     teacher_q1_s: float
     teacher_q3_s: float
@@ -271,15 +294,15 @@ class Latency:
     student_q1_s: float
     student_q3_s: float
     times_as_fast: float
-    """The median over the rounds of the teacher's time over the student's."""
+    """Speedup: the median over the rounds of the teacher's time divided by the student's."""
     rounds: int
     passes: int
-    """Counted passes of each network in a round, whose median is the round's figure."""
+    """Timed passes of each network per round; the figure of a round is their median."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """Everything that `report.json` says (version 1)."""
+    """The content of `report.json` (version 1)."""
 
     config: dict[str, Any]
     versions: dict[str, str]
@@ -295,13 +318,13 @@ class RunReport:
     scheduler: str
     groups: tuple[tuple[str, ...], ...]
     reference: str = "labels"
-    """What every choice and accuracy rests on: `labels`, or `teacher` (agreement with it) where there are none."""
+    """Reference of all choices and accuracies: `labels`, or `teacher` (agreement with it) if there are no labels."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
     events: tuple[str, ...] = ()
-    """What happened to the student besides: learning rates stepped back, layers given back, in order."""
+    """Other events of assembly and fine-tuning, in order: lowered learning rates, restored layers."""
     run_dir: str = ""
     latency: tuple[Latency, ...] = ()
-    """For each batch size that was measured, how fast the student is; none in reports of older versions."""
+    """Speed of the student for each measured batch size; empty in reports of older versions."""
     version: int = 1
 
     @property

@@ -1,6 +1,8 @@
-"""The house keeps its shape: imports run downward only, and heavy libraries stay where they belong."""
+"""The architecture of DESIGN.md section 3: imports run downward, and each heavy library stays in its folder."""
 
 import ast
+import graphlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +28,11 @@ LINES = (
 )
 """The import order of DESIGN.md: a folder may import folders on earlier lines, and itself."""
 LINE_OF = {name: number for number, line in enumerate(LINES) for name in line}
+PLANNED = {"analysis", "compress"}
+"""Folders of the design that have no module yet."""
+MOST_FILES = 12
+PRIVATE_KERAS = re.compile(r"\bkeras\.src\b|\b_(run_through_graph|nodes_by_depth|keras_history|inbound_nodes)\b")
+MAY_USE_PRIVATE_KERAS = {"networks/keras_internals.py", "system/keras_state.py"}
 KNOWS_MPI, KNOWS_DASK = "executors/mpi/", "executors/dask/"
 MAY_IMPORT_TENSORFLOW = ("data/", "deploy/", "system/memory.py")
 
@@ -38,6 +45,17 @@ def home(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
+def source(folder: str) -> list[ast.Module]:
+    """Return the parsed modules of one folder."""
+    return [ast.parse(path.read_text()) for path in modules() if home(path) == folder]
+
+
+def homes_imported_by(folder: str) -> set[str]:
+    """Return the folders and modules of pbd that a folder imports, anywhere in its code."""
+    names = {name for tree in source(folder) for name in imported(tree)}
+    return {name.split(".")[1] for name in names if name.startswith("pbd.")} - {folder}
+
+
 def imported(tree: ast.AST, top_level_only: bool = False) -> Iterator[str]:
     """Yield the dotted names that a module imports, those under TYPE_CHECKING aside."""
     for node in ast.iter_child_nodes(tree):
@@ -47,7 +65,7 @@ def imported(tree: ast.AST, top_level_only: bool = False) -> Iterator[str]:
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
-        elif not (top_level_only and isinstance(node, ast.FunctionDef)):
+        elif not (top_level_only and isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)):
             yield from imported(node, top_level_only)
 
 
@@ -86,3 +104,46 @@ def test_nothing_heavy_before_it_is_needed(statement: str) -> None:
     heavy = {"tensorflow", "keras", "mpi4py", "dask", "sklearn", "jinja2", "matplotlib"}
     check = f"import sys; assert not {heavy} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", f"{statement}; {check}"], check=True, timeout=PATIENCE_S)
+
+
+def test_executors_import_only_the_first_two_lines() -> None:
+    assert homes_imported_by("executors") <= LINES[0] | LINES[1]
+
+
+def test_networks_and_blocks_do_not_import_each_other() -> None:
+    assert "blocks" not in homes_imported_by("networks")
+    assert "networks" not in homes_imported_by("blocks")
+
+
+@pytest.mark.parametrize("folder", ["scheduling", "report"])
+def test_scheduling_and_report_load_no_keras(folder: str) -> None:
+    names = [dotted(path) for path in modules() if home(path) == folder and path.name != "__main__.py"]
+    statement = f"import {', '.join(names)}, sys; assert not {{'keras', 'tensorflow'}} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", statement], check=True, timeout=PATIENCE_S)
+
+
+def test_every_line_names_folders_and_modules_that_exist() -> None:
+    assert {home(path) for path in modules()} == set(LINE_OF) - PLANNED
+
+
+def test_the_package_holds_few_files() -> None:
+    assert len([path for path in PACKAGE.iterdir() if path.is_file()]) <= MOST_FILES
+
+
+def test_private_keras_is_used_in_two_modules_only() -> None:
+    users = {str(path.relative_to(PACKAGE)) for path in modules() if PRIVATE_KERAS.search(path.read_text())}
+    assert users == MAY_USE_PRIVATE_KERAS
+
+
+def dotted(path: Path) -> str:
+    return ".".join(("pbd", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    """`from pbd.blocks import design` counts as an import of the module `design`, not of the package around it."""
+    names = {dotted(path) for path in modules()}
+    graph = {}
+    for path in modules():
+        at_import = imported(ast.parse(path.read_text()), top_level_only=True)
+        graph[dotted(path)] = {n if n in names else n.rpartition(".")[0] for n in at_import if n.startswith("pbd.")}
+    graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, with the modules of a circle

@@ -8,7 +8,7 @@ from pbd.records import Layer
 
 
 def activated(x: Any, layer: Layer) -> Any:
-    """Return `x` after the activation of the replaced layer, if it has one."""
+    """Return the activation of the replaced layer applied to `x`; `x` itself if the layer has none."""
     activation = keras.activations.get(layer.activation)
     if activation is keras.activations.linear:
         return x

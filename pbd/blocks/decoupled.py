@@ -22,9 +22,9 @@ _FILTERED, _POINTWISE = "_pbd_filtered", "_pbd_pointwise"
 class Decoupled(BlockDesign):
     """`rank` depthwise filters for each input channel, concatenated, then one pointwise convolution over all of them.
 
-    The block begins as the layer's own kernel, decoupled, and has the layer's bias and activation. It is never written
-    with a depth multiplier, which has no fast kernel in any runtime, nor as separable branches that are added: a batch
-    normalisation behind their sum cannot be folded into a convolution.
+    The initial weights are the decoupled kernel of the layer; bias and activation are the layer's. The filters of one
+    channel are separate depthwise layers, since no runtime has a fast kernel for a depth multiplier. Their maps are
+    concatenated and not added as separable branches, since a batch normalisation behind a sum cannot be folded.
     """
 
     rank: int
@@ -79,16 +79,16 @@ DESIGNS = tuple(Decoupled(rank) for rank in (1, 2, 3))
 
 
 def effective_rank(layer: Layer, rank: int) -> int:
-    """Return `rank`, or the full rank of a slice of the kernel if that is less: more filters cannot help."""
+    """Return `rank`, but at most the full rank of a slice of the kernel: more filters cannot help."""
     return min(rank, layer.kernel_size[0] * layer.kernel_size[1], layer.output_shape[-1])
 
 
 def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.ndarray) -> None:
-    """Set the weights of a decoupled block so that it computes the convolution that the factors make up.
+    """Set the weights of a decoupled block so that it computes the convolution given by the factors.
 
     Args:
         block: built by a `Decoupled` design of the factors' rank.
-        layer: the layer that it replaces.
+        layer: the layer that the block replaces.
         factors: `(channels, positions, rank)` and `(channels, rank, outputs)`.
         bias: `(outputs,)`; ignored if the layer has none.
     """
@@ -102,10 +102,10 @@ def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.nda
 
 
 def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
-    """Return the model with each pointwise convolution of concatenated maps as a sum of one convolution per map.
+    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map.
 
-    Runtimes fuse the addition into the convolution, but copy memory to concatenate. Training keeps the concatenation,
-    behind which a batch normalisation can still be folded.
+    Runtimes fuse the addition into the convolutions, but copy memory to concatenate. Training keeps the concatenation,
+    since a batch normalisation behind it can still be folded.
     """
     concatenated: dict[int, list[Any]] = {}
     new_layers: dict[str, tuple[keras.Layer, list[np.ndarray]]] = {}
@@ -113,17 +113,17 @@ def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if operation.name.endswith(_FILTERED):
             concatenated[id(args[0][0])] = list(args[0])
-            return args[0][0]  # stands for all maps until the pointwise convolution takes them
+            return args[0][0]  # stands for all maps up to the pointwise convolution
         maps = concatenated.get(id(args[0])) if operation.name.endswith(_POINTWISE) else None
         if maps is None:
             return operation(*args, **kwargs)
         kernel, *bias = operation.get_weights()
         outputs = []
         for number, (x, rows) in enumerate(zip(maps, np.split(kernel, len(maps), axis=2), strict=True), start=1):
-            own_bias = bias if number == 1 else []  # it must be added once
-            config = {"name": f"{operation.name}{number}", "use_bias": bool(own_bias)}
+            first_bias = bias if number == 1 else []  # only the first convolution adds the bias
+            config = {"name": f"{operation.name}{number}", "use_bias": bool(first_bias)}
             layer = keras.layers.Conv2D.from_config({**operation.get_config(), **config})
-            new_layers[layer.name] = layer, [rows, *own_bias]
+            new_layers[layer.name] = layer, [rows, *first_bias]
             outputs.append(layer(x))
         return keras.layers.Add(name=f"{operation.name}_sum")(outputs)
 

@@ -1,4 +1,4 @@
-"""What all designs with depthwise filters have in common: which layers they can replace, and where they are slow."""
+"""Common to all designs with depthwise filters: which layers they can replace, and for which they are slow."""
 
 from pbd.records import Layer
 

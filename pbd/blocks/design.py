@@ -1,4 +1,4 @@
-"""What a replacement design is: the one object that describes a block to the rest of pbd."""
+"""The replacement design: the one object that describes a kind of block to the rest of pbd."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
@@ -19,7 +19,7 @@ class LayerKernel:
     dense: np.ndarray
     """(input channels, kernel positions, output channels); zero between groups."""
     bias: np.ndarray
-    """(output channels,); zero where the layer has no bias."""
+    """(output channels,); zero if the layer has no bias."""
 
 
 class BlockDesign(Protocol):
@@ -41,7 +41,7 @@ class BlockDesign(Protocol):
     """
 
     name: str
-    """What `--block` calls it; part of the key of its results."""
+    """The name for `--block`; part of the key of its results."""
     per_image: bool = False
     """Whether it has no batch statistics, so that workers may split a batch."""
     needs_inputs: bool = False
@@ -83,8 +83,8 @@ class BlockDesign(Protocol):
             block: a model from `layer.input_shape` to `layer.output_shape` (see `build_block`).
             layer: the convolution to replace.
             kernel: the layer's trained weights.
-            statistics: of the layer's inputs and outputs, as far as the design needs them and `block_init` allows;
-                None if none were gathered.
+            statistics: of the layer's inputs and outputs, only those that the design needs and `block_init` allows;
+                None if there are none.
         """
 
     def for_inference(self, model: keras.Model) -> keras.Model:

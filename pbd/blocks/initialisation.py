@@ -1,4 +1,4 @@
-"""Closed-form first weights of blocks, from the teacher's kernels and the statistics of a few thousand images."""
+"""Closed-form initial weights of blocks, from the teacher's kernels and the statistics of a few thousand images."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -16,9 +16,9 @@ from pbd.records import BlockTask, Layer
 from pbd.system import watchdog
 
 FIT_IMAGES = 2048
-"""How many training images, unaugmented, the least squares see."""
+"""Training images, unaugmented, whose statistics are gathered."""
 PATCHES_PER_VALUE = 16
-"""Patches gathered for each value of a patch, at least: enough to tell its second moment from noise."""
+"""Fewest patches gathered per value of a patch, so that the estimate of the second moment is well conditioned."""
 
 
 def statistics_needed(design: BlockDesign, block_init: str) -> tuple[bool, bool]:
@@ -73,7 +73,13 @@ def initial_factors(
 ) -> tuple[Factors, np.ndarray]:
     """Return the kernel's factors of this rank, and the bias that minimises the error with them.
 
-    Without statistics of inputs the kernel itself is approximated; with them, the layer's output on these inputs.
+    Without statistics of inputs the factors approximate the kernel itself; with them, the layer's output.
+
+    Args:
+        kernel: of the layer.
+        statistics: of the layer, or None.
+        rank: depthwise filters for each input channel.
+        use_bias: whether the block has a bias.
 
     Returns:
         The factors, and a bias of shape `(outputs,)`.
@@ -82,7 +88,8 @@ def initial_factors(
         return decoupling.decouple(kernel.dense, rank), kernel.bias
     if not use_bias:
         return decoupling.fit(kernel.dense, statistics.moment, rank), kernel.bias
-    # A bias absorbs the mean of the error, so the factors need only fit the covariance.
+    # For any factors, the best bias cancels the mean error, (K - X)^T E[p]. What remains of the error is the quadratic
+    # form of `decoupling` with the covariance in place of the second moment.
     factors = decoupling.fit(kernel.dense, statistics.covariance, rank)
     error = (kernel.dense - factors.kernel).reshape(len(statistics.mean), -1)
     return factors, kernel.bias + statistics.mean @ error
@@ -91,12 +98,12 @@ def initial_factors(
 def layer_kernel(layer: keras.layers.Conv2D) -> LayerKernel:
     """Return the trained weights of a convolution."""
     dense = dense_kernel(layer)
-    return LayerKernel(dense, _numbers(layer.bias) if layer.use_bias else np.zeros(dense.shape[-1]))
+    return LayerKernel(dense, _float64(layer.bias) if layer.use_bias else np.zeros(dense.shape[-1]))
 
 
 def dense_kernel(layer: keras.layers.Conv2D) -> np.ndarray:
     """Return the layer's kernel as (input channels, positions, outputs), zero between groups."""
-    kernel = _numbers(layer.kernel)
+    kernel = _float64(layer.kernel)
     height, width, per_group, outputs = kernel.shape
     kernel = kernel.reshape(height * width, per_group, layer.groups, outputs // layer.groups)
     dense = np.zeros((layer.groups, per_group, height * width, layer.groups, outputs // layer.groups))
@@ -105,37 +112,50 @@ def dense_kernel(layer: keras.layers.Conv2D) -> np.ndarray:
     return dense.reshape(layer.groups * per_group, height * width, outputs)
 
 
-def _numbers(variable: Any) -> np.ndarray:
+def _float64(variable: Any) -> np.ndarray:
     return np.asarray(keras.ops.convert_to_numpy(variable), np.float64)
 
 
 @dataclass
 class Statistics:
-    """Running sums over a layer's input patches and its output."""
+    """Running sums over the input patches and the output of a layer.
+
+    A patch holds the inputs of one output position: `values` = channels x positions numbers, channel by channel. The
+    sums of patches are float32, for speed; they are taken around a centre near the mean, which keeps them accurate.
+    """
 
     layer: Layer
-    draws: np.random.Generator
+    generator: np.random.Generator
+    """Chooses the patches."""
     patches: int = 0
+    """Patches gathered so far."""
     centre: Any = 0.0
+    """Mean patch of the first batch, (values,)."""
     first: Any = 0.0
+    """Sum of p - centre over patches p, (values,)."""
     second: Any = 0.0
+    """Sum of (p - centre)(p - centre)^T, (values, values)."""
     batches: int = 0
+    """Batches of outputs so far."""
     targets: Any = 0.0
+    """Sum over batches of the output's mean, (channels,)."""
     squares: Any = 0.0
+    """Sum over batches of the mean squared output, (channels,)."""
 
     @classmethod
     def empty(cls, layer: Layer, seed: int) -> "Statistics":
-        """Return sums over nothing; the seed and the layer decide which patches are looked at."""
+        """Return empty statistics; the run's seed and the layer's name determine which patches are gathered."""
         return cls(layer, np.random.default_rng(derive_seed(seed, layer.name, "patches")))
 
     @property
     def moment(self) -> np.ndarray:
-        """Mean of p p^T over patches p, channel by channel, (values, values)."""
+        """Mean of p p^T over patches p, (values, values)."""
+        # E[p p^T] = Cov(p) + E[p] E[p]^T
         return self.covariance + np.outer(self.mean, self.mean)
 
     @property
     def covariance(self) -> np.ndarray:
-        """Covariance of the patches' values, (values, values)."""
+        """Covariance of the patches, (values, values)."""
         shift = np.asarray(self.first, np.float64) / self.patches
         return np.asarray(self.second, np.float64) / self.patches - np.outer(shift, shift)
 
@@ -157,7 +177,7 @@ class Statistics:
     def add_inputs(self, inputs: np.ndarray) -> None:
         """Add the patches of a batch of the layer's inputs, (images, height, width, channels)."""
         patches = self._some_patches(inputs)
-        if not self.patches:  # sums around a first mean stay accurate if the mean is far larger than the deviations
+        if not self.patches:
             self.centre = patches.mean(axis=0, dtype=np.float64).astype(patches.dtype)
         patches = patches - self.centre
         self.patches += len(patches)
@@ -171,28 +191,37 @@ class Statistics:
         self.squares = self.squares + np.square(outputs).mean(axis=(0, 1, 2), dtype=np.float64)
 
     def _some_patches(self, inputs: np.ndarray) -> np.ndarray:
-        """Return patches of a regular grid with a random offset, so that every position is as likely, borders too."""
+        """Return the patches on a regular grid with a random offset, (patches, values).
+
+        The random offset makes all positions equally likely, borders included.
+        """
         windows = all_patches(inputs, self.layer)
         rows, columns = windows.shape[1:3]
         values = math.prod(windows.shape[3:])
-        wanted = max(16, PATCHES_PER_VALUE * values // FIT_IMAGES)
-        step = max(1, math.isqrt(rows * columns // wanted))
-        row, column = self.draws.integers(min(step, rows)), self.draws.integers(min(step, columns))
+        per_image = max(16, PATCHES_PER_VALUE * values // FIT_IMAGES)
+        step = max(1, math.isqrt(rows * columns // per_image))
+        row, column = self.generator.integers(min(step, rows)), self.generator.integers(min(step, columns))
         return windows[:, row::step, column::step].reshape(-1, values)
 
 
 def all_patches(inputs: np.ndarray, layer: Layer) -> np.ndarray:
-    """Return a view of what each output position sees, (images, rows, columns, channels, *kernel_size)."""
+    """Return a view of the inputs of each output position, (images, rows, columns, channels, *kernel_size).
+
+    Args:
+        inputs: of the layer, (images, height, width, channels).
+        layer: gives kernel size, strides, dilation and padding.
+    """
     reach = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
     if layer.padding == "same":
+        # As in TensorFlow: ceil(side / stride) outputs; the odd pixel of padding goes to the bottom and the right.
         margins = [
             max(0, (-(-side // stride) - 1) * stride + extent - side)
             for side, stride, extent in zip(inputs.shape[1:3], layer.strides, reach, strict=True)
         ]
         inputs = np.pad(inputs, ((0, 0), *((margin // 2, margin - margin // 2) for margin in margins), (0, 0)))
     windows = np.lib.stride_tricks.sliding_window_view(inputs, reach, axis=(1, 2))
-    (down, right), (low, wide) = layer.strides, layer.dilation_rate
-    return windows[:, ::down, ::right, :, ::low, ::wide]
+    (row_stride, column_stride), (row_rate, column_rate) = layer.strides, layer.dilation_rate
+    return windows[:, ::row_stride, ::column_stride, :, ::row_rate, ::column_rate]
 
 
 def gather(
@@ -201,7 +230,7 @@ def gather(
     images: Iterable[Any],
     needed: Mapping[str, tuple[bool, bool]],
 ) -> None:
-    """Add the layers' inputs and outputs on these images to their statistics.
+    """Add the inputs and outputs of layers on these images to the layers' statistics.
 
     Args:
         statistics: by layer; updated in place.
@@ -212,10 +241,10 @@ def gather(
     for batch in images:
         watchdog.touch()
         activations = prefix.predict_on_batch(batch)
-        for name, own in statistics.items():
+        for name, layer_statistics in statistics.items():
             inputs, outputs = activations[name]
             needs_inputs, needs_targets = needed[name]
             if needs_inputs:
-                own.add_inputs(np.asarray(inputs, np.float32))
+                layer_statistics.add_inputs(np.asarray(inputs, np.float32))
             if needs_targets:
-                own.add_targets(np.asarray(outputs, np.float32))
+                layer_statistics.add_targets(np.asarray(outputs, np.float32))

@@ -19,7 +19,7 @@ from pbd.blocks.seeds import derive_seed
 from pbd.records import Layer
 
 SHIFT = 2.0
-"""Standard deviations by which a ReLU's input is shifted where the ReLU should cut little."""
+"""Shift of a ReLU's input, in standard deviations, where the ReLU should be almost the identity."""
 _DEPTHS = {2: "two", 3: "three"}
 
 
@@ -69,11 +69,12 @@ class SeparableStack(BlockDesign):
         target_mean: np.ndarray,
         target_deviation: np.ndarray,
     ) -> None:
-        """Set the weights so that the first layer computes the rank-1 factors of a kernel.
+        """Set the weights so that the first layer computes the convolution given by rank-1 factors of a kernel.
 
-        The later layers begin as the identity: their inputs are shifted so far that the ReLU between cuts little, and
-        the last normalisation gives each channel the mean and deviation of the target. With a skip, the normalisation
-        of the first layer does, and the output of the last begins at zero (Goyal et al. 2017, arXiv:1706.02677).
+        The later layers are initialised as the identity: their inputs are shifted by `SHIFT`, so that the ReLU between
+        is almost the identity, and the last normalisation gives each channel the mean and deviation of the target.
+        With a skip, the normalisation of the first layer does so, and the last layer's output starts at a constant
+        (zero gamma: Goyal et al. 2017, arXiv:1706.02677).
 
         Args:
             block: built by this design.
@@ -107,7 +108,7 @@ DESIGNS = tuple(SeparableStack(depth, skip) for skip in (False, True) for depth 
 
 
 def _separable(x: Any, layer: Layer, seed: int, position: int) -> Any:
-    """Return a separable convolution and its batch normalisation; no bias, which the normalisation would cancel."""
+    """Return the output of a separable convolution and its batch normalisation, which makes a bias redundant."""
     first = position == 1
     name = f"{layer.name}_pbd_sep{position}"
     x = keras.layers.SeparableConv2D(

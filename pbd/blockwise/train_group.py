@@ -133,7 +133,7 @@ def _initialise(
     if tasks:
         mine = {task.layer.name: built[task.layer.name] for task in tasks}
         # Always whole batches: the closed form must not depend on the number of workers.
-        images = (batch for batch, _ in replace(dataset, part=data.WHOLE).batches("train", limit=FIT_IMAGES))
+        images = (batch for batch, _ in replace(dataset, worker=data.WHOLE).batches("train", limit=FIT_IMAGES))
         my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
         initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
     if collective.size > 1:

@@ -13,7 +13,6 @@ from typing import Any
 import keras
 
 from pbd.blockwise.context import TrainingContext, load
-from pbd.costs import calibration
 from pbd.costs.layer_timing import Setup, calibrate
 from pbd.errors import PbdError
 from pbd.networks import cost
@@ -110,7 +109,7 @@ def _cached(path: Path, setup: Setup) -> CostTable | None:
 def estimate(setup: Setup) -> CostTable:
     """Return a table from multiply-accumulates and the rate at which this device runs the teacher forward."""
     images, _ = next(iter(setup.dataset.training_batches(0, 1)))
-    rate = calibration.forward_rate(setup.teacher, images)
+    rate = forward_rate(setup.teacher, images)
     macs = cost.count_macs(setup.teacher)
     return cost_table.table_from_macs(setup.conditions, devices.describe(), setup.tasks, macs, rate)
 

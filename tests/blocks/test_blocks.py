@@ -36,8 +36,8 @@ GEOMETRIES: list[dict[str, Any]] = [
 def convolution(**settings: Any) -> tuple[keras.layers.Conv2D, BlockTask]:
     """Return one convolution of a small network, with a bias that counts, and its task."""
     inputs = keras.Input((11, 11, 6))
-    given = {"filters": 10, "kernel_size": 3, "name": "layer", "bias_initializer": "normal"} | settings
-    layer = keras.layers.Conv2D(**given)
+    arguments = {"filters": 10, "kernel_size": 3, "name": "layer", "bias_initializer": "normal"} | settings
+    layer = keras.layers.Conv2D(**arguments)
     model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(layer(inputs))))
     return layer, enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)[0]
 
@@ -132,8 +132,8 @@ def test_a_decoupled_block_of_full_rank_computes_what_the_layer_does(settings: d
 def test_a_kernel_of_its_rank_is_held_exactly(design: str, settings: dict[str, Any]) -> None:
     layer, task = convolution(**settings, activation="relu")
     generator, rank = np.random.default_rng(3), RANKS[design]
-    for made, exact in ((rank, True), (rank + 1, False)):
-        kernel = generator.normal(size=(6, 9, made)) @ generator.normal(size=(6, made, 10))
+    for kernel_rank, exact in ((rank, True), (rank + 1, False)):
+        kernel = generator.normal(size=(6, 9, kernel_rank)) @ generator.normal(size=(6, kernel_rank, 10))
         layer.kernel.assign(kernel.transpose(1, 0, 2).reshape(3, 3, 6, 10))
         block = blocks.build_block(blocks.get(design), task.layer, seed=0)
         give_factors(block, task, layer, rank)
@@ -249,13 +249,13 @@ def test_weights_go_round_through_a_student(design: str) -> None:
     generator = np.random.default_rng(0)
     for task in tasks:
         block = blocks.build_block(blocks.get(design), task.layer, seed=1)
-        given = {key: generator.normal(size=value.shape) for key, value in blocks.get_weights(block).items()}
-        blocks.set_weights(student, given)
-        blocks.set_weights(block, given)
+        weights = {key: generator.normal(size=value.shape) for key, value in blocks.get_weights(block).items()}
+        blocks.set_weights(student, weights)
+        blocks.set_weights(block, weights)
         held = blocks.get_weights(student)
         for key, value in blocks.get_weights(block).items():
             np.testing.assert_array_equal(held[key], value)
-            np.testing.assert_allclose(value, given[key], rtol=1e-6)
+            np.testing.assert_allclose(value, weights[key], rtol=1e-6)
 
 
 def test_weights_that_do_not_fit_are_refused() -> None:

@@ -116,7 +116,7 @@ def test_channels_that_see_the_same_do_not_make_up_for_each_other_twice() -> Non
 def test_signs_do_not_hang_on_the_decomposition(shape: Shape, monkeypatch: pytest.MonkeyPatch) -> None:
     """Other libraries, or numbers of threads, give singular vectors the other sign."""
     kernel, moment = random_kernel(shape), moment_of(inputs_for(shape))
-    given = decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)
+    results = decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)
     decompose, eigen = np.linalg.svd, np.linalg.eigh
 
     def svd(matrix: np.ndarray, full_matrices: bool) -> tuple[np.ndarray, ...]:
@@ -125,7 +125,7 @@ def test_signs_do_not_hang_on_the_decomposition(shape: Shape, monkeypatch: pytes
 
     monkeypatch.setattr(np.linalg, "svd", svd)
     monkeypatch.setattr(np.linalg, "eigh", lambda matrix: (eigen(matrix)[0], -eigen(matrix)[1]))
-    for one, other in zip(given, (decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)), strict=True):
+    for one, other in zip(results, (decoupling.decouple(kernel, 2), decoupling.fit(kernel, moment, 2)), strict=True):
         np.testing.assert_allclose(one.depthwise, other.depthwise, rtol=1e-9, atol=1e-12)
         np.testing.assert_allclose(one.pointwise, other.pointwise, rtol=1e-9, atol=1e-12)
 
@@ -154,8 +154,8 @@ def test_uncorrelated_channels_are_each_fitted_as_well_as_can_be() -> None:
     kernel = random_kernel(shape)
     moment = np.zeros((18, 18))
     for channel in range(3):
-        own = slice(6 * channel, 6 * channel + 6)
-        moment[own, own] = (1 + channel) * moment_of(inputs_for((1, 6, 5), seed=channel))
+        rows = slice(6 * channel, 6 * channel + 6)
+        moment[rows, rows] = (1 + channel) * moment_of(inputs_for((1, 6, 5), seed=channel))
     patches = np.linalg.cholesky(moment + decoupling.RIDGE * np.trace(moment) / 18 * np.eye(18)).T * np.sqrt(18)
     lowest = 0.0
     for channel in range(3):
@@ -171,14 +171,14 @@ def test_two_channels_are_fitted_as_well_as_any_search_finds(seed: int) -> None:
     shape = (2, 2, 3)
     kernel, patches = random_kernel(shape, seed), inputs_for(shape, seed)
     ridged = with_ridge(patches)
-    wanted = ridged @ kernel.reshape(4, 3)
+    outputs = ridged @ kernel.reshape(4, 3)
     angles = np.linspace(0, np.pi, 90, endpoint=False)
     lowest = np.inf
     for one, two in itertools.product(angles, angles):
         filters = np.zeros((4, 2))
         filters[:2, 0], filters[2:, 1] = (np.cos(one), np.sin(one)), (np.cos(two), np.sin(two))
-        gram, right = filters.T @ ridged.T @ ridged @ filters, filters.T @ ridged.T @ wanted
-        error = (np.sum(wanted**2) - np.sum(right * np.linalg.solve(gram, right))) / len(ridged)
+        gram, right = filters.T @ ridged.T @ ridged @ filters, filters.T @ ridged.T @ outputs
+        error = (np.sum(outputs**2) - np.sum(right * np.linalg.solve(gram, right))) / len(ridged)
         lowest = min(lowest, error)
     fitted = error_of(decoupling.fit(kernel, moment_of(patches), 1, sweeps=60), kernel, ridged)
     assert fitted <= 1.02 * lowest

@@ -83,8 +83,8 @@ def subject(side: int = 9, channels: int = 10, falling: float = 0.5, second: boo
     """Return a teacher whose kernel's singular values fall from one to the next by this factor."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((side, side, channels))
-    given = {"filters": 12, "kernel_size": 3, "padding": "same", "name": "layer", "bias_initializer": "normal"}
-    layer = keras.layers.Conv2D(**given | settings)
+    arguments = {"filters": 12, "kernel_size": 3, "padding": "same", "name": "layer", "bias_initializer": "normal"}
+    layer = keras.layers.Conv2D(**arguments | settings)
     x = layer(inputs)
     if second:
         x = keras.layers.Conv2D(14, 3, activation="relu", bias_initializer="normal", name="later")(x)
@@ -133,9 +133,9 @@ def test_small_images_are_looked_at_everywhere() -> None:
     held = subject(side=4)
     seen = Statistics.empty(held.task("two_layer").layer, seed=0)
     outputs = held.outputs(held.teacher.get_layer("layer"), held.images)[1]
-    for fed, made in zip(np.split(held.images, 4), np.split(outputs, 4), strict=True):
-        seen.add_inputs(fed)
-        seen.add_targets(made)
+    for inputs, targets in zip(np.split(held.images, 4), np.split(outputs, 4), strict=True):
+        seen.add_inputs(inputs)
+        seen.add_targets(targets)
     patches = all_patches(held.images, seen.layer).reshape(-1, 90).astype("float64")
     np.testing.assert_allclose(seen.moment, patches.T @ patches / len(patches), rtol=1e-4, atol=1e-5)
     np.testing.assert_allclose(seen.mean, patches.mean(axis=0), rtol=1e-4)
@@ -199,13 +199,13 @@ def test_a_design_of_the_paper_begins_near_the_first_singular_vectors(
 ) -> None:
     """Once its normalisations have seen some images."""
     held = subject(activation=activation, falling=0.2)
-    noise, known = held.begin(block, "noise")["layer"], held.begin(block, block_init)["layer"]
+    noise, initialised = held.begin(block, "noise")["layer"], held.begin(block, block_init)["layer"]
     see(noise, held)
-    see(known, held)
+    see(initialised, held)
     rank_one = held.nmse(held.begin("decoupled_r1", block_init)["layer"])
     assert rank_one < 0.1
-    assert held.nmse(known) < rank_one + 0.1
-    assert held.nmse(known) < 0.2 * held.nmse(noise)
+    assert held.nmse(initialised) < rank_one + 0.1
+    assert held.nmse(initialised) < 0.2 * held.nmse(noise)
 
 
 @pytest.mark.parametrize("block", ["decoupled_r2", "two_layer"])
@@ -227,9 +227,9 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(block: str) 
     assert any(not np.array_equal(first[key], seeded[key]) for key in kernels), "other patches are looked at"
 
 
-def test_layers_look_at_patches_of_their_own() -> None:
+def test_layers_look_at_different_patches() -> None:
     held = subject()
-    draws = [Statistics.empty(held.task("two_layer").layer, seed).draws.integers(1 << 30) for seed in (0, 1)]
+    draws = [Statistics.empty(held.task("two_layer").layer, seed).generator.integers(1 << 30) for seed in (0, 1)]
     assert draws[0] != draws[1]
 
 
@@ -256,12 +256,12 @@ def test_images_are_read_only_where_they_matter(block: str, block_init: str, rea
     built = {"layer": blocks.build_block(blocks.get(block), task.layer, 0)}
     before = blocks.get_weights(built["layer"])
     designs = {block: blocks.get(block)}
-    given = (built, [task], designs, held.teacher, graph.truncate(held.teacher, built), Unread(), block_init, 0)
+    arguments = (built, [task], designs, held.teacher, graph.truncate(held.teacher, built), Unread(), block_init, 0)
     if reads:
         with pytest.raises(AssertionError, match="read"):
-            initialisation.initialise(*given)
+            initialisation.initialise(*arguments)
         return
-    initialisation.initialise(*given)
+    initialisation.initialise(*arguments)
     changed = any(not np.array_equal(before[key], value) for key, value in blocks.get_weights(built["layer"]).items())
     assert changed is (block_init != "noise")
 

@@ -32,15 +32,15 @@ def kinds(model: Any) -> collections.Counter[str]:
 
 
 def folded(model: Any) -> Any:
-    """Fold the network, and check that it gives what it gave, on weights of its own."""
+    """Return the folded network; check that its outputs are the same and that the original is unchanged."""
     from pbd.deploy import inference_form
 
     before = model.get_weights()
-    made = inference_form.fold(model)
-    wanted, got = model.predict(IMAGES, verbose=0), made.predict(IMAGES, verbose=0)
-    np.testing.assert_allclose(got, wanted, rtol=1e-4, atol=1e-5 * np.abs(wanted).max())
+    result = inference_form.fold(model)
+    expected, outputs = model.predict(IMAGES, verbose=0), result.predict(IMAGES, verbose=0)
+    np.testing.assert_allclose(outputs, expected, rtol=1e-4, atol=1e-5 * np.abs(expected).max())
     assert all(np.array_equal(x, y) for x, y in zip(model.get_weights(), before, strict=True))
-    return made
+    return result
 
 
 def normalised(layer: Any) -> Callable[[Any], Any]:
@@ -60,11 +60,13 @@ def normalised(layer: Any) -> Callable[[Any], Any]:
         ("Dense", {"units": 7}),
     ],
 )
-def test_a_normalisation_is_taken_into_the_layer_before_it(kind: str, settings: dict[str, Any], use_bias: bool) -> None:
+def test_a_normalisation_is_folded_into_the_layer_before_it(
+    kind: str, settings: dict[str, Any], use_bias: bool
+) -> None:
     import keras
 
-    made = folded(network(normalised(getattr(keras.layers, kind)(**settings, use_bias=use_bias))))
-    assert "BatchNormalization" not in kinds(made)
+    result = folded(network(normalised(getattr(keras.layers, kind)(**settings, use_bias=use_bias))))
+    assert "BatchNormalization" not in kinds(result)
 
 
 @pytest.mark.parametrize("settings", [{"scale": False}, {"center": False}, {"scale": False, "center": False}])
@@ -72,11 +74,11 @@ def test_normalisations_without_scale_or_shift(settings: dict[str, bool]) -> Non
     import keras
 
     layers = keras.layers
-    made = folded(network(lambda x: layers.BatchNormalization(**settings)(layers.Conv2D(4, 3)(x))))
-    assert "BatchNormalization" not in kinds(made)
+    result = folded(network(lambda x: layers.BatchNormalization(**settings)(layers.Conv2D(4, 3)(x))))
+    assert "BatchNormalization" not in kinds(result)
 
 
-def test_what_others_see_too_stays_as_it_is() -> None:
+def test_layers_whose_output_is_used_elsewhere_are_not_folded() -> None:
     import keras
 
     layers = keras.layers
@@ -120,10 +122,10 @@ def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, 
     student = swap_blocks(teacher, enumerate_tasks(teacher, blocks.get(block), include_unprofitable=True))
     draws = np.random.default_rng(2)
     student.set_weights([draws.uniform(0.1, 0.4, weight.shape).astype(np.float32) for weight in student.get_weights()])
-    made = folded(student)
-    assert kinds(made)["Concatenate"] == 0
+    result = folded(student)
+    assert kinds(result)["Concatenate"] == 0
     behind_a_sum = 1 if block == "two_layer_skip" else 0
-    assert kinds(made)["BatchNormalization"] == behind_a_sum
-    made.save(tmp_path / "folded.keras")
+    assert kinds(result)["BatchNormalization"] == behind_a_sum
+    result.save(tmp_path / "folded.keras")
     again = keras.models.load_model(tmp_path / "folded.keras")
-    assert np.array_equal(again.predict(IMAGES, verbose=0), made.predict(IMAGES, verbose=0))
+    assert np.array_equal(again.predict(IMAGES, verbose=0), result.predict(IMAGES, verbose=0))

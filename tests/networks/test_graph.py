@@ -175,33 +175,33 @@ def test_channels_first_and_unequal_strides_are_skipped_by_name() -> None:
         y = conv("first", data_format="channels_first", padding="valid")(layers.Permute((3, 1, 2))(x))
         return conv("last")(conv("uneven", strides=(2, 1))(layers.Permute((2, 3, 1))(y)))
 
-    found = reasons(graph.flatten(classifier(body)))
-    assert found["first"] == "channels_first: convert the model to channels_last"
-    assert found["uneven"] is not None
-    assert "strides (2, 1) differ" in found["uneven"]
-    assert found["last"] is None
+    skip_reasons = reasons(graph.flatten(classifier(body)))
+    assert skip_reasons["first"] == "channels_first: convert the model to channels_last"
+    assert skip_reasons["uneven"] is not None
+    assert "strides (2, 1) differ" in skip_reasons["uneven"]
+    assert skip_reasons["last"] is None
 
 
-def test_an_unprofitable_layer_is_skipped_unless_wanted() -> None:
+def test_an_unprofitable_layer_is_skipped_unless_included() -> None:
     flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(x[..., :1]))))
-    found = reasons(flat)
-    assert found["stem"] == "its block costs 61,200 multiply-accumulates, the layer 20,736"
-    assert found["body"] is None
+    skip_reasons = reasons(flat)
+    assert skip_reasons["stem"] == "its block costs 61,200 multiply-accumulates, the layer 20,736"
+    assert skip_reasons["body"] is None
     assert reasons(flat, include_unprofitable=True) == {"stem": None, "body": None}
     with pytest.raises(BadInputError, match=r"no convolution is left to replace\. First reason: stem: its block"):
         enumerate_tasks(flat, blocks.get(BLOCK), patterns=("stem",))
 
 
 @pytest.mark.parametrize(("channels", "kept"), [(7, False), (8, True)])
-def test_a_layer_with_few_channels_is_skipped_unless_wanted(channels: int, kept: bool) -> None:
+def test_a_layer_with_few_channels_is_skipped_unless_included(channels: int, kept: bool) -> None:
     """Its block has fewer multiply-accumulates, and would run no faster."""
     flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(x)), shape=(12, 12, channels)))
     stem = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)[0]
     assert stem.macs < stem.layer.macs
-    found = reasons(flat)
-    assert found["body"] is None
-    assert (found["stem"] is None) is kept
-    assert kept or str(found["stem"]).startswith("input channels: 7")
+    skip_reasons = reasons(flat)
+    assert skip_reasons["body"] is None
+    assert (skip_reasons["stem"] is None) is kept
+    assert kept or str(skip_reasons["stem"]).startswith("input channels: 7")
     assert reasons(flat, include_unprofitable=True) == {"stem": None, "body": None}
 
 
@@ -352,11 +352,11 @@ def test_truncate_gives_input_and_output_and_only_what_feeds_them() -> None:
     flat = graph.flatten(classifier(residual))
     cut = graph.truncate(flat, ["a2", "a1"])
     assert not {"b1", "short", "logits"} & {layer.name for layer in cut.layers}
-    given = cut(images())
+    activations = cut(images())
     for name in ("a1", "a2"):
-        x, y = given[name]
+        x, y = activations[name]
         np.testing.assert_array_equal(predict(flat.get_layer(name), x), y)
-    np.testing.assert_array_equal(given["a1"][0], images())
+    np.testing.assert_array_equal(activations["a1"][0], images())
 
 
 def test_an_output_with_a_block_hangs_on_the_models_own_layers() -> None:
@@ -367,10 +367,10 @@ def test_an_output_with_a_block_hangs_on_the_models_own_layers() -> None:
         block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=4)
         alone = swap_blocks(flat, [task])
         blocks.set_weights(alone, blocks.get_weights(block))
-        found = keras.Model(flat.inputs, output_with(flat, name, block))
-        np.testing.assert_allclose(predict(found, images()), predict(alone, images()), rtol=1e-5, atol=1e-6)
-        assert found.get_layer("logits") is flat.get_layer("logits")
-        assert name not in {layer.name for layer in found.layers}
+        variant = keras.Model(flat.inputs, output_with(flat, name, block))
+        np.testing.assert_allclose(predict(variant, images()), predict(alone, images()), rtol=1e-5, atol=1e-6)
+        assert variant.get_layer("logits") is flat.get_layer("logits")
+        assert name not in {layer.name for layer in variant.layers}
 
 
 def test_run_trains_only_the_named_layers() -> None:

@@ -74,10 +74,10 @@ def profitable(tasks: tuple[BlockTask, ...]) -> list[BlockTask]:
 
 
 def test_every_convolution_is_found(network: Subject) -> None:
-    found, cheaper, _ = NETWORKS[network.name]
-    assert len(network.tasks) == found
+    count, cheaper, _ = NETWORKS[network.name]
+    assert len(network.tasks) == count
     assert len(profitable(network.tasks)) == cheaper
-    assert [task.skip_reason for task in network.tasks] == [None] * found
+    assert [task.skip_reason for task in network.tasks] == [None] * count
 
 
 def test_all_but_the_stem_is_replaced_by_default(network: Subject) -> None:

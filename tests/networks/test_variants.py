@@ -1,4 +1,4 @@
-"""A network and its variants in one pass are what each of them is alone."""
+"""A network and its variants in one pass have the outputs that each of them has alone."""
 
 from collections.abc import Callable
 from typing import Any
@@ -48,12 +48,12 @@ def shared_activation(x: Any) -> Any:
     return relu(conv("b")(relu(conv("a")(relu(x)))))
 
 
-def beside(x: Any) -> Any:
-    """The last convolution feeds nothing but a product with zero: its variant ends as the network itself."""
+def unused(x: Any) -> Any:
+    """The second convolution is multiplied by zero: its variant has the network's outputs."""
     return layers.Add()([conv("a")(x), 0.0 * conv("b")(x)])
 
 
-BODIES = [chain, residual, dense, branches, shared_activation, beside]
+BODIES = [chain, residual, dense, branches, shared_activation, unused]
 
 
 def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[str, keras.Model]]:
@@ -71,14 +71,14 @@ def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[str, keras.Mo
 def test_every_variant_is_the_network_with_its_block(body: Callable[[Any], Any]) -> None:
     flat, built = network(body)
     images = np.random.default_rng(1).normal(size=(3, *SHAPE)).astype("float32")
-    own, *others = variants.run(flat, built, images)
+    network_output, *others = variants.run(flat, built, images)
     expected = flat(images, training=False)
-    np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(network_output, expected, rtol=1e-5, atol=1e-6)
     assert len(others) == len(built)
-    for found, (name, block) in zip(others, built.items(), strict=True):
+    for outputs, (name, block) in zip(others, built.items(), strict=True):
         alone = keras.Model(flat.inputs, output_with(flat, name, block))(images, training=False)
-        np.testing.assert_allclose(found, alone, rtol=1e-5, atol=1e-6)
-        assert (np.abs(alone - expected).max() > 1e-4) == (body is not beside or name == "a")
+        np.testing.assert_allclose(outputs, alone, rtol=1e-5, atol=1e-6)
+        assert (np.abs(alone - expected).max() > 1e-4) == (body is not unused or name == "a")
 
 
 def test_a_layer_runs_once_whatever_the_number_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,7 +95,7 @@ def test_the_largest_stack_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) 
     sizes: list[int] = []
     concatenate = keras.ops.concatenate
     monkeypatch.setattr(
-        keras.ops, "concatenate", lambda *a, **k: sizes.append((made := concatenate(*a, **k)).numpy().nbytes) or made
+        keras.ops, "concatenate", lambda *a, **k: sizes.append((stack := concatenate(*a, **k)).numpy().nbytes) or stack
     )
     variants.run(flat, built, np.zeros((2, *SHAPE), "float32"))
     largest = 12 * 12 * 32 * 4 * 4  # pixels, channels of the last concatenation, the network and three variants, bytes
