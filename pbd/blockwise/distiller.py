@@ -13,6 +13,7 @@ from pbd.config import TrainingConfig
 from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import squared_error
+from pbd.learning.metrics import pad_batches
 from pbd.networks import graph
 from pbd.records import ProgressCallback
 
@@ -169,7 +170,7 @@ def group_label(names: Iterable[str]) -> str:
 def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
     """Return each block's mean squared error on the images for early stopping, over all workers."""
     sums, image_count = np.zeros(len(distiller.blocks)), np.zeros(1)
-    for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
+    for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
         sums, image_count = sums + errors.sum(axis=1), image_count + count
     sums, image_count = all_reduce_sums(collective, [sums, image_count])
@@ -185,7 +186,7 @@ def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Col
         collective: the workers that have the other parts.
     """
     sums = {name: np.zeros(3) for name in prefix.output}  # number of values, their sum, the sum of their squares
-    for images, _, count in metrics.in_one_size(dataset.batches("validation", limit=STOPPING_IMAGES)):
+    for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         for name, (_, target) in prefix.predict_on_batch(images).items():
             target = np.asarray(target, np.float64)[:count]
             sums[name] += [target.size, target.sum(), np.square(target).sum()]

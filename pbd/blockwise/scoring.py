@@ -11,7 +11,7 @@ import numpy as np
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning.losses import squared_error
-from pbd.learning.metrics import MetricAccumulator, Metrics, in_one_size
+from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches
 from pbd.networks import folding, graph, variants
 from pbd.system import devices
 
@@ -108,7 +108,7 @@ def score(
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     image_count = np.zeros(1)
     at_once = images_at_once(variants.bytes_per_image(teacher, list(built)), most_bytes())
-    for images, labels, count in in_one_size(split_batches(dataset.batches("validation"), at_once)):
+    for images, labels, count in pad_batches(split_batches(dataset.batches("validation"), at_once)):
         outputs = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = outputs["scores"]
         accumulator.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))
@@ -119,4 +119,5 @@ def score(
     *sums_of_all, count_of_all = all_reduce_sums(collective, [*sums.values(), image_count])
     error, mean, square = (total / count_of_all for total in sums_of_all)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)  # variance = E[x^2] - E[x]^2
-    return {name: Score(float(nmse[i]), accumulator.marks[i]) for i, name in enumerate(built)}
+    results = zip(built, nmse, accumulator.result(), strict=True)
+    return {name: Score(float(error), metrics) for name, error, metrics in results}

@@ -60,7 +60,7 @@ def _train_or_split(
     """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
     teacher, dataset = load(context)
-    part = dataset.shared(data.Part(collective.index, collective.size))
+    part = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
         results = _train_in_one_pass(context, group, teacher, part, emit, collective)
         # This sum also makes sure that no member has failed since the last one, so all return the same results.
@@ -133,7 +133,7 @@ def _initialise(
     if tasks:
         mine = {task.layer.name: built[task.layer.name] for task in tasks}
         # Always whole batches: the closed form must not depend on the number of workers.
-        images = (batch for batch, _ in replace(dataset, part=data.WHOLE).batches("train", limit=FIT_IMAGES))
+        images = (batch for batch, _ in replace(dataset, worker=data.WHOLE).batches("train", limit=FIT_IMAGES))
         my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
         initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
     if collective.size > 1:

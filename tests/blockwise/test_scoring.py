@@ -124,14 +124,14 @@ def test_batches_that_are_cut_give_the_same_scores(
 ) -> None:
     """If five images fit, four are scored at once; a batch of six leaves a remainder of two."""
     seen: list[int] = []
-    in_one_size = scoring.in_one_size
+    pad_batches = scoring.pad_batches
 
     def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
-        for images, labels, count in in_one_size(batches):
+        for images, labels, count in pad_batches(batches):
             seen.append(len(images))
             yield images, labels, count
 
-    monkeypatch.setattr(scoring, "in_one_size", counted)
+    monkeypatch.setattr(scoring, "pad_batches", counted)
     limit = 5 * variants.bytes_per_image(scored.teacher, list(scored.built))
     monkeypatch.setattr(scoring, "most_bytes", lambda: limit)
     dataset = dataclasses.replace(scored.dataset, batch_size=batch_size)
