@@ -2,17 +2,26 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
+TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
+	python -m pytest -m $@ -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
-.PHONY: run test fast soak lint docs bench experiments clean
+.PHONY: run test fast unit system soak lint docs bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
 
-test: $(READY)  ## the whole test suite
-	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+test: fast unit system  ## the whole test suite, stage by stage
 
-fast: $(READY)  ## only the tests that load no TensorFlow
-	PATH="$(abspath $(BIN)):$$PATH" python -m pytest -m fast $(ARGS)
+fast: $(READY)  ## tests that load no TensorFlow: seconds
+	$(TEST)
+
+unit: $(READY)  ## tests that train and score in the process of the tests: minutes
+	$(TEST)
+
+system: $(READY)  ## tests that start whole runs, launchers and clusters: minutes
+	$(TEST)
 
 soak: $(READY)  ## inject faults into real runs, many times: hours (ARGS="--share 0.1" for fewer)
 	PATH="$(abspath $(BIN)):$$PATH" python -m tests.faults.soak $(ARGS)

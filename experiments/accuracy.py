@@ -122,11 +122,11 @@ def test_accuracies(report: pbd.RunReport, common: dict[str, Any]) -> tuple[floa
 
     from pbd import data
     from pbd.learning import metrics
-    from pbd.pipeline import teachers
+    from pbd.pipeline import built_in
 
     models = [keras.models.load_model(facts.path, compile=False) for facts in (report.teacher, report.student)]
     config = pbd.RunConfig.of(**common)
-    wanted = replace(config.data, preprocess=teachers.preprocessing(config.teacher))
+    wanted = replace(config.data, preprocess=built_in.preprocessing(config.teacher.teacher))
     data = data.load(wanted, config.seed, models[0].input_shape[1:], split_by_class=False)
     if not data.labelled:
         raise UsageError(f"the table tests by the labels. Received: {config.data.dataset!r}, which has none.")

@@ -9,6 +9,7 @@ _HOMES = {
     "distill": "pbd.pipeline.api",
     "measure_latency": "pbd.deploy.latency",
     "Result": "pbd.pipeline.api",
+    "Data": "pbd.data",
     "RunConfig": "pbd.config",
     "RunReport": "pbd.records",
     "BlockResult": "pbd.records",

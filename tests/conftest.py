@@ -12,6 +12,8 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 
 STAGES = ("fast", "unit", "system")
 """`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
+LONGEST = ("test_same_student.py", "test_faults.py", "test_launch.py", "test_dask.py", "test_keras_applications.py")
+"""Files to begin with, so that no process is left alone with one of them."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -36,10 +38,21 @@ def pytest_itemcollected(item: pytest.Item) -> None:
         raise pytest.UsageError(f"a test must have one stage. Received: {item.nodeid}: {', '.join(stages)}.")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the files that take longest first."""
+    items.sort(key=lambda item: LONGEST.index(item.path.name) if item.path.name in LONGEST else len(LONGEST))
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Check that modules with fast tests can be imported without TensorFlow."""
+    if session.config.option.markexpr == "fast" and "tensorflow" in sys.modules:
+        raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
+
+
 @pytest.fixture(autouse=True)
 def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None]:
     """Fail a test of the stage `fast` that loads TensorFlow."""
-    loaded_before = "tensorflow" in sys.modules and request.config.option.markexpr != "fast"
+    loaded_before = "tensorflow" in sys.modules
     yield
     if request.node.get_closest_marker("fast") and not loaded_before:
         assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"

@@ -4,8 +4,21 @@ data = load(DataConfig(dataset="digits"), seed=0)
 for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
 """
 
+from pbd.data.data import ARRAYS, Data
 from pbd.data.dataset import Dataset, IndexedSplit, Split, StreamSplit
 from pbd.data.loading import absolute, known_names, load
 from pbd.data.order import WHOLE, WorkerShare
 
-__all__ = ["WHOLE", "Dataset", "IndexedSplit", "Split", "StreamSplit", "WorkerShare", "absolute", "known_names", "load"]
+__all__ = [
+    "ARRAYS",
+    "WHOLE",
+    "Data",
+    "Dataset",
+    "IndexedSplit",
+    "Split",
+    "StreamSplit",
+    "WorkerShare",
+    "absolute",
+    "known_names",
+    "load",
+]

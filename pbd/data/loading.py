@@ -31,7 +31,12 @@ def absolute(name: str) -> str:
 
 
 def load(
-    config: DataConfig, seed: int, image_shape: FreeShape | None = None, *, split_by_class: bool = True
+    config: DataConfig,
+    seed: int,
+    image_shape: FreeShape | None = None,
+    *,
+    split_by_class: bool = True,
+    raw: RawSplits | None = None,
 ) -> Dataset:
     """Load the dataset that `config` names, ready to be read in batches.
 
@@ -41,6 +46,7 @@ def load(
         seed: decides the validation split, the order of the batches and the augmentation.
         image_shape: the teacher's input shape, (height, width, channels), `None` where it is free; `None` in
             all where the data decides.
+        raw: the images, if they are not what `config` names.
         split_by_class: keep the classes' proportions in every split; without it, the splits are those of the same
             images without labels.
 
@@ -55,7 +61,7 @@ def load(
         splits, num_classes, shape = load_stream(config, seed, image_shape)
         pixel_max = None
     else:
-        parts = _fitted(_find(config.dataset, config.labels), config, image_shape)
+        parts = _fitted(raw or _find(config.dataset, config.labels), config, image_shape)
         splits, num_classes = _split(parts, config, seed, split_by_class), parts.num_classes
         shape, pixel_max = parts.train.images.image_shape, parts.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)

@@ -13,7 +13,7 @@ class LearningCurve:
     """One block's errors, before training and after each epoch, and its weights at the lowest error."""
 
     include_start: bool = True
-    """Whether the start may be the best epoch; not for blocks with batch statistics, unset before training."""
+    """Whether the start may be the best epoch: not for blocks with batch statistics, which have none then."""
     losses: list[float] = field(default_factory=list)
     """Mean squared error on the training batches of each epoch."""
     errors: list[float] = field(default_factory=list)

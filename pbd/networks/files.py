@@ -5,7 +5,11 @@ declares a network of gigabytes, nor weights that are no numbers.
 """
 
 import contextlib
+import hashlib
+import json
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -31,6 +35,16 @@ def load(path: str) -> keras.Model:
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         _check_finite(model)
     return model
+
+
+def load_own(path: Path) -> keras.Model:
+    """Return the model in a file that pbd itself wrote; unlike a foreign file it is not checked in another process.
+
+    Raises:
+        BadInputError: the file is missing or damaged.
+    """
+    with _said_in_one_line("a model file of pbd must be whole", str(path)):
+        return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
 def load_weights(model: keras.Model, path: str) -> None:
@@ -101,3 +115,19 @@ def _check_finite(model: keras.Model) -> None:
     for variable in model.variables:
         if variable.dtype.startswith(("float", "bfloat")) and not np.isfinite(np.asarray(variable, np.float32)).all():
             raise ValueError(f"{variable.path} holds values that are no finite numbers")
+
+
+def model_bytes(model: keras.Model) -> bytes:
+    """Return the model as the content of a `.keras` file."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return path.read_bytes()
+
+
+def model_digest(model: keras.Model) -> str:
+    """Return a SHA-256 over the model's structure and weights."""
+    digest = hashlib.sha256(json.dumps([type(layer).__name__ for layer in model.layers]).encode())
+    for value in model.get_weights():
+        digest.update(np.ascontiguousarray(value).tobytes())
+    return digest.hexdigest()

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,6 +130,8 @@ def distill(
     chosen = (config or RunConfig()).replace(**settings)
     if model is not None:
         chosen = chosen.replace(teacher=model.name)
+    if data is not None:
+        chosen = replace(chosen, data=data.config)
     return Result(run(chosen, model, data))
 
 

@@ -12,6 +12,7 @@ from pbd.config import RunConfig
 from pbd.energy import accounting
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
+from pbd.pipeline.versions import versions
 from pbd.records import (
     Assignment,
     BlockKey,
@@ -76,7 +77,7 @@ def _run(
 
     clock = _Clock()
     given = cost_table.read_given(config.execution.costs)
-    with accounting.account(executor.readings) as account, prepare.prepare(config, model, display) as inputs:
+    with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
         return _compress(_Context(config, given, inputs, executor, clock, account, display))
 
@@ -139,6 +140,7 @@ def _compress(run: _Context) -> RunReport:
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
+    journal.file(prepare.ARRAYS_FILE).unlink(missing_ok=True)
     return finished
 
 
@@ -181,7 +183,6 @@ def _report(
 ) -> RunReport:
     """Read the test split, once, measure how fast the student is, and say all that came of the run."""
     from pbd.deploy import latency
-    from pbd.pipeline import prepare
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     run.display.phase("reading the test split, once")
@@ -189,7 +190,7 @@ def _report(
     tested = pool.evaluate(paths, "test")
     return RunReport(
         config=config.flat(),
-        versions=prepare.versions(),
+        versions=versions(),
         device=devices.describe(),
         teacher=_facts(inputs.teacher, teacher_metrics, tested[0], paths[0]),
         assembled=_facts(student_result.model, student_result.assembled),

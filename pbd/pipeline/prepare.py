@@ -1,31 +1,27 @@
 """Everything a run needs before the first block is trained: the teacher, the data, the run directory."""
 
 import contextlib
-import hashlib
-import importlib.metadata
-import json
-import tempfile
+import functools
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
-import numpy as np
 
 from pbd import blocks, data
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.errors import BadInputError, UsageError
-from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
 from pbd.pipeline import teachers
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
-from pbd.run_dir.journal import Journal, write_atomically
+from pbd.run_dir.journal import Journal
 
-TEACHER_LEARNING_RATE = 0.002
+ARRAYS_FILE = "data.npz"
+"""Arrays that were given from Python, in the run directory until the run is complete."""
 
 
 @dataclass(frozen=True)
@@ -43,45 +39,63 @@ class Inputs:
 
 
 @contextlib.contextmanager
-def prepare(config: RunConfig, model: keras.Model | None, display: ProgressDisplay) -> Iterator[Inputs]:
+def prepare(
+    config: RunConfig, model: keras.Model | None, given: data.Data | None, display: ProgressDisplay
+) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory, which is this run's until the end.
 
     Nothing is written if any of it fails.
+
+    Args:
+        config: of the run; if data are given, with their settings.
+        model: the teacher, if it was given from Python.
+        given: the data, if they were given from Python.
+        display: receives phases and progress.
     """
     check_design(config)
     directory = _directory(config)
-    preprocess = config.data.preprocess
-    if preprocess == "auto":
-        preprocess = teachers.preprocessing(config.teacher) if model is None else "none"
-    if model is not None:
-        files.check_known(model)
-    else:
-        teachers.check(config.teacher)
-        if teachers.is_file(config.teacher.teacher):
-            model = files.load(config.teacher.teacher)
-        elif config.execution.resume:
-            with contextlib.suppress(BadInputError):  # if it is damaged, it is made again
-                model = files.load(str(directory / "teacher.keras"))  # as it was trained then
+    source = teachers.resolve(config, model, directory, display, functools.partial(_tasks, config))
+    source.check()
+    preprocess = source.preprocessing() if config.data.preprocess == "auto" else config.data.preprocess
     data_config = replace(config.data, preprocess=preprocess)
-    dataset = data.load(data_config, config.seed, teachers.wanted_shape(config.teacher, model))
-    if model is None:
-        model = _built_in(config, _labelled(data_config, dataset), display)
+    raw = given.raw_splits(data_config.labels) if given else None
+    dataset = data.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
-    teacher = graph.flatten(model, dataset.image_shape)
+    loaded = source.load(functools.partial(_labelled, data_config, given, dataset))
+    teacher = graph.flatten(loaded, dataset.image_shape)
     _check_outputs(teacher, dataset)
-    wanted = config.blocks
-    tasks = enumerate_tasks(teacher, blocks.get(wanted.block), wanted.layers, wanted.include_unprofitable)
-    identity = {**config.student_settings(), "teacher_sha256": _digest(teacher), "data_sha256": dataset.digest()}
+    tasks = _tasks(config, teacher)
+    identity = {
+        **config.student_settings(),
+        "teacher_sha256": files.model_digest(teacher),
+        "data_sha256": dataset.digest(),
+    }
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
         journal = Journal.create(directory, identity, [task.key for task in tasks if task.skip_reason is None])
     with lock.held(directory):
         _keep(journal, teacher)
-        judged = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
-        display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{judged}; run directory {directory}")
-        reachable = replace(data_config, dataset=data.absolute(data_config.dataset))
-        yield Inputs(teacher, dataset, reachable, journal, tasks)
+        labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
+        display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
+        yield Inputs(teacher, dataset, _reachable(data_config, given, journal), journal, tasks)
+
+
+def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
+    choice = config.blocks
+    return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
+
+
+def _reachable(config: DataConfig, given: data.Data | None, journal: Journal) -> DataConfig:
+    """Return settings that load the same data in any worker; arrays are written into the run directory."""
+    if given is None or given.source is not None:
+        return replace(config, dataset=data.absolute(config.dataset))
+    path = journal.file(ARRAYS_FILE)
+    if not path.exists():
+        temporary = path.with_name(f".{path.name}.tmp")
+        given.save(temporary)
+        temporary.replace(path)
+    return replace(config, dataset=str(path))
 
 
 def check_design(config: RunConfig) -> None:
@@ -101,16 +115,16 @@ def check_design(config: RunConfig) -> None:
 def _keep(journal: Journal, teacher: keras.Model) -> None:
     """Write the teacher into the run directory, unless it is there."""
     with contextlib.suppress(BadInputError):
-        if _digest(files.load(str(journal.file("teacher.keras")))) == _digest(teacher):
+        if files.model_digest(files.load_own(journal.file("teacher.keras"))) == files.model_digest(teacher):
             return
     save_model(journal, "teacher.keras", teacher)
 
 
-def _labelled(config: DataConfig, dataset: data.Dataset) -> data.Dataset:
-    """Return the data with its labels, in the same splits: a built-in teacher is trained on them in any case."""
+def _labelled(config: DataConfig, given: data.Data | None, dataset: data.Dataset) -> data.Dataset:
+    """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
-        with_labels = replace(config, labels=True)
-        dataset = data.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False)
+        with_labels, raw = replace(config, labels=True), given.raw_splits(labels=True) if given else None
+        dataset = data.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
     if not dataset.labelled:
         raise BadInputError(
             f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
@@ -149,60 +163,6 @@ def _directory(config: RunConfig) -> Path:
     return Path(config.execution.run_dir).absolute()
 
 
-def _built_in(config: RunConfig, dataset: data.Dataset, display: ProgressDisplay) -> keras.Model:
-    """Build the named network; train it on the dataset unless all its weights are given or it was trained so before."""
-    wanted, choice = config.teacher, config.blocks
-    model = teachers.build(wanted, dataset.image_shape, dataset.num_classes, config.seed)
-    enumerate_tasks(  # says what is wrong with --layers before the training
-        graph.flatten(model, dataset.image_shape), blocks.get(choice.block), choice.layers, choice.include_unprofitable
-    )
-    new_head = wanted.teacher_weights == "imagenet" and dataset.num_classes != 1000
-    if wanted.teacher_epochs == 0 or (wanted.teacher_weights is not None and not new_head):
-        return model
-    settings = {**vars(wanted), **vars(config.data), "seed": config.seed, "versions": versions()}
-    path = teachers.cache_path(wanted, dataset, settings)
-    if path.is_file():
-        display.phase(f"teacher {wanted.teacher}: trained before, from {path}")
-        return files.load(str(path))
-    display.phase(f"teacher {wanted.teacher}: training it on {dataset.name}, {wanted.teacher_epochs} epochs")
-    fit_on_labels(model, dataset, wanted.teacher_epochs, TEACHER_LEARNING_RATE, display.update, "teacher")
-    model = graph.flatten(model)
-    try:
-        write_atomically(path, model_bytes(model))
-    except OSError as error:
-        display.phase(f"the trained teacher cannot be kept for the next run: {error}")
-    return model
-
-
-def model_bytes(model: keras.Model) -> bytes:
-    """Return the model as the content of a `.keras` file."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "model.keras"
-        model.save(path)
-        return path.read_bytes()
-
-
 def save_model(journal: Journal, name: str, model: keras.Model) -> Path:
     """Write the model into the run directory, atomically, and return its path."""
-    return journal.write_bytes(name, model_bytes(model))
-
-
-def _digest(model: keras.Model) -> str:
-    """Return a SHA-256 over the model's structure and weights."""
-    digest = hashlib.sha256(json.dumps([type(layer).__name__ for layer in model.layers]).encode())
-    for value in model.get_weights():
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()
-
-
-def versions() -> dict[str, str]:
-    """Return the versions of what the result may depend on; what is not installed is left out."""
-    import pbd
-
-    found = {"pbd": pbd.__version__}
-    for package in ("keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "h5py", "mpi4py", "binpacking"):
-        try:
-            found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
-        except importlib.metadata.PackageNotFoundError:
-            continue
-    return found
+    return journal.write_bytes(name, files.model_bytes(model))

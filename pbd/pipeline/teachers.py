@@ -1,67 +1,120 @@
-"""Find the teacher: a model file, a built-in network (trained and cached), or a keras.applications name."""
+"""The source of a run's teacher, resolved once: a model from Python, a model file, or a network that pbd builds."""
 
-import hashlib
-import importlib
-import json
+import contextlib
+import functools
 import os
-import pkgutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Protocol
 
 import keras
 
-from pbd.config import TeacherConfig
+from pbd.config import RunConfig, TeacherConfig
 from pbd.data import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
+from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
-from pbd.system import random_state
+from pbd.pipeline import built_in
+from pbd.pipeline.versions import versions
+from pbd.progress import ProgressDisplay
+from pbd.run_dir.journal import write_atomically
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
+LEARNING_RATE = 0.002
+"""Adam's, for training a built-in network."""
+Shape = tuple[int | None, ...]
 
 
-def digits_cnn(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
-    """A VGG-like net of six 3x3 convolutions in three stages; takes raw pixels from 0 to 255, returns logits."""
-    inputs = x = keras.Input(input_shape)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for stage, filters in enumerate((32, 64, 128), start=1):
-        for position in (1, 2):
-            name = f"conv{stage}_{position}"
-            x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False, name=name)(x)
-            x = keras.layers.BatchNormalization(momentum=0.9, name=f"{name}_bn")(x)
-            x = keras.layers.ReLU(name=f"{name}_relu")(x)
-        x = keras.layers.MaxPooling2D(name=f"pool{stage}")(x)
-    x = keras.layers.GlobalAveragePooling2D(name="average")(x)
-    return keras.Model(inputs, keras.layers.Dense(num_classes, name="logits")(x), name="digits_cnn")
+class TeacherSource(Protocol):
+    """Where the teacher comes from."""
+
+    def check(self) -> None:
+        """Refuse a teacher that cannot be found, before anything is loaded.
+
+        Raises:
+            PbdError: see the implementations.
+        """
+        ...
+
+    def image_shape(self) -> Shape | None:
+        """Return height, width and channels of its images, None for a free size; None if any shape fits."""
+        ...
+
+    def preprocessing(self) -> str:
+        """Return what `--preprocess auto` means for it."""
+        ...
+
+    def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
+        """Return the trained network.
+
+        Args:
+            labelled: returns the data with labels, for a network that has to be trained.
+        """
+        ...
 
 
-BUILT_IN: dict[str, Callable[[tuple[int, int, int], int], keras.Model]] = {"digits_cnn": digits_cnn}
+def resolve(
+    config: RunConfig, model: keras.Model | None, run_dir: Path, display: ProgressDisplay, check: Callable[..., None]
+) -> TeacherSource:
+    """Return the source of the run's teacher.
 
-
-def application_names() -> list[str]:
-    """Return the networks of keras.applications, by their function's name."""
-    return [name for name in dir(keras.applications) if name[0].isupper()]
-
-
-def is_file(teacher: str) -> bool:
-    """Return whether the name stands for a model file and not for a built-in network."""
-    return teacher.endswith(SUFFIXES) or os.sep in teacher or Path(teacher).exists()
-
-
-def check(config: TeacherConfig) -> None:
-    """Refuse a teacher that cannot be found, before anything is loaded.
-
-    Raises:
-        MissingInputError: no such file, or a folder.
-        BadInputError: the file is not on this host.
-        UsageError: no built-in network has this name.
+    Args:
+        config: of the run.
+        model: the teacher, if it was given from Python.
+        run_dir: where a resumed run finds the teacher that it trained.
+        display: receives the progress of training a built-in network.
+        check: called with a built-in network before it is trained; raises if the run cannot use it.
     """
-    name, weights = config.teacher, config.teacher_weights
-    if weights not in (None, "imagenet") and not Path(weights).is_file():
-        raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
-    if "://" in name:
-        raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
-    if is_file(name):
+    if model is not None:
+        return ModelTeacher(model)
+    if _is_file(config.teacher.teacher):
+        return FileTeacher(config.teacher)
+    return BuiltInTeacher(config, run_dir / "teacher.keras" if config.execution.resume else None, display, check)
+
+
+def _is_file(name: str) -> bool:
+    """Return whether the name is that of a model file and not of a built-in network."""
+    return name.endswith(SUFFIXES) or os.sep in name or Path(name).exists()
+
+
+@dataclass(frozen=True)
+class ModelTeacher:
+    """A model from Python."""
+
+    model: keras.Model
+
+    def check(self) -> None:
+        """Check that every process can make its layers again."""
+        files.check_known(self.model)
+
+    def image_shape(self) -> Shape | None:
+        return graph.image_shape(self.model)
+
+    def preprocessing(self) -> str:
+        return "none"
+
+    def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
+        return self.model
+
+
+@dataclass(frozen=True)
+class FileTeacher:
+    """A model file."""
+
+    config: TeacherConfig
+
+    def check(self) -> None:
+        """Refuse a file that cannot be read.
+
+        Raises:
+            MissingInputError: there is no such file, it is a folder, or it is not readable.
+            BadInputError: it is not on this host.
+            UsageError: weights were given for it.
+        """
+        name, weights = self.config.teacher, self.config.teacher_weights
+        if "://" in name:
+            raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
         if weights is not None:
             raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
         if not Path(name).is_file():
@@ -69,68 +122,87 @@ def check(config: TeacherConfig) -> None:
             raise MissingInputError(f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {kind}.")
         if not os.access(name, os.R_OK):
             raise MissingInputError(f"the teacher's file must be readable. Received: {name!r}. Check its permissions.")
-    elif name not in BUILT_IN and name not in application_names():
-        raise UsageError(
-            unknown_name("teacher (no such file, no built-in network)", name, [*BUILT_IN, *application_names()])
-        )
 
+    @functools.cached_property
+    def _model(self) -> keras.Model:
+        return files.load(self.config.teacher)
 
-def wanted_shape(config: TeacherConfig, model: keras.Model | None) -> tuple[int | None, ...] | None:
-    """Return the image shape that the teacher asks for, with `None` where it leaves a size free."""
-    if model is not None:
-        return graph.image_shape(model)
-    return (None, None, 3) if config.teacher in application_names() else None
+    def image_shape(self) -> Shape | None:
+        return graph.image_shape(self._model)
 
-
-def preprocessing(config: TeacherConfig) -> str:
-    """Return the preprocessing that a keras.applications network was made for, `none` for any other teacher."""
-    if is_file(config.teacher) or config.teacher not in application_names():
+    def preprocessing(self) -> str:
         return "none"
-    for module in pkgutil.iter_modules(keras.applications.__path__):
-        loaded = importlib.import_module(f"keras.applications.{module.name}")
-        if hasattr(loaded, config.teacher) and hasattr(loaded, "preprocess_input"):
-            return module.name
-    return "none"
+
+    def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
+        return self._model
 
 
-def _application(name: str, input_shape: tuple[int, int, int], num_classes: int, weights: str | None) -> keras.Model:
-    """A keras.applications network that ends in global average pooling and one dense layer, as in the paper."""
-    if weights == "imagenet" and num_classes == 1000:
-        return getattr(keras.applications, name)(input_shape=input_shape, weights="imagenet")
-    features = getattr(keras.applications, name)(
-        include_top=False, pooling="avg", input_shape=input_shape, weights=weights
-    )
-    logits = keras.layers.Dense(num_classes, name="logits")(features.output)
-    return keras.Model(features.input, logits, name=features.name)
+@dataclass(frozen=True)
+class BuiltInTeacher:
+    """A network that pbd builds; it is trained on the data unless its weights are given or it was trained before."""
 
+    run_config: RunConfig
+    resumed: Path | None
+    """The teacher of the run that is resumed."""
+    display: ProgressDisplay
+    check_network: Callable[[keras.Model], None]
 
-def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> keras.Model:
-    """Return a built-in network for these images and classes; its weights are random unless the config names some.
+    @property
+    def config(self) -> TeacherConfig:
+        return self.run_config.teacher
 
-    Raises:
-        BadInputError: the network does not take images of this shape, or the weights do not fit.
-    """
-    random_state.seed(seed)
-    weights = config.teacher_weights
-    try:
-        if config.teacher in BUILT_IN:
-            model = BUILT_IN[config.teacher](input_shape, num_classes)
-        else:
-            named = weights if weights == "imagenet" else None
-            model = _application(config.teacher, input_shape, num_classes, named)
-    except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BadInputError(f"{config.teacher} cannot be built for images {input_shape}: {reason[:300]}") from error
-    if weights not in (None, "imagenet"):
-        files.load_weights(model, weights)
-    return model
+    def check(self) -> None:
+        """Refuse an unknown name and missing weights.
 
+        Raises:
+            UsageError: no network has this name.
+            MissingInputError: the file of weights does not exist.
+        """
+        name, weights = self.config.teacher, self.config.teacher_weights
+        if weights not in (None, "imagenet") and not Path(weights).is_file():
+            raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
+        if not built_in.is_built_in(name):
+            known = [*built_in.BUILT_IN, *built_in.application_names()]
+            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
 
-def cache_path(config: TeacherConfig, dataset: Dataset, settings: dict[str, Any]) -> Path:
-    """Return where a built-in teacher trained with these settings on this data is kept between runs."""
-    file = Path(dataset.name)
-    stamp = [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] if file.exists() else dataset.name
-    key = hashlib.sha256(json.dumps([settings, stamp, len(dataset.train)], sort_keys=True).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    name = f"{config.teacher}-{file.stem}-{key}.keras".replace(":", "-")
-    return root / "pbd" / "teachers" / name
+    @functools.cached_property
+    def _before(self) -> keras.Model | None:
+        """The teacher as the resumed run trained it; None if there is none, or it is damaged."""
+        if self.resumed is not None:
+            with contextlib.suppress(BadInputError):
+                return files.load_own(self.resumed)
+        return None
+
+    def image_shape(self) -> Shape | None:
+        if self._before is not None:
+            return graph.image_shape(self._before)
+        return (None, None, 3) if self.config.teacher in built_in.application_names() else None
+
+    def preprocessing(self) -> str:
+        return built_in.preprocessing(self.config.teacher)
+
+    def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
+        return self._before or self._trained(labelled())
+
+    def _trained(self, dataset: Dataset) -> keras.Model:
+        config = self.config
+        model = built_in.build(config, dataset.image_shape, dataset.num_classes, self.run_config.seed)
+        self.check_network(graph.flatten(model, dataset.image_shape))
+        new_head = config.teacher_weights == "imagenet" and dataset.num_classes != 1000
+        if config.teacher_epochs == 0 or (config.teacher_weights is not None and not new_head):
+            return model
+        settings = {**vars(config), **vars(self.run_config.data), "seed": self.run_config.seed, "versions": versions()}
+        path = built_in.cache_path(config, dataset, settings)
+        if path.is_file():
+            with contextlib.suppress(BadInputError):  # a damaged file is replaced
+                cached = files.load_own(path)
+                self.display.phase(f"teacher {config.teacher}: trained before, from {path}")
+                return cached
+        self.display.phase(f"teacher {config.teacher}: training it on {dataset.name}, {config.teacher_epochs} epochs")
+        fit_on_labels(model, dataset, config.teacher_epochs, LEARNING_RATE, self.display.update, "teacher")
+        model = graph.flatten(model)
+        try:
+            write_atomically(path, files.model_bytes(model))
+        except OSError as error:
+            self.display.phase(f"the trained teacher cannot be kept for the next run: {error}")
+        return model

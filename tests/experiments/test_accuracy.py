@@ -1,6 +1,7 @@
 """The table of what each step is worth: its rows are real runs, taken up again where they were run before."""
 
 import csv
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -25,16 +26,17 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-@pytest.mark.system
 def test_rows_are_real_runs_and_are_not_run_twice(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
+    import pbd
     from pbd import data
     from pbd.config import RunConfig
     from pbd.learning import metrics
 
+    monkeypatch.setattr(pbd, "distill", functools.partial(pbd.distill, isolate=False))
     common = [*("--teacher", str(teacher), "--train-limit", "320", "--epochs", "1", "--fine-tune-epochs", "1")]
     arguments = [*common, "--runs", str(tmp_path), "--csv", str(tmp_path / "table.csv")]
     arguments += ["--recipes", "+ least squares", "no labels"]

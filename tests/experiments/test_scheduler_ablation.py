@@ -169,7 +169,8 @@ def test_every_case_is_scaled_to_the_same_work() -> None:
             assert source.one_by_one_s == pytest.approx(12.0)
 
 
-def test_a_real_executor_sleeps_as_long_as_it_was_told() -> None:
+def test_a_real_executor_sleeps_as_long_as_it_was_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")  # at another level TensorFlow is loaded to silence it
     source = sleeping("short", [0.6, 0.1, 0.2])
     assignment = pull(source.tasks, source.costs, 2)
     results = run_sleeping(SerialExecutor(ExecutionConfig(workers=2, isolate=False)), assignment, source)

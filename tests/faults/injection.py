@@ -250,4 +250,4 @@ def _record(plan: Plan, event: str, *arguments: Any, **_: Any) -> None:
     elif event == "begun":
         plan.note(event, arguments[1].layer_names)
     elif _role() == "child":  # the coordinator commits again, with its worker and times
-        plan.note(event, [arguments[1].layer.name])
+        plan.note(event, [arguments[1].layer])

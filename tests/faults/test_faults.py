@@ -28,7 +28,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
     ],
 )
 def test_a_lost_child_costs_an_attempt_and_not_the_run(way: str, fault: Fault, place: Range) -> None:
-    outcome = place.run(f"{fault.kind}-{fault.point}", way, [fault])
+    outcome = place.run(f"{fault.kind}-{fault.point}", way, [fault], ["--costs", "macs"])
     assert (outcome.code, len(outcome.struck)) == (0, 1), outcome.said
     assert outcome.complete
     assert not outcome.rerun

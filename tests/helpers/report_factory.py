@@ -81,7 +81,7 @@ def full_report(**changes: Any) -> RunReport:
         blocks=rows,
         groups=(("b1", "b2"), ("b3",), ("b4",)),
         latency=(SLOW, FAST),
-        events=("epoch 2 diverged: taken back", "gave back b3"),
+        events=("epoch 2 diverged: undone", "restored b3"),
         fine_tune_history=(
             {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9, "val_kl": 0.2, "learning_rate": 0.003},
             {"epoch": 2, "loss": 0.25, "val_accuracy": 0.91, "val_kl": 0.1, "learning_rate": 0.001},

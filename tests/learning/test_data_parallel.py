@@ -102,8 +102,8 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
 @pytest.fixture
 def updates(monkeypatch: pytest.MonkeyPatch) -> list[FlatAdam]:
     """The optimisers whose step was traced, in order."""
-    traced, change = [], FlatAdam._change
-    monkeypatch.setattr(FlatAdam, "_change", lambda self, gradient: traced.append(self) or change(self, gradient))
+    traced, update = [], FlatAdam._update_moments
+    monkeypatch.setattr(FlatAdam, "_update_moments", lambda self, g: traced.append(self) or update(self, g))
     return traced
 
 

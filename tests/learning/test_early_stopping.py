@@ -35,14 +35,14 @@ def curve_of(*errors: float) -> LearningCurve:
     ],
 )
 def test_the_weights_of_the_best_epoch_are_kept(errors: tuple[float, ...], best: int) -> None:
-    assert curve_of(*errors).best == best
+    assert curve_of(*errors).best_weights == best
 
 
 def test_the_curve_tells_what_happened_from_the_start_on() -> None:
     curve = curve_of(0.5, 0.4, 0.45)
     assert curve.errors == [0.5, 0.4, 0.45]
     assert curve.losses == [4.0, 4.5], "nothing was trained before the first epoch"
-    assert curve.lowest == 0.4
+    assert curve.lowest_error == 0.4
 
 
 @pytest.mark.parametrize(
@@ -67,13 +67,13 @@ def test_the_curve_tells_what_happened_from_the_start_on() -> None:
 def test_a_curve_is_flat_when_patience_brought_less_than_a_hundredth(
     errors: tuple[float, ...], patience: int, flat: bool
 ) -> None:
-    assert curve_of(*errors).flat(patience) is flat
+    assert curve_of(*errors).has_plateaued(patience) is flat
 
 
 def test_many_small_steps_within_the_patience_are_not_flat() -> None:
     errors = [0.995**epoch for epoch in range(8)]
-    assert not curve_of(*errors).flat(patience=4)
-    assert curve_of(*errors).flat(patience=1)
+    assert not curve_of(*errors).has_plateaued(patience=4)
+    assert curve_of(*errors).has_plateaued(patience=1)
 
 
 @pytest.mark.parametrize("broken", [math.nan, math.inf])
@@ -91,11 +91,11 @@ def test_a_loss_that_is_not_finite_is_divergence_too() -> None:
 
 
 def test_a_start_from_noise_is_neither_the_best_nor_flat() -> None:
-    curve = LearningCurve(start_counts=False)
+    curve = LearningCurve(include_start=False)
     curve.add(0.5, "start")
-    assert curve.best == "start", "there may be no epoch"
+    assert curve.best_weights == "start", "there may be no epoch"
     curve.add(2.0, "first", loss=1.0)
-    assert curve.best == "first"
+    assert curve.best_weights == "first"
     curve.add(1.995, "second", loss=1.0)
-    assert (curve.flat(1), curve.flat(2)) == (True, False)
-    assert curve.best == "second"
+    assert (curve.has_plateaued(1), curve.has_plateaued(2)) == (True, False)
+    assert curve.best_weights == "second"

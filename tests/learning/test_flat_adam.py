@@ -87,3 +87,32 @@ def test_variables_that_it_was_not_built_on_are_refused() -> None:
     optimizer.build(variables())
     with pytest.raises(ValueError, match="it was built on"):
         optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients(0)], variables())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"clipnorm": 1.0},
+        {"clipvalue": 1.0},
+        {"global_clipnorm": 1.0},
+        {"weight_decay": 0.01},
+        {"use_ema": True},
+        {"loss_scale_factor": 8.0},
+        {"gradient_accumulation_steps": 2},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_unsupported_options_are_refused(options: dict[str, float]) -> None:
+    """They are refused in the constructor, and in the next step if they are set later."""
+    ((name, value),) = options.items()
+    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+        FlatAdam(0.01, **options)
+    optimizer = FlatAdam(0.01)
+    setattr(optimizer, name, value)
+    with pytest.raises(ValueError, match=f"Received: {name}={value}"):
+        optimizer.apply([keras.ops.convert_to_tensor(g) for g in gradients(0)], variables())
+
+
+def test_it_is_rebuilt_from_its_config() -> None:
+    optimizer = FlatAdam.from_config(FlatAdam(schedule()).get_config())
+    assert float(optimizer.learning_rate) == pytest.approx(0.01)

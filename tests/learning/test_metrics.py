@@ -1,4 +1,4 @@
-"""Multiply-accumulates by hand, marks over uneven batches, probabilities told from logits."""
+"""Multiply-accumulates by hand, metrics over uneven batches, probabilities told from logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -73,12 +73,12 @@ def uneven_batches() -> list[tuple[np.ndarray, np.ndarray]]:
 
 def test_accuracy_weighs_images_and_not_batches() -> None:
     assert metrics.accuracy(scores(0), uneven_batches()) == pytest.approx(3 / 5)
-    found = metrics.evaluate(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
-    assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
+    results = metrics.evaluate(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    assert [result.accuracy for result in results] == pytest.approx([3 / 5, 2 / 5])
 
 
 def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
-    (first, labels, count), (last, last_labels, last_count) = metrics.in_one_size(uneven_batches())
+    (first, labels, count), (last, last_labels, last_count) = metrics.pad_batches(uneven_batches())
     assert (count, last_count) == (4, 1)
     assert np.array_equal(first, UNEVEN[:4])
     assert np.array_equal(last, np.repeat(UNEVEN[4:], 4, axis=0))
@@ -87,18 +87,18 @@ def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
 
 
 def test_agreement_is_with_the_teacher_and_not_with_the_labels() -> None:
-    found = metrics.evaluate(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
-    assert [marks.accuracy for marks in found] == pytest.approx([3 / 5, 2 / 5])
-    assert [marks.agreement for marks in found] == [0.0, 1.0]
-    assert [marks.kl > 0.1 for marks in found] == [True, False]
+    results = metrics.evaluate(scores(1), [scores(0), scores(1)], uneven_batches(), labelled=True)
+    assert [result.accuracy for result in results] == pytest.approx([3 / 5, 2 / 5])
+    assert [result.agreement for result in results] == [0.0, 1.0]
+    assert [result.kl > 0.1 for result in results] == [True, False]
 
 
 def test_without_labels_the_agreement_is_the_measure() -> None:
     teacher, other = scores(0), scores(1)
     for labelled, measures in ((True, [3 / 5, 2 / 5]), (False, [1.0, 0.0])):
-        found = metrics.evaluate(teacher, [teacher, other], uneven_batches(), labelled)
-        assert [marks.score for marks in found] == pytest.approx(measures)
-    assert [marks.accuracy for marks in found] == [None, None]
+        results = metrics.evaluate(teacher, [teacher, other], uneven_batches(), labelled)
+        assert [result.score for result in results] == pytest.approx(measures)
+    assert [result.accuracy for result in results] == [None, None]
 
 
 def test_an_accuracy_of_zero_is_a_measure_all_the_same() -> None:
@@ -110,8 +110,8 @@ def test_the_data_is_read_once_for_all_models() -> None:
         yield np.array([[0], [1]]), np.array([0, 0])
 
     teacher = scores(0)
-    found = metrics.evaluate(teacher, [scores(0), teacher, scores(1)], once(), labelled=True)
-    assert [marks.accuracy for marks in found] == [0.5, 0.5, 0.0]
+    results = metrics.evaluate(teacher, [scores(0), teacher, scores(1)], once(), labelled=True)
+    assert [result.accuracy for result in results] == [0.5, 0.5, 0.0]
 
 
 def random_logits(seed: int, count: int = 6, spread: float = 3.0) -> np.ndarray:
@@ -140,11 +140,11 @@ def test_the_divergence_is_from_the_teacher_whatever_the_outputs_are(shapes: tup
     """Logits or probabilities, either of them; batch by batch, but one mean over all images."""
     teacher, other = random_logits(0), random_logits(1)
     p, q = softmax(teacher), softmax(other)
-    marking = metrics.MetricAccumulator(2, labelled=False)
+    accumulator = metrics.MetricAccumulator(2, labelled=False)
     given = [p if shapes[0] else teacher, q if shapes[1] else other]
     for rows in (slice(0, 4), slice(4, 6)):
-        marking.add(given[0][rows], [given[1][rows], given[0][rows]], np.zeros(len(given[0][rows])))
-    one, itself = marking.marks
+        accumulator.add(given[0][rows], [given[1][rows], given[0][rows]], np.zeros(len(given[0][rows])))
+    one, itself = accumulator.result()
     assert one.kl == pytest.approx(np.mean(np.sum(p * np.log(p / q), axis=1)), rel=1e-5)
     assert itself.kl == 0.0
     assert itself.agreement == 1.0
@@ -154,9 +154,9 @@ def test_no_divergence_is_negative() -> None:
     teacher = random_logits(0, count=1)
     for seed in range(1, 20):
         for distance in (1e-3, 1.0):
-            marking = metrics.MetricAccumulator(1, labelled=False)
-            marking.add(teacher, [teacher + distance * random_logits(seed, count=1)], np.zeros(1))
-            assert marking.marks[0].kl > 0.0
+            accumulator = metrics.MetricAccumulator(1, labelled=False)
+            accumulator.add(teacher, [teacher + distance * random_logits(seed, count=1)], np.zeros(1))
+            assert accumulator.result()[0].kl > 0.0
 
 
 def test_the_forward_rate_is_that_of_the_median_pass(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -175,4 +175,4 @@ def test_probabilities_are_told_from_logits(activation: str, probabilities: bool
     inputs = keras.Input((6,))
     dense = layers.Dense(4, activation=activation, kernel_initializer=keras.initializers.RandomNormal(seed=0))
     images = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
-    assert metrics.ends_in_probabilities(keras.Model(inputs, dense(inputs)), images) is probabilities
+    assert metrics.outputs_probabilities(keras.Model(inputs, dense(inputs)), images) is probabilities

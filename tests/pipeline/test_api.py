@@ -63,7 +63,7 @@ from threadpoolctl import threadpool_info
 
 def state():
     threads = sorted((pool["internal_api"], pool["num_threads"]) for pool in threadpool_info())
-    return [sorted(os.environ.items()), threads, list(np.random.get_state()[1][:5]), random.getstate()[1][:5]]
+    return [sorted(os.environ.items()), threads, np.random.get_state()[1][:5].tolist(), list(random.getstate()[1][:5])]
 
 import keras, pbd
 draws = np.random.default_rng(0)
@@ -77,8 +77,8 @@ data = pbd.Data(train=(x, y), batch_size=32)
 result = pbd.distill(
     model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", run_dir=sys.argv[1]
 )
-assert state() == json.loads(json.dumps(before)) or state() == before, (before, state())
-assert keras.utils.get_random_seed() == 7 if hasattr(keras.utils, "get_random_seed") else True
+assert state() == before, (before, state())
+assert keras.src.utils.rng_utils.get_random_seed() == 7
 assert set(keras.saving.get_custom_objects()) == registered
 scores = result.model.predict_on_batch(x[:4].astype("float32"))
 print(json.dumps([list(scores.shape), result.report.student.params, result.table().count("conv"), str(result.run_dir)]))

@@ -1,4 +1,4 @@
-"""What all workers make of a whole network comes back whole, and leaves nothing behind."""
+"""A worker pool returns all weights of a network and leaves no file behind."""
 
 import pickle
 from collections.abc import Callable
@@ -16,9 +16,9 @@ from pbd.executors.base import CheckpointToken, no_checkpoint
 from pbd.learning.metrics import Metrics
 from pbd.pipeline.workers import WorkerPool
 from pbd.run_dir.journal import Journal
-from pbd.student.checkpoints import Tuning
+from pbd.student.checkpoints import FineTuneState
 
-MARKS = Metrics(0.5, 0.6, 0.7)
+METRICS = Metrics(0.5, 0.6, 0.7)
 
 
 class Gate(keras.layers.Layer):
@@ -44,54 +44,56 @@ def network() -> keras.Model:
 
 @dataclass
 class Workers:
-    """An executor whose workers add one to all weights of the network that they are given, or fail."""
+    """An executor whose workers add one to all weights of the network of a task, or fail."""
 
     fail: bool = False
-    kept: list[object] = field(default_factory=list)
+    tokens: list[object] = field(default_factory=list)
 
     def run_collective(
         self, work: Any, emit: Callable[[Any], None], max_workers: int, checkpoint: CheckpointToken = no_checkpoint
     ) -> Any:
-        self.kept.append(pickle.loads(pickle.dumps(checkpoint))())  # it goes to every worker
+        self.tokens.append(pickle.loads(pickle.dumps(checkpoint))())  # it goes to every worker
         if self.fail:
             raise RuntimeError("injected")
         weights = [
             value + 1 for value in keras.models.load_model(work.student, custom_objects={"Gate": Gate}).get_weights()
         ]
-        return weights, MARKS if type(work).__name__ == "RecalibrateTask" else Tuning(MARKS)
+        if type(work).__name__ == "RecalibrateTask":
+            return weights, METRICS
+        return FineTuneState(METRICS, 0.1, best_weights=weights)
 
 
-def crew(workers: Workers, folder: Path) -> WorkerPool:
+def worker_pool(workers: Workers, folder: Path) -> WorkerPool:
     config = RunConfig()
     journal = Journal.create(folder / "run", {})
-    context = TrainingContext("t", config.data, (4, 4, 3), config.training, "decoupled_r2", "fitted", 0, journal)
+    context = TrainingContext("t", config.data, (4, 4, 3), config.training, {}, "fitted", 0, journal)
     return WorkerPool(workers, context, lambda event: None)
 
 
-@pytest.mark.parametrize("what", ["settle", "tune"])
+@pytest.mark.parametrize("what", ["recalibrate", "fine-tune"])
 def test_all_weights_come_back(what: str, tmp_path: Path) -> None:
     workers, model = Workers(), network()
     before = model.get_weights()
-    everyone = crew(workers, tmp_path)
-    if what == "settle":
-        assert everyone.recalibrate(model) == MARKS
+    pool = worker_pool(workers, tmp_path)
+    if what == "recalibrate":
+        assert pool.recalibrate(model) == METRICS
     else:
-        assert everyone.tune(model, RunConfig().student, MARKS, 0) == Tuning(MARKS)
+        assert pool.fine_tune(model, RunConfig().student, METRICS, 0) == FineTuneState(METRICS, 0.1)
     for old, new in zip(before, model.get_weights(), strict=True):
         np.testing.assert_allclose(new, old + 1)
     assert not (tmp_path / "run" / "assembled.keras").exists()
 
 
-def test_what_was_kept_of_fine_tuning_is_told(tmp_path: Path) -> None:
+def test_the_checkpoint_token_names_the_checkpoints(tmp_path: Path) -> None:
     workers = Workers()
-    everyone = crew(workers, tmp_path)
+    pool = worker_pool(workers, tmp_path)
     (tmp_path / "run" / "fine_tuning").mkdir()
     (tmp_path / "run" / "fine_tuning" / "one.npz").write_bytes(b"")
-    everyone.tune(network(), RunConfig().student, MARKS, 0)
-    assert list(workers.kept[-1]) == ["one.npz"]
+    pool.fine_tune(network(), RunConfig().student, METRICS, 0)
+    assert list(workers.tokens[-1]) == ["one.npz"]
 
 
 def test_an_error_leaves_no_network_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="injected"):
-        crew(Workers(fail=True), tmp_path).recalibrate(network())
+        worker_pool(Workers(fail=True), tmp_path).recalibrate(network())
     assert not (tmp_path / "run" / "assembled.keras").exists()

@@ -75,7 +75,7 @@ def test_every_section_is_there_with_its_heading() -> None:
         "1.60x as fast",
         "2.90 ms to 3.10 ms",
         "8.4x smaller",
-        "epoch 2 diverged: taken back",
+        "epoch 2 diverged: undone",
         "the loss is not finite",
         "busy 12.2 s",
         "2 layers: b1, b2",

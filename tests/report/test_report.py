@@ -58,7 +58,7 @@ def unlabelled_report() -> RunReport:
             make_row("bad", "given_back", "hurt most [of all]", val_accuracy=None, params_after=590_080),
         ),
         fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
-        events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): taken back", "gave back bad"),
+        events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): undone", "restored bad"),
     )
 
 
@@ -93,7 +93,7 @@ def test_the_summary_tells_what_happened(width: int) -> None:
     assert "restored" in next(line for line in lines if line.startswith("bad"))
     assert "hurt most [of all]" in words
     assert "events epoch 1 diverged at learning rate 0.1 (the loss is not a finite number)" in words
-    assert any(line.split() == ["gave", "back", "bad"] for line in lines), "a line of its own"
+    assert any(line.split() == ["restored", "bad"] for line in lines), "a line of its own"
 
 
 def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:

@@ -17,12 +17,12 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
-from pbd.student.checkpoints import CheckpointFile, Tuning
+from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
 EPOCHS = 4
-NAME = "fine_tuning/place.npz"
+NAME = "fine_tuning/state.npz"
 START = Metrics(0.1, 0.1, 9.0)
 
 
@@ -43,9 +43,9 @@ def teacher(dataset: Dataset) -> keras.Model:
 @pytest.fixture
 def tune(
     teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[Tuning, list[np.ndarray]]]:
+) -> Callable[..., tuple[FineTuneState, list[np.ndarray]]]:
     """Return a function that tunes a damaged copy of the teacher, with a checkpoint in a folder, if one is given."""
-    examine = fine_tuning.examine
+    validate = fine_tuning.validate
 
     def run(
         folder: Path | None = None,
@@ -53,19 +53,19 @@ def tune(
         interrupt_at: int | None = None,
         script: Sequence[Metrics] | None = None,
         data: Dataset = dataset,
-    ) -> tuple[Tuning, list[np.ndarray]]:
-        student, examined = graph.flatten(teacher), list[Metrics]()
+    ) -> tuple[FineTuneState, list[np.ndarray]]:
+        student, validated = graph.flatten(teacher), list[Metrics]()
         damage(student, 0.5)
 
         def watch(*arguments: object) -> Metrics:
-            if len(examined) == interrupt_at:
+            if len(validated) == interrupt_at:
                 raise Interruption
-            marks = examine(*arguments)
-            examined.append(marks if script is None else script[len(examined)])
-            return examined[-1]
+            metrics = validate(*arguments)
+            validated.append(metrics if script is None else script[len(validated)])
+            return validated[-1]
 
         if collective is SINGLE:
-            monkeypatch.setattr(fine_tuning, "examine", watch)
+            monkeypatch.setattr(fine_tuning, "validate", watch)
         checkpoint = CheckpointFile(Journal(folder), NAME, collective) if folder else None
         config = StudentConfig(fine_tune_epochs=EPOCHS, fine_tune_learning_rate=0.01)
         tuning = fine_tuning.fine_tune(student, teacher, data, config, START, ignore, 2, collective, checkpoint)
@@ -74,7 +74,7 @@ def tune(
     return run
 
 
-def assert_equal(one: tuple[Tuning, list[np.ndarray]], other: tuple[Tuning, list[np.ndarray]]) -> None:
+def assert_equal(one: tuple[FineTuneState, list[np.ndarray]], other: tuple[FineTuneState, list[np.ndarray]]) -> None:
     assert one[0] == other[0]
     for ours, theirs in zip(one[1], other[1], strict=True):
         np.testing.assert_array_equal(ours, theirs)
@@ -123,18 +123,18 @@ def test_a_team_goes_on_together(
     tune: Callable[..., object], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
-    examine, seen = fine_tuning.examine, list[Metrics]()
+    validate, seen = fine_tuning.validate, list[Metrics]()
 
     def at_most_two(student: keras.Model, teacher: keras.Model, data: Dataset, collective: Collective) -> Metrics:
         if collective.index == 0:
             seen.append(START)
         if len(seen) > 2:
             raise Interruption
-        return examine(student, teacher, data, collective)
+        return validate(student, teacher, data, collective)
 
     (whole, weights), _ = run_threads(2, lambda collective: tune(collective=collective, data=large))
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning, "examine", at_most_two)
+        patch.setattr(fine_tuning, "validate", at_most_two)
         with pytest.raises((Interruption, CollectiveLostError)):
             run_threads(2, lambda collective: tune(tmp_path, collective, data=large))
     first, second = run_threads(2, lambda collective: tune(tmp_path, collective, data=large))
@@ -157,4 +157,4 @@ def test_a_damaged_one_is_left_aside(
     content[len(content) // 2] ^= 1
     file.write_bytes(content)
     assert_equal(tune(tmp_path), whole)
-    assert "begins anew" in caplog.text
+    assert "starts from the beginning" in caplog.text

@@ -13,10 +13,11 @@ from scipy import special
 from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset
-from pbd.learning import ghost_batch_norm, losses
+from pbd.learning import distillation, ghost_batch_norm, losses
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.student import fine_tuning
+from pbd.student.checkpoints import FineTuneState
 from tests.helpers.palette import (
     CLASSES,
     SHAPE,
@@ -120,7 +121,7 @@ def with_head(make: Callable[[Any], Any]) -> keras.Model:
 @pytest.mark.parametrize("head", HEADS)
 def test_the_logits_are_those_before_the_softmax(head: str) -> None:
     images, model = some_images(), with_head(HEADS[head])
-    found = predict(fine_tuning.logits_model(graph.flatten(model), images), images)
+    found = predict(distillation.logits_model(graph.flatten(model), images), images)
     features = predict(keras.Model(model.inputs, model.get_layer("head").input), images)
     kernel, bias = model.get_layer("head").get_weights()
     np.testing.assert_allclose(found, features @ kernel + bias, rtol=1e-4, atol=1e-5)
@@ -138,7 +139,7 @@ def test_of_other_probabilities_it_takes_the_logarithms(head: Callable[[Any], An
     images, model = some_images(), graph.flatten(with_head(head))
     probabilities = predict(model, images)
     assert probabilities.sum(axis=-1) == pytest.approx(1.0)
-    found = predict(fine_tuning.logits_model(model, images), images)
+    found = predict(distillation.logits_model(model, images), images)
     np.testing.assert_allclose(special.softmax(found, axis=-1), probabilities, rtol=1e-4)
     np.testing.assert_allclose(found, np.log(probabilities), rtol=1e-4, atol=1e-6)
 
@@ -147,7 +148,7 @@ def test_a_probability_of_zero_has_a_finite_logarithm() -> None:
     model = graph.flatten(with_head(lambda x: layers.Rescaling(1.0)(layers.Softmax()(1e4 * layers.Dense(CLASSES)(x)))))
     images = some_images()
     assert predict(model, images).min() == 0.0
-    assert np.isfinite(predict(fine_tuning.logits_model(model, images), images)).all()
+    assert np.isfinite(predict(distillation.logits_model(model, images), images)).all()
 
 
 def test_tuning_the_logits_tunes_the_student_itself(dataset: Dataset) -> None:
@@ -155,7 +156,7 @@ def test_tuning_the_logits_tunes_the_student_itself(dataset: Dataset) -> None:
     student = graph.flatten(teacher)
     damage(student, 1.0)
     before, teachers = snapshot(student), snapshot(teacher)
-    start = fine_tuning.examine(student, teacher, dataset)
+    start = fine_tuning.validate(student, teacher, dataset)
     config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
     assert moved_layers(before, student) == {"body", "head"}
@@ -166,14 +167,14 @@ def test_tuning_the_logits_tunes_the_student_itself(dataset: Dataset) -> None:
 
 @pytest.mark.parametrize("loss", ["kd_mse", "cross_entropy", "mixed"])
 def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: keras.Model, dataset: Dataset) -> None:
-    start = fine_tuning.examine(student, teacher, dataset)
+    start = fine_tuning.validate(student, teacher, dataset)
     assert start.accuracy < 0.7
     events: list[Any] = []
     config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, events.append)
     assert tuning.best.accuracy > 0.9
     assert tuning.best.agreement > 0.9
-    assert fine_tuning.examine(student, teacher, dataset) == tuning.best
+    assert fine_tuning.validate(student, teacher, dataset) == tuning.best
     assert [row["epoch"] for row in tuning.history] == [1, 2, 3, 4]
     assert tuning.history[-1]["loss"] < tuning.history[0]["loss"]
     assert {tuple(row) for row in tuning.history} == {
@@ -187,7 +188,7 @@ def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: ke
 def test_without_labels_the_teachers_answers_are_enough(
     loss: str, teacher: keras.Model, student: keras.Model, unlabelled: Dataset
 ) -> None:
-    start = fine_tuning.examine(student, teacher, unlabelled)
+    start = fine_tuning.validate(student, teacher, unlabelled)
     assert start.accuracy is None
     config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
     tuning = fine_tuning.fine_tune(student, teacher, unlabelled, config, start, ignore)
@@ -206,7 +207,7 @@ def test_the_teacher_keeps_its_weights_and_stays_as_trainable_as_it_was(
     assert set(trainable.values()) == {True, False}
     before = snapshot(teacher)
     config = StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=0.01, fine_tune_loss="mixed")
-    fine_tuning.fine_tune(student, teacher, dataset, config, fine_tuning.examine(student, teacher, dataset), ignore)
+    fine_tuning.fine_tune(student, teacher, dataset, config, fine_tuning.validate(student, teacher, dataset), ignore)
     assert moved_layers(before, teacher) == set(), "statistics included"
     assert {layer.name: layer.trainable for layer in teacher.layers} == trainable
     assert teacher.trainable
@@ -218,24 +219,24 @@ def test_divergence_is_noticed_undone_and_told(
     kind: str, teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a good student, neither can end well: what comes back is never worse than what went in."""
-    monkeypatch.setattr(fine_tuning, "MOST_STEPS_BACK", 1)
+    monkeypatch.setattr(fine_tuning, "MAX_ROLLBACKS", 1)
     rate, told = 1e4, " ("
     if kind == "no number":
         rate, told = 1e-3, "the loss is not a finite number"
         monkeypatch.setattr(losses, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
     student = graph.flatten(teacher)
     damage(student, 0.3)
-    start = fine_tuning.examine(student, teacher, dataset)
+    start = fine_tuning.validate(student, teacher, dataset)
     assert start.accuracy > 0.75
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=rate)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
     assert tuning.events[0].startswith(f"epoch 1 diverged at learning rate {rate:g}")
     assert told in tuning.events[0]
-    assert tuning.events[0].endswith(f"taken back, {rate / 4:g} from there")
+    assert tuning.events[0].endswith(f"undone, repeated at {rate / 4:g}")
     assert (tuning.best.accuracy, -tuning.best.kl) >= (start.accuracy, -start.kl)
     assert all(np.isfinite(value).all() for value in student.get_weights())
-    assert fine_tuning.examine(student, teacher, dataset) == tuning.best
+    assert fine_tuning.validate(student, teacher, dataset) == tuning.best
     if tuning.best == start:
         assert moved_layers(before, student) == set(), "statistics included"
 
@@ -244,23 +245,23 @@ class Script:
     """Metrics that follow a script, and the student's weights at each of them."""
 
     def __init__(self, *measures: tuple[float, float]) -> None:
-        self._marks = iter(Metrics(accuracy, accuracy, kl) for accuracy, kl in measures)
+        self._metrics = iter(Metrics(accuracy, accuracy, kl) for accuracy, kl in measures)
         self.seen: list[list[np.ndarray]] = []
 
     def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective) -> Metrics:
         self.seen.append(student.get_weights())
-        return next(self._marks)
+        return next(self._metrics)
 
 
 @pytest.fixture
 def follow(
     monkeypatch: pytest.MonkeyPatch, teacher: keras.Model, student: keras.Model, dataset: Dataset
-) -> Iterator[Callable[..., tuple[fine_tuning.Tuning, Script]]]:
+) -> Iterator[Callable[..., tuple[FineTuneState, Script]]]:
     """Return a function that tunes the student from (0.5, 1.0) under such a script."""
 
-    def run(*measures: tuple[float, float], epochs: int) -> tuple[fine_tuning.Tuning, Script]:
+    def run(*measures: tuple[float, float], epochs: int) -> tuple[FineTuneState, Script]:
         script = Script(*measures)
-        monkeypatch.setattr(fine_tuning, "examine", script)
+        monkeypatch.setattr(fine_tuning, "validate", script)
         config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.008)
         return fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
@@ -272,7 +273,7 @@ def is_at(student: keras.Model, weights: list[np.ndarray]) -> bool:
 
 
 def test_the_best_epoch_is_kept_and_among_equals_the_one_nearest_to_the_teacher(
-    student: keras.Model, follow: Callable[..., tuple[fine_tuning.Tuning, Script]]
+    student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     tuning, script = follow((0.6, 1.0), (0.7, 0.9), (0.7, 0.3), (0.7, 0.4), (0.65, 0.1), epochs=5)
     assert tuning.best == Metrics(0.7, 0.7, 0.3)
@@ -282,7 +283,7 @@ def test_the_best_epoch_is_kept_and_among_equals_the_one_nearest_to_the_teacher(
 
 
 def test_a_start_that_no_epoch_beats_is_kept(
-    student: keras.Model, follow: Callable[..., tuple[fine_tuning.Tuning, Script]]
+    student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     start = student.get_weights()
     tuning, _ = follow((0.5, 1.0), (0.49, 0.1), epochs=2)
@@ -292,7 +293,7 @@ def test_a_start_that_no_epoch_beats_is_kept(
 
 
 def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the_rate(
-    student: keras.Model, dataset: Dataset, follow: Callable[..., tuple[fine_tuning.Tuning, Script]]
+    student: keras.Model, dataset: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     """Epoch 2 falls below half of the 0.8 before it, is repeated, and so is epoch 3, whose divergence has no number."""
     tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.6, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
@@ -300,7 +301,7 @@ def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the
     assert [row["learning_rate"] for row in tuning.history] == pytest.approx([0.008, 0.0015, 0.0001875])
     assert len(tuning.events) == 2
     assert tuning.events[0].startswith("epoch 2 diverged at learning rate 0.006 (the accuracy fell from 0.8000 to 0.39")
-    assert tuning.events[0].endswith("taken back, 0.0015 from there")
+    assert tuning.events[0].endswith("undone, repeated at 0.0015")
     assert tuning.events[1].startswith("epoch 3 diverged at learning rate 0.00075")
     assert tuning.best == Metrics(0.9, 0.9, 0.2)
     assert is_at(student, script.seen[-1])
@@ -311,13 +312,13 @@ def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the
 
 
 def test_after_a_few_steps_back_it_is_left_at_its_best(
-    student: keras.Model, follow: Callable[..., tuple[fine_tuning.Tuning, Script]], monkeypatch: pytest.MonkeyPatch
+    student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fine_tuning, "MOST_STEPS_BACK", 2)
-    collapses = [(0.1, 5.0)] * (1 + fine_tuning.MOST_STEPS_BACK)
+    monkeypatch.setattr(fine_tuning, "MAX_ROLLBACKS", 2)
+    collapses = [(0.1, 5.0)] * (1 + fine_tuning.MAX_ROLLBACKS)
     tuning, script = follow((0.8, 0.5), *collapses, epochs=4)
-    assert len(script.seen) == 2 + fine_tuning.MOST_STEPS_BACK
-    assert len(tuning.events) == 1 + fine_tuning.MOST_STEPS_BACK
+    assert len(script.seen) == 2 + fine_tuning.MAX_ROLLBACKS
+    assert len(tuning.events) == 1 + fine_tuning.MAX_ROLLBACKS
     assert tuning.best == Metrics(0.8, 0.8, 0.5)
     assert is_at(student, script.seen[0])
     assert len(tuning.history) == 1
@@ -340,11 +341,11 @@ def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: ke
     copies = [graph.flatten(teacher) for _ in range(3)]
     for copy in copies:
         damage(copy, 0.5)
-    start, damaged = fine_tuning.examine(copies[0], teacher, large), snapshot(copies[0])
+    start, damaged = fine_tuning.validate(copies[0], teacher, large), snapshot(copies[0])
     before = predict(copies[0], some_images())
     alone = fine_tuning.fine_tune(copies[2], teacher, large, config, start, ignore)
 
-    def work(collective: Collective) -> fine_tuning.Tuning:
+    def work(collective: Collective) -> FineTuneState:
         return fine_tuning.fine_tune(
             copies[collective.index], teacher, large, config, start, ignore, collective=collective
         )
@@ -365,7 +366,7 @@ def test_divergence_steps_the_whole_team_back(
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.001, fine_tune_scope="blocks")
     large, losses = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST), iter([math.nan])
 
-    def work(collective: Collective) -> fine_tuning.Tuning:
+    def work(collective: Collective) -> FineTuneState:
         all_reduce_sum = collective.all_reduce_sum
 
         def poisoned(values: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From accepted blocks to a student: nothing else changes, statistics are the true ones, the promise is kept."""
+"""From accepted blocks to a student: nothing else changes, statistics are the true ones, the accuracy target is met."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -12,13 +12,16 @@ from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.collective import Collective
 from pbd.config import RunConfig
-from pbd.data import Dataset, WorkerShare
+from pbd.data import Dataset
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
 from pbd.student import assemble
+from pbd.student.builder import StudentBuilder, worst_blocks
+from pbd.student.checkpoints import FineTuneState
+from tests.helpers.local_workers import LocalWorkers
 from tests.helpers.palette import (
     SHAPE,
     ignore,
@@ -65,7 +68,7 @@ def accepted(tasks: tuple[BlockTask, ...]) -> dict[str, BlockResult]:
 
 @pytest.fixture
 def assembled(teacher: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult]) -> keras.Model:
-    return assemble.assemble(teacher, tasks, accepted, BLOCK)
+    return assemble.assemble(teacher, tasks, accepted)
 
 
 def batches(count: int = 3) -> list[np.ndarray]:
@@ -85,7 +88,7 @@ def test_an_assembled_block_equals_the_teacher_with_it_swapped(
         block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=1)
         blocks.set_weights(block, accepted[name].weights)
         swapped = keras.Model(teacher.inputs, output_with(teacher, name, block))
-        small = assemble.assemble(teacher, tasks, {name: accepted[name]}, BLOCK)
+        small = assemble.assemble(teacher, tasks, {name: accepted[name]})
         np.testing.assert_allclose(predict(small, images), predict(swapped, images), rtol=1e-5, atol=1e-6)
 
 
@@ -102,22 +105,21 @@ def test_only_accepted_layers_are_replaced(
             np.testing.assert_array_equal(ours, theirs)
 
 
-def shop(
-    teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], **settings: object
-) -> assemble.StudentBuilder:
-    settle, tune = assemble.recalibrate_here(teacher, dataset), assemble.tune_here(teacher, dataset, ignore)
-    return assemble.StudentBuilder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, **settings), settle, tune)
+def builder(teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], config: RunConfig) -> StudentBuilder:
+    return StudentBuilder(
+        teacher, dataset, tasks, config, ProgressDisplay(), workers=LocalWorkers(teacher, dataset, ignore)
+    )
 
 
 def test_without_accepted_blocks_the_student_is_the_teacher(
     teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...]
 ) -> None:
-    bench = shop(teacher, dataset, tasks, fine_tune_epochs=2)
-    copy, marks = bench.assemble({})
-    assert (marks.agreement, marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
+    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=2))
+    copy, measured = students.assemble({})
+    assert (measured.agreement, measured.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
     before = Metrics(0.5, 1.0, 0.0)
-    assert bench.fine_tune(copy, {}, before, bench.config.student) == assemble.Tuning(before)
+    assert students.fine_tune(copy, {}, before) == FineTuneState(before, 0.003)
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
 
 
@@ -157,20 +159,17 @@ def test_statistics_that_workers_share_are_those_of_one(
 ) -> None:
     """Of five batches, one worker has three; validation images are shared, too."""
     dataset = replace(dataset, batch_size=20)
-    models = [assemble.assemble(teacher, tasks, accepted, BLOCK) for _ in range(3)]
-    alone = assemble.recalibrate_and_evaluate(models[2], teacher, dataset)
+    models = [assemble.assemble(teacher, tasks, accepted) for _ in range(3)]
+    alone = assemble.recalibrate_and_validate(models[2], teacher, dataset)
 
-    def settle(collective: Collective) -> Metrics:
-        return assemble.recalibrate_and_evaluate(
-            models[collective.index],
-            teacher,
-            dataset.shared(WorkerShare(collective.index, collective.size)),
-            collective,
+    def recalibrate(collective: Collective) -> Metrics:
+        return assemble.recalibrate_and_validate(
+            models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
         )
 
-    for marks, model in zip(run_threads(2, settle), models, strict=False):
-        assert marks.accuracy == alone.accuracy
-        assert marks.kl == pytest.approx(alone.kl, rel=1e-4)
+    for measured, model in zip(run_threads(2, recalibrate), models, strict=False):
+        assert measured.accuracy == alone.accuracy
+        assert measured.kl == pytest.approx(alone.kl, rel=1e-4)
         for own, expected in zip(model.get_weights(), models[2].get_weights(), strict=True):
             np.testing.assert_allclose(own, expected, rtol=1e-5, atol=1e-6)
 
@@ -180,7 +179,7 @@ def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
 ) -> None:
     """Keras leaves the statistics of a frozen one alone, even in training mode."""
     teacher.get_layer("norm").trainable = False
-    assembled = assemble.assemble(teacher, tasks, accepted, BLOCK)
+    assembled = assemble.assemble(teacher, tasks, accepted)
     before = snapshot(assembled)
     assemble.recalibrate_batch_norm(assembled, batches())
     assert "norm" in moved_layers(before, assembled)
@@ -206,9 +205,14 @@ def test_a_scope_tunes_exactly_what_it_names(
     assembled.get_layer("stem").trainable = False
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
     before, teachers = snapshot(assembled), snapshot(teacher)
-    bench = shop(teacher, dataset, tasks, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01)
+    students = builder(
+        teacher,
+        dataset,
+        tasks,
+        RunConfig.of(block=BLOCK, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01),
+    )
     worst = Metrics(0.0, 0.0, 100.0)
-    bench.fine_tune(assembled, accepted, worst, bench.config.student)
+    students.fine_tune(assembled, accepted, worst)
     assert moved_layers(before, assembled) == SCOPES[scope](block_layers(accepted), set(before))
     assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
     assert moved_layers(teachers, teacher) == set()
@@ -221,9 +225,9 @@ def test_no_epochs_leave_the_student_as_it_is(
     accepted: dict[str, BlockResult],
     dataset: Dataset,
 ) -> None:
-    before, marks = snapshot(assembled), Metrics(0.25, 0.5, 2.0)
-    bench = shop(teacher, dataset, tasks, fine_tune_epochs=0)
-    assert bench.fine_tune(assembled, accepted, marks, bench.config.student) == assemble.Tuning(marks)
+    before, measured = snapshot(assembled), Metrics(0.25, 0.5, 2.0)
+    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=0))
+    assert students.fine_tune(assembled, accepted, measured) == FineTuneState(measured, 0.003)
     assert moved_layers(before, assembled) == set()
 
 
@@ -233,13 +237,13 @@ def test_a_student_says_how_it_came_to_be(
 ) -> None:
     config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, accepted, config, ProgressDisplay())
+    small = builder(able, dataset, tasks, config).build(accepted)
     assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
-    assert small.marks.score >= small.assembled.score
-    (marks,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
-    assert (small.marks.accuracy, small.marks.agreement) == (marks.accuracy, marks.agreement)
-    assert small.marks.kl == pytest.approx(marks.kl, rel=1e-4)
+    assert small.metrics.score >= small.assembled.score
+    (measured,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
+    assert (small.metrics.accuracy, small.metrics.agreement) == (measured.accuracy, measured.agreement)
+    assert small.metrics.kl == pytest.approx(measured.kl, rel=1e-4)
     assert not small.model.compiled
     assert {name for name in before if name not in snapshot(small.model)} == {"a", "b"}
     assert (small.events, small.restored) == ((), {})
@@ -274,46 +278,46 @@ def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult
     )
 
 
-def promise(target: float | None, **settings: object) -> RunConfig:
+def accuracy_target(target: float | None, **settings: object) -> RunConfig:
     config = RunConfig.of(block="decoupled_r3", **({"fine_tune_epochs": 0} | settings))
     return config if target is None else config.replace(target_accuracy_drop=target)
 
 
-def test_the_worst_layer_is_given_back_until_the_promise_holds(
+def test_the_worst_layer_is_restored_until_the_target_is_met(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     before = snapshot(able)
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.25), ProgressDisplay())
+    small = builder(able, dataset, tasks, accuracy_target(0.25)).build(dict(one_bad))
     (whole,) = metrics.evaluate(able, [able], dataset.batches("validation"), True)
-    assert small.assembled.score < whole.score - 0.25, "else there was nothing to give back"
+    assert small.assembled.score < whole.score - 0.25, "otherwise there is nothing to restore"
     assert list(small.restored) == ["b"]
     assert f"{small.assembled.score:.4f} < {whole.score - 0.25:.4f}" in small.restored["b"]
     (line,) = small.events
-    assert line.startswith("gave back b: ")
+    assert line.startswith("restored b: ")
     for one, other in zip(small.model.get_layer("b").get_weights(), able.get_layer("b").get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
-    assert f"{small.assembled.score:.4f} -> validation accuracy {small.marks.score:.4f}" in line
-    assert small.marks.score >= whole.score - 0.25
+    assert f"{small.assembled.score:.4f} -> validation accuracy {small.metrics.score:.4f}" in line
+    assert small.metrics.score >= whole.score - 0.25
     names = {layer.name for layer in small.model.layers}
     assert "b" in names
     assert "a" not in names
     assert moved_layers(before, able) == set()
-    (marks,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
-    assert marks.accuracy == small.marks.accuracy
+    (measured,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
+    assert measured.accuracy == small.metrics.accuracy
 
 
-def test_without_a_target_nothing_is_given_back(
+def test_without_a_target_nothing_is_restored(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(None), ProgressDisplay())
+    small = builder(able, dataset, tasks, accuracy_target(None)).build(dict(one_bad))
     assert (small.events, small.restored) == ((), {})
     assert not {"a", "b"} & {layer.name for layer in small.model.layers}
 
 
-def test_a_target_that_holds_gives_nothing_back(
+def test_a_target_that_is_met_restores_nothing(
     able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(1.0), ProgressDisplay())
+    small = builder(able, dataset, tasks, accuracy_target(1.0)).build(dict(one_bad))
     assert (small.events, small.restored) == ((), {})
 
 
@@ -323,14 +327,14 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
 ) -> None:
     dataset = make_dataset(labelled)
     bad = {task.layer.name: made_block(able, task, garbage=True) for task in tasks}
-    small = assemble.make(able, dataset, tasks, dict(bad), promise(0.0), ProgressDisplay())
+    small = builder(able, dataset, tasks, accuracy_target(0.0)).build(dict(bad))
     assert set(small.restored) == {"stem", "a", "b"}
     assert [len(line.split(":")[0].split(",")) for line in small.events] == [2, 1], "half of those left, each time"
     assert list(snapshot(small.model)) == list(snapshot(able))
     for one, other in zip(small.model.get_weights(), able.get_weights(), strict=True):
         np.testing.assert_array_equal(one, other)
     np.testing.assert_array_equal(predict(small.model, batches()[0]), predict(able, batches()[0]))
-    assert (small.marks.agreement, small.marks.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
+    assert (small.metrics.agreement, small.metrics.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     judged = "accuracy" if labelled else "agreement"
     assert all(f"validation {judged}" in line for line in small.events)
 
@@ -340,7 +344,7 @@ def test_a_student_made_again_is_fine_tuned_again(
 ) -> None:
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
-    small = assemble.make(able, dataset, tasks, dict(one_bad), promise(0.1, **settings), ProgressDisplay())
+    small = builder(able, dataset, tasks, accuracy_target(0.1, **settings)).build(dict(one_bad))
     assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])
@@ -359,6 +363,6 @@ def test_a_student_made_again_is_fine_tuned_again(
 def test_as_many_of_the_worst_blocks_as_the_others_may_cost(share: float, worst: tuple[str, ...]) -> None:
     costs = {"a": 4.0, "b": 2.0, "c": 3.0, "d": 1.0, "e": 0.0}
     accepted = {name: BlockResult(name, "trained", "x", val_kl=cost) for name, cost in costs.items()}
-    assert assemble.worst_blocks(accepted, share) == worst
+    assert worst_blocks(accepted, share) == worst
     accepted["e"] = BlockResult("e", "trained", "x", val_kl=float("nan"))
-    assert assemble.worst_blocks(accepted, share)[0] == "e"
+    assert worst_blocks(accepted, share)[0] == "e"

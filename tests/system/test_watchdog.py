@@ -166,3 +166,27 @@ def test_a_coordinator_that_hangs_ends_a_script_that_calls_distill(tmp_path: Pat
     _, errors = job.communicate(timeout=PATIENCE_S)
     assert job.returncode == StoppedError.exit_code, errors
     assert "this process hung" in errors
+
+
+TWO_RUNS = f"""
+import os, signal, sys
+from pbd.config import ExecutionConfig
+from pbd.executors.mpi.executor import MpiExecutor
+for run in range(2):
+    executor = MpiExecutor(ExecutionConfig(isolate=False, stall_limit={LIMIT_S}))
+    if executor.coordinates:
+        executor.finish("report")
+    else:
+        if run == 1 and sys.argv[1] == "stopped":
+            os.kill(os.getpid(), signal.SIGSTOP)
+        assert executor.serve() == "report"
+"""
+
+
+@pytest.mark.parametrize(("rank_1", "code"), [("present", 0), ("stopped", NoWorkersError.exit_code)])
+def test_a_rank_stopped_at_the_end_of_a_run_ends_the_job(rank_1: str, code: int) -> None:
+    """The script makes two runs; without heartbeats, rank 0 would wait for ever when MPI ends."""
+    command = [Path(sys.executable).parent / "mpirun", "-n", "2", sys.executable, "-c", TWO_RUNS, rank_1]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=PATIENCE_S)
+    assert done.returncode == code, done.stderr
+    assert ("rank 1 sent no heartbeat" in done.stderr) == (code != 0)

@@ -1,0 +1,31 @@
+"""The workers that a student builder needs, in this process alone."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import keras
+
+from pbd.config import StudentConfig
+from pbd.data import Dataset
+from pbd.learning.metrics import Metrics
+from pbd.records import Progress
+from pbd.student.assemble import recalibrate_and_validate
+from pbd.student.checkpoints import FineTuneState
+from pbd.student.fine_tuning import fine_tune
+
+
+@dataclass
+class LocalWorkers:
+    """Recalibrates and fine-tunes without other processes."""
+
+    teacher: keras.Model
+    dataset: Dataset
+    emit: Callable[[Progress], None]
+
+    def recalibrate(self, model: keras.Model) -> Metrics:
+        return recalibrate_and_validate(model, self.teacher, self.dataset)
+
+    def fine_tune(
+        self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
+    ) -> FineTuneState:
+        return fine_tune(model, self.teacher, self.dataset, settings, initial, self.emit, first_epoch)
