@@ -39,7 +39,7 @@ GRACE_S = 30.0
 class Row:
     """One promise of RELIABILITY.md, and what came of it."""
 
-    promise: str
+    guarantee: str
     injected: str
     figures: str
     kept: bool
@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             rows.append(PROMISES[name](Soak(place, draws, settings.share, console)))
             console.print(rows[-1])
     for row in rows:
-        table.add_row(row.promise, row.injected, row.figures, "yes" if row.kept else "NO")
+        table.add_row(row.guarantee, row.injected, row.figures, "yes" if row.kept else "NO")
     console.print(table)
     console.print(f"seed {settings.seed}, {time.monotonic() - began:.0f} s", highlight=False)
     return 0 if all(row.kept for row in rows) else 1

@@ -12,7 +12,7 @@ from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.collective import Collective
 from pbd.config import RunConfig
-from pbd.data import Dataset
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
@@ -164,7 +164,10 @@ def test_statistics_that_workers_share_are_those_of_one(
 
     def recalibrate(collective: Collective) -> Metrics:
         return assemble.recalibrate_and_validate(
-            models[collective.index], teacher, dataset.shared(Part(collective.index, collective.size)), collective
+            models[collective.index],
+            teacher,
+            dataset.shared(WorkerShare(collective.index, collective.size)),
+            collective,
         )
 
     for measured, model in zip(run_threads(2, recalibrate), models, strict=False):
