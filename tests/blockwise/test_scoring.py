@@ -124,7 +124,7 @@ def test_batches_that_are_cut_give_the_same_scores(
 ) -> None:
     """If five images fit, four are scored at once; a batch of six leaves a remainder of two."""
     seen: list[int] = []
-    pad_batches = metrics.pad_batches
+    pad_batches = scoring.pad_batches
 
     def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
         for images, labels, count in pad_batches(batches):
