@@ -139,18 +139,18 @@ class CostTable:
         """Return what each layer takes one of several workers that train all layers together, exchanges aside."""
         return replace(self, layers={name: times.shared(workers) for name, times in self.layers.items()})
 
-    def check(self, wanted: Conditions, layer_names: Collection[str]) -> None:
-        """Refuse to serve a run that the table was not made for.
+    def check(self, conditions: Conditions, layer_names: Collection[str]) -> None:
+        """Check that the table applies to a run with these conditions and layers.
 
         Raises:
             UsageError: the teacher, the block, its first weights or the batch size differ, or a layer is missing.
         """
         for field in fields(Conditions):
-            own, other = getattr(self.conditions, field.name), getattr(wanted, field.name)
-            if own != other:
+            measured, requested = getattr(self.conditions, field.name), getattr(conditions, field.name)
+            if measured != requested:
                 raise UsageError(
-                    f"--costs needs a table made with the run's {field.name}. Received: {own!r}, and the run has "
-                    f"{other!r}. Give --costs calibrate, or a table of such a run."
+                    f"--costs needs a table made with the run's {field.name}. Received: {measured!r}, and the run has "
+                    f"{requested!r}. Give --costs calibrate, or a table of such a run."
                 )
         missing = sorted(set(layer_names) - set(self.layers))
         if missing:
@@ -175,11 +175,13 @@ class CostTable:
         layers = dict(self.layers)
         measured = 0
         for group in _measured_groups(results):
-            own = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
-            predicted_s = own._group_s(group, work, grouped) if len(own.layers) == len(group) else 0.0
+            of_group = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
+            predicted_s = of_group._group_s(group, work, grouped) if len(of_group.layers) == len(group) else 0.0
             if predicted_s > 0:
                 measured += len(group)
-                layers |= {name: times.scaled(group[0].seconds / predicted_s) for name, times in own.layers.items()}
+                layers |= {
+                    name: times.scaled(group[0].seconds / predicted_s) for name, times in of_group.layers.items()
+                }
         if measured == 0:
             return self
         rest = "" if measured == len(layers) else f"; {len(layers) - measured} of {len(layers)} layers: {self.source}"
@@ -188,9 +190,9 @@ class CostTable:
     def _group_s(self, group: Sequence[BlockResult], work: Workload, grouped: bool) -> float:
         """Return the predicted seconds of these layers in one group, for the epochs that each of them trained."""
         worked = {result.layer: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
-        longest = max(worked.values(), key=lambda own: own.epochs)
+        longest = max(worked.values(), key=lambda workload: workload.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
-        return max(shared_s[name] for name in worked) + sum(self.layers[n].block_s(own) for n, own in worked.items())
+        return max(shared_s[name] for name in worked) + sum(self.layers[n].block_s(w) for n, w in worked.items())
 
     def as_json(self) -> dict[str, Any]:
         """Return what `costs.json` holds."""
@@ -210,14 +212,14 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     ]
 
 
-def read_given(wanted: str) -> CostTable | None:
-    """Return the table that `--costs` names; `None` where it names none.
+def read_requested(costs: str) -> CostTable | None:
+    """Return the table in the file that `--costs` names; `None` if it names no file.
 
     Raises:
         MissingInputError: there is no such file, or it cannot be read.
         BadInputError: it holds something else, or a cost that is none.
     """
-    return None if wanted in NO_FILE else read_table(Path(wanted))
+    return None if costs in NO_FILE else read_table(Path(costs))
 
 
 def read_table(path: Path) -> CostTable:
@@ -235,9 +237,9 @@ def read_table(path: Path) -> CostTable:
             f"{error.strerror}. Check the path."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        said = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200].rstrip(".")
+        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200].rstrip(".")
         raise BadInputError(
-            f"a table of costs must be one that pbd wrote. Received: {str(path)!r}: {said}. Give --costs calibrate."
+            f"a table of costs must be one that pbd wrote. Received: {str(path)!r}: {reason}. Give --costs calibrate."
         ) from error
 
 

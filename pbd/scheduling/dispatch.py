@@ -24,9 +24,9 @@ class Dispatcher:
 
     def take(self, worker: int) -> TaskGroup | None:
         """Return the worker's next group, which is no longer left to do; `None` where there is nothing for it."""
-        own = self._queues.get(worker)
-        if own:
-            return own.popleft()
+        queue = self._queues.get(worker)
+        if queue:
+            return queue.popleft()
         if self._pool:
             return self._pool.popleft()
         longest = max(self._queues.values(), key=len, default=None)

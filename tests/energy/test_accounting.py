@@ -58,12 +58,12 @@ def by_layer(blocks_j: Mapping[BlockKey, float | None]) -> dict[str, float | Non
 def test_two_workers_of_one_host_share_what_it_spends() -> None:
     kept = account(of_host("one"), dict.fromkeys(range(2), without_meter("one")))
     results = [block("a", 0, 0.0, 6.0), block("b", 1, 0.0, 10.0), block("c", 1, 0.0, 10.0)]
-    bill = kept.shares(results, SECONDS)
-    assert by_layer(bill.blocks_j) == pytest.approx({"a": 300.0, "b": 250.0, "c": 250.0})
-    assert (bill.busy_j, bill.idle_j) == (pytest.approx({0: 300.0, 1: 500.0}), pytest.approx({0: 200.0, 1: 0.0}))
-    assert sum(bill.blocks_j.values()) + sum(bill.idle_j.values()) == pytest.approx(kept.read().total_j)
-    assert [result.energy_j for result in bill.with_energy(results)] == pytest.approx([300.0, 250.0, 250.0])
-    rows = bill.with_worker_energy([WorkerReport(1, 10.0, 0.0), WorkerReport(2, 0.0, 10.0)])
+    shares = kept.shares(results, SECONDS)
+    assert by_layer(shares.blocks_j) == pytest.approx({"a": 300.0, "b": 250.0, "c": 250.0})
+    assert (shares.busy_j, shares.idle_j) == (pytest.approx({0: 300.0, 1: 500.0}), pytest.approx({0: 200.0, 1: 0.0}))
+    assert sum(shares.blocks_j.values()) + sum(shares.idle_j.values()) == pytest.approx(kept.read().total_j)
+    assert [result.energy_j for result in shares.with_energy(results)] == pytest.approx([300.0, 250.0, 250.0])
+    rows = shares.with_worker_energy([WorkerReport(1, 10.0, 0.0), WorkerReport(2, 0.0, 10.0)])
     assert [(row.busy_j, row.idle_j) for row in rows] == [(pytest.approx(500.0), pytest.approx(0.0)), (None, None)]
 
 
@@ -72,9 +72,9 @@ def test_hosts_with_clocks_of_their_own_are_shared_out_one_by_one() -> None:
     """The coordinator's host has no worker, as with Dask: what it spends is the run's, and no worker's."""
     others = {0: of_host("one", clock_s=5000.0), 1: without_meter("one", 5010.0), 2: of_host("two", (400.0,) * 11, -70)}
     kept = account(of_host("here"), others)
-    bill = kept.shares([block("a", 0, 0.0, 10.0), block("b", 2, 0.0, 5.0)], SECONDS)
-    assert by_layer(bill.blocks_j) == pytest.approx({"a": 500.0, "b": 2000.0})
-    assert bill.idle_j == pytest.approx({0: 0.0, 1: 500.0, 2: 2000.0})
+    shares = kept.shares([block("a", 0, 0.0, 10.0), block("b", 2, 0.0, 5.0)], SECONDS)
+    assert by_layer(shares.blocks_j) == pytest.approx({"a": 500.0, "b": 2000.0})
+    assert shares.idle_j == pytest.approx({0: 0.0, 1: 500.0, 2: 2000.0})
     said = kept.summary(resumed=False)
     assert (said["total_j"], said["hosts"], said["partial"]) == (pytest.approx(6000.0), 3, False)
 
@@ -83,18 +83,18 @@ def test_hosts_with_clocks_of_their_own_are_shared_out_one_by_one() -> None:
 def test_a_block_that_all_train_together_is_charged_for_all_and_one_that_was_found_for_nothing() -> None:
     others = {0: without_meter("here"), 1: of_host("two", (400.0,) * 11)}
     kept = account(of_host("here"), others)
-    bill = kept.shares([block("a", 0, 0.0, 10.0, shared=True), block("b", 0, 0.0, 10.0, from_journal=True)], SECONDS)
-    assert by_layer(bill.blocks_j) == pytest.approx({"a": 5000.0})
-    assert bill.busy_j == pytest.approx({0: 1000.0, 1: 4000.0})
+    shares = kept.shares([block("a", 0, 0.0, 10.0, shared=True), block("b", 0, 0.0, 10.0, from_journal=True)], SECONDS)
+    assert by_layer(shares.blocks_j) == pytest.approx({"a": 5000.0})
+    assert shares.busy_j == pytest.approx({0: 1000.0, 1: 4000.0})
 
 
 @pytest.mark.fast
 def test_a_meter_that_is_lost_while_blocks_train_is_named_and_nothing_is_made_up() -> None:
     lost = of_host("here", [100.0] * 6 + [None] * 5)
     kept = account(lost, {0: without_meter("here")})
-    bill = kept.shares([block("a", 0, 0.0, 4.0), block("b", 0, 4.0, 6.0)], SECONDS)
-    assert by_layer(bill.blocks_j) == {"a": pytest.approx(400.0), "b": None}
-    assert (bill.busy_j, bill.idle_j) == ({0: None}, {0: None})
+    shares = kept.shares([block("a", 0, 0.0, 4.0), block("b", 0, 4.0, 6.0)], SECONDS)
+    assert by_layer(shares.blocks_j) == {"a": pytest.approx(400.0), "b": None}
+    assert (shares.busy_j, shares.idle_j) == ({0: None}, {0: None})
     said = kept.summary(resumed=False)
     assert (said["total_j"], said["partial"]) == (pytest.approx(500.0), True)
     assert said["notes"] == ["package-0 (rapl): lost after 5 s: the recording has no value here"]
@@ -106,8 +106,8 @@ def test_a_host_that_is_lost_keeps_what_it_had_read_and_one_without_a_meter_is_m
     began, halfway = dataclasses.replace(of_host("here"), ended_s=0.0, traces=()), of_host("here")
     whole = of_host("here", (100.0,) * 21)
     kept = accounting.EnergyAccount(Shown(began, halfway, halfway, whole), lambda: dict(others))
-    bill = kept.shares([block("a", 1, 0.0, 10.0), block("b", 2, 0.0, 10.0)], SECONDS)
-    assert by_layer(bill.blocks_j) == {"a": pytest.approx(1000.0), "b": None}
+    shares = kept.shares([block("a", 1, 0.0, 10.0), block("b", 2, 0.0, 10.0)], SECONDS)
+    assert by_layer(shares.blocks_j) == {"a": pytest.approx(1000.0), "b": None}
     del others[1]
     said = kept.summary(resumed=True)
     assert (said["total_j"], said["partial"]) == (pytest.approx(3000.0), True)
@@ -122,8 +122,8 @@ def test_a_host_that_is_lost_keeps_what_it_had_read_and_one_without_a_meter_is_m
 def test_without_a_meter_there_are_no_joules_and_one_line_says_why() -> None:
     nothing = unread("Processors are measured so. Received: nothing. Do this.")
     kept = accounting.EnergyAccount(Shown(nothing), lambda: dict.fromkeys(range(2), unread()))
-    bill = kept.shares([block("a", 0, 0.0, 10.0)], SECONDS)
-    assert bill == accounting.EnergyShares({BlockKey("a", "x"): None}, {0: None, 1: None}, {0: None, 1: None})
+    shares = kept.shares([block("a", 0, 0.0, 10.0)], SECONDS)
+    assert shares == accounting.EnergyShares({BlockKey("a", "x"): None}, {0: None, 1: None}, {0: None, 1: None})
     said = kept.summary(resumed=True)
     assert (said["source"], said["total_j"], said["partial"]) == ("none", None, False)
     assert said["notes"] == ["Processors are measured so. Received: nothing. Do this."]
@@ -200,11 +200,11 @@ if executor.coordinates:
         began = time.monotonic()
         results = list(executor.run(sleeper, assignment, lambda _: None))
         seconds = time.monotonic() - began
-        bill = account.shares(results, seconds)
+        shares = account.shares(results, seconds)
         said = account.summary(resumed=False)
     took_s = {result.layer: result.seconds for result in results}
-    blocks_j = {key.layer: joules for key, joules in bill.blocks_j.items()}
-    print(json.dumps([took_s, blocks_j, list(bill.busy_j.values()), list(bill.idle_j.values()), seconds, said]))
+    blocks_j = {key.layer: joules for key, joules in shares.blocks_j.items()}
+    print(json.dumps([took_s, blocks_j, list(shares.busy_j.values()), list(shares.idle_j.values()), seconds, said]))
     executor.finish("done")
 else:
     executor.serve()

@@ -36,7 +36,7 @@ SMALL_DISK = "2m"
 class Found:
     """What a trial came to."""
 
-    describe: str
+    description: str
     kept: bool
 
 
