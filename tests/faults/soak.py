@@ -37,7 +37,7 @@ GRACE_S = 30.0
 
 @dataclass(frozen=True)
 class Row:
-    """One promise of RELIABILITY.md, and what came of it."""
+    """One guarantee of RELIABILITY.md, and what came of it."""
 
     guarantee: str
     injected: str
@@ -326,7 +326,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="keep the runs there")
     settings = parser.parse_args(argv)
     console, began = Console(width=150), time.monotonic()
-    table = Table("promise", "injected", "figures", "kept")
+    table = Table("guarantee", "injected", "figures", "kept")
     rows: list[Row] = []
     with tempfile.TemporaryDirectory() as temporary:
         place = Range.at((settings.folder or Path(temporary)) / f"soak-{os.getpid()}")
