@@ -34,12 +34,45 @@ class Plan:
     """An assignment, its predicted costs, and the reasons for it."""
 
     assignment: Assignment
-    predicted_from: str
-    """The source of the predicted times."""
-    measured_costs: Callable[[Sequence[BlockResult], str], CostTable]
-    """Returns the cost table corrected by the results of this plan; also takes the run directory."""
+    table: CostTable
+    """The predicted costs."""
+    work: Workload
+    grouped: bool
     reason: str = ""
     """The reasons for the parallelism and for the number of groups; empty if neither was chosen."""
+
+    @property
+    def predicted_from(self) -> str:
+        """The source of the predicted times."""
+        return self.table.source
+
+    def measured_costs(self, results: Sequence[BlockResult], run_dir: str) -> CostTable:
+        """Return the cost table corrected by the results of this plan."""
+        return self.table.corrected(results, self.work, self.grouped, run_dir)
+
+
+@dataclass(frozen=True)
+class Assigner:
+    """Assigns the tasks of a run to its workers, for any costs; picklable."""
+
+    tasks: tuple[BlockTask, ...]
+    scheduler: Scheduler
+    grouped: bool
+    num_workers: int
+    members: int | None
+    """The size of the collective in data parallelism; `None` in task parallelism."""
+
+    def assign(self, table: CostTable, work: Workload, budget: MemoryBudget | None = None) -> Assignment:
+        """Return the assignment, with groups cut to fit into the budget if there is one."""
+        if self.members is not None:
+            return share(self.tasks, table, work, self.members, self.num_workers, budget=budget)
+        costs = table.costs(work, self.grouped)
+        whole = self.scheduler(self.tasks, costs, self.num_workers)
+        return whole if budget is None else cutting.cut(whole, costs, budget.fits)
+
+    def makespan_s(self, table: CostTable, work: Workload) -> float:
+        """Return the predicted seconds of the block phase."""
+        return self.assign(table, work).predicted_makespan_s
 
 
 def make_plan(
@@ -64,43 +97,24 @@ def make_plan(
         UsageError: A layer does not fit into the memory limit, or `given_costs` was made for another run.
         NoWorkersError: The workers' processes were lost at every attempt.
     """
+    batch_size = context.data.batch_size
     work, load_s = executor.call(functools.partial(calibration.load_workload, context, tuple(tasks)))
+    # Measured before a calibration, whose graphs would count as memory in use.
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     budget = footprint.budget(config.memory_limit)
     parallelism = choose_parallelism(config, context.designs.values(), executor, work.steps)
+    members = min(executor.collective_size, batch_size) if parallelism.data else None
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
+    assigner = Assigner(tuple(missing), scheduler, config.group, executor.num_workers, members)
 
-    makespan_s = None  # without a choice between assignments, a calibration would be wasted
-    if not parallelism.data and executor.num_workers > 1:
-        makespan_s = functools.partial(_makespan_s, scheduler, tuple(missing), executor.num_workers, config.group)
+    # The costs decide nothing in data parallelism or on a single worker, so a calibration would be wasted.
+    makespan_s = assigner.makespan_s if members is None and executor.num_workers > 1 else None
     predict = functools.partial(calibration.predict, context, tuple(tasks), work, load_s, given_costs, makespan_s)
     table = _predict_or_estimate(predict, config.costs, executor)
-
-    members = min(executor.collective_size, context.data.batch_size) if parallelism.data else 1
-    if parallelism.data:
-        whole = share(missing, table, work, members, executor.num_workers)
-        assignment = share(missing, table, work, members, executor.num_workers, budget=budget)
-    else:
-        costs = table.costs(work, config.group)
-        whole = scheduler(missing, costs, executor.num_workers)
-        assignment = cutting.cut(whole, costs, budget.fits)
-    budget.check(assignment.groups, members, context.data.batch_size)
-
-    reasons = [*parallelism.reasons, *_explain_cutting(whole, assignment, budget)]
-    measured_costs = functools.partial(_corrected, table, work, config.group)
-    return Plan(assignment, table.source, measured_costs, "; ".join(reasons))
-
-
-def _makespan_s(
-    scheduler: Scheduler,
-    tasks: Sequence[BlockTask],
-    num_workers: int,
-    grouped: bool,
-    table: CostTable,
-    work: Workload,
-) -> float:
-    """Return the predicted seconds of the block phase with task parallelism."""
-    return scheduler(tasks, table.costs(work, grouped), num_workers).predicted_makespan_s
+    assignment = assigner.assign(table, work, budget)
+    budget.check(assignment.groups, members or 1, batch_size)
+    reasons = [*parallelism.reasons, *_explain_cutting(assigner.assign(table, work), assignment, budget)]
+    return Plan(assignment, table, work, config.group, "; ".join(reasons))
 
 
 def _predict_or_estimate(predict: Callable[[str], CostTable], source: str, executor: Executor) -> CostTable:
@@ -117,12 +131,6 @@ def _explain_cutting(whole: Assignment, cut: Assignment, budget: MemoryBudget) -
     if len(cut.groups) == len(whole.groups):
         return []
     return [f"{len(cut.groups)} groups of at most {budget.describe()} each"]
-
-
-def _corrected(
-    table: CostTable, work: Workload, grouped: bool, results: Sequence[BlockResult], run_dir: str
-) -> CostTable:
-    return table.corrected(results, work, grouped, run_dir)
 
 
 def carry_out(
