@@ -15,7 +15,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import TeacherConfig
 from pbd.errors import BadInputError
 from pbd.networks import cost, files, graph
-from pbd.pipeline import teachers
+from pbd.pipeline import built_in
 from pbd.records import BlockTask
 from tests.helpers.swapping import swap_blocks
 
@@ -55,7 +55,7 @@ def randomise_normalisations(model: keras.Model) -> None:
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Iterator[Subject]:
     side = NETWORKS[request.param][2]
-    original = teachers.build(TeacherConfig(teacher=request.param), (side, side, 3), 10, seed=0)
+    original = built_in.build(TeacherConfig(teacher=request.param), (side, side, 3), 10, seed=0)
     randomise_normalisations(original)
     flat = graph.flatten(original, (side, side, 3))
     tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)
@@ -82,7 +82,7 @@ def test_every_convolution_is_found(network: Subject) -> None:
 
 def test_all_but_the_stem_is_replaced_by_default(network: Subject) -> None:
     stem, *others = network.tasks
-    assert stem.input_shape[-1] == 3
+    assert stem.layer.input_shape[-1] == 3
     assert all(task.layer.input_shape[-1] >= FEWEST_CHANNELS and task in profitable(network.tasks) for task in others)
     reason = "input channels: 3" if stem in profitable(network.tasks) else "its block costs"
     with pytest.raises(BadInputError, match=reason):
