@@ -83,7 +83,7 @@ class BlockDesign(Protocol):
             block: a model from `layer.input_shape` to `layer.output_shape` (see `build_block`).
             layer: the convolution to replace.
             kernel: the layer's trained weights.
-            statistics: of the layer's inputs and outputs, as far as the design needs them and `block_init` allows;
+            statistics: of the layer's inputs and outputs: those that the design needs and `block_init` allows;
                 None if there are none.
         """
 

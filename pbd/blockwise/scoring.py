@@ -119,6 +119,5 @@ def score(
     *sums_of_all, count_of_all = all_reduce_sums(collective, [*sums.values(), image_count])
     error, mean, square = (total / count_of_all for total in sums_of_all)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)  # variance = E[x^2] - E[x]^2
-    return {
-        name: Score(float(one), metrics) for name, one, metrics in zip(built, nmse, accumulator.result(), strict=True)
-    }
+    results = zip(built, nmse, accumulator.result(), strict=True)
+    return {name: Score(float(error), metrics) for name, error, metrics in results}

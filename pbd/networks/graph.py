@@ -123,10 +123,10 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
     """
     declared = image_shape(model)
     model = as_functional(model)
-    shape = shape or declared
-    if len(declared) != len(shape) or any(a not in (None, b) for a, b in zip(declared, shape, strict=True)):
-        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {tuple(shape)}.")
-    inputs = keras.Input(shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
+    requested = tuple(shape or declared)
+    if len(declared) != len(requested) or any(a not in (None, b) for a, b in zip(declared, requested, strict=True)):
+        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {requested}.")
+    inputs = keras.Input(requested, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
     cloner = _Cloner()
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)

@@ -216,7 +216,7 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     ]
 
 
-def read_given(source: str) -> CostTable | None:
+def read_requested(source: str) -> CostTable | None:
     """Return the table if `--costs` is a path, else `None`.
 
     Raises:

@@ -87,16 +87,16 @@ def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     for task in scored.tasks:
         alone = swap_blocks(scored.teacher, [task])
         blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer.name]))
-        found, measured = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
-        agreement = np.mean(found.argmax(axis=1) == expected.argmax(axis=1))
+        swapped, result = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
+        agreement = np.mean(swapped.argmax(axis=1) == expected.argmax(axis=1))
         assert 0 < agreement < 1
-        assert measured.agreement == pytest.approx(agreement)
-        assert measured.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / found), axis=1)), rel=1e-3)
+        assert result.agreement == pytest.approx(agreement)
+        assert result.kl == pytest.approx(np.mean(np.sum(expected * np.log(expected / swapped), axis=1)), rel=1e-3)
         if scored.dataset.labelled:
-            assert measured.accuracy == pytest.approx(np.mean(found.argmax(axis=1) == scored.labels))
-            assert measured.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
+            assert result.accuracy == pytest.approx(np.mean(swapped.argmax(axis=1) == scored.labels))
+            assert result.accuracy == metrics.accuracy(alone, scored.dataset.batches("validation"))
         else:
-            assert measured.accuracy is None
+            assert result.accuracy is None
 
 
 def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -> None:
@@ -124,7 +124,7 @@ def test_batches_that_are_cut_give_the_same_scores(
 ) -> None:
     """If five images fit, four are scored at once; a batch of six leaves a remainder of two."""
     seen: list[int] = []
-    pad_batches = metrics.pad_batches
+    pad_batches = scoring.pad_batches
 
     def counted(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
         for images, labels, count in pad_batches(batches):

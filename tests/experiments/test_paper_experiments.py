@@ -23,8 +23,6 @@ from pbd.errors import BadInputError, CannotCreateError, MissingInputError, Usag
 from profiling.greenup import Measured
 from tests.helpers.report_factory import make_report, make_row
 
-pytestmark = pytest.mark.fast
-
 SCRIPTS = everything.SCRIPTS
 RUN_SCRIPTS = [script for script in SCRIPTS if script is not figure5]
 

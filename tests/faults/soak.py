@@ -1,4 +1,4 @@
-"""`make soak`: injects faults into real runs, many times, and prints what was promised and what came of it.
+"""`make soak`: injects faults into real runs, many times, and prints what was guaranteed and what came of it.
 
     python -m tests.faults.soak [--only G1 G4] [--share 0.1] [--seed 0] [--folder DIR]
 
@@ -47,7 +47,7 @@ class Row:
 
 @dataclass
 class Soak:
-    """What all promises are tried with."""
+    """What all guarantees are tried with."""
 
     place: Range
     draws: random.Random
@@ -318,7 +318,7 @@ PROMISES: dict[str, Callable[[Soak], Row]] = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Try the promises and print the table; return the exit code."""
+    """Try the guarantees and print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.faults.soak", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="+", choices=PROMISES, default=list(PROMISES), metavar="G")
     parser.add_argument("--share", type=float, default=1.0, help="of the number of runs")

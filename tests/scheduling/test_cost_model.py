@@ -20,7 +20,7 @@ from pbd.scheduling.cost_table import (
     LayerTimes,
     Workload,
     interpolated,
-    read_given,
+    read_requested,
     read_table,
     table_from_macs,
 )
@@ -134,8 +134,8 @@ def test_no_epochs_leave_the_checks_and_the_scores() -> None:
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
     (tmp_path / "costs.json").write_text(json.dumps(TABLE.as_json()))
     assert read_table(tmp_path / "costs.json") == TABLE
-    assert read_given(str(tmp_path / "costs.json")) == TABLE
-    assert read_given("auto") is read_given("calibrate") is read_given("macs") is None
+    assert read_requested(str(tmp_path / "costs.json")) == TABLE
+    assert read_requested("auto") is read_requested("calibrate") is read_requested("macs") is None
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: str) -> Non
 def test_a_misspelt_choice_or_a_folder_is_a_missing_file(tmp_path: Path) -> None:
     for wanted in ("calibrat", str(tmp_path)):
         with pytest.raises(MissingInputError, match="auto, calibrate, macs"):
-            read_given(wanted)
+            read_requested(wanted)
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,11 @@ import pytest
 
 from experiments.paper_scheme import output_with
 from pbd import blocks
+from pbd.blocks.initialisation import initialise
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.collective import Collective
 from pbd.config import RunConfig
-from pbd.data import Dataset
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
@@ -36,6 +37,7 @@ from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 BLOCK = "two_layer"
+FULL_RANK = "decoupled_r3"
 
 
 @pytest.fixture(scope="module")
@@ -164,7 +166,10 @@ def test_statistics_that_workers_share_are_those_of_one(
 
     def recalibrate(collective: Collective) -> Metrics:
         return assemble.recalibrate_and_validate(
-            models[collective.index], teacher, dataset.shared(WorkerShare(collective.index, collective.size)), collective
+            models[collective.index],
+            teacher,
+            dataset.shared(WorkerShare(collective.index, collective.size)),
+            collective,
         )
 
     for measured, model in zip(run_threads(2, recalibrate), models, strict=False):
@@ -256,38 +261,40 @@ def able(dataset: Dataset) -> keras.Model:
 
 
 @pytest.fixture
-def one_bad(able: keras.Model, tasks: tuple[BlockTask, ...]) -> dict[str, BlockResult]:
-    """A block for `a` that is the layer itself, almost, and one for `b` that is garbage."""
-    return {task.layer.name: made_block(able, task, garbage=task.layer.name == "b") for task in tasks[1:]}
+def full_rank(teacher: keras.Model) -> tuple[BlockTask, ...]:
+    """Tasks of a design that can equal the layer itself."""
+    return enumerate_tasks(teacher, blocks.get(FULL_RANK), include_unprofitable=True)
+
+
+@pytest.fixture
+def one_bad(able: keras.Model, full_rank: tuple[BlockTask, ...]) -> dict[str, BlockResult]:
+    """A block for `a` that nearly equals the layer, and one for `b` that outputs noise."""
+    return {task.layer.name: made_block(able, task, garbage=task.layer.name == "b") for task in full_rank[1:]}
 
 
 def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult:
-    """Return a block of the full rank, which can be the layer itself, or one that answers with large noise."""
-    from pbd.blocks.initialisation import initialise
-
-    name, full = task.layer.name, blocks.build_block(blocks.get("decoupled_r3"), task.layer, seed=0)
-    prefix = graph.truncate(able, [name])
+    """Return a block that nearly equals its layer, or one that outputs large noise."""
+    name, design = task.layer.name, blocks.get(FULL_RANK)
+    block, prefix = blocks.build_block(design, task.layer, seed=0), graph.truncate(able, [name])
     images = [np.asarray(batches(1)[0])]
-    initialise({name: full}, [task], able, prefix, images, "decoupled_r3", "kernel", 0)
-    weights = blocks.get_weights(full)
+    initialise({name: block}, [task], {FULL_RANK: design}, able, prefix, images, "kernel", 0)
+    weights = blocks.get_weights(block)
     if garbage:
         generator = np.random.default_rng(1)
         weights = {key: generator.normal(0.0, 5.0, value.shape).astype("float32") for key, value in weights.items()}
-    return BlockResult(
-        name, "trained", "decoupled_r3", weights=weights, val_accuracy=1.0, val_kl=1.0 if garbage else 0.01
-    )
+    return BlockResult(name, "trained", FULL_RANK, weights=weights, val_accuracy=1.0, val_kl=1.0 if garbage else 0.01)
 
 
 def accuracy_target(target: float | None, **settings: object) -> RunConfig:
-    config = RunConfig.of(block="decoupled_r3", **({"fine_tune_epochs": 0} | settings))
+    config = RunConfig.of(block=FULL_RANK, **({"fine_tune_epochs": 0} | settings))
     return config if target is None else config.replace(target_accuracy_drop=target)
 
 
 def test_the_worst_layer_is_restored_until_the_target_is_met(
-    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     before = snapshot(able)
-    small = builder(able, dataset, tasks, accuracy_target(0.25)).build(dict(one_bad))
+    small = builder(able, dataset, full_rank, accuracy_target(0.25)).build(dict(one_bad))
     (whole,) = metrics.evaluate(able, [able], dataset.batches("validation"), True)
     assert small.assembled.score < whole.score - 0.25, "otherwise there is nothing to restore"
     assert list(small.restored) == ["b"]
@@ -307,27 +314,27 @@ def test_the_worst_layer_is_restored_until_the_target_is_met(
 
 
 def test_without_a_target_nothing_is_restored(
-    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = builder(able, dataset, tasks, accuracy_target(None)).build(dict(one_bad))
+    small = builder(able, dataset, full_rank, accuracy_target(None)).build(dict(one_bad))
     assert (small.events, small.restored) == ((), {})
     assert not {"a", "b"} & {layer.name for layer in small.model.layers}
 
 
 def test_a_target_that_is_met_restores_nothing(
-    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
-    small = builder(able, dataset, tasks, accuracy_target(1.0)).build(dict(one_bad))
+    small = builder(able, dataset, full_rank, accuracy_target(1.0)).build(dict(one_bad))
     assert (small.events, small.restored) == ((), {})
 
 
 @pytest.mark.parametrize("labelled", [True, False])
 def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
-    labelled: bool, able: keras.Model, tasks: tuple[BlockTask, ...]
+    labelled: bool, able: keras.Model, full_rank: tuple[BlockTask, ...]
 ) -> None:
     dataset = make_dataset(labelled)
-    bad = {task.layer.name: made_block(able, task, garbage=True) for task in tasks}
-    small = builder(able, dataset, tasks, accuracy_target(0.0)).build(dict(bad))
+    bad = {task.layer.name: made_block(able, task, garbage=True) for task in full_rank}
+    small = builder(able, dataset, full_rank, accuracy_target(0.0)).build(dict(bad))
     assert set(small.restored) == {"stem", "a", "b"}
     assert [len(line.split(":")[0].split(",")) for line in small.events] == [2, 1], "half of those left, each time"
     assert list(snapshot(small.model)) == list(snapshot(able))
@@ -340,11 +347,11 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
 
 
 def test_a_student_made_again_is_fine_tuned_again(
-    able: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
+    able: keras.Model, dataset: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
-    small = builder(able, dataset, tasks, accuracy_target(0.1, **settings)).build(dict(one_bad))
+    small = builder(able, dataset, full_rank, accuracy_target(0.1, **settings)).build(dict(one_bad))
     assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])
