@@ -7,7 +7,7 @@ import numpy as np
 
 from pbd.data.feeds.tf_augment import augmented
 from pbd.data.feeds.tf_images import reader
-from pbd.data.order import WorkerShare, training_positions
+from pbd.data.order import WorkerShare, positions_in_order, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
 
@@ -77,7 +77,8 @@ def _rows_in_order(split: "IndexedSplit", batch_size: int, limit: int | None, sh
     import tensorflow as tf
 
     count = len(split) if limit is None else min(limit, len(split))
-    positions = tf.data.Dataset.range(count).batch(batch_size).shard(share.count, share.index)
+    batches = positions_in_order(count, batch_size, share)
+    positions = tf.data.Dataset.from_generator(lambda: batches, output_signature=tf.TensorSpec([None], tf.int64))
     return positions.map(_row_reader(split), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
