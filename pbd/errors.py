@@ -64,9 +64,9 @@ class EnvironmentMismatchError(PbdError):
 FINISHED_WITH_FAILED_BLOCKS = 79
 
 
-def unknown_name(kind: str, received: str, known: Iterable[str]) -> str:
+def unknown_name(kind: str, received: str, names: Iterable[str]) -> str:
     """Return the line that says `received` is no known `kind`, with the nearest name."""
-    known = sorted(known)
-    near = difflib.get_close_matches(received, known, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(known)}."
+    choices = sorted(names)
+    near = difflib.get_close_matches(received, choices, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(choices)}."
     return f"unknown {kind}. Received: {received!r}. {hint}"

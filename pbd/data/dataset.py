@@ -114,11 +114,11 @@ class Dataset:
 
     def digest(self) -> str:
         """Return a SHA-256 of the splits: images, or the names of their files, and labels; of a stream, its sizes."""
-        found = hashlib.sha256()
+        checksum = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for part in split.content():
-                found.update(part)
-        return found.hexdigest()
+                checksum.update(part)
+        return checksum.hexdigest()
 
     @property
     def own(self) -> slice:

@@ -162,6 +162,6 @@ class ShareStatistics(keras.callbacks.Callback):
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         if self._collective.size > 1 and self._variables:
-            own = [self._share * keras.ops.convert_to_numpy(variable) for variable in self._variables]
-            for variable, value in zip(self._variables, all_reduce_sums(self._collective, own), strict=True):
+            weighted = [self._share * keras.ops.convert_to_numpy(variable) for variable in self._variables]
+            for variable, value in zip(self._variables, all_reduce_sums(self._collective, weighted), strict=True):
                 variable.assign(value)

@@ -162,8 +162,8 @@ class BuiltInTeacher:
         if weights not in (None, "imagenet") and not Path(weights).is_file():
             raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
         if not built_in.is_built_in(name):
-            known = [*built_in.BUILT_IN, *built_in.application_names()]
-            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
+            names = [*built_in.BUILT_IN, *built_in.application_names()]
+            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
 
     @functools.cached_property
     def _before(self) -> keras.Model | None:

@@ -164,7 +164,10 @@ def test_statistics_that_workers_share_are_those_of_one(
 
     def recalibrate(collective: Collective) -> Metrics:
         return assemble.recalibrate_and_validate(
-            models[collective.index], teacher, dataset.shared(WorkerShare(collective.index, collective.size)), collective
+            models[collective.index],
+            teacher,
+            dataset.shared(WorkerShare(collective.index, collective.size)),
+            collective,
         )
 
     for measured, model in zip(run_threads(2, recalibrate), models, strict=False):
