@@ -135,7 +135,7 @@ class Data:
 
     def save(self, path: Path) -> None:
         """Write the arrays as an `.npz` data set that `load` reads."""
-        arrays = {}
+        arrays: dict[str, Any] = {}  # `Any`, as the stub of `savez` matches values with allow_pickle, too
         for role, short in _ROLES.items():
             split: Pairs | None = getattr(self, role)
             if split is not None:

@@ -101,14 +101,15 @@ def load_npz(path: Path, labels: bool = True) -> RawSplits:
     """
     arrays = _read_npz(path, [name for name in NPZ_NAMES if labels or name.startswith("x_")])
 
-    def part(role: str) -> RawSplit | None:
+    def part(role: str) -> RawSplit:
         what = f"x_{role}"
-        if what not in arrays:
-            return None
         y, y_train = arrays.get(f"y_{role}"), arrays.get("y_train")
         return array_part(f"{path.name} {what}", arrays[what], y, train_labels=y_train)
 
-    return RawSplits(part("train"), part("val"), part("test"))
+    def optional_part(role: str) -> RawSplit | None:
+        return part(role) if f"x_{role}" in arrays else None
+
+    return RawSplits(part("train"), optional_part("val"), optional_part("test"))
 
 
 def _read_npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:

@@ -40,12 +40,15 @@ class TfDataFeed:
         return _prefetched(steps.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
+        from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
+
         preprocess, size, share = preprocessor(dataset.preprocess), dataset.batch_size, dataset.worker
-        batches = _stream_in_order if hasattr(split, "stream") else _rows_in_order
+        if isinstance(split, StreamSplit):
+            batches = _stream_in_order(split, size, limit, share)
+        else:
+            batches = _rows_in_order(split, size, limit, share)
         return _prefetched(
-            batches(split, size, limit, share).map(
-                lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True
-            )
+            batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
         )
 
 
@@ -54,7 +57,9 @@ def _steps(dataset: "Dataset", first_epoch: int, epochs: int) -> "tf.data.Datase
 
     `step`, an int64, counts full batches from the first one of epoch 0.
     """
-    if hasattr(dataset.train, "stream"):
+    from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
+
+    if isinstance(dataset.train, StreamSplit):
         return _stream_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
     return _row_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
 
