@@ -76,7 +76,7 @@ def _run(
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
-    given_costs = cost_table.read_given(config.execution.costs)
+    given_costs = cost_table.read_requested(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
         return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
