@@ -160,8 +160,8 @@ def _train_blocks(
     plan = make_plan(run.config.execution, run.given_costs, context, todo, missing, executor)
     clock.lap("calibrate")
 
-    scheduler, workers = plan.assignment.scheduler, executor.num_workers
-    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
+    workers, details = executor.num_workers, "; ".join(filter(None, (plan.assignment.scheduler, plan.reason)))
+    display.phase(f"training {len(missing)} blocks on {workers} workers ({details})")
     results = []
     for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it

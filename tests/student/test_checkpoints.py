@@ -21,6 +21,8 @@ from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 EPOCHS = 4
 NAME = "fine_tuning/state.npz"
 START = Metrics(0.1, 0.1, 9.0)

@@ -31,6 +31,8 @@ from tests.helpers.palette import (
 )
 from tests.helpers.thread_collective import run_threads
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 layers = keras.layers
 LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 
