@@ -38,11 +38,10 @@ class TrainGroupTask:
         start = time.monotonic()
         results = train_group(self.context, self.group, emit, collective)
         seconds = time.monotonic() - start
-        # Member 0 reports on behalf of all.
         return [
             replace(
                 result,
-                worker=0,
+                worker=0,  # reports for all workers
                 shared=True,
                 predicted_s=self.group.predicted_s,
                 seconds=result.seconds if result.from_journal else seconds,

@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
 
 import numpy as np
 
@@ -95,7 +94,10 @@ def _pack(state: FineTuneState) -> bytes:
 def _unpack(data: bytes) -> FineTuneState:
     values, arrays = unpack(data)
     remaining = iter(arrays)
-    lengths = zip(_ARRAYS, values.pop("lengths"), strict=True)
-    groups: dict[str, Any] = {name: [next(remaining) for _ in range(length)] for name, length in lengths}
-    values |= {"best": Metrics(**values["best"])} | {name: tuple(values[name]) for name in ("history", "events")}
-    return FineTuneState(**values, **groups)
+    groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, values.pop("lengths"), strict=True)}
+    values |= {
+        "best": Metrics(**values["best"]),
+        "history": tuple(values["history"]),
+        "events": tuple(values["events"]),
+    }
+    return FineTuneState(**(values | groups))
