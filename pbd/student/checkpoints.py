@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
 
@@ -94,6 +95,7 @@ def _pack(state: FineTuneState) -> bytes:
 def _unpack(data: bytes) -> FineTuneState:
     values, arrays = unpack(data)
     remaining = iter(arrays)
-    groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, values.pop("lengths"), strict=True)}
+    lengths = zip(_ARRAYS, values.pop("lengths"), strict=True)
+    groups: dict[str, Any] = {name: [next(remaining) for _ in range(length)] for name, length in lengths}
     values |= {"best": Metrics(**values["best"])} | {name: tuple(values[name]) for name in ("history", "events")}
     return FineTuneState(**values, **groups)

@@ -108,8 +108,8 @@ class FineTuner:
         if (metrics.score, -metrics.kl) > (self.state.best.score, -self.state.best.kl):
             self.state = replace(self.state, best=metrics, best_weights=self.student.get_weights())
         if self.checkpoint is not None:
-            current = {"variables": _values(self.student), "optimizer_variables": _values(optimizer)}
-            self.checkpoint.write(replace(self.state, **current))
+            variables, optimizer_variables = _values(self.student), _values(optimizer)
+            self.checkpoint.write(replace(self.state, variables=variables, optimizer_variables=optimizer_variables))
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started."""
