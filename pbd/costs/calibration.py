@@ -1,4 +1,4 @@
-"""The source of the predicted costs: a given table, a cached calibration, a new one, or an estimate from MACs."""
+"""The source of the predicted costs: a requested table, a cached calibration, a new one, or an estimate from MACs."""
 
 import hashlib
 import json
@@ -54,7 +54,7 @@ def predict(
     tasks: tuple[BlockTask, ...],
     work: Workload,
     load_s: float,
-    given: CostTable | None,
+    requested: CostTable | None,
     makespan_s: Makespan | None,
     source: str,
 ) -> CostTable:
@@ -65,11 +65,11 @@ def predict(
         tasks: All tasks of the run, including those already done.
         work: See `choose`.
         load_s: The seconds of loading the teacher and the data.
-        given: See `choose`.
+        requested: See `choose`.
         makespan_s: See `choose`.
         source: See `choose`.
     """
-    return choose(source, given, _setup(context, tasks, load_s), work, makespan_s)
+    return choose(source, requested, _setup(context, tasks, load_s), work, makespan_s)
 
 
 def _setup(context: TrainingContext, tasks: tuple[BlockTask, ...], load_s: float) -> Setup:
@@ -78,24 +78,24 @@ def _setup(context: TrainingContext, tasks: tuple[BlockTask, ...], load_s: float
 
 
 def choose(
-    source: str, given: CostTable | None, setup: Setup, work: Workload, makespan_s: Makespan | None
+    source: str, requested: CostTable | None, setup: Setup, work: Workload, makespan_s: Makespan | None
 ) -> CostTable:
     """Return the cost table from this source.
 
     Args:
         source: `auto` (a cached calibration of this device; else a calibration, if the predicted block phase is long
             enough; else multiply-accumulates), `calibrate` (a full calibration), `macs`, or a path.
-        given: The table at the path, if `source` is one.
+        requested: The table at the path, if `source` is one.
         setup: The layers, and what they are timed with.
         work: The number of batches.
         makespan_s: Predicts the block phase. `None` if no decision depends on the costs: `auto` then never calibrates.
 
     Raises:
-        UsageError: `given` was made for another teacher, block or batch size.
+        UsageError: `requested` was made for another teacher, block or batch size.
     """
-    if given is not None:
-        given.check(setup.conditions, setup.layer_names)
-        return given
+    if requested is not None:
+        requested.check(setup.conditions, setup.layer_names)
+        return requested
     if source == "calibrate":
         return _calibrated_or_estimated(setup, math.inf)
     cached = _read_cache(setup) if source == "auto" else None

@@ -62,8 +62,10 @@ class Data:
 
     def __post_init__(self) -> None:
         if (self.train is None) == (self.source is None):
-            given = "both" if self.source is not None else "neither"
-            raise UsageError(f"data need training images or a source. Received: {given}. Give train, or use Data.load.")
+            received = "both" if self.source is not None else "neither"
+            raise UsageError(
+                f"data need training images or a source. Received: {received}. Give train, or use Data.load."
+            )
         _ = self.config  # checks the settings
         for role in _ROLES if self.source is None else ():
             split = getattr(self, role)
@@ -133,7 +135,7 @@ class Data:
 
     def save(self, path: Path) -> None:
         """Write the arrays as an `.npz` data set that `load` reads."""
-        arrays = {}
+        arrays: dict[str, Any] = {}  # `Any`, as the stub of `savez` matches values with allow_pickle, too
         for role, short in _ROLES.items():
             split: Pairs | None = getattr(self, role)
             if split is not None:

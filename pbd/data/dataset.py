@@ -7,7 +7,7 @@ order; together they read what one worker alone would read.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -16,18 +16,6 @@ from pbd.data.images import ArrayImages, FileImages
 from pbd.data.order import WHOLE, WorkerShare
 from pbd.data.shapes import Shape
 from pbd.errors import UsageError, unknown_name
-
-
-class Split(Protocol):
-    """Images with labels, before augmentation and preprocessing; a label is `NO_LABEL` if there are none."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def content(self) -> Iterator[bytes | memoryview]:
-        """Yield what distinguishes this split from others."""
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +35,7 @@ class IndexedSplit:
         return len(self.rows)
 
     def content(self) -> Iterator[bytes | memoryview]:
+        """Yield what distinguishes this split from others."""
         yield self.rows.tobytes()
         yield self.labels.tobytes()
         yield from self.images.content()
@@ -70,6 +59,10 @@ class StreamSplit:
 
     def content(self) -> Iterator[bytes | memoryview]:
         yield str(self.size).encode()
+
+
+Split = IndexedSplit | StreamSplit
+"""Images with labels, before augmentation and preprocessing; a label is `NO_LABEL` if there are none."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,11 +107,11 @@ class Dataset:
 
     def digest(self) -> str:
         """Return a SHA-256 of the splits: images, or the names of their files, and labels; of a stream, its sizes."""
-        found = hashlib.sha256()
+        checksum = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
             for part in split.content():
-                found.update(part)
-        return found.hexdigest()
+                checksum.update(part)
+        return checksum.hexdigest()
 
     @property
     def own(self) -> slice:

@@ -104,7 +104,7 @@ def _image_files(folder: Path) -> list[str]:
     Raises:
         BadInputError: there are none.
     """
-    found: list[str] = []
+    paths: list[str] = []
     seen: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         # Links are followed, as class folders often are links; but none twice, as they may lead in a circle.
@@ -112,13 +112,13 @@ def _image_files(folder: Path) -> list[str]:
         new = place not in seen
         seen.add(place)
         folders[:] = sorted(name for name in folders if new and not name.startswith("."))
-        found += [os.path.join(parent, name) for name in files if new and _is_image(name)]
-    if not found:
+        paths += [os.path.join(parent, name) for name in files if new and _is_image(name)]
+    if not paths:
         raise BadInputError(
             f"a folder of images must hold some ({', '.join(SUFFIXES)}). Received: none in {str(folder)!r}. "
             "Add images, or remove the folder."
         )
-    return sorted(found, key=lambda path: path.split(os.sep))  # as class folder by class folder
+    return sorted(paths, key=lambda path: path.split(os.sep))  # as class folder by class folder
 
 
 def _is_image(name: str) -> bool:

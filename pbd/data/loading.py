@@ -59,11 +59,11 @@ def load(
     preprocess = "none" if config.preprocess == "auto" else config.preprocess
     if config.dataset.startswith(TFDS_PREFIX):
         splits, num_classes, shape = load_stream(config, seed, image_shape)
-        pixel_max = None
+        pixel_max: float | None = None
     else:
         parts = _fitted(raw or _find(config.dataset, config.labels), config, image_shape)
         splits, num_classes = _split(parts, config, seed, split_by_class), parts.num_classes
-        shape, pixel_max = parts.train.images.image_shape, parts.train.images.pixel_max
+        shape, pixel_max = parts.train.images.read_shape, parts.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
     if len(splits["train"]) < config.batch_size:
         raise BadInputError(
@@ -72,7 +72,9 @@ def load(
         )
     return Dataset(
         name=config.dataset,
-        **splits,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         num_classes=num_classes,
         image_shape=shape,
         batch_size=config.batch_size,
@@ -113,7 +115,7 @@ def _fitted(parts: RawSplits, config: DataConfig, teacher_shape: FreeShape | Non
     validation = fit(parts.validation) if parts.validation else None
     test = fit(parts.test) if parts.test else None
     fitted = RawSplits(fit(parts.train), validation, test)
-    shapes = {part.images.image_shape for part in (fitted.train, validation, test) if part}
+    shapes = {part.images.read_shape for part in (fitted.train, validation, test) if part}
     if len(shapes) > 1:
         raise BadInputError(
             "training, validation and test images must have one shape. "

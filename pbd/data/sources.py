@@ -56,13 +56,13 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     """Return the digits, (1797, 8, 8), and their labels; the file is scikit-learn's, whose import takes a second."""
     package = importlib.util.find_spec("sklearn")
     folders = (package and package.submodule_search_locations) or ()
-    found = [path for folder in folders if (path := Path(folder, "datasets", "data", DIGITS)).is_file()]
-    if not found:
+    files = [path for folder in folders if (path := Path(folder, "datasets", "data", DIGITS)).is_file()]
+    if not files:
         from sklearn import datasets
 
         digits = datasets.load_digits()
         return digits.images, digits.target
-    table = np.loadtxt(found[0], delimiter=",")
+    table = np.loadtxt(files[0], delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
 
 
@@ -101,23 +101,24 @@ def load_npz(path: Path, labels: bool = True) -> RawSplits:
     """
     arrays = _read_npz(path, [name for name in NPZ_NAMES if labels or name.startswith("x_")])
 
-    def part(role: str) -> RawSplit | None:
+    def part(role: str) -> RawSplit:
         what = f"x_{role}"
-        if what not in arrays:
-            return None
         y, y_train = arrays.get(f"y_{role}"), arrays.get("y_train")
         return array_part(f"{path.name} {what}", arrays[what], y, train_labels=y_train)
 
-    return RawSplits(part("train"), part("val"), part("test"))
+    def optional_part(role: str) -> RawSplit | None:
+        return part(role) if f"x_{role}" in arrays else None
+
+    return RawSplits(part("train"), optional_part("val"), optional_part("test"))
 
 
-def _read_npz(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
-    """Return those arrays of an .npz archive that are wanted and there, by name."""
+def _read_npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz archive that have one of the names, by name; names that it lacks are left out."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            found = [name for name in wanted if name in archive.files]
-            missing = _missing(found)
-            arrays = {} if missing else {name: archive[name] for name in found}
+            present = [name for name in names if name in archive.files]
+            missing = _missing(present)
+            arrays = {} if missing else {name: archive[name] for name in present}
     except PermissionError as error:
         raise MissingInputError(f"an .npz dataset must be readable. Received: {_one_line(error)}.") from error
     except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
@@ -130,17 +131,17 @@ def _read_npz(path: Path, wanted: list[str]) -> dict[str, np.ndarray]:
         only_labels = all(name.startswith("y_") for name in missing)
         raise BadInputError(
             "an .npz dataset needs x_train, may have x_test and x_val, and has a y for each of them or for none. "
-            f"Received: {', '.join(found) or 'none of these'}. "
+            f"Received: {', '.join(present) or 'none of these'}. "
             f"Add {', '.join(missing)}{', or give --no-labels' if only_labels else ''}."
         )
     return arrays
 
 
-def _missing(found: list[str]) -> list[str]:
-    """Return the arrays that must stand beside those found: x_train, and a y for each x if there is any y."""
-    kinds = {"x"} | {name[0] for name in found}
-    roles = {"train"} | {name[2:] for name in found}
-    return sorted({f"{kind}_{role}" for kind in kinds for role in roles} - set(found))
+def _missing(present: list[str]) -> list[str]:
+    """Return the arrays that must stand beside the present ones: x_train, and a y for each x if there is any y."""
+    kinds = {"x"} | {name[0] for name in present}
+    roles = {"train"} | {name[2:] for name in present}
+    return sorted({f"{kind}_{role}" for kind in kinds for role in roles} - set(present))
 
 
 def array_part(

@@ -45,8 +45,8 @@ def load_stream(
         resizable=True,
     )
 
-    wanted = {"image": True} if num_classes is None else {"image": True, "label": True}
-    decoders = tfds.decode.PartialDecoding(wanted, decoders={"image": tfds.decode.SkipDecoding()})
+    features = {"image": True} if num_classes is None else {"image": True, "label": True}
+    decoders = tfds.decode.PartialDecoding(features, decoders={"image": tfds.decode.SkipDecoding()})
 
     decode = stream_decoder(shape)
 
@@ -73,9 +73,9 @@ def _builder(tfds: ModuleType, name: str) -> Any:
         builder = tfds.builder(name)
         builder.download_and_prepare()
     except Exception as error:
-        said = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
+        reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise MissingInputError(
-            f"tfds:{name} must be a set of tensorflow-datasets, prepared or downloadable. Received: {said}. "
+            f"tfds:{name} must be a set of tensorflow-datasets, prepared or downloadable. Received: {reason}. "
             "Check the name, or prepare it with: tfds build NAME"
         ) from error
     return builder

@@ -47,19 +47,19 @@ def check_apart(path: str, free: int) -> None:
         ValueError: it must not be loaded, for a reason of one line.
     """
     _kind(path)
-    told = subprocess.run(
+    completed = subprocess.run(
         [sys.executable, "-P", "-m", __name__, path, str(free)],
         env=launcher.child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
-    if told.returncode == REFUSED:
-        raise ValueError(told.stdout.decode())
-    if told.returncode == -signal.SIGXCPU:
+    if completed.returncode == REFUSED:
+        raise ValueError(completed.stdout.decode())
+    if completed.returncode == -signal.SIGXCPU:
         raise ValueError("to read it takes longer than its size explains")
-    if told.returncode != 0:
-        last_words = told.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ValueError(" ".join([f"the process that checked it ended with code {told.returncode}", *last_words]))
+    if completed.returncode != 0:
+        last_words = completed.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(" ".join([f"the process that checked it ended with code {completed.returncode}", *last_words]))
 
 
 def main(path: str, free: int) -> int:
@@ -121,15 +121,15 @@ def _limit_time(size: int) -> None:
 
 def _limit_memory(needed: int) -> None:
     """Let this process take so many bytes more and a little beside, where the system says what it has (Linux)."""
-    said = Path("/proc/self/statm")
-    if said.exists():
-        taken = int(said.read_text().split()[0]) * resource.getpagesize()
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        taken = int(statm.read_text().split()[0]) * resource.getpagesize()
         _limit(resource.RLIMIT_AS, taken + needed + MOST_BESIDE)
 
 
-def _limit(what: int, wanted: int) -> None:
+def _limit(what: int, value: int) -> None:
     _, most = resource.getrlimit(what)
-    resource.setrlimit(what, (wanted if most == resource.RLIM_INFINITY else min(wanted, most), most))
+    resource.setrlimit(what, (value if most == resource.RLIM_INFINITY else min(value, most), most))
 
 
 def _check_member(member: zipfile.ZipInfo, free: int) -> None:
@@ -173,16 +173,16 @@ def _check_hdf5(file: BinaryIO, free: int) -> None:
 
 def _things(content: h5py.File) -> list[h5py.Group | h5py.Dataset]:
     """Return all that is in a file, each of which must stand in one place."""
-    found = list[h5py.Group | h5py.Dataset]()
+    objects = list[h5py.Group | h5py.Dataset]()
 
     def look(name: str, thing: h5py.Group | h5py.Dataset) -> str | None:
-        found.append(thing)
+        objects.append(thing)
         return name if h5py.h5o.get_info(thing.id).rc > 1 else None
 
     shared = content.visititems(look)
     if shared is not None:
         raise ValueError(f"{shared} stands for several things")
-    return found
+    return objects
 
 
 def _check_shapes(config: Any, name: str = "") -> None:

@@ -76,10 +76,10 @@ def _run(
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
-    given = cost_table.read_requested(config.execution.costs)
+    given_costs = cost_table.read_requested(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Context(config, given, inputs, executor, clock, account, display))
+        return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)

@@ -77,7 +77,7 @@ class Assigner:
 
 def make_plan(
     config: ExecutionConfig,
-    given_costs: CostTable | None,
+    requested_costs: CostTable | None,
     context: TrainingContext,
     tasks: Sequence[BlockTask],
     missing: Sequence[BlockTask],
@@ -87,14 +87,14 @@ def make_plan(
 
     Args:
         config: The execution settings of the run.
-        given_costs: The table in the file of `--costs`, if there is one.
+        requested_costs: The table in the file of `--costs`, if there is one.
         context: Everything the workers train with.
         tasks: All tasks of the run, including those already done.
         missing: The tasks to assign; at least one.
         executor: Its workers train the tasks.
 
     Raises:
-        UsageError: A layer does not fit into the memory limit, or `given_costs` was made for another run.
+        UsageError: A layer does not fit into the memory limit, or `requested_costs` was made for another run.
         NoWorkersError: The workers' processes were lost at every attempt.
     """
     batch_size = context.data.batch_size
@@ -109,7 +109,7 @@ def make_plan(
 
     # The costs decide nothing in data parallelism or on a single worker, so a calibration would be wasted.
     makespan_s = assigner.makespan_s if members is None and executor.num_workers > 1 else None
-    predict = functools.partial(calibration.predict, context, tuple(tasks), work, load_s, given_costs, makespan_s)
+    predict = functools.partial(calibration.predict, context, tuple(tasks), work, load_s, requested_costs, makespan_s)
     table = _predict_or_estimate(predict, config.costs, executor)
     assignment = assigner.assign(table, work, budget)
     budget.check(assignment.groups, members or 1, batch_size)

@@ -40,7 +40,7 @@ class Inputs:
 
 @contextlib.contextmanager
 def prepare(
-    config: RunConfig, model: keras.Model | None, given: data.Data | None, display: ProgressDisplay
+    config: RunConfig, model: keras.Model | None, data_object: data.Data | None, display: ProgressDisplay
 ) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory, which is this run's until the end.
 
@@ -49,7 +49,7 @@ def prepare(
     Args:
         config: of the run; if data are given, with their settings.
         model: the teacher, if it was given from Python.
-        given: the data, if they were given from Python.
+        data_object: the data, if they were given from Python.
         display: receives phases and progress.
     """
     check_design(config)
@@ -58,10 +58,10 @@ def prepare(
     source.check()
     preprocess = source.preprocessing() if config.data.preprocess == "auto" else config.data.preprocess
     data_config = replace(config.data, preprocess=preprocess)
-    raw = given.raw_splits(data_config.labels) if given else None
+    raw = data_object.raw_splits(data_config.labels) if data_object else None
     dataset = data.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
-    loaded = source.load(functools.partial(_labelled, data_config, given, dataset))
+    loaded = source.load(functools.partial(_labelled, data_config, data_object, dataset))
     teacher = graph.flatten(loaded, dataset.image_shape)
     _check_outputs(teacher, dataset)
     tasks = _tasks(config, teacher)
@@ -78,7 +78,7 @@ def prepare(
         _keep(journal, teacher)
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
-        yield Inputs(teacher, dataset, _reachable(data_config, given, journal), journal, tasks)
+        yield Inputs(teacher, dataset, _reachable(data_config, data_object, journal), journal, tasks)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
@@ -86,14 +86,14 @@ def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
 
 
-def _reachable(config: DataConfig, given: data.Data | None, journal: Journal) -> DataConfig:
+def _reachable(config: DataConfig, data_object: data.Data | None, journal: Journal) -> DataConfig:
     """Return settings that load the same data in any worker; arrays are written into the run directory."""
-    if given is None or given.source is not None:
+    if data_object is None or data_object.source is not None:
         return replace(config, dataset=data.absolute(config.dataset))
     path = journal.file(ARRAYS_FILE)
     if not path.exists():
         temporary = path.with_name(f".{path.name}.tmp")
-        given.save(temporary)
+        data_object.save(temporary)
         temporary.replace(path)
     return replace(config, dataset=str(path))
 
@@ -120,10 +120,10 @@ def _keep(journal: Journal, teacher: keras.Model) -> None:
     save_model(journal, "teacher.keras", teacher)
 
 
-def _labelled(config: DataConfig, given: data.Data | None, dataset: data.Dataset) -> data.Dataset:
+def _labelled(config: DataConfig, data_object: data.Data | None, dataset: data.Dataset) -> data.Dataset:
     """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
-        with_labels, raw = replace(config, labels=True), given.raw_splits(labels=True) if given else None
+        with_labels, raw = replace(config, labels=True), data_object.raw_splits(labels=True) if data_object else None
         dataset = data.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
     if not dataset.labelled:
         raise BadInputError(

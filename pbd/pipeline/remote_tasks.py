@@ -38,9 +38,16 @@ class TrainGroupTask:
         start = time.monotonic()
         results = train_group(self.context, self.group, emit, collective)
         seconds = time.monotonic() - start
-        # Member 0 reports on behalf of all.
-        common = {"worker": 0, "shared": True, "predicted_s": self.group.predicted_s}
-        return [replace(r, **common, seconds=r.seconds if r.from_journal else seconds) for r in results]
+        return [
+            replace(
+                result,
+                worker=0,  # reports for all workers
+                shared=True,
+                predicted_s=self.group.predicted_s,
+                seconds=result.seconds if result.from_journal else seconds,
+            )
+            for result in results
+        ]
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ import keras
 
 from pbd.config import RunConfig, TeacherConfig
 from pbd.data import Dataset
+from pbd.data.shapes import FreeShape
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
 from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
@@ -23,7 +24,8 @@ from pbd.run_dir.journal import write_atomically
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
 """Adam's, for training a built-in network."""
-Shape = tuple[int | None, ...]
+CheckNetwork = Callable[[keras.Model], object]
+"""Raises if the run cannot use a network; its result is not used."""
 
 
 class TeacherSource(Protocol):
@@ -37,7 +39,7 @@ class TeacherSource(Protocol):
         """
         ...
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         """Return height, width and channels of its images, None for a free size; None if any shape fits."""
         ...
 
@@ -55,7 +57,7 @@ class TeacherSource(Protocol):
 
 
 def resolve(
-    config: RunConfig, model: keras.Model | None, run_dir: Path, display: ProgressDisplay, check: Callable[..., None]
+    config: RunConfig, model: keras.Model | None, run_dir: Path, display: ProgressDisplay, check: CheckNetwork
 ) -> TeacherSource:
     """Return the source of the run's teacher.
 
@@ -88,7 +90,7 @@ class ModelTeacher:
         """Check that every process can make its layers again."""
         files.check_known(self.model)
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self.model)
 
     def preprocessing(self) -> str:
@@ -127,7 +129,7 @@ class FileTeacher:
     def _model(self) -> keras.Model:
         return files.load(self.config.teacher)
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self._model)
 
     def preprocessing(self) -> str:
@@ -145,7 +147,7 @@ class BuiltInTeacher:
     resumed: Path | None
     """The teacher of the run that is resumed."""
     display: ProgressDisplay
-    check_network: Callable[[keras.Model], None]
+    check_network: CheckNetwork
 
     @property
     def config(self) -> TeacherConfig:
@@ -162,8 +164,8 @@ class BuiltInTeacher:
         if weights not in (None, "imagenet") and not Path(weights).is_file():
             raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
         if not built_in.is_built_in(name):
-            known = [*built_in.BUILT_IN, *built_in.application_names()]
-            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
+            names = [*built_in.BUILT_IN, *built_in.application_names()]
+            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
 
     @functools.cached_property
     def _before(self) -> keras.Model | None:
@@ -173,7 +175,7 @@ class BuiltInTeacher:
                 return files.load_own(self.resumed)
         return None
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         if self._before is not None:
             return graph.image_shape(self._before)
         return (None, None, 3) if self.config.teacher in built_in.application_names() else None
@@ -186,6 +188,7 @@ class BuiltInTeacher:
 
     def _trained(self, dataset: Dataset) -> keras.Model:
         config = self.config
+        assert dataset.num_classes is not None, "a network is trained on labels"
         model = built_in.build(config, dataset.image_shape, dataset.num_classes, self.run_config.seed)
         self.check_network(graph.flatten(model, dataset.image_shape))
         new_head = config.teacher_weights == "imagenet" and dataset.num_classes != 1000

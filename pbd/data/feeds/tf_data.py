@@ -7,7 +7,7 @@ import numpy as np
 
 from pbd.data.feeds.tf_augment import augmented
 from pbd.data.feeds.tf_images import reader
-from pbd.data.order import WorkerShare, training_positions
+from pbd.data.order import WorkerShare, positions_in_order, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
 
@@ -27,21 +27,28 @@ class TfDataFeed:
     """Feeds batches as TensorFlow tensors; Keras takes them on every backend."""
 
     def training_batches(self, dataset: "Dataset", first_epoch: int, epochs: int) -> "tf.data.Dataset":
-        preprocess, seed, own = preprocessor(dataset.preprocess), derived_seed(dataset.seed, "augment"), dataset.own
+        preprocess, seed, own_slice = (
+            preprocessor(dataset.preprocess),
+            derived_seed(dataset.seed, "augment"),
+            dataset.own,
+        )
 
         def finish(step: "tf.Tensor", images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return preprocess(augmented(images, dataset.augment, (seed, step), own.start)), labels
+            return preprocess(augmented(images, dataset.augment, (seed, step), own_slice.start)), labels
 
         steps = _steps(dataset, first_epoch, epochs)
         return _prefetched(steps.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
+        from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
+
         preprocess, size, share = preprocessor(dataset.preprocess), dataset.batch_size, dataset.worker
-        batches = _stream_in_order if hasattr(split, "stream") else _rows_in_order
+        if isinstance(split, StreamSplit):
+            batches = _stream_in_order(split, size, limit, share)
+        else:
+            batches = _rows_in_order(split, size, limit, share)
         return _prefetched(
-            batches(split, size, limit, share).map(
-                lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True
-            )
+            batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
         )
 
 
@@ -50,23 +57,27 @@ def _steps(dataset: "Dataset", first_epoch: int, epochs: int) -> "tf.data.Datase
 
     `step`, an int64, counts full batches from the first one of epoch 0.
     """
-    if hasattr(dataset.train, "stream"):
+    from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
+
+    if isinstance(dataset.train, StreamSplit):
         return _stream_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
     return _row_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
 
 
 def _row_steps(
-    split: "IndexedSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own: slice
+    split: "IndexedSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own_slice: slice
 ) -> "tf.data.Dataset":
     import tensorflow as tf
 
     count, per_epoch, read = len(split), len(split) // batch_size, _row_reader(split)
 
     def positions(epoch: np.ndarray) -> np.ndarray:
-        return training_positions(count, batch_size, seed, int(epoch))[:, own]
+        return training_positions(count, batch_size, seed, int(epoch))[:, own_slice]
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.ensure_shape(tf.numpy_function(positions, [epoch], tf.int64), [per_epoch, own.stop - own.start])
+        rows = tf.ensure_shape(
+            tf.numpy_function(positions, [epoch], tf.int64), [per_epoch, own_slice.stop - own_slice.start]
+        )
         return tf.data.Dataset.from_tensor_slices((epoch * per_epoch + tf.range(per_epoch, dtype=tf.int64), rows))
 
     steps = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
@@ -77,7 +88,8 @@ def _rows_in_order(split: "IndexedSplit", batch_size: int, limit: int | None, sh
     import tensorflow as tf
 
     count = len(split) if limit is None else min(limit, len(split))
-    positions = tf.data.Dataset.range(count).batch(batch_size).shard(share.count, share.index)
+    batches = positions_in_order(count, batch_size, share)
+    positions = tf.data.Dataset.from_generator(lambda: batches, output_signature=tf.TensorSpec([None], tf.int64))
     return positions.map(_row_reader(split), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
@@ -92,7 +104,7 @@ def _row_reader(split: "IndexedSplit") -> Callable[["tf.Tensor"], tuple["tf.Tens
 
 
 def _stream_steps(
-    split: "StreamSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own: slice
+    split: "StreamSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own_slice: slice
 ) -> "tf.data.Dataset":
     import tensorflow as tf
 
@@ -102,9 +114,9 @@ def _stream_steps(
         # Inside this function it seeds this graph alone; without it, the order depends on the process' global seed.
         tf.random.set_seed(order_seed)
         shuffled = stream.shuffle(SHUFFLE_BUFFER, seed=epoch, reshuffle_each_iteration=False)
-        elements = _selected(shuffled.take(per_epoch * batch_size), lambda at: at % batch_size, own)
+        elements = _selected(shuffled.take(per_epoch * batch_size), lambda at: at % batch_size, own_slice)
         batches = elements.map(split.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
-        batches = batches.batch(own.stop - own.start, drop_remainder=True)
+        batches = batches.batch(own_slice.stop - own_slice.start, drop_remainder=True)
         steps = tf.data.Dataset.range(epoch * per_epoch, (epoch + 1) * per_epoch)
         return tf.data.Dataset.zip(steps, batches).map(lambda step, batch: (step, *batch))
 
@@ -113,8 +125,8 @@ def _stream_steps(
 
 def _stream_in_order(split: "StreamSplit", batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
     stream = split.stream() if limit is None else split.stream().take(limit)
-    own = slice(share.index, share.index + 1)
-    elements = _selected(stream, lambda at: at // batch_size % share.count, own)
+    own_slice = slice(share.index, share.index + 1)
+    elements = _selected(stream, lambda at: at // batch_size % share.count, own_slice)
     return elements.map(split.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True).batch(batch_size)
 
 
