@@ -22,7 +22,7 @@ from pbd.run_dir.journal import write_atomically
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
-"""Adam's, for training a built-in network."""
+"""First learning rate of Adam for training a built-in network."""
 Shape = tuple[int | None, ...]
 
 
@@ -38,18 +38,18 @@ class TeacherSource(Protocol):
         ...
 
     def image_shape(self) -> Shape | None:
-        """Return height, width and channels of its images, None for a free size; None if any shape fits."""
+        """Return height, width and channels of the input, `None` for a free dimension; `None` if any shape fits."""
         ...
 
     def preprocessing(self) -> str:
-        """Return what `--preprocess auto` means for it."""
+        """Return the preprocessing that `--preprocess auto` stands for."""
         ...
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         """Return the trained network.
 
         Args:
-            labelled: returns the data with labels, for a network that has to be trained.
+            labelled: returns the data with labels; called only if the network has to be trained.
         """
         ...
 
@@ -62,9 +62,9 @@ def resolve(
     Args:
         config: of the run.
         model: the teacher, if it was given from Python.
-        run_dir: where a resumed run finds the teacher that it trained.
+        run_dir: the run directory; a resumed run finds in it the teacher that it trained.
         display: receives the progress of training a built-in network.
-        check: called with a built-in network before it is trained; raises if the run cannot use it.
+        check: called with a built-in network before the network is trained; raises if the run cannot use it.
     """
     if model is not None:
         return ModelTeacher(model)
@@ -85,7 +85,11 @@ class ModelTeacher:
     model: keras.Model
 
     def check(self) -> None:
-        """Check that every process can make its layers again."""
+        """Check that every process can make the layers of the model again.
+
+        Raises:
+            BadInputError: Keras does not know a layer.
+        """
         files.check_known(self.model)
 
     def image_shape(self) -> Shape | None:
@@ -100,7 +104,7 @@ class ModelTeacher:
 
 @dataclass(frozen=True)
 class FileTeacher:
-    """A model file."""
+    """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
 
     config: TeacherConfig
 
@@ -108,9 +112,9 @@ class FileTeacher:
         """Refuse a file that cannot be read.
 
         Raises:
-            MissingInputError: there is no such file, it is a folder, or it is not readable.
-            BadInputError: it is not on this host.
-            UsageError: weights were given for it.
+            MissingInputError: the file does not exist, is a folder, or is not readable.
+            BadInputError: the name is a URL.
+            UsageError: weights were given as well.
         """
         name, weights = self.config.teacher, self.config.teacher_weights
         if "://" in name:
@@ -139,11 +143,11 @@ class FileTeacher:
 
 @dataclass(frozen=True)
 class BuiltInTeacher:
-    """A network that pbd builds; it is trained on the data unless its weights are given or it was trained before."""
+    """A network that pbd builds and trains on the data, unless weights are given or it was trained before."""
 
     run_config: RunConfig
     resumed: Path | None
-    """The teacher of the run that is resumed."""
+    """The file of the teacher in a run directory that is resumed."""
     display: ProgressDisplay
     check_network: Callable[[keras.Model], None]
 
@@ -162,12 +166,15 @@ class BuiltInTeacher:
         if weights not in (None, "imagenet") and not Path(weights).is_file():
             raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
         if not built_in.is_built_in(name):
-            known = [*built_in.BUILT_IN, *built_in.application_names()]
-            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
+            names = [*built_in.BUILT_IN, *built_in.application_names()]
+            raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
 
     @functools.cached_property
     def _before(self) -> keras.Model | None:
-        """The teacher as the resumed run trained it; None if there is none, or it is damaged."""
+        """The teacher that the resumed run trained; `None` if there is no such file, or the file is damaged.
+
+        The file is not checked like a foreign one: the run's identity, which `Journal.resume` compares, has its digest.
+        """
         if self.resumed is not None:
             with contextlib.suppress(BadInputError):
                 return files.load_own(self.resumed)

@@ -7,10 +7,10 @@ def versions() -> dict[str, str]:
     """Return the versions of the installed packages that the result may depend on."""
     import pbd
 
-    found = {"pbd": pbd.__version__}
+    installed = {"pbd": pbd.__version__}
     for package in ("keras", "tensorflow", "tensorflow-cpu", "jax", "torch", "numpy", "h5py", "mpi4py", "binpacking"):
         try:
-            found[package.removesuffix("-cpu")] = importlib.metadata.version(package)
+            installed[package.removesuffix("-cpu")] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
