@@ -12,7 +12,7 @@ from keras import layers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import files, graph
-from pbd.pipeline import teachers
+from pbd.pipeline import built_in, teachers
 
 CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -65,17 +65,17 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
     Raises:
         PbdError: there is no such teacher, or it cannot be used.
     """
-    known = [*OWN, *teachers.BUILT_IN, *teachers.application_names()]
-    if not teachers.is_file(name) and name not in known:
-        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
     if name in OWN:
         keras.utils.set_random_seed(0)
         return graph.flatten(OWN[name](classes))
     config = TeacherConfig(teacher=name)
-    teachers.check(config)
     if teachers.is_file(name):
+        teachers.FileTeacher(config).check()
         model = files.load(name)
+    elif built_in.is_built_in(name):
+        model = built_in.build(config, (image_size, image_size, 3), classes, seed=0)
     else:
-        model = teachers.build(config, (image_size, image_size, 3), classes, seed=0)
+        names = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
+        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
     height, width, channels = graph.image_shape(model)
     return graph.flatten(model, (height or image_size, width or image_size, channels or 3))

@@ -158,7 +158,7 @@ class Data:
                 arrays[f"x_{name}"], labels = self._arrays(role)
                 if labels is not None and self.labels:
                     arrays[f"y_{name}"] = labels
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
 
     def _arrays(self, role: str) -> Arrays:
         """Return the images and labels of a split that was given as Python objects."""

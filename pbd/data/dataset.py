@@ -7,7 +7,7 @@ order; together they read what one worker alone would read.
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -18,21 +18,12 @@ from pbd.data.shapes import Shape
 from pbd.errors import UsageError, unknown_name
 
 
-class Split(Protocol):
-    """Images with labels, before augmentation and preprocessing; without labels, each label is `NO_LABEL`."""
-
-    def __len__(self) -> int:
-        """Return the number of images."""
-        ...
-
-    def content(self) -> Iterator[bytes | memoryview]:
-        """Yield the bytes that the digest of the data is computed from."""
-        ...
-
-
 @dataclass(frozen=True, eq=False)
 class IndexedSplit:
-    """Rows of a store of images; `labels`, (n,) int32, belong to `rows`, (n,) int64."""
+    """Rows of a store of images.
+
+    `labels`, (n,) int32, belong to `rows`, (n,) int64; without labels, each label is `NO_LABEL`.
+    """
 
     images: ArrayImages | FileImages
     rows: np.ndarray
@@ -47,6 +38,7 @@ class IndexedSplit:
         return len(self.rows)
 
     def content(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes that the digest of the data is computed from."""
         yield self.rows.tobytes()
         yield self.labels.tobytes()
         yield from self.images.content()
@@ -70,7 +62,12 @@ class StreamSplit:
         return self.size
 
     def content(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes that the digest of the data is computed from: the size alone."""
         yield str(self.size).encode()
+
+
+Split = IndexedSplit | StreamSplit
+"""Images with labels, before augmentation and preprocessing."""
 
 
 @dataclass(frozen=True, eq=False)

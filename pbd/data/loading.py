@@ -73,7 +73,9 @@ def load(
         )
     return Dataset(
         name=config.dataset,
-        **splits,
+        train=splits["train"],
+        validation=splits["validation"],
+        test=splits["test"],
         num_classes=num_classes,
         image_shape=shape,
         batch_size=config.batch_size,

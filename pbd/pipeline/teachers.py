@@ -12,6 +12,7 @@ import keras
 
 from pbd.config import RunConfig, TeacherConfig
 from pbd.data import Dataset
+from pbd.data.shapes import FreeShape
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
 from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
@@ -23,7 +24,6 @@ from pbd.run_dir.journal import write_atomically
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
 """First learning rate of Adam for training a built-in network."""
-Shape = tuple[int | None, ...]
 
 
 class TeacherSource(Protocol):
@@ -37,7 +37,7 @@ class TeacherSource(Protocol):
         """
         ...
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         """Return height, width and channels of the input, `None` for a free dimension; `None` if any shape fits."""
         ...
 
@@ -55,7 +55,11 @@ class TeacherSource(Protocol):
 
 
 def resolve(
-    config: RunConfig, model: keras.Model | None, run_dir: Path, display: ProgressDisplay, check: Callable[..., None]
+    config: RunConfig,
+    model: keras.Model | None,
+    run_dir: Path,
+    display: ProgressDisplay,
+    check: Callable[[keras.Model], object],
 ) -> TeacherSource:
     """Return the source of the run's teacher.
 
@@ -68,14 +72,19 @@ def resolve(
     """
     if model is not None:
         return ModelTeacher(model)
-    if _is_file(config.teacher.teacher):
+    if is_file(config.teacher.teacher):
         return FileTeacher(config.teacher)
     return BuiltInTeacher(config, run_dir / "teacher.keras" if config.execution.resume else None, display, check)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     """Return whether the name is that of a model file and not of a built-in network."""
     return name.endswith(SUFFIXES) or os.sep in name or Path(name).exists()
+
+
+def _input_shape(model: keras.Model) -> FreeShape:
+    height, width, channels = graph.image_shape(model)
+    return height, width, channels
 
 
 @dataclass(frozen=True)
@@ -92,8 +101,8 @@ class ModelTeacher:
         """
         files.check_known(self.model)
 
-    def image_shape(self) -> Shape | None:
-        return graph.image_shape(self.model)
+    def image_shape(self) -> FreeShape | None:
+        return _input_shape(self.model)
 
     def preprocessing(self) -> str:
         return "none"
@@ -131,8 +140,8 @@ class FileTeacher:
     def _model(self) -> keras.Model:
         return files.load(self.config.teacher)
 
-    def image_shape(self) -> Shape | None:
-        return graph.image_shape(self._model)
+    def image_shape(self) -> FreeShape | None:
+        return _input_shape(self._model)
 
     def preprocessing(self) -> str:
         return "none"
@@ -149,7 +158,7 @@ class BuiltInTeacher:
     resumed: Path | None
     """The file of the teacher in a run directory that is resumed."""
     display: ProgressDisplay
-    check_network: Callable[[keras.Model], None]
+    check_network: Callable[[keras.Model], object]
 
     @property
     def config(self) -> TeacherConfig:
@@ -180,9 +189,9 @@ class BuiltInTeacher:
                 return files.load_own(self.resumed)
         return None
 
-    def image_shape(self) -> Shape | None:
+    def image_shape(self) -> FreeShape | None:
         if self._before is not None:
-            return graph.image_shape(self._before)
+            return _input_shape(self._before)
         return (None, None, 3) if self.config.teacher in built_in.application_names() else None
 
     def preprocessing(self) -> str:
@@ -193,6 +202,7 @@ class BuiltInTeacher:
 
     def _trained(self, dataset: Dataset) -> keras.Model:
         config = self.config
+        assert dataset.num_classes is not None, "a network is built and trained for data with labels"
         model = built_in.build(config, dataset.image_shape, dataset.num_classes, self.run_config.seed)
         self.check_network(graph.flatten(model, dataset.image_shape))
         new_head = config.teacher_weights == "imagenet" and dataset.num_classes != 1000

@@ -21,7 +21,7 @@ import pbd
 from pbd.config import TeacherConfig
 from pbd.errors import PbdError
 from pbd.networks import files
-from pbd.pipeline import teachers
+from pbd.pipeline import built_in
 from tests.helpers.cluster import PATIENCE_S
 
 SLOWEST_S = 120
@@ -321,7 +321,7 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
 @pytest.mark.parametrize("kind", WEIGHTS)
 def test_bad_weights_for_a_built_in_teacher(kind: str, good: Files, tmp_path: Path) -> None:
     whole = tmp_path / "whole.weights.h5"
-    teachers.build(TeacherConfig(), (12, 12, 3), 4, seed=0).save_weights(whole)
+    built_in.build(TeacherConfig(), (12, 12, 3), 4, seed=0).save_weights(whole)
     (tmp_path / "bad.weights.h5").write_bytes(WEIGHTS[kind](whole.read_bytes()))
     weights = str(tmp_path / "bad.weights.h5")
     assert refusal(tmp_path / "run", teacher_weights=weights, dataset=str(good["npz"])).exit_code == 65

@@ -15,7 +15,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import TeacherConfig
 from pbd.errors import BadInputError
 from pbd.networks import cost, files, graph
-from pbd.pipeline import teachers
+from pbd.pipeline import built_in
 from pbd.records import BlockTask
 from tests.helpers.swapping import swap_blocks
 
@@ -55,7 +55,7 @@ def randomise_normalisations(model: keras.Model) -> None:
 @pytest.fixture(scope="module", params=NETWORKS)
 def network(request: pytest.FixtureRequest) -> Iterator[Subject]:
     side = NETWORKS[request.param][2]
-    original = teachers.build(TeacherConfig(teacher=request.param), (side, side, 3), 10, seed=0)
+    original = built_in.build(TeacherConfig(teacher=request.param), (side, side, 3), 10, seed=0)
     randomise_normalisations(original)
     flat = graph.flatten(original, (side, side, 3))
     tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)

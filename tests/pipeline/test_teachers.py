@@ -1,4 +1,4 @@
-"""DetectedSensors the teacher: what is missing or broken is said in one line, before anything is trained."""
+"""The source of the teacher: what is missing or broken is reported in one line, before anything is trained."""
 
 from pathlib import Path
 from typing import Any
@@ -8,23 +8,34 @@ import pytest
 
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import TeacherConfig
+from pbd.config import RunConfig, TeacherConfig
 from pbd.errors import BadInputError, MissingInputError, PbdError, UsageError
 from pbd.networks import files
-from pbd.pipeline import teachers
+from pbd.pipeline import built_in, teachers
+from pbd.progress import ProgressDisplay
 
 
 @pytest.fixture
 def saved(tmp_path: Path) -> Path:
     path = tmp_path / "digits.keras"
-    teachers.digits_cnn((16, 16, 1), 4).save(path)
+    built_in.digits_cnn((16, 16, 1), 4).save(path)
     return path
+
+
+def source(model: Any = None, run_dir: Path = Path(), **settings: Any) -> teachers.TeacherSource:
+    """Return the source of the teacher with these settings; a network that would be trained fails the test."""
+    check = lambda network: pytest.fail("nothing is trained here")  # noqa: E731
+    return teachers.resolve(RunConfig.of(**settings), model, run_dir, ProgressDisplay(), check)
+
+
+def no_data() -> Any:
+    pytest.fail("the data are not needed")
 
 
 def refused(error: type[PbdError], code: int, **settings: Any) -> str:
     """Return the one line with which these settings are refused."""
     with pytest.raises(error) as caught:
-        teachers.check(TeacherConfig(**settings))
+        source(**settings).check()
     assert caught.value.exit_code == code
     assert "\n" not in str(caught.value)
     return str(caught.value)
@@ -32,9 +43,9 @@ def refused(error: type[PbdError], code: int, **settings: Any) -> str:
 
 def test_known_teachers_pass(saved: Path, tmp_path: Path) -> None:
     for name in ("digits_cnn", "VGG16", "ResNet50V2", "EfficientNetB0", str(saved)):
-        teachers.check(TeacherConfig(teacher=name))
-    teachers.check(TeacherConfig(teacher="VGG16", teacher_weights="imagenet"))
-    teachers.check(TeacherConfig(teacher="VGG16", teacher_weights=str(saved)))
+        source(teacher=name).check()
+    source(teacher="VGG16", teacher_weights="imagenet").check()
+    source(teacher="VGG16", teacher_weights=str(saved)).check()
 
 
 def test_a_missing_file_and_a_folder_are_missing_input(tmp_path: Path) -> None:
@@ -57,14 +68,14 @@ def test_an_unknown_name_is_answered_with_the_nearest(name: str, near: str) -> N
 
 def test_weights_alone_are_no_teacher(tmp_path: Path) -> None:
     path = tmp_path / "model.weights.h5"
-    teachers.digits_cnn((16, 16, 1), 4).save_weights(path)
+    built_in.digits_cnn((16, 16, 1), 4).save_weights(path)
     with pytest.raises(BadInputError, match="must be a whole Keras model"):
         files.load(str(path))
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 def test_a_saved_model_is_loaded_as_it_was(suffix: str, tmp_path: Path) -> None:
-    model = teachers.digits_cnn((16, 16, 1), 4)
+    model = built_in.digits_cnn((16, 16, 1), 4)
     model.compile(loss="mse")
     model.save(tmp_path / f"model{suffix}")
     loaded = files.load(str(tmp_path / f"model{suffix}"))
@@ -74,7 +85,7 @@ def test_a_saved_model_is_loaded_as_it_was(suffix: str, tmp_path: Path) -> None:
 
 
 def test_digits_cnn_has_six_convolutions_that_a_block_makes_cheaper() -> None:
-    model = teachers.build(TeacherConfig(), (32, 32, 1), 10, seed=0)
+    model = built_in.build(TeacherConfig(), (32, 32, 1), 10, seed=0)
     tasks = enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)
     assert [task.layer.kernel_size for task in tasks] == [(3, 3)] * 6
     assert [task.macs < task.layer.macs for task in tasks] == [False, True, True, True, True, True]
@@ -82,26 +93,26 @@ def test_digits_cnn_has_six_convolutions_that_a_block_makes_cheaper() -> None:
 
 
 def test_a_built_teacher_depends_on_its_seed() -> None:
-    first, again, other = (teachers.build(TeacherConfig(), (16, 16, 1), 4, seed).get_weights() for seed in (1, 1, 2))
+    first, again, other = (built_in.build(TeacherConfig(), (16, 16, 1), 4, seed).get_weights() for seed in (1, 1, 2))
     assert all(np.array_equal(x, y) for x, y in zip(first, again, strict=True))
     assert not np.array_equal(first[0], other[0])
 
 
 def test_weights_are_loaded_into_a_built_teacher_or_refused(tmp_path: Path) -> None:
     path = str(tmp_path / "model.weights.h5")
-    given = teachers.build(TeacherConfig(), (16, 16, 1), 4, seed=1)
+    given = built_in.build(TeacherConfig(), (16, 16, 1), 4, seed=1)
     given.save_weights(path)
     config = TeacherConfig(teacher_weights=path)
-    loaded = teachers.build(config, (16, 16, 1), 4, seed=2)
+    loaded = built_in.build(config, (16, 16, 1), 4, seed=2)
     assert all(np.array_equal(x, y) for x, y in zip(given.get_weights(), loaded.get_weights(), strict=True))
     with pytest.raises(BadInputError, match="must be those of digits_cnn") as caught:
-        teachers.build(config, (16, 16, 1), 5, seed=2)
+        built_in.build(config, (16, 16, 1), 5, seed=2)
     assert "\n" not in str(caught.value)
 
 
 def test_images_too_small_for_a_network_are_refused_in_one_line() -> None:
     with pytest.raises(BadInputError, match=r"InceptionV3 cannot be built for images \(32, 32, 3\)") as caught:
-        teachers.build(TeacherConfig(teacher="InceptionV3"), (32, 32, 3), 10, seed=0)
+        built_in.build(TeacherConfig(teacher="InceptionV3"), (32, 32, 3), 10, seed=0)
     assert "\n" not in str(caught.value)
 
 
@@ -119,16 +130,41 @@ def test_images_too_small_for_a_network_are_refused_in_one_line() -> None:
     ],
 )
 def test_auto_preprocessing_is_what_the_network_was_made_for(teacher: str, module: str) -> None:
-    config = TeacherConfig(teacher=teacher)
-    assert teachers.preprocessing(config) == module
+    assert source(teacher=teacher).preprocessing() == module
 
 
 def test_auto_preprocessing_of_resnet50_is_that_of_its_family() -> None:
-    assert teachers.preprocessing(TeacherConfig(teacher="ResNet50")) in ("resnet", "resnet50")
+    assert source(teacher="ResNet50").preprocessing() in ("resnet", "resnet50")
 
 
-def test_a_teacher_says_which_images_it_wants(saved: Path) -> None:
-    model = files.load(str(saved))
-    assert teachers.wanted_shape(TeacherConfig(teacher=str(saved)), model) == (16, 16, 1)
-    assert teachers.wanted_shape(TeacherConfig(teacher="VGG16"), None) == (None, None, 3)
-    assert teachers.wanted_shape(TeacherConfig(), None) is None
+def test_sources_know_the_shape_of_their_images(saved: Path) -> None:
+    assert source(teacher=str(saved)).image_shape() == (16, 16, 1)
+    assert source(built_in.digits_cnn((None, 8, 3), 4)).image_shape() == (None, 8, 3)
+    assert source(teacher="VGG16").image_shape() == (None, None, 3)
+    assert source().image_shape() is None
+
+
+def test_a_file_and_a_model_need_no_data(saved: Path) -> None:
+    model = built_in.digits_cnn((16, 16, 1), 4)
+    assert source(model, teacher=str(saved)).load(no_data) is model
+    assert source(teacher=str(saved)).load(no_data).count_params() == model.count_params()
+
+
+def test_only_foreign_files_are_checked_in_another_process(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(files.file_checks, "check_apart", lambda path, free: checked.append(path))
+    saved.rename(saved.with_name("teacher.keras"))
+    resumed = source(run_dir=saved.parent, resume=True)
+    assert resumed.image_shape() == (16, 16, 1)
+    resumed.load(no_data)
+    assert checked == []
+    source(teacher=str(saved.with_name("teacher.keras"))).load(no_data)
+    assert checked == [str(saved.with_name("teacher.keras"))]
+
+
+def test_a_damaged_teacher_of_a_resumed_run_is_not_used(saved: Path) -> None:
+    saved.with_name("teacher.keras").write_bytes(saved.read_bytes()[:1000])
+    resumed = source(run_dir=saved.parent, resume=True)
+    assert resumed.image_shape() is None
+    with pytest.raises(pytest.fail.Exception, match="data are not needed"):
+        resumed.load(no_data)
