@@ -4,6 +4,7 @@ Speed does not depend on weights: what is built here has random ones.
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -12,7 +13,7 @@ from keras import layers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import files, graph
-from pbd.pipeline import built_in, teachers
+from pbd.pipeline import built_in
 
 CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -68,14 +69,12 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
     if name in OWN:
         keras.utils.set_random_seed(0)
         return graph.flatten(OWN[name](classes))
-    config = TeacherConfig(teacher=name)
-    if teachers.is_file(name):
-        teachers.FileTeacher(config).check()
+    if built_in.is_built_in(name):
+        model = built_in.build(TeacherConfig(teacher=name), (image_size, image_size, 3), classes, seed=0)
+    elif Path(name).exists():
         model = files.load(name)
-    elif built_in.is_built_in(name):
-        model = built_in.build(config, (image_size, image_size, 3), classes, seed=0)
     else:
-        names = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
-        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
+        known = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
+        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
     height, width, channels = graph.image_shape(model)
     return graph.flatten(model, (height or image_size, width or image_size, channels or 3))

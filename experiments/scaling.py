@@ -66,11 +66,9 @@ def predict(
         bytes_per_s: that a worker can send and receive.
         shares: whether a batch can be shared.
     """
-    from pbd.costs.memory import Footprint, LayerMemory
     from pbd.pipeline import plan
 
     costs, scheduler = table.costs(work, grouped=True), schedulers.choose("auto", grouped=True)
-    endless = Footprint(0, {task.layer.name: LayerMemory(0, 0, 0, 0) for task in tasks}).budget(None)
     gradients = GRADIENT_BYTES * sum(task.params for task in tasks)
 
     def by_task_s(count: int) -> float:
@@ -79,7 +77,7 @@ def predict(
     rows, alone_s = [], by_task_s(1)
     for count in workers:
         exchange_s = 2 * (count - 1) / count * gradients / bytes_per_s
-        shared = plan.share(tasks, table, work, count, count, exchange_s, endless) if shares else None
+        shared = plan.share(tasks, table, work, count, count, exchange_s) if shares else None
         shared_s = shared.predicted_makespan_s if shared else None
         rows.append(
             Row(
@@ -136,7 +134,8 @@ def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
         Journal.create(run_dir, {})
         setup = speed.as_setup(settings, threads=1, teacher=speed.save_teacher(settings.teacher, Path(folder)))
         context, tasks = block_phase.load(dataclasses.replace(setup, run_dir=str(run_dir)))
-        table, work = calibration.predict(context, tuple(tasks), "calibrate", None, workers=1)
+        work, load_s = calibration.load_workload(context, tuple(tasks))
+        table = calibration.predict(context, tuple(tasks), work, load_s, None, None, "calibrate")
     bytes_per_s = BYTES_PER_GBIT * settings.network_gbit
     rows = predict(tasks, table, work, settings.workers, bytes_per_s, blocks.get(setup.block).per_image)
     return rows, table.source

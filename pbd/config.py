@@ -205,8 +205,9 @@ class ExecutionConfig:
     group), work_stealing (of Dask), or auto (pull on Dask, else contiguous for groups, else wfd)."""
     parallel: str = "auto"
     """How workers share the block phase: task (each worker trains other layers), data (all workers train all layers,
-    each on a part of every batch), or auto (task on Dask, else the one that is predicted to be faster). Fine-tuning is
-    always data parallel; with batch normalisation, on so many workers that each has at least 32 images of a batch."""
+    each on a part of every batch), or auto (data for per-image designs and at least 300 training steps, else task; task
+    on Dask). Fine-tuning is always data parallel; with batch normalisation, each worker gets at least 32 images of a
+    batch."""
     workers: int | None = None
     """Number of workers: under MPI the number of ranks, on a Dask cluster the number of workers to wait for."""
     dask_address: str | None = None
@@ -215,7 +216,8 @@ class ExecutionConfig:
     """Allow a Dask cluster over the network without TLS: anybody who can connect to it can run code on every worker."""
     costs: str = "auto"
     """Source of the predicted times: a costs.json of another run, calibrate (measure), macs (multiply-accumulates), or
-    auto (an earlier calibration, else calibrate if several workers share the layers, else macs)."""
+    auto (an earlier calibration; else calibrate, if workers train different layers and it takes at most a tenth of the
+    predicted time; else macs)."""
     group: bool = True
     """Train the layers of a worker as one group, which shares the forward pass of the teacher."""
     memory_limit: float | None = None

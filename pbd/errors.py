@@ -65,8 +65,8 @@ FINISHED_WITH_FAILED_BLOCKS = 79
 
 
 def unknown_name(kind: str, received: str, names: Iterable[str]) -> str:
-    """Return a message that `received` is not the name of a `kind`, with the nearest of the valid names."""
-    names = sorted(names)
-    near = difflib.get_close_matches(received, names, n=1)
-    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(names)}."
+    """Return the line that says `received` is no known `kind`, with the nearest name."""
+    choices = sorted(names)
+    near = difflib.get_close_matches(received, choices, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(choices)}."
     return f"unknown {kind}. Received: {received!r}. {hint}"

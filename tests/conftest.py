@@ -58,6 +58,16 @@ def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None
         assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"
 
 
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Trace nothing: for tests whose trainings have a few steps, and which look at what happens between them."""
+    import tensorflow as tf
+
+    tf.config.run_functions_eagerly(True)
+    yield
+    tf.config.run_functions_eagerly(False)
+
+
 @pytest.fixture(scope="session")
 def shared_teachers() -> Path:
     """The folder of real networks trained by others."""

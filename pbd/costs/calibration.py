@@ -1,11 +1,13 @@
-"""Choose where predicted costs come from: a given table, one measured before, a new measurement, or an estimate."""
+"""The source of the predicted costs: a requested table, a cached calibration, a new one, or an estimate from MACs."""
 
 import hashlib
 import json
 import logging
+import math
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,6 @@ import keras
 from pbd.blockwise.context import TrainingContext, load
 from pbd.costs.layer_timing import Setup, calibrate
 from pbd.errors import PbdError
-from pbd.networks import cost
 from pbd.networks.cost import count_macs
 from pbd.records import BlockTask
 from pbd.run_dir.journal import write_atomically
@@ -23,100 +24,145 @@ from pbd.scheduling import cost_table
 from pbd.scheduling.cost_table import CostTable, Workload
 from pbd.system import devices
 
+CALIBRATION_SHARE = 0.1
+"""The largest share of the predicted block phase that an automatic calibration may take."""
+MIN_CALIBRATION_S = 10.0
+"""The seconds of a calibration of a small network (measured: 11.6 s for digits_cnn on 4 ranks with 2 cores). With a
+shorter time limit, calibration is skipped."""
+
+Makespan = Callable[[CostTable, Workload], float]
+"""Predicts the seconds of the block phase from a cost table and the number of batches."""
+
 _log = logging.getLogger(__name__)
+
+
+def load_workload(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> tuple[Workload, float]:
+    """Load the teacher and the data in a worker; return the number of batches of training, and the seconds of loading.
+
+    Args:
+        context: The teacher, the data and the settings of the run.
+        tasks: All tasks of the run, including those already done.
+    """
+    started = time.perf_counter()
+    load(context)
+    load_s = time.perf_counter() - started
+    return _setup(context, tasks, load_s).workload(context.training.epochs), load_s
 
 
 def predict(
     context: TrainingContext,
     tasks: tuple[BlockTask, ...],
-    wanted: str,
-    given: CostTable | None,
-    workers: int,
-) -> tuple[CostTable, Workload]:
-    """Return what each layer takes, and how often; called where a worker trains, on its device.
+    work: Workload,
+    load_s: float,
+    requested: CostTable | None,
+    makespan_s: Makespan | None,
+    source: str,
+) -> CostTable:
+    """Return the cost of each layer; called in a worker, on its device.
 
     Args:
-        context: of the run.
-        tasks: every layer that the run trains, those done before included.
-        wanted: see `choose`.
-        given: see `choose`.
-        workers: how many there are to share the tasks among.
+        context: The teacher, the data and the settings of the run.
+        tasks: All tasks of the run, including those already done.
+        work: See `choose`.
+        load_s: The seconds of loading the teacher and the data.
+        requested: See `choose`.
+        makespan_s: See `choose`.
+        source: See `choose`.
     """
-    started = time.perf_counter()
+    return choose(source, requested, _setup(context, tasks, load_s), work, makespan_s)
+
+
+def _setup(context: TrainingContext, tasks: tuple[BlockTask, ...], load_s: float) -> Setup:
     teacher, dataset = load(context)
-    load_s = time.perf_counter() - started
-    setup = Setup(teacher, tasks, dataset, context.designs, context.block_init, load_s)
-    return choose(wanted, given, setup, workers), setup.workload(context.training.epochs)
+    return Setup(teacher, tasks, dataset, context.designs, context.block_init, load_s)
 
 
-def choose(wanted: str, given: CostTable | None, setup: Setup, workers: int) -> CostTable:
-    """Return the table that predictions are made from.
+def choose(
+    source: str, requested: CostTable | None, setup: Setup, work: Workload, makespan_s: Makespan | None
+) -> CostTable:
+    """Return the cost table from this source.
 
     Args:
-        wanted: `auto` (one that was measured before on this device, else a new one if there are several workers to
-            share the work among, else multiply-accumulates), `calibrate` (measure now), `macs`, or a path.
-        given: what the path holds, if it is one.
-        setup: what is to be predicted.
-        workers: how many there are to share the tasks among.
+        source: `auto` (a cached calibration of this device; else a calibration, if the predicted block phase is long
+            enough; else multiply-accumulates), `calibrate` (a full calibration), `macs`, or a path.
+        requested: The table at the path, if `source` is one.
+        setup: The layers, and what they are timed with.
+        work: The number of batches.
+        makespan_s: Predicts the block phase. `None` if no decision depends on the costs: `auto` then never calibrates.
 
     Raises:
-        UsageError: `given` was made for another teacher, block or batch size.
+        UsageError: `requested` was made for another teacher, block or batch size.
     """
-    if given is not None:
-        given.check(setup.conditions, setup.layer_names)
-        return given
-    path = cache_path(setup)
-    known = _cached(path, setup) if wanted == "auto" else None
-    if known is not None:
-        return known
-    if wanted == "macs" or (wanted == "auto" and workers == 1):
-        return estimate(setup)
+    if requested is not None:
+        requested.check(setup.conditions, setup.layer_names)
+        return requested
+    if source == "calibrate":
+        return _calibrated_or_estimated(setup, math.inf)
+    cached = _read_cache(setup) if source == "auto" else None
+    if cached is not None:
+        return cached
+    table = estimate(setup)
+    if source == "macs" or makespan_s is None:
+        return table
+    time_limit_s = CALIBRATION_SHARE * makespan_s(table, work)
+    return _calibrated_or_estimated(setup, time_limit_s) if time_limit_s > MIN_CALIBRATION_S else table
+
+
+def _calibrated_or_estimated(setup: Setup, time_limit_s: float) -> CostTable:
+    """Calibrate within the time limit, and cache a complete calibration; estimate the costs if calibration fails."""
+    began = time.monotonic()
     try:
-        table = calibrate(setup)
-    except Exception as error:  # a layer that cannot be timed must not cost the run: training deals with it
+        table = calibrate(setup, time_limit_s)
+    except Exception as error:  # a layer that cannot be timed must not end the run: training handles its failure
         _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error)
         return estimate(setup)
-    try:
-        write_atomically(path, json.dumps(table.as_json(), indent=2).encode())
-    except OSError as error:
-        _log.warning("the calibration cannot be kept for the next run: %s", error)
+    if time.monotonic() - began < time_limit_s:  # else later kinds of layer may have been scaled, not timed
+        _write_cache(setup, table)
     return table
 
 
 def cache_path(setup: Setup) -> Path:
-    """Return where a calibration for this teacher, block, data and device is kept between runs."""
+    """Return the path of the cached calibration for this teacher, block, data and device."""
     data = setup.dataset
-    key = [asdict(setup.conditions), devices.describe(), sorted(setup.layer_names)]
+    key: list[object] = [asdict(setup.conditions), devices.describe(), sorted(setup.layer_names)]
     key += [data.name, list(data.image_shape), data.augment, data.preprocess]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return root / "pbd" / "costs" / f"{setup.conditions.teacher}-{digest}.json"
 
 
-def _cached(path: Path, setup: Setup) -> CostTable | None:
-    """Return the table kept there, `None` where there is none that can be used."""
+def _read_cache(setup: Setup) -> CostTable | None:
+    """Return the cached table; `None` if there is no usable one."""
+    path = cache_path(setup)
     if not path.exists():
         return None
     try:
         table = cost_table.read_table(path)
         table.check(setup.conditions, setup.layer_names)
     except PbdError as error:
-        _log.warning("%s cannot be used (%s): costs will be measured again.", path, error)
+        _log.warning("the cached calibration %s cannot be used (%s) and is ignored.", path, error)
         return None
     return table
 
 
+def _write_cache(setup: Setup, table: CostTable) -> None:
+    try:
+        write_atomically(cache_path(setup), json.dumps(table.as_json(), indent=2).encode())
+    except OSError as error:
+        _log.warning("the calibration cannot be cached for later runs: %s", error)
+
+
 def estimate(setup: Setup) -> CostTable:
-    """Return a table from multiply-accumulates and the rate at which this device runs the teacher forward."""
+    """Return a table from multiply-accumulates and the rate of the teacher's forward pass on this device."""
     images, _ = next(iter(setup.dataset.training_batches(0, 1)))
     rate = forward_rate(setup.teacher, images)
-    macs = cost.count_macs(setup.teacher)
+    macs = count_macs(setup.teacher)
     return cost_table.table_from_macs(setup.conditions, devices.describe(), setup.tasks, macs, rate)
 
 
 def forward_rate(model: keras.Model, images: Any, repeats: int = 3) -> float:
-    """Return the multiply-accumulates per second of the model's forward pass on these images, the median of a few."""
-    model.predict_on_batch(images)
+    """Return the multiply-accumulates per second of the model's forward pass on these images (median of `repeats`)."""
+    model.predict_on_batch(images)  # traces the graph
     seconds = []
     for _ in range(repeats):
         started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""What memory a group takes to train, predicted from shapes: how much of it fits is known before anything is lost."""
+"""Predict a group's peak memory from shapes, so that groups are split before a worker runs out of memory."""
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
@@ -16,135 +16,136 @@ from pbd.records import BlockTask, TaskGroup
 from pbd.system import devices, memory
 
 GIGABYTE = 1e9
-COUNTED_ON = 0.8
-"""Of what is free, the share that a worker may count on; others need some, too."""
+USABLE_FRACTION = 0.8
+"""The fraction of the free memory that workers may use; the rest is for other processes."""
 OVERHEAD = 128 * 2**20
-"""Bytes of a group's graphs and of what the backend keeps aside."""
-VALUE = 4
-"""Bytes of a float32."""
+"""Bytes of a group's graphs and of the backend's memory pool."""
+FLOAT32_BYTES = 4
 GATHERED_COPIES = 3
-"""Of a batch's inputs and outputs while statistics are gathered: as tensors, as arrays, and on the way."""
+"""Copies of a batch's inputs and outputs while statistics are gathered: tensors, arrays, and one in transfer."""
 FITTED_COPIES = 8
-"""Of a layer's second moment while first weights are fitted, in float64."""
+"""Copies of a layer's second moment while initial weights are computed, in float64."""
 SCORED_COPIES = 3
-"""Of the largest stack of variants while blocks are scored: what a layer reads, what it gives, and what comes of it."""
+"""Copies of the largest stack of variants while blocks are scored: a layer's input, output and next output."""
 FOLDED_COPIES = 2
-"""Of the teacher's weights while blocks are scored."""
+"""Copies of the teacher's weights while blocks are scored."""
 OPTIMISER_COPIES = 9
-"""Of a block's weights: themselves, their gradient apart and in a row, Adam's two moments before and after a step, the
-change, and the best so far."""
+"""Copies of a block's weights in training: the weights, their gradient (separate and flat), Adam's two moments before
+and after a step, the update, and the best weights so far."""
 
 
 @dataclass(frozen=True)
 class LayerMemory:
-    """What one layer's block adds to a group, in bytes."""
+    """The memory that one layer's block adds to a group, in bytes."""
 
-    shown: int
+    features: int
     """The layer's input and output on a batch."""
-    learning: int
-    """What the block computes of them in a training step."""
+    activations: int
+    """The activations of the block in a training step."""
     weights: int
-    """The block's weights and what the optimiser keeps of them."""
+    """The block's weights and the optimiser's state."""
     moment: int
-    """The second moment of what the layer sees; 0 where none is gathered."""
+    """The second moment of the layer's input; 0 if it is not gathered."""
 
 
 @dataclass(frozen=True)
 class Footprint:
-    """Predicts the most memory that a worker holds while it trains a group."""
+    """Predicts the peak memory of a worker that trains a group."""
 
     base: int
-    """Bytes that a worker holds whatever it trains."""
+    """Bytes that a worker uses before it trains a group."""
     layers: Mapping[str, LayerMemory]
     free: int | None = None
-    """Bytes that are free on its host; `None` where that is not known."""
-    neighbours: int = 1
-    """How many workers share what is free, itself included; the others may not have loaded anything yet."""
+    """Free bytes of its host; `None` if unknown."""
+    local_workers: int = 1
+    """The number of workers on the host, including this one; the others may not have loaded anything yet."""
     batch_size: int = 1
     """Images in a batch."""
     variant: int = 1
-    """Bytes of one image in one variant of the network, in the layer whose stack of all variants is largest."""
+    """Bytes of one image in one variant of the network, in the layer with the largest stack of all variants."""
     most_scored: int = scoring.ON_AN_ACCELERATOR
-    """Bytes that such a stack may have: as many images are scored at once, but at least one."""
+    """The largest size of such a stack in bytes; it limits the images scored at once, but not below one."""
 
     def budget(self, limit: float | None) -> "MemoryBudget":
-        """Return what decides whether a group fits: this limit, in gigabytes, or what is free."""
+        """Return the memory budget of a worker: this limit in gigabytes, or a share of the free memory."""
         if limit is not None:
-            return MemoryBudget(self, limit * GIGABYTE, given=True)
+            return MemoryBudget(self, limit * GIGABYTE, requested=True)
         return MemoryBudget(
-            self, math.inf if self.free is None else COUNTED_ON * (self.base + self.free) / self.neighbours
+            self, math.inf if self.free is None else USABLE_FRACTION * (self.base + self.free) / self.local_workers
         )
 
     def peak(self, tasks: Sequence[BlockTask], collective: int = 1) -> int:
-        """Return the bytes that a group of these tasks takes, what was held before included.
+        """Return the peak bytes of a worker that trains a group of these tasks, including its memory before.
 
         Args:
-            tasks: of the group.
-            collective: how many workers train it together; each initialises its part of the blocks and then sees its
-                part of every batch.
+            tasks: The tasks of the group.
+            collective: The number of workers in data parallelism. Each initialises its part of the blocks, and then
+                processes its part of every batch.
         """
         parts = [self.layers[task.layer.name] for task in tasks]
-        beginning = max(
-            (_beginning(parts[member::collective]) for member in range(min(collective, len(parts)))), default=0
+        initialisation_bytes = max(
+            (_initialisation_bytes(parts[member::collective]) for member in range(min(collective, len(parts)))),
+            default=0,
         )
-        learning = sum(part.shown + part.learning for part in parts)
+        training_bytes = sum(part.features + part.activations for part in parts)
         stack = self.variant * (1 + len(parts))
-        scored = SCORED_COPIES * stack * min(self.batch_size, scoring.images_at_once(stack, self.most_scored))
-        phases = max(beginning, math.ceil(learning / collective), scored)
+        scoring_bytes = SCORED_COPIES * stack * min(self.batch_size, scoring.images_at_once(stack, self.most_scored))
+        # The phases follow one another, so the largest one counts.
+        phases = max(initialisation_bytes, math.ceil(training_bytes / collective), scoring_bytes)
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
 
-def _beginning(parts: Sequence[LayerMemory]) -> int:
-    """Return the bytes that first weights of these blocks take while statistics are gathered, or one is fitted."""
+def _initialisation_bytes(parts: Sequence[LayerMemory]) -> int:
+    """Return the peak bytes of gathering statistics for these blocks, and of computing initial weights of one."""
     moments, largest = sum(part.moment for part in parts), max(part.moment for part in parts)
-    gathering = GATHERED_COPIES * sum(part.shown for part in parts) if moments else 0
+    gathering = GATHERED_COPIES * sum(part.features for part in parts) if moments else 0
     return moments + max(gathering, 2 * FITTED_COPIES * largest)
 
 
 @dataclass(frozen=True)
 class MemoryBudget:
-    """Decides which groups fit into a worker's memory."""
+    """The memory that a worker may use for a group."""
 
     footprint: Footprint
     limit: float
     """In bytes."""
-    given: bool = False
-    """Whether it was asked for; what only happens to be free refuses nothing."""
+    requested: bool = False
+    """Whether the limit comes from the settings; a limit from the free memory splits groups but raises no error."""
 
-    @property
     def describe(self) -> str:
+        """Return the limit for a message."""
         return f"{self.limit / GIGABYTE:.1f} GB"
 
     def fits(self, tasks: Sequence[BlockTask], collective: int = 1) -> bool:
-        """Return whether a group of these tasks does; see `Footprint.peak`."""
+        """Return whether a group of these tasks fits; see `Footprint.peak`."""
         return self.footprint.peak(tasks, collective) <= self.limit
 
     def check(self, groups: Iterable[TaskGroup], collective: int, batch_size: int) -> None:
-        """Refuse groups, cut as far as can be, that do not fit into the limit that was asked for.
+        """Check that groups, already cut as far as possible, fit into a limit from the settings.
 
         Raises:
-            UsageError: one does not.
+            UsageError: A group does not fit.
         """
         for group in groups:
-            if self.given and not self.fits(group.tasks, collective):
+            if self.requested and not self.fits(group.tasks, collective):
                 needed = self.footprint.peak(group.tasks, collective) / GIGABYTE
                 raise UsageError(
-                    "memory_limit must leave room for every layer alone. "
-                    f"Received: {self.limit / GIGABYTE:g} GB, but {group.layer_names[0]} is predicted to take "
-                    f"{needed:.2f} GB. Give more, or a --batch-size below {batch_size}."
+                    "memory_limit must be enough for each single layer. "
+                    f"Received: {self.limit / GIGABYTE:g} GB, but {group.layer_names[0]} is predicted to need "
+                    f"{needed:.2f} GB. Give a higher limit, or a --batch-size below {batch_size}."
                 )
 
 
 def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footprint:
-    """Return what predicts the memory of this run's groups; called where a worker trains, before it does."""
+    """Return the footprint of this run's tasks; called in a worker, before it trains."""
     teacher, dataset = load(context)
     layers = {task.layer.name: _layer_memory(task, context, dataset.batch_size) for task in tasks}
-    base = memory.memory_in_use() + FOLDED_COPIES * VALUE * teacher.count_params()
+    base = memory.memory_in_use() + FOLDED_COPIES * FLOAT32_BYTES * teacher.count_params()
     return Footprint(
         base,
         layers,
         free=memory.free_memory(),
-        neighbours=devices.local_workers(),
+        local_workers=devices.local_workers(),
         batch_size=dataset.batch_size,
         variant=variants.bytes_per_image(teacher, list(layers)) // (1 + len(layers)),
         most_scored=scoring.most_bytes(),
@@ -155,11 +156,11 @@ def _layer_memory(task: BlockTask, context: TrainingContext, batch_size: int) ->
     design = context.designs[task.design]
     needs_inputs, _ = initialisation.statistics_needed(design, context.block_init)
     built = blocks.build_block(design, task.layer, seed=0)
-    made = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
+    shapes = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
     patch = math.prod(task.layer.kernel_size) * task.layer.input_shape[-1]
     return LayerMemory(
-        shown=VALUE * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
-        learning=VALUE * batch_size * sum(map(math.prod, made)),
-        weights=OPTIMISER_COPIES * VALUE * built.count_params(),
-        moment=VALUE * patch**2 if needs_inputs else 0,
+        features=FLOAT32_BYTES * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
+        activations=FLOAT32_BYTES * batch_size * sum(map(math.prod, shapes)),
+        weights=OPTIMISER_COPIES * FLOAT32_BYTES * built.count_params(),
+        moment=FLOAT32_BYTES * patch**2 if needs_inputs else 0,
     )

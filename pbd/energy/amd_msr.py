@@ -64,7 +64,7 @@ def _counters(host: str, msr: Path, topology: Path) -> tuple[Counter, ...]:
 
 def _processors(topology: Path) -> tuple[set[int], dict[int, int]]:
     """Return the first logical processor of each core, and of each package by its number."""
-    cores, packages = set(), {}
+    cores, packages = set[int](), dict[int, int]()
     for threads in topology.glob("cpu[0-9]*/topology/thread_siblings_list"):
         first = int(threads.read_text().replace("-", ",").split(",")[0])
         cores.add(first)

@@ -2,7 +2,7 @@
 
 import itertools
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pbd.energy.readings import Reading
@@ -24,9 +24,9 @@ class Attribution:
 
     activities_j: tuple[float | None, ...]
     """Of each activity, in the order passed."""
-    busy_j: dict[int, float | None]
+    busy_j: Mapping[int, float | None]
     """Of each worker during its activities."""
-    idle_j: dict[int, float | None]
+    idle_j: Mapping[int, float | None]
     """Of each worker at other times."""
 
 
@@ -63,5 +63,5 @@ def attribute(reading: Reading, activities: Sequence[Activity], workers: Sequenc
     measured = (reading.covers(activity.start_s, activity.end_s) for activity in activities)
     measured_j = tuple(joules if whole else None for joules, whole in zip(activities_j, measured, strict=True))
     if not reading.covers(start_s, end_s):
-        busy_j, idle_j = dict.fromkeys(workers), dict.fromkeys(workers)
+        return Attribution(measured_j, dict.fromkeys(workers), dict.fromkeys(workers))
     return Attribution(measured_j, busy_j, idle_j)

@@ -40,7 +40,8 @@ def detect(paths: SystemPaths | None = None, cores: bool = False) -> DetectedSen
     host = host_identity(paths.boot_id)
     gpus, gpu_note = nvml.detect(host)
     packages, rapl_note = rapl.detect(host, paths.powercap)
-    registers, msr_note = (), None
+    registers: tuple[Sensor, ...] = ()
+    msr_note: str | None = None
     if not packages:
         registers, msr_note = amd_msr.detect(host, paths.msr, paths.topology, paths.cpuinfo)
     processor_notes = () if packages or registers else (rapl_note, msr_note)

@@ -99,7 +99,7 @@ def measure(sensors: DetectedSensors | None = None, interval_s: float = INTERVAL
         sensors: the sensors to read; all of this host's by default.
         interval_s: the time between two samples.
     """
-    meter = HostMeter(sensors and (lambda: sensors), interval_s)
+    meter = HostMeter(None if sensors is None else (lambda: sensors), interval_s)
     meter.wait()
     try:
         yield meter

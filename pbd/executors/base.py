@@ -29,15 +29,22 @@ class Executor(Protocol):
     """Runs functions on the workers of one run."""
 
     name: str
-    num_workers: int
     share: Share
     """The share of the host's devices that this process may use."""
-    collective_size: int
-    """The largest number of workers that `run_collective` can use."""
     elastic: bool
     """Whether workers may join and leave during the run."""
     coordinates: bool
     """Whether this process runs the pipeline; other processes call `serve`."""
+
+    @property
+    def num_workers(self) -> int:
+        """The number of workers of the run."""
+        ...
+
+    @property
+    def collective_size(self) -> int:
+        """The largest number of workers that `run_collective` can use."""
+        ...
 
     def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
         """Train all groups of an assignment and yield the results as they arrive.

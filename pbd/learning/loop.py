@@ -100,7 +100,8 @@ class ReportProgress(keras.callbacks.Callback):
 
     def __init__(self, emit: ProgressCallback, label: str) -> None:
         super().__init__()
-        self._emit, self._label, self._epoch, self._epochs = emit, label, 0, None
+        self._emit, self._label, self._epoch = emit, label, 0
+        self._epochs: int | None = None
 
     def over(self, epochs: int) -> "ReportProgress":
         """Set the total number of epochs, if `fit` is called for some of them only."""

@@ -88,7 +88,7 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
     return walk(model, inputs, call, operation_for)
 
 
-def image_shape(model: keras.Model) -> tuple[int | None, ...]:
+def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]:
     """Return height, width and channels of an image classifier's input; `None` for a size that the model leaves open.
 
     Raises:
@@ -106,7 +106,8 @@ def image_shape(model: keras.Model) -> tuple[int | None, ...]:
             "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
             f"Received: {shapes[0]} to {shapes[1]}: no convolution can be replaced in it."
         )
-    return shapes[0][1:]
+    _, height, width, channels = shapes[0]
+    return height, width, channels
 
 
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
@@ -123,10 +124,10 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
     """
     declared = image_shape(model)
     model = as_functional(model)
-    requested = tuple(shape or declared)
-    if len(declared) != len(requested) or any(a not in (None, b) for a, b in zip(declared, requested, strict=True)):
-        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {requested}.")
-    inputs = keras.Input(requested, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
+    input_shape: tuple[int | None, ...] = shape or declared
+    if len(declared) != len(input_shape) or any(a not in (None, b) for a, b in zip(declared, input_shape, strict=True)):
+        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {tuple(input_shape)}.")
+    inputs = keras.Input(input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
     cloner = _Cloner()
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)

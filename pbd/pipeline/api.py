@@ -140,10 +140,10 @@ _OBJECTS = ("model", "data", "config")
 
 def _check_given_once(model: object, data: object, settings: Mapping[str, Any]) -> None:
     """Refuse settings that contradict a model or data given as objects."""
-    for given, name, kind, remedy in (
+    for value, name, kind, remedy in (
         (model, "model", TeacherConfig, "give either the model or its name"),
         (data, "data", DataConfig, "give it to pbd.Data"),
     ):
         names = sorted(settings.keys() & {field.name for field in fields(kind)})
-        if given is not None and names:
+        if value is not None and names:
             raise UsageError(f"{names[0]} contradicts {name}. Received: {names[0]}={settings[names[0]]!r}; {remedy}.")

@@ -76,10 +76,10 @@ def _run(
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
-    given = cost_table.read_requested(config.execution.costs)
+    given_costs = cost_table.read_requested(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Context(config, given, inputs, executor, clock, account, display))
+        return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)
@@ -159,8 +159,8 @@ def _train_blocks(
     plan = make_plan(run.config.execution, run.given_costs, context, todo, missing, executor)
     clock.lap("calibrate")
 
-    scheduler, workers = plan.assignment.scheduler, executor.num_workers
-    display.phase(f"training {len(missing)} blocks on {workers} workers ({scheduler}{plan.why and '; ' + plan.why})")
+    workers, details = executor.num_workers, "; ".join(filter(None, (plan.assignment.scheduler, plan.reason)))
+    display.phase(f"training {len(missing)} blocks on {workers} workers ({details})")
     results = []
     for result in carry_out(plan.assignment, context, executor, display.update):
         if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it

@@ -24,8 +24,6 @@ from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory that holds fine-tuning checkpoints until the run is complete."""
-BENCHMARK_REPEATS = 7
-"""How many exchanges `AllReduceBenchmark` times."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +38,16 @@ class TrainGroupTask:
         start = time.monotonic()
         results = train_group(self.context, self.group, emit, collective)
         seconds = time.monotonic() - start
-        # Member 0 reports on behalf of all.
-        common = {"worker": 0, "shared": True, "predicted_s": self.group.predicted_s}
-        return [replace(r, **common, seconds=r.seconds if r.from_journal else seconds) for r in results]
+        return [
+            replace(
+                result,
+                worker=0,  # reports for all workers
+                shared=True,
+                predicted_s=self.group.predicted_s,
+                seconds=result.seconds if result.from_journal else seconds,
+            )
+            for result in results
+        ]
 
 
 @dataclass(frozen=True)
@@ -119,23 +124,3 @@ class EvaluateTask:
         models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
         batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
         return evaluate(teacher, models, batches, dataset.labelled, collective)
-
-
-@dataclass(frozen=True)
-class AllReduceBenchmark:
-    """Measure the time of an all-reduce, after all workers have loaded the teacher and the data at the same time."""
-
-    context: TrainingContext
-    values: int
-    """Number of float32 values per worker."""
-
-    def __call__(self, collective: Collective, emit: ProgressCallback) -> float:
-        """Return the median time of an exchange in seconds."""
-        load(self.context)
-        values, times_s = np.ones(self.values, np.float32), []
-        for _ in range(BENCHMARK_REPEATS):
-            collective.all_reduce_sum(np.zeros(1))  # a barrier: no worker's waiting time counts
-            start = time.perf_counter()
-            collective.all_reduce_sum(values)
-            times_s.append(time.perf_counter() - start)
-        return float(np.median(times_s))

@@ -24,6 +24,8 @@ from pbd.run_dir.journal import write_atomically
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
 """First learning rate of Adam for training a built-in network."""
+CheckNetwork = Callable[[keras.Model], object]
+"""Raises if the run cannot use a network; its result is not used."""
 
 
 class TeacherSource(Protocol):
@@ -55,11 +57,7 @@ class TeacherSource(Protocol):
 
 
 def resolve(
-    config: RunConfig,
-    model: keras.Model | None,
-    run_dir: Path,
-    display: ProgressDisplay,
-    check: Callable[[keras.Model], object],
+    config: RunConfig, model: keras.Model | None, run_dir: Path, display: ProgressDisplay, check: CheckNetwork
 ) -> TeacherSource:
     """Return the source of the run's teacher.
 
@@ -82,11 +80,6 @@ def is_file(name: str) -> bool:
     return name.endswith(SUFFIXES) or os.sep in name or Path(name).exists()
 
 
-def _input_shape(model: keras.Model) -> FreeShape:
-    height, width, channels = graph.image_shape(model)
-    return height, width, channels
-
-
 @dataclass(frozen=True)
 class ModelTeacher:
     """A model from Python."""
@@ -102,7 +95,7 @@ class ModelTeacher:
         files.check_known(self.model)
 
     def image_shape(self) -> FreeShape | None:
-        return _input_shape(self.model)
+        return graph.image_shape(self.model)
 
     def preprocessing(self) -> str:
         return "none"
@@ -141,7 +134,7 @@ class FileTeacher:
         return files.load(self.config.teacher)
 
     def image_shape(self) -> FreeShape | None:
-        return _input_shape(self._model)
+        return graph.image_shape(self._model)
 
     def preprocessing(self) -> str:
         return "none"
@@ -158,7 +151,7 @@ class BuiltInTeacher:
     resumed: Path | None
     """The file of the teacher in a run directory that is resumed."""
     display: ProgressDisplay
-    check_network: Callable[[keras.Model], object]
+    check_network: CheckNetwork
 
     @property
     def config(self) -> TeacherConfig:
@@ -191,7 +184,7 @@ class BuiltInTeacher:
 
     def image_shape(self) -> FreeShape | None:
         if self._before is not None:
-            return _input_shape(self._before)
+            return graph.image_shape(self._before)
         return (None, None, 3) if self.config.teacher in built_in.application_names() else None
 
     def preprocessing(self) -> str:

@@ -1,4 +1,4 @@
-"""What training a layer's block costs in seconds: a frozen prefix of the teacher, and the block itself."""
+"""The cost of training a layer's block in seconds: the frozen prefix of the teacher, and the block itself."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -9,26 +9,26 @@ from pbd.records import BlockTask
 
 @dataclass(frozen=True)
 class LayerCosts:
-    """Predicted seconds of whole training (all images, all epochs) per layer, kept in two parts.
+    """Predicted seconds of the whole training (all images, all epochs) per layer, in two parts.
 
     Raises:
-        ValueError: a cost is negative or not finite, or a layer has only one of the two parts.
+        ValueError: A cost is negative or not finite, or a layer has only one of the two parts.
     """
 
     prefix_s: Mapping[str, float]
-    """By layer name: the teacher's forward up to and including the layer."""
+    """By layer name: the teacher's forward pass up to and including the layer."""
     block_s: Mapping[str, float]
-    """By layer name: the block's own forward and backward."""
+    """By layer name: the forward and backward pass of the block."""
     grouped: bool
-    """Whether the tasks of a group share one run of the prefix."""
+    """Whether the tasks of a group share the forward pass of the prefix."""
     source: str
-    """Where the figures come from, for the report."""
+    """The source of the costs, for the report."""
 
     def __post_init__(self) -> None:
         unpaired = sorted(set(self.prefix_s) ^ set(self.block_s))
         if unpaired:
             raise ValueError(
-                f"a layer needs both prefix_s and block_s. Received one only: {unpaired}. Give 0 for none."
+                f"a layer needs both prefix_s and block_s. Received only one for: {unpaired}. Give 0 for no cost."
             )
         for name, seconds in [*self.prefix_s.items(), *self.block_s.items()]:
             if not (math.isfinite(seconds) and seconds >= 0):
@@ -37,15 +37,15 @@ class LayerCosts:
                 )
 
     def task_s(self, task: BlockTask) -> float:
-        """Return the seconds that this task takes on its own."""
+        """Return the seconds of this task without a group."""
         return self.prefix_s[task.layer.name] + self.block_s[task.layer.name]
 
     def load_s(self, tasks: Sequence[BlockTask]) -> float:
-        """Return the seconds that one worker needs for these tasks; 0 for none.
+        """Return the seconds that one worker needs for these tasks; 0 for no tasks.
 
-        Grouped, the prefix is paid once, as deep as the deepest task: the largest prefix plus the sum of the
-        blocks. That is exact on a chain; for tasks on sibling branches, whose prefixes do not contain each
-        other, it is a lower bound. Ungrouped, every task pays its own prefix.
+        Grouped: the largest prefix plus the sum of the blocks, because the forward pass of the deepest task serves all.
+        This is exact on a chain. For tasks on sibling branches, whose prefixes do not contain each other, it is a lower
+        bound. Ungrouped: every task pays its own prefix.
         """
         if not self.grouped:
             return sum(self.task_s(task) for task in tasks)
@@ -53,14 +53,14 @@ class LayerCosts:
         return deepest_s + sum(self.block_s[task.layer.name] for task in tasks)
 
     def run_loads_s(self, tasks: Sequence[BlockTask]) -> list[list[float]]:
-        """Return `table` with `table[i][k] = load_s(tasks[i : i + k + 1])`, in quadratic time."""
-        return [self._growing_loads_s(tasks[start:]) for start in range(len(tasks))]
+        """Return a table with `table[i][k] == load_s(tasks[i : i + k + 1])`, in quadratic time."""
+        return [self._cumulative_loads_s(tasks[start:]) for start in range(len(tasks))]
 
-    def _growing_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:
+    def _cumulative_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:
         loads_s, prefix_s, block_s = [], 0.0, 0.0
         for task in tasks:
-            own_prefix_s = self.prefix_s[task.layer.name]
-            prefix_s = max(prefix_s, own_prefix_s) if self.grouped else prefix_s + own_prefix_s
+            task_prefix_s = self.prefix_s[task.layer.name]
+            prefix_s = max(prefix_s, task_prefix_s) if self.grouped else prefix_s + task_prefix_s
             block_s += self.block_s[task.layer.name]
             loads_s.append(prefix_s + block_s)
         return loads_s

@@ -1,4 +1,4 @@
-"""What each layer takes on one device, per batch and once: measured, or estimated; kept as `costs.json`."""
+"""The cost of each layer on one device, per batch and once, measured or estimated; stored as `costs.json`."""
 
 import json
 import math
@@ -16,53 +16,59 @@ from pbd.scheduling.cost_model import LayerCosts
 # A training step costs the forward pass, the gradient by the input and the gradient by the weights: three
 # times the forward's multiply-accumulates. The frozen prefix only runs forward.
 TRAINING_PASSES = 3
+# Measured in fresh worker processes with one thread on a busy 2-core AMD EPYC: groups of 1, 2 and 4 blocks of
+# digits_cnn took 3.4, 4.6 and 5.7 s for two training steps; with these constants 3.3, 4.7 and 5.0 s are predicted.
+GROUP_TRACING_S = 2.0
+"""The estimated seconds once per group for tracing the teacher's prefix."""
+BLOCK_TRACING_S = 0.5
+"""The estimated seconds once per block for building, initialising and tracing it."""
 VERSION = 1
-NO_FILE = ("auto", "calibrate", "macs")
-"""What `--costs` may say other than the path of a table."""
+SOURCES = ("auto", "calibrate", "macs")
+"""The values of `--costs` other than the path of a table."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """How many batches training a group goes through."""
+    """The number of batches that training a group processes."""
 
     epochs: int
     steps_per_epoch: int
     check_batches: int
-    """Validation batches that are looked at after every epoch."""
+    """Validation batches of the check after every epoch."""
     fit_batches: int
-    """Training batches that the blocks' first weights are fitted to."""
+    """Training batches from which the blocks' initial weights are computed."""
     score_batches: int
     """Validation batches on which the trained blocks are scored."""
 
     @property
     def steps(self) -> int:
-        """Training steps in all."""
+        """Training steps over all epochs."""
         return self.epochs * self.steps_per_epoch
 
     @property
     def checks(self) -> int:
-        """Validation batches in all, before training and after every epoch."""
+        """Validation batches of all checks: before training and after every epoch."""
         return (self.epochs + 1) * self.check_batches
 
 
 @dataclass(frozen=True)
 class LayerTimes:
-    """What one layer takes on one device, in seconds."""
+    """The cost of one layer on one device, in seconds."""
 
     prefix_s: float
-    """Once per batch of a group whose deepest layer this is: reading it, the teacher's forward up to the layer."""
+    """Per batch of a group whose deepest layer this is: reading it, and the teacher's forward pass up to the layer."""
     step_s: float
     """The block's part of a training step."""
     check_s: float
-    """The block's forward and error on a validation batch."""
+    """The block's forward pass and error on a validation batch."""
     suffix_s: float
-    """The teacher's forward behind the layer, on a batch, as scoring runs it: with normalisations folded."""
+    """The teacher's forward pass after the layer on a batch, as scoring runs it, with folded normalisations."""
     target_s: float = 0.0
     """The moments of the layer's output on a batch."""
     gather_s: float = 0.0
-    """The statistics of a batch that the block's first weights are fitted to."""
+    """The statistics of a batch from which the block's initial weights are computed."""
     block_once_s: float = 0.0
-    """Once per block: building, tracing, its first weights."""
+    """Once per block: building, tracing, initial weights."""
     group_once_s: float = 0.0
     """Once per group whose deepest layer this is: tracing the prefix."""
     epoch_s: float = 0.0
@@ -71,24 +77,24 @@ class LayerTimes:
     """Once per worker: loading the teacher and the data."""
 
     def group_s(self, work: Workload) -> float:
-        """Return what a group as deep as this layer pays once for all its blocks, loading aside."""
+        """Return the shared cost of a group whose deepest layer this is, without loading."""
         batches = work.steps + work.checks + work.check_batches + work.fit_batches
-        scoring_s = work.score_batches * (
-            2 * self.prefix_s + self.suffix_s
-        )  # for the targets, for the teacher's scores
+        # Scoring runs the prefix for the targets, and the whole teacher for its scores.
+        scoring_s = work.score_batches * (2 * self.prefix_s + self.suffix_s)
         return self.group_once_s + work.epochs * self.epoch_s + batches * self.prefix_s + scoring_s
 
     def block_s(self, work: Workload) -> float:
-        """Return what the block pays for itself."""
+        """Return the cost of the block, without its group's shared cost."""
         training_s = work.steps * self.step_s + work.checks * self.check_s + work.check_batches * self.target_s
-        scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)  # its error, and its scores when swapped in
+        # Scoring runs the block for its error, and swapped into the teacher for its scores.
+        scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)
         return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s
 
     def shared(self, workers: int) -> "LayerTimes":
-        """Return the times of one of several workers that train the layer's group together.
+        """Return the cost on one of several workers in data parallelism.
 
-        Each sees its part of every batch, and gives its part of the blocks their first weights; what is done once in a
-        process, everyone does.
+        Each worker processes its part of every batch and initialises its part of the blocks. Every worker pays the
+        costs that occur once per process.
         """
         per_image = ("prefix_s", "step_s", "check_s", "suffix_s", "target_s", "gather_s")
         return replace(self, **{name: getattr(self, name) / workers for name in per_image})
@@ -100,7 +106,7 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What a table of costs holds for, besides its device."""
+    """The conditions, besides the device, that a cost table holds for."""
 
     teacher: str
     """A digest of the teacher's structure, not of its weights."""
@@ -111,22 +117,22 @@ class Conditions:
 
 @dataclass(frozen=True)
 class CostTable:
-    """What each layer takes, per batch and once: what predictions for any number of images and epochs are made from."""
+    """The cost of each layer per batch and once, from which any number of images and epochs can be predicted."""
 
     conditions: Conditions
     device: str
-    """In words."""
+    """A description."""
     source: str
-    """Where the figures come from, for the report."""
+    """The source of the costs, for the report."""
     layers: Mapping[str, LayerTimes]
 
     def costs(self, work: Workload, grouped: bool) -> LayerCosts:
-        """Return what whole training takes.
+        """Return the cost of training each layer.
 
         Args:
-            work: how many batches there are.
-            grouped: whether the tasks of a worker share one run of the prefix. Each group is then taken to be its
-                worker's first, which loads the teacher and the data; single tasks are not.
+            work: The number of batches.
+            grouped: Whether the tasks of a worker share the forward pass of the prefix. Every group then includes
+                loading the teacher and the data, as a worker's first group; single tasks do not.
         """
         return LayerCosts(
             prefix_s={n: t.group_s(work) + (t.load_s if grouped else 0.0) for n, t in self.layers.items()},
@@ -136,66 +142,64 @@ class CostTable:
         )
 
     def shared(self, workers: int) -> "CostTable":
-        """Return what each layer takes one of several workers that train all layers together, exchanges aside."""
+        """Return the costs on one of several workers in data parallelism, without the exchange of gradients."""
         return replace(self, layers={name: times.shared(workers) for name, times in self.layers.items()})
 
     def check(self, conditions: Conditions, layer_names: Collection[str]) -> None:
-        """Check that the table applies to a run with these conditions and layers.
+        """Check that the table was made for these conditions and has these layers.
 
         Raises:
-            UsageError: the teacher, the block, its first weights or the batch size differ, or a layer is missing.
+            UsageError: The teacher, the block, its initialisation or the batch size differ, or a layer is missing.
         """
         for field in fields(Conditions):
-            measured, requested = getattr(self.conditions, field.name), getattr(conditions, field.name)
-            if measured != requested:
+            table_value, run_value = getattr(self.conditions, field.name), getattr(conditions, field.name)
+            if table_value != run_value:
                 raise UsageError(
-                    f"--costs needs a table made with the run's {field.name}. Received: {measured!r}, and the run has "
-                    f"{requested!r}. Give --costs calibrate, or a table of such a run."
+                    f"--costs must be a table made with the run's {field.name}. Received: {table_value!r}; the run has "
+                    f"{run_value!r}. Give --costs calibrate, or a table of such a run."
                 )
         missing = sorted(set(layer_names) - set(self.layers))
         if missing:
             raise UsageError(
-                f"--costs needs a table of every layer to train. Received: none for {', '.join(missing[:5])}. "
+                f"--costs must be a table with every layer to train. Received: none for {', '.join(missing[:5])}. "
                 "Give --costs calibrate, or a table of a run that trained them."
             )
 
     def corrected(self, results: Iterable[BlockResult], work: Workload, grouped: bool, run_dir: str) -> "CostTable":
-        """Return the table rescaled, group by group, to the seconds that a run measured.
+        """Return the table scaled, group by group, to the measured seconds of a run.
 
-        A group's layers are all scaled alike, so that for the epochs that its blocks trained (some stop early) it is
-        predicted to take what it took. Groups with a failed block tell nothing: part of their time went into retries;
-        nor do those of which a part was found done or begun again, or that several workers shared.
+        All layers of a group are scaled by one factor, such that its predicted time for the trained epochs (some blocks
+        stop early) equals its measured time. A group does not count if a block failed, was retried or was read from the
+        journal, or if several workers shared the group: its time is then not that of one worker training the group.
 
         Args:
-            results: those of a group share worker and start; ones that no worker stamped are left out.
-            work: of that run.
-            grouped: whether its tasks shared the prefix.
-            run_dir: its directory, for the source.
+            results: Results of one group have the same worker and start; results without a worker are ignored.
+            work: The number of batches in that run.
+            grouped: Whether its tasks shared the prefix.
+            run_dir: Its directory, for the source.
         """
         layers = dict(self.layers)
         measured = 0
         for group in _measured_groups(results):
-            of_group = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
-            predicted_s = of_group._group_s(group, work, grouped) if len(of_group.layers) == len(group) else 0.0
+            part = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
+            predicted_s = part._group_s(group, work, grouped) if len(part.layers) == len(group) else 0.0
             if predicted_s > 0:
                 measured += len(group)
-                layers |= {
-                    name: times.scaled(group[0].seconds / predicted_s) for name, times in of_group.layers.items()
-                }
+                layers |= {name: times.scaled(group[0].seconds / predicted_s) for name, times in part.layers.items()}
         if measured == 0:
             return self
         rest = "" if measured == len(layers) else f"; {len(layers) - measured} of {len(layers)} layers: {self.source}"
         return replace(self, layers=layers, source=f"measured by the run in {run_dir} on {self.device}{rest}")
 
     def _group_s(self, group: Sequence[BlockResult], work: Workload, grouped: bool) -> float:
-        """Return the predicted seconds of these layers in one group, for the epochs that each of them trained."""
-        worked = {result.layer: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
-        longest = max(worked.values(), key=lambda workload: workload.epochs)
+        """Return the predicted seconds of a group of these layers, for the epochs that each was trained."""
+        works = {result.layer: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
+        longest = max(works.values(), key=lambda one: one.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
-        return max(shared_s[name] for name in worked) + sum(self.layers[n].block_s(w) for n, w in worked.items())
+        return max(shared_s[name] for name in works) + sum(self.layers[n].block_s(one) for n, one in works.items())
 
     def as_json(self) -> dict[str, Any]:
-        """Return what `costs.json` holds."""
+        """Return the content of `costs.json`."""
         head = {"version": VERSION, **asdict(self.conditions), "device": self.device, "source": self.source}
         return {**head, "layers": {name: asdict(times) for name, times in self.layers.items()}}
 
@@ -212,34 +216,34 @@ def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
     ]
 
 
-def read_requested(costs: str) -> CostTable | None:
-    """Return the table in the file that `--costs` names; `None` if it names no file.
+def read_requested(source: str) -> CostTable | None:
+    """Return the table if `--costs` is a path, else `None`.
 
     Raises:
-        MissingInputError: there is no such file, or it cannot be read.
-        BadInputError: it holds something else, or a cost that is none.
+        MissingInputError: The file does not exist or cannot be read.
+        BadInputError: The file is not a cost table, or a cost is invalid.
     """
-    return None if costs in NO_FILE else read_table(Path(costs))
+    return None if source in SOURCES else read_table(Path(source))
 
 
 def read_table(path: Path) -> CostTable:
     """Return the table in a file.
 
     Raises:
-        MissingInputError: there is no such file, or it cannot be read.
-        BadInputError: it holds something else, or a cost that is none.
+        MissingInputError: The file does not exist or cannot be read.
+        BadInputError: The file is not a cost table, or a cost is invalid.
     """
     try:
         return _from_json(json.loads(path.read_bytes()))
     except OSError as error:
         raise MissingInputError(
-            f"--costs must be {', '.join(NO_FILE)} or a costs.json of a run. Received: {str(path)!r}: "
+            f"--costs must be {', '.join(SOURCES)} or a costs.json of a run. Received: {str(path)!r}: "
             f"{error.strerror}. Check the path."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200].rstrip(".")
+        message = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200].rstrip(".")
         raise BadInputError(
-            f"a table of costs must be one that pbd wrote. Received: {str(path)!r}: {reason}. Give --costs calibrate."
+            f"a cost table must be a file that pbd wrote. Received: {str(path)!r}: {message}. Give --costs calibrate."
         ) from error
 
 
@@ -258,14 +262,14 @@ def _from_json(content: dict[str, Any]) -> CostTable:
 def table_from_macs(
     conditions: Conditions, device: str, tasks: Sequence[BlockTask], teacher_macs: int, macs_per_s: float
 ) -> CostTable:
-    """Estimate a table from multiply-accumulates alone.
+    """Estimate a table from multiply-accumulates and constants for tracing.
 
     Args:
-        conditions: what the table is for.
-        device: in words.
-        tasks: the layers to estimate.
-        teacher_macs: of the whole teacher, per image.
-        macs_per_s: the rate at which this device ran the teacher forward.
+        conditions: The conditions of the run.
+        device: A description.
+        tasks: The layers to estimate.
+        teacher_macs: The MACs of the whole teacher, per image.
+        macs_per_s: The measured rate of the teacher's forward pass on this device.
 
     Returns:
         A table whose `source` names the rate.
@@ -282,6 +286,8 @@ def table_from_macs(
             step_s=batch_s * TRAINING_PASSES * task.macs,
             check_s=batch_s * task.macs,
             suffix_s=batch_s * max(0, teacher_macs - task.layer.prefix_macs),
+            block_once_s=BLOCK_TRACING_S,
+            group_once_s=GROUP_TRACING_S,
         )
         for task in tasks
     }
@@ -292,13 +298,13 @@ def table_from_macs(
 
 
 def interpolated(points: Mapping[int, float], macs: int) -> float:
-    """Return a prefix's seconds from those of a few others, piecewise linear in its multiply-accumulates.
+    """Interpolate the seconds of a prefix linearly in its multiply-accumulates.
 
-    What was measured shorter than a shallower prefix counts as long as that one: a deeper prefix contains it.
+    A point that was measured shorter than a shallower prefix is raised to it, because a deeper prefix contains it.
 
     Args:
-        points: seconds by multiply-accumulates, one or more.
-        macs: of the prefix that is asked for; outside the points, it costs what the nearest one does.
+        points: Seconds by multiply-accumulates; at least one.
+        macs: The MACs of the prefix. Outside the points, the nearest one is returned.
     """
     at = sorted(points)
     return float(np.interp(macs, at, np.maximum.accumulate([points[one] for one in at])))

@@ -1,4 +1,4 @@
-"""Cut an assignment's groups so that each fits into a worker's memory."""
+"""Splitting of an assignment's groups so that each fits into a worker's memory."""
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -8,19 +8,19 @@ from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.simulate import replay
 
 Fits = Callable[[Sequence[BlockTask]], bool]
-"""Whether tasks can be trained in one pass; who fits with others also fits with fewer of them."""
+"""Whether tasks can be trained as one group. It must be monotone: a subset of tasks that fit also fits."""
 
 
 def cut(assignment: Assignment, costs: LayerCosts, fits: Fits) -> Assignment:
-    """Return the assignment with each group that does not fit cut into as few runs of its layers as do.
+    """Return the assignment with each group that does not fit split into the fewest runs of its layers that fit.
 
-    A layer that does not fit alone stays a group of its own. Predicted times are those of the groups that come out.
+    A single layer that does not fit becomes a group. The loads are predicted again if a group was split.
     """
 
-    def apart(groups: Iterable[TaskGroup]) -> tuple[TaskGroup, ...]:
+    def split(groups: Iterable[TaskGroup]) -> tuple[TaskGroup, ...]:
         return tuple(part for group in groups for part in _parts(group, costs, fits))
 
-    queues, pool = tuple(map(apart, assignment.queues)), apart(assignment.pool)
+    queues, pool = tuple(map(split, assignment.queues)), split(assignment.pool)
     if len(pool) + sum(map(len, queues)) == len(assignment.groups):
         return assignment
     changed = dataclasses.replace(assignment, queues=queues, pool=pool)
@@ -28,7 +28,7 @@ def cut(assignment: Assignment, costs: LayerCosts, fits: Fits) -> Assignment:
 
 
 def runs(tasks: Sequence[BlockTask], fits: Fits) -> Iterator[tuple[BlockTask, ...]]:
-    """Yield the fewest runs of these tasks, in their order, that fit."""
+    """Yield the fewest runs of consecutive tasks that fit. Greedy is optimal, because `fits` is monotone."""
     run: tuple[BlockTask, ...] = ()
     for task in tasks:
         if run and not fits((*run, task)):

@@ -1,4 +1,4 @@
-"""Hand out an assignment's groups while workers come free, are lost, or join: the same rule in replays and on Dask."""
+"""Dispatch of an assignment's groups to workers that become available, are lost, or join; for replays and for Dask."""
 
 from collections import deque
 
@@ -6,10 +6,10 @@ from pbd.records import Assignment, TaskGroup
 
 
 class Dispatcher:
-    """Knows what is left to do, and what a worker does next.
+    """The remaining groups of an assignment, and the order in which workers take them.
 
-    A worker takes the next group of its own queue, then of the pool, then, where the assignment steals, the last group
-    of the longest queue. Workers that are not in the assignment (they joined later) have no queue of their own.
+    A worker takes the next group of its own queue, then of the pool, then, if the assignment steals, the last group of
+    the longest queue. Workers that joined after the assignment was made have no queue.
 
     Example:
         >>> dispatcher = Dispatcher(Assignment("pull", ((), ()), (0.0, 0.0), pool=(first, second)))
@@ -23,7 +23,7 @@ class Dispatcher:
         self._steals = assignment.steals
 
     def take(self, worker: int) -> TaskGroup | None:
-        """Return the worker's next group, which is no longer left to do; `None` where there is nothing for it."""
+        """Remove and return the worker's next group; `None` if there is none for it."""
         queue = self._queues.get(worker)
         if queue:
             return queue.popleft()
@@ -33,14 +33,14 @@ class Dispatcher:
         return longest.pop() if self._steals and longest else None
 
     def put_back(self, group: TaskGroup) -> None:
-        """Take back a group whose worker was lost: it is the next of the pool."""
+        """Put a group whose worker was lost at the head of the pool."""
         self._pool.appendleft(group)
 
     def lose(self, worker: int) -> None:
-        """Move the queue of a worker that is gone to the pool."""
+        """Move the queue of a lost worker to the end of the pool."""
         self._pool.extend(self._queues.pop(worker, ()))
 
     @property
     def left(self) -> int:
-        """How many groups nobody has taken yet."""
+        """The number of groups that no worker has taken."""
         return len(self._pool) + sum(map(len, self._queues.values()))

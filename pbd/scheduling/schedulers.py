@@ -1,4 +1,4 @@
-"""Schedulers: pure functions from tasks, costs and a number of workers to an assignment, and their table."""
+"""Schedulers: pure functions from tasks, costs and a number of workers to an assignment."""
 
 import dataclasses
 import itertools
@@ -14,13 +14,13 @@ from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.simulate import replay
 
 GROUPS_PER_WORKER = (2.0, 1.5, 1.0)
-"""Into how many groups per worker grouped layers may be cut where workers take them as they come free."""
+"""The candidate numbers of groups per worker for dynamic schedulers with grouped layers."""
 
 Scheduler = Callable[[Sequence[BlockTask], LayerCosts, int], Assignment]
 
 
 def round_robin(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
-    """Deal the tasks out in index order, whatever they cost: the paper's first scheme."""
+    """Assign the tasks in index order, regardless of cost: the paper's first scheme."""
     _check_workers(num_workers)
     ordered = _by_index(tasks)
     return _assignment("round_robin", [ordered[worker::num_workers] for worker in range(num_workers)], costs)
@@ -29,21 +29,21 @@ def round_robin(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int)
 def wfd(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
     """Give each task, longest first, to the least loaded worker (worst fit decreasing): the paper's bin packing.
 
-    The weights are the tasks' own times, also where a group would share its prefix. `binpacking` sorts stably
-    and fills the first of equally loaded bins, so tasks handed to it in index order give one answer.
+    The weights are the times of single tasks, even if a group would share its prefix. `binpacking` sorts stably and
+    fills the first of equally loaded bins, so tasks in index order give a deterministic result.
     """
     _check_workers(num_workers)
     ordered = _by_index(tasks)
-    weights = _telling(costs, ordered)
+    weights = _usable_costs(costs, ordered)
     bins = to_constant_bin_number({at: weights.task_s(task) for at, task in enumerate(ordered)}, num_workers)
     return _assignment("wfd", [[ordered[at] for at in chosen] for chosen in bins], costs)
 
 
 def contiguous(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
-    """Cut the layers, in index order, into runs whose largest load is the least possible (exact).
+    """Partition the layers, in index order, into runs of minimal makespan (exact).
 
-    Among the cuts with that makespan it takes one with the least load in all (so grouped tasks pay for few
-    prefixes, and workers that could not help stay free), and then the earliest. Takes O(n^2 * workers).
+    Among partitions with that makespan, the one with the least total load is chosen (so few prefixes are repeated, and
+    workers that cannot reduce the makespan get no tasks), then the first. Time: O(n^2 * workers).
     """
     _check_workers(num_workers)
     queues = _runs(tasks, costs, num_workers)
@@ -51,22 +51,22 @@ def contiguous(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) 
 
 
 def pull(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
-    """Keep everything in one pool, longest first, from which a worker that comes free takes the next group.
+    """Put all groups into one pool, longest first; an available worker takes the next group.
 
-    This is list scheduling (Graham 1969): it needs no good prediction, and workers may come and go. Grouped, each run
-    of layers pays for its own prefix, so there are only as many (of `GROUPS_PER_WORKER`) as promise to be done soonest.
+    This is list scheduling (Graham 1969): it tolerates wrong predictions, and workers may join and leave. Grouped, each
+    run of layers pays for its own prefix, so the number of runs (`GROUPS_PER_WORKER`) minimises the predicted makespan.
     """
     _check_workers(num_workers)
     nothing = ((),) * num_workers
-    return _soonest([Assignment("pull", nothing, (), pool=pool) for pool in _pools(tasks, costs, num_workers)], costs)
+    return _shortest([Assignment("pull", nothing, (), pool=pool) for pool in _pools(tasks, costs, num_workers)], costs)
 
 
 def work_stealing(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
-    """Deal the groups of `pull` to the least loaded worker each; who has nothing left takes from the others."""
+    """Assign each group of `pull` to the least loaded worker; a worker with an empty queue takes from the others."""
     _check_workers(num_workers)
-    weights = _telling(costs, tasks)
+    weights = _usable_costs(costs, tasks)
     dealt = [_deal(pool, weights, num_workers) for pool in _pools(tasks, costs, num_workers)]
-    return _soonest([Assignment("work_stealing", queues, (), steals=True) for queues in dealt], costs)
+    return _shortest([Assignment("work_stealing", queues, (), steals=True) for queues in dealt], costs)
 
 
 def _deal(pool: Sequence[TaskGroup], weights: LayerCosts, num_workers: int) -> tuple[tuple[TaskGroup, ...], ...]:
@@ -79,15 +79,15 @@ def _deal(pool: Sequence[TaskGroup], weights: LayerCosts, num_workers: int) -> t
     return tuple(map(tuple, queues))
 
 
-def _soonest(candidates: Sequence[Assignment], costs: LayerCosts) -> Assignment:
-    """Return the assignment with the least predicted makespan, the first one of equals, with its predicted loads."""
+def _shortest(candidates: Sequence[Assignment], costs: LayerCosts) -> Assignment:
+    """Return the first assignment with the least predicted makespan, with its predicted loads."""
     predicted = [dataclasses.replace(one, predicted_load_s=replay(one, costs).busy_s) for one in candidates]
     return min(predicted, key=lambda one: one.predicted_makespan_s)
 
 
 def _pools(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
-    """Return the ways to cut the layers into groups, each longest first, the earlier one of equals first."""
-    weights = _telling(costs, tasks)
+    """Return the candidate pools: the layers cut into different numbers of groups, each pool longest group first."""
+    weights = _usable_costs(costs, tasks)
     cuts = [[[task] for task in _by_index(tasks)]]
     if costs.grouped:
         cuts = [_runs(tasks, costs, math.ceil(ratio * num_workers)) for ratio in GROUPS_PER_WORKER]
@@ -97,7 +97,7 @@ def _pools(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> l
 def _runs(tasks: Sequence[BlockTask], costs: LayerCosts, most: int) -> list[list[BlockTask]]:
     """Cut the layers, in index order, into at most that many runs (see `contiguous`)."""
     ordered = _by_index(tasks)
-    loads_s = _telling(costs, ordered).run_loads_s(ordered)
+    loads_s = _usable_costs(costs, ordered).run_loads_s(ordered)
     makespan_s, _ = _cut(loads_s, most, max, math.inf)
     _, ends = _cut(loads_s, most, operator.add, makespan_s)
     return [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
@@ -106,13 +106,17 @@ def _runs(tasks: Sequence[BlockTask], costs: LayerCosts, most: int) -> list[list
 def _cut(
     loads_s: list[list[float]], num_workers: int, join: Callable[[float, float], float], limit_s: float
 ) -> tuple[float, list[int]]:
-    """Return the least value of `join` over the runs' loads, none above `limit_s`, and where the runs end."""
+    """Return the least value of `join` over the loads of the runs, none above `limit_s`, and the ends of the runs.
+
+    Dynamic programming over the number of runs and the number of tasks.
+    """
     count = len(loads_s)
-    # best[end] holds the least value for the first `end` tasks in a given number of runs, and those runs' ends.
-    best: list[tuple[float, list[int]]] = [(0.0, [])] + [(math.inf, [])] * count
+    # best[end]: the least value for the first `end` tasks in the current number of runs, and the ends of these runs.
+    unreachable: tuple[float, list[int]] = (math.inf, [])
+    best = [(0.0, list[int]()), *[unreachable] * count]
     answer = best[count]
     for _ in range(min(count, num_workers)):
-        longer: list[tuple[float, list[int]]] = [(math.inf, [])] * (count + 1)
+        longer = [unreachable] * (count + 1)
         for end in range(1, count + 1):
             for start in range(end):
                 load_s = loads_s[start][end - start - 1]
@@ -125,8 +129,8 @@ def _cut(
     return answer
 
 
-def _telling(costs: LayerCosts, tasks: Sequence[BlockTask]) -> LayerCosts:
-    """Return the costs, or equal ones where all are zero: a run of no epochs still has blocks to score."""
+def _usable_costs(costs: LayerCosts, tasks: Sequence[BlockTask]) -> LayerCosts:
+    """Return the costs; equal ones if all are zero, because a run without epochs still has blocks to score."""
     if any(costs.task_s(task) for task in tasks):
         return costs
     return dataclasses.replace(costs, block_s=dict.fromkeys(costs.block_s, 1.0))
@@ -144,7 +148,7 @@ def _check_workers(num_workers: int) -> None:
 
 
 def _assignment(name: str, queues: Sequence[Sequence[BlockTask]], costs: LayerCosts) -> Assignment:
-    """Make one group of each queue where groups share a prefix, else one group per task."""
+    """Make one group of each queue if the costs are grouped, else one group per task."""
     return Assignment(
         scheduler=name,
         queues=tuple(_groups(queue, costs) for queue in queues),
@@ -175,12 +179,12 @@ def choose(name: str, grouped: bool, elastic: bool = False) -> Scheduler:
     """Return the scheduler of that name; `auto` is pull for elastic workers, else contiguous for groups, else wfd.
 
     Args:
-        name: a key of `SCHEDULERS`, or `auto`.
-        grouped: whether the tasks of a group share one run of the teacher.
-        elastic: whether workers may come and go.
+        name: A key of `SCHEDULERS`, or `auto`.
+        grouped: Whether the tasks of a group share the forward pass of the teacher.
+        elastic: Whether workers may join and leave.
 
     Raises:
-        UsageError: no scheduler has that name (the nearest one is named).
+        UsageError: No scheduler has that name (the message suggests the nearest name).
 
     Example:
         >>> choose("auto", grouped=True).__name__

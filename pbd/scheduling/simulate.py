@@ -1,4 +1,4 @@
-"""Replay an assignment on a table of costs: what each worker would do, without doing it."""
+"""Simulation of an assignment on a cost table: the timeline of each worker, without training."""
 
 import heapq
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from pbd.scheduling.dispatch import Dispatcher
 
 @dataclass(frozen=True)
 class Span:
-    """One group on one worker, from when to when, in seconds since the block phase began."""
+    """The training of one group on one worker, in seconds since the start of the block phase."""
 
     group: TaskGroup
     started_s: float
@@ -21,67 +21,67 @@ class Span:
 
 @dataclass(frozen=True)
 class Replay:
-    """Predicted times of the block phase, in seconds; moving data and scoring blocks are not in them."""
+    """Predicted times of the block phase, in seconds, without moving data."""
 
     timeline: tuple[tuple[Span, ...], ...]
-    """For each worker, what it trains when."""
+    """The spans of each worker, in order."""
     one_worker_s: float
-    """What one worker would need for every task, grouped likewise (so not the paper's scheme, if grouped)."""
+    """The seconds of one worker for all tasks, as one group if the costs are grouped (unlike the paper's scheme)."""
 
     @property
     def busy_s(self) -> tuple[float, ...]:
-        """For each worker, the seconds it trains; it never waits between two groups."""
+        """The busy seconds of each worker; it never waits between two groups."""
         return tuple(spans[-1].ended_s if spans else 0.0 for spans in self.timeline)
 
     @property
     def makespan_s(self) -> float:
-        """Seconds until the last worker is done."""
+        """The seconds until the last worker finishes."""
         return max(self.busy_s, default=0.0)
 
     @property
     def idle_s(self) -> tuple[float, ...]:
-        """For each worker, the seconds it waits for the last one."""
+        """The seconds that each worker waits for the last one."""
         return tuple(self.makespan_s - busy_s for busy_s in self.busy_s)
 
     @property
     def speedup(self) -> float:
-        """How many times faster than one worker; 1 where there is nothing to do."""
+        """The ratio of one worker's time to the makespan; 1 without tasks."""
         return self.one_worker_s / self.makespan_s if self.makespan_s else 1.0
 
     @property
     def efficiency(self) -> float:
-        """Speedup per worker."""
+        """The speedup per worker."""
         return self.speedup / max(1, len(self.busy_s))
 
 
 def replay(assignment: Assignment, costs: LayerCosts) -> Replay:
-    """Return the times of an assignment if every group took what `costs` says.
+    """Return the times of an assignment if every group takes the time in `costs`.
 
-    The costs need not be those that the assignment was made from: a plan from estimates may be replayed on
-    measured times. Of workers that come free at the same time, the first takes the next group.
+    The costs may differ from those that the assignment was made from: a plan made from estimates can be replayed on
+    measured times. If several workers become available at once, the one with the lowest number takes the next group.
     """
     dispatcher = Dispatcher(assignment)
     timeline: list[list[Span]] = [[] for _ in assignment.queues]
-    free = [(0.0, worker) for worker in range(len(timeline))]
-    while free:
-        now_s, worker = heapq.heappop(free)
+    available = [(0.0, worker) for worker in range(len(timeline))]
+    while available:
+        now_s, worker = heapq.heappop(available)
         group = dispatcher.take(worker)
         if group is not None:
             timeline[worker].append(Span(group, now_s, now_s + costs.load_s(group.tasks)))
-            heapq.heappush(free, (timeline[worker][-1].ended_s, worker))
+            heapq.heappush(available, (timeline[worker][-1].ended_s, worker))
     tasks = [task for group in assignment.groups for task in group.tasks]
     return Replay(timeline=tuple(map(tuple, timeline)), one_worker_s=costs.load_s(tasks))
 
 
 def lower_bound_s(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> float:
-    """Return seconds that no assignment of these tasks, contiguous or not, can beat.
+    """Return a lower bound on the makespan of any assignment of these tasks, contiguous or not.
 
     It is the larger of the longest task and the mean load per worker. Ungrouped, the mean is the total over the
-    workers. Grouped, k busy workers pay for k prefixes, which are at least the deepest and the k - 1 cheapest;
-    the bound is the best that any k can do.
+    workers. Grouped, k busy workers pay for k prefixes, which cost at least the deepest and the k - 1 cheapest; the
+    bound is the minimum over k.
 
     Raises:
-        UsageError: `num_workers` is below 1.
+        UsageError: `num_workers` is less than 1.
     """
     if num_workers < 1:
         raise UsageError(f"the number of workers must be at least 1. Received: {num_workers}. Give at least one.")

@@ -95,5 +95,9 @@ def _unpack(data: bytes) -> FineTuneState:
     values, arrays = unpack(data)
     remaining = iter(arrays)
     groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, values.pop("lengths"), strict=True)}
-    values |= {"best": Metrics(**values["best"])} | {name: tuple(values[name]) for name in ("history", "events")}
-    return FineTuneState(**values, **groups)
+    values |= {
+        "best": Metrics(**values["best"]),
+        "history": tuple(values["history"]),
+        "events": tuple(values["events"]),
+    }
+    return FineTuneState(**(values | groups))

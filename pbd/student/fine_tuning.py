@@ -108,8 +108,8 @@ class FineTuner:
         if (metrics.score, -metrics.kl) > (self.state.best.score, -self.state.best.kl):
             self.state = replace(self.state, best=metrics, best_weights=self.student.get_weights())
         if self.checkpoint is not None:
-            current = {"variables": _values(self.student), "optimizer_variables": _values(optimizer)}
-            self.checkpoint.write(replace(self.state, **current))
+            current = replace(self.state, variables=_values(self.student), optimizer_variables=_values(optimizer))
+            self.checkpoint.write(current)
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started."""

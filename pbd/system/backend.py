@@ -41,7 +41,7 @@ def load() -> None:
 def _hidden(packages: Iterable[str]) -> Iterator[None]:
     """Let imports of packages fail in the block as if they were not installed; loaded packages stay."""
     hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))
+    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # the stubs omit None, which blocks an import
     try:
         yield
     finally:

@@ -60,11 +60,11 @@ class Share:
                     "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
                 )
             settings["CUDA_VISIBLE_DEVICES"] = str(self.local_rank)
-        override_threads = self.threads is not None
+        threads_set = self.threads is not None
         missing = {
             name: value
             for name, value in settings.items()
-            if name not in os.environ or (override_threads and name.endswith("_THREADS"))
+            if name not in os.environ or (threads_set and name.endswith("_THREADS"))
         }
         return missing | {_LOCAL_WORKERS: str(self.local_workers)}
 
@@ -112,14 +112,10 @@ def claimed(share: Share) -> Iterator[None]:
             _unlimit_other_libraries(libraries)
 
 
-def _unlimit_other_libraries(limited: set[str]) -> None:
-    """Give libraries that were loaded during a claim the threads that they would have had without it.
-
-    Args:
-        limited: paths of the libraries that were loaded before, whose limits are restored anyway.
-    """
+def _unlimit_other_libraries(earlier_libraries: set[str]) -> None:
+    """Give libraries that were loaded during a claim the threads that they would have had without it."""
     controller = threadpoolctl.ThreadpoolController()
-    loaded = [library.filepath for library in controller.lib_controllers if library.filepath not in limited]
+    loaded = [library.filepath for library in controller.lib_controllers if library.filepath not in earlier_libraries]
     if loaded:
         requested = os.environ.get("OMP_NUM_THREADS", "")
         controller.select(filepath=loaded).limit(limits=int(requested) if requested.isdecimal() else available_cores())

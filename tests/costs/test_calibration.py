@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,7 +14,23 @@ import pytest
 
 from pbd import blocks
 from pbd.errors import UsageError
+from pbd.scheduling.cost_table import CostTable, Workload
 from tests.helpers.fakes import make_task
+
+DECOUPLED = {"decoupled_r2": blocks.get("decoupled_r2")}
+WORK = Workload(epochs=3, steps_per_epoch=3, check_batches=3, fit_batches=3, score_batches=3)
+
+
+def designs(name: str) -> dict[str, Any]:
+    return {name: blocks.get(name)}
+
+
+def phase_of(seconds: float) -> Callable[[CostTable, Workload], float]:
+    """Return a prediction of the block phase that is always this long."""
+    return lambda table, work: seconds
+
+
+LONG_PHASE = phase_of(1000.0)
 
 
 def noise_data(batch_size: int = 8, count: int = 24) -> Any:
@@ -42,7 +59,7 @@ def setup() -> Any:
     outputs = keras.layers.Dense(4)(keras.layers.Dropout(0.1)(keras.layers.GlobalAveragePooling2D()(x)))
     teacher = graph.flatten(keras.Model(inputs, outputs, name="tiny"))
     tasks = tuple(task for task in enumerate_tasks(teacher, blocks.get("decoupled_r2")) if not task.skip_reason)
-    return layer_timing.Setup(teacher, tasks, noise_data(), "decoupled_r2", "fitted", load_s=0.25)
+    return layer_timing.Setup(teacher, tasks, noise_data(), DECOUPLED, "fitted", load_s=0.25)
 
 
 @pytest.fixture(scope="module")
@@ -60,11 +77,11 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calibrations(table: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Each entry is a calibration that was asked for; none is really made."""
+    """The time limit of each calibration that was requested; none is executed."""
     from pbd.costs import calibration
 
     asked: list[Any] = []
-    monkeypatch.setattr(calibration, "calibrate", lambda setup: (asked.append(setup), table)[1])
+    monkeypatch.setattr(calibration, "calibrate", lambda setup, limit_s: (asked.append(limit_s), table)[1])
     return asked
 
 
@@ -88,7 +105,8 @@ def test_calibration_changes_neither_the_teacher_nor_what_randomness_hangs_on(se
     from pbd.costs import layer_timing
 
     weights, draws = setup.teacher.get_weights(), random.getstate()
-    one_layer = dataclasses.replace(setup, tasks=setup.tasks[-1:], block="two_layer_skip", block_init="kernel")
+    tasks = (dataclasses.replace(setup.tasks[-1], design="two_layer_skip"),)
+    one_layer = dataclasses.replace(setup, tasks=tasks, designs=designs("two_layer_skip"), block_init="kernel")
     measured = layer_timing.calibrate(one_layer)
     assert measured.layers["wide"].gather_s > 0  # the paper's designs look at images even then
     assert random.getstate() == draws
@@ -104,17 +122,17 @@ def test_the_workload_counts_what_training_reads(setup: Any) -> None:
     noise = dataclasses.replace(setup, block_init="noise")
     assert noise.workload(5).fit_batches == 0
     assert dataclasses.replace(noise, block_init="kernel").workload(5).fit_batches == 0
-    assert dataclasses.replace(noise, block_init="kernel", block="two_layer").workload(5).fit_batches == 3
+    assert dataclasses.replace(noise, block_init="kernel", designs=designs("two_layer")).workload(5).fit_batches == 3
 
 
 def test_a_calibration_is_kept_for_the_next_run(setup: Any, table: Any, cache: Path, calibrations: list[Any]) -> None:
     from pbd.costs import calibration
 
-    assert calibration.choose("auto", None, setup, workers=2) == table
-    assert calibration.choose("auto", None, setup, workers=2) == table
-    assert calibration.choose("auto", None, setup, workers=1) == table
+    assert calibration.choose("auto", None, setup, WORK, LONG_PHASE) == table
+    assert calibration.choose("auto", None, setup, WORK, LONG_PHASE) == table
+    assert calibration.choose("auto", None, setup, WORK, None) == table
     assert len(calibrations) == 1
-    calibration.choose("calibrate", None, setup, workers=1)
+    calibration.choose("calibrate", None, setup, WORK, None)
     assert len(calibrations) == 2
     (kept,) = (cache / "pbd" / "costs").iterdir()
     assert json.loads(kept.read_text())["layers"].keys() == table.layers.keys()
@@ -125,7 +143,7 @@ def test_other_blocks_batches_data_and_layers_are_measured_anew(setup: Any, cach
 
     data = setup.dataset
     others = [
-        dataclasses.replace(setup, block="decoupled_r1"),
+        dataclasses.replace(setup, designs=designs("decoupled_r1")),
         dataclasses.replace(setup, block_init="noise"),
         dataclasses.replace(setup, tasks=setup.tasks[1:]),
         dataclasses.replace(setup, dataset=dataclasses.replace(data, batch_size=4)),
@@ -144,26 +162,62 @@ def test_a_damaged_calibration_is_measured_again(
 ) -> None:
     from pbd.costs import calibration
 
-    calibration.choose("auto", None, setup, workers=2)
+    calibration.choose("auto", None, setup, WORK, LONG_PHASE)
     kept = calibration.cache_path(setup)
     kept.write_text(damage(kept.read_text()))
     with caplog.at_level(logging.WARNING):
-        calibration.choose("auto", None, setup, workers=2)
+        calibration.choose("auto", None, setup, WORK, LONG_PHASE)
     assert len(calibrations) == 2
     assert str(kept) in caplog.text
-    calibration.choose("auto", None, setup, workers=2)
+    calibration.choose("auto", None, setup, WORK, LONG_PHASE)
     assert len(calibrations) == 2
 
 
 @pytest.mark.usefixtures("cache")
-def test_one_worker_has_nothing_to_share_out_so_it_estimates(setup: Any, calibrations: list[Any]) -> None:
+def test_costs_are_estimated_if_they_decide_nothing_or_the_phase_is_short(setup: Any, calibrations: list[Any]) -> None:
     from pbd.costs import calibration
 
-    for wanted, workers in (("auto", 1), ("macs", 8)):
-        estimated = calibration.choose(wanted, None, setup, workers)
+    for source, makespan_s in (("auto", None), ("macs", LONG_PHASE), ("auto", phase_of(90.0))):
+        estimated = calibration.choose(source, None, setup, WORK, makespan_s)
         assert estimated.source.startswith("multiply-accumulates")
         assert estimated.layers.keys() == set(setup.layer_names)
     assert not calibrations
+
+
+@pytest.mark.usefixtures("cache")
+def test_a_calibration_is_limited_to_a_tenth_of_the_block_phase_unless_requested(
+    setup: Any, calibrations: list[Any]
+) -> None:
+    from pbd.costs import calibration
+
+    calibration.choose("auto", None, setup, WORK, phase_of(120.0))
+    calibration.choose("calibrate", None, setup, WORK, phase_of(1.0))
+    assert calibrations == [pytest.approx(12.0), math.inf]
+
+
+def test_a_calibration_beyond_its_limit_is_not_cached(
+    setup: Any, table: Any, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd.costs import calibration
+
+    clock = iter([0.0, 13.0])
+    monkeypatch.setattr(calibration, "calibrate", lambda setup, limit_s: table)
+    monkeypatch.setattr(calibration.time, "monotonic", lambda: next(clock))
+    assert calibration.choose("auto", None, setup, WORK, phase_of(120.0)) == table
+    assert not list(cache.rglob("*.json"))
+
+
+def test_after_the_time_limit_one_kind_of_layer_is_timed_and_others_are_scaled(setup: Any, table: Any) -> None:
+    from pbd.costs import layer_timing
+
+    partial = layer_timing.calibrate(setup, time_limit_s=0.0)
+    assert list(partial.layers) == list(table.layers)
+    assert "(1 of 2 kinds of layer; the others are scaled by multiply-accumulates)" in partial.source
+    first, wide = partial.layers["first"], partial.layers["wide"]
+    macs = {task.layer.name: task.macs for task in setup.tasks}
+    assert wide.gather_s / first.gather_s == pytest.approx(macs["wide"] / macs["first"])
+    assert wide.block_once_s == first.block_once_s > 0
+    assert [times.prefix_s for times in partial.layers.values()] == sorted(t.prefix_s for t in partial.layers.values())
 
 
 @pytest.mark.usefixtures("cache")
@@ -172,22 +226,22 @@ def test_what_cannot_be_timed_is_estimated(
 ) -> None:
     from pbd.costs import calibration
 
-    def fail(_: Any) -> None:
+    def fail(*_: Any) -> None:
         raise MemoryError("no room")
 
     monkeypatch.setattr(calibration, "calibrate", fail)
     with caplog.at_level(logging.WARNING):
-        assert calibration.choose("calibrate", None, setup, workers=2).source.startswith("multiply-accumulates")
+        assert calibration.choose("calibrate", None, setup, WORK, LONG_PHASE).source.startswith("multiply-accumulates")
     assert "no room" in caplog.text
 
 
 def test_a_table_that_is_given_is_taken_if_it_is_of_this_teacher(setup: Any, table: Any) -> None:
     from pbd.costs import calibration
 
-    assert calibration.choose("costs.json", table, setup, workers=2) is table
+    assert calibration.choose("costs.json", table, setup, WORK, LONG_PHASE) is table
     other = dataclasses.replace(table, conditions=dataclasses.replace(table.conditions, teacher="another"))
     with pytest.raises(UsageError, match=f"another.*{table.conditions.teacher}"):
-        calibration.choose("costs.json", other, setup, workers=2)
+        calibration.choose("costs.json", other, setup, WORK, LONG_PHASE)
 
 
 def test_the_digest_is_of_the_structure_and_not_of_the_weights(setup: Any) -> None:
@@ -210,12 +264,12 @@ def test_few_depths_are_timed_the_shallowest_and_the_deepest_among_them(count: i
 
     tasks = [make_task(at, prefix_macs=1_000 * (at + 1)) for at in range(count)]
     timed = [task.layer.index for task in prefix_times.depths(tasks[::-1])]
-    assert len(timed) == min(count, prefix_times.MOST_DEPTHS)
+    assert len(timed) == min(count, prefix_times.MAX_DEPTHS)
     assert timed == sorted(timed)
     assert (timed[0], timed[-1]) == (0, count - 1)
 
 
-def test_a_pace_is_the_median_behind_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_time_is_the_median_behind_the_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd.costs.layer_timing import step_time
 
     taken = iter([5.0, 1.0, 1.0, 30.0, 1.0, 1.2])

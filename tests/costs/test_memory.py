@@ -9,7 +9,15 @@ from pathlib import Path
 
 import pytest
 
-from pbd.costs.memory import COUNTED_ON, FITTED_COPIES, GATHERED_COPIES, OVERHEAD, SCORED_COPIES, Footprint, LayerMemory
+from pbd.costs.memory import (
+    FITTED_COPIES,
+    GATHERED_COPIES,
+    OVERHEAD,
+    SCORED_COPIES,
+    USABLE_FRACTION,
+    Footprint,
+    LayerMemory,
+)
 from tests.helpers.fakes import make_task
 
 MEASURE = """
@@ -63,8 +71,8 @@ def test_a_group_takes_what_was_predicted(tmp_path: Path, block: str, block_init
 def test_the_phase_that_takes_most_counts() -> None:
     tasks = [make_task(0), make_task(1)]
 
-    def peak(shown: int, learning: int, moment: int, collective: int = 1) -> int:
-        each = LayerMemory(shown, learning, weights=7, moment=moment)
+    def peak(features: int, activations: int, moment: int, collective: int = 1) -> int:
+        each = LayerMemory(features, activations, weights=7, moment=moment)
         return Footprint(1_000, {task.layer.name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
@@ -80,9 +88,9 @@ def test_the_phase_that_takes_most_counts() -> None:
     assert peak(100, 50, 1, collective=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
 
 
-def test_neighbours_that_have_loaded_nothing_yet_will_take_as_much() -> None:
-    alone = Footprint(base=2, layers={}, free=18, neighbours=1)
-    assert alone.budget(None).limit == pytest.approx(COUNTED_ON * 20)
-    assert dataclasses.replace(alone, neighbours=4).budget(None).limit == pytest.approx(COUNTED_ON * 5)
+def test_other_workers_that_have_loaded_nothing_yet_will_take_as_much() -> None:
+    alone = Footprint(base=2, layers={}, free=18, local_workers=1)
+    assert alone.budget(None).limit == pytest.approx(USABLE_FRACTION * 20)
+    assert dataclasses.replace(alone, local_workers=4).budget(None).limit == pytest.approx(USABLE_FRACTION * 5)
     assert dataclasses.replace(alone, free=None).budget(None).limit == math.inf
     assert alone.budget(3.0).limit == 3e9

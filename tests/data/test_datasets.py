@@ -278,20 +278,6 @@ def test_every_epoch_is_a_permutation_of_its_own(npz: Callable[..., Path]) -> No
     assert not train & (set(ids(data.batches("validation"))) | set(ids(data.batches("test"))))
 
 
-def test_the_order_of_an_epoch_is_as_random_as_a_shuffle() -> None:
-    from pbd.data import IndexedSplit
-    from pbd.data.images import ArrayImages
-
-    numbers = np.arange(20_000)
-    split = IndexedSplit.whole(ArrayImages(np.zeros((20_000, 1, 1, 1), np.uint8), (1, 1, 1)), numbers)
-    for epoch in range(3):
-        batches = np.array([labels.numpy() for _, _, labels in split.steps(epoch, epoch + 1, 50, 0, slice(50))])
-        order = batches.ravel()
-        assert np.array_equal(np.sort(order), numbers)
-        assert abs(np.corrcoef(order[:-1], order[1:])[0, 1]) < 0.03
-        assert 0.85 < batches.mean(axis=1).std() / (20_000 / np.sqrt(12 * 50)) < 1.15
-
-
 def test_batches_are_full_and_counted(npz: Callable[..., Path]) -> None:
     data = load(config(npz(), batch_size=16), 0)
     batches = taken(data.training_batches(0, 3))

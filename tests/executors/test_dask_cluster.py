@@ -93,8 +93,8 @@ def test_over_tls_the_same_blocks_and_nothing_without_the_certificates(tmp_path:
             started.start_worker(name)
         job = started.run(*flags, "--dask-address", started.address, "--run-dir", tmp_path / "run")
         assert len(set(trainers(finished(job, tmp_path / "run")).values())) == 2
-        for name, result in Journal(tmp_path / "run").committed_blocks().items():
-            np.testing.assert_equal(result.weights, played_run.weights_of(name))
+        for result in Journal(tmp_path / "run").committed_blocks().values():
+            np.testing.assert_equal(result.weights, played_run.weights_of(result.layer))
         settings, started.settings = started.settings, {}
         stranger = started.run(*flags, "--dask-address", started.address, "--run-dir", tmp_path / "stranger")
         started.settings = settings

@@ -9,6 +9,7 @@ import pytest
 
 from tests.helpers.cluster import PATIENCE_S
 
+pytestmark = pytest.mark.system
 SCRIPT = """
 import os, sys
 from dataclasses import dataclass
@@ -17,8 +18,6 @@ from pbd.executors import open_executor
 from pbd.records import BlockResult
 from pbd.scheduling import schedulers
 from tests.helpers.sleep_tasks import sleeping
-
-pytestmark = pytest.mark.system
 
 
 @dataclass(frozen=True)

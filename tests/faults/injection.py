@@ -35,7 +35,7 @@ POINTS = {
     "gathering": ("pbd.executors.mpi.executor", "MpiExecutor._gather"),
     "planning": ("pbd.pipeline.plan", "make_plan"),
     "assembling": ("pbd.student.assemble", "assemble"),
-    "fine-tuning": ("pbd.student.fine_tuning", "ValidationCallback.on_epoch_end"),
+    "fine-tuning": ("pbd.student.fine_tuning", "FineTuner._end_epoch"),
     "marking": ("pbd.learning.metrics", "evaluate"),
     "finishing": ("pbd.run_dir.manifest", "write"),
     "leaving": ("pbd.report", "summary"),

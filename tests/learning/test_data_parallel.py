@@ -18,7 +18,7 @@ EPOCHS = 3
 
 
 class Watch(keras.callbacks.Callback):
-    """Keeps the losses it is told, and stops after so many steps in all."""
+    """Records the losses, and stops training after a number of steps."""
 
     def __init__(self, most: int = 10**6) -> None:
         super().__init__()
@@ -73,9 +73,9 @@ def fit(model: keras.Model, data: Dataset, collective: Collective, watch: Watch)
 
 
 @pytest.mark.parametrize("size", [2, 3])
-def test_a_team_ends_where_one_worker_would(size: int) -> None:
-    data, whole, told = make_dataset(), network(), Watch()
-    wanted = fit(whole, data, SINGLE, told)
+def test_several_workers_train_as_one_worker_does(size: int) -> None:
+    data, whole, alone = make_dataset(), network(), Watch()
+    expected = fit(whole, data, SINGLE, alone)
     models, watches = [network() for _ in range(size)], [Watch() for _ in range(size)]
 
     def work(collective: Collective) -> dict[str, list[float]]:
@@ -87,16 +87,16 @@ def test_a_team_ends_where_one_worker_would(size: int) -> None:
         )
 
     for history in run_threads(size, work):
-        assert history.keys() == wanted.keys() == {"loss", "largest"}
-        for name, values in wanted.items():
+        assert history.keys() == expected.keys() == {"loss", "largest"}
+        for name, values in expected.items():
             assert history[name] == pytest.approx(values, rel=1e-4)
     start = network().get_weights()
     for model, watch in zip(models, watches, strict=True):
-        assert watch.losses == pytest.approx(told.losses, rel=1e-4)
+        assert watch.losses == pytest.approx(alone.losses, rel=1e-4)
         assert all(np.array_equal(a, b) for a, b in zip(model.get_weights(), models[0].get_weights(), strict=True))
         for own, other, before in zip(model.get_weights(), whole.get_weights(), start, strict=True):
             np.testing.assert_allclose(own, other, atol=1e-4 * max(1e-3, np.abs(other - before).max()))
-    assert wanted["loss"][-1] < wanted["loss"][0]
+    assert expected["loss"][-1] < expected["loss"][0]
 
 
 @pytest.fixture
@@ -126,7 +126,7 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
     assert history[0].keys() == {"loss", "accuracy", "val_loss", "val_accuracy"}
 
 
-def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
+def test_stopping_on_one_worker_stops_all_at_the_same_step() -> None:
     data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
 
     def work(collective: Collective) -> None:
@@ -138,7 +138,7 @@ def test_what_stops_training_stops_the_whole_team_at_the_same_step() -> None:
     assert [len(watch.losses) for watch in watches] == [4, 4]
 
 
-def test_a_loss_that_is_no_number_is_told_to_everyone() -> None:
+def test_all_workers_see_a_loss_that_is_not_finite() -> None:
     models, watches = [network(), network()], [Watch(), Watch()]
     poisoned = make_dataset()
     poisoned.train.images.array[: len(poisoned.train) // 2] = np.nan

@@ -1,4 +1,4 @@
-"""Learning curves: the best epoch is kept, flat ones end, and what is not a number never wins."""
+"""Learning curves: the best epoch wins, plateaus are detected, errors that are not finite never win."""
 
 import math
 
@@ -38,7 +38,7 @@ def test_the_weights_of_the_best_epoch_are_kept(errors: tuple[float, ...], best:
     assert curve_of(*errors).best_weights == best
 
 
-def test_the_curve_tells_what_happened_from_the_start_on() -> None:
+def test_the_curve_records_every_epoch() -> None:
     curve = curve_of(0.5, 0.4, 0.45)
     assert curve.errors == [0.5, 0.4, 0.45]
     assert curve.losses == [4.0, 4.5], "nothing was trained before the first epoch"
@@ -90,7 +90,7 @@ def test_a_loss_that_is_not_finite_is_divergence_too() -> None:
     assert curve.diverged
 
 
-def test_a_start_from_noise_is_neither_the_best_nor_flat() -> None:
+def test_an_excluded_start_is_neither_the_best_epoch_nor_part_of_a_plateau() -> None:
     curve = LearningCurve(include_start=False)
     curve.add(0.5, "start")
     assert curve.best_weights == "start", "there may be no epoch"

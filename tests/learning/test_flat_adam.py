@@ -1,4 +1,4 @@
-"""Adam over all variables at once takes the steps that Keras' own takes."""
+"""Adam on all variables at once takes the same steps as Keras' Adam."""
 
 import keras
 import numpy as np
@@ -28,7 +28,7 @@ def same(ours: list[keras.Variable], theirs: list[keras.Variable]) -> None:
         np.testing.assert_allclose(own.numpy(), other.numpy(), rtol=3e-7, atol=1e-8)
 
 
-def test_steps_are_those_of_keras() -> None:
+def test_steps_equal_those_of_keras() -> None:
     ours, theirs = variables(), variables()
     optimizers = FlatAdam(schedule()), keras.optimizers.Adam(schedule())
     for step in range(6):
@@ -39,7 +39,7 @@ def test_steps_are_those_of_keras() -> None:
     assert np.any(ours[0].numpy() != variables()[0].numpy())
 
 
-def test_what_leaves_stays_as_it_is_and_the_others_go_on() -> None:
+def test_a_variable_that_is_left_out_keeps_its_value() -> None:
     ours, theirs = variables(), variables()
     optimizers = FlatAdam(0.01), keras.optimizers.Adam(0.01)
     for optimizer, updated in zip(optimizers, (ours, theirs), strict=True):
@@ -51,7 +51,7 @@ def test_what_leaves_stays_as_it_is_and_the_others_go_on() -> None:
     same(ours, theirs)
 
 
-def test_no_gradient_is_no_step() -> None:
+def test_a_variable_without_a_gradient_keeps_its_value() -> None:
     ours = variables()
     optimizer = FlatAdam(0.01)
     given = [keras.ops.convert_to_tensor(g) for g in gradients(0)]
@@ -77,12 +77,12 @@ def test_constraints_hold_after_a_step() -> None:
     assert np.linalg.norm(layers[0].get_weights()[0], axis=0).max() <= 0.5 + 1e-6
 
 
-def test_without_any_gradient_there_is_no_step() -> None:
+def test_without_any_gradient_it_raises() -> None:
     with pytest.raises(ValueError, match="no gradient"):
         FlatAdam(0.01).apply([None] * len(SHAPES), variables())
 
 
-def test_variables_that_it_was_not_built_on_are_refused() -> None:
+def test_unknown_variables_are_refused() -> None:
     optimizer = FlatAdam(0.01)
     optimizer.build(variables())
     with pytest.raises(ValueError, match="it was built on"):

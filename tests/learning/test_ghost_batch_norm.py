@@ -1,4 +1,4 @@
-"""Normalising in fixed parts: right by hand, the same however the batch is split, Keras' own for one part."""
+"""Ghost batch normalisation: correct, independent of how a batch is split, equal to Keras' layer for one part."""
 
 from collections.abc import Callable
 from typing import Any
@@ -9,6 +9,7 @@ import pytest
 import tensorflow as tf
 
 from pbd.learning import ghost_batch_norm
+from pbd.learning.losses import squared_error
 from tests.helpers.palette import SHAPE
 from tests.helpers.thread_collective import run_threads
 
@@ -31,11 +32,11 @@ def images(count: int = 48) -> np.ndarray:
 
 
 @pytest.mark.parametrize(("batch", "size"), [(64, 32), (100, 50), (99, 33), (60, 60), (31, 31), (8, 8), (1, 1)])
-def test_the_parts_are_as_small_as_is_sound(batch: int, size: int) -> None:
+def test_the_size_of_the_parts(batch: int, size: int) -> None:
     assert ghost_batch_norm.ghost_batch_size(batch) == size
 
 
-def test_what_may_be_split_into_what() -> None:
+def test_the_split_unit_depends_on_the_layers() -> None:
     assert ghost_batch_norm.split_unit(network(), 64) == 32
     assert ghost_batch_norm.split_unit(network(trainable=False), 64) == 1
     assert ghost_batch_norm.split_unit(network(axis=1), 64) == 64
@@ -43,11 +44,11 @@ def test_what_may_be_split_into_what() -> None:
     plain = keras.Model(inputs, keras.layers.Conv2D(2, 3)(inputs))
     assert ghost_batch_norm.split_unit(plain, 64) == 1
     dropping = keras.Model(inputs, keras.layers.Dropout(0.1)(plain(inputs)))
-    assert ghost_batch_norm.split_unit(dropping, 64) == 64, "each piece would lose others"
+    assert ghost_batch_norm.split_unit(dropping, 64) == 64, "each worker would draw its own dropout mask"
 
 
 @pytest.mark.parametrize("options", [{}, {"scale": False}, {"center": False}])
-def test_one_part_is_what_keras_does(options: dict[str, Any]) -> None:
+def test_one_part_equals_keras(options: dict[str, Any]) -> None:
     ours, theirs, x = network(**options), network(**options), images()
     np.testing.assert_allclose(ghost_batch_norm.train(ours, x, len(x)), theirs(x, training=True), rtol=1e-4, atol=1e-5)
     for own, other in zip(ours.get_weights(), theirs.get_weights(), strict=True):
@@ -67,9 +68,9 @@ def test_the_gradients_are_those_of_the_definition(options: dict[str, Any]) -> N
         parts = keras.ops.split(x, 3)
         return keras.ops.concatenate([layer(part, training=True) for part in parts])
 
-    wanted, found = (gradients(apply, layer, x, weights) for apply in (defined, ours))
-    assert len(found) == len(layer.trainable_variables) + 1
-    for one, other in zip(found, wanted, strict=True):
+    expected, actual = (gradients(apply, layer, x, weights) for apply in (defined, ours))
+    assert len(actual) == len(layer.trainable_variables) + 1
+    for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
 
 
@@ -101,10 +102,10 @@ def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:
         moved.append(alone.get_layer("normalise").get_weights()[2:])
     np.testing.assert_allclose(after[2:], np.mean(moved, axis=0), rtol=1e-5)
     assert not np.allclose(after[2], before[2])
-    assert not np.allclose(moved[0][0], moved[1][0]), "else one part would do for both"
+    assert not np.allclose(moved[0][0], moved[1][0]), "otherwise the parts cannot be distinguished"
 
 
-def test_a_team_has_the_averages_over_everyones_parts() -> None:
+def test_several_workers_share_their_averages() -> None:
     x = images(48)
     whole = network()
     ghost_batch_norm.train(whole, x, 16)
@@ -120,3 +121,14 @@ def test_a_team_has_the_averages_over_everyones_parts() -> None:
     for weights in run_threads(2, work):
         for own, other in zip(weights, whole.get_weights(), strict=True):
             np.testing.assert_allclose(own, other, rtol=1e-5, atol=1e-6)
+
+
+def test_custom_gradients_close_over_no_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In JAX, a custom gradient that closes over a traced value fails."""
+    functions, custom_gradient = [], keras.ops.custom_gradient
+    monkeypatch.setattr(keras.ops, "custom_gradient", lambda f: functions.append(f) or custom_gradient(f))
+    ghost_batch_norm.normalise(network().get_layer("normalise"), np.ones((8, 4, 4, 6), "float32"), 4)
+    squared_error(images(4), images(4))
+    assert len(functions) == 2
+    closures = [cell.cell_contents for function in functions for cell in function.__closure__]
+    assert not any(keras.ops.is_tensor(value) or isinstance(value, np.ndarray) for value in closures)

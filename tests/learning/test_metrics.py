@@ -1,4 +1,4 @@
-"""Multiply-accumulates by hand, metrics over uneven batches, probabilities told from logits."""
+"""Multiply-accumulates, metrics over batches of different size, probabilities distinguished from logits."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -77,7 +77,7 @@ def test_accuracy_weighs_images_and_not_batches() -> None:
     assert [result.accuracy for result in results] == pytest.approx([3 / 5, 2 / 5])
 
 
-def test_a_smaller_last_batch_is_filled_up_and_told_apart() -> None:
+def test_a_smaller_last_batch_is_padded_and_counted() -> None:
     (first, labels, count), (last, last_labels, last_count) = metrics.pad_batches(uneven_batches())
     assert (count, last_count) == (4, 1)
     assert np.array_equal(first, UNEVEN[:4])
@@ -101,7 +101,7 @@ def test_without_labels_the_agreement_is_the_measure() -> None:
     assert [result.accuracy for result in results] == [None, None]
 
 
-def test_an_accuracy_of_zero_is_a_measure_all_the_same() -> None:
+def test_an_accuracy_of_zero_is_a_score() -> None:
     assert metrics.Metrics(accuracy=0.0, agreement=0.7, kl=0.1).score == 0.0
 
 
@@ -171,7 +171,7 @@ def test_the_forward_rate_is_that_of_the_median_pass(monkeypatch: pytest.MonkeyP
 @pytest.mark.parametrize(
     ("activation", "probabilities"), [("softmax", True), ("linear", False), ("relu", False), ("sigmoid", False)]
 )
-def test_probabilities_are_told_from_logits(activation: str, probabilities: bool) -> None:
+def test_probabilities_are_distinguished_from_logits(activation: str, probabilities: bool) -> None:
     inputs = keras.Input((6,))
     dense = layers.Dense(4, activation=activation, kernel_initializer=keras.initializers.RandomNormal(seed=0))
     images = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")

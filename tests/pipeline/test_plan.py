@@ -1,4 +1,4 @@
-"""Planning: when workers share every batch, and what they are told then."""
+"""Plans: which parallelism is chosen, when costs are measured, and how groups fit into memory."""
 
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -6,66 +6,64 @@ from typing import Any
 import pytest
 
 from experiments import scaling
-from pbd.collective import SINGLE
+from pbd import blocks
 from pbd.config import ExecutionConfig
 from pbd.costs import calibration, memory
 from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.errors import NoWorkersError, UsageError
-from pbd.pipeline import plan, remote_tasks
-from pbd.pipeline.remote_tasks import BENCHMARK_REPEATS, AllReduceBenchmark
+from pbd.pipeline import plan
 from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
 from tests.helpers.fakes import make_task
 
 TASKS = [make_task(at) for at in range(3)]
 WORK = Workload(epochs=3, steps_per_epoch=100, check_batches=2, fit_batches=4, score_batches=5)
+FEW_STEPS = Workload(epochs=3, steps_per_epoch=99, check_batches=2, fit_batches=4, score_batches=5)
 
 
 @dataclass
 class Context:
-    """As much of a training context as planning looks at."""
+    """The part of a training context that planning reads."""
 
     block: str = "decoupled_r2"
     data: Any = None
 
     def __post_init__(self) -> None:
         self.data = type("Data", (), {"batch_size": 64})
+        self.designs = {self.block: blocks.get(self.block)}
 
 
 @dataclass
 class Workers:
-    """An executor that calls nothing: costs and the exchange's seconds are given."""
+    """An executor that calls nothing: it returns the given costs."""
 
     table: CostTable
-    exchange_s: float = 0.001
     num_workers: int = 2
     collective_size: int = 2
     elastic: bool = False
-    asked: int = 0
-    sharers: int = 0
-    """Among how many workers tasks were to be shared when costs were asked for."""
+    work: Workload = WORK
+    makespan_s: float | None = None
+    """The predicted block phase that a calibration could be limited by, if costs were requested with one."""
 
     footprint: Footprint = field(default_factory=lambda: footprint_of(1.0))
 
     loses: str | None = None
-    """The kind of costs that lose the process which measures them."""
+    """The source of costs that loses the process which measures them."""
 
     def call(self, function: Any) -> Any:
-        if function.func is calibration.predict and function.args[2] == self.loses:
-            raise NoWorkersError("the process that trains was ended by SIGKILL")
+        if function.func is calibration.load_workload:
+            return self.work, 0.0
         if function.func is memory.footprint:
             return self.footprint
-        self.sharers = function.args[4]
-        return self.table, WORK
-
-    def run_collective(self, function: Any, emit: Any, max_workers: int) -> float:
-        self.asked += 1
-        assert function.values == sum(task.params for task in TASKS)
-        return self.exchange_s
+        *_, makespan_s, source = function.args
+        if source == self.loses:
+            raise NoWorkersError("the process that trains was ended by SIGKILL")
+        self.makespan_s = makespan_s and makespan_s(self.table, self.work)
+        return self.table
 
 
 def footprint_of(gigabytes: float, free: float = 100.0) -> Footprint:
     """Return the footprint of layers that take so much each."""
-    each = LayerMemory(shown=int(GIGABYTE * gigabytes), learning=0, weights=0, moment=0)
+    each = LayerMemory(features=int(GIGABYTE * gigabytes), activations=0, weights=0, moment=0)
     return Footprint(-OVERHEAD, dict.fromkeys(_names(), each), int(GIGABYTE * free))
 
 
@@ -89,33 +87,25 @@ def test_a_layer_that_loses_the_process_that_times_it_does_not_cost_the_run(capl
         make(Workers(table(step_s=0.01), loses="macs"), costs="macs")
 
 
-def test_all_load_what_they_train_with_before_they_time_an_exchange(monkeypatch: pytest.MonkeyPatch) -> None:
-    done: list[Any] = []
-    monkeypatch.setattr(remote_tasks, "load", done.append)
-    monkeypatch.setattr(SINGLE, "all_reduce_sum", lambda values: done.append(values.size))
-    assert AllReduceBenchmark("context", 7)(SINGLE, lambda event: None) >= 0.0
-    assert (done[0], done.count("context"), done.count(7)) == ("context", 1, BENCHMARK_REPEATS)
-
-
 SLOW_PREFIX = {"prefix_s": 0.1, "step_s": 0.01}
 
 
-def test_where_the_teacher_costs_most_the_workers_share_every_batch() -> None:
+def test_data_parallelism_is_chosen_from_300_steps() -> None:
     plan = make(Workers(table(**SLOW_PREFIX)))
     assert plan.assignment.shared
     (group,) = plan.assignment.groups
     assert list(group.layer_names) == _names()
-    assert "all layers together" in plan.why
-    assert "1.0 ms of every step" in plan.why
-    expected = table(**SLOW_PREFIX).shared(2).costs(WORK, True).load_s(TASKS) + WORK.steps * 0.001
+    assert plan.reason == "data parallelism: 300 steps, at least 300"
+    expected = table(**SLOW_PREFIX).shared(2).costs(WORK, True).load_s(TASKS)
     assert plan.assignment.predicted_makespan_s == group.predicted_s == pytest.approx(expected)
 
 
-def test_where_exchanging_takes_longer_than_the_teacher_each_trains_layers_of_its_own() -> None:
-    plan = make(Workers(table(**SLOW_PREFIX), exchange_s=1.0))
+def test_task_parallelism_is_chosen_below_300_steps() -> None:
+    plan = make(Workers(table(**SLOW_PREFIX), work=FEW_STEPS))
     assert not plan.assignment.shared
-    assert "1000.0 ms of every step" in plan.why
-    assert make(Workers(table(**SLOW_PREFIX), exchange_s=1.0), parallel="data").assignment.shared, "it was asked for"
+    assert plan.reason == "task parallelism: 297 steps, fewer than 300"
+    requested = make(Workers(table(**SLOW_PREFIX), work=FEW_STEPS), parallel="data")
+    assert (requested.assignment.shared, requested.reason) == (True, "")
 
 
 @pytest.mark.parametrize(
@@ -128,24 +118,26 @@ def test_where_exchanging_takes_longer_than_the_teacher_each_trains_layers_of_it
         ({}, {"collective_size": 1}, "decoupled_r2"),
         ({}, {"num_workers": 1, "collective_size": 1}, "decoupled_r2"),
         ({}, {}, "two_layer"),
+        ({"parallel": "data"}, {}, "two_layer"),
     ],
 )
-def test_what_speaks_against_sharing(settings: dict[str, Any], workers: dict[str, Any], block: str) -> None:
-    there = Workers(table(**SLOW_PREFIX), **workers)
-    plan = make(there, Context(block), **settings)
+def test_settings_that_exclude_data_parallelism(settings: dict[str, Any], workers: dict[str, Any], block: str) -> None:
+    plan = make(Workers(table(**SLOW_PREFIX), **workers), Context(block), **settings)
     assert not plan.assignment.shared
-    assert (plan.why, there.asked) == ("", 0)
+    assert plan.reason == ""
     assert sorted(name for group in plan.assignment.groups for name in group.layer_names) == _names()
 
 
-@pytest.mark.parametrize(("parallel", "sharers"), [("auto", 2), ("task", 2), ("data", 1)])
-def test_costs_are_not_measured_where_they_decide_nothing(parallel: str, sharers: int) -> None:
-    there = Workers(table(**SLOW_PREFIX))
-    make(there, parallel=parallel)
-    assert there.sharers == sharers
+def test_costs_may_be_measured_only_where_tasks_are_assigned_to_several_workers() -> None:
+    by_task, data, alone = (Workers(table(**SLOW_PREFIX), num_workers=count) for count in (2, 2, 1))
+    plan = make(by_task, parallel="task")
+    assert by_task.makespan_s == pytest.approx(plan.assignment.predicted_makespan_s)
+    make(data)
+    make(alone, parallel="task")
+    assert (data.makespan_s, alone.makespan_s) == (None, None)
 
 
-def test_on_workers_that_come_and_go_sharing_has_to_be_asked_for() -> None:
+def test_on_elastic_executors_data_parallelism_must_be_requested() -> None:
     assert make(Workers(table(**SLOW_PREFIX), elastic=True), parallel="data").assignment.shared
 
 
@@ -155,12 +147,12 @@ def test_one_worker_trains_at_once_what_fits_into_its_memory(limit: float | None
     plan = make(alone, memory_limit=limit)
     assert len(plan.assignment.groups) == groups
     assert [name for group in plan.assignment.groups for name in group.layer_names] == _names()
-    assert plan.why == ("" if groups == 1 else f"in {groups} groups, to take at most {limit} GB each")
+    assert plan.reason == ("" if groups == 1 else f"{groups} groups of at most {limit} GB each")
     (load_s,) = plan.assignment.predicted_load_s
     assert load_s == pytest.approx(sum(group.predicted_s for group in plan.assignment.groups)), "a prefix for each"
 
 
-def test_who_shares_a_batch_has_room_for_more_layers() -> None:
+def test_data_parallel_workers_fit_more_layers_into_memory() -> None:
     workers = Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0))
     plan = make(workers, memory_limit=2.0)
     assert [len(group.tasks) for group in plan.assignment.groups] == [2, 1]
@@ -173,7 +165,7 @@ def test_without_a_limit_what_is_free_is_one_that_refuses_nothing() -> None:
     plan = make(crowded)
     assert [len(group.tasks) for group in plan.assignment.groups] == [1, 1, 1]
     assert make(Workers(table(**SLOW_PREFIX), footprint=footprint_of(2.0)), parallel="data", memory_limit=1.5)
-    with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 .* 2\.00 GB.*--batch-size below 64"):
+    with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 .* need 2\.00 GB.*--batch-size below 64"):
         make(crowded, memory_limit=1.5)
 
 

@@ -1,4 +1,4 @@
-"""The source of the teacher: what is missing or broken is reported in one line, before anything is trained."""
+"""The source of the teacher: a missing or broken one is refused in one line, before anything is trained."""
 
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,10 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def source(model: Any = None, run_dir: Path = Path(), **settings: Any) -> teachers.TeacherSource:
-    """Return the source of the teacher with these settings; a network that would be trained fails the test."""
-    check = lambda network: pytest.fail("nothing is trained here")  # noqa: E731
-    return teachers.resolve(RunConfig.of(**settings), model, run_dir, ProgressDisplay(), check)
+def source(run_dir: Path = Path("nowhere"), **settings: Any) -> teachers.TeacherSource:
+    """Return the source of the teacher that these settings name."""
+    config = RunConfig.of(run_dir=run_dir, **settings)
+    return teachers.resolve(config, None, run_dir, ProgressDisplay(), lambda network: None)
 
 
 def no_data() -> Any:
@@ -137,29 +137,29 @@ def test_auto_preprocessing_of_resnet50_is_that_of_its_family() -> None:
     assert source(teacher="ResNet50").preprocessing() in ("resnet", "resnet50")
 
 
-def test_sources_know_the_shape_of_their_images(saved: Path) -> None:
+def test_a_source_knows_the_shape_of_its_images(saved: Path) -> None:
     assert source(teacher=str(saved)).image_shape() == (16, 16, 1)
-    assert source(built_in.digits_cnn((None, 8, 3), 4)).image_shape() == (None, 8, 3)
+    assert teachers.ModelTeacher(files.load(str(saved))).image_shape() == (16, 16, 1)
     assert source(teacher="VGG16").image_shape() == (None, None, 3)
     assert source().image_shape() is None
 
 
 def test_a_file_and_a_model_need_no_data(saved: Path) -> None:
-    model = built_in.digits_cnn((16, 16, 1), 4)
-    assert source(model, teacher=str(saved)).load(no_data) is model
+    model = files.load(str(saved))
+    assert teachers.ModelTeacher(model).load(no_data) is model
     assert source(teacher=str(saved)).load(no_data).count_params() == model.count_params()
 
 
 def test_only_foreign_files_are_checked_in_another_process(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     checked = []
     monkeypatch.setattr(files.file_checks, "check_apart", lambda path, free: checked.append(path))
-    saved.rename(saved.with_name("teacher.keras"))
-    resumed = source(run_dir=saved.parent, resume=True)
+    path = saved.rename(saved.with_name("teacher.keras"))
+    resumed = source(run_dir=path.parent, resume=True)
     assert resumed.image_shape() == (16, 16, 1)
     resumed.load(no_data)
     assert checked == []
-    source(teacher=str(saved.with_name("teacher.keras"))).load(no_data)
-    assert checked == [str(saved.with_name("teacher.keras"))]
+    source(teacher=str(path)).load(no_data)
+    assert checked == [str(path)]
 
 
 def test_a_damaged_teacher_of_a_resumed_run_is_not_used(saved: Path) -> None:

@@ -13,6 +13,8 @@ from pbd.errors import BadInputError, MissingInputError, UsageError
 from pbd.records import BlockResult
 from pbd.scheduling.cost_model import LayerCosts
 from pbd.scheduling.cost_table import (
+    BLOCK_TRACING_S,
+    GROUP_TRACING_S,
     Conditions,
     CostTable,
     LayerTimes,
@@ -76,11 +78,11 @@ def test_macs_become_seconds_with_three_passes_for_the_block_and_one_for_the_pre
     task = make_task(0, prefix_macs=5_000_000, block_macs=1_000_000)
     table = table_from_macs(CONDITIONS, "cpu", [task], teacher_macs=7_000_000, macs_per_s=1e9)
     costs = table.costs(Workload(2, 10, check_batches=0, fit_batches=0, score_batches=0), grouped=True)
-    assert costs.prefix_s["conv0"] == pytest.approx(2 * 10 * 8 * 5e6 / 1e9)
-    assert costs.block_s["conv0"] == pytest.approx(3 * 2 * 10 * 8 * 1e6 / 1e9)
+    assert costs.prefix_s["conv0"] == pytest.approx(GROUP_TRACING_S + 2 * 10 * 8 * 5e6 / 1e9)
+    assert costs.block_s["conv0"] == pytest.approx(BLOCK_TRACING_S + 3 * 2 * 10 * 8 * 1e6 / 1e9)
     scored = table.costs(Workload(0, 10, check_batches=0, fit_batches=0, score_batches=1), grouped=True)
-    assert scored.prefix_s["conv0"] == pytest.approx(8 * (5e6 + 7e6) / 1e9)
-    assert scored.block_s["conv0"] == pytest.approx(8 * (2e6 + 2e6) / 1e9)
+    assert scored.prefix_s["conv0"] == pytest.approx(GROUP_TRACING_S + 8 * (5e6 + 7e6) / 1e9)
+    assert scored.block_s["conv0"] == pytest.approx(BLOCK_TRACING_S + 8 * (2e6 + 2e6) / 1e9)
 
 
 def test_the_estimate_names_its_rate() -> None:
@@ -158,7 +160,7 @@ def test_a_broken_table_is_refused_in_one_line(tmp_path: Path, change: dict[str,
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null", '"text"', "\0\0"])
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "costs.json").write_text(content)
-    with pytest.raises(BadInputError, match="must be one that pbd wrote"):
+    with pytest.raises(BadInputError, match="must be a file that pbd wrote"):
         read_table(tmp_path / "costs.json")
 
 

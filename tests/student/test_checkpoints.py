@@ -1,4 +1,4 @@
-"""An interrupted fine-tuning is taken up after its last epoch, and ends as if nothing had interrupted it."""
+"""Interrupted fine-tuning resumes after its last epoch and has the same result as without the interruption."""
 
 import dataclasses
 import math
@@ -21,13 +21,15 @@ from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 EPOCHS = 4
 NAME = "fine_tuning/state.npz"
 START = Metrics(0.1, 0.1, 9.0)
 
 
 class Interruption(Exception):
-    """Whatever ends a process between two epochs."""
+    """Stands for the end of the process between two epochs."""
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +82,7 @@ def assert_equal(one: tuple[FineTuneState, list[np.ndarray]], other: tuple[FineT
         np.testing.assert_array_equal(ours, theirs)
 
 
-def test_it_goes_on_from_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
+def test_training_resumes_after_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
     whole = tune()
     assert len(whole[0].history) == EPOCHS
     for epochs in (1, 3):
@@ -92,7 +94,7 @@ def test_it_goes_on_from_the_last_epoch(tune: Callable[..., object], tmp_path: P
         assert_equal(tune(folder), whole)
 
 
-def test_one_that_was_done_is_not_done_again(tune: Callable[..., object], tmp_path: Path) -> None:
+def test_complete_fine_tuning_is_not_repeated(tune: Callable[..., object], tmp_path: Path) -> None:
     done = tune(tmp_path)
     assert_equal(tune(tmp_path, interrupt_at=0), done)
 
@@ -107,8 +109,8 @@ DIVERGING = [
 ]
 
 
-def test_steps_back_are_taken_again(tune: Callable[..., object], tmp_path: Path) -> None:
-    """What diverged after the last epoch that was kept diverges again."""
+def test_rollbacks_are_resumed(tune: Callable[..., object], tmp_path: Path) -> None:
+    """An epoch that diverged after the last checkpoint diverges again."""
     whole = tune(script=DIVERGING)
     assert len(whole[0].events) == 2
     assert [row["epoch"] for row in whole[0].history] == [3, 4, 5, 6]
@@ -119,7 +121,7 @@ def test_steps_back_are_taken_again(tune: Callable[..., object], tmp_path: Path)
         assert_equal(tune(folder, script=DIVERGING[kept:]), whole)
 
 
-def test_a_team_goes_on_together(
+def test_several_workers_resume_from_the_same_state(
     tune: Callable[..., object], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
@@ -142,11 +144,11 @@ def test_a_team_goes_on_together(
     assert [row["loss"] for row in first[0].history] == pytest.approx([r["loss"] for r in whole.history], rel=1e-3)
     apart = tmp_path / "not shared"
     third, _ = run_threads(2, lambda collective: tune(apart if collective.index else tmp_path, collective, data=large))
-    assert len(third[0].history) == EPOCHS, "who does not see the file makes all begin anew"
+    assert len(third[0].history) == EPOCHS, "if one worker does not see the file, all start from the beginning"
     assert weights[0].shape == third[1][0].shape
 
 
-def test_a_damaged_one_is_left_aside(
+def test_a_damaged_checkpoint_is_ignored(
     tune: Callable[..., object], tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = tune()

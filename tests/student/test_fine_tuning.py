@@ -1,4 +1,4 @@
-"""Fine-tuning: the losses are what they are called, the teacher stays, the best epoch is kept, divergence undone."""
+"""Fine-tuning: losses equal their definitions, the teacher is unchanged, the best epoch wins, divergence is undone."""
 
 import dataclasses
 import math
@@ -30,6 +30,8 @@ from tests.helpers.palette import (
     trained_teacher,
 )
 from tests.helpers.thread_collective import run_threads
+
+pytestmark = pytest.mark.usefixtures("eager")
 
 layers = keras.layers
 LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
@@ -79,7 +81,7 @@ def by_hand(config: StudentConfig, labels: np.ndarray, student: np.ndarray, teac
 
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize(("temperature", "weight"), [(1.0, 0.9), (4.0, 0.25)])
-def test_a_loss_is_what_its_name_says(loss: str, temperature: float, weight: float) -> None:
+def test_losses_equal_their_definitions(loss: str, temperature: float, weight: float) -> None:
     generator = np.random.default_rng(1)
     labels = generator.integers(5, size=7).astype("int32")
     student, teacher = generator.normal(0.0, 3.0, (2, 7, 5)).astype("float32")
@@ -89,14 +91,14 @@ def test_a_loss_is_what_its_name_says(loss: str, temperature: float, weight: flo
 
 
 @pytest.mark.parametrize("loss", ["kd_mse", "kd_kl"])
-def test_a_student_that_answers_as_the_teacher_has_nothing_to_learn(loss: str) -> None:
+def test_the_loss_is_zero_if_the_student_equals_the_teacher(loss: str) -> None:
     logits = np.random.default_rng(1).normal(0.0, 3.0, (7, 5)).astype("float32")
     measured = losses.make_loss(StudentConfig(fine_tune_loss=loss))
     assert float(measured(np.full(7, -1), logits, logits)) == pytest.approx(0.0, abs=1e-6)
     assert float(measured(np.full(7, -1), logits + np.eye(7, 5, dtype="float32"), logits)) > 0.01
 
 
-def test_kd_kl_does_not_mind_a_constant_and_kd_mse_does() -> None:
+def test_kd_kl_ignores_a_constant_and_kd_mse_does_not() -> None:
     logits = np.random.default_rng(1).normal(size=(7, 5)).astype("float32")
     kl, mse = (losses.make_loss(StudentConfig(fine_tune_loss=loss)) for loss in ("kd_kl", "kd_mse"))
     assert float(kl(None, logits + 3.0, logits)) == pytest.approx(0.0, abs=1e-5)
@@ -119,7 +121,7 @@ def with_head(make: Callable[[Any], Any]) -> keras.Model:
 
 
 @pytest.mark.parametrize("head", HEADS)
-def test_the_logits_are_those_before_the_softmax(head: str) -> None:
+def test_logits_are_the_inputs_of_the_softmax(head: str) -> None:
     images, model = some_images(), with_head(HEADS[head])
     found = predict(distillation.logits_model(graph.flatten(model), images), images)
     features = predict(keras.Model(model.inputs, model.get_layer("head").input), images)
@@ -135,7 +137,7 @@ def normalised(x: Any) -> Any:
 @pytest.mark.parametrize(
     "head", [normalised, lambda x: layers.Rescaling(1.0)(layers.Dense(CLASSES, activation="softmax")(x))]
 )
-def test_of_other_probabilities_it_takes_the_logarithms(head: Callable[[Any], Any]) -> None:
+def test_other_probabilities_get_a_logarithm(head: Callable[[Any], Any]) -> None:
     images, model = some_images(), graph.flatten(with_head(head))
     probabilities = predict(model, images)
     assert probabilities.sum(axis=-1) == pytest.approx(1.0)
@@ -151,7 +153,7 @@ def test_a_probability_of_zero_has_a_finite_logarithm() -> None:
     assert np.isfinite(predict(distillation.logits_model(model, images), images)).all()
 
 
-def test_tuning_the_logits_tunes_the_student_itself(dataset: Dataset) -> None:
+def test_training_the_logits_model_trains_the_student(dataset: Dataset) -> None:
     teacher = graph.flatten(with_head(HEADS["dense"]))
     student = graph.flatten(teacher)
     damage(student, 1.0)
@@ -185,7 +187,7 @@ def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: ke
 
 
 @pytest.mark.parametrize("loss", ["kd_mse", "kd_kl"])
-def test_without_labels_the_teachers_answers_are_enough(
+def test_distillation_needs_no_labels(
     loss: str, teacher: keras.Model, student: keras.Model, unlabelled: Dataset
 ) -> None:
     start = fine_tuning.validate(student, teacher, unlabelled)
@@ -215,7 +217,7 @@ def test_the_teacher_keeps_its_weights_and_stays_as_trainable_as_it_was(
 
 
 @pytest.mark.parametrize("kind", ["a wild rate", "no number"])
-def test_divergence_is_noticed_undone_and_told(
+def test_divergence_is_detected_undone_and_reported(
     kind: str, teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a good student, neither can end well: what comes back is never worse than what went in."""
@@ -272,7 +274,7 @@ def is_at(student: keras.Model, weights: list[np.ndarray]) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(student.get_weights(), weights, strict=True))
 
 
-def test_the_best_epoch_is_kept_and_among_equals_the_one_nearest_to_the_teacher(
+def test_the_best_epoch_wins_and_of_equals_the_one_nearest_to_the_teacher(
     student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     tuning, script = follow((0.6, 1.0), (0.7, 0.9), (0.7, 0.3), (0.7, 0.4), (0.65, 0.1), epochs=5)
@@ -282,7 +284,7 @@ def test_the_best_epoch_is_kept_and_among_equals_the_one_nearest_to_the_teacher(
     assert len(tuning.history) == 5
 
 
-def test_a_start_that_no_epoch_beats_is_kept(
+def test_the_start_remains_if_no_epoch_is_better(
     student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     start = student.get_weights()
@@ -292,7 +294,7 @@ def test_a_start_that_no_epoch_beats_is_kept(
     assert [row["val_accuracy"] for row in tuning.history] == [0.5, 0.49]
 
 
-def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the_rate(
+def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the_learning_rate(
     student: keras.Model, dataset: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     """Epoch 2 falls below half of the 0.8 before it, is repeated, and so is epoch 3, whose divergence has no number."""
@@ -311,7 +313,7 @@ def test_an_epoch_that_collapses_is_done_again_from_the_best_at_a_quarter_of_the
     assert np.abs(ends[1] - ends[0]).max() > farthest
 
 
-def test_after_a_few_steps_back_it_is_left_at_its_best(
+def test_after_the_last_rollback_the_best_weights_remain(
     student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(fine_tuning, "MAX_ROLLBACKS", 2)
@@ -324,7 +326,7 @@ def test_after_a_few_steps_back_it_is_left_at_its_best(
     assert len(tuning.history) == 1
 
 
-def test_what_is_frozen_is_not_tuned(teacher: keras.Model, student: keras.Model, dataset: Dataset) -> None:
+def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model, dataset: Dataset) -> None:
     for layer in student.layers:
         layer.trainable = layer.name in ("a", "norm")
     before = snapshot(student)
@@ -334,7 +336,7 @@ def test_what_is_frozen_is_not_tuned(teacher: keras.Model, student: keras.Model,
     assert moved_layers(before, student) == {"a", "norm"}
 
 
-def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: keras.Model) -> None:
+def test_several_workers_fine_tune_as_one_worker_does(dataset: Dataset, teacher: keras.Model) -> None:
     """The student has a batch normalisation, which sees parts of the batch that no worker's share cuts."""
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.004)
@@ -359,7 +361,7 @@ def test_a_team_tunes_a_student_as_one_worker_does(dataset: Dataset, teacher: ke
     assert {"norm", "logits"} <= moved_layers(damaged, copies[2])
 
 
-def test_divergence_steps_the_whole_team_back(
+def test_divergence_on_one_worker_rolls_all_workers_back(
     dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     copies = [graph.flatten(teacher) for _ in range(2)]

@@ -1,6 +1,6 @@
-"""Measure, in a few steps of each kind, what each layer's block will cost on this device.
+"""Time a few training steps of each kind of layer on this device.
 
-table = calibrate(Setup(teacher, tasks, dataset, block="decoupled_r2", block_init="fitted"))
+table = calibrate(Setup(teacher, tasks, dataset, designs, block_init="fitted"))
 """
 
 from pbd.costs.layer_timing.calibrate import calibrate

@@ -1,4 +1,4 @@
-"""A block's steps alone, without a teacher in front of it, and those of one that costs next to nothing."""
+"""The training step of a single block on random tensors, without a teacher, and a baseline block that costs nothing."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -11,12 +11,13 @@ from pbd.costs.layer_timing.step_time import StepTime, time_step
 from pbd.learning.loop import adam
 from pbd.system import devices
 
-PROBE = "probe"
+BASELINE = "baseline"
+"""The name of the layer that the baseline block replaces."""
 
 
 @dataclass(frozen=True)
 class BlockProbe:
-    """A block that learns from tensors at hand, without a teacher in front of it."""
+    """A block that is trained on random inputs and targets, without a teacher."""
 
     prefix: keras.Model
     distiller: GroupDistiller
@@ -25,28 +26,25 @@ class BlockProbe:
 
     @classmethod
     def of(
-        cls, name: str, block: keras.Model, input_shape: tuple[int, ...], output_shape: tuple[int, ...], images: int
+        cls, name: str, block: keras.Model, input_shape: tuple[int, ...], output_shape: tuple[int, ...], batch_size: int
     ) -> "BlockProbe":
-        ends = [keras.Input(input_shape), keras.Input(output_shape)]
-        prefix = keras.Model(ends, {name: ends})
-        draws = np.random.default_rng(0)
-        shapes = [(images, *shape) for shape in (input_shape, output_shape)]
-        batch = [keras.ops.convert_to_tensor(draws.standard_normal(shape, np.float32)) for shape in shapes]
-        return cls(prefix, distiller_of(name, prefix, block), batch)
+        tensors = [keras.Input(input_shape), keras.Input(output_shape)]
+        prefix = keras.Model(tensors, {name: tensors})
+        rng = np.random.default_rng(0)
+        shapes = [(batch_size, *shape) for shape in (input_shape, output_shape)]
+        batch = [keras.ops.convert_to_tensor(rng.standard_normal(shape, np.float32)) for shape in shapes]
+        return cls(prefix, compile_distiller(name, prefix, block), batch)
 
-    @property
     def step(self) -> StepTime:
-        """Of training."""
+        """Time a training step."""
         return time_step(lambda: self.distiller.train_on_batch(self.batch))
 
-    @property
     def check(self) -> StepTime:
-        """Of the block's forward and its error."""
+        """Time the forward pass of the block and its error."""
         return time_step(lambda: self.distiller.predict_on_batch(self.batch))
 
-    @property
     def target_s(self) -> float:
-        """Of the moments that a layer's output is normalised by."""
+        """Time the moments by which a layer's output is normalised."""
 
         def moments() -> None:
             ((_, target),) = self.prefix.predict_on_batch(self.batch).values()
@@ -56,19 +54,27 @@ class BlockProbe:
         return time_step(moments).typical_s
 
 
-def probe() -> keras.Model:
-    """A block that costs next to nothing."""
+@dataclass(frozen=True)
+class BaselineTimes:
+    """The times of a group whose block computes next to nothing: the fixed cost of a step and of tracing."""
+
+    step: StepTime
+    check: StepTime
+
+
+def baseline_block() -> keras.Model:
+    """Return a block with a single multiply-accumulate per image."""
     inputs = keras.Input((1, 1, 1))
-    return keras.Model(inputs, keras.layers.Conv2D(1, 1, name="pbd_probe")(inputs))
+    return keras.Model(inputs, keras.layers.Conv2D(1, 1, name="pbd_baseline")(inputs))
 
 
-def idle_step_times(batch_size: int) -> tuple[StepTime, StepTime]:
-    """Return the paces of a step and a check of the probe, without a teacher or data."""
-    alone = BlockProbe.of(PROBE, probe(), (1, 1, 1), (1, 1, 1), batch_size)
-    return alone.step, alone.check
+def baseline_times(batch_size: int) -> BaselineTimes:
+    """Time the baseline block without a teacher or data."""
+    probe = BlockProbe.of(BASELINE, baseline_block(), (1, 1, 1), (1, 1, 1), batch_size)
+    return BaselineTimes(probe.step(), probe.check())
 
 
-def distiller_of(name: str, prefix: keras.Model, block: keras.Model) -> GroupDistiller:
+def compile_distiller(name: str, prefix: keras.Model, block: keras.Model) -> GroupDistiller:
     """Return a compiled distiller of one block."""
     distiller = GroupDistiller(prefix, {name: block})
     distiller.compile(adam(1e-3, 1, block.trainable_variables), jit_compile=devices.compiles_with_xla())

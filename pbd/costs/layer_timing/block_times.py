@@ -1,5 +1,6 @@
-"""What a layer's block adds to a group, beyond what a block that computes nothing takes."""
+"""The times that a layer's block adds to a group, less the baseline of a block that computes next to nothing."""
 
+import dataclasses
 import time
 from dataclasses import dataclass
 
@@ -7,7 +8,7 @@ import keras
 
 from pbd import blocks
 from pbd.blocks import initialisation
-from pbd.costs.layer_timing.block_probe import BlockProbe
+from pbd.costs.layer_timing.block_probe import BaselineTimes, BlockProbe
 from pbd.costs.layer_timing.setup import Setup
 from pbd.costs.layer_timing.step_time import StepTime, seconds, time_step
 from pbd.records import BlockTask
@@ -15,46 +16,57 @@ from pbd.records import BlockTask
 
 @dataclass(frozen=True)
 class BlockTimes:
-    """What blocks of one kind take, in seconds."""
+    """The times of one kind of block, in seconds."""
 
+    macs: int
+    """Of the block, per image."""
     step: StepTime
     check: StepTime
     target_s: float
     gather_s: float
     start_s: float
-    """Building and first weights."""
+    """Building the block and computing its initial weights."""
+
+    def scaled_to(self, macs: int) -> "BlockTimes":
+        """Return the times for a block of so many MACs: times per batch are proportional to them, tracing is not."""
+        factor = macs / self.macs
+        return dataclasses.replace(
+            self,
+            macs=macs,
+            step=StepTime(factor * self.step.typical_s, self.step.once_s),
+            check=StepTime(factor * self.check.typical_s, self.check.once_s),
+            target_s=factor * self.target_s,
+            gather_s=factor * self.gather_s,
+        )
 
 
-def block_times(
-    task: BlockTask, setup: Setup, teacher: keras.Model, idle_step: StepTime, idle_check: StepTime
-) -> BlockTimes:
-    """Time what the layer's block adds to a group, beyond what a block that computes nothing takes."""
+def block_times(task: BlockTask, setup: Setup, teacher: keras.Model, baseline: BaselineTimes) -> BlockTimes:
+    """Time the block of a layer, without the teacher's forward pass."""
+    layer = task.layer
     started = time.perf_counter()
-    block = blocks.build_block(setup.designs[task.design], task.layer, seed=0)
-    built_s = time.perf_counter() - started
-    alone = BlockProbe.of(
-        task.layer.name, block, task.layer.input_shape, task.layer.output_shape, setup.dataset.batch_size
-    )
-    step, check, target_s = alone.step.minus(idle_step), alone.check.minus(idle_check), alone.target_s
-    gather_s, fit_s = _first_weights_s(alone, task, block, setup, teacher)
-    return BlockTimes(step, check, target_s, gather_s, built_s + fit_s)
+    block = blocks.build_block(setup.designs[task.design], layer, seed=0)
+    build_s = time.perf_counter() - started
+    probe = BlockProbe.of(layer.name, block, layer.input_shape, layer.output_shape, setup.dataset.batch_size)
+    step, check = probe.step().minus(baseline.step), probe.check().minus(baseline.check)
+    gather_s, fit_s = _initialisation_s(probe, task, block, setup, teacher)
+    return BlockTimes(task.macs, step, check, probe.target_s(), gather_s, build_s + fit_s)
 
 
-def _first_weights_s(
-    alone: BlockProbe, task: BlockTask, block: keras.Model, setup: Setup, teacher: keras.Model
+def _initialisation_s(
+    probe: BlockProbe, task: BlockTask, block: keras.Model, setup: Setup, teacher: keras.Model
 ) -> tuple[float, float]:
-    """Return what the statistics of a batch take, and what the first weights take once these are there."""
-    built, images = {task.layer.name: block}, [alone.batch]
+    """Return the seconds for gathering the statistics of a batch, and for computing initial weights from them."""
+    name, images = task.layer.name, [probe.batch]
     needed = initialisation.statistics_needed(setup.designs[task.design], setup.block_init)
 
     def gather() -> None:
-        statistics = {task.layer.name: initialisation.Statistics.empty(task.layer, 0)}
-        initialisation.gather(statistics, alone.prefix, images, {task.layer.name: needed})
+        statistics = {name: initialisation.Statistics.empty(task.layer, 0)}
+        initialisation.gather(statistics, probe.prefix, images, {name: needed})
 
     gather_s = time_step(gather).typical_s if any(needed) else 0.0
-    whole_s = seconds(
+    total_s = seconds(
         lambda: initialisation.initialise(
-            built, [task], setup.designs, teacher, alone.prefix, images, setup.block_init, seed=0
+            {name: block}, [task], setup.designs, teacher, probe.prefix, images, setup.block_init, seed=0
         )
     )
-    return gather_s, max(0.0, whole_s - gather_s)
+    return gather_s, max(0.0, total_s - gather_s)

@@ -1,4 +1,4 @@
-"""What the teacher takes, up to a few depths."""
+"""The times of the teacher's forward pass up to a few depths."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -9,81 +9,102 @@ import numpy as np
 
 from pbd import data
 from pbd.blockwise.distiller import GroupDistiller
-from pbd.costs.layer_timing.block_probe import PROBE, distiller_of, probe
+from pbd.costs.layer_timing.block_probe import BASELINE, BaselineTimes, baseline_block, compile_distiller
 from pbd.costs.layer_timing.setup import Setup
-from pbd.costs.layer_timing.step_time import MOST, WARM_UP, StepTime, seconds, time_step
+from pbd.costs.layer_timing.step_time import MAX_STEPS, WARM_UP, Deadline, StepTime, seconds, time_step
 from pbd.networks import folding
+from pbd.networks.cost import count_macs
 from pbd.records import BlockTask
 from pbd.scheduling import cost_table
 
-MOST_DEPTHS = 6
-"""Depths at which the teacher's prefix is timed; those between are interpolated."""
+MAX_DEPTHS = 6
+"""The number of depths at which the teacher's prefix is timed; other depths are interpolated."""
 PREFIX_PASSES = 3
-"""What traces a group's prefix besides training: variances (with statistics for first weights), checks, scores."""
+"""How often a group traces its prefix outside training: variances (with statistics for initial weights), checks,
+scores."""
 
 
 @dataclass(frozen=True)
 class PrefixTimes:
-    """What the teacher takes: by multiply-accumulates up to a few depths, and as a whole; tracing it once."""
+    """The times of the teacher's forward pass, reading the data included."""
 
     depths: Mapping[int, StepTime]
+    """By the multiply-accumulates of the prefix."""
     whole: StepTime
+    """The whole teacher."""
     folded: float
-    """What the whole takes for scoring, its normalisations folded, as a share of what it takes otherwise."""
+    """The time of the whole teacher with folded normalisations, as scoring runs it, as a fraction of `whole`."""
     epoch_s: float
-    """Starting to read the data."""
+    """Starting an epoch of the data."""
     trace_s: float
-    """What all tracing of a group takes, were there no teacher and no blocks."""
+    """All tracing of a group without a teacher and blocks."""
 
     def upto(self, task: BlockTask) -> StepTime:
-        """Return the forward's pace up to and including a layer."""
-        typical_s = {macs: pace.typical_s for macs, pace in self.depths.items()}
-        once_s = {macs: pace.once_s for macs, pace in self.depths.items()}
+        """Return the time of the forward pass up to and including a layer."""
+        typical_s = {macs: time.typical_s for macs, time in self.depths.items()}
+        once_s = {macs: time.once_s for macs, time in self.depths.items()}
         macs = task.layer.prefix_macs
         return StepTime(cost_table.interpolated(typical_s, macs), cost_table.interpolated(once_s, macs))
 
 
 def depths(tasks: Sequence[BlockTask]) -> list[BlockTask]:
-    """Return the few tasks whose prefixes are timed, evenly spread, the shallowest and the deepest among them."""
+    """Return the tasks whose prefixes are timed: evenly spread, with the shallowest and the deepest."""
     by_depth = sorted(
         {task.layer.prefix_macs: task for task in reversed(tasks)}.values(), key=lambda task: task.layer.prefix_macs
     )
-    at = np.linspace(0, len(by_depth) - 1, min(MOST_DEPTHS, len(by_depth)))
-    return [by_depth[place] for place in np.unique(at.round().astype(int))]
+    places = np.linspace(0, len(by_depth) - 1, min(MAX_DEPTHS, len(by_depth)))
+    return [by_depth[place] for place in np.unique(places.round().astype(int))]
 
 
-def prefix_times(teacher: keras.Model, setup: Setup, idle_step: StepTime, idle_check: StepTime) -> PrefixTimes:
-    """Time training steps, data and all, of a block that costs nothing behind the teacher's prefixes."""
-    outputs = {task.layer.prefix_macs: teacher.get_layer(task.layer.name).output for task in depths(setup.tasks)}
-    tracing = StepTime(0.0, idle_step.once_s)
-    paces = {m: _prefix_pace(_probed(teacher, output), setup.dataset).minus(tracing) for m, output in outputs.items()}
-    whole = _probed(teacher, teacher.outputs[0])
-    whole_pace = _prefix_pace(whole, setup.dataset).minus(tracing)
-    folded, _ = folding.fold_around(teacher, {})
-    folded_s = _prefix_pace(_probed(folded, folded.outputs[0]), setup.dataset).typical_s
+def prefix_times(teacher: keras.Model, setup: Setup, baseline: BaselineTimes, deadline: Deadline) -> PrefixTimes:
+    """Time training steps, reading the data included, of a block that costs nothing behind the teacher's prefixes.
+
+    The whole teacher is timed first, then prefixes from the deepest to the shallowest, until the deadline.
+    """
+    tracing = StepTime(0.0, baseline.step.once_s)
+
+    def forward(distiller: GroupDistiller) -> StepTime:
+        return _step_time(distiller, setup.dataset).minus(tracing)
+
+    whole_distiller = _baseline_behind(teacher, teacher.outputs[0])
+    whole = forward(whole_distiller)
+    # The empty prefix and the whole teacher bound the interpolation if the deadline leaves depths untimed.
+    times = {0: StepTime(0.0, 0.0), count_macs(teacher): whole}
+    for task in reversed(depths(setup.tasks)):
+        if deadline.passed():
+            break
+        output = teacher.get_layer(task.layer.name).output
+        times[task.layer.prefix_macs] = forward(_baseline_behind(teacher, output))
     return PrefixTimes(
-        depths=paces,
-        whole=whole_pace,
-        folded=min(1.0, folded_s / whole_pace.typical_s),
-        epoch_s=_epoch_s(whole, setup.dataset),
-        trace_s=idle_step.once_s + PREFIX_PASSES * idle_check.once_s,
+        depths=times,
+        whole=whole,
+        folded=1.0 if deadline.passed() else _folded_fraction(teacher, setup.dataset, whole),
+        epoch_s=_epoch_s(whole_distiller, setup.dataset),
+        trace_s=baseline.step.once_s + PREFIX_PASSES * baseline.check.once_s,
     )
 
 
-def _probed(teacher: keras.Model, output: Any) -> GroupDistiller:
-    """Return a distiller of the probe that needs the teacher up to this tensor."""
-    seen = keras.ops.reshape(keras.ops.mean(output, axis=tuple(range(1, len(output.shape)))), (-1, 1, 1, 1))
-    return distiller_of(PROBE, keras.Model(teacher.inputs, {PROBE: [seen, seen]}), probe())
+def _folded_fraction(teacher: keras.Model, dataset: data.Dataset, whole: StepTime) -> float:
+    folded, _ = folding.fold_around(teacher, {})
+    folded_s = _step_time(_baseline_behind(folded, folded.outputs[0]), dataset).typical_s
+    return min(1.0, folded_s / whole.typical_s)
 
 
-def _prefix_pace(distiller: GroupDistiller, dataset: data.Dataset) -> StepTime:
-    batches = iter(dataset.training_batches(0, 2 + WARM_UP + MOST))  # enough even where an epoch is one step
-    next(batches)  # waits until data flow
+def _baseline_behind(teacher: keras.Model, output: Any) -> GroupDistiller:
+    """Return a distiller of the baseline block that needs the teacher up to this tensor."""
+    scalar = keras.ops.reshape(keras.ops.mean(output, axis=tuple(range(1, len(output.shape)))), (-1, 1, 1, 1))
+    prefix = keras.Model(teacher.inputs, {BASELINE: [scalar, scalar]})
+    return compile_distiller(BASELINE, prefix, baseline_block())
+
+
+def _step_time(distiller: GroupDistiller, dataset: data.Dataset) -> StepTime:
+    batches = iter(dataset.training_batches(0, 2 + WARM_UP + MAX_STEPS))  # enough epochs if one has a single step
+    next(batches)  # starting the data pipeline is not part of a step
     return time_step(lambda: distiller.train_on_batch(next(batches)[0]))
 
 
 def _epoch_s(distiller: GroupDistiller, dataset: data.Dataset) -> float:
-    """Return what an epoch of one step takes, for a distiller that has been traced, beyond a step."""
+    """Return how much longer an epoch of one step takes than the step, for a distiller that is already traced."""
     images, _ = next(iter(dataset.training_batches(0, 1)))
 
     def epoch() -> None:

@@ -18,10 +18,10 @@ from pbd.scheduling.cost_table import Conditions, Workload
 
 @dataclass(frozen=True)
 class Setup:
-    """What is to be predicted, and what it is measured with."""
+    """The layers to predict, and the teacher and data that they are timed with."""
 
     teacher: keras.Model
-    """Flat and functional; it is copied, never changed."""
+    """Flat and functional; it is copied and never changed."""
     tasks: tuple[BlockTask, ...]
     """The layers to train."""
     dataset: data.Dataset
@@ -29,11 +29,11 @@ class Setup:
     """The designs of the tasks, by name."""
     block_init: str
     load_s: float = 0.0
-    """What loading the teacher and the data took."""
+    """The seconds of loading the teacher and the data."""
 
     @property
     def conditions(self) -> Conditions:
-        """What a table for it must have been made for."""
+        """The conditions that a table for these layers must hold for."""
         return Conditions(
             structure_digest(self.teacher), "+".join(self.designs), self.block_init, self.dataset.batch_size
         )
@@ -44,24 +44,24 @@ class Setup:
 
     @property
     def gathers(self) -> bool:
-        """Whether first weights are fitted to images."""
+        """Whether initial weights are computed from images."""
         return any(any(initialisation.statistics_needed(d, self.block_init)) for d in self.designs.values())
 
     def workload(self, epochs: int) -> Workload:
-        """Return how many batches a group goes through."""
+        """Return the number of batches that training a group processes."""
         size, held_out = self.dataset.batch_size, len(self.dataset.validation)
-        fitted = min(initialisation.FIT_IMAGES, len(self.dataset.train)) if self.gathers else 0
+        fit_images = min(initialisation.FIT_IMAGES, len(self.dataset.train)) if self.gathers else 0
         return Workload(
             epochs=epochs,
             steps_per_epoch=self.dataset.steps_per_epoch,
             check_batches=math.ceil(min(STOPPING_IMAGES, held_out) / size),
-            fit_batches=math.ceil(fitted / size),
+            fit_batches=math.ceil(fit_images / size),
             score_batches=math.ceil(held_out / size),
         )
 
 
 def structure_digest(teacher: keras.Model) -> str:
-    """Return a digest of what decides a flat teacher's speed: its layers' kinds, shapes and types, not its weights."""
+    """Return a digest of a flat teacher's layers, shapes and types, which determine its speed; weights do not count."""
     layers = [
         [
             *(type(layer).__name__, layer.compute_dtype, cost.layer_macs(layer), calls),

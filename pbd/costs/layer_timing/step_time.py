@@ -1,5 +1,6 @@
-"""How long a step takes, once it has been traced, and how much longer the first time."""
+"""The time of a step: its typical duration after tracing, and the extra duration of the first call."""
 
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -8,39 +9,56 @@ from dataclasses import dataclass
 from pbd.system import watchdog
 
 WARM_UP = 1
-FEWEST, MOST = 4, 12
-"""Steps that are timed behind the warm-up."""
+MIN_STEPS, MAX_STEPS = 4, 12
+"""Steps that are timed after the warm-up."""
 ENOUGH_S = 0.4
-"""No more steps are timed once so many seconds have been, and the fewest are done."""
+"""Once the timed steps add up to this many seconds, and the minimum is reached, no more steps are timed."""
 
 
 @dataclass(frozen=True)
 class StepTime:
-    """How long something takes, in seconds: typically, and how much longer the first time."""
+    """The duration of a step in seconds."""
 
     typical_s: float
     once_s: float
+    """The additional duration of the first call, which traces the graph."""
 
     def minus(self, other: "StepTime") -> "StepTime":
-        """Return what is left without the other, at least 0."""
+        """Return the difference, at least 0."""
         return StepTime(max(0.0, self.typical_s - other.typical_s), max(0.0, self.once_s - other.once_s))
 
 
+@dataclass(frozen=True)
+class Deadline:
+    """The time at which a calibration stops timing further steps."""
+
+    at_s: float
+    """In seconds of `time.monotonic`."""
+
+    @classmethod
+    def after(cls, seconds: float = math.inf) -> "Deadline":
+        return cls(time.monotonic() + seconds)
+
+    def passed(self) -> bool:
+        """Return whether the time is up."""
+        return time.monotonic() >= self.at_s
+
+
 def time_step(step: Callable[[], object]) -> StepTime:
-    """Time a step that traces itself the first time: the median of a few behind the warm-up, which outliers miss."""
+    """Time a step whose first call traces a graph; the typical time is a median, so outliers have no effect."""
     first_s = seconds(step)
     watchdog.touch()
     for _ in range(WARM_UP):
         step()
-    taken: list[float] = []
-    while len(taken) < FEWEST or (len(taken) < MOST and sum(taken) < ENOUGH_S):
-        taken.append(seconds(step))
-    typical_s = statistics.median(taken)
+    durations_s: list[float] = []
+    while len(durations_s) < MIN_STEPS or (len(durations_s) < MAX_STEPS and sum(durations_s) < ENOUGH_S):
+        durations_s.append(seconds(step))
+    typical_s = statistics.median(durations_s)
     return StepTime(typical_s, max(0.0, first_s - typical_s))
 
 
 def seconds(step: Callable[[], object]) -> float:
-    """Return how long a step takes, once."""
+    """Return the duration of one call."""
     started = time.perf_counter()
     step()
     return time.perf_counter() - started

@@ -22,16 +22,20 @@ class _PendingSum:
     """One sum of a collective, until all members have sent their values."""
 
     total: "asyncio.Future[bytes | str]"
-    values: dict[int, np.ndarray | None] = field(default_factory=dict)
+    members: set[int] = field(default_factory=set)
+    """Indices of the members that have sent their values or aborted."""
+    values: dict[int, np.ndarray] = field(default_factory=dict)
 
     def add(self, index: int, values: np.ndarray | None, size: int) -> None:
         """Add one member's values; `None` aborts the sum for all members."""
-        self.values[index] = values
+        self.members.add(index)
         if self.total.done():
             return
         if values is None:
             self.total.set_result(ABORTED)
-        elif len(self.values) == size:
+            return
+        self.values[index] = values
+        if len(self.values) == size:
             total = self.values[0].copy()
             for other in range(1, size):  # in the order of the members, so that rounding does not depend on arrival
                 total += self.values[other]
@@ -70,7 +74,7 @@ class AllReducePlugin(WorkerPlugin):
             (collective, number), _PendingSum(asyncio.get_running_loop().create_future())
         )
         pending.add(index, None if values is None else np.frombuffer(values, dtype), size)
-        if len(pending.values) == size:
+        if len(pending.members) == size:
             del self._pending[collective, number]
         return await asyncio.shield(pending.total)  # a member that is cancelled must not cancel the others' future
 
@@ -118,8 +122,9 @@ class DaskCollective:
         self._sums += 1
         place = {"collective": self._name, "index": self.index, "size": self.size, "number": self._sums}
         call = getattr(self._first, HANDLER)(**place, values=values, dtype=dtype)
+        loop = self._worker.loop.asyncio_loop  # type: ignore[attr-defined]  # Tornado declares it in a subclass only
         try:
-            total = asyncio.run_coroutine_threadsafe(call, self._worker.loop.asyncio_loop).result()
+            total = asyncio.run_coroutine_threadsafe(call, loop).result()
         except (OSError, CancelledError) as error:
             raise CollectiveLostError(LOST) from error
         if isinstance(total, str):

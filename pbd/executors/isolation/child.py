@@ -122,6 +122,7 @@ class Child:
         Raises:
             LostProcessError: it ended or hangs.
         """
+        assert self._process is not None, "a request is sent to a process that was started"
         detector = HangDetector(self._process.pid, self._stall_limit_s, _POLL_S)
         while True:
             watchdog.touch()
@@ -162,6 +163,7 @@ class Child:
         return message
 
     def _describe_end(self) -> str:
+        assert self._process is not None, "only a process that was started can end"
         try:
             code = self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:

@@ -93,24 +93,24 @@ class SharedBuffer:
 
     def write(self, values: np.ndarray) -> None:
         """Copy an array into the buffer."""
-        self._resize(values.nbytes)
-        np.frombuffer(self._map, values.dtype, values.size)[:] = values.reshape(-1)
+        np.frombuffer(self._resized_map(values.nbytes), values.dtype, values.size)[:] = values.reshape(-1)
 
     def read(self, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         """Return a copy of the array in the buffer."""
         size, item = int(np.prod(shape, dtype=np.int64)), np.dtype(dtype)
-        self._resize(size * item.itemsize)
-        return np.frombuffer(self._map, item, size).reshape(shape).copy()
+        return np.frombuffer(self._resized_map(size * item.itemsize), item, size).reshape(shape).copy()
 
     def close(self) -> None:
         """Free the memory."""
         self._map = None
         os.close(self.descriptor)
 
-    def _resize(self, size: int) -> None:
+    def _resized_map(self, size: int) -> mmap.mmap:
+        """Return a map of at least `size` bytes of the buffer."""
         if self._map is not None and len(self._map) >= size:
-            return
+            return self._map
         size = max(size, 1)
         if os.fstat(self.descriptor).st_size < size:
             os.ftruncate(self.descriptor, size)
         self._map = mmap.mmap(self.descriptor, size)
+        return self._map

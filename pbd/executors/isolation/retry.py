@@ -81,11 +81,12 @@ def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: C
     Raises:
         NoWorkersError: the process was lost at every attempt.
     """
+    lost: tuple[type[Exception], ...] = (LostProcessError, *losses)
     last_error, last_token, attempts_left = None, checkpoint(), MOST_ATTEMPTS
     while attempts_left:
         try:
             return attempt()
-        except (LostProcessError, *losses) as error:
+        except lost as error:
             last_error = error
             _log.warning("%s.", error)
         token = checkpoint()

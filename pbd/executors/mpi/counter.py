@@ -28,7 +28,8 @@ class SharedCounter:
         self._thread = threading.Thread(target=self._make_progress, args=(comm,), daemon=True)
         if comm.Get_rank() == 0:
             self._window.Lock(0)  # MPI allows local stores that others read within an epoch only
-            np.frombuffer(self._window.tomemory(), np.int64)[:] = 0
+            memory = self._window.tomemory()
+            np.frombuffer(memory, np.int64)[:] = 0  # type: ignore[call-overload]  # mpi4py's stub omits __buffer__
             self._window.Unlock(0)
             if world.allows_threads():  # without threads, ranks wait until rank 0 next receives progress events
                 self._thread.start()

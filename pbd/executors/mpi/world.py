@@ -135,7 +135,8 @@ def abort(error: BaseException) -> NoReturn:
         code = reason.exit_code
     else:
         traceback.print_exception(error, file=sys.__stderr__)
-        sys.__stderr__.flush()
+        if sys.__stderr__ is not None:
+            sys.__stderr__.flush()
         code = PbdError.exit_code
     time.sleep(_LAUNCHER_READS_S)  # the launcher drops output that it has not read when it receives the abort
     MPI.COMM_WORLD.Abort(code)
