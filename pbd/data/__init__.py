@@ -1,7 +1,7 @@
 """Images for a run: load a dataset, split it, and feed it as batches that depend on the seed alone.
 
 data = load(DataConfig(dataset="digits"), seed=0)
-for images, labels in data.training_batches(first_epoch=0, epochs=1): ...
+for images, labels in data.training_batches(first_epoch=0, end_epoch=1): ...
 """
 
 from pbd.data.data import ARRAYS, Data

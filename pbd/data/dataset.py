@@ -1,6 +1,6 @@
 """The images of a run in three splits, and the batches that are read from them.
 
-Workers that share batches each read a share of every training batch, and some of the batches of a split that is read in
+If workers share batches, each reads its share of every training batch, and every n-th batch of a split that is read in
 order; together they read what one worker alone would read.
 """
 
@@ -20,7 +20,10 @@ from pbd.errors import UsageError, unknown_name
 
 @dataclass(frozen=True, eq=False)
 class IndexedSplit:
-    """Rows of a store of images; `labels`, (n,) int32, belong to `rows`, (n,) int64."""
+    """Rows of a store of images.
+
+    `labels`, (n,) int32, belong to `rows`, (n,) int64; without labels, each label is `NO_LABEL`.
+    """
 
     images: ArrayImages | FileImages
     rows: np.ndarray
@@ -35,7 +38,7 @@ class IndexedSplit:
         return len(self.rows)
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """Yield what distinguishes this split from others."""
+        """Yield the bytes that the digest of the data is computed from."""
         yield self.rows.tobytes()
         yield self.labels.tobytes()
         yield from self.images.content()
@@ -43,14 +46,15 @@ class IndexedSplit:
 
 @dataclass(frozen=True, eq=False)
 class StreamSplit:
-    """A stream too large for memory, always read in the same order: `size` elements for `decode`.
+    """A stream that may be larger than memory, always read in the same order.
 
-    An epoch is shuffled within a buffer, seeded by the epoch: not a full shuffle, unlike `IndexedSplit`.
+    An epoch is shuffled within a buffer, seeded by the epoch: not a full shuffle, unlike that of `IndexedSplit`.
     """
 
     stream: Callable[[], Any]
     """Returns a `tf.data.Dataset`."""
     size: int
+    """Number of elements."""
     decode: Callable[[dict[str, Any]], tuple[Any, Any]]
     """Maps an element of the stream to its image and its label."""
 
@@ -58,11 +62,12 @@ class StreamSplit:
         return self.size
 
     def content(self) -> Iterator[bytes | memoryview]:
+        """Yield the bytes that the digest of the data is computed from: the size alone."""
         yield str(self.size).encode()
 
 
 Split = IndexedSplit | StreamSplit
-"""Images with labels, before augmentation and preprocessing; a label is `NO_LABEL` if there are none."""
+"""Images with labels, before augmentation and preprocessing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -74,7 +79,7 @@ class Dataset:
     validation: Split
     test: Split
     num_classes: int | None
-    """`None` where labels are not used: the teacher knows its classes."""
+    """`None` without labels: the outputs of the teacher are the classes."""
     image_shape: Shape
     """(height, width, channels) of every image of a batch."""
     batch_size: int
@@ -82,21 +87,21 @@ class Dataset:
     preprocess: str
     seed: int
     labelled: bool = True
-    """Whether there are labels to use; if not, every label of a batch is -1."""
+    """Whether labels are used; if not, every label of a batch is -1."""
     worker: WorkerShare = WHOLE
     """This worker's share of every training batch, or of the batches of a split read in order."""
     unit: int = 1
-    """Images of a training batch that stay together."""
+    """Images of a training batch that one worker reads together."""
 
     def shared(self, worker: WorkerShare, unit: int = 1) -> "Dataset":
-        """Return the same data as one of several workers reads them that train one thing together.
+        """Return the same data as read by one of several workers that share batches.
 
         Args:
-            worker: its share of every training batch, and of the batches of splits read in order.
-            unit: images of a training batch that stay together; it divides the batch.
+            worker: which of the workers, of how many.
+            unit: images of a training batch that one worker reads together; a divisor of the batch size.
 
         Raises:
-            UsageError: there is not a unit of images for each worker.
+            UsageError: a batch has fewer units than there are workers.
         """
         if worker.count * unit > self.batch_size:
             raise UsageError(
@@ -107,30 +112,30 @@ class Dataset:
 
     def digest(self) -> str:
         """Return a SHA-256 of the splits: images, or the names of their files, and labels; of a stream, its sizes."""
-        checksum = hashlib.sha256()
+        digest = hashlib.sha256()
         for split in (self.train, self.validation, self.test):
-            for part in split.content():
-                checksum.update(part)
-        return checksum.hexdigest()
+            for content in split.content():
+                digest.update(content)
+        return digest.hexdigest()
 
     @property
-    def own(self) -> slice:
-        """Which images of a training batch this worker reads."""
+    def own_images(self) -> slice:
+        """The positions in a training batch that this worker reads."""
         units = self.worker.of(self.batch_size // self.unit)
         return slice(units.start * self.unit, units.stop * self.unit)
 
     @property
     def steps_per_epoch(self) -> int:
-        """Full training batches in an epoch; what is left over is dropped, other images in every epoch."""
+        """Full training batches in an epoch; the images left over, which differ from epoch to epoch, are dropped."""
         return len(self.train) // self.batch_size
 
     @property
     def share(self) -> float:
         """The fraction of every training batch that this worker reads."""
-        return (self.own.stop - self.own.start) / self.batch_size
+        return (self.own_images.stop - self.own_images.start) / self.batch_size
 
-    def training_batches(self, first_epoch: int, epochs: int) -> Iterable[tuple[Any, Any]]:
-        """Return the batches of epochs [first_epoch, epochs), `steps_per_epoch` for each.
+    def training_batches(self, first_epoch: int, end_epoch: int) -> Iterable[tuple[Any, Any]]:
+        """Return the batches of epochs [first_epoch, end_epoch), `steps_per_epoch` for each.
 
         Batch k of epoch e is the same in every process, and wherever reading began.
 
@@ -138,15 +143,15 @@ class Dataset:
             Images, (batch_size, *image_shape) float32, augmented and preprocessed, and labels, (batch_size,) int32; of
             a shared dataset, this worker's share of them.
         """
-        return feeds.current().training_batches(self, first_epoch, epochs)
+        return feeds.current().training_batches(self, first_epoch, end_epoch)
 
     def batches(self, split_name: str, limit: int | None = None) -> Iterable[tuple[Any, Any]]:
         """Return a split once, in a fixed order, without augmentation; of a shared dataset, some of the batches.
 
         Args:
             split_name: train, validation or test.
-            limit: the most images to return; every prefix of train and validation is class-balanced (not of a stream,
-                nor without labels).
+            limit: return at most this many images, the first ones; they are class-balanced if the data are labelled and
+                no stream, and if the split was made by pbd.
 
         Returns:
             Images, (batch, *image_shape) float32, preprocessed, and labels, (batch,) int32; the last batch may be

@@ -1,49 +1,50 @@
-"""Folders of images: one folder a class, or no classes at all, under train/ and test/ or on their own."""
+"""Folders of images: a folder for each class, or images without classes, with or without train/ and test/ above."""
 
 import os
 from pathlib import Path
 
 import numpy as np
 
-from pbd.data.feeds.tf_images import can_be_decoded
+from pbd.data import feeds
+from pbd.data.arrays import RawSplit, RawSplits
 from pbd.data.images import FileImages
-from pbd.data.sources import RawSplit, RawSplits
 from pbd.errors import BadInputError, MissingInputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "val", "valid")
 MOST_CHECKED = 20_000
-"""No more files than this are opened while loading; of a larger folder, a sample is."""
+"""At most this many files are opened while loading, evenly spread over a larger folder."""
 TAIL_BYTES = 4096
+"""The end mark of an image is looked for in so many last bytes, since programs append data behind it."""
 
 
 def load_folder(folder: Path, labels: bool = True) -> RawSplits:
     """Return the images of a folder; class numbers follow the sorted names of the class folders.
 
-    `train/` may have `test/` and `validation/` (or `val/`) beside it; if it has only the latter, that is the
-    test split, as is usual with ImageNet. Without `train/`, the folders in it are the classes. Images that lie
-    directly where class folders would, and no class folders, are data without labels.
+    Beside `train/` there may be `test/` and `validation/` (or `val/`, `valid/`). If there is only `validation/`, it is
+    the test split, as is usual with ImageNet. Without `train/`, the folders are the classes. A split without class
+    folders, with images directly in it, has no labels.
 
     Args:
-        folder: where the images are.
-        labels: take folders as classes; otherwise all images, at any depth, are images without labels.
+        folder: the data set.
+        labels: folders are classes; if False, all images, at any depth, are images without labels.
 
     Raises:
-        BadInputError: there are no images, a class is empty, the classes of two splits differ, images lie beside
-            class folders, or a file is no image.
+        BadInputError: there are no images, a class is empty, the classes of two splits differ, images and class folders
+            lie side by side, or a file is no image.
         MissingInputError: a folder or file cannot be read.
     """
     train, validation, test = _split_folders(folder)
-    classes = _common_classes([part for part in (train, validation, test) if part]) if labels else []
+    classes = _common_classes([split for split in (train, validation, test) if split]) if labels else []
     return RawSplits(
-        _read_part(train, classes),
-        _read_part(validation, classes) if validation else None,
-        _read_part(test, classes) if test else None,
+        _read_split(train, classes),
+        _read_split(validation, classes) if validation else None,
+        _read_split(test, classes) if test else None,
     )
 
 
 def _split_folders(folder: Path) -> tuple[Path, Path | None, Path | None]:
-    """Return the folders of the training, validation and test images; `None` where the split is left to us."""
+    """Return the folders of the training, validation and test images; `None` for splits that are missing."""
     train, test = folder / "train", folder / "test"
     validation = next((folder / name for name in VALIDATION_NAMES if (folder / name).is_dir()), None)
     if train.is_dir():
@@ -53,21 +54,21 @@ def _split_folders(folder: Path) -> tuple[Path, Path | None, Path | None]:
     return folder, None, None
 
 
-def _common_classes(parts: list[Path]) -> list[str]:
-    """Return the class folders that all parts have alike; none where all have their images directly in them."""
-    classes = _class_names(parts[0], fewest=2)
-    for part in parts[1:]:
-        odd = sorted(set(_class_names(part)) ^ set(classes))
-        if odd:
+def _common_classes(splits: list[Path]) -> list[str]:
+    """Return the class folders, which are the same in all splits; none if the images lie directly in all splits."""
+    classes = _class_names(splits[0], fewest=2)
+    for split in splits[1:]:
+        differences = sorted(set(_class_names(split)) ^ set(classes))
+        if differences:
             raise BadInputError(
-                f"{str(part)!r} must have the class folders of train/, or none where that has none. "
-                f"Received: a difference in {', '.join(odd[:5])}. Make them alike, or give --no-labels."
+                f"{str(split)!r} must have the class folders of train/, or none where that has none. "
+                f"Received: a difference in {', '.join(differences[:5])}. Make them alike, or give --no-labels."
             )
     return classes
 
 
 def _class_names(folder: Path, fewest: int = 0) -> list[str]:
-    """Return the class folders in a folder, sorted, `fewest` of them or more; none where images are directly in it."""
+    """Return the class folders in a folder, sorted, at least `fewest`; none if images lie directly in the folder."""
     try:
         visible = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except PermissionError as error:
@@ -89,9 +90,9 @@ def _class_names(folder: Path, fewest: int = 0) -> list[str]:
     return names
 
 
-def _read_part(folder: Path, classes: list[str]) -> RawSplit:
-    """Return the images in the class folders of `folder`; without classes all that are under it, without labels."""
-    groups = [_image_files(home) for home in [folder / name for name in classes] or [folder]]
+def _read_split(folder: Path, classes: list[str]) -> RawSplit:
+    """Return the images in the class folders of a split; without classes, all images under it, without labels."""
+    groups = [_image_files(group) for group in [folder / name for name in classes] or [folder]]
     paths = [path for group in groups for path in group]
     _check_files(paths)
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
@@ -99,18 +100,18 @@ def _read_part(folder: Path, classes: list[str]) -> RawSplit:
 
 
 def _image_files(folder: Path) -> list[str]:
-    """Return the image files at any depth under a folder, sorted; hidden ones are left out.
+    """Return the image files at any depth under a folder, sorted, without hidden files.
 
     Raises:
         BadInputError: there are none.
     """
     paths: list[str] = []
-    seen: set[str] = set()
+    visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
-        # Links are followed, as class folders often are links; but none twice, as they may lead in a circle.
-        place = os.path.realpath(parent)
-        new = place not in seen
-        seen.add(place)
+        # Links are followed, since class folders often are links; but no folder twice, since links may form a circle.
+        target = os.path.realpath(parent)
+        new = target not in visited
+        visited.add(target)
         folders[:] = sorted(name for name in folders if new and not name.startswith("."))
         paths += [os.path.join(parent, name) for name in files if new and _is_image(name)]
     if not paths:
@@ -118,7 +119,7 @@ def _image_files(folder: Path) -> list[str]:
             f"a folder of images must hold some ({', '.join(SUFFIXES)}). Received: none in {str(folder)!r}. "
             "Add images, or remove the folder."
         )
-    return sorted(paths, key=lambda path: path.split(os.sep))  # as class folder by class folder
+    return sorted(paths, key=lambda path: path.split(os.sep))  # the order of class folders read one by one
 
 
 def _is_image(name: str) -> bool:
@@ -126,10 +127,10 @@ def _is_image(name: str) -> bool:
 
 
 def _check_files(paths: list[str]) -> None:
-    """Look at the first and last bytes of the files, and decode those that look odd.
+    """Check the first and last bytes of the files, and decode the files whose bytes do not prove an image.
 
     Raises:
-        BadInputError: a file is no image, is cut short, or is of a kind that cannot be decoded.
+        BadInputError: a file is no image, is truncated, or has a format that cannot be decoded.
         MissingInputError: a file cannot be read.
     """
     for path in paths[:: -(-len(paths) // MOST_CHECKED)]:
@@ -139,7 +140,7 @@ def _check_files(paths: list[str]) -> None:
             content = Path(path).read_bytes()
         except OSError as error:
             raise MissingInputError(f"an image file must be readable. Received: {path!r}.") from error
-        if not can_be_decoded(content):
+        if not feeds.current().can_decode(content):
             raise BadInputError(
                 f"an image file must be a whole JPEG, PNG, BMP or GIF. Received: {path!r}, which cannot be decoded. "
                 "Remove it, or save it again as PNG."
@@ -147,7 +148,7 @@ def _check_files(paths: list[str]) -> None:
 
 
 def _looks_whole(path: str) -> bool:
-    """Return whether a file begins and ends as a JPEG, PNG or GIF does; a BMP never does: it has no end mark."""
+    """Return whether a file begins and ends like a JPEG, PNG or GIF; False for a BMP, which has no end mark."""
     with open(path, "rb") as file:
         head = file.read(8)
         file.seek(0, os.SEEK_END)

@@ -1,4 +1,4 @@
-"""Stores of images that can be read in any order: an array, or a list of image files; `feeds` reads them."""
+"""Stores of images that feeds read in any order: an array, or a list of image files."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -30,7 +30,7 @@ class ArrayImages:
     @property
     def read_shape(self) -> Shape:
         """The shape of the images that are read."""
-        assert self.image_shape is not None, "a store is read once its images' shape is known"
+        assert self.image_shape is not None, "a store is read after its image shape is set"
         return self.image_shape
 
     @cached_property
@@ -39,7 +39,7 @@ class ArrayImages:
         return None if self.array.dtype == np.uint8 else float(self.array.max())
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """Yield what distinguishes these images from others."""
+        """Yield the bytes that the digest of the data is computed from."""
         yield f"{self.array.dtype.str}{self.array.shape}".encode()
         yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8).data
 
@@ -64,11 +64,11 @@ class FileImages:
     @property
     def read_shape(self) -> Shape:
         """The shape of the images that are read."""
-        assert self.image_shape is not None, "a store is read once its images' shape is known"
+        assert self.image_shape is not None, "a store is read after its image shape is set"
         return self.image_shape
 
     def content(self) -> Iterator[bytes | memoryview]:
-        """Yield what distinguishes these images from others: their names, relative to their common folder."""
+        """Yield the bytes that the digest of the data is computed from: file names, relative to their common folder."""
         paths = [os.path.abspath(path) for path in self.paths]
         root = os.path.commonpath(paths) if paths else ""
         for path in paths:

@@ -1,6 +1,6 @@
 """Which image is in which batch: NumPy only, so that every backend and every worker sees the same batches.
 
-Batch k of epoch e depends on (seed, e, k) and on nothing else.
+Batch k of epoch e depends on (seed, e, k) and on nothing else. Feeds turn the positions into pixels.
 """
 
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from pbd.data.splitting import derived_seed
 _ROUND_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
 _KEY_OF_SEEDS = 0x3EC8F720, 0x02461E29
-"""With which TensorFlow turns two seeds into a key and a counter."""
+"""The key with which TensorFlow turns two seeds into a key and a counter."""
 _LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
@@ -34,36 +34,41 @@ WHOLE = WorkerShare()
 def training_positions(count: int, batch_size: int, seed: int, epoch: int) -> np.ndarray:
     """Return the positions of the images of each full training batch of an epoch, (steps, batch_size) int64.
 
-    The images left over at the end are others in every epoch.
+    The images that do not fill a last batch are left out; in every epoch, these are different images.
 
     Args:
         count: images in the training split.
-        batch_size: at most `count`.
-        seed: the run's.
+        batch_size: images per batch, at most `count`.
+        seed: of the run.
         epoch: from 0.
     """
     steps = count // batch_size
     return shuffled(count, derived_seed(seed, "order"), epoch)[: steps * batch_size].reshape(steps, batch_size)
 
 
-def positions_in_order(count: int, batch_size: int, share: WorkerShare) -> list[np.ndarray]:
-    """Return the positions of consecutive batches, every `share.count`-th of them; the last may be smaller."""
-    starts = range(share.index * batch_size, count, share.count * batch_size)
-    return [np.arange(start, min(start + batch_size, count)) for start in starts]
+def batch_bounds(count: int, batch_size: int, share: WorkerShare) -> np.ndarray:
+    """Return first and end positions of this worker's batches of a split read in order, (batches, 2) int64.
+
+    Worker i of n reads the batches i, i + n, i + 2n, ...; the last batch of the split may be smaller.
+    """
+    starts = np.arange(share.index * batch_size, count, share.count * batch_size, dtype=np.int64)
+    return np.stack([starts, np.minimum(starts + batch_size, count)], axis=1)
 
 
 def shuffled(count: int, first_seed: int, second_seed: int) -> np.ndarray:
     """Return a random permutation of `range(count)`, (count,) int64, that depends on the two seeds only.
 
-    It is the one of `tf.random.experimental.stateless_shuffle(tf.range(count), seeds, alg="philox")`, so that runs on
-    other backends see the batches of runs on TensorFlow: a Fisher-Yates shuffle with the numbers of Philox.
+    The permutation is that of `tf.random.experimental.stateless_shuffle(tf.range(count), seeds, alg="philox")`, so that
+    runs on other backends see the batches of runs on TensorFlow: a Fisher-Yates shuffle with the numbers of Philox.
     """
+    # As in TensorFlow, one block of Philox over both seeds gives the key and the upper half of the counter.
     words = [word for seed in (first_seed, second_seed) for word in (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)]
     (mixed,) = philox(np.array([words], np.uint64), _KEY_OF_SEEDS)
     counters = np.zeros((-(-count // 4), 4), np.uint64)
     counters[:, 0] = np.arange(len(counters))
     counters[:, 2:] = mixed[2:]
     draws = philox(counters, (int(mixed[0]), int(mixed[1]))).reshape(-1)[:count]
+    # Position i is swapped with a position in [i, count), a loop over a list: NumPy has no vectorised form of it.
     others = (np.arange(count, dtype=np.uint64) + draws % np.arange(count, 0, -1, dtype=np.uint64)).tolist()
     order = list(range(count))
     for position, other in enumerate(others):
@@ -72,10 +77,14 @@ def shuffled(count: int, first_seed: int, second_seed: int) -> np.ndarray:
 
 
 def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Return the random numbers of counters, (n, 4) of 32 bits each, as uint64.
+    """Return four random numbers of 32 bits for each counter, (n, 4) uint64.
 
-    Philox4x32-10 of Salmon et al., "Parallel random numbers: as easy as 1, 2, 3" (SC 2011). NumPy's own Philox has
-    words of 64 bits and gives other numbers.
+    This is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). NumPy's own Philox
+    has words of 64 bits and gives other numbers.
+
+    Args:
+        counters: (n, 4), each entry below 2**32.
+        key: two numbers below 2**32.
     """
     first, second, third, fourth = counters.astype(np.uint64).T
     key_0, key_1 = key

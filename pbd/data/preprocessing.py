@@ -1,4 +1,4 @@
-"""From pixel values to what a teacher was trained on: none, unit, or that of a keras.applications module."""
+"""Preprocessing of pixels for the teacher: none, unit, or the `preprocess_input` of a keras.applications module."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -29,16 +29,16 @@ def preprocessor(name: str) -> Callable[["tf.Tensor"], "tf.Tensor"]:
 
 
 def check_preprocess(name: str, image_shape: Shape, pixel_max: float | None) -> None:
-    """Try the preprocessing on a small image.
+    """Check that the preprocessing fits the images, by calling it with a small image.
 
     Args:
-        name: what `preprocessor` takes.
+        name: see `preprocessor`.
         image_shape: (height, width, channels) of the images.
-        pixel_max: the largest value of float images; `None` where pixels are known to be in 0..255.
+        pixel_max: the largest value of float images; `None` if pixels lie in 0..255.
 
     Raises:
         UsageError: the name is unknown.
-        BadInputError: it is not made for images of so many channels, or of so small a range.
+        BadInputError: the preprocessing needs other channels, or pixels in 0..255.
     """
     function = preprocessor(name)
     if name != "none" and pixel_max is not None and pixel_max <= 1.0:

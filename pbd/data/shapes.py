@@ -1,4 +1,4 @@
-"""Which shape the images get: the data's, the teacher's, or the one the user asks for."""
+"""The shape of the images in batches: that of the data, of the teacher, or of `--image-size`."""
 
 from pbd.errors import BadInputError
 
@@ -10,13 +10,13 @@ def fit_shape(stored: FreeShape, teacher: FreeShape | None, image_size: int | No
     """Return the (height, width, channels) that batches have.
 
     Args:
-        stored: the shape of the images as they are; `None` where they differ, or where any will do.
-        teacher: the teacher's input shape, `None` where it is free.
-        image_size: pixels a side that the user asks for.
-        resizable: whether images take the teacher's size unasked (files do, arrays do not).
+        stored: the shape of the stored images; `None` for a dimension that differs between images or can be chosen.
+        teacher: the teacher's input shape, `None` for a free dimension.
+        image_size: height and width that the user asks for.
+        resizable: whether images are resized for the teacher without `image_size` (files are, arrays are not).
 
     Raises:
-        BadInputError: the images cannot be brought to the teacher's shape, or no size is given anywhere.
+        BadInputError: the images do not fit the teacher's shape, or nothing determines a size.
     """
     teacher = teacher or (None, None, None)
     size = stored[:2]
@@ -29,7 +29,7 @@ def fit_shape(stored: FreeShape, teacher: FreeShape | None, image_size: int | No
         raise BadInputError(
             "images of different sizes need one size to be resized to. Received: none. Give --image-size."
         )
-    if any(want not in (None, have) for want, have in zip(teacher[:2], size, strict=True)):
+    if any(needed not in (None, side) for needed, side in zip(teacher[:2], size, strict=True)):
         resize = f"Resize the images with --image-size {teacher[0]}." if teacher[0] == teacher[1] else "Resize them."
         raise BadInputError(
             f"images must have the teacher's input shape {_text(teacher)}. "
@@ -39,7 +39,7 @@ def fit_shape(stored: FreeShape, teacher: FreeShape | None, image_size: int | No
 
 
 def _channels(stored: int | None, teacher: int | None) -> int:
-    """Return the channels of a batch: grayscale is repeated where the teacher wants colour."""
+    """Return the channels of a batch: grayscale is repeated for a teacher of colour images."""
     if stored is None:
         channels = 3 if teacher is None else teacher
         if channels not in (1, 3):

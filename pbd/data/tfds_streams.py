@@ -1,8 +1,8 @@
-"""`tfds:NAME`: sets of tensorflow-datasets, read as streams."""
+"""`tfds:NAME`: data sets of tensorflow-datasets, read as streams."""
 
 import importlib
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pbd.config import DataConfig
 from pbd.data.dataset import Split, StreamSplit
@@ -11,9 +11,6 @@ from pbd.data.shapes import FreeShape, Shape, fit_shape
 from pbd.data.splitting import derived_seed
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
 
-if TYPE_CHECKING:
-    pass
-
 TFDS_PREFIX = "tfds:"
 Ranges = list[tuple[int, int]]
 
@@ -21,18 +18,18 @@ Ranges = list[tuple[int, int]]
 def load_stream(
     config: DataConfig, seed: int, teacher_shape: FreeShape | None
 ) -> tuple[dict[str, Split], int | None, Shape]:
-    """Return the splits of a tensorflow-datasets set, its number of classes and the shape of its images.
+    """Return the splits of a tensorflow-datasets data set, its number of classes and the shape of its images.
 
-    A set without a feature "label", or one whose labels are not to be used, has `None` classes.
+    The number of classes is `None` if there is no feature "label" or the labels are not used.
 
-    Its own splits are used. One without a test split is tested on its validation split, as is usual with
-    ImageNet. A validation split that is missing is a run of the training images that begins where the seed says:
-    sets are stored shuffled, so it is random, though not stratified.
+    Splits of the data set are used as they are. If it has no test split, its validation split is the test split, as is
+    usual with ImageNet. A missing validation split is a range of the training images that begins at a random position:
+    since data sets are stored shuffled, the range is random, though not stratified.
 
     Raises:
         EnvironmentMismatchError: tensorflow-datasets is not installed.
-        MissingInputError: there is no such set, or it cannot be downloaded.
-        BadInputError: it has no images, or labels other than classes, or lacks splits.
+        MissingInputError: the data set does not exist or cannot be downloaded.
+        BadInputError: the data set has no images, its labels are no classes, or it lacks splits.
     """
     tfds = _tensorflow_datasets()
     builder = _builder(tfds, config.dataset.removeprefix(TFDS_PREFIX))
@@ -68,7 +65,7 @@ def _tensorflow_datasets() -> ModuleType:
 
 
 def _builder(tfds: ModuleType, name: str) -> Any:
-    """Return the builder of a set, downloaded and ready to read."""
+    """Return the builder of a data set, downloaded and ready to read."""
     try:
         builder = tfds.builder(name)
         builder.download_and_prepare()
@@ -82,7 +79,7 @@ def _builder(tfds: ModuleType, name: str) -> Any:
 
 
 def _features(builder: Any, config: DataConfig) -> tuple[int | None, FreeShape]:
-    """Return the number of classes, `None` where labels are not used, and the shape of the stored images."""
+    """Return the number of classes, `None` if labels are not used, and the shape of the stored images."""
     features = builder.info.features
     try:
         stored = tuple(features["image"].shape)
@@ -96,7 +93,7 @@ def _features(builder: Any, config: DataConfig) -> tuple[int | None, FreeShape]:
 
 
 def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, int]]:
-    """Return, for each split, the expression that tfds reads it by, and its number of images."""
+    """Return, for each split, its expression for tfds and its number of images."""
     sizes = {name: int(info.num_examples) for name, info in builder.info.splits.items()}
     test = next((name for name in ("test", "validation") if sizes.get(name)), None)
     if test is None or not sizes.get("train"):
@@ -122,11 +119,11 @@ def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, i
 
 
 def _limited(ranges: Ranges, limit: int) -> Ranges:
-    """Return the first `limit` places of these ranges, without empty ones."""
-    kept: Ranges = []
+    """Return the first `limit` positions of these ranges, without empty ranges."""
+    limited: Ranges = []
     for begin, end in ranges:
         end = min(end, begin + limit)
         if end > begin:
-            kept.append((begin, end))
+            limited.append((begin, end))
             limit -= end - begin
-    return kept
+    return limited

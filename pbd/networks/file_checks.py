@@ -1,7 +1,7 @@
-"""Check a foreign model file in a process of its own: `python -m pbd.networks.file_checks PATH FREE`.
+"""Checks of foreign model files, in a process with limits: `python -m pbd.networks.file_checks PATH FREE_BYTES`.
 
-All that libhdf5 may read of it later is read here first, with little memory and time: it believes the sizes in its own
-tables. Damaged files of 50 kilobytes were seen to take four gigabytes, and to be read for ever.
+libhdf5 trusts the sizes in the tables of a file: damaged files of 50 kilobytes took four gigabytes, or endless time, to
+read. So everything that may be read later is read here first, with limits on memory and time.
 """
 
 import collections
@@ -23,53 +23,60 @@ import h5py
 from pbd.system import launcher
 
 EXPANSION = 100
-"""How many times the bytes that it takes in the file a part may hold when unpacked; weights hardly shrink by half."""
-UNSUSPICIOUS = 64 * 2**20
-"""Bytes that any part may hold when unpacked."""
+"""Largest ratio of unpacked to packed bytes of a part of a file; weights hardly compress to half their size."""
+ALWAYS_ALLOWED = 64 * 2**20
+"""Unpacked bytes up to which the ratio does not matter."""
 SHARE_OF_MEMORY = 0.5
-"""Of the host's free memory: what all weights may take."""
+"""Largest share of the host's free memory for all weights."""
 MOST_VALUES = 2**26
-"""In any shape that a layer declares, batch aside."""
-MOST_BESIDE = 256 * 2**20
-"""Bytes of memory that reading may take beside the weights: for the configuration, for libhdf5's tables."""
-MOST_BUSY_S, LEAST_SPEED = 3, 20e6
-"""For how many seconds it may compute, and how many bytes of the file it must then read in one of them."""
+"""Largest number of values in a shape that a layer declares, without the batch."""
+MEMORY_OVERHEAD = 256 * 2**20
+"""Bytes of memory for reading beside the weights: the configuration and libhdf5's tables."""
+BASE_CPU_S, LEAST_BYTES_PER_S = 3, 20e6
+"""Seconds of CPU time for any file, and the least speed of reading that allows more time for a larger one."""
 REFUSED = 65
+"""Exit code if the file must not be loaded; the reason is on standard output."""
 
 
 def check_apart(path: str, free: int) -> None:
     """Check a file in a process of its own.
 
     Args:
-        free: bytes of memory.
+        path: of the file.
+        free: bytes of free memory on this host.
 
     Raises:
-        ValueError: it must not be loaded, for a reason of one line.
+        ValueError: the file must not be loaded; the reason is one line.
     """
     _kind(path)
-    completed = subprocess.run(
+    checker = subprocess.run(
         [sys.executable, "-P", "-m", __name__, path, str(free)],
         env=launcher.child_environment(),
         stdin=subprocess.DEVNULL,
         capture_output=True,
     )
-    if completed.returncode == REFUSED:
-        raise ValueError(completed.stdout.decode())
-    if completed.returncode == -signal.SIGXCPU:
-        raise ValueError("to read it takes longer than its size explains")
-    if completed.returncode != 0:
-        last_words = completed.stderr.decode(errors="replace").strip().splitlines()[-1:]
-        raise ValueError(" ".join([f"the process that checked it ended with code {completed.returncode}", *last_words]))
+    if checker.returncode == REFUSED:
+        raise ValueError(checker.stdout.decode())
+    if checker.returncode == -signal.SIGXCPU:
+        raise ValueError("reading it takes longer than its size explains")
+    if checker.returncode != 0:
+        last_line = checker.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        raise ValueError(" ".join([f"the process that checks it ended with code {checker.returncode}", *last_line]))
 
 
 def main(path: str, free: int) -> int:
-    """Check a file with at most so much memory; say in a line why it is refused, and return the exit code."""
+    """Check a file under limits of memory and time, print the reason if it is refused, and return the exit code.
+
+    Args:
+        path: of the file.
+        free: bytes of free memory on this host.
+    """
     try:
         _limit_time(os.path.getsize(path))
         _limit_memory(0)
         check(path, free)
     except MemoryError:
-        reason = f"to read it takes more than {MOST_BESIDE:,} bytes of memory beside its weights"
+        reason = f"reading it takes more than {MEMORY_OVERHEAD:,} bytes of memory beside its weights"
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
     else:
@@ -79,11 +86,11 @@ def main(path: str, free: int) -> int:
 
 
 def check(path: str, free: int) -> None:
-    """Check what a file says of itself, without believing it.
+    """Check that the declarations in a file agree with its size and content.
 
     Raises:
-        ValueError: it is not an archive of Keras', nor HDF5, or declares what cannot be in it.
-        MemoryError: it takes too much to find out.
+        ValueError: the file is neither an archive of Keras nor HDF5, or it declares more than it contains.
+        MemoryError: reading it takes more memory than its size explains.
     """
     if _kind(path) == "HDF5":
         with open(path, "rb") as file:
@@ -100,54 +107,56 @@ def check(path: str, free: int) -> None:
                 raise ValueError(f"it has no {name}")
         _check_shapes(json.loads(archive.read("config.json")))
         weights, unpacked = archive.getinfo("model.weights.h5"), io.BytesIO()
-        _limit_memory(weights.file_size * 9 // 8)  # a buffer that grows by an eighth at a time
+        _limit_memory(weights.file_size * 9 // 8)  # BytesIO grows by an eighth at a time
         with archive.open(weights) as packed:
             shutil.copyfileobj(packed, unpacked, 2**20)
         _check_hdf5(unpacked, free)
 
 
 def _kind(path: str) -> str:
+    """Return whether the file is an archive or HDF5; a file that is both would be checked as one, read as the other."""
     is_archive, is_hdf5 = zipfile.is_zipfile(path), h5py.is_hdf5(path)
-    if is_archive == is_hdf5:  # what is both would be checked as the one and read as the other
+    if is_archive == is_hdf5:
         raise ValueError("it is empty, cut off, or of another format")
     return "HDF5" if is_hdf5 else "archive"
 
 
 def _limit_time(size: int) -> None:
-    """Have the system end this process when it has computed for longer than it takes to read so many bytes."""
-    _limit(resource.RLIMIT_CPU, MOST_BUSY_S + int(size / LEAST_SPEED))
+    """Let the system kill this process if it takes more CPU time than reading `size` bytes needs."""
+    _limit(resource.RLIMIT_CPU, BASE_CPU_S + int(size / LEAST_BYTES_PER_S))
     _limit(resource.RLIMIT_CORE, 0)
 
 
 def _limit_memory(needed: int) -> None:
-    """Let this process take so many bytes more and a little beside, where the system says what it has (Linux)."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        taken = int(statm.read_text().split()[0]) * resource.getpagesize()
-        _limit(resource.RLIMIT_AS, taken + needed + MOST_BESIDE)
+    """Limit this process to its present memory, `needed` bytes and the overhead; only Linux reports the first."""
+    statistics = Path("/proc/self/statm")
+    if statistics.exists():
+        in_use = int(statistics.read_text().split()[0]) * resource.getpagesize()
+        _limit(resource.RLIMIT_AS, in_use + needed + MEMORY_OVERHEAD)
 
 
-def _limit(what: int, value: int) -> None:
-    _, most = resource.getrlimit(what)
-    resource.setrlimit(what, (value if most == resource.RLIM_INFINITY else min(value, most), most))
+def _limit(kind: int, limit: int) -> None:
+    """Set a soft limit of this process, at most its hard limit."""
+    _, hard_limit = resource.getrlimit(kind)
+    resource.setrlimit(kind, (limit if hard_limit == resource.RLIM_INFINITY else min(limit, hard_limit), hard_limit))
 
 
 def _check_member(member: zipfile.ZipInfo, free: int) -> None:
-    place = PurePosixPath(member.filename.replace("\\", "/"))
-    if place.is_absolute() or ".." in place.parts:
+    target = PurePosixPath(member.filename.replace("\\", "/"))
+    if target.is_absolute() or ".." in target.parts:
         raise ValueError(f"{member.filename!r} lies outside of it")
     _check_size(member.filename, member.file_size, member.compress_size)
-    _check_room(member.file_size, free)
+    _check_memory(member.file_size, free)
 
 
 def _check_size(name: str, unpacked: int, packed: int) -> None:
-    if unpacked > max(UNSUSPICIOUS, EXPANSION * packed):
+    if unpacked > max(ALWAYS_ALLOWED, EXPANSION * packed):
         raise ValueError(f"{name} would unpack to {unpacked:,} bytes from {packed:,}")
 
 
-def _check_room(needed: int, free: int) -> None:
+def _check_memory(needed: int, free: int) -> None:
     if needed > SHARE_OF_MEMORY * free:
-        raise ValueError(f"it would take {needed:,} bytes of memory, of which {free:,} are free")
+        raise ValueError(f"it needs {needed:,} bytes of memory, and {free:,} are free")
 
 
 def _check_hdf5(file: BinaryIO, free: int) -> None:
@@ -155,38 +164,41 @@ def _check_hdf5(file: BinaryIO, free: int) -> None:
         link = content.visititems_links(lambda name, link: None if isinstance(link, h5py.HardLink) else name)
         if link is not None:
             raise ValueError(f"{link} is a link")
-        things = _things(content)
-        arrays = [thing for thing in things if isinstance(thing, h5py.Dataset)]
+        objects = _objects(content)
+        arrays = [entry for entry in objects if isinstance(entry, h5py.Dataset)]
         for array in arrays:
             if array.external or array.is_virtual:
                 raise ValueError(f"{array.name} is stored outside of it")
             _check_size(array.name, array.nbytes, array.id.get_storage_size())
-        _check_room(sum(array.nbytes for array in arrays), free)
-        for thing in (content, *things):
-            collections.deque(thing.attrs.values(), maxlen=0)
+        _check_memory(sum(array.nbytes for array in arrays), free)
+        for entry in (content, *objects):
+            collections.deque(entry.attrs.values(), maxlen=0)  # reads every attribute and keeps none
         if "model_config" in content.attrs:
             _check_shapes(json.loads(content.attrs["model_config"]))
         _limit_memory(max((array.nbytes for array in arrays), default=0))
         for array in arrays:
-            array[()]
+            array[()]  # reads and unpacks every value
 
 
-def _things(content: h5py.File) -> list[h5py.Group | h5py.Dataset]:
-    """Return all that is in a file, each of which must stand in one place."""
+def _objects(content: h5py.File) -> list[h5py.Group | h5py.Dataset]:
+    """Return all groups and arrays of a file, each of which must have one name only.
+
+    A small file with many names for one large array would pass every check of single sizes.
+    """
     objects = list[h5py.Group | h5py.Dataset]()
 
-    def look(name: str, thing: h5py.Group | h5py.Dataset) -> str | None:
-        objects.append(thing)
-        return name if h5py.h5o.get_info(thing.id).rc > 1 else None
+    def visit(name: str, entry: h5py.Group | h5py.Dataset) -> str | None:
+        objects.append(entry)
+        return name if h5py.h5o.get_info(entry.id).rc > 1 else None
 
-    shared = content.visititems(look)
+    shared = content.visititems(visit)
     if shared is not None:
-        raise ValueError(f"{shared} stands for several things")
+        raise ValueError(f"{shared} has several names")
     return objects
 
 
 def _check_shapes(config: Any, name: str = "") -> None:
-    """Check that no layer declares an enormous shape: some compute constants of their inputs' shape."""
+    """Check that no layer declares an enormous shape: some compute constants of that shape when they are built."""
     if isinstance(config, dict):
         for key, value in config.items():
             _check_shapes(value, key)

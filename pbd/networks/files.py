@@ -1,7 +1,7 @@
-"""Read a model file that somebody else made: what it declares is checked before it is built or takes memory.
+"""Load model files; the declarations in a foreign file are checked before they are built or take memory.
 
-Keras itself refuses code, links and storage outside of the file. It does not stop a file of three kilobytes that
-declares a network of gigabytes, nor weights that are no numbers.
+Keras itself refuses code, links and storage outside of the file. It accepts a file of three kilobytes that declares a
+network of gigabytes, and weights that are NaN.
 """
 
 import contextlib
@@ -19,51 +19,53 @@ from pbd.networks import file_checks
 from pbd.system import keras_state, memory
 
 MEMORY_IF_UNKNOWN = 16 * 2**30
-"""Bytes that are taken to be free where the system does not say."""
-_DEFERRED = "uninitialized_variables"  # where Keras keeps what a stateless scope did not create
+"""Bytes of memory that count as free if the system does not report them."""
+_DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 
 
 def load(path: str) -> keras.Model:
-    """Return the model in a `.keras` or `.h5` file; nothing in it is run.
+    """Return the model in a foreign `.keras` or `.h5` file; no code in it is run.
 
     Raises:
-        BadInputError: it is damaged, or wants what pbd does not allow.
+        BadInputError: the file is damaged, too large, or contains something that pbd does not allow.
     """
-    with _said_in_one_line("a model file must be a whole Keras model", path):
+    with _one_line_errors("a model file must be a whole Keras model", path):
         _check(path)
-        _rehearse(path)
+        _load_without_variables(path)
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         _check_finite(model)
     return model
 
 
 def load_own(path: Path) -> keras.Model:
-    """Return the model in a file that pbd itself wrote; unlike a foreign file it is not checked in another process.
+    """Return the model in a file that pbd itself wrote, in a run directory or in its cache.
+
+    Unlike a foreign file it is not checked in another process. Callers that know the digest of the model compare it.
 
     Raises:
         BadInputError: the file is missing or damaged.
     """
-    with _said_in_one_line("a model file of pbd must be whole", str(path)):
+    with _one_line_errors("a model file of pbd must be whole", str(path)):
         return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
 def load_weights(model: keras.Model, path: str) -> None:
-    """Give a model the weights in a `.weights.h5` file.
+    """Load the weights in a foreign `.weights.h5` file into a model.
 
     Raises:
-        BadInputError: it is damaged, or its weights are another model's.
+        BadInputError: the file is damaged, or its weights do not fit the model.
     """
-    with _said_in_one_line(f"teacher_weights must be those of {model.name}, whole", path):
+    with _one_line_errors(f"teacher_weights must be those of {model.name}, whole", path):
         _check(path)
         model.load_weights(path)
         _check_finite(model)
 
 
 def check_known(model: keras.Model) -> None:
-    """Check that Keras can make each layer of a model again, as every process that trains has to.
+    """Check that Keras can make each layer of a model again from its configuration, as worker processes do.
 
     Raises:
-        BadInputError: it does not know a layer, or something that is in it.
+        BadInputError: Keras does not know a layer or an object in its configuration.
     """
     for layer in model.layers:
         try:
@@ -83,7 +85,7 @@ def _check(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _said_in_one_line(rule: str, path: str) -> Iterator[None]:
+def _one_line_errors(rule: str, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
@@ -91,11 +93,13 @@ def _said_in_one_line(rule: str, path: str) -> Iterator[None]:
         raise BadInputError(f"{rule}. Received: {path!r}: {reason[:300]}") from error
 
 
-def _rehearse(path: str) -> None:
-    """Load the file without creating a variable: each must find weights of its shape, and those are no larger than it.
+def _load_without_variables(path: str) -> None:
+    """Load the file without creating variables: every variable must find weights of its shape in the file.
+
+    So no layer can take more memory than the file, whose size was checked.
 
     Raises:
-        Exception: Keras' own, where it does not fit together.
+        Exception: configuration and weights do not fit; the type is Keras' choice.
     """
     with _without_variables():
         keras.models.load_model(path, compile=False, safe_mode=True)
@@ -103,18 +107,18 @@ def _rehearse(path: str) -> None:
 
 @contextlib.contextmanager
 def _without_variables() -> Iterator[None]:
-    before = list(keras_state.get_attribute(_DEFERRED, []))  # Keras adds to the list itself
+    before = list(keras_state.get_attribute(_DEFERRED, []))  # a copy: Keras appends to the list
     try:
         with keras.StatelessScope(initialize_variables=False):
             yield
     finally:
-        keras_state.set_attribute(_DEFERRED, before)  # else Keras would create them at the next occasion
+        keras_state.set_attribute(_DEFERRED, before)  # else Keras creates the new ones in the next scope
 
 
 def _check_finite(model: keras.Model) -> None:
     for variable in model.variables:
         if variable.dtype.startswith(("float", "bfloat")) and not np.isfinite(np.asarray(variable, np.float32)).all():
-            raise ValueError(f"{variable.path} holds values that are no finite numbers")
+            raise ValueError(f"{variable.path} has values that are not finite")
 
 
 def model_bytes(model: keras.Model) -> bytes:

@@ -140,7 +140,6 @@ def _compress(run: _Context) -> RunReport:
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
-    journal.file(prepare.ARRAYS_FILE).unlink(missing_ok=True)
     return finished
 
 

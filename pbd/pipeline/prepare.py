@@ -9,48 +9,53 @@ from pathlib import Path
 
 import keras
 
-from pbd import blocks, data
+from pbd import blocks
+from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
+from pbd.data import Data, Dataset
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph
 from pbd.pipeline import teachers
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
-from pbd.run_dir.journal import Journal
+from pbd.run_dir.journal import Journal, open_atomically
 
 ARRAYS_FILE = "data.npz"
-"""Arrays that were given from Python, in the run directory until the run is complete."""
+"""Arrays that were given from Python; worker processes read them from the run directory until the run ends."""
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """What the run works on."""
+    """The teacher, the data and the run directory of a run."""
 
     teacher: keras.Model
     """Flat and functional, with its weights."""
-    dataset: data.Dataset
+    dataset: Dataset
     data_config: DataConfig
-    """As given, with `auto` and relative paths resolved; loads the same data in any worker."""
+    """Loads the same data in every worker: without `auto`, relative paths and arrays."""
     journal: Journal
     tasks: tuple[BlockTask, ...]
-    """Every convolution of the teacher, those to skip included."""
+    """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
 
 
 @contextlib.contextmanager
 def prepare(
-    config: RunConfig, model: keras.Model | None, data_object: data.Data | None, display: ProgressDisplay
+    config: RunConfig, model: keras.Model | None, data: Data | None, display: ProgressDisplay
 ) -> Iterator[Inputs]:
-    """Load or train the teacher, load the data, and open the run directory, which is this run's until the end.
+    """Load or train the teacher, load the data, and open the run directory and lock it until the block ends.
 
-    Nothing is written if any of it fails.
+    Nothing is written if the teacher, the data or the settings do not fit.
 
     Args:
-        config: of the run; if data are given, with their settings.
+        config: settings of the run; with the settings of `data`, if there are any.
         model: the teacher, if it was given from Python.
-        data_object: the data, if they were given from Python.
+        data: the data, if they were given from Python.
         display: receives phases and progress.
+
+    Raises:
+        PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
     """
     check_design(config)
     directory = _directory(config)
@@ -58,10 +63,10 @@ def prepare(
     source.check()
     preprocess = source.preprocessing() if config.data.preprocess == "auto" else config.data.preprocess
     data_config = replace(config.data, preprocess=preprocess)
-    raw = data_object.raw_splits(data_config.labels) if data_object else None
-    dataset = data.load(data_config, config.seed, source.image_shape(), raw=raw)
+    raw = data.raw_splits(data_config.labels) if data else None
+    dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
-    loaded = source.load(functools.partial(_labelled, data_config, data_object, dataset))
+    loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
     teacher = graph.flatten(loaded, dataset.image_shape)
     _check_outputs(teacher, dataset)
     tasks = _tasks(config, teacher)
@@ -78,7 +83,8 @@ def prepare(
         _keep(journal, teacher)
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
-        yield Inputs(teacher, dataset, _reachable(data_config, data_object, journal), journal, tasks)
+        with _reachable(data_config, data, journal) as reachable:
+            yield Inputs(teacher, dataset, reachable, journal, tasks)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
@@ -86,16 +92,20 @@ def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
 
 
-def _reachable(config: DataConfig, data_object: data.Data | None, journal: Journal) -> DataConfig:
-    """Return settings that load the same data in any worker; arrays are written into the run directory."""
-    if data_object is None or data_object.source is not None:
-        return replace(config, dataset=data.absolute(config.dataset))
+@contextlib.contextmanager
+def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Iterator[DataConfig]:
+    """Provide settings that load the same data in every worker; arrays lie in the run directory meanwhile."""
+    if data is None or data.source is not None:
+        yield replace(config, dataset=datasets.absolute(config.dataset))
+        return
     path = journal.file(ARRAYS_FILE)
-    if not path.exists():
-        temporary = path.with_name(f".{path.name}.tmp")
-        data_object.save(temporary)
-        temporary.replace(path)
-    return replace(config, dataset=str(path))
+    # Also if the file exists: a process that was killed may have left it, and nothing vouches for its content.
+    with open_atomically(path) as stream:
+        data.save(stream)
+    try:
+        yield replace(config, dataset=str(path))
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def check_design(config: RunConfig) -> None:
@@ -113,18 +123,18 @@ def check_design(config: RunConfig) -> None:
 
 
 def _keep(journal: Journal, teacher: keras.Model) -> None:
-    """Write the teacher into the run directory, unless it is there."""
+    """Write the teacher into the run directory, unless it is there already."""
     with contextlib.suppress(BadInputError):
         if files.model_digest(files.load_own(journal.file("teacher.keras"))) == files.model_digest(teacher):
             return
     save_model(journal, "teacher.keras", teacher)
 
 
-def _labelled(config: DataConfig, data_object: data.Data | None, dataset: data.Dataset) -> data.Dataset:
+def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Dataset:
     """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
-        with_labels, raw = replace(config, labels=True), data_object.raw_splits(labels=True) if data_object else None
-        dataset = data.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
+        with_labels, raw = replace(config, labels=True), data.raw_splits(labels=True) if data else None
+        dataset = datasets.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
     if not dataset.labelled:
         raise BadInputError(
             f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
@@ -133,7 +143,7 @@ def _labelled(config: DataConfig, data_object: data.Data | None, dataset: data.D
     return dataset
 
 
-def _check_outputs(teacher: keras.Model, dataset: data.Dataset) -> None:
+def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
     outputs, classes = teacher.output.shape[-1], dataset.num_classes
     if classes is None and outputs < 2:
         raise BadInputError(f"the teacher must have an output for each of two classes or more. Received: {outputs}.")
@@ -144,7 +154,7 @@ def _check_outputs(teacher: keras.Model, dataset: data.Dataset) -> None:
         )
 
 
-def _check_labels(config: RunConfig, dataset: data.Dataset) -> None:
+def _check_labels(config: RunConfig, dataset: Dataset) -> None:
     loss = config.student.fine_tune_loss
     if loss in NEED_LABELS and not dataset.labelled:
         raise BadInputError(
@@ -153,11 +163,11 @@ def _check_labels(config: RunConfig, dataset: data.Dataset) -> None:
 
 
 def _directory(config: RunConfig) -> Path:
-    """Return the run directory; a taken one is refused before any work."""
+    """Return the run directory; a directory that cannot be used is refused before any work."""
     if config.execution.run_dir is None:
         name = Path(config.teacher.teacher).stem
-        data = Path(config.data.dataset).stem.replace(":", "-")
-        return (Path("runs") / f"{name}-{data}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
+        dataset = Path(config.data.dataset).stem.replace(":", "-")
+        return (Path("runs") / f"{name}-{dataset}-{time.strftime('%Y%m%d-%H%M%S')}").absolute()
     lock.check(Path(config.execution.run_dir))
     Journal.check(config.execution.run_dir, config.execution.resume)
     return Path(config.execution.run_dir).absolute()

@@ -23,7 +23,7 @@ from pbd.run_dir.journal import write_atomically
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
-"""Adam's, for training a built-in network."""
+"""First learning rate of Adam for training a built-in network."""
 CheckNetwork = Callable[[keras.Model], object]
 """Raises if the run cannot use a network; its result is not used."""
 
@@ -40,18 +40,18 @@ class TeacherSource(Protocol):
         ...
 
     def image_shape(self) -> FreeShape | None:
-        """Return height, width and channels of its images, None for a free size; None if any shape fits."""
+        """Return height, width and channels of the input, `None` for a free dimension; `None` if any shape fits."""
         ...
 
     def preprocessing(self) -> str:
-        """Return what `--preprocess auto` means for it."""
+        """Return the preprocessing that `--preprocess auto` stands for."""
         ...
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         """Return the trained network.
 
         Args:
-            labelled: returns the data with labels, for a network that has to be trained.
+            labelled: returns the data with labels; called only if the network has to be trained.
         """
         ...
 
@@ -64,9 +64,9 @@ def resolve(
     Args:
         config: of the run.
         model: the teacher, if it was given from Python.
-        run_dir: where a resumed run finds the teacher that it trained.
+        run_dir: the run directory; a resumed run finds in it the teacher that it trained.
         display: receives the progress of training a built-in network.
-        check: called with a built-in network before it is trained; raises if the run cannot use it.
+        check: called with a built-in network before the network is trained; raises if the run cannot use it.
     """
     if model is not None:
         return ModelTeacher(model)
@@ -87,7 +87,11 @@ class ModelTeacher:
     model: keras.Model
 
     def check(self) -> None:
-        """Check that every process can make its layers again."""
+        """Check that every process can make the layers of the model again.
+
+        Raises:
+            BadInputError: Keras does not know a layer.
+        """
         files.check_known(self.model)
 
     def image_shape(self) -> FreeShape | None:
@@ -102,7 +106,7 @@ class ModelTeacher:
 
 @dataclass(frozen=True)
 class FileTeacher:
-    """A model file."""
+    """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
 
     config: TeacherConfig
 
@@ -110,9 +114,9 @@ class FileTeacher:
         """Refuse a file that cannot be read.
 
         Raises:
-            MissingInputError: there is no such file, it is a folder, or it is not readable.
-            BadInputError: it is not on this host.
-            UsageError: weights were given for it.
+            MissingInputError: the file does not exist, is a folder, or is not readable.
+            BadInputError: the name is a URL.
+            UsageError: weights were given as well.
         """
         name, weights = self.config.teacher, self.config.teacher_weights
         if "://" in name:
@@ -141,11 +145,11 @@ class FileTeacher:
 
 @dataclass(frozen=True)
 class BuiltInTeacher:
-    """A network that pbd builds; it is trained on the data unless its weights are given or it was trained before."""
+    """A network that pbd builds and trains on the data, unless weights are given or it was trained before."""
 
     run_config: RunConfig
     resumed: Path | None
-    """The teacher of the run that is resumed."""
+    """The file of the teacher in a run directory that is resumed."""
     display: ProgressDisplay
     check_network: CheckNetwork
 
@@ -169,7 +173,10 @@ class BuiltInTeacher:
 
     @functools.cached_property
     def _before(self) -> keras.Model | None:
-        """The teacher as the resumed run trained it; None if there is none, or it is damaged."""
+        """The teacher that the resumed run trained; `None` if there is no such file, or the file is damaged.
+
+        The file is not checked like a foreign one: the run's identity, which `Journal.resume` compares, has its digest.
+        """
         if self.resumed is not None:
             with contextlib.suppress(BadInputError):
                 return files.load_own(self.resumed)
@@ -188,7 +195,7 @@ class BuiltInTeacher:
 
     def _trained(self, dataset: Dataset) -> keras.Model:
         config = self.config
-        assert dataset.num_classes is not None, "a network is trained on labels"
+        assert dataset.num_classes is not None, "a network is built and trained for data with labels"
         model = built_in.build(config, dataset.image_shape, dataset.num_classes, self.run_config.seed)
         self.check_network(graph.flatten(model, dataset.image_shape))
         new_head = config.teacher_weights == "imagenet" and dataset.num_classes != 1000

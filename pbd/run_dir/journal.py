@@ -8,10 +8,10 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 from urllib.parse import quote
 
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
@@ -179,11 +179,19 @@ class Journal:
 
 def write_atomically(target: Path, data: bytes) -> Path:
     """Write `data` to `target` atomically: even if the process dies, the file has its old content or all of the new."""
+    with open_atomically(target) as stream:
+        stream.write(data)
+    return target
+
+
+@contextlib.contextmanager
+def open_atomically(target: Path) -> Iterator[BinaryIO]:
+    """Open `target` for writing; it keeps its old content until the block ends without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as stream:
-            stream.write(data)
+            yield stream
             stream.flush()
             os.fsync(stream.fileno())
         os.replace(temporary, target)
@@ -191,7 +199,6 @@ def write_atomically(target: Path, data: bytes) -> Path:
         temporary.unlink(missing_ok=True)
         raise
     _sync_folder(target.parent)
-    return target
 
 
 def _read_block(path: Path) -> BlockResult | None:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from pbd.data.order import WorkerShare, positions_in_order, shuffled, training_positions
+from pbd.data.order import WorkerShare, batch_bounds, shuffled, training_positions
 
 
 @pytest.mark.parametrize("count", [1, 2, 5, 17, 1437])
@@ -38,7 +38,11 @@ def test_an_epoch_drops_other_images_than_the_next_and_has_full_batches_only() -
 @pytest.mark.fast
 @pytest.mark.parametrize("workers", [1, 2, 3])
 def test_workers_share_the_batches_of_a_split_in_order(workers: int) -> None:
-    shares = [positions_in_order(23, 5, WorkerShare(index, workers)) for index in range(workers)]
-    batches = sorted((batch for share in shares for batch in share), key=lambda batch: batch[0])
-    np.testing.assert_array_equal(np.concatenate(batches), np.arange(23))
-    assert [len(batch) for batch in batches] == [5, 5, 5, 5, 3]
+    shares = [batch_bounds(23, 5, WorkerShare(index, workers)).tolist() for index in range(workers)]
+    assert sorted(bounds for share in shares for bounds in share) == [[0, 5], [5, 10], [10, 15], [15, 20], [20, 23]]
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@pytest.mark.fast
+def test_a_worker_may_have_no_batch_of_a_small_split() -> None:
+    assert batch_bounds(4, 5, WorkerShare(1, 2)).shape == (0, 2)

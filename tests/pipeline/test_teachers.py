@@ -22,10 +22,14 @@ def saved(tmp_path: Path) -> Path:
     return path
 
 
-def source(**settings: Any) -> teachers.TeacherSource:
+def source(run_dir: Path = Path("nowhere"), **settings: Any) -> teachers.TeacherSource:
     """Return the source of the teacher that these settings name."""
-    config = RunConfig.of(**settings)
-    return teachers.resolve(config, None, Path("nowhere"), ProgressDisplay(), lambda network: None)
+    config = RunConfig.of(run_dir=run_dir, **settings)
+    return teachers.resolve(config, None, run_dir, ProgressDisplay(), lambda network: None)
+
+
+def no_data() -> Any:
+    pytest.fail("the data are not needed")
 
 
 def refused(error: type[PbdError], code: int, **settings: Any) -> str:
@@ -138,3 +142,29 @@ def test_a_source_knows_the_shape_of_its_images(saved: Path) -> None:
     assert teachers.ModelTeacher(files.load(str(saved))).image_shape() == (16, 16, 1)
     assert source(teacher="VGG16").image_shape() == (None, None, 3)
     assert source().image_shape() is None
+
+
+def test_a_file_and_a_model_need_no_data(saved: Path) -> None:
+    model = files.load(str(saved))
+    assert teachers.ModelTeacher(model).load(no_data) is model
+    assert source(teacher=str(saved)).load(no_data).count_params() == model.count_params()
+
+
+def test_only_foreign_files_are_checked_in_another_process(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checked = []
+    monkeypatch.setattr(files.file_checks, "check_apart", lambda path, free: checked.append(path))
+    path = saved.rename(saved.with_name("teacher.keras"))
+    resumed = source(run_dir=path.parent, resume=True)
+    assert resumed.image_shape() == (16, 16, 1)
+    resumed.load(no_data)
+    assert checked == []
+    source(teacher=str(path)).load(no_data)
+    assert checked == [str(path)]
+
+
+def test_a_damaged_teacher_of_a_resumed_run_is_not_used(saved: Path) -> None:
+    saved.with_name("teacher.keras").write_bytes(saved.read_bytes()[:1000])
+    resumed = source(run_dir=saved.parent, resume=True)
+    assert resumed.image_shape() is None
+    with pytest.raises(pytest.fail.Exception, match="data are not needed"):
+        resumed.load(no_data)

@@ -1,4 +1,7 @@
-"""How pixels are fed to the backend: a feed turns positions of images into batches of tensors."""
+"""Feeds: from positions of images, which `pbd.data.order` decides, to batches of pixels.
+
+Only this folder knows how images are decoded, resized and augmented.
+"""
 
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
@@ -8,14 +11,18 @@ if TYPE_CHECKING:
 
 
 class Feed(Protocol):
-    """Reads batches of a dataset; one implementation for each way to feed a backend."""
+    """Reads the batches of a dataset; one implementation for each library that makes batches."""
 
-    def training_batches(self, dataset: "Dataset", first_epoch: int, epochs: int) -> Iterable[tuple[Any, Any]]:
+    def training_batches(self, dataset: "Dataset", first_epoch: int, end_epoch: int) -> Iterable[tuple[Any, Any]]:
         """Return what `Dataset.training_batches` describes."""
         ...
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> Iterable[tuple[Any, Any]]:
         """Return what `Dataset.batches` describes."""
+        ...
+
+    def can_decode(self, content: bytes) -> bool:
+        """Return whether the content of a file is an image that this feed can read."""
         ...
 
 

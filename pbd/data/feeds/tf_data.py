@@ -1,24 +1,26 @@
-"""Batches as `tf.data` pipelines."""
+"""The feed that makes batches with `tf.data` pipelines."""
 
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.tf_augment import augmented
-from pbd.data.feeds.tf_images import reader
-from pbd.data.order import WorkerShare, positions_in_order, training_positions
+from pbd.data.feeds.tf_images import can_be_decoded, reader
+from pbd.data.order import WorkerShare, batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from pbd.data.dataset import Dataset, IndexedSplit, Split, StreamSplit
+    from pbd.data.dataset import Dataset, Split
 
 PARALLEL_CALLS = 4
-"""Batches made at once, and threads for it; fixed, since AUTOTUNE (which an experiment sets) takes cores of others."""
+"""Batches made in parallel, and threads for it; fixed, since AUTOTUNE (set by an experiment) takes cores of others."""
 PREFETCHED = 2
+"""Batches that are ready before they are asked for."""
 SHUFFLE_BUFFER = 4096
 """Images of a stream among which an epoch is shuffled."""
 
@@ -26,74 +28,69 @@ SHUFFLE_BUFFER = 4096
 class TfDataFeed:
     """Feeds batches as TensorFlow tensors; Keras takes them on every backend."""
 
-    def training_batches(self, dataset: "Dataset", first_epoch: int, epochs: int) -> "tf.data.Dataset":
-        preprocess, seed, own_slice = (
-            preprocessor(dataset.preprocess),
-            derived_seed(dataset.seed, "augment"),
-            dataset.own,
-        )
+    def training_batches(self, dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
+        preprocess, seed = preprocessor(dataset.preprocess), derived_seed(dataset.seed, "augment")
+        first_image = dataset.own_images.start
 
         def finish(step: "tf.Tensor", images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return preprocess(augmented(images, dataset.augment, (seed, step), own_slice.start)), labels
+            return preprocess(augmented(images, dataset.augment, (seed, step), first_image)), labels
 
-        steps = _steps(dataset, first_epoch, epochs)
+        steps = _steps(dataset, first_epoch, end_epoch)
         return _prefetched(steps.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
-        from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
-
-        preprocess, size, share = preprocessor(dataset.preprocess), dataset.batch_size, dataset.worker
+        preprocess = preprocessor(dataset.preprocess)
         if isinstance(split, StreamSplit):
-            batches = _stream_in_order(split, size, limit, share)
+            batches = _stream_in_order(split, dataset.batch_size, limit, dataset.worker)
         else:
-            batches = _rows_in_order(split, size, limit, share)
+            batches = _rows_in_order(split, dataset.batch_size, limit, dataset.worker)
         return _prefetched(
             batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
         )
 
+    def can_decode(self, content: bytes) -> bool:
+        return can_be_decoded(content)
 
-def _steps(dataset: "Dataset", first_epoch: int, epochs: int) -> "tf.data.Dataset":
+
+def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
     """Return (step, images, labels), this worker's share of each batch, before augmentation.
 
     `step`, an int64, counts full batches from the first one of epoch 0.
     """
-    from pbd.data.dataset import StreamSplit  # `pbd.data.dataset` imports the feeds
-
-    if isinstance(dataset.train, StreamSplit):
-        return _stream_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
-    return _row_steps(dataset.train, first_epoch, epochs, dataset.batch_size, dataset.seed, dataset.own)
+    split, images = dataset.train, dataset.own_images
+    if isinstance(split, StreamSplit):
+        return _stream_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
+    return _row_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
 
 
 def _row_steps(
-    split: "IndexedSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own_slice: slice
+    split: IndexedSplit, first_epoch: int, end_epoch: int, batch_size: int, seed: int, images: slice
 ) -> "tf.data.Dataset":
     import tensorflow as tf
 
     count, per_epoch, read = len(split), len(split) // batch_size, _row_reader(split)
 
     def positions(epoch: np.ndarray) -> np.ndarray:
-        return training_positions(count, batch_size, seed, int(epoch))[:, own_slice]
+        return training_positions(count, batch_size, seed, int(epoch))[:, images]
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        rows = tf.ensure_shape(
-            tf.numpy_function(positions, [epoch], tf.int64), [per_epoch, own_slice.stop - own_slice.start]
-        )
+        rows = tf.ensure_shape(tf.numpy_function(positions, [epoch], tf.int64), [per_epoch, images.stop - images.start])
         return tf.data.Dataset.from_tensor_slices((epoch * per_epoch + tf.range(per_epoch, dtype=tf.int64), rows))
 
-    steps = tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    steps = tf.data.Dataset.range(first_epoch, end_epoch).flat_map(one_epoch)
     return steps.map(lambda step, at: (step, *read(at)), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
-def _rows_in_order(split: "IndexedSplit", batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
+def _rows_in_order(split: IndexedSplit, batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
     import tensorflow as tf
 
     count = len(split) if limit is None else min(limit, len(split))
-    batches = positions_in_order(count, batch_size, share)
-    positions = tf.data.Dataset.from_generator(lambda: batches, output_signature=tf.TensorSpec([None], tf.int64))
-    return positions.map(_row_reader(split), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+    read = _row_reader(split)
+    bounds = tf.data.Dataset.from_tensor_slices(batch_bounds(count, batch_size, share))
+    return bounds.map(lambda at: read(tf.range(at[0], at[1])), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
-def _row_reader(split: "IndexedSplit") -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
+def _row_reader(split: IndexedSplit) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
     """Return the function from positions in a split to images and labels."""
     import tensorflow as tf
 
@@ -104,29 +101,29 @@ def _row_reader(split: "IndexedSplit") -> Callable[["tf.Tensor"], tuple["tf.Tens
 
 
 def _stream_steps(
-    split: "StreamSplit", first_epoch: int, epochs: int, batch_size: int, seed: int, own_slice: slice
+    split: StreamSplit, first_epoch: int, end_epoch: int, batch_size: int, seed: int, images: slice
 ) -> "tf.data.Dataset":
     import tensorflow as tf
 
     per_epoch, stream, order_seed = len(split) // batch_size, split.stream(), derived_seed(seed, "order")
 
     def one_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
-        # Inside this function it seeds this graph alone; without it, the order depends on the process' global seed.
+        # Called in this function, it seeds only its graph; without it, the order depends on the global seed.
         tf.random.set_seed(order_seed)
         shuffled = stream.shuffle(SHUFFLE_BUFFER, seed=epoch, reshuffle_each_iteration=False)
-        elements = _selected(shuffled.take(per_epoch * batch_size), lambda at: at % batch_size, own_slice)
+        elements = _selected(shuffled.take(per_epoch * batch_size), lambda at: at % batch_size, images)
         batches = elements.map(split.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
-        batches = batches.batch(own_slice.stop - own_slice.start, drop_remainder=True)
+        batches = batches.batch(images.stop - images.start, drop_remainder=True)
         steps = tf.data.Dataset.range(epoch * per_epoch, (epoch + 1) * per_epoch)
         return tf.data.Dataset.zip(steps, batches).map(lambda step, batch: (step, *batch))
 
-    return tf.data.Dataset.range(first_epoch, epochs).flat_map(one_epoch)
+    return tf.data.Dataset.range(first_epoch, end_epoch).flat_map(one_epoch)
 
 
-def _stream_in_order(split: "StreamSplit", batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
+def _stream_in_order(split: StreamSplit, batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
     stream = split.stream() if limit is None else split.stream().take(limit)
-    own_slice = slice(share.index, share.index + 1)
-    elements = _selected(stream, lambda at: at // batch_size % share.count, own_slice)
+    worker = slice(share.index, share.index + 1)
+    elements = _selected(stream, lambda at: at // batch_size % share.count, worker)
     return elements.map(split.decode, num_parallel_calls=PARALLEL_CALLS, deterministic=True).batch(batch_size)
 
 

@@ -4,8 +4,6 @@ import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pbd.data.images import ArrayImages, FileImages
 from pbd.data.shapes import FreeShape, Shape
 from pbd.data.splitting import NO_LABEL
@@ -14,13 +12,13 @@ if TYPE_CHECKING:
     import tensorflow as tf
 
 _TENSORS: "weakref.WeakKeyDictionary[ArrayImages | FileImages, tf.Tensor]" = weakref.WeakKeyDictionary()
-"""The arrays and paths that pipelines read, each as one tensor however many pipelines there are."""
+"""One tensor for each array or list of paths, which all pipelines share."""
 
 
 def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tensor"]:
     """Return the function from rows of a store to images, (len(rows), *image_shape) float32.
 
-    Call it outside the functions of a pipeline: it makes a tensor of the store.
+    Call `reader` outside the functions of a pipeline, since it makes a tensor of the whole store.
     """
     import tensorflow as tf
 
@@ -42,8 +40,8 @@ def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tens
 def decoded(encoded: "tf.Tensor", shape: Shape) -> "tf.Tensor":
     """Return one encoded image as `shape`, float32 in 0..255.
 
-    It is resized bilinearly without regard to its proportions, as `keras.utils.image_dataset_from_directory` does, so
-    that a teacher trained with that sees the same pixels.
+    The image is resized bilinearly without regard to its proportions, as by `keras.utils.image_dataset_from_directory`:
+    a teacher that was trained with that function sees the same pixels.
     """
     import tensorflow as tf
 
@@ -85,11 +83,3 @@ def resized(images: "tf.Tensor", stored: FreeShape, shape: Shape) -> "tf.Tensor"
     if stored[2] != shape[2]:
         images = tf.repeat(images, shape[2], axis=-1)
     return images
-
-
-def resized_array(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return a batch of images, (n, height, width, channels), resized bilinearly, as float32."""
-    import tensorflow as tf
-
-    with tf.device("CPU"):
-        return tf.image.resize(images, size, "bilinear").numpy()
