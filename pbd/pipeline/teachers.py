@@ -70,12 +70,12 @@ def resolve(
     """
     if model is not None:
         return ModelTeacher(model)
-    if _is_file(config.teacher.teacher):
+    if is_file(config.teacher.teacher):
         return FileTeacher(config.teacher)
     return BuiltInTeacher(config, run_dir / "teacher.keras" if config.execution.resume else None, display, check)
 
 
-def _is_file(name: str) -> bool:
+def is_file(name: str) -> bool:
     """Return whether the name is that of a model file and not of a built-in network."""
     return name.endswith(SUFFIXES) or os.sep in name or Path(name).exists()
 
