@@ -1,7 +1,7 @@
 """Closed-form initial weights of blocks, from the teacher's kernels and the statistics of a few thousand images."""
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,29 @@ FIT_IMAGES = 2048
 """Training images, unaugmented, whose statistics are gathered."""
 PATCHES_PER_VALUE = 16
 """Fewest patches gathered per value of a patch, so that the estimate of the second moment is well conditioned."""
+
+GATHER_COPIES = 3
+"""Copies of a batch's activations while statistics are gathered: tensors, arrays, and one in transfer."""
+FIT_COPIES = 8
+"""Float64 copies of a layer's second moment while its block is fitted."""
+
+
+def moment_bytes(layer: Layer) -> int:
+    """Return the size of the second moment of a layer's input patches, which is gathered in float32."""
+    return 4 * (math.prod(layer.kernel_size) * layer.input_shape[-1]) ** 2
+
+
+def peak_bytes(activations: Sequence[int], moments: Sequence[int]) -> int:
+    """Return the predicted peak memory in bytes while blocks are initialised together; 0 without moments.
+
+    Args:
+        activations: per block, bytes of its layer's input and output on a batch.
+        moments: per block, `moment_bytes` of its layer; 0 if its initialisation does not use inputs.
+    """
+    if not any(moments):
+        return 0
+    # All moments are gathered in one pass. Then the blocks are fitted one after the other, in float64.
+    return sum(moments) + max(GATHER_COPIES * sum(activations), 2 * FIT_COPIES * max(moments))
 
 
 def statistics_needed(design: BlockDesign, block_init: str) -> tuple[bool, bool]:

@@ -17,6 +17,10 @@ from pbd.system import devices
 
 IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
 """Size limit in bytes of the largest tensor while blocks are scored: about a CPU's caches; enough for a GPU's cores."""
+TENSOR_COPIES = 3
+"""Tensors of the largest size held at once: a layer's input and output, and the next layer's output."""
+TEACHER_COPIES = 2
+"""Copies of the teacher's weights held at once, besides the teacher: while it is folded, and in the folded network."""
 
 
 def most_bytes() -> int:
@@ -32,6 +36,17 @@ def images_at_once(bytes_per_image: int, most: int) -> int:
         most: size limit of the largest tensor.
     """
     return 2 ** max(0, math.floor(math.log2(most / bytes_per_image)))
+
+
+def peak_bytes(bytes_per_image: int, batch_size: int, most: int) -> int:
+    """Return the predicted peak memory of scoring in bytes, without weights.
+
+    Args:
+        bytes_per_image: size of the largest tensor, per image.
+        batch_size: images in a batch.
+        most: size limit of the largest tensor.
+    """
+    return TENSOR_COPIES * bytes_per_image * min(batch_size, images_at_once(bytes_per_image, most))
 
 
 def split_batches(batches: Iterable[tuple[Any, Any]], most: int) -> Iterator[tuple[Any, Any]]:

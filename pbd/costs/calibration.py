@@ -4,7 +4,6 @@ import hashlib
 import json
 import logging
 import math
-import os
 import statistics
 import time
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import platformdirs
 
 from pbd.blockwise.context import TrainingContext, load
 from pbd.costs.layer_timing import Setup, calibrate
@@ -127,8 +127,7 @@ def cache_path(setup: Setup) -> Path:
     key: list[object] = [asdict(setup.conditions), devices.describe(), sorted(setup.layer_names)]
     key += [data.name, list(data.image_shape), data.augment, data.preprocess]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return root / "pbd" / "costs" / f"{setup.conditions.teacher}-{digest}.json"
+    return platformdirs.user_cache_path("pbd") / "costs" / f"{setup.conditions.teacher}-{digest}.json"
 
 
 def _read_cache(setup: Setup) -> CostTable | None:

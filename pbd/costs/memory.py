@@ -11,6 +11,8 @@ from pbd.blocks import initialisation
 from pbd.blockwise import scoring
 from pbd.blockwise.context import TrainingContext, load
 from pbd.errors import UsageError
+from pbd.learning.early_stopping import LearningCurve
+from pbd.learning.flat_adam import FlatAdam
 from pbd.networks import variants
 from pbd.records import BlockTask, TaskGroup
 from pbd.system import devices, memory
@@ -21,17 +23,6 @@ USABLE_FRACTION = 0.8
 OVERHEAD = 128 * 2**20
 """Bytes of a group's graphs and of the backend's memory pool."""
 FLOAT32_BYTES = 4
-GATHERED_COPIES = 3
-"""Copies of a batch's inputs and outputs while statistics are gathered: tensors, arrays, and one in transfer."""
-FITTED_COPIES = 8
-"""Copies of a layer's second moment while initial weights are computed, in float64."""
-SCORED_COPIES = 3
-"""Copies of the largest stack of variants while blocks are scored: a layer's input, output and next output."""
-FOLDED_COPIES = 2
-"""Copies of the teacher's weights while blocks are scored."""
-OPTIMISER_COPIES = 9
-"""Copies of a block's weights in training: the weights, their gradient (separate and flat), Adam's two moments before
-and after a step, the update, and the best weights so far."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +34,7 @@ class LayerMemory:
     activations: int
     """The activations of the block in a training step."""
     weights: int
-    """The block's weights and the optimiser's state."""
+    """The block's weights, the optimiser's state, and the best weights so far."""
     moment: int
     """The second moment of the layer's input; 0 if it is not gathered."""
 
@@ -89,17 +80,14 @@ class Footprint:
         )
         training_bytes = sum(part.features + part.activations for part in parts)
         stack = self.variant * (1 + len(parts))
-        scoring_bytes = SCORED_COPIES * stack * min(self.batch_size, scoring.images_at_once(stack, self.most_scored))
+        scoring_bytes = scoring.peak_bytes(stack, self.batch_size, self.most_scored)
         # The phases follow one another, so the largest one counts.
         phases = max(initialisation_bytes, math.ceil(training_bytes / collective), scoring_bytes)
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
 
 def _initialisation_bytes(parts: Sequence[LayerMemory]) -> int:
-    """Return the peak bytes of gathering statistics for these blocks, and of computing initial weights of one."""
-    moments, largest = sum(part.moment for part in parts), max(part.moment for part in parts)
-    gathering = GATHERED_COPIES * sum(part.features for part in parts) if moments else 0
-    return moments + max(gathering, 2 * FITTED_COPIES * largest)
+    return initialisation.peak_bytes([part.features for part in parts], [part.moment for part in parts])
 
 
 @dataclass(frozen=True)
@@ -140,7 +128,7 @@ def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footpri
     """Return the footprint of this run's tasks; called in a worker, before it trains."""
     teacher, dataset = load(context)
     layers = {task.layer.name: _layer_memory(task, context, dataset.batch_size) for task in tasks}
-    base = memory.memory_in_use() + FOLDED_COPIES * FLOAT32_BYTES * teacher.count_params()
+    base = memory.memory_in_use() + scoring.TEACHER_COPIES * FLOAT32_BYTES * teacher.count_params()
     return Footprint(
         base,
         layers,
@@ -157,10 +145,10 @@ def _layer_memory(task: BlockTask, context: TrainingContext, batch_size: int) ->
     needs_inputs, _ = initialisation.statistics_needed(design, context.block_init)
     built = blocks.build_block(design, task.layer, seed=0)
     shapes = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
-    patch = math.prod(task.layer.kernel_size) * task.layer.input_shape[-1]
+    copies = 1 + FlatAdam.COPIES + LearningCurve.COPIES
     return LayerMemory(
         features=FLOAT32_BYTES * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
         activations=FLOAT32_BYTES * batch_size * sum(map(math.prod, shapes)),
-        weights=OPTIMISER_COPIES * FLOAT32_BYTES * built.count_params(),
-        moment=FLOAT32_BYTES * patch**2 if needs_inputs else 0,
+        weights=copies * FLOAT32_BYTES * built.count_params(),
+        moment=initialisation.moment_bytes(task.layer) if needs_inputs else 0,
     )

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 PLATEAU = 0.01
 """An error is on a plateau if it falls by less than this share over the epochs of the patience."""
@@ -11,6 +11,9 @@ PLATEAU = 0.01
 @dataclass
 class LearningCurve:
     """One block's errors, before training and after each epoch, and its weights at the lowest error."""
+
+    COPIES: ClassVar[int] = 1
+    """Copies of the block's weights that a curve holds."""
 
     include_start: bool = True
     """Whether the start may be the best epoch: not for blocks with batch statistics, which have none then."""

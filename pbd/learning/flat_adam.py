@@ -35,6 +35,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         ValueError: An unsupported option is set.
     """
 
+    COPIES = 7
+    """Arrays of the variables' total size that a step holds besides the variables: the gradient by variable and
+    concatenated, both moments before and after the step, and the change."""
+
     def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, **options: Any) -> None:
         super().__init__(learning_rate, **options)
         self._check_options()

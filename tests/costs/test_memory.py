@@ -9,15 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from pbd.costs.memory import (
-    FITTED_COPIES,
-    GATHERED_COPIES,
-    OVERHEAD,
-    SCORED_COPIES,
-    USABLE_FRACTION,
-    Footprint,
-    LayerMemory,
-)
+from pbd.blocks.initialisation import FIT_COPIES, GATHER_COPIES
+from pbd.blockwise.scoring import TENSOR_COPIES
+from pbd.costs.memory import OVERHEAD, USABLE_FRACTION, Footprint, LayerMemory
 from tests.helpers.fakes import make_task
 
 MEASURE = """
@@ -76,16 +70,16 @@ def test_the_phase_that_takes_most_counts() -> None:
         return Footprint(1_000, {task.layer.name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
-    assert peak(100, 50, 1) == 2 * GATHERED_COPIES * 100 + 2, "gathering statistics"
-    assert peak(1, 1, 100) == 200 + 2 * FITTED_COPIES * 100, "fitting first weights, a layer at a time"
+    assert peak(100, 50, 1) == 2 * GATHER_COPIES * 100 + 2, "gathering statistics"
+    assert peak(1, 1, 100) == 200 + 2 * FIT_COPIES * 100, "fitting first weights, a layer at a time"
     assert peak(100, 50, 0, collective=2) == 150
-    assert peak(100, 50, 1, collective=2) == GATHERED_COPIES * 100 + 1, "one block each, over whole batches"
+    assert peak(100, 50, 1, collective=2) == GATHER_COPIES * 100 + 1, "one block each, over whole batches"
     layers = {task.layer.name: LayerMemory(1, 1, 0, 0) for task in tasks}
     scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
-    assert scored.peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 8, "scoring the network and two variants"
-    assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == SCORED_COPIES * 300 * 5
-    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == SCORED_COPIES * 3 * 10**12, "an image"
-    assert peak(100, 50, 1, collective=8) == GATHERED_COPIES * 100 + 1, "six of them have none to begin"
+    assert scored.peak(tasks) - OVERHEAD == TENSOR_COPIES * 300 * 8, "scoring the network and two variants"
+    assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == TENSOR_COPIES * 300 * 5
+    assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == TENSOR_COPIES * 3 * 10**12, "an image"
+    assert peak(100, 50, 1, collective=8) == GATHER_COPIES * 100 + 1, "six of them have none to begin"
 
 
 def test_other_workers_that_have_loaded_nothing_yet_will_take_as_much() -> None:
