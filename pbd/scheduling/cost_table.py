@@ -141,6 +141,11 @@ class CostTable:
             source=self.source,
         )
 
+    def scaled(self, factor: float, reason: str) -> "CostTable":
+        """Return all costs, each multiplied by the factor; the reason is added to the source."""
+        layers = {name: times.scaled(factor) for name, times in self.layers.items()}
+        return replace(self, layers=layers, source=f"{self.source}, times {factor:g}: {reason}")
+
     def shared(self, workers: int) -> "CostTable":
         """Return the costs on one of several workers in data parallelism, without the exchange of gradients."""
         return replace(self, layers={name: times.shared(workers) for name, times in self.layers.items()})

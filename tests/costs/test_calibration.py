@@ -125,6 +125,22 @@ def test_the_workload_counts_what_training_reads(setup: Any) -> None:
     assert dataclasses.replace(noise, block_init="kernel", designs=designs("two_layer")).workload(5).fit_batches == 3
 
 
+@pytest.mark.usefixtures("cache")
+def test_workers_that_outnumber_the_cores_are_predicted_to_slow_each_other_down(
+    setup: Any, table: Any, calibrations: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd.costs import calibration
+
+    monkeypatch.setattr(calibration.devices, "available_cores", lambda: 2)
+    for workers, factor in ((1, 1), (2, 1), (5, 2.5)):
+        monkeypatch.setattr(calibration.devices, "local_workers", lambda workers=workers: workers)
+        chosen = calibration.choose("auto", None, setup, WORK, LONG_PHASE)
+        assert chosen.layers == {name: times.scaled(factor) for name, times in table.layers.items()}
+    assert chosen.source == f"{table.source}, times 2.5: 5 workers on 2 cores"
+    assert len(calibrations) == 1, "the cached table is not scaled"
+    assert calibration.choose("costs.json", table, setup, WORK, LONG_PHASE) is table
+
+
 def test_a_calibration_is_kept_for_the_next_run(setup: Any, table: Any, cache: Path, calibrations: list[Any]) -> None:
     from pbd.costs import calibration
 
