@@ -75,7 +75,7 @@ class Setup:
         )
 
     @property
-    def train_group(self) -> TrainingConfig:
+    def training(self) -> TrainingConfig:
         """No block stops early: the schemes train for the same epochs."""
         return TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
 
