@@ -4,7 +4,6 @@ Speed does not depend on weights: what is built here has random ones.
 """
 
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import keras
@@ -13,7 +12,7 @@ from keras import layers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import files, graph
-from pbd.pipeline import built_in
+from pbd.pipeline import built_in, teachers
 
 CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -61,20 +60,22 @@ OWN: dict[str, Callable[[int], keras.Model]] = {"vgg16_half": vgg16_half, "resne
 
 
 def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Model:
-    """Return the teacher, flat; one that is not a file gets random weights.
+    """Return the flat teacher; if it is not a file, its weights are random.
 
     Raises:
         PbdError: there is no such teacher, or it cannot be used.
     """
+    names = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
+    if not teachers.is_file(name) and name not in names:
+        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
     if name in OWN:
         keras.utils.set_random_seed(0)
         return graph.flatten(OWN[name](classes))
-    if built_in.is_built_in(name):
-        model = built_in.build(TeacherConfig(teacher=name), (image_size, image_size, 3), classes, seed=0)
-    elif Path(name).exists():
+    config = TeacherConfig(teacher=name)
+    if teachers.is_file(name):
+        teachers.FileTeacher(config).check()
         model = files.load(name)
     else:
-        known = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
-        raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, known))
+        model = built_in.build(config, (image_size, image_size, 3), classes, seed=0)
     height, width, channels = graph.image_shape(model)
     return graph.flatten(model, (height or image_size, width or image_size, channels or 3))

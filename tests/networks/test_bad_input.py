@@ -375,8 +375,8 @@ BAD_SETTINGS: dict[str, tuple[dict[str, Any], int, str]] = {
     "an unknown block": ({"block": "two_layers"}, 2, "Did you mean 'two_layer'?"),
     "an unknown scheduler": ({"scheduler": "wdf"}, 2, "Did you mean 'wfd'?"),
     "an unknown executor": ({"executor": "dusk"}, 2, "Did you mean 'dask'?"),
-    "a threshold that is no number": ({"threshold": float("nan")}, 2, "threshold"),
-    "a threshold out of its range": ({"threshold": 1.5}, 2, "threshold"),
+    "a threshold that is no number": ({"accuracy_threshold": float("nan")}, 2, "threshold"),
+    "a threshold out of its range": ({"accuracy_threshold": 1.5}, 2, "threshold"),
 }
 
 

@@ -82,7 +82,7 @@ def test_every_convolution_is_found(network: Subject) -> None:
 
 def test_all_but_the_stem_is_replaced_by_default(network: Subject) -> None:
     stem, *others = network.tasks
-    assert stem.input_shape[-1] == 3
+    assert stem.layer.input_shape[-1] == 3
     assert all(task.layer.input_shape[-1] >= FEWEST_CHANNELS and task in profitable(network.tasks) for task in others)
     reason = "input channels: 3" if stem in profitable(network.tasks) else "its block costs"
     with pytest.raises(BadInputError, match=reason):
