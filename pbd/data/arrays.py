@@ -8,6 +8,9 @@ from pbd.data.images import ArrayImages, FileImages
 from pbd.data.splitting import NO_LABEL
 from pbd.errors import BadInputError
 
+LARGEST_PIXEL = float(np.finfo(np.float32).max)
+"""Larger values become infinite as float32, the type of images in memory."""
+
 
 @dataclass(frozen=True)
 class RawSplit:
@@ -87,8 +90,8 @@ def checked_images(name: str, images: np.ndarray) -> np.ndarray:
         raise BadInputError(f"{name} must be uint8 or float. Received: {images.dtype}. Convert the images.")
     low, high = images.min(), images.max()
     if images.dtype.kind == "f":
-        # The minimum and the maximum are NaN if any pixel is.
-        if not np.isfinite(np.array([low, high], np.float32)).all():
+        # The minimum and the maximum are NaN if any pixel is, and no comparison with NaN holds.
+        if not (float(low) >= -LARGEST_PIXEL and float(high) <= LARGEST_PIXEL):
             raise BadInputError(f"{name} must hold finite numbers. Received: NaN or infinity. Remove those images.")
         return images.astype(np.float32, copy=False)
     if low < 0 or high > 255:

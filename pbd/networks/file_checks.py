@@ -156,7 +156,7 @@ def _check_size(name: str, unpacked: int, packed: int) -> None:
 
 def _check_memory(needed: int, free: int) -> None:
     if needed > SHARE_OF_MEMORY * free:
-        raise ValueError(f"it needs {needed:,} bytes of memory, and {free:,} are free")
+        raise ValueError(f"it needs {needed:,} bytes, more than {SHARE_OF_MEMORY:.0%} of the {free:,} that are free")
 
 
 def _check_hdf5(file: BinaryIO, free: int) -> None:

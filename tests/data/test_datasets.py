@@ -150,6 +150,14 @@ def test_digits_are_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(labels, whole().target)
 
 
+def test_digits_are_enlarged_as_tensorflow_enlarges_images() -> None:
+    import tensorflow as tf
+
+    images = np.random.default_rng(0).uniform(0, 255, (5, 8, 8, 2))
+    expected = tf.image.resize(images, (32, 32), "bilinear").numpy()
+    np.testing.assert_array_equal(sources.resized_bilinearly(images, 32), expected)
+
+
 def test_splits_are_disjoint_and_complete() -> None:
     data = load(config(), 3)
     rows = [split.rows for split in (data.train, data.validation, data.test)]

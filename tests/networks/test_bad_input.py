@@ -293,7 +293,7 @@ def test_weights_that_memory_has_no_room_for(good: Files, tmp_path: Path, monkey
     monkeypatch.setattr("pbd.system.memory.free_host_memory", lambda: 10_000)
     error = refusal(tmp_path / "run", teacher=str(good["keras"]), dataset=str(good["npz"]))
     assert error.exit_code == 65
-    assert "of which 10,000 are free" in str(error)
+    assert "of the 10,000 that are free" in str(error)
 
 
 def test_code_in_a_model_is_refused_and_not_run(good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
