@@ -87,11 +87,11 @@ def step_parts(context: "TrainingContext", names: Iterable[str], dataset: "Datas
     """
     import keras
 
-    from pbd.blockwise import context
+    from pbd.blockwise.context import load_teacher
     from pbd.networks import graph
     from pbd.system import devices
 
-    prefix = graph.truncate(context.load_teacher(context.teacher_path, context.session), names)
+    prefix = graph.truncate(load_teacher(context.teacher_path, context.session), names)
     ends = keras.tree.flatten(prefix.output)
     alone = keras.Model(prefix.inputs, [keras.ops.mean(end) for end in ends])  # nothing large comes back
     alone.compile(jit_compile=devices.compiles_with_xla())
