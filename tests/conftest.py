@@ -58,6 +58,20 @@ def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None
         assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"
 
 
+@pytest.fixture(scope="module")
+def no_backend() -> Iterator[None]:
+    """Keep TensorFlow out of the processes that the tests of a module start.
+
+    Workers load it to silence it, and to get the Keras settings of the process that started them.
+    """
+    from pbd.system.keras_state import KerasSetup
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
+        patch.setattr(KerasSetup, "here", KerasSetup)
+        yield
+
+
 @pytest.fixture
 def eager() -> Iterator[None]:
     """Trace nothing: for tests whose trainings have a few steps, and which look at what happens between them."""

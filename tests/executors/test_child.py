@@ -30,8 +30,6 @@ from tests.helpers.thread_collective import run_threads
 
 pytestmark = pytest.mark.system
 
-pytestmark = pytest.mark.system
-
 STALL_LIMIT_S = 1.0
 
 

@@ -20,7 +20,7 @@ from pbd.records import Progress
 from tests.helpers import collective_tasks
 from tests.helpers.cluster import PATIENCE_S
 
-pytestmark = pytest.mark.system
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
 
 
 def ignore(_: Progress) -> None:
@@ -99,12 +99,6 @@ def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) ->
 
 
 # Dask
-
-
-@pytest.fixture(autouse=True)
-def _without_a_backend(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers load TensorFlow only to keep it quiet: these tests need none."""
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "0")
 
 
 @pytest.fixture(params=[False, True], ids=["in workers", "in children"])

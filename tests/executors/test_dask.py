@@ -32,18 +32,7 @@ from tests.helpers.cluster import DaskCluster, is_running, wait_until
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper, sleeping
 
-pytestmark = pytest.mark.system
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _without_a_backend() -> Iterator[None]:
-    """Workers load TensorFlow only to keep it quiet: these tests need none."""
-    before = os.environ.get("TF_CPP_MIN_LOG_LEVEL")
-    os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    yield
-    os.environ.pop("TF_CPP_MIN_LOG_LEVEL")
-    if before is not None:
-        os.environ["TF_CPP_MIN_LOG_LEVEL"] = before
+pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ from pbd.executors.mpi import world
 from pbd.executors.serial import SerialExecutor
 from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling import schedulers
-from tests.helpers.cluster import PATIENCE_S
+from tests.helpers.cluster import PATIENCE_S, without_backend
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper, sleeping
 
@@ -97,10 +97,7 @@ def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
         folder.mkdir()
     mpirun = Path(sys.executable).parent / "mpirun"
     command = [mpirun, "-n", "3", sys.executable, "-c", RANKS, *map(str, folders)]
-    root = str(Path(__file__).resolve().parents[2])
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=PATIENCE_S, env=os.environ | {"PYTHONPATH": root}, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=without_backend())
     assert done.returncode == 0, done.stderr
     runs = [json.loads(line) for line in done.stdout.splitlines()]
     assert len(runs) == 2, "the counter begins anew for every run"
@@ -110,6 +107,34 @@ def test_ranks_draw_from_the_pool_whoever_is_free(tmp_path: Path) -> None:
         assert set(worker_of.values()) == {0, 1, 2}
         assert [name for name, worker in worker_of.items() if worker == worker_of["conv0"]] == ["conv0"]
     assert all(len(list(folder.glob(f"conv{at}.*"))) == 1 for at in range(11) for folder in folders)
+
+
+DRAWS = """
+import sys, time
+from pathlib import Path
+from pbd.executors.mpi import world
+from pbd.executors.mpi.counter import SharedCounter
+comm, done = world.join()[0], Path(sys.argv[1])
+counter = SharedCounter(comm)
+if comm.Get_rank() == 1:
+    sending = comm.isend("progress", dest=0, tag=2)
+    print([counter.next() for _ in range(3)])
+    done.touch()
+else:
+    latest = time.monotonic() + 20
+    while not done.exists() and time.monotonic() < latest:
+        time.sleep(0.02)
+    assert done.exists(), "the other rank still waits for its next number"
+    comm.recv(source=1, tag=2)
+counter.close()
+"""
+
+
+def test_a_rank_draws_while_rank_0_computes_and_has_unread_messages(tmp_path: Path) -> None:
+    command = ["mpirun", "-n", "2", sys.executable, "-c", DRAWS, str(tmp_path / "done")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=without_backend())
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "[0, 1, 2]\n"
 
 
 def test_the_launcher_of_another_mpi_is_refused(tmp_path: Path) -> None:
