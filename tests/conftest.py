@@ -14,6 +14,8 @@ STAGES = ("fast", "unit", "system")
 """`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
 LONGEST = ("test_same_student.py", "test_faults.py", "test_launch.py", "test_dask.py", "test_keras_applications.py")
 """Files to begin with, so that no process is left alone with one of them."""
+SHORT_S = 0.01
+"""How long runs in tests measure each latency; the figures mean nothing then."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -56,6 +58,15 @@ def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None
     yield
     if request.node.get_closest_marker("fast") and not loaded_before:
         assert "tensorflow" not in sys.modules, "a fast test must not load TensorFlow: mark it unit or system"
+
+
+@pytest.fixture(autouse=True)
+def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measure latencies for a moment only in runs that tests make in their own process."""
+    if request.node.get_closest_marker("unit") and request.path.name != "test_latency.py":
+        from pbd.deploy import latency
+
+        monkeypatch.setattr(latency, "LIMIT_S", SHORT_S)
 
 
 @pytest.fixture(scope="module")

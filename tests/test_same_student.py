@@ -1,10 +1,11 @@
 """The same blocks and the same student, however they were computed (one seed, one kind of device)."""
 
+import contextlib
 import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal
 from tests.faults.jobs import make_teacher
-from tests.helpers.cluster import PATIENCE_S, environment, without_backend
+from tests.helpers.cluster import PATIENCE_S, DaskCluster, environment, without_backend
 
 Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
@@ -32,7 +33,7 @@ IN_PROCESS: dict[str, Settings] = {
     "another seed": {"seed": 1},
 }
 """Runs in the process of the tests."""
-DASK: Settings = {"executor": "dask", "workers": 2}
+DASK: Settings = {"executor": "dask"}
 JOBS: dict[tuple[str, ...], dict[str, Settings]] = {
     ("mpirun", "-n", "2"): {
         "two ranks, contiguous": {"scheduler": "contiguous", "isolate": True, "costs": "auto"},
@@ -40,10 +41,10 @@ JOBS: dict[tuple[str, ...], dict[str, Settings]] = {
         "two ranks, sharing every batch": {"parallel": "data"},
         "two ranks, sharing every batch, impatient": {"parallel": "data", **IMPATIENT},
     },
-    ("mpirun", "-n", "3"): {"three ranks, sharing every batch": {"parallel": "data"}},
-    ("mpirun", "-n", "4"): {
-        "four ranks, wfd": {"scheduler": "wfd"},
-        "four ranks, one by one": {"scheduler": "round_robin", "group": False},
+    ("mpirun", "-n", "3"): {
+        "three ranks, sharing every batch": {"parallel": "data"},
+        "three ranks, wfd": {"scheduler": "wfd"},
+        "three ranks, one by one": {"scheduler": "round_robin", "group": False},
     },
     (): {
         "two Dask workers, pulling": {**DASK, "group": False, "isolate": True},
@@ -54,7 +55,7 @@ JOBS: dict[tuple[str, ...], dict[str, Settings]] = {
 """Runs of other processes, by what starts them: each job makes its runs one after the other."""
 WAYS = [*IN_PROCESS, *(way for runs in JOBS.values() for way in runs)]
 REFERENCE = "serial grouped"
-TUNED = ("serial, in a child process", "two ranks, pulling", "four ranks, wfd", "two Dask workers, pulling")
+TUNED = ("serial, in a child process", "two ranks, pulling", "three ranks, wfd", "two Dask workers, pulling")
 """Ways whose students are fine-tuned, and compared as well."""
 
 
@@ -88,10 +89,21 @@ def run_dir_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Calla
             pbd.distill(**settings(way, IN_PROCESS[way]))
         else:
             launcher, runs = next((launcher, runs) for launcher, runs in JOBS.items() if way in runs)
-            start([*launcher], [settings(each, own) for each, own in runs.items()])
+            with contextlib.nullcontext({}) if launcher else dask_workers(folder / "dask") as workers:
+                start([*launcher], [settings(each, own | workers) for each, own in runs.items()])
         return folder / way
 
     return run
+
+
+@contextlib.contextmanager
+def dask_workers(folder: Path) -> Iterator[Settings]:
+    """Provide two workers for all runs of a job, so that TensorFlow is loaded once in each."""
+    with DaskCluster(folder) as cluster:
+        cluster.start_scheduler()
+        for name in ("worker-0", "worker-1"):
+            cluster.start_worker(name)
+        yield {"dask_address": cluster.address, "workers": 2}
 
 
 def start(launcher: list[str], runs: list[Settings]) -> None:

@@ -6,11 +6,15 @@ One start of Python and TensorFlow serves several runs; under `mpirun` every ran
 import json
 import sys
 
+from tests.conftest import SHORT_S
+
 
 def main() -> None:
     """Make the runs, one after the other."""
     import pbd
+    from pbd.deploy import latency
 
+    latency.LIMIT_S = SHORT_S
     for settings in json.loads(sys.argv[1]):
         pbd.distill(**settings)
 
