@@ -5,8 +5,6 @@ network of gigabytes, and weights that are NaN.
 """
 
 import contextlib
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -127,11 +125,3 @@ def model_bytes(model: keras.Model) -> bytes:
         path = Path(folder) / "model.keras"
         model.save(path)
         return path.read_bytes()
-
-
-def model_digest(model: keras.Model) -> str:
-    """Return a SHA-256 over the model's structure and weights."""
-    digest = hashlib.sha256(json.dumps([type(layer).__name__ for layer in model.layers]).encode())
-    for value in model.get_weights():
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()

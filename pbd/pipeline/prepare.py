@@ -4,19 +4,22 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import NEED_LABELS, DataConfig, RunConfig
+from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
 from pbd.data import Data, Dataset
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph
+from pbd.networks.digest import model_digest
 from pbd.pipeline import teachers
+from pbd.pipeline.teachers import TeacherSource
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
@@ -69,27 +72,37 @@ def prepare(
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
     teacher = graph.flatten(loaded, dataset.image_shape)
     _check_outputs(teacher, dataset)
-    tasks = _tasks(config, teacher)
-    identity = {
-        **config.student_settings(),
-        "teacher_sha256": files.model_digest(teacher),
-        "data_sha256": dataset.digest(),
-    }
+    identity = _identity(config, source, teacher, dataset)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
-        journal = Journal.create(directory, identity, [task.key for task in tasks if task.skip_reason is None])
+        keys = [task.key for task in _tasks(config, teacher) if task.skip_reason is None]
+        journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
-        _keep(journal, teacher)
+        teacher = _kept(journal, teacher, identity["teacher_sha256"])
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
         with _reachable(data_config, data, journal) as reachable:
-            yield Inputs(teacher, dataset, reachable, journal, tasks)
+            yield Inputs(teacher, dataset, reachable, journal, _tasks(config, teacher))
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     choice = config.blocks
     return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
+
+
+def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, dataset: Dataset) -> dict[str, Any]:
+    """Return the settings and the content that the results depend on; names and paths count where no digest does."""
+    by_content = {field.name for field in fields(TeacherConfig)} | {"dataset"}
+    settings = {name: value for name, value in config.student_settings().items() if name not in by_content}
+    return {
+        **settings,
+        **source.identity(),
+        **({} if dataset.digest_is_complete else {"dataset": datasets.absolute(config.data.dataset)}),
+        "preprocess": dataset.preprocess,
+        "teacher_sha256": model_digest(teacher),
+        "data_sha256": dataset.digest(),
+    }
 
 
 @contextlib.contextmanager
@@ -122,12 +135,17 @@ def check_design(config: RunConfig) -> None:
         )
 
 
-def _keep(journal: Journal, teacher: keras.Model) -> None:
-    """Write the teacher into the run directory, unless it is there already."""
+def _kept(journal: Journal, teacher: keras.Model, digest: str) -> keras.Model:
+    """Return the teacher that the run directory holds; write `teacher` into it if it holds none or a damaged one.
+
+    Tasks and results are keyed by the layer names of the first process, which a model that was built again may lack.
+    """
     with contextlib.suppress(BadInputError):
-        if files.model_digest(files.load_own(journal.file("teacher.keras"))) == files.model_digest(teacher):
-            return
+        kept = files.load_own(journal.file("teacher.keras"))
+        if model_digest(kept) == digest:
+            return kept
     save_model(journal, "teacher.keras", teacher)
+    return teacher
 
 
 def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Dataset:
