@@ -66,7 +66,7 @@ def _start(arguments: Sequence[str], program: str) -> RunConfig:
 def _run(config: RunConfig) -> int:
     from pbd.pipeline.distill import run
 
-    report = run(config)
+    report = run(config, dedicated_process=True)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 

@@ -14,6 +14,7 @@ from pbd.data import Dataset
 from pbd.data import load as load_data
 from pbd.errors import MissingInputError
 from pbd.run_dir.journal import Journal
+from pbd.system import watchdog
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,8 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
             f"every worker must see the run directory. Received: no {path} on {platform.node()}. "
             "Give a --run-dir on storage that all hosts share."
         )
-    return keras.models.load_model(path, compile=False)
+    with watchdog.waiting():
+        return keras.models.load_model(path, compile=False)
 
 
 @functools.lru_cache(maxsize=1)

@@ -9,6 +9,7 @@ from pbd.data import feeds
 from pbd.data.arrays import RawSplit, RawSplits
 from pbd.data.images import FileImages
 from pbd.errors import BadInputError, MissingInputError
+from pbd.system import watchdog
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "val", "valid")
@@ -108,6 +109,7 @@ def _image_files(folder: Path) -> list[str]:
     paths: list[str] = []
     visited: set[str] = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
+        watchdog.touch()
         # Links are followed, since class folders often are links; but no folder twice, since links may form a circle.
         target = os.path.realpath(parent)
         new = target not in visited
@@ -134,6 +136,7 @@ def _check_files(paths: list[str]) -> None:
         MissingInputError: a file cannot be read.
     """
     for path in paths[:: -(-len(paths) // MOST_CHECKED)]:
+        watchdog.touch()
         try:
             if _looks_whole(path):
                 continue

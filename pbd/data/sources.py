@@ -9,6 +9,7 @@ import numpy as np
 
 from pbd.data.arrays import RawSplit, RawSplits, array_split
 from pbd.errors import BadInputError, MissingInputError
+from pbd.system import watchdog
 
 KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 DIGITS = "digits.csv.gz"
@@ -52,6 +53,7 @@ def resized_bilinearly(images: np.ndarray, size: int) -> np.ndarray:
     return columns[:, low] + (columns[:, high] - columns[:, low]) * right[:, np.newaxis]
 
 
+@watchdog.waiting()
 def load_keras(name: str, labels: bool = True) -> RawSplits:
     """Return one of `keras.datasets`, from its cache or downloaded into it.
 
@@ -99,6 +101,7 @@ def load_npz(path: Path, labels: bool = True) -> RawSplits:
     return RawSplits(train, split("val"), split("test"))
 
 
+@watchdog.waiting()
 def _read_npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
     """Return the arrays of an .npz archive that have one of these names."""
     try:

@@ -14,13 +14,14 @@ import numpy as np
 
 from pbd.errors import BadInputError
 from pbd.networks import file_checks
-from pbd.system import keras_state, memory
+from pbd.system import keras_state, memory, watchdog
 
 MEMORY_IF_UNKNOWN = 16 * 2**30
 """Bytes of memory that count as free if the system does not report them."""
 _DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 
 
+@watchdog.waiting()
 def load(path: str) -> keras.Model:
     """Return the model in a foreign `.keras` or `.h5` file; no code in it is run.
 
@@ -35,6 +36,7 @@ def load(path: str) -> keras.Model:
     return model
 
 
+@watchdog.waiting()
 def load_own(path: Path) -> keras.Model:
     """Return the model in a file that pbd itself wrote, in a run directory or in its cache.
 
@@ -47,6 +49,7 @@ def load_own(path: Path) -> keras.Model:
         return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
+@watchdog.waiting()
 def load_weights(model: keras.Model, path: str) -> None:
     """Load the weights in a foreign `.weights.h5` file into a model.
 

@@ -1,5 +1,6 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
+import contextlib
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -28,7 +29,7 @@ from pbd.report import rows
 from pbd.run_dir import manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import devices, process, watchdog
+from pbd.system import devices, launcher, process, watchdog
 
 if TYPE_CHECKING:
     import keras
@@ -41,19 +42,28 @@ if TYPE_CHECKING:
     from pbd.student.builder import Student
 
 
-def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
+def run(
+    config: RunConfig,
+    model: "keras.Model | None" = None,
+    data: "Data | None" = None,
+    *,
+    dedicated_process: bool = False,
+) -> RunReport:
     """Run the method, on every worker there is, and return the report.
 
     Args:
         config: of the run.
         model: the teacher, if it is not a file or a built-in network that the settings name.
         data: the images, if they are not what the settings name.
+        dedicated_process: this process exists for the run, so it is ended if it hangs. So is a rank of an MPI job, for
+            which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
 
     Raises:
         PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
     executor = open_executor(config.execution)
-    with watchdog.watching(config.execution.stall_limit, executor.abort):
+    watched = dedicated_process or launcher.rank() is not None
+    with watchdog.watching(config.execution.stall_limit, executor.abort) if watched else contextlib.nullcontext():
         try:
             if not executor.coordinates:
                 return executor.serve()

@@ -24,6 +24,7 @@ from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal, open_atomically
+from pbd.system import watchdog
 
 ARRAYS_FILE = "data.npz"
 """Arrays that were given from Python; worker processes read them from the run directory until the run ends."""
@@ -113,7 +114,7 @@ def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Itera
         return
     path = journal.file(ARRAYS_FILE)
     # Also if the file exists: a process that was killed may have left it, and nothing vouches for its content.
-    with open_atomically(path) as stream:
+    with watchdog.waiting(), open_atomically(path) as stream:
         data.save(stream)
     try:
         yield replace(config, dataset=str(path))
