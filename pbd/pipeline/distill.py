@@ -126,7 +126,7 @@ def _compress(run: _Context) -> RunReport:
     run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
     if len(done) == len(todo) and manifest.is_intact(journal):
         run.display.phase("this run was finished before: its report, with its times and joules, is of then")
-        return report.read(journal)
+        return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
 
     context = _context(config, inputs)
