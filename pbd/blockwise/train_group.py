@@ -1,5 +1,6 @@
 """Train a group of blocks: initial weights, training, scoring, and the journal entry of each block."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -18,6 +19,10 @@ from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.system import memory
+
+MOST_BYTES = 500
+"""Bytes of the reason for which training a block failed, as members of a collective exchange it."""
+_log = logging.getLogger(__name__)
 
 
 def train_group(
@@ -51,11 +56,28 @@ def train_group(
     done = dict(zip(committed, members_with_result == collective.size, strict=True))
     remaining = tuple(task for task in group.tasks if not done[task.key])
     results = [replace(r, from_journal=True) for key, r in committed.items() if r is not None and done[key]]
-    return results + (_train_or_split(context, TaskGroup(remaining), emit, collective) if remaining else [])
+    if remaining:
+        results += _train_or_split(context, TaskGroup(remaining), _Emitter(emit), collective)
+    return results
+
+
+class _Emitter:
+    """Calls `emit`, and keeps the error that `emit` raises: it ends the run, and is no failure of the group."""
+
+    def __init__(self, emit: ProgressCallback) -> None:
+        self._emit = emit
+        self.error: Exception | None = None
+
+    def __call__(self, event: Progress) -> None:
+        try:
+            self._emit(event)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _train_or_split(
-    context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective
+    context: TrainingContext, group: TaskGroup, emit: _Emitter, collective: Collective
 ) -> list[BlockResult]:
     """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
@@ -68,22 +90,41 @@ def _train_or_split(
     except CollectiveLostError:
         raise
     except Exception as error:
-        if not isinstance(error, CollectiveAbortedError):
-            collective.abort()  # the others then fail in their next sum and come here, too
+        if error is emit.error:
+            raise
+        reason = _leave_pass(group, error, collective)
         if len(group.tasks) > 1:
             return [
                 result
                 for task in group.tasks
                 for result in _train_or_split(context, TaskGroup((task,)), emit, collective)
             ]
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         (task,) = group.tasks
-        return [BlockResult(task.layer.name, "failed", task.design, error=message)]
+        return [BlockResult(task.layer.name, "failed", task.design, error=_first_text(collective, reason))]
     results = [replace(result, peak_bytes=peak_bytes) for result in results]
     for result in results:
         if result.status == "trained" and collective.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
+
+
+def _leave_pass(group: TaskGroup, error: Exception, collective: Collective) -> str:
+    """Let all members leave a pass that failed; return the reason, empty if another member knows it."""
+    if isinstance(error, CollectiveAbortedError):
+        return ""
+    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    _log.warning("training %s failed: %s", group_label(group.layer_names), reason)
+    collective.abort()  # the others then fail in their next sum
+    return reason
+
+
+def _first_text(collective: Collective, text: str) -> str:
+    """Return, in all members, the text of the first member whose text is not empty, cut off after `MOST_BYTES`."""
+    texts = np.zeros((collective.size, MOST_BYTES), np.int64)
+    encoded = text.encode()[:MOST_BYTES]
+    texts[collective.index, : len(encoded)] = list(encoded)
+    row = next(row for row in collective.all_reduce_sum(texts) if row.any())
+    return bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="ignore")
 
 
 def _all_reduce_max(collective: Collective, value: float) -> int:
