@@ -61,6 +61,12 @@ def load_dataset(config: DataConfig, seed: int, image_shape: tuple[int, int, int
     return load_data(config, seed, image_shape)
 
 
+def forget() -> None:
+    """Free the teacher and the data that this process has loaded."""
+    load_teacher.cache_clear()
+    load_dataset.cache_clear()
+
+
 def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:
     """Return the run's teacher and data, each loaded once per process and session.
 

@@ -1,6 +1,7 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
 import contextlib
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -73,7 +74,16 @@ def run(
         except BaseException as error:
             executor.stop(error)
             raise
+        finally:
+            _free_memory()
     return finished
+
+
+def _free_memory() -> None:
+    """Free what this process has loaded for training in it (`isolate=False`)."""
+    context = sys.modules.get("pbd.blockwise.context")  # without it, nothing was loaded
+    if context is not None:
+        context.forget()
 
 
 def _run(
