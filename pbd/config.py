@@ -276,9 +276,11 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     seed: int = 0
-    """All random numbers derive from it and from layer names."""
+    """All random numbers derive from it and from layer names; from 0 to 4294967295."""
 
     def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must lie in [0, 4294967295]. Received: {self.seed}. Give another --seed.")
         loss = self.student.fine_tune_loss
         if not self.data.labels and loss in NEED_LABELS:
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")

@@ -68,6 +68,8 @@ def test_no_two_settings_share_a_name() -> None:
         ({"fine_tune_learning_rate": -0.001}, "fine_tune_learning_rate must be positive"),
         ({"labels": 0}, "labels must be of type bool"),
         ({"seed": "3"}, "seed must be of type int"),
+        ({"seed": -1}, "seed must lie in [0, 4294967295]. Received: -1"),
+        ({"seed": 2**32}, "Received: 4294967296"),
         ({"labels": False, "fine_tune_loss": "cross_entropy"}, "cross_entropy needs labels"),
         ({"labels": False, "fine_tune_loss": "mixed"}, "Give kd_mse or kd_kl"),
     ],
