@@ -136,7 +136,7 @@ def compact(images: np.ndarray) -> np.ndarray:
 def _check_size(role: str, size: int) -> None:
     """Refuse images of `size` bytes that do not fit in memory twice, as a list of batches and as one array."""
     free = memory.free_host_memory()
-    if free is not None and 2 * size > free:
+    if 2 * size > free:
         raise BadInputError(
             f"{role} must fit in memory, into which it is read. Received: {size / 1e9:.1f} GB of images, with "
             f"{free / 2e9:.1f} GB for them. Save the images as files and use pbd.Data.load, or give fewer."

@@ -16,8 +16,6 @@ from pbd.errors import BadInputError
 from pbd.networks import file_checks
 from pbd.system import keras_state, memory, watchdog
 
-MEMORY_IF_UNKNOWN = 16 * 2**30
-"""Bytes of memory that count as free if the system does not report them."""
 _DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 
 
@@ -81,8 +79,7 @@ def check_known(model: keras.Model) -> None:
 
 
 def _check(path: str) -> None:
-    free = memory.free_host_memory()
-    file_checks.check_apart(path, MEMORY_IF_UNKNOWN if free is None else free)
+    file_checks.check_apart(path, memory.free_host_memory())
 
 
 @contextlib.contextmanager
