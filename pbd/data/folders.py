@@ -14,9 +14,9 @@ from pbd.system import watchdog
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 VALIDATION_NAMES = ("validation", "val", "valid")
 MOST_CHECKED = 20_000
-"""At most this many files are opened while loading, evenly spread over a larger folder."""
+"""At most this many files of a split are checked while loading: of a larger split, evenly spaced ones."""
 TAIL_BYTES = 4096
-"""The end mark of an image is looked for in so many last bytes, since programs append data behind it."""
+"""The last bytes of a file in which its end marker is searched: some programs append data after the marker."""
 
 
 def load_folder(folder: Path, labels: bool = True) -> RawSplits:
