@@ -15,7 +15,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.data import Data, Dataset
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import files, graph
+from pbd.networks import files, graph, precision
 from pbd.pipeline import teachers
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
@@ -31,7 +31,9 @@ class Inputs:
     """The teacher, the data and the run directory of a run."""
 
     teacher: keras.Model
-    """Flat and functional, with its weights."""
+    """Flat and functional, with its weights; in float32 where the network has half precision."""
+    half: dict[str, str]
+    """The dtype policies of the layers that had half precision, by layer."""
     dataset: Dataset
     data_config: DataConfig
     """Loads the same data in every worker: without `auto`, relative paths and arrays."""
@@ -67,7 +69,8 @@ def prepare(
     dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
-    teacher = graph.flatten(loaded, dataset.image_shape)
+    flat = graph.flatten(loaded, dataset.image_shape)
+    teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
     tasks = _tasks(config, teacher)
     identity = {
@@ -84,7 +87,7 @@ def prepare(
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
         with _reachable(data_config, data, journal) as reachable:
-            yield Inputs(teacher, dataset, reachable, journal, tasks)
+            yield Inputs(teacher, precision.policies(flat), dataset, reachable, journal, tasks)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
