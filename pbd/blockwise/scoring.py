@@ -65,7 +65,7 @@ class GroupScorer(keras.Model):
     """
 
     def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
-        super().__init__(name="group_scorer")
+        super().__init__(name="group_scorer", dtype="float32")
         # Folding saves time: scoring runs a layer once for each block before it.
         self.folded, self.folded_blocks = folding.fold_around(teacher, built)
         self.prefix = graph.truncate(teacher, built)  # unfolded: the blocks were trained on these targets

@@ -30,12 +30,33 @@ def as_functional(model: keras.Model) -> keras.Model:
     return model
 
 
-class _Cloner:
-    """Creates one new layer for each original. Names stay unique when layers of nested models come together."""
+def in_mode(operation: Any, training: bool | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments with which to call an operation of a graph in training or in inference mode.
 
-    def __init__(self) -> None:
+    Augmentation layers are in training mode by default, so every pass over a graph must give the mode. As in
+    `keras.Model.__call__`, it overrides the mode with which the graph was built.
+
+    Args:
+        operation: the layer or operation.
+        training: the mode; `None` leaves it as it is.
+        kwargs: the other keyword arguments.
+    """
+    if training is None or "training" not in inspect.signature(operation.call).parameters:
+        return dict(kwargs)
+    return {**kwargs, "training": training}
+
+
+class _Cloner:
+    """Creates one new layer for each original. Names stay unique when layers of nested models come together.
+
+    Args:
+        policies: by name, the dtype policies of the layers that get another one.
+    """
+
+    def __init__(self, policies: Mapping[str, str] | None = None) -> None:
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
+        self._policies = policies or {}
 
     def clone(self, operation: Any, owner: str = "") -> Any:
         """Return the copy of an operation, the same one at every call: a shared layer stays shared.
@@ -47,6 +68,8 @@ class _Cloner:
         if id(operation) in self.pairs:
             return self.pairs[id(operation)][1]
         config = operation.get_config()
+        if operation.name in self._policies:
+            config = _with_policy(config, self._policies[operation.name])
         while config.get("name") in self._names:
             config["name"] = f"{owner}_{config['name']}"
         twin = type(operation).from_config(config)
@@ -81,11 +104,20 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
         inner_training = kwargs.get("training", training)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
-        if inner_training is not None and "training" in inspect.signature(operation.call).parameters:
-            kwargs["training"] = inner_training
-        return operation(*args, **kwargs)
+        return operation(*args, **in_mode(operation, inner_training, kwargs))
 
     return walk(model, inputs, call, operation_for)
+
+
+def _with_policy(config: Any, policy: str) -> Any:
+    """Return the configuration of a layer with another dtype policy, also in the layers inside it."""
+    if isinstance(config, list):
+        return [_with_policy(value, policy) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": policy}}
+    return {key: _with_policy(value, policy) for key, value in config.items()}
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]:
@@ -143,7 +175,7 @@ def _split_softmax(model: keras.Model) -> keras.Model:
     if dict(layer_calls(model))[last] > 1:  # its other calls need the softmax
         return model
     last.activation = keras.activations.linear
-    scores = keras.layers.Activation("softmax", name=f"{last.name}_softmax")(model.outputs[0])
+    scores = keras.layers.Activation("softmax", dtype=last.dtype_policy, name=f"{last.name}_softmax")(model.outputs[0])
     return keras.Model(model.inputs, scores, name=model.name)
 
 
@@ -202,12 +234,29 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     return copy
 
 
+def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Model:
+    """Return a copy of the model in which the layers have other dtype policies; the weights are converted.
+
+    Args:
+        model: a flat functional model.
+        policies: by name, the policies of the layers that get another one.
+    """
+    cloner = _Cloner(policies)
+    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    outputs = keras.tree.flatten(walk(model, inputs, _called, cloner.clone))[0]
+    copy = keras.Model(inputs, outputs, name=model.name)
+    cloner.copy_weights()
+    return copy
+
+
+def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    return operation(*args, **kwargs)
+
+
 def run(model: keras.Model, images: Any, training: set[str]) -> Any:
     """Run the model eagerly with the layers named in `training` in training mode and all others in inference mode."""
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation.name in training:
-            kwargs["training"] = True
-        return operation(*args, **kwargs)
+        return operation(*args, **in_mode(operation, operation.name in training, kwargs))
 
     return walk(model, images, call)

@@ -5,7 +5,7 @@ import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -126,6 +126,7 @@ class _BlockPhase:
 
 def _compress(run: _Context) -> RunReport:
     from pbd.deploy import inference_form
+    from pbd.networks import precision
     from pbd.pipeline import prepare, remote_tasks
     from pbd.pipeline.workers import WorkerPool
     from pbd.student.builder import StudentBuilder
@@ -150,6 +151,7 @@ def _compress(run: _Context) -> RunReport:
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = builder.build(accepted)
+    student_result = replace(student_result, model=precision.restored(student_result.model, inputs.half))
     prepare.save_model(journal, "student.keras", student_result.model)
     prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
     run.clock.lap("fine_tune")

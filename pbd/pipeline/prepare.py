@@ -16,7 +16,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
 from pbd.data import Data, Dataset
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import files, graph
+from pbd.networks import files, graph, precision
 from pbd.networks.digest import model_digest
 from pbd.pipeline import teachers
 from pbd.pipeline.teachers import TeacherSource
@@ -35,7 +35,9 @@ class Inputs:
     """The teacher, the data and the run directory of a run."""
 
     teacher: keras.Model
-    """Flat and functional, with its weights."""
+    """Flat and functional, with its weights; in float32 where the network has half precision."""
+    half: dict[str, str]
+    """The dtype policies of the layers that had half precision, by layer."""
     dataset: Dataset
     data_config: DataConfig
     """Loads the same data in every worker: without `auto`, relative paths and arrays."""
@@ -71,7 +73,8 @@ def prepare(
     dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
-    teacher = graph.flatten(loaded, dataset.image_shape)
+    flat = graph.flatten(loaded, dataset.image_shape)
+    teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
     identity = _identity(config, source, teacher, dataset)
     if config.execution.resume:
@@ -84,7 +87,8 @@ def prepare(
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
         with _reachable(data_config, data, journal) as reachable:
-            yield Inputs(teacher, dataset, reachable, journal, _tasks(config, teacher))
+            half = precision.policies(flat, named=teacher)
+            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher))
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
