@@ -106,11 +106,13 @@ def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.nda
 
 
 def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
-    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map.
+    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map, if there are any.
 
     Runtimes fuse the addition into the convolutions, but copy memory to concatenate. Training keeps the concatenation,
     since a batch normalisation behind it can still be folded.
     """
+    if not any(layer.name.endswith(_FILTERED) for layer in model.layers):
+        return model
     concatenated: dict[int, list[Any]] = {}
     new_layers: dict[str, tuple[keras.Layer, list[np.ndarray]]] = {}
 

@@ -46,7 +46,7 @@ def array_split(
     Args:
         name: of the split, in messages.
         images: see `checked_images`.
-        labels: (n,) or (n, 1), integers from 0; `None` without labels.
+        labels: (n,) or (n, 1), whole numbers from 0, or booleans; `None` without labels.
         train_labels: the training labels, for another split: they contain its largest label.
 
     Raises:
@@ -107,6 +107,8 @@ def _checked_labels(name: str, labels: np.ndarray, num_images: int) -> np.ndarra
         raise BadInputError(
             f"the labels of {name} must have shape (n,). Received: {labels.shape}. For one-hot, use labels.argmax(1)."
         )
+    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))):
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
         raise BadInputError(
             f"the labels of {name} must be integers. Received: {labels.dtype}. Use labels.astype('int64')."

@@ -6,7 +6,7 @@ import keras
 
 from pbd.learning import ghost_batch_norm
 from pbd.learning.losses import Loss
-from pbd.learning.metrics import outputs_probabilities
+from pbd.learning.metrics import class_scores, outputs_probabilities
 from pbd.networks import augmentation, graph
 
 SMALLEST_PROBABILITY = 1e-30
@@ -52,11 +52,13 @@ class DistillationModel(keras.Model):
 def logits_model(model: keras.Model, images: Any) -> keras.Model:
     """Return a model that shares the layers of `model` and outputs logits.
 
-    A final softmax is removed. If the outputs for `images` are still probabilities, a logarithm is appended: it equals
-    the logits up to a constant per image.
+    A final softmax or sigmoid is removed. A single logit becomes two (see `metrics.class_scores`). If the outputs for
+    `images` are still probabilities, a logarithm is appended: it equals the logits up to a constant per image.
     """
-    without_softmax = graph.logits(model)
-    if not outputs_probabilities(without_softmax, images):
-        return without_softmax
-    logarithms = keras.ops.log(keras.ops.maximum(without_softmax.outputs[0], SMALLEST_PROBABILITY))
-    return keras.Model(model.inputs, logarithms, name=without_softmax.name)
+    logits = graph.logits(model)
+    if logits.output.shape[-1] == 1:
+        return keras.Model(model.inputs, class_scores(logits.outputs[0]), name=logits.name)
+    if not outputs_probabilities(logits, images):
+        return logits
+    logarithms = keras.ops.log(keras.ops.maximum(logits.outputs[0], SMALLEST_PROBABILITY))
+    return keras.Model(model.inputs, logarithms, name=logits.name)

@@ -12,6 +12,17 @@ from pbd.networks.keras_internals import call_inputs, is_functional, producer, w
 
 Builder = Callable[[Any], Any]
 """Maps an input tensor to an output tensor."""
+_HEADS = (keras.activations.softmax, keras.activations.sigmoid)
+"""The activations that turn logits into probabilities."""
+_WITHOUT_ACTIVATION = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+"""Layers behind which logits are still logits."""
 
 
 def as_functional(model: keras.Model) -> keras.Model:
@@ -145,7 +156,8 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
     """Return a functional copy without nested models, with its own weights, for images of one shape.
 
-    A softmax that is the last layer's activation becomes a layer of its own, so that `logits` can stop before it.
+    A softmax or sigmoid that is the last layer's activation becomes a layer of its own, so that `logits` can stop
+    before it.
 
     Args:
         model: functional or sequential, one input, one output of shape `(batch, classes)`.
@@ -164,31 +176,52 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
-    return _split_softmax(flat)
+    return _split_activation(flat)
 
 
-def _split_softmax(model: keras.Model) -> keras.Model:
-    """Move a softmax that is the last layer's activation into a layer of its own."""
+def _split_activation(model: keras.Model) -> keras.Model:
+    """Move a softmax or sigmoid that is the last layer's activation into a layer of its own."""
     last, _ = producer(model.outputs[0])
-    if isinstance(last, keras.layers.Activation) or getattr(last, "activation", None) is not keras.activations.softmax:
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Activation) or activation not in _HEADS:
         return model
-    if dict(layer_calls(model))[last] > 1:  # its other calls need the softmax
+    if dict(layer_calls(model))[last] > 1:  # its other calls need the activation
         return model
     last.activation = keras.activations.linear
-    scores = keras.layers.Activation("softmax", dtype=last.dtype_policy, name=f"{last.name}_softmax")(model.outputs[0])
+    name = f"{last.name}_{activation.__name__}"
+    scores = keras.layers.Activation(activation, dtype=last.dtype_policy, name=name)(model.outputs[0])
     return keras.Model(model.inputs, scores, name=model.name)
 
 
 def logits(model: keras.Model) -> keras.Model:
-    """Return the model without its final softmax (sharing layers); unchanged if it has none.
+    """Return the model without its final softmax or sigmoid (sharing layers); unchanged if it has neither.
 
-    A softmax inside another layer is recognised only after `flatten` has moved it into a layer of its own.
+    One inside another layer is recognised only after `flatten` has moved it into a layer of its own.
     """
     last, call_index = producer(model.outputs[0])
-    is_activation = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
-    is_softmax = is_activation or type(last).__name__ == "Softmax"  # the layer, or the operation `keras.ops.softmax`
-    scores = call_inputs(last, call_index)[0] if is_softmax else model.outputs[0]
+    is_head = _is_head(last, keras.activations.softmax) or has_sigmoid(model)
+    scores = call_inputs(last, call_index)[0] if is_head else model.outputs[0]
     return keras.Model(model.inputs, scores, name=f"{model.name}_logits")
+
+
+def has_sigmoid(model: keras.Model) -> bool:
+    """Return whether the model ends in a sigmoid that `logits` removes."""
+    return _is_head(producer(model.outputs[0])[0], keras.activations.sigmoid)
+
+
+def _is_head(operation: Any, activation: Any) -> bool:
+    """Return whether an operation is this activation: a layer, or a function of `keras.ops`."""
+    if isinstance(operation, keras.layers.Activation):
+        return operation.activation is activation
+    return type(operation).__name__.lower() == activation.__name__
+
+
+def ends_in_logits(model: keras.Model) -> bool:
+    """Return whether the outputs of `logits(model)` are those of a layer without activation, pooled or reshaped."""
+    operation, call_index = producer(logits(model).outputs[0])
+    while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
+        operation, call_index = producer(call_inputs(operation, call_index)[0])
+    return getattr(operation, "activation", None) is keras.activations.linear
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:

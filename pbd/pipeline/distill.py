@@ -125,10 +125,11 @@ class _BlockPhase:
 
 
 def _compress(run: _Context) -> RunReport:
-    from pbd.deploy import inference_form
+    from pbd.deploy import parity
     from pbd.networks import precision
-    from pbd.pipeline import prepare, remote_tasks
+    from pbd.pipeline import remote_tasks
     from pbd.pipeline.workers import WorkerPool
+    from pbd.student import model_files
     from pbd.student.builder import StudentBuilder
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
@@ -139,6 +140,8 @@ def _compress(run: _Context) -> RunReport:
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
+    images, _ = next(iter(inputs.dataset.batches("validation", limit=parity.NUM_IMAGES)))
+    model_files.check_teacher(journal.file("teacher.keras"), inputs.teacher, images)
 
     context = _context(config, inputs)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
@@ -151,9 +154,9 @@ def _compress(run: _Context) -> RunReport:
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = builder.build(accepted)
-    student_result = replace(student_result, model=precision.restored(student_result.model, inputs.half))
-    prepare.save_model(journal, "student.keras", student_result.model)
-    prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
+    student = precision.restored(student_result.model, inputs.half)
+    file_events = model_files.write(journal, student, images)
+    student_result = replace(student_result, model=student, events=(*student_result.events, *file_events))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))

@@ -168,12 +168,27 @@ def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Datase
 
 def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
     outputs, classes = teacher.output.shape[-1], dataset.num_classes
-    if classes is None and outputs < 2:
-        raise BadInputError(f"the teacher must have an output for each of two classes or more. Received: {outputs}.")
-    if classes is not None and outputs < classes:
+    if outputs == 1:
+        _check_single_output(teacher, classes)
+    elif classes is not None and outputs < classes:
         raise BadInputError(
             f"the teacher must have an output for each class. Received: {outputs} outputs for "
             f"{classes} classes of {dataset.name!r}."
+        )
+
+
+def _check_single_output(teacher: keras.Model, classes: int | None) -> None:
+    """Refuse a single output that is not the score of class 1 of two, as far as network and labels tell."""
+    if not graph.ends_in_logits(teacher):
+        raise BadInputError(
+            "a single output must come from a sigmoid or from a layer without activation. "
+            f"Received: a teacher that ends in {teacher.layers[-1].name!r}. "
+            "Train it with Dense(1, activation='sigmoid'), or with an output for each class."
+        )
+    if classes is not None and classes > 2:
+        raise BadInputError(
+            f"a teacher with one output has the classes 0 and 1. Received: labels up to {classes - 1}. "
+            "Correct the labels, or give a teacher with an output for each class."
         )
 
 
