@@ -1,9 +1,10 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pbd.config import BLOCK_INITS, BlockConfig, RunConfig, StudentConfig
+from pbd.config import BLOCK_INITS, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -24,6 +25,40 @@ def test_settings_take_paths_and_single_patterns() -> None:
     config = RunConfig.of(teacher=Path("a.keras"), layers="conv*", learning_rate=1)
     assert (config.teacher.teacher, config.blocks.layers) == ("a.keras", ("conv*",))
     assert isinstance(config.training.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", np.int64(1), 1),
+        ("seed", np.uint8(7), 7),
+        ("learning_rate", np.float64(0.003), 0.003),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", np.int32(1), 1.0),
+        ("group", np.bool_(False), False),
+        ("block", np.str_("two_layer"), "two_layer"),
+        ("layers", np.array(["conv1", "conv2"]), ("conv1", "conv2")),
+        ("memory_limit", np.array(2.0), 2.0),
+    ],
+)
+def test_numpy_values_become_plain_ones(name: str, value: object, expected: object) -> None:
+    stored = RunConfig.of(**{name: value}).flat()[name]
+    assert (stored, type(stored)) == (expected, type(expected))
+
+
+def test_sections_convert_and_check_what_they_are_made_of() -> None:
+    assert type(DataConfig(batch_size=np.int64(8)).batch_size) is int
+    for wrong in ({"epochs": "3"}, {"epochs": np.float64(2.5)}, {"learning_rate": np.array([1.0, 2.0])}):
+        with pytest.raises(UsageError, match="must be of type"):
+            TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher_weights", "dataset", "run_dir", "costs", "dask_address"])
+def test_every_path_may_begin_with_the_home_folder(name: str) -> None:
+    other = {"executor": "dask"} if name == "dask_address" else {}
+    for path in ("~/folder/file", Path("~/folder/file")):
+        assert RunConfig.of(**{name: path}, **other).flat()[name] == str(Path.home() / "folder" / "file")
+    assert RunConfig.of(teacher="~backup/file").teacher.teacher == "~backup/file", "there is no such user"
 
 
 def test_no_two_settings_share_a_name() -> None:

@@ -28,7 +28,7 @@ def absolute(name: str) -> str:
     """Return the name of the data set, a path as an absolute path."""
     if name in known_names() or name.startswith(TFDS_PREFIX):
         return name
-    return str(Path(name).expanduser().absolute())
+    return str(Path(name).absolute())
 
 
 def load(
@@ -92,7 +92,7 @@ def _read(name: str, labels: bool) -> RawSplits:
         return load_digits(labels)
     if name in KERAS_NAMES:
         return load_keras(name, labels)
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         return load_folder(path, labels)
     if path.suffix.lower() == ".npz" and path.exists():
