@@ -58,7 +58,7 @@ def test_every_path_may_begin_with_the_home_folder(name: str) -> None:
     other = {"executor": "dask"} if name == "dask_address" else {}
     for path in ("~/folder/file", Path("~/folder/file")):
         assert RunConfig.of(**{name: path}, **other).flat()[name] == str(Path.home() / "folder" / "file")
-    assert RunConfig.of(teacher="~backup/file").teacher.teacher == "~backup/file", "there is no such user"
+    assert RunConfig.of(teacher="~no-such-user/file").teacher.teacher == "~no-such-user/file", "there is no such user"
 
 
 def test_no_two_settings_share_a_name() -> None:

@@ -637,7 +637,7 @@ def test_bad_archives_are_named(tmp_path: Path, npz: Callable[..., Path]) -> Non
     one_line(BadInputError, "Add y_val", dataset=npz(x_val=arrays()["x_test"]))
     one_line(BadInputError, "Add x_val.", dataset=npz(y_val=arrays()["y_test"]))
     one_line(BadInputError, "Add x_train.", dataset=npz(x_train=None))
-    one_line(BadInputError, "Received: none of these. Add x_train.", dataset=npz(x_train=None, x_test=None, **NO_Y))
+    one_line(BadInputError, "Received: no arrays. Add x_train.", dataset=npz(x_train=None, x_test=None, **NO_Y))
     one_line(BadInputError, "pickled", dataset=npz(x_train=np.array([{}, []], object)))
     whole = npz().read_bytes()
     for content in (b"", b"not a zip", whole[: len(whole) // 2], pickle.dumps([1])):
