@@ -8,6 +8,7 @@ import numpy as np
 from pbd.config import DataConfig
 from pbd.data.arrays import RawSplit, RawSplits
 from pbd.data.dataset import Dataset, IndexedSplit, Split
+from pbd.data.file_check import check_files
 from pbd.data.folders import load_folder
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
@@ -38,6 +39,7 @@ def load(
     *,
     split_by_class: bool = True,
     raw: RawSplits | None = None,
+    check: bool = True,
 ) -> Dataset:
     """Load the dataset that `config` names, ready to be read in batches.
 
@@ -50,6 +52,7 @@ def load(
         split_by_class: keep the proportions of the classes in every split; if False, the splits are those of the same
             images without labels.
         raw: the images, if they were given as arrays.
+        check: decode the image files once; needless where another process of the run has done it.
 
     Raises:
         MissingInputError: the data set does not exist or cannot be downloaded.
@@ -63,6 +66,8 @@ def load(
         pixel_max = None
     else:
         raw = _fitted(raw or _read(config.dataset, config.labels), config, image_shape)
+        if check:
+            check_files(raw)
         splits, num_classes = _split(raw, config, seed, split_by_class), raw.num_classes
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)

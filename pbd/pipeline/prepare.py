@@ -134,7 +134,9 @@ def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Datase
     """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
         with_labels, raw = replace(config, labels=True), data.raw_splits(labels=True) if data else None
-        dataset = datasets.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
+        dataset = datasets.load(
+            with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw, check=False
+        )
     if not dataset.labelled:
         raise BadInputError(
             f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
