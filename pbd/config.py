@@ -265,6 +265,9 @@ class ExecutionConfig(Section):
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False
     """Continue the run in --run-dir: train only what is missing."""
+    allow_weak_teacher: bool = False
+    """Go on with a teacher that is no better than chance on the validation images. Usually, its labels or its
+    preprocessing are not those of the data."""
     verbose: bool = False
     """Show warnings of libraries, and the traceback of an error."""
 

@@ -13,10 +13,10 @@ from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig
-from pbd.data import Data, Dataset
+from pbd.data import Data, Dataset, IndexedSplit
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph
-from pbd.pipeline import teachers
+from pbd.pipeline import teacher_check, teachers
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
@@ -38,6 +38,8 @@ class Inputs:
     journal: Journal
     tasks: tuple[BlockTask, ...]
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
+    events: tuple[str, ...] = ()
+    """Of the preparation, for the report."""
 
 
 @contextlib.contextmanager
@@ -70,6 +72,7 @@ def prepare(
     teacher = graph.flatten(loaded, dataset.image_shape)
     _check_outputs(teacher, dataset)
     tasks = _tasks(config, teacher)
+    events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
     identity = {
         **config.student_settings(),
         "teacher_sha256": files.model_digest(teacher),
@@ -83,8 +86,10 @@ def prepare(
         _keep(journal, teacher)
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
+        for event in events:
+            display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
-            yield Inputs(teacher, dataset, reachable, journal, tasks)
+            yield Inputs(teacher, dataset, reachable, journal, tasks, events)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
@@ -151,9 +156,16 @@ def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
         raise BadInputError(f"the teacher must have an output for each of two classes or more. Received: {outputs}.")
     if classes is not None and outputs < classes:
         raise BadInputError(
-            f"the teacher must have an output for each class. Received: {outputs} outputs for "
-            f"{classes} classes of {dataset.name!r}."
+            f"the teacher must have an output for each class, and labels count from 0. Received: {outputs} outputs "
+            f"for labels up to {classes - 1} of {dataset.name!r}. {_remedy_for_labels(outputs, dataset)}"
         )
+
+
+def _remedy_for_labels(outputs: int, dataset: Dataset) -> str:
+    """Return what to do about labels that are as large as the number of outputs, or larger."""
+    if outputs + 1 == dataset.num_classes and isinstance(dataset.train, IndexedSplit) and dataset.train.labels.min():
+        return "The labels count from 1: subtract 1 from all of them, or give --no-labels."
+    return "Correct the labels, give a teacher for these classes, or give --no-labels."
 
 
 def _check_labels(config: RunConfig, dataset: Dataset) -> None:

@@ -1,0 +1,70 @@
+"""Whether the accuracy of a classifier is better than chance."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+SIGNIFICANCE = 1e-3
+"""A network is better than chance if chance gives as many correct images with at most this probability."""
+
+
+def predicted_classes(model: keras.Model, images: Any) -> np.ndarray:
+    """Return the class that the model predicts for each image, (n,); the model is not traced for it."""
+    outputs = keras.ops.convert_to_numpy(model(images, training=False))
+    return np.argmax(outputs.astype(np.float32), axis=-1)
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predicted classes and labels of the same images, each (n,)."""
+
+    classes: np.ndarray
+    labels: np.ndarray
+
+    @property
+    def correct(self) -> int:
+        return int(np.sum(self.classes == self.labels))
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / max(1, len(self.labels))
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of predictions with these frequencies that do not depend on the image.
+
+        This is the expected agreement of Cohen's kappa (Cohen 1960). Unlike one divided by the number of classes, it is
+        right for classes of unequal size and for a network that always predicts one class.
+        """
+        count = max(1, len(self.labels))
+        shared = np.intersect1d(self.classes, self.labels)
+        return float(sum(np.sum(self.classes == c) * np.sum(self.labels == c) for c in shared)) / count**2
+
+    @property
+    def kappa(self) -> float:
+        """Cohen's kappa: 0 for chance, 1 if all predictions are correct."""
+        chance = self.chance
+        return 0.0 if chance == 1.0 else (self.accuracy - chance) / (1.0 - chance)
+
+    @property
+    def is_better_than_chance(self) -> bool:
+        """Whether a one-sided binomial test rejects that the accuracy is that of chance."""
+        return binomial_tail(self.correct, len(self.labels), self.chance) <= SIGNIFICANCE
+
+
+def binomial_tail(successes: int, trials: int, probability: float) -> float:
+    """Return the probability of at least so many successes in independent trials."""
+    if successes == 0 or probability >= 1.0:
+        return 1.0
+    if probability <= 0.0:
+        return 0.0
+    log_success, log_failure = math.log(probability), math.log1p(-probability)
+
+    def log_term(k: int) -> float:
+        ways = math.lgamma(trials + 1) - math.lgamma(k + 1) - math.lgamma(trials - k + 1)
+        return ways + k * log_success + (trials - k) * log_failure
+
+    return min(1.0, math.fsum(math.exp(log_term(k)) for k in range(successes, trials + 1)))
