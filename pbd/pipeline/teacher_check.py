@@ -43,7 +43,7 @@ def check(teacher: keras.Model, dataset: Dataset, allow_weak: bool) -> tuple[str
     if not dataset.labelled:
         return ()
     predictions = _predictions(teacher, dataset)
-    if predictions.is_better_than_chance or len(predictions.labels) < FEWEST_IMAGES:
+    if _proves_nothing(predictions.labels) or predictions.is_better_than_chance:
         return ()
     seen = (
         f"{predictions.accuracy:.1%} of {len(predictions.labels)} images are classified correctly, chance gives "
@@ -58,6 +58,11 @@ def check(teacher: keras.Model, dataset: Dataset, allow_weak: bool) -> tuple[str
     )
 
 
+def _proves_nothing(labels: np.ndarray) -> bool:
+    """Return whether there are too few images to judge the teacher, or all have the same label."""
+    return len(labels) < FEWEST_IMAGES or len(np.unique(labels)) < 2
+
+
 def _predictions(teacher: keras.Model, dataset: Dataset) -> Predictions:
     """Return predictions until they are better than chance, for at most `MOST_IMAGES` images."""
     classes, labels = np.zeros(0, int), np.zeros(0, int)
@@ -65,7 +70,7 @@ def _predictions(teacher: keras.Model, dataset: Dataset) -> Predictions:
         classes = np.append(classes, predicted_classes(teacher, images))
         labels = np.append(labels, batch_labels)
         seen = Predictions(classes, labels)
-        if len(labels) >= MOST_IMAGES or (len(labels) >= FEWEST_IMAGES and seen.is_better_than_chance):
+        if len(labels) >= MOST_IMAGES or (not _proves_nothing(labels) and seen.is_better_than_chance):
             break
     return Predictions(classes, labels)
 
