@@ -157,3 +157,43 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
     two = RunConfig.of(workers=4, run_dir="elsewhere", verbose=True)
     assert one.student_settings() == two.student_settings()
     assert one.student_settings() != RunConfig.of(epochs=1).student_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy", "followed"),
+    [
+        ({"epochs": -1}, "Give 0 or more.", {"epochs": 0}),
+        ({"workers": 0}, "Give 1 or more.", {"workers": 1}),
+        ({"learning_rate": 0.0}, "Give a number above 0.", {"learning_rate": 1e-4}),
+        ({"memory_limit": math.nan}, "Give a number above 0.", {"memory_limit": 0.5}),
+        ({"max_accuracy_drop": 5}, "0.05 is 5%", {"max_accuracy_drop": 0.05}),
+        ({"validation_fraction": 1.0}, "Give 0.1, for example.", {"validation_fraction": 0.1}),
+        ({"accuracy_threshold": 0.5, "max_accuracy_drop": 0.1}, "Give one of them", {"max_accuracy_drop": 0.1}),
+        ({"layers": [1]}, "Give a list of texts.", {"layers": ["1"]}),
+        ({"epochs": 2.0}, "must be of type int", {"epochs": 2}),
+        ({"seed": "3"}, "must be of type int", {"seed": 3}),
+        ({"scheduler": "wdf"}, "Did you mean 'wfd'?", {"scheduler": "wfd"}),
+        ({"block_init": "zeros"}, "Choose from: fitted, kernel, noise.", {"block_init": "noise"}),
+        ({"epoch": 3}, "Did you mean 'epochs'?", {"epochs": 3}),
+        (
+            {"parallel": "data", "scheduler": "wfd"},
+            "Give --parallel task.",
+            {"parallel": "task", "scheduler": "wfd"},
+        ),
+        ({"parallel": "data", "group": False}, "Give --parallel task.", {"parallel": "task", "group": False}),
+        ({"scheduler": "work_stealing"}, "Give --executor dask", {"scheduler": "work_stealing", "executor": "dask"}),
+        ({"scheduler": "work_stealing"}, "use pull", {"scheduler": "pull"}),
+        ({"dask_address": "file"}, "Give --executor dask", {"dask_address": "file", "executor": "dask"}),
+        ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
+        (
+            {"labels": False, "fine_tune_loss": "mixed"},
+            "Give kd_mse or kd_kl.",
+            {"labels": False, "fine_tune_loss": "kd_kl"},
+        ),
+    ],
+)
+def test_remedies_for_settings_work(settings: dict, remedy: str, followed: dict) -> None:
+    with pytest.raises(UsageError) as refusal:
+        RunConfig.of(**settings)
+    assert remedy in str(refusal.value)
+    RunConfig.of(**followed)
