@@ -2,7 +2,7 @@
 # Runs pbd on this machine, with Dask workers that it starts by SSH on other machines with the same file system.
 #
 #   launch/dask_ssh.sh HOSTS [pbd flags]
-#   launch/dask_ssh.sh node1,node2 --teacher my_model.keras --run-dir /shared/runs/first
+#   launch/dask_ssh.sh node1,node2 --teacher my_model.keras --dataset my_data.npz --run-dir /shared/runs/first
 #
 # HOSTS is a list of names or USER@HOST separated by commas, or a file with one host per line. Environment:
 #   PBD_WORKERS_PER_HOST  default 1; with GPUs, as many as a host has

@@ -1,6 +1,7 @@
 """Run pbd on Dask workers, each a Slurm job of its own, started by dask-jobqueue: no wait for one large allocation.
 
-python launch/jobqueue_slurm.py --workers 8 --queue gpu --job-flag=--gpus=1 -- --teacher my_model.keras
+python launch/jobqueue_slurm.py --workers 8 --queue gpu --job-flag=--gpus=1 -- \\
+    --teacher my_model.keras --dataset my_data.npz
 
 The scheduler and pbd run here (on a login node, or in a job of their own). Every worker is one Slurm job; pbd starts
 when all workers have connected. For PBS, LSF or SGE, copy this file and use the corresponding class of dask-jobqueue.

@@ -9,7 +9,7 @@
 # group of layers that it was training is lost. Submit it from the checkout, whose file system the nodes share; Slurm's
 # flags go before the script:
 #
-#   sbatch --ntasks=16 --gpus-per-task=1 --time=08:00:00 launch/slurm_dask.sh --teacher my_model.keras
+#   sbatch --ntasks=16 --gpus-per-task=1 --time=08:00:00 launch/slurm_dask.sh --teacher my_model.keras --dataset my_data.npz
 #
 # Two minutes before the time limit, pbd stops cleanly (exit code 75). With PBD_REQUEUE=1 the job is then queued again
 # and resumes the run. Environment: PBD_RUN_DIR (default: runs/slurm-JOBID), PBD_REQUEUE, PBD_PYTHON,

@@ -1,4 +1,4 @@
-"""pbd: make trained Keras CNNs small and fast by parallel blockwise distillation."""
+"""pbd: make trained Keras CNNs smaller by parallel blockwise distillation."""
 
 import importlib
 from typing import Any

@@ -22,7 +22,7 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "distill": Subcommand("pbd.run", "command", "make a trained Keras CNN small and fast"),
+    "distill": Subcommand("pbd.run", "command", "make a trained Keras CNN smaller"),
     "status": Subcommand("pbd.status", "main", "show whether a run is complete, and what is missing"),
     "report": Subcommand("pbd.report.__main__", "main", "write the HTML page of a run, or compare several runs"),
     "latency": Subcommand("pbd.deploy.latency_command", "main", "measure how fast models are on this machine"),
@@ -50,7 +50,7 @@ def _without_subcommand(arguments: Sequence[str]) -> None:
     table = "\n".join(f"  {name:{width}}  {subcommand.help}" for name, subcommand in SUBCOMMANDS.items())
     parser = Parser(
         "pbd",
-        f"Make trained Keras CNNs small and fast by parallel blockwise distillation.\n\nsubcommands:\n{table}",
+        f"Make trained Keras CNNs smaller by parallel blockwise distillation.\n\nsubcommands:\n{table}",
         usage="pbd SUBCOMMAND ...",
         epilog="pbd SUBCOMMAND --help lists the arguments of a subcommand.",
     )

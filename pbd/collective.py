@@ -32,7 +32,7 @@ class Collective(Protocol):
         ...
 
     def abort(self) -> None:
-        """Let the next sum fail in the other members, since this member cannot continue; call in place of the sum."""
+        """Make the next sum fail in the other members, since this member cannot continue; call instead of the sum."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What the command lines share: errors of one line, exit codes, and flags that are generated from dataclasses."""
+"""Shared by the command-line interfaces: one-line errors, exit codes, and flags generated from dataclasses."""
 
 import argparse
 import ast

@@ -187,7 +187,7 @@ class StudentConfig(Section):
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
-    """Layers to fine-tune: blocks, all, or no_1x1_dense (all except 1x1 convolutions and dense layers)."""
+    """Layers to fine-tune: blocks, all, or no_1x1_dense (all but the teacher's 1x1 convolutions and dense layers)."""
     fine_tune_learning_rate: float = 0.003
     """Initial learning rate of Adam for the student, with cosine decay to zero."""
     fine_tune_loss: str = "kd_mse"
@@ -252,7 +252,7 @@ class ExecutionConfig(Section):
     """Train the layers of a worker as one group, which shares the forward pass of the teacher."""
     memory_limit: float | None = None
     """Memory of a worker for training blocks, in gigabytes (1e9 bytes). Groups predicted to need more are split
-    (default: the free memory of the host)."""
+    (default: 80% of the host's free memory, divided among its workers)."""
     isolate: bool = True
     """Train in a child process of each worker, so that a crash, a hang or the out-of-memory killer costs one of three
     attempts at a group, not the run."""

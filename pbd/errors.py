@@ -29,7 +29,7 @@ class MissingInputError(PbdError, FileNotFoundError):
 
 
 class NoWorkersError(PbdError):
-    """There are fewer workers than the run needs, or nobody to ask for them."""
+    """There are too few workers, the scheduler is gone, or a process was lost at every attempt."""
 
     exit_code = 69
 
@@ -56,7 +56,7 @@ class CorruptStateError(PbdError):
 
 
 class EnvironmentMismatchError(PbdError):
-    """The launcher or an installed package does not fit."""
+    """Launcher, packages, GPUs or cluster do not fit the run, or another run has locked the run directory."""
 
     exit_code = 78
 

@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
 
 def _start(arguments: Sequence[str], program: str) -> RunConfig:
-    """Return the settings; a rank that cannot read them tells the other ranks, which would wait for it."""
+    """Return the settings; if an MPI rank fails to read them, it reports the error to the ranks that wait for it."""
     os.environ.setdefault(launcher.START_LIMIT, str(START_LIMIT_S))
     try:
         return parse(arguments, program)
@@ -86,12 +86,12 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> RunConfig:
     """
     parser = Parser(
         program,
-        "Make a trained Keras CNN small and fast by parallel blockwise distillation.",
-        argument_default=argparse.SUPPRESS,  # a flag that is not given leaves no trace, so the file's value stands
+        "Make a trained Keras CNN smaller by parallel blockwise distillation.",
+        argument_default=argparse.SUPPRESS,  # only flags that are given override the file's values
         formatter_class=argparse.HelpFormatter,
     )
     parser.add_argument(
-        "--config", metavar="FILE", type=path, help="A TOML file with any of these settings; flags win over it."
+        "--config", metavar="FILE", type=path, help="A TOML file with any of these settings; flags override it."
     )
     add_settings(parser, RunConfig())
     flags = vars(parser.parse_args(arguments))

@@ -178,7 +178,7 @@ def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collect
 
 
 def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
-    """Return the variance of each layer's output on the images for early stopping, over all workers.
+    """Return the variance of each layer's output over the images for early stopping of all workers.
 
     Args:
         prefix: maps images to each layer's input and output (see `graph.truncate`).

@@ -16,7 +16,7 @@ from pbd.networks import folding, graph, variants
 from pbd.system import devices
 
 IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
-"""Size limit in bytes of the largest tensor while blocks are scored: about a CPU's caches; enough for a GPU's cores."""
+"""Size limit in bytes of the largest tensor while blocks are scored: fits into a CPU's caches; occupies a GPU."""
 TENSOR_COPIES = 3
 """Tensors of the largest size held at once: a layer's input and output, and the next layer's output."""
 TEACHER_COPIES = 2
@@ -66,7 +66,7 @@ class GroupScorer(keras.Model):
 
     def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
         super().__init__(name="group_scorer")
-        # Folding pays, since every layer behind a block runs once per block.
+        # Folding saves time: scoring runs a layer once for each block before it.
         self.folded, self.folded_blocks = folding.fold_around(teacher, built)
         self.prefix = graph.truncate(teacher, built)  # unfolded: the blocks were trained on these targets
         self.blocks = list(built.values())
@@ -76,7 +76,7 @@ class GroupScorer(keras.Model):
         """Return arrays by name, for n blocks.
 
         Returns:
-            `scores`: class scores of the teacher and, behind it, of each variant, `(batch, 1 + n, classes)`;
+            `scores`: class scores of the teacher and, after it, of each variant, `(batch, 1 + n, classes)`;
             `error`: mean squared error of each block, `(batch, n)`;
             `mean`, `square`: means of each layer's output and of its square, `(batch, n)`.
         """

@@ -1,1 +1,1 @@
-"""What training will take: predicted seconds and bytes."""
+"""Prediction of the time and memory of training."""

@@ -111,7 +111,7 @@ def choose(
 
 
 def _on_shared_cores(table: CostTable) -> CostTable:
-    """Return the costs while all workers of the host train, for costs measured while the others wait.
+    """Return the costs scaled for a host on which all workers train; they were measured by one worker alone.
 
     Workers that outnumber the cores slow each other down. In the digits job of four workers on two cores, 5.5 s were
     predicted without this factor of 2, and 10.5 s measured.

@@ -83,7 +83,7 @@ def _from_py_dataset(role: str, dataset: Any) -> Arrays:
 def _from_tf_data(role: str, dataset: Any) -> Arrays:
     cardinality = int(dataset.cardinality())
     if cardinality == sys.modules["tensorflow"].data.INFINITE_CARDINALITY:
-        raise BadInputError(f"{role} must end. Received: an endless tf.data.Dataset. Remove .repeat().")
+        raise BadInputError(f"{role} must be finite. Received: an endless tf.data.Dataset. Remove .repeat().")
     images, labels = _pair(role, dataset.element_spec)
     if not _is_batched(role, images, labels):
         dataset = dataset.batch(READ_AT_ONCE)

@@ -1,1 +1,1 @@
-"""The student where it serves: inference form and latency."""
+"""Deployment of the student: inference form and latency."""

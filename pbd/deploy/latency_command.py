@@ -37,9 +37,10 @@ def main(argv: Sequence[str] | None = None, program: str = "pbd latency") -> int
 
 
 def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
-    """Return the settings.
+    """Return the parsed command-line arguments.
 
     Raises:
+        SystemExit: help was printed.
         UsageError: a flag or a value is wrong.
         MissingInputError: a model file does not exist.
     """

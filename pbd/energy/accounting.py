@@ -51,7 +51,7 @@ class EnergyAccount:
         self._host_of: dict[int, str] = {}
 
     def read(self) -> Reading:
-        """Return the energy so far; of a lost host, the energy that it had reported before."""
+        """Return the energy since the account was created; for a lost host, the last energy that it reported."""
         of_workers = self._read_workers()
         here = self._meter.read()
         self._host_of |= {worker: reading.hosts[0] for worker, reading in of_workers.items()}

@@ -64,7 +64,7 @@ class HostMeter:
             return reading.result(ANSWER_LIMIT_S)
         except TimeoutError:
             return unread(
-                f"A meter did not answer for {ANSWER_LIMIT_S:.0f} s. Look after its driver: nvidia-smi, dmesg."
+                f"A meter did not answer for {ANSWER_LIMIT_S:.0f} s. Check its driver with nvidia-smi and dmesg."
             )
 
     def stop(self) -> None:

@@ -90,7 +90,7 @@ class DataParallel:
             first_epoch: Number of the first epoch, from 0.
             epochs: Number of the last epoch plus one.
             steps: Steps per epoch.
-            callbacks: See the same losses on all workers; what stops training on one stops it on all.
+            callbacks: Called on all workers with the same loss; a callback that stops training stops it on all.
 
         Raises:
             CollectiveAbortedError: Another worker failed.

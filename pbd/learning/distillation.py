@@ -45,10 +45,10 @@ class DistillationModel(keras.Model):
 
 
 def logits_model(model: keras.Model, images: Any) -> keras.Model:
-    """Return a model on the same layers that ends in logits.
+    """Return a model that shares the layers of `model` and outputs logits.
 
-    A final softmax is removed. If the outputs for `images` still are probabilities, their logarithm is appended, which
-    equals the logits up to a constant per image.
+    A final softmax is removed. If the outputs for `images` are still probabilities, a logarithm is appended: it equals
+    the logits up to a constant per image.
     """
     without_softmax = graph.logits(model)
     if not outputs_probabilities(without_softmax, images):

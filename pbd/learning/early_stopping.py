@@ -20,7 +20,7 @@ class LearningCurve:
     losses: list[float] = field(default_factory=list)
     """Mean squared error on the training batches of each epoch."""
     errors: list[float] = field(default_factory=list)
-    """Normalised error on the validation split; the first is before training."""
+    """Normalised error on the validation images for early stopping; the first is before training."""
     lowest_error: float = math.inf
     best_weights: Any = None
     """The weights at the lowest error."""

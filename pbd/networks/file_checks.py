@@ -1,7 +1,7 @@
 """Checks of foreign model files, in a process with limits: `python -m pbd.networks.file_checks PATH FREE_BYTES`.
 
-libhdf5 trusts the sizes in the tables of a file: damaged files of 50 kilobytes took four gigabytes, or endless time, to
-read. So everything that may be read later is read here first, with limits on memory and time.
+libhdf5 trusts the sizes declared in a file: reading damaged files of 50 kilobytes took four gigabytes or never ended.
+All data that is read later is therefore read here first, with limits on memory and time.
 """
 
 import collections

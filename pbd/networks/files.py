@@ -62,7 +62,7 @@ def load_weights(model: keras.Model, path: str) -> None:
 
 
 def check_known(model: keras.Model) -> None:
-    """Check that Keras can make each layer of a model again from its configuration, as worker processes do.
+    """Check that Keras can recreate each layer of a model from its configuration, as worker processes do.
 
     Raises:
         BadInputError: Keras does not know a layer or an object in its configuration.
@@ -73,9 +73,9 @@ def check_known(model: keras.Model) -> None:
                 keras.layers.deserialize(keras.layers.serialize(layer))
         except Exception as error:
             raise BadInputError(
-                f"each layer of the teacher must be one that Keras can make again. Received: {layer.name!r} "
+                f"Keras must be able to recreate each layer of the teacher. Received: {layer.name!r} "
                 f"({type(layer).__name__}). Register your own with @keras.saving.register_keras_serializable(), or "
-                "call pbd in a keras.saving.custom_object_scope; write a Lambda as such a layer."
+                "call pbd in a keras.saving.custom_object_scope; replace a Lambda by such a layer."
             ) from error
 
 

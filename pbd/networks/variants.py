@@ -1,7 +1,7 @@
 """Run a network and variants of it in one pass, each variant with one layer replaced by a block.
 
 Values are stacked along the batch axis: first those of the unchanged network, then those of every variant whose block
-comes earlier in the graph. A variant differs from the network only behind its block, so each layer runs once, on as
+comes earlier in the graph. A variant differs from the network only after its block, so each layer runs once, on as
 many images as can differ there, and computes what the variants have in common only once. The graph is as large as the
 network, whatever the number of variants.
 """
@@ -22,7 +22,7 @@ VALUE_BYTES = 4
 
 @dataclass(frozen=True, eq=False)
 class _Stack:
-    """Values of the network, and behind them, along the batch axis, those of some variants.
+    """Values of the network and, after them along the batch axis, those of some variants.
 
     Example:
         For a batch of n images and the variants ("a", "b"), `values` has shape (3 n, ...): n images of the network,
@@ -39,7 +39,7 @@ class _Stack:
     def of(self, variants: tuple[str, ...]) -> Any:
         """Return the values of the network and of these variants, in this order.
 
-        A variant that is not in the stack has not come to its block yet, so its values are those of the network.
+        A variant that is not in the stack has the network's values here: its block does not precede them.
 
         Args:
             variants: all variants of the stack, and any others.
@@ -49,7 +49,7 @@ class _Stack:
         missing = variants[len(self.variants) :]
         if variants[: len(self.variants)] == self.variants:  # the usual case: nothing needs to be taken apart
             return keras.ops.concatenate([self.values, *[self.of_network()] * len(missing)], axis=0)
-        # Two branches of the graph meet, each with variants that the other lacks, in an order of its own.
+        # Branches of the graph join here, and their stacks contain different variants, or another order of them.
         network, *parts = keras.ops.split(self.values, 1 + len(self.variants), axis=0)
         by_variant = dict(zip(self.variants, parts, strict=True))
         return keras.ops.concatenate([network, *(by_variant.get(name, network) for name in variants)], axis=0)
@@ -109,7 +109,7 @@ def _walk(model: keras.Model, images: _Stack, call: Call) -> _Stack:
 def _stacks(args: Any, kwargs: Any) -> tuple[list[_Stack], tuple[str, ...]]:
     """Return the stacks among an operation's arguments, and the union of their variants.
 
-    The variants of the longest stack come first, so that this stack, the most expensive one to rearrange, is not.
+    The variants of the longest stack come first, in its order, so that the largest stack need not be rearranged.
     """
     stacks = [leaf for leaf in keras.tree.flatten((args, kwargs)) if isinstance(leaf, _Stack)]
     longest_first = sorted(stacks, key=lambda stack: -len(stack.variants))

@@ -84,7 +84,7 @@ def _run(
 
 @dataclass(frozen=True)
 class _Context:
-    """One run on its way: what its steps need."""
+    """The objects that the steps of a run share."""
 
     config: RunConfig
     given_costs: cost_table.CostTable | None
@@ -97,7 +97,7 @@ class _Context:
 
 @dataclass(frozen=True)
 class _BlockPhase:
-    """What was trained by this process and its workers; what was done before is not among it."""
+    """The blocks that this session trained, without those of earlier sessions, and the assignment that it used."""
 
     results: list[BlockResult]
     assignment: Assignment
@@ -113,9 +113,9 @@ def _compress(run: _Context) -> RunReport:
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
     done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
-    run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} done before")
+    run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} already trained")
     if len(done) == len(todo) and manifest.is_intact(journal):
-        run.display.phase("this run was finished before: its report, with its times and joules, is of then")
+        run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.read(journal)
     manifest.withdraw(journal)
 
@@ -146,7 +146,7 @@ def _compress(run: _Context) -> RunReport:
 def _train_blocks(
     run: _Context, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
 ) -> _BlockPhase:
-    """Plan, train those that are not done, and write down what it took."""
+    """Plan the block phase, train the missing blocks, and write the measured costs."""
     from pbd.pipeline.plan import carry_out, make_plan
 
     clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
@@ -154,8 +154,8 @@ def _train_blocks(
     if not missing:
         clock.lap("calibrate")
         clock.lap("distill")
-        return _BlockPhase([], Assignment("none", (), ()), "nothing that was left to train")
-    display.phase("predicting what each layer takes")
+        return _BlockPhase([], Assignment("none", (), ()), "no blocks to train")
+    display.phase("predicting the training time of each layer")
     plan = make_plan(run.config.execution, run.given_costs, context, todo, missing, executor)
     clock.lap("calibrate")
 
@@ -163,7 +163,7 @@ def _train_blocks(
     display.phase(f"training {len(missing)} blocks on {workers} workers ({details})")
     results = []
     for result in carry_out(plan.assignment, context, executor, display.update):
-        if result.status == "trained":  # its worker wrote it too; now it has the worker and the times with it
+        if result.status == "trained":  # replaces the worker's entry, which lacks the worker's number and the times
             journal.commit_block(result)
         results.append(result)
     journal.write_json("costs.json", plan.measured_costs(results, str(journal.path)).as_json())
@@ -180,11 +180,11 @@ def _report(
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
 ) -> RunReport:
-    """Read the test split, once, measure how fast the student is, and say all that came of the run."""
+    """Evaluate teacher and student on the test split, measure the student's latency, and return the report."""
     from pbd.deploy import latency
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    run.display.phase("reading the test split, once")
+    run.display.phase("evaluating teacher and student on the test split")
     paths = journal.file("teacher.keras"), journal.file("student.keras")
     tested = pool.evaluate(paths, "test")
     return RunReport(

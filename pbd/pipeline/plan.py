@@ -210,7 +210,7 @@ def share(
         work: The number of batches.
         members: The size of the collective.
         num_workers: The number of workers of the executor; workers outside the collective get no group.
-        exchange_s: The seconds per step for adding up the gradients; a run does not measure them.
+        exchange_s: The seconds per step of the all-reduce of the gradients; a run does not measure it and uses 0.
         budget: Limits the tasks of a group; without it, all tasks form one group.
     """
     costs = table.shared(members).costs(work, grouped=True)

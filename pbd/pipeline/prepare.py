@@ -104,7 +104,7 @@ def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Itera
         yield replace(config, dataset=datasets.absolute(config.dataset))
         return
     path = journal.file(ARRAYS_FILE)
-    # Also if the file exists: a process that was killed may have left it, and nothing vouches for its content.
+    # Overwritten if it exists: a killed process may have left it incomplete.
     with open_atomically(path) as stream:
         data.save(stream)
     try:

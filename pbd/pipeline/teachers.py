@@ -206,13 +206,13 @@ class BuiltInTeacher:
         if path.is_file():
             with contextlib.suppress(BadInputError):  # a damaged file is replaced
                 cached = files.load_own(path)
-                self.display.phase(f"teacher {config.teacher}: trained before, from {path}")
+                self.display.phase(f"teacher {config.teacher}: loaded from the cache, {path}")
                 return cached
-        self.display.phase(f"teacher {config.teacher}: training it on {dataset.name}, {config.teacher_epochs} epochs")
+        self.display.phase(f"teacher {config.teacher}: training on {dataset.name}, {config.teacher_epochs} epochs")
         fit_on_labels(model, dataset, config.teacher_epochs, LEARNING_RATE, self.display.update, "teacher")
         model = graph.flatten(model)
         try:
             write_atomically(path, files.model_bytes(model))
         except OSError as error:
-            self.display.phase(f"the trained teacher cannot be kept for the next run: {error}")
+            self.display.phase(f"the trained teacher cannot be cached for later runs: {error}")
         return model

@@ -68,7 +68,7 @@ class WorkerPool:
 
     @contextmanager
     def _temporary_file(self, model: keras.Model) -> Iterator[Path]:
-        """Save the network in the run directory for the duration of a task."""
+        """Yield the path of a file of the network in the run directory, which is deleted at the end of the block."""
         path = prepare.save_model(self._context.journal, "assembled.keras", model)
         try:
             yield path

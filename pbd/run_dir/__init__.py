@@ -1,1 +1,1 @@
-"""What outlives the process: the run directory, its lock, its files and the proof that it is complete."""
+"""The run directory: its files, its lock, and the record that the run is complete."""

@@ -29,7 +29,7 @@ def write(journal: Journal) -> None:
 
 
 def withdraw(journal: Journal) -> None:
-    """Remove the record before any file is written again, and damaged costs, which only training writes again."""
+    """Remove the record, since files will be rewritten; remove damaged costs, which are written only after training."""
     if COSTS in (damaged(journal) or ()):
         journal.file(COSTS).unlink(missing_ok=True)
     journal.file(RECORD).unlink(missing_ok=True)
@@ -55,7 +55,7 @@ def is_intact(journal: Journal) -> bool:
     changed = damaged(journal)
     if changed:
         names = ", ".join(changed)
-        _log.warning("%s: changed after the run was complete, so written again: %s.", journal.path, names)
+        _log.warning("%s: files that changed after the run was complete are written again: %s.", journal.path, names)
     return changed == []
 
 

@@ -53,7 +53,7 @@ class LayerCosts:
         return deepest_s + sum(self.block_s[task.layer.name] for task in tasks)
 
     def run_loads_s(self, tasks: Sequence[BlockTask]) -> list[list[float]]:
-        """Return a table with `table[i][k] == load_s(tasks[i : i + k + 1])`, in quadratic time."""
+        """Return the loads of all runs of consecutive tasks, in O(n^2): `[i][k]` is `load_s(tasks[i : i + k + 1])`."""
         return [self._cumulative_loads_s(tasks[start:]) for start in range(len(tasks))]
 
     def _cumulative_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:

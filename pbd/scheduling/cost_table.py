@@ -1,4 +1,4 @@
-"""The cost of each layer on one device, per batch and once, measured or estimated; stored as `costs.json`."""
+"""The costs of each layer on one device, per batch and one-time, measured or estimated; stored as `costs.json`."""
 
 import json
 import math
@@ -106,7 +106,7 @@ class LayerTimes:
 
 @dataclass(frozen=True)
 class Conditions:
-    """The conditions, besides the device, that a cost table holds for."""
+    """The conditions, besides the device, under which a cost table is valid."""
 
     teacher: str
     """A digest of the teacher's structure, not of its weights."""

@@ -26,7 +26,7 @@ SAFETY_FACTOR = 0.8
 
 
 class StudentWorkers(Protocol):
-    """Runs the expensive steps, on whichever processes there are."""
+    """Interface of the workers that recalibrate and fine-tune a student."""
 
     def recalibrate(self, model: keras.Model) -> Metrics:
         """Re-estimate batch statistics in place; return the metrics on the validation split."""
@@ -80,8 +80,8 @@ class StudentBuilder:
     def build(self, accepted: Mapping[str, BlockResult]) -> Student:
         """Assemble a student from the accepted blocks, by layer, and fine-tune it.
 
-        If the settings have a `target_accuracy_drop`, the layers whose blocks cost most are restored and the student is
-        built again from the other blocks, until it meets the target or no block is left.
+        If the settings have a `target_accuracy_drop`, the layers with the largest KL divergence are restored and the
+        student is built again from the other blocks, until it meets the target or no block is left.
         """
         random_state.seed(blocks.derive_seed(self.config.seed, "student"))  # for layers such as dropout
         model, assembled = self.assemble(accepted)
@@ -133,7 +133,7 @@ class StudentBuilder:
         teacher_score = self._validate(self.teacher).score
         target = teacher_score - allowed_drop - ROUNDING
         while student.metrics.score < target and accepted:
-            # Assumes that the drop is proportional to the summed cost of the blocks.
+            # Assumes that the drop is proportional to the summed KL divergence of the blocks.
             share = SAFETY_FACTOR * allowed_drop / (teacher_score - student.metrics.score)
             worst = worst_blocks(accepted, share)
             accepted = {name: result for name, result in accepted.items() if name not in worst}
@@ -149,7 +149,7 @@ class StudentBuilder:
         change = f"{_describe(previous.metrics)} -> {_describe(tuned.best)}"
         event = f"restored {', '.join(restored)}: {change} (target {target:.4f})"
         self.display.phase(event)
-        reason = f"cost most, with the student at {previous.metrics.score:.4f} < {target:.4f}"
+        reason = f"largest KL divergence, with the student at {previous.metrics.score:.4f} < {target:.4f}"
         return Student(
             model=model,
             assembled=previous.assembled,
@@ -181,19 +181,19 @@ def set_trainable(student: keras.Model, accepted: Mapping[str, BlockResult], sco
 
 
 def worst_blocks(accepted: Mapping[str, BlockResult], share: float) -> tuple[str, ...]:
-    """Return the layers whose blocks cost most: as few as leave the others at most `share` of the summed cost.
+    """Return the layers with the largest KL divergence: as few as leave the others at most `share` of the sum.
 
-    At least one and at most half of the blocks, rounded up. The cost of a block is the Kullback-Leibler divergence
-    from the teacher with only this block swapped in.
+    At least one and at most half of the blocks, rounded up. The divergence is that of the teacher with only this block
+    swapped in.
     """
-    cost = {name: _cost(result) for name, result in accepted.items()}
-    by_cost = sorted(cost, key=lambda name: cost[name], reverse=True)
-    total = sum(cost.values())
-    enough = (count for count in range(1, len(by_cost)) if sum(cost[name] for name in by_cost[count:]) <= share * total)
-    return tuple(by_cost[: min(next(enough, len(by_cost)), math.ceil(len(by_cost) / 2))])
+    damage = {name: _divergence(result) for name, result in accepted.items()}
+    worst = sorted(damage, key=lambda name: damage[name], reverse=True)
+    total = sum(damage.values())
+    enough = (count for count in range(1, len(worst)) if sum(damage[name] for name in worst[count:]) <= share * total)
+    return tuple(worst[: min(next(enough, len(worst)), math.ceil(len(worst) / 2))])
 
 
-def _cost(result: BlockResult) -> float:
+def _divergence(result: BlockResult) -> float:
     return result.val_kl if result.val_kl is not None and math.isfinite(result.val_kl) else math.inf
 
 

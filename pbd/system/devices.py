@@ -69,7 +69,7 @@ class Share:
         return missing | {_LOCAL_WORKERS: str(self.local_workers)}
 
     def claim(self) -> int:
-        """Give this process its share for good; return its number of CPU threads. For processes of pbd's own.
+        """Apply the share to this process until it ends, not for a block; return its number of CPU threads.
 
         A loaded backend keeps its own settings (a teacher was passed from Python): then nothing is set.
 
@@ -113,7 +113,7 @@ def claimed(share: Share) -> Iterator[None]:
 
 
 def _unlimit_other_libraries(earlier_libraries: set[str]) -> None:
-    """Give libraries that were loaded during a claim the threads that they would have had without it."""
+    """Set libraries that were loaded during a claim to the number of threads that they use without a claim."""
     controller = threadpoolctl.ThreadpoolController()
     loaded = [library.filepath for library in controller.lib_controllers if library.filepath not in earlier_libraries]
     if loaded:
@@ -199,7 +199,7 @@ def has_accelerator() -> bool:
 
 
 def compiles_with_xla() -> bool:
-    """Return whether XLA compiles training steps: on accelerators only; on CPUs steps took 4 to 6 times as long."""
+    """Return whether to compile with XLA: only on accelerators. On CPUs, XLA steps took 4 to 6 times as long."""
     return has_accelerator()
 
 

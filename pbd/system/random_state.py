@@ -1,4 +1,4 @@
-"""Random state of this process: seeded for a run, and given back to the caller of a library function unchanged."""
+"""Random state of this process: seeded for a run, and restored at the end of a library call."""
 
 import contextlib
 import random

@@ -55,7 +55,7 @@ def test_rows_are_real_runs_and_are_not_run_twice(
     capsys.readouterr()
     assert accuracy.main(arguments) == 0
     said = capsys.readouterr()
-    assert (said.out + said.err).count("this run was finished before") == 2
+    assert (said.out + said.err).count("this run is already complete") == 2
     assert (tmp_path / "no_labels" / "student.keras").stat().st_mtime_ns == written
 
 

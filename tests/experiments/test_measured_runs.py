@@ -11,7 +11,7 @@ from pbd.errors import PbdError
 
 pytestmark = pytest.mark.system
 
-MEAN_S = 1.0
+MEAN_S = 0.6
 
 
 @pytest.fixture(scope="module", params=["dask", "mpi"])

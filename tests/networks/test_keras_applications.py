@@ -24,7 +24,6 @@ BLOCK = "two_layer"
 # the three channels of an RGB image: none is replaced unless asked for, though a block makes some of them cheaper.
 NETWORKS = {
     "VGG16": (13, 12, 32),
-    "VGG19": (16, 15, 32),
     "ResNet50": (17, 17, 64),
     "ResNet50V2": (17, 17, 64),
     "DenseNet121": (59, 59, 64),

@@ -44,7 +44,7 @@ class BlockProbe:
         return time_step(lambda: self.distiller.predict_on_batch(self.batch))
 
     def target_s(self) -> float:
-        """Time the moments by which a layer's output is normalised."""
+        """Return the seconds for the moments of the layer's output, with which the block's error is normalised."""
 
         def moments() -> None:
             ((_, target),) = self.prefix.predict_on_batch(self.batch).values()

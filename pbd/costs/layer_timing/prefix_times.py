@@ -57,7 +57,7 @@ def depths(tasks: Sequence[BlockTask]) -> list[BlockTask]:
 
 
 def prefix_times(teacher: keras.Model, setup: Setup, baseline: BaselineTimes, deadline: Deadline) -> PrefixTimes:
-    """Time training steps, reading the data included, of a block that costs nothing behind the teacher's prefixes.
+    """Time training steps of the baseline block after prefixes of the teacher, reading the data included.
 
     The whole teacher is timed first, then prefixes from the deepest to the shallowest, until the deadline.
     """
@@ -91,7 +91,7 @@ def _folded_fraction(teacher: keras.Model, dataset: data.Dataset, whole: StepTim
 
 
 def _baseline_behind(teacher: keras.Model, output: Any) -> GroupDistiller:
-    """Return a distiller of the baseline block that needs the teacher up to this tensor."""
+    """Return a distiller of the baseline block whose forward pass computes the teacher up to this tensor."""
     scalar = keras.ops.reshape(keras.ops.mean(output, axis=tuple(range(1, len(output.shape)))), (-1, 1, 1, 1))
     prefix = keras.Model(teacher.inputs, {BASELINE: [scalar, scalar]})
     return compile_distiller(BASELINE, prefix, baseline_block())

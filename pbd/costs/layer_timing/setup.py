@@ -1,4 +1,4 @@
-"""The teacher, layers and data that are timed, and the conditions that a table of times holds under."""
+"""The teacher, layers and data that are timed, and the conditions under which a cost table is valid."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ class Setup:
 
     @property
     def conditions(self) -> Conditions:
-        """The conditions that a table for these layers must hold for."""
+        """The conditions under which a cost table for these layers is valid."""
         return Conditions(
             structure_digest(self.teacher), "+".join(self.designs), self.block_init, self.dataset.batch_size
         )

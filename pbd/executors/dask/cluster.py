@@ -92,10 +92,10 @@ class Cluster:
             self._numbers[address] = self._number_of_name.setdefault(name, self.num_workers)
 
     def check_usable(self, usable: bool) -> None:
-        """Take note whether any worker runs a task or could start one.
+        """Record whether any worker runs a task or can start one.
 
         Raises:
-            NoWorkersError: none has for a minute.
+            NoWorkersError: no worker has been usable for a minute.
         """
         now = time.monotonic()
         if usable:
@@ -181,7 +181,7 @@ class Cluster:
                 self._client.run(dask_collective.disconnect, collective=collective, workers=[first])
 
     def ask(self, workers: Iterable[str] | None, function: Callable[..., Any], *arguments: Any) -> dict[str, Any]:
-        """Call a function in workers beside their tasks, in all by default; return the results by address.
+        """Call a function in workers outside their task queues, by default in all; return the results by address.
 
         Workers that are lost, fail, or do not answer in time are left out.
         """

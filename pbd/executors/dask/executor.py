@@ -137,7 +137,7 @@ class DaskExecutor:
     def _attempt_collective(
         self, pickled: bytes, workers: WorkersSnapshot, progress: ProgressCallback, max_workers: int
     ) -> Any:
-        """Call a pickled function in the ready workers at once; return the first member's result.
+        """Call a pickled function in at most `max_workers` ready workers as a collective; return member 0's result.
 
         Raises:
             LostWorkError: a member was lost.

@@ -1,4 +1,4 @@
-"""The tasks of a Dask worker: it reserves a device for its runner, which then trains."""
+"""Functions that run in a Dask worker: set-up of its device and task runner, training, collectives."""
 
 import contextlib
 import dataclasses

@@ -29,7 +29,7 @@ class HangDetector:
         self.touch()
 
     def touch(self) -> None:
-        """Take note of a message from the process."""
+        """Restart both limits, because the process sent a message."""
         self._silence.renew()
         self._start_span()
 

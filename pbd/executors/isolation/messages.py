@@ -68,7 +68,7 @@ def send(connection: Connection, message: Any) -> None:
 
 
 def receive(connection: Connection) -> Any:
-    """Receive a message."""
+    """Wait for a message; return it unpickled."""
     return pickle.loads(connection.recv_bytes())
 
 

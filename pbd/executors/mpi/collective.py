@@ -38,9 +38,10 @@ class MpiCollective:
             self._agree(_LOST)
 
     def finish(self) -> None:
-        """End the work, for all members or for none.
+        """Make sure that no member failed after the last sum, so that all members complete the work, or none.
 
         Raises:
+            CollectiveAbortedError: a member aborted.
             CollectiveLostError: a member was lost after the last sum.
         """
         self._agree(_OK)

@@ -54,7 +54,7 @@ class _RunCollective:
 
 @dataclass(frozen=True)
 class _ReadEnergy:
-    """Command: return the energy reading of the host."""
+    """Command: send the energy reading of this rank; only local rank 0 has a meter."""
 
 
 @dataclass(frozen=True)

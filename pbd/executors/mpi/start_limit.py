@@ -25,7 +25,7 @@ def ended_after(seconds: float, message: str) -> Iterator[None]:
 
 
 def main(process: int, seconds: float, message: str) -> None:
-    """End a process unless it closes this process's standard input in time; it also does so by ending itself."""
+    """Print `message` and end `process` by SIGALRM, unless this process's standard input is closed in time."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # this process ends with its parent
     if not select.select([sys.stdin], [], [], seconds)[0]:
