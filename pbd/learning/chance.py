@@ -13,7 +13,7 @@ PERMUTATIONS = 1999
 
 def predicted_classes(model: keras.Model, images: Any) -> np.ndarray:
     """Return the class that the model predicts for each image, (n,); the model is not traced for it."""
-    outputs = keras.ops.convert_to_numpy(model(images, training=False))
+    outputs = keras.ops.convert_to_numpy(model(np.asarray(images), training=False))
     return np.argmax(outputs.astype(np.float32), axis=-1)
 
 

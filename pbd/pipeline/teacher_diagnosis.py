@@ -54,11 +54,11 @@ def diagnose(teacher: keras.Model, dataset: Dataset, sample: tuple[np.ndarray, n
         dataset: the data of the run.
         sample: images without preprocessing, and their labels.
     """
-    images, labels = sample
+    images, labels = sample  # copied for each change: functions of keras.applications write into arrays
     outcomes = [
         outcome
         for change, function in _pixel_changes(dataset)
-        for outcome in _numberings(change, _predicted(teacher, function(images)), labels)
+        for outcome in _numberings(change, _predicted(teacher, function(images.copy())), labels)
     ]
     best = max(outcome.predictions.kappa for outcome in outcomes)
     if best < SMALLEST_KAPPA:
