@@ -69,13 +69,14 @@ def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
         monkeypatch.setattr(latency, "LIMIT_S", SHORT_S)
 
 
-@pytest.fixture(autouse=True)
-def _any_teacher(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let runs that tests make in their own process have teachers with random weights."""
-    if request.node.get_closest_marker("unit") and request.path.name != "test_teacher_check.py":
-        from pbd.pipeline import teacher_check
+@pytest.fixture(autouse=True, scope="session")
+def _any_teacher() -> Iterator[None]:
+    """Let runs in the process of the tests have teachers with random weights."""
+    from pbd.pipeline import teacher_check  # loads no backend
 
-        monkeypatch.setattr(teacher_check, "check", lambda *_: ())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(teacher_check, "check", lambda *_: ())
+        yield
 
 
 @pytest.fixture(scope="module")

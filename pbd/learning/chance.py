@@ -1,18 +1,22 @@
 """Whether the accuracy of a classifier is better than chance."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
+
+if TYPE_CHECKING:
+    import keras
 
 SIGNIFICANCE = 1e-3
 """A network is better than chance if chance gives as many correct images with at most this probability."""
 PERMUTATIONS = 1999
 
 
-def predicted_classes(model: keras.Model, images: Any) -> np.ndarray:
+def predicted_classes(model: "keras.Model", images: Any) -> np.ndarray:
     """Return the class that the model predicts for each image, (n,); the model is not traced for it."""
+    import keras
+
     outputs = keras.ops.convert_to_numpy(model(np.asarray(images), training=False))
     return np.argmax(outputs.astype(np.float32), axis=-1)
 

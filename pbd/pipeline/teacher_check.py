@@ -6,15 +6,17 @@ A teacher that is no better than chance usually comes with labels or preprocessi
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from pbd.data import Dataset, IndexedSplit
 from pbd.errors import BadInputError
 from pbd.learning.chance import Predictions, predicted_classes
 from pbd.pipeline import teacher_diagnosis
+
+if TYPE_CHECKING:
+    import keras
 
 MOST_IMAGES = 1000
 """At most this many images are classified; a good teacher needs one batch."""
@@ -26,7 +28,7 @@ DIAGNOSED_BATCHES = 4
 """Batches that the diagnosis of a weak teacher classifies, once for each change that it tries."""
 
 
-def check(teacher: keras.Model, dataset: Dataset, allow_weak: bool) -> tuple[str, ...]:
+def check(teacher: "keras.Model", dataset: Dataset, allow_weak: bool) -> tuple[str, ...]:
     """Check that the teacher is better than chance on validation images, and training images if these are too few.
 
     Args:
@@ -63,7 +65,7 @@ def _proves_nothing(labels: np.ndarray) -> bool:
     return len(labels) < FEWEST_IMAGES or len(np.unique(labels)) < 2
 
 
-def _predictions(teacher: keras.Model, dataset: Dataset) -> Predictions:
+def _predictions(teacher: "keras.Model", dataset: Dataset) -> Predictions:
     """Return predictions until they are better than chance, for at most `MOST_IMAGES` images."""
     classes, labels = np.zeros(0, int), np.zeros(0, int)
     for images, batch_labels in _batches(dataset):

@@ -2,15 +2,17 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from pbd.data import Dataset, IndexedSplit
 from pbd.data.preprocessing import check_preprocess, preprocessor
 from pbd.errors import PbdError
 from pbd.learning.chance import Predictions, predicted_classes
+
+if TYPE_CHECKING:
+    import keras
 
 PREPROCESSINGS = ("none", "unit", "mobilenet", "vgg16", "densenet")
 """Those of `pbd.data.preprocessing` that differ: raw pixels, [0, 1], [-1, 1], BGR minus means, standardised RGB."""
@@ -46,7 +48,7 @@ class Outcome:
         return f"With {conditions} it would be {accuracy:.1%} of {count}: {'; '.join(c.remedy for c in changes)}."
 
 
-def diagnose(teacher: keras.Model, dataset: Dataset, sample: tuple[np.ndarray, np.ndarray]) -> str:
+def diagnose(teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray, np.ndarray]) -> str:
     """Return, in one sentence, the simplest change with which the teacher fits the data.
 
     Args:
@@ -66,7 +68,7 @@ def diagnose(teacher: keras.Model, dataset: Dataset, sample: tuple[np.ndarray, n
     return next(outcome for outcome in outcomes if outcome.predictions.kappa >= best - SIMILAR).describe()
 
 
-def _predicted(teacher: keras.Model, images: Any, at_once: int = 64) -> np.ndarray:
+def _predicted(teacher: "keras.Model", images: Any, at_once: int = 64) -> np.ndarray:
     parts = [predicted_classes(teacher, images[start : start + at_once]) for start in range(0, len(images), at_once)]
     return np.concatenate(parts)
 

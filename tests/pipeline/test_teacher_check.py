@@ -14,6 +14,7 @@ from pbd.config import DataConfig, RunConfig
 from pbd.data import Dataset, load
 from pbd.errors import BadInputError
 from pbd.pipeline import prepare, teacher_check
+from pbd.pipeline.teacher_check import check
 from pbd.progress import ProgressDisplay
 
 CLASSES, STEP = 4, 60
@@ -21,6 +22,12 @@ LABELS = np.arange(120) % CLASSES
 PIXELS = np.clip(LABELS[:, None, None, None] * STEP + np.random.default_rng(0).normal(5, 5, (120, 8, 8, 3)), 0, 255)
 IMAGES = PIXELS.astype(np.uint8)
 Change = Callable[[np.ndarray], np.ndarray]
+
+
+@pytest.fixture(autouse=True)
+def _checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let runs check their teachers, unlike in other tests."""
+    monkeypatch.setattr(teacher_check, "check", check)
 
 
 def teacher(outputs: int = CLASSES, scale: float = 1.0, offset: float = 0.0) -> keras.Model:
@@ -48,7 +55,7 @@ def dataset(source: pbd.Data) -> Dataset:
 
 def refusal(model: keras.Model, source: pbd.Data) -> str:
     with pytest.raises(BadInputError) as caught:
-        teacher_check.check(model, dataset(source), allow_weak=False)
+        check(model, dataset(source), allow_weak=False)
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -78,9 +85,9 @@ def test_what_repairs_the_teacher_is_named_and_works(
     message = refusal(model, source)
     for fragment in ("better than chance", "--allow-weak-teacher", *fragments):
         assert fragment in message
-    assert teacher_check.check(model, dataset(repaired), allow_weak=False) == ()
+    assert check(model, dataset(repaired), allow_weak=False) == ()
     if "--no-labels" in message and "--preprocess" not in message:
-        assert teacher_check.check(model, dataset(dataclasses.replace(source, labels=False)), allow_weak=False) == ()
+        assert check(model, dataset(dataclasses.replace(source, labels=False)), allow_weak=False) == ()
 
 
 def test_a_teacher_that_nothing_repairs_goes_on_with_the_flag_only(tmp_path: Path) -> None:
@@ -112,7 +119,7 @@ def test_validation_images_sorted_by_class_are_read_in_random_order() -> None:
 def test_a_few_images_prove_nothing() -> None:
     few = teacher_check.FEWEST_IMAGES * 3 // 4
     source = pbd.Data(train=(IMAGES[:few], (LABELS[:few] + 1) % CLASSES), batch_size=4)
-    assert teacher_check.check(teacher(), dataset(source), allow_weak=False) == ()
+    assert check(teacher(), dataset(source), allow_weak=False) == ()
 
 
 def test_labels_from_1_with_as_many_outputs_have_a_remedy(tmp_path: Path) -> None:
@@ -133,4 +140,4 @@ def test_files_are_read_too(tmp_path: Path) -> None:
     np.savez(tmp_path / "data.npz", images=IMAGES, labels=LABELS + 1)
     source = load(DataConfig(dataset=str(tmp_path / "data.npz"), batch_size=16), 0, (8, 8, 3))
     with pytest.raises(BadInputError, match="subtract 1"):
-        teacher_check.check(teacher(10), source, allow_weak=False)
+        check(teacher(10), source, allow_weak=False)
