@@ -8,8 +8,7 @@ import numpy as np
 from pbd.config import DataConfig
 from pbd.data.arrays import RawSplit, RawSplits
 from pbd.data.dataset import Dataset, IndexedSplit, Split
-from pbd.data.file_check import check_files
-from pbd.data.folders import load_folder
+from pbd.data.folders import check_files, load_folder
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
 from pbd.data.sources import KERAS_NAMES, load_digits, load_keras, load_npz

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pbd.data.folder_layout import split_folders
 from pbd.data.folders import load_folder
+from pbd.data.folders.layout import split_folders
 from pbd.data.sources import load_npz
 from pbd.data.split_names import split_role
 from pbd.errors import BadInputError

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from pbd.data.arrays import RawSplit, RawSplits
-from pbd.data.folder_layout import SUFFIXES, image_files, is_image, split_folders, subfolders, visible
+from pbd.data.folders.layout import SUFFIXES, image_files, is_image, split_folders, subfolders, visible
 from pbd.data.images import FileImages
 from pbd.errors import BadInputError
 
