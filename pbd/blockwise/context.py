@@ -57,8 +57,8 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str = "") -> Dataset:
-    """Return the run's data, loaded once per process and session."""
-    return load_data(config, seed, image_shape)
+    """Return the run's data, loaded once per process and session; the coordinator has checked the files."""
+    return load_data(config, seed, image_shape, check=False)
 
 
 def forget() -> None:

@@ -91,6 +91,7 @@ def distill(
     threads_per_worker: int | None = None,
     run_dir: str | None = None,
     resume: bool | None = None,
+    allow_weak_teacher: bool | None = None,
     verbose: bool | None = None,
     seed: int | None = None,
 ) -> Result:

@@ -229,7 +229,7 @@ def _report(
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
-        events=(*rows.describe_retries(block_phase.results), *student_result.events),
+        events=(*inputs.events, *rows.describe_retries(block_phase.results), *student_result.events),
         run_dir=str(journal.path),
     )
 

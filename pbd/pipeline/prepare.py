@@ -14,11 +14,11 @@ from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
-from pbd.data import Data, Dataset
+from pbd.data import Data, Dataset, IndexedSplit
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph, precision
 from pbd.networks.digest import model_digest
-from pbd.pipeline import teachers
+from pbd.pipeline import teacher_check, teachers
 from pbd.pipeline.teachers import TeacherSource
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
@@ -44,6 +44,8 @@ class Inputs:
     journal: Journal
     tasks: tuple[BlockTask, ...]
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
+    events: tuple[str, ...] = ()
+    """Of the preparation, for the report."""
 
 
 @contextlib.contextmanager
@@ -76,6 +78,7 @@ def prepare(
     flat = graph.flatten(loaded, dataset.image_shape)
     teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
+    events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
     identity = _identity(config, source, teacher, dataset)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
@@ -86,9 +89,11 @@ def prepare(
         teacher = _kept(journal, teacher, identity["teacher_sha256"])
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
+        for event in events:
+            display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
-            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher))
+            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), events)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
@@ -157,7 +162,9 @@ def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Datase
     """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
         with_labels, raw = replace(config, labels=True), data.raw_splits(labels=True) if data else None
-        dataset = datasets.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
+        dataset = datasets.load(
+            with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw, check=False
+        )
     if not dataset.labelled:
         raise BadInputError(
             f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
@@ -172,8 +179,8 @@ def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
         _check_single_output(teacher, classes)
     elif classes is not None and outputs < classes:
         raise BadInputError(
-            f"the teacher must have an output for each class. Received: {outputs} outputs for "
-            f"{classes} classes of {dataset.name!r}."
+            f"the teacher must have an output for each class, and labels count from 0. Received: {outputs} outputs "
+            f"for labels up to {classes - 1} of {dataset.name!r}. {_remedy_for_labels(outputs, dataset)}"
         )
 
 
@@ -190,6 +197,13 @@ def _check_single_output(teacher: keras.Model, classes: int | None) -> None:
             f"a teacher with one output has the classes 0 and 1. Received: labels up to {classes - 1}. "
             "Correct the labels, or give a teacher with an output for each class."
         )
+
+
+def _remedy_for_labels(outputs: int, dataset: Dataset) -> str:
+    """Return what to do about labels that are as large as the number of outputs, or larger."""
+    if outputs + 1 == dataset.num_classes and isinstance(dataset.train, IndexedSplit) and dataset.train.labels.min():
+        return "The labels count from 1: subtract 1 from all of them, or give --no-labels."
+    return "Correct the labels, give a teacher for these classes, or give --no-labels."
 
 
 def _check_labels(config: RunConfig, dataset: Dataset) -> None:

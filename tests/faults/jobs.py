@@ -27,6 +27,7 @@ what spins after 40."""
 STALL_LIMIT_S = 8
 LAYERS = ("a1", "a2", "b1", "b2")
 SETTINGS = ["--batch-size", "64", "--train-limit", "448", "--epochs", "2", "--fine-tune-epochs", "3"]
+SETTINGS += ["--allow-weak-teacher"]
 SETTINGS += [
     "--threads-per-worker",
     "1",
