@@ -651,7 +651,7 @@ def test_bad_archives_are_named(tmp_path: Path, npz: Callable[..., Path]) -> Non
 @pytest.mark.parametrize(
     ("changes", "fragment"),
     [
-        ({"y_train": np.arange(60) % 3 / 1.0}, "integers"),
+        ({"y_train": np.arange(60) % 3 + 0.5}, "integers"),
         ({"y_train": np.arange(60) % 3 - 1}, "-1"),
         ({"y_train": np.eye(3, dtype=int)[np.arange(60) % 3]}, "argmax"),
         ({"y_train": np.arange(59) % 3}, "59 labels"),
