@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from pbd.errors import BadInputError
-from pbd.networks import file_checks
+from pbd.networks import file_checks, file_remedies
 from pbd.system import keras_state, memory
 
 MEMORY_IF_UNKNOWN = 16 * 2**30
@@ -89,8 +89,8 @@ def _one_line_errors(rule: str, path: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInputError(f"{rule}. Received: {path!r}: {reason[:300]}") from error
+        reason, remedy = file_remedies.explain(path, error)
+        raise BadInputError(f"{rule}. Received: {path!r}: {reason}. {remedy}") from error
 
 
 def _load_without_variables(path: str) -> None:

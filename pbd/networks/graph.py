@@ -22,7 +22,12 @@ def as_functional(model: keras.Model) -> keras.Model:
     """
     if isinstance(model, keras.Sequential) and model.built:
         return keras.Model(model.inputs, model.outputs[0], name=model.name)
-    if isinstance(model, keras.Sequential) or not is_functional(model):
+    if isinstance(model, keras.Sequential):
+        raise BadInputError(
+            f"the teacher must have an input shape. Received: {model.name!r}, a Sequential that is not built. "
+            "Call model.build((None, HEIGHT, WIDTH, CHANNELS)) and load its weights again."
+        )
+    if not is_functional(model):
         raise BadInputError(
             f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
             "Rebuild it with keras.Model(inputs, outputs), from a keras.Input of known shape."
@@ -101,6 +106,11 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
             f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
         )
     shapes = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
+    if len(shapes[0]) == 4 and len(shapes[1]) == 4:
+        raise BadInputError(
+            f"the teacher must return scores (batch, classes). Received: feature maps {shapes[1]}. Add its trained "
+            "classifier: keras.Sequential([model, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)])."
+        )
     if len(shapes[0]) != 4 or len(shapes[1]) != 2:
         raise BadInputError(
             "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
