@@ -3,19 +3,16 @@
 import contextlib
 import json
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 
 from pbd.errors import one_line, root_cause
 
+Explain = Callable[[str, Exception], tuple[str, str]]
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _OTHERWISE = "Save the model again with Keras 3: model.save('teacher.keras')."
-_LAMBDA = (
-    "it has a Lambda layer, whose code pbd does not run",
-    "Write the Lambda as a layer class with @keras.saving.register_keras_serializable(), build the network with it, "
-    "call load_weights() on it if it has weights, and pass it from Python: pbd.distill(model, ...).",
-)
 _WEIGHTS_ONLY = (
     "it holds weights without a network",
     "Save the whole model: model.save('teacher.keras'). For a network that pbd builds: "
@@ -27,15 +24,30 @@ _UNKNOWN_OBJECT = (
 )
 
 
-def explain(path: str, error: Exception) -> tuple[str, str]:
-    """Return the reason why a file was not loaded, without its full stop, and the remedy."""
+def for_damage(path: str, error: Exception) -> tuple[str, str]:
+    """Return the reason why a file did not pass the checks, without its full stop, and the remedy; do not read it."""
+    reason = one_line(error)
+    if reason.endswith("that are free"):
+        return reason, "Use a host with more free memory."
+    return reason, "Copy the file again, or save the model again with Keras 3: model.save('teacher.keras')."
+
+
+def for_weights(path: str, error: Exception) -> tuple[str, str]:
+    """Return the reason why weights do not fit a network, without its full stop, and the remedy."""
+    return one_line(root_cause(error)), (
+        "Give the file that save_weights('teacher.weights.h5') of the same network writes, for as many classes."
+    )
+
+
+def for_model(path: str, error: Exception) -> tuple[str, str]:
+    """Return the reason why Keras did not load a file that passed the checks, without its full stop, and the remedy."""
     root = root_cause(error)
     messages = f"{error} {root}"
     wrong_suffix = _wrong_suffix(path)
     if wrong_suffix is not None:
         return wrong_suffix
     if "Lambda" in messages and "safe_mode" in messages:
-        return _LAMBDA
+        return "it has a Lambda layer, whose code pbd does not run", _without_lambda(path)
     if _holds_weights_only(path):
         return _WEIGHTS_ONLY
     version = keras_version(path)
@@ -84,4 +96,11 @@ def _convert(path: str) -> str:
     return (
         f"{save}Build the same network with Keras 3, call its load_weights('{file}'), and pass it from Python: "
         "pbd.distill(model, ...)."
+    )
+
+
+def _without_lambda(path: str) -> str:
+    return (
+        "Write the Lambda as a layer class with @keras.saving.register_keras_serializable(), build the network with "
+        f"it, call its load_weights('{Path(path).name}'), and pass it from Python: pbd.distill(model, ...)."
     )

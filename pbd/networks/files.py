@@ -29,8 +29,8 @@ def load(path: str) -> keras.Model:
     Raises:
         BadInputError: the file is damaged, too large, or contains something that pbd does not allow.
     """
-    with _one_line_errors("a model file must be a whole Keras model", path):
-        _check(path)
+    _check("a model file must be a whole Keras model", path)
+    with _one_line_errors("a model file must be a whole Keras model", path, file_remedies.for_model):
         _load_without_variables(path)
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         _check_finite(model)
@@ -45,7 +45,7 @@ def load_own(path: Path) -> keras.Model:
     Raises:
         BadInputError: the file is missing or damaged.
     """
-    with _one_line_errors("a model file of pbd must be whole", str(path)):
+    with _one_line_errors("a model file of pbd must be whole", str(path), file_remedies.for_damage):
         return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
@@ -55,8 +55,9 @@ def load_weights(model: keras.Model, path: str) -> None:
     Raises:
         BadInputError: the file is damaged, or its weights do not fit the model.
     """
-    with _one_line_errors(f"teacher_weights must be those of {model.name}, whole", path):
-        _check(path)
+    rule = f"teacher_weights must be those of {model.name}, whole"
+    _check(rule, path)
+    with _one_line_errors(rule, path, file_remedies.for_weights):
         model.load_weights(path)
         _check_finite(model)
 
@@ -79,17 +80,18 @@ def check_known(model: keras.Model) -> None:
             ) from error
 
 
-def _check(path: str) -> None:
+def _check(rule: str, path: str) -> None:
     free = memory.free_host_memory()
-    file_checks.check_apart(path, MEMORY_IF_UNKNOWN if free is None else free)
+    with _one_line_errors(rule, path, file_remedies.for_damage):
+        file_checks.check_apart(path, MEMORY_IF_UNKNOWN if free is None else free)
 
 
 @contextlib.contextmanager
-def _one_line_errors(rule: str, path: str) -> Iterator[None]:
+def _one_line_errors(rule: str, path: str, explain: file_remedies.Explain) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason, remedy = file_remedies.explain(path, error)
+        reason, remedy = explain(path, error)
         raise BadInputError(f"{rule}. Received: {path!r}: {reason}. {remedy}") from error
 
 
