@@ -12,6 +12,7 @@ from types import FrameType
 from pbd.command_line import Parser, add_settings, read_settings
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, PbdError, StoppedError
+from pbd.run_dir import error_files
 from pbd.system import backend, launcher
 
 PROGRAM = "pbd-run"
@@ -45,8 +46,12 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         except KeyboardInterrupt:
             print(f"{program}: {StoppedError()}", file=sys.stderr)
             return StoppedError.exit_code
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            line = error_files.summary(error)
+            if line is None or "--verbose" in arguments:
+                traceback.print_exc()
+            if line is not None:
+                print(f"{program}: {line}", file=sys.stderr)
             return PbdError.exit_code
 
 

@@ -14,9 +14,11 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
 from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
+from pbd.errors import describe
 from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
+from pbd.run_dir import error_files
 from pbd.system import memory
 
 
@@ -68,6 +70,7 @@ def _train_or_split(
     except CollectiveLostError:
         raise
     except Exception as error:
+        reason = _failure_reason(context, group, error, collective)
         if not isinstance(error, CollectiveAbortedError):
             collective.abort()  # the others then fail in their next sum and come here, too
         if len(group.tasks) > 1:
@@ -76,14 +79,23 @@ def _train_or_split(
                 for task in group.tasks
                 for result in _train_or_split(context, TaskGroup((task,)), emit, collective)
             ]
-        message = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
         (task,) = group.tasks
-        return [BlockResult(task.layer.name, "failed", task.design, error=message)]
+        return [BlockResult(task.layer.name, "failed", task.design, error=reason)]
     results = [replace(result, peak_bytes=peak_bytes) for result in results]
     for result in results:
         if result.status == "trained" and collective.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
     return results
+
+
+def _failure_reason(context: TrainingContext, group: TaskGroup, error: Exception, collective: Collective) -> str:
+    """Write the exception of a group to the run directory; return the line that describes it and names the file."""
+    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
+    name = f"{group.tasks[0].key}{others}"
+    if isinstance(error, CollectiveAbortedError):
+        return f"another worker failed. See the files {error_files.FOLDER}/{name}-*.txt of the run directory."
+    file = error_files.write(context.journal, name, error, collective.index)
+    return f"{describe(error)}. See {file}." if file else f"{describe(error)}."
 
 
 def _all_reduce_max(collective: Collective, value: float) -> int:
