@@ -62,6 +62,28 @@ def _train_or_split(
     """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
     teacher, dataset = load(context)
+    results = _attempt(context, group, teacher, dataset, emit, collective)
+    if isinstance(results, str) and len(group.tasks) > 1:
+        singles = [TaskGroup((task,)) for task in group.tasks]
+        return [result for single in singles for result in _train_or_split(context, single, emit, collective)]
+    if isinstance(results, str):
+        (task,) = group.tasks
+        return [BlockResult(task.layer.name, "failed", task.design, error=results)]
+    for result in results:
+        if result.status == "trained" and collective.index == 0:
+            context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
+    return results
+
+
+def _attempt(
+    context: TrainingContext,
+    group: TaskGroup,
+    teacher: keras.Model,
+    dataset: data.Dataset,
+    emit: ProgressCallback,
+    collective: Collective,
+) -> list[BlockResult] | str:
+    """Return the results of a group that is trained in one pass, or the reason why that failed."""
     part = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
         results = _train_in_one_pass(context, group, teacher, part, emit, collective)
@@ -70,22 +92,10 @@ def _train_or_split(
     except CollectiveLostError:
         raise
     except Exception as error:
-        reason = _failure_reason(context, group, error, collective)
         if not isinstance(error, CollectiveAbortedError):
             collective.abort()  # the others then fail in their next sum and come here, too
-        if len(group.tasks) > 1:
-            return [
-                result
-                for task in group.tasks
-                for result in _train_or_split(context, TaskGroup((task,)), emit, collective)
-            ]
-        (task,) = group.tasks
-        return [BlockResult(task.layer.name, "failed", task.design, error=reason)]
-    results = [replace(result, peak_bytes=peak_bytes) for result in results]
-    for result in results:
-        if result.status == "trained" and collective.index == 0:
-            context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
-    return results
+        return _failure_reason(context, group, error, collective)
+    return [replace(result, peak_bytes=peak_bytes) for result in results]
 
 
 def _failure_reason(context: TrainingContext, group: TaskGroup, error: Exception, collective: Collective) -> str:
@@ -93,9 +103,9 @@ def _failure_reason(context: TrainingContext, group: TaskGroup, error: Exception
     others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
     name = f"{group.tasks[0].key}{others}"
     if isinstance(error, CollectiveAbortedError):
-        return f"another worker failed. See the files {error_files.FOLDER}/{name}-*.txt of the run directory."
+        return f"another worker failed. See {error_files.stem(name)}-*.txt in the run directory."
     file = error_files.write(context.journal, name, error, collective.index)
-    return f"{describe(error)}. See {file}." if file else f"{describe(error)}."
+    return f"{describe(error)}. See {file} in the run directory." if file else f"{describe(error)}."
 
 
 def _all_reduce_max(collective: Collective, value: float) -> int:

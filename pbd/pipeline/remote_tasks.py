@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -28,20 +28,18 @@ from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory that holds fine-tuning checkpoints until the run is complete."""
-T = TypeVar("T")
+Call = TypeVar("Call", bound=Callable[..., Any])
 
 
-def _recorded(
-    call: Callable[[Any, Collective, ProgressCallback], T],
-) -> Callable[[Any, Collective, ProgressCallback], T]:
+def _recorded(call: Call) -> Call:
     """Decorate the `__call__` of a task: a worker writes an unexpected exception to the run directory."""
 
     @functools.wraps(call)
-    def recording(task: Any, collective: Collective, emit: ProgressCallback) -> T:
+    def recording(task: Any, collective: Collective, emit: ProgressCallback) -> Any:
         with error_files.recorded(task.context.journal, type(task).__name__, collective.index):
             return call(task, collective, emit)
 
-    return recording
+    return cast(Call, recording)
 
 
 @dataclass(frozen=True)
