@@ -12,7 +12,6 @@ from types import FrameType
 from pbd.command_line import Parser, add_settings, read_settings
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, PbdError, StoppedError
-from pbd.run_dir import error_files
 from pbd.system import backend, launcher
 
 PROGRAM = "pbd-run"
@@ -47,6 +46,8 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             print(f"{program}: {StoppedError()}", file=sys.stderr)
             return StoppedError.exit_code
         except Exception as error:
+            from pbd.run_dir import error_files
+
             line = error_files.summary(error)
             if line is None or "--verbose" in arguments:
                 traceback.print_exc()
