@@ -6,6 +6,7 @@ import dataclasses
 import difflib
 import inspect
 import itertools
+import os
 import re
 import sys
 import tomllib
@@ -49,6 +50,11 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def path(text: str) -> str:
+    """Return the text as a path, with the home folder for a leading `~`: shells leave it in `--flag=~/file`."""
+    return os.path.expanduser(text)
+
+
 def check_folder(flag: str, path: Path | None) -> None:
     """Check that the folder of an output file exists, before anything is computed for the file.
 
@@ -56,7 +62,7 @@ def check_folder(flag: str, path: Path | None) -> None:
         MissingInputError: the folder does not exist.
     """
     if path is not None and not path.absolute().parent.is_dir():
-        raise MissingInputError(f"{flag} must lie in a folder that exists. Received: {str(path)!r}.")
+        raise MissingInputError(f"{flag} must lie in a folder that exists. Received: {str(path)!r}. Create the folder.")
 
 
 def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
@@ -137,7 +143,11 @@ def read_settings(path: str) -> dict[str, Any]:
         with open(path, "rb") as file:
             settings = tomllib.load(file)
     except OSError as error:
-        raise MissingInputError(f"the settings file must be readable. Received: {path!r}: {error.strerror}.") from error
+        raise MissingInputError(
+            f"the settings file must be readable. Received: {path!r}: {error.strerror}. Check --config."
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise UsageError(f"the settings file must be TOML. Received: {path!r}: {error}.") from error
+        raise UsageError(
+            f"the settings file must be TOML, such as epochs = 3. Received: {path!r}: {error}. Correct it."
+        ) from error
     return {name.replace("-", "_"): value for name, value in settings.items()}

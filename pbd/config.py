@@ -5,6 +5,7 @@ a field is a flag, the docstring under it is the flag's help, and the docstring 
 import dataclasses
 import math
 import os
+import sys
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any, get_args, get_origin, get_type_hints
@@ -28,12 +29,12 @@ def _one_of(kind: str, received: str, choices: Iterable[str]) -> None:
 
 def _at_least(name: str, received: float | None, least: float) -> None:
     if received is not None and not (math.isfinite(received) and received >= least):
-        raise UsageError(f"{name} must be at least {least}. Received: {received}.")
+        raise UsageError(f"{name} must be at least {least}. Received: {received}. Give {least} or more.")
 
 
 def _positive(name: str, received: float) -> None:
     if not (math.isfinite(received) and received > 0):
-        raise UsageError(f"{name} must be positive. Received: {received}.")
+        raise UsageError(f"{name} must be positive. Received: {received}. Give a number above 0.")
 
 
 def _fraction(name: str, received: float | None) -> None:
@@ -42,29 +43,54 @@ def _fraction(name: str, received: float | None) -> None:
 
 
 def _as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Convert a value to the type of its field if that loses nothing: a path to str, int to float, list to tuple.
+    """Convert a value to the type of its field if that loses nothing.
+
+    NumPy values become plain ones, a path str, int float, and a list a tuple; a leading `~` becomes the home folder.
 
     Raises:
         UsageError: the value has another type.
     """
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
+    value = _plain(value)
     if get_origin(kind) is tuple:
         values = (value,) if isinstance(value, str) else value
         if isinstance(values, list | tuple) and all(isinstance(entry, str) for entry in values):
             return tuple(values)
-        raise UsageError(f"{name} must be names or patterns. Received: {value!r}.")
+        raise UsageError(f"{name} must be names or patterns. Received: {value!r}. Give a list of texts.")
     kinds = get_args(kind) or (kind,)
     if float in kinds and type(value) is int:
         return float(value)
     if type(value) not in kinds:
         names = " or ".join(one.__name__ for one in kinds if one is not type(None))
-        raise UsageError(f"{name} must be of type {names}. Received: {value!r}.")
-    return value
+        raise UsageError(f"{name} must be of type {names}. Received: {value!r}. Convert it.")
+    return os.path.expanduser(value) if isinstance(value, str) else value
+
+
+def _plain(value: Any) -> Any:
+    """Return a NumPy scalar or array as Python numbers or a list, a path as str, and any other value as it is."""
+    numpy = sys.modules.get("numpy")  # loaded if the value is one of its
+    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
+        return value.tolist()
+    return os.fspath(value) if isinstance(value, os.PathLike) else value
+
+
+class Section:
+    """Some of the settings of a run; a frozen dataclass whose values are converted to their types and then checked."""
+
+    def __post_init__(self) -> None:
+        for name, kind in get_type_hints(type(self)).items():
+            object.__setattr__(self, name, _as_kind(name, kind, getattr(self, name)))
+        self._check()
+
+    def _check(self) -> None:
+        """Check the values.
+
+        Raises:
+            UsageError: a value is out of its range, or contradicts another one.
+        """
 
 
 @dataclass(frozen=True)
-class TeacherConfig:
+class TeacherConfig(Section):
     """The trained network to compress."""
 
     teacher: str = "digits_cnn"
@@ -74,12 +100,12 @@ class TeacherConfig:
     teacher_epochs: int = 6
     """Epochs of training for a built-in teacher without weights; the trained teacher is cached."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _at_least("teacher_epochs", self.teacher_epochs, 0)
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """The images to train and evaluate with."""
 
     dataset: str = "digits"
@@ -100,19 +126,20 @@ class DataConfig:
     labels: bool = True
     """Use the labels. Without labels, networks are judged by their agreement with the teacher's predictions."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _at_least("batch_size", self.batch_size, 1)
         _at_least("train_limit", self.train_limit, 1)
         _at_least("image_size", self.image_size, 1)
         if not 0.0 < self.validation_fraction < 1.0:
             raise UsageError(
-                f"validation_fraction must lie strictly between 0 and 1. Received: {self.validation_fraction}."
+                f"validation_fraction must lie strictly between 0 and 1. Received: {self.validation_fraction}. "
+                "Give 0.1, for example."
             )
         _one_of("augmentation", self.augment, AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
-class BlockConfig:
+class BlockConfig(Section):
     """The layers to replace, and the blocks that replace them."""
 
     block: str = "decoupled_r2"
@@ -126,12 +153,12 @@ class BlockConfig:
     include_unprofitable: bool = False
     """Also replace layers whose block needs as many multiply-accumulates, and layers with few input channels."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _one_of("block initialisation", self.block_init, BLOCK_INITS)
 
 
 @dataclass(frozen=True)
-class TrainingConfig:
+class TrainingConfig(Section):
     """The training of each block."""
 
     epochs: int = 3
@@ -141,14 +168,14 @@ class TrainingConfig:
     patience: int = 2
     """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _at_least("epochs", self.epochs, 0)
         _at_least("patience", self.patience, 0)
         _positive("learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Section):
     """The choice of the blocks, and the fine-tuning of the assembled student."""
 
     accuracy_threshold: float | None = None
@@ -174,11 +201,14 @@ class StudentConfig:
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _fraction("accuracy_threshold", self.accuracy_threshold)
         _fraction("max_accuracy_drop", self.max_accuracy_drop)
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
-            raise UsageError("give accuracy_threshold or max_accuracy_drop, not both.")
+            raise UsageError(
+                "accuracy_threshold and max_accuracy_drop exclude each other. "
+                f"Received: {self.accuracy_threshold} and {self.max_accuracy_drop}. Give one of them, not both."
+            )
         _at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
         _fraction("target_accuracy_drop", self.target_accuracy_drop)
         _fraction("distillation_weight", self.distillation_weight)
@@ -195,7 +225,7 @@ class StudentConfig:
 
 
 @dataclass(frozen=True)
-class ExecutionConfig:
+class ExecutionConfig(Section):
     """The execution; it does not change the student."""
 
     executor: str = "auto"
@@ -235,10 +265,13 @@ class ExecutionConfig:
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False
     """Continue the run in --run-dir: train only what is missing."""
+    allow_weak_teacher: bool = False
+    """Go on with a teacher that is no better than chance on the validation images. Usually, its labels or its
+    preprocessing are not those of the data."""
     verbose: bool = False
     """Show warnings of libraries, and the traceback of an error."""
 
-    def __post_init__(self) -> None:
+    def _check(self) -> None:
         _one_of("executor", self.executor, EXECUTORS)
         _one_of("scheduler", self.scheduler, SCHEDULERS)
         _one_of("kind of parallelism", self.parallel, PARALLEL)
@@ -262,7 +295,9 @@ class ExecutionConfig:
                 f"dask_address needs the dask executor. Received: executor {self.executor}. Give --executor dask."
             )
         if self.resume and self.run_dir is None:
-            raise UsageError("resume needs the run directory to continue. Give --run-dir DIR with --resume.")
+            raise UsageError(
+                "resume needs the run directory to continue. Received: none. Give --run-dir DIR with --resume."
+            )
 
 
 @dataclass(frozen=True)
@@ -276,9 +311,12 @@ class RunConfig:
     student: StudentConfig = field(default_factory=StudentConfig)
     execution: ExecutionConfig = field(default_factory=ExecutionConfig)
     seed: int = 0
-    """All random numbers derive from it and from layer names."""
+    """All random numbers derive from it and from layer names; from 0 to 4294967295."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", _as_kind("seed", int, self.seed))
+        if not 0 <= self.seed < 2**32:
+            raise UsageError(f"seed must lie in [0, 4294967295]. Received: {self.seed}. Give another --seed.")
         loss = self.student.fine_tune_loss
         if not self.data.labels and loss in NEED_LABELS:
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
@@ -301,12 +339,11 @@ class RunConfig:
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seed"}
         owner = {f.name: name for name, part in sections.items() for f in dataclasses.fields(part)}
         changes: dict[str, dict[str, Any]] = {}
-        seed = _as_kind("seed", int, settings.pop("seed", self.seed))
+        seed = settings.pop("seed", self.seed)
         for name, value in settings.items():
             if name not in owner:
                 raise UsageError(unknown_name("setting", name, [*owner, "seed"]))
-            kind = get_type_hints(type(sections[owner[name]]))[name]
-            changes.setdefault(owner[name], {})[name] = _as_kind(name, kind, value)
+            changes.setdefault(owner[name], {})[name] = value
         parts = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
         return dataclasses.replace(self, seed=seed, **parts)
 

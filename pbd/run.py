@@ -9,7 +9,7 @@ import traceback
 from collections.abc import Iterator, Sequence
 from types import FrameType
 
-from pbd.command_line import Parser, add_settings, read_settings
+from pbd.command_line import Parser, add_settings, path, read_settings
 from pbd.config import RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, PbdError, StoppedError
 from pbd.system import backend, launcher
@@ -72,7 +72,7 @@ def _start(arguments: Sequence[str], program: str) -> RunConfig:
 def _run(config: RunConfig) -> int:
     from pbd.pipeline.distill import run
 
-    report = run(config)
+    report = run(config, dedicated_process=True)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 
@@ -96,11 +96,13 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> RunConfig:
         argument_default=argparse.SUPPRESS,  # only flags that are given override the file's values
         formatter_class=argparse.HelpFormatter,
     )
-    parser.add_argument("--config", metavar="FILE", help="A TOML file with any of these settings; flags override it.")
+    parser.add_argument(
+        "--config", metavar="FILE", type=path, help="A TOML file with any of these settings; flags override it."
+    )
     add_settings(parser, RunConfig())
     flags = vars(parser.parse_args(arguments))
-    path = flags.pop("config", None)
-    return RunConfig.of(**(read_settings(path) if path else {}) | flags)
+    file = flags.pop("config", None)
+    return RunConfig.of(**(read_settings(file) if file else {}) | flags)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pbd import command_line, report
-from pbd.command_line import Parser
+from pbd.command_line import Parser, path
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, CorruptStateError, StoppedError
 from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal
@@ -95,7 +95,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
     def command(arguments: Sequence[str]) -> int:
         parser = Parser(program, __doc__ or "")
-        parser.add_argument("run_dir", metavar="RUN_DIR", help="the run directory (--run-dir of the run)")
+        parser.add_argument("run_dir", metavar="RUN_DIR", type=path, help="the run directory (--run-dir of the run)")
         parser.add_argument("--json", action="store_true", help="print JSON in place of text")
         settings = parser.parse_args(arguments)
         status = read(settings.run_dir)

@@ -1,9 +1,10 @@
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from pbd.config import BLOCK_INITS, BlockConfig, RunConfig, StudentConfig
+from pbd.config import BLOCK_INITS, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -24,6 +25,40 @@ def test_settings_take_paths_and_single_patterns() -> None:
     config = RunConfig.of(teacher=Path("a.keras"), layers="conv*", learning_rate=1)
     assert (config.teacher.teacher, config.blocks.layers) == ("a.keras", ("conv*",))
     assert isinstance(config.training.learning_rate, float)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        ("epochs", np.int64(1), 1),
+        ("seed", np.uint8(7), 7),
+        ("learning_rate", np.float64(0.003), 0.003),
+        ("learning_rate", np.float32(0.5), 0.5),
+        ("learning_rate", np.int32(1), 1.0),
+        ("group", np.bool_(False), False),
+        ("block", np.str_("two_layer"), "two_layer"),
+        ("layers", np.array(["conv1", "conv2"]), ("conv1", "conv2")),
+        ("memory_limit", np.array(2.0), 2.0),
+    ],
+)
+def test_numpy_values_become_plain_ones(name: str, value: object, expected: object) -> None:
+    stored = RunConfig.of(**{name: value}).flat()[name]
+    assert (stored, type(stored)) == (expected, type(expected))
+
+
+def test_sections_convert_and_check_what_they_are_made_of() -> None:
+    assert type(DataConfig(batch_size=np.int64(8)).batch_size) is int
+    for wrong in ({"epochs": "3"}, {"epochs": np.float64(2.5)}, {"learning_rate": np.array([1.0, 2.0])}):
+        with pytest.raises(UsageError, match="must be of type"):
+            TrainingConfig(**wrong)
+
+
+@pytest.mark.parametrize("name", ["teacher", "teacher_weights", "dataset", "run_dir", "costs", "dask_address"])
+def test_every_path_may_begin_with_the_home_folder(name: str) -> None:
+    other = {"executor": "dask"} if name == "dask_address" else {}
+    for path in ("~/folder/file", Path("~/folder/file")):
+        assert RunConfig.of(**{name: path}, **other).flat()[name] == str(Path.home() / "folder" / "file")
+    assert RunConfig.of(teacher="~no-such-user/file").teacher.teacher == "~no-such-user/file", "there is no such user"
 
 
 def test_no_two_settings_share_a_name() -> None:
@@ -68,6 +103,8 @@ def test_no_two_settings_share_a_name() -> None:
         ({"fine_tune_learning_rate": -0.001}, "fine_tune_learning_rate must be positive"),
         ({"labels": 0}, "labels must be of type bool"),
         ({"seed": "3"}, "seed must be of type int"),
+        ({"seed": -1}, "seed must lie in [0, 4294967295]. Received: -1"),
+        ({"seed": 2**32}, "Received: 4294967296"),
         ({"labels": False, "fine_tune_loss": "cross_entropy"}, "cross_entropy needs labels"),
         ({"labels": False, "fine_tune_loss": "mixed"}, "Give kd_mse or kd_kl"),
     ],
@@ -122,3 +159,43 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
     two = RunConfig.of(workers=4, run_dir="elsewhere", verbose=True)
     assert one.student_settings() == two.student_settings()
     assert one.student_settings() != RunConfig.of(epochs=1).student_settings()
+
+
+@pytest.mark.parametrize(
+    ("settings", "remedy", "followed"),
+    [
+        ({"epochs": -1}, "Give 0 or more.", {"epochs": 0}),
+        ({"workers": 0}, "Give 1 or more.", {"workers": 1}),
+        ({"learning_rate": 0.0}, "Give a number above 0.", {"learning_rate": 1e-4}),
+        ({"memory_limit": math.nan}, "Give a number above 0.", {"memory_limit": 0.5}),
+        ({"max_accuracy_drop": 5}, "0.05 is 5%", {"max_accuracy_drop": 0.05}),
+        ({"validation_fraction": 1.0}, "Give 0.1, for example.", {"validation_fraction": 0.1}),
+        ({"accuracy_threshold": 0.5, "max_accuracy_drop": 0.1}, "Give one of them", {"max_accuracy_drop": 0.1}),
+        ({"layers": [1]}, "Give a list of texts.", {"layers": ["1"]}),
+        ({"epochs": 2.0}, "must be of type int", {"epochs": 2}),
+        ({"seed": "3"}, "must be of type int", {"seed": 3}),
+        ({"scheduler": "wdf"}, "Did you mean 'wfd'?", {"scheduler": "wfd"}),
+        ({"block_init": "zeros"}, "Choose from: fitted, kernel, noise.", {"block_init": "noise"}),
+        ({"epoch": 3}, "Did you mean 'epochs'?", {"epochs": 3}),
+        (
+            {"parallel": "data", "scheduler": "wfd"},
+            "Give --parallel task.",
+            {"parallel": "task", "scheduler": "wfd"},
+        ),
+        ({"parallel": "data", "group": False}, "Give --parallel task.", {"parallel": "task", "group": False}),
+        ({"scheduler": "work_stealing"}, "Give --executor dask", {"scheduler": "work_stealing", "executor": "dask"}),
+        ({"scheduler": "work_stealing"}, "use pull", {"scheduler": "pull"}),
+        ({"dask_address": "file"}, "Give --executor dask", {"dask_address": "file", "executor": "dask"}),
+        ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
+        (
+            {"labels": False, "fine_tune_loss": "mixed"},
+            "Give kd_mse or kd_kl.",
+            {"labels": False, "fine_tune_loss": "kd_kl"},
+        ),
+    ],
+)
+def test_remedies_for_settings_work(settings: dict, remedy: str, followed: dict) -> None:
+    with pytest.raises(UsageError) as refusal:
+        RunConfig.of(**settings)
+    assert remedy in str(refusal.value)
+    RunConfig.of(**followed)

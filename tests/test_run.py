@@ -67,6 +67,37 @@ def test_usage_errors_are_one_line(arguments: list[str], words: str) -> None:
 
 
 @pytest.mark.fast
+@pytest.mark.parametrize(
+    ("arguments", "remedy", "followed"),
+    [
+        (["--epoch", "3"], "Did you mean '--epochs'?", ["--epochs", "3"]),
+        (["--no-grup"], "Did you mean '--no-group'?", ["--no-group"]),
+        (["--resume"], "Give --run-dir DIR with --resume.", ["--run-dir", "DIR", "--resume"]),
+        (
+            ["--scheduler", "work_stealing"],
+            "Give --executor dask",
+            ["--scheduler", "work_stealing", "--executor", "dask"],
+        ),
+        (["--no-labels", "--fine-tune-loss", "mixed"], "Give kd_mse", ["--no-labels", "--fine-tune-loss", "kd_mse"]),
+        (["--parallel", "data", "--no-group"], "Give --parallel task", ["--parallel", "task", "--no-group"]),
+        (["--config", "absent.toml"], "Check --config.", ["--config", "~/good.toml"]),
+        (["--config", "bad.toml"], "such as epochs = 3", ["--config", "~/good.toml"]),
+    ],
+)
+def test_remedies_for_flags_work(
+    arguments: list[str], remedy: str, followed: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "bad.toml").write_text("epochs 3")
+    (tmp_path / "good.toml").write_text("epochs = 3")
+    with pytest.raises(PbdError) as refusal:
+        run.parse(arguments)
+    assert remedy in str(refusal.value)
+    run.parse(followed)
+
+
+@pytest.mark.fast
 def test_settings_file_errors(tmp_path: Path) -> None:
     file = tmp_path / "settings.toml"
     file.write_text("epoch = 3\n")

@@ -22,6 +22,7 @@ Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
 COMMON: Settings = {"batch_size": BATCH, "train_limit": BATCH * STEPS_PER_EPOCH, "epochs": EPOCHS, "augment": "flip"}
 COMMON |= {"fine_tune_epochs": 0, "threads_per_worker": 1, "max_accuracy_drop": 1.0, "costs": "macs", "isolate": False}
+COMMON |= {"allow_weak_teacher": True}
 IMPATIENT: Settings = {"patience": 1, "epochs": 5, "block_init": "kernel", "learning_rate": 0.06}
 IMPATIENT |= {"batch_size": 16, "train_limit": 400}
 IN_PROCESS: dict[str, Settings] = {

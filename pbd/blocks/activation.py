@@ -12,4 +12,4 @@ def activated(x: Any, layer: Layer) -> Any:
     activation = keras.activations.get(layer.activation)
     if activation is keras.activations.linear:
         return x
-    return keras.layers.Activation(activation, name=f"{layer.name}_pbd_activation")(x)
+    return keras.layers.Activation(activation, dtype=layer.dtype, name=f"{layer.name}_pbd_activation")(x)

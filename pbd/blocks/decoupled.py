@@ -49,6 +49,7 @@ class Decoupled(BlockDesign):
                 strides=layer.strides,
                 padding=layer.padding,
                 dilation_rate=layer.dilation_rate,
+                data_format=layer.data_format,
                 use_bias=False,
                 depthwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, f"depthwise{number}")),
                 dtype=layer.dtype,
@@ -56,10 +57,13 @@ class Decoupled(BlockDesign):
             )(x)
             for number in range(1, effective_rank(layer, self.rank) + 1)
         ]
-        x = filtered[0] if len(filtered) == 1 else keras.layers.Concatenate(name=f"{layer.name}{_FILTERED}")(filtered)
+        x = filtered[0]
+        if len(filtered) > 1:
+            x = keras.layers.Concatenate(axis=-1, dtype=layer.dtype, name=f"{layer.name}{_FILTERED}")(filtered)
         x = keras.layers.Conv2D(
             layer.output_shape[-1],
             1,
+            data_format=layer.data_format,
             use_bias=layer.use_bias,
             kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
             dtype=layer.dtype,
@@ -102,11 +106,13 @@ def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.nda
 
 
 def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
-    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map.
+    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map, if there are any.
 
     Runtimes fuse the addition into the convolutions, but copy memory to concatenate. Training keeps the concatenation,
     since a batch normalisation behind it can still be folded.
     """
+    if not any(layer.name.endswith(_FILTERED) for layer in model.layers):
+        return model
     concatenated: dict[int, list[Any]] = {}
     new_layers: dict[str, tuple[keras.Layer, list[np.ndarray]]] = {}
 
@@ -125,7 +131,7 @@ def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
             layer = keras.layers.Conv2D.from_config({**operation.get_config(), **config})
             new_layers[layer.name] = layer, [rows, *first_bias]
             outputs.append(layer(x))
-        return keras.layers.Add(name=f"{operation.name}_sum")(outputs)
+        return keras.layers.Add(dtype=operation.dtype_policy, name=f"{operation.name}_sum")(outputs)
 
     rewritten = keras.models.clone_model(model, clone_function=lambda operation: operation, call_function=call)
     for layer, weights in new_layers.values():

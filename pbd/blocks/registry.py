@@ -33,5 +33,5 @@ def designs() -> tuple[BlockDesign, ...]:
 
 def build_block(design: BlockDesign, layer: Layer, seed: int) -> keras.Model:
     """Return a block as a model of its own, from `layer.input_shape` to `layer.output_shape`."""
-    inputs = keras.Input(layer.input_shape)
+    inputs = keras.Input(layer.input_shape, dtype=keras.DTypePolicy(layer.dtype).compute_dtype)
     return keras.Model(inputs, design.build(inputs, layer, seed), name=f"{layer.name}_pbd_block")

@@ -48,11 +48,11 @@ class SeparableStack(BlockDesign):
         for position in range(1, self.depth + 1):
             x = _separable(x, layer, seed, position)
             if position < self.depth:
-                x = keras.layers.ReLU(name=f"{layer.name}_pbd_relu{position}")(x)
+                x = keras.layers.ReLU(dtype=layer.dtype, name=f"{layer.name}_pbd_relu{position}")(x)
             if position == 1:
                 shortcut = x
         if self.skip:
-            x = keras.layers.Add(name=f"{layer.name}_pbd_add")([shortcut, x])
+            x = keras.layers.Add(dtype=layer.dtype, name=f"{layer.name}_pbd_add")([shortcut, x])
         return activated(x, layer)
 
     def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
@@ -117,6 +117,7 @@ def _separable(x: Any, layer: Layer, seed: int, position: int) -> Any:
         strides=layer.strides if first else 1,
         padding=layer.padding if first else "same",
         dilation_rate=layer.dilation_rate,
+        data_format=layer.data_format,
         use_bias=False,
         depthwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "depthwise")),
         pointwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),

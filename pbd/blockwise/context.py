@@ -15,6 +15,7 @@ from pbd.data import load as load_data
 from pbd.errors import MissingInputError
 from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
+from pbd.system import watchdog
 
 
 @dataclass(frozen=True)
@@ -51,13 +52,20 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
             f"every worker must see the run directory. Received: no {path} on {platform.node()}. "
             "Give a --run-dir on storage that all hosts share."
         )
-    return keras.models.load_model(path, compile=False)
+    with watchdog.waiting():
+        return keras.models.load_model(path, compile=False)
 
 
 @functools.lru_cache(maxsize=1)
 def load_dataset(config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str = "") -> Dataset:
-    """Return the run's data, loaded once per process and session."""
-    return load_data(config, seed, image_shape)
+    """Return the run's data, loaded once per process and session; the coordinator has checked the files."""
+    return load_data(config, seed, image_shape, check=False)
+
+
+def forget() -> None:
+    """Free the teacher and the data that this process has loaded."""
+    load_teacher.cache_clear()
+    load_dataset.cache_clear()
 
 
 def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:

@@ -37,7 +37,7 @@ class GroupDistiller(keras.Model):
     """
 
     def __init__(self, prefix: keras.Model, built: dict[str, keras.Model]) -> None:
-        super().__init__(name="group_distiller")
+        super().__init__(name="group_distiller", dtype="float32")
         prefix.trainable = False
         self.prefix = prefix
         self.blocks = list(built.values())

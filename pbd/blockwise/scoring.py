@@ -65,9 +65,10 @@ class GroupScorer(keras.Model):
     """
 
     def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
-        super().__init__(name="group_scorer")
+        super().__init__(name="group_scorer", dtype="float32")
         # Folding saves time: scoring runs a layer once for each block before it.
-        self.folded, self.folded_blocks = folding.fold_around(teacher, built)
+        folded, self.folded_blocks = folding.fold_around(teacher, built)
+        self.folded = graph.logits(folded) if graph.has_sigmoid(folded) else folded
         self.prefix = graph.truncate(teacher, built)  # unfolded: the blocks were trained on these targets
         self.blocks = list(built.values())
         self.layer_names = list(built)
@@ -76,7 +77,7 @@ class GroupScorer(keras.Model):
         """Return arrays by name, for n blocks.
 
         Returns:
-            `scores`: class scores of the teacher and, after it, of each variant, `(batch, 1 + n, classes)`;
+            `scores`: logits or probabilities of the teacher and, after it, of each variant, `(batch, 1 + n, classes)`;
             `error`: mean squared error of each block, `(batch, n)`;
             `mean`, `square`: means of each layer's output and of its square, `(batch, n)`.
         """

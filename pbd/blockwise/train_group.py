@@ -1,5 +1,6 @@
 """Train a group of blocks: initial weights, training, scoring, and the journal entry of each block."""
 
+import logging
 import math
 import time
 from collections.abc import Sequence
@@ -20,6 +21,10 @@ from pbd.networks import graph
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
 from pbd.system import memory
+
+MOST_BYTES = 2000
+"""Bytes of the reason for which training a block failed, as members of a collective exchange it."""
+_log = logging.getLogger(__name__)
 
 
 def train_group(
@@ -53,11 +58,28 @@ def train_group(
     done = dict(zip(committed, members_with_result == collective.size, strict=True))
     remaining = tuple(task for task in group.tasks if not done[task.key])
     results = [replace(r, from_journal=True) for key, r in committed.items() if r is not None and done[key]]
-    return results + (_train_or_split(context, TaskGroup(remaining), emit, collective) if remaining else [])
+    if remaining:
+        results += _train_or_split(context, TaskGroup(remaining), _Emitter(emit), collective)
+    return results
+
+
+class _Emitter:
+    """Calls `emit`, and keeps the error that `emit` raises: it ends the run, and is no failure of the group."""
+
+    def __init__(self, emit: ProgressCallback) -> None:
+        self._emit = emit
+        self.error: Exception | None = None
+
+    def __call__(self, event: Progress) -> None:
+        try:
+            self._emit(event)
+        except Exception as error:
+            self.error = error
+            raise
 
 
 def _train_or_split(
-    context: TrainingContext, group: TaskGroup, emit: ProgressCallback, collective: Collective
+    context: TrainingContext, group: TaskGroup, emit: _Emitter, collective: Collective
 ) -> list[BlockResult]:
     """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
@@ -68,7 +90,7 @@ def _train_or_split(
         return [result for single in singles for result in _train_or_split(context, single, emit, collective)]
     if isinstance(results, str):
         (task,) = group.tasks
-        return [BlockResult(task.layer.name, "failed", task.design, error=results)]
+        return [BlockResult(task.layer.name, "failed", task.design, error=_first_text(collective, results))]
     for result in results:
         if result.status == "trained" and collective.index == 0:
             context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
@@ -80,10 +102,10 @@ def _attempt(
     group: TaskGroup,
     teacher: keras.Model,
     dataset: data.Dataset,
-    emit: ProgressCallback,
+    emit: _Emitter,
     collective: Collective,
 ) -> list[BlockResult] | str:
-    """Return the results of a group that is trained in one pass, or the reason why that failed."""
+    """Return the results of a group that is trained in one pass, or the reason why that failed (see `_leave_pass`)."""
     part = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
         results = _train_in_one_pass(context, group, teacher, part, emit, collective)
@@ -92,20 +114,35 @@ def _attempt(
     except CollectiveLostError:
         raise
     except Exception as error:
-        if not isinstance(error, CollectiveAbortedError):
-            collective.abort()  # the others then fail in their next sum and come here, too
-        return _failure_reason(context, group, error, collective)
+        if error is emit.error:
+            raise
+        return _leave_pass(context, group, error, collective)
     return [replace(result, peak_bytes=peak_bytes) for result in results]
 
 
-def _failure_reason(context: TrainingContext, group: TaskGroup, error: Exception, collective: Collective) -> str:
-    """Write the exception of a group to the run directory; return the line that describes it and names the file."""
-    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
-    name = f"{group.tasks[0].key}{others}"
+def _leave_pass(context: TrainingContext, group: TaskGroup, error: Exception, collective: Collective) -> str:
+    """Let all members leave a pass that failed, and write the exception to the run directory.
+
+    Returns:
+        The line that describes the exception and names its file; empty if another member has it.
+    """
     if isinstance(error, CollectiveAbortedError):
-        return f"another worker failed. See {error_files.stem(name)}-*.txt in the run directory."
-    file = error_files.write(context.journal, name, error, collective.index)
-    return f"{describe(error)}. See {file} in the run directory." if file else f"{describe(error)}."
+        return ""
+    collective.abort()  # the others then fail in their next sum
+    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
+    file = error_files.write(context.journal, f"{group.tasks[0].key}{others}", error, collective.index)
+    reason = f"{describe(error)}. See {file} in the run directory." if file else f"{describe(error)}."
+    _log.warning("training %s failed: %s", group_label(group.layer_names), reason)
+    return reason
+
+
+def _first_text(collective: Collective, text: str) -> str:
+    """Return, in all members, the text of the first member whose text is not empty, cut off after `MOST_BYTES`."""
+    texts = np.zeros((collective.size, MOST_BYTES), np.int64)
+    encoded = text.encode()[:MOST_BYTES]
+    texts[collective.index, : len(encoded)] = list(encoded)
+    row = next(row for row in collective.all_reduce_sum(texts) if row.any())
+    return bytes(row.astype(np.uint8)).rstrip(b"\0").decode(errors="ignore")
 
 
 def _all_reduce_max(collective: Collective, value: float) -> int:

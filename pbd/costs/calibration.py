@@ -139,7 +139,9 @@ def cache_path(setup: Setup) -> Path:
     """Return the path of the cached calibration for this teacher, block, data and device."""
     data = setup.dataset
     key: list[object] = [asdict(setup.conditions), devices.describe(), sorted(setup.layer_names)]
-    key += [data.name, list(data.image_shape), data.augment, data.preprocess]
+    # Arrays cost the same whatever they are called; those from Python have the name of a file in the run directory.
+    key += [None if data.digest_is_complete else data.name, len(data.train)]
+    key += [list(data.image_shape), data.augment, data.preprocess]
     digest = hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
     return platformdirs.user_cache_path("pbd") / "costs" / f"{setup.conditions.teacher}-{digest}.json"
 

@@ -46,7 +46,7 @@ def array_split(
     Args:
         name: of the split, in messages.
         images: see `checked_images`.
-        labels: (n,) or (n, 1), integers from 0; `None` without labels.
+        labels: (n,) or (n, 1), whole numbers from 0, or booleans; `None` without labels.
         train_labels: the training labels, for another split: they contain its largest label.
 
     Raises:
@@ -59,7 +59,7 @@ def array_split(
     if train_labels is not None and classes.max() > np.max(train_labels):
         raise BadInputError(
             f"the labels of {name} must be among the training labels, 0 to {np.max(train_labels)}. "
-            f"Received: {classes.max()}. Correct the labels."
+            f"Received: {classes.max()}. Add training images of this class, or give --no-labels."
         )
     return RawSplit(ArrayImages(pixels), classes)
 
@@ -76,7 +76,8 @@ def checked_images(name: str, images: np.ndarray) -> np.ndarray:
     """
     if images.ndim not in (3, 4) or 0 in images.shape:
         raise BadInputError(
-            f"{name} must hold images of shape (n, height, width, channels). Received: shape {images.shape}."
+            f"{name} must hold images of shape (n, height, width, channels). Received: shape {images.shape}. "
+            "Use images.reshape(n, height, width, channels)."
         )
     if images.ndim == 3:
         images = images[..., np.newaxis]
@@ -87,7 +88,7 @@ def checked_images(name: str, images: np.ndarray) -> np.ndarray:
     if images.dtype == np.uint8:
         return images
     if images.dtype.kind not in "iuf":
-        raise BadInputError(f"{name} must be uint8 or float. Received: {images.dtype}. Convert the images.")
+        raise BadInputError(f"{name} must be uint8 or float. Received: {images.dtype}. Use images.astype('float32').")
     low, high = images.min(), images.max()
     if images.dtype.kind == "f":
         # The minimum and the maximum are NaN if any pixel is, and no comparison with NaN holds.
@@ -95,7 +96,10 @@ def checked_images(name: str, images: np.ndarray) -> np.ndarray:
             raise BadInputError(f"{name} must hold finite numbers. Received: NaN or infinity. Remove those images.")
         return images.astype(np.float32, copy=False)
     if low < 0 or high > 255:
-        raise BadInputError(f"{name} must hold integers in 0..255. Received: {low} to {high}. Scale the images.")
+        raise BadInputError(
+            f"{name} must hold integers in 0..255. Received: {low} to {high}. "
+            "Scale the images, or use images.astype('float32')."
+        )
     return images.astype(np.uint8)
 
 
@@ -107,14 +111,20 @@ def _checked_labels(name: str, labels: np.ndarray, num_images: int) -> np.ndarra
         raise BadInputError(
             f"the labels of {name} must have shape (n,). Received: {labels.shape}. For one-hot, use labels.argmax(1)."
         )
+    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))):
+        labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
         raise BadInputError(
             f"the labels of {name} must be integers. Received: {labels.dtype}. Use labels.astype('int64')."
         )
     if len(labels) != num_images:
-        raise BadInputError(f"{name} needs one label per image. Received: {len(labels)} labels, {num_images} images.")
+        raise BadInputError(
+            f"{name} needs one label per image. Received: {len(labels)} labels, {num_images} images. "
+            "Correct the labels, or give --no-labels."
+        )
     if labels.min() < 0 or labels.max() >= 2**31:
         raise BadInputError(
-            f"the labels of {name} must count from 0. Received: {labels.min()} to {labels.max()}. Renumber the classes."
+            f"the labels of {name} must count from 0. Received: {labels.min()} to {labels.max()}. "
+            "Renumber the classes: np.unique(labels, return_inverse=True)[1]."
         )
     return labels.astype(np.int32)

@@ -24,8 +24,8 @@ class Data:
     A split is a tuple `(images, labels)`, images without labels, a `keras.utils.PyDataset`, or a finite
     `tf.data.Dataset` of single images or of batches. Images have the shape (n, height, width, channels) or (n, height,
     width) and are uint8, other integers in 0..255, or finite floats. Labels have the shape (n,) or (n, 1) and are
-    integers from 0; turn one-hot labels into integers with `labels.argmax(1)`. If the validation or the test split is
-    missing, it is taken from the training images.
+    whole numbers from 0, or booleans; turn one-hot labels into numbers with `labels.argmax(1)`. If the validation or
+    the test split is missing, it is taken from the training images.
 
     A `PyDataset` or `tf.data.Dataset` is read once, in its order, into memory, as uint8 if that changes no pixel.
     Random augmentation in it is therefore applied once; use `augment` instead. Sample weights are ignored. Worker

@@ -119,6 +119,12 @@ class Dataset:
         return digest.hexdigest()
 
     @property
+    def digest_is_complete(self) -> bool:
+        """Whether the digest covers every pixel; otherwise the name of the data set has to identify the images."""
+        splits = (self.train, self.validation, self.test)
+        return all(isinstance(split, IndexedSplit) and isinstance(split.images, ArrayImages) for split in splits)
+
+    @property
     def own_images(self) -> slice:
         """The positions in a training batch that this worker reads."""
         units = self.worker.of(self.batch_size // self.unit)

@@ -47,6 +47,10 @@ class ArrayImages:
         return {"array": self.array, "image_shape": self.image_shape}
 
 
+MOST_DECODED = 20_000
+"""At most this many files of a split are decoded before training, evenly spread over a larger split."""
+
+
 @dataclass(frozen=True, eq=False)
 class FileImages:
     """Image files (JPEG, PNG, BMP, GIF: its first frame), decoded as they are read, resized to `image_shape`."""
@@ -60,6 +64,16 @@ class FileImages:
 
     def __len__(self) -> int:
         return len(self.paths)
+
+    @property
+    def checked_paths(self) -> Sequence[str]:
+        """The files that are decoded before training."""
+        return self.paths[:: -(-len(self.paths) // MOST_DECODED)]
+
+    @property
+    def is_checked(self) -> bool:
+        """Whether every file is decoded before training; otherwise a damaged file may be met later."""
+        return len(self.paths) <= MOST_DECODED
 
     @property
     def read_shape(self) -> Shape:

@@ -8,7 +8,7 @@ import numpy as np
 from pbd.config import DataConfig
 from pbd.data.arrays import RawSplit, RawSplits
 from pbd.data.dataset import Dataset, IndexedSplit, Split
-from pbd.data.folders import load_folder
+from pbd.data.folders import check_files, load_folder
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
 from pbd.data.sources import KERAS_NAMES, load_digits, load_keras, load_npz
@@ -28,7 +28,7 @@ def absolute(name: str) -> str:
     """Return the name of the data set, a path as an absolute path."""
     if name in known_names() or name.startswith(TFDS_PREFIX):
         return name
-    return str(Path(name).expanduser().absolute())
+    return str(Path(name).absolute())
 
 
 def load(
@@ -38,6 +38,7 @@ def load(
     *,
     split_by_class: bool = True,
     raw: RawSplits | None = None,
+    check: bool = True,
 ) -> Dataset:
     """Load the dataset that `config` names, ready to be read in batches.
 
@@ -50,6 +51,7 @@ def load(
         split_by_class: keep the proportions of the classes in every split; if False, the splits are those of the same
             images without labels.
         raw: the images, if they were given as arrays.
+        check: decode the image files once; needless where another process of the run has done it.
 
     Raises:
         MissingInputError: the data set does not exist or cannot be downloaded.
@@ -63,6 +65,8 @@ def load(
         pixel_max = None
     else:
         raw = _fitted(raw or _read(config.dataset, config.labels), config, image_shape)
+        if check:
+            check_files(raw)
         splits, num_classes = _split(raw, config, seed, split_by_class), raw.num_classes
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
@@ -92,7 +96,7 @@ def _read(name: str, labels: bool) -> RawSplits:
         return load_digits(labels)
     if name in KERAS_NAMES:
         return load_keras(name, labels)
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         return load_folder(path, labels)
     if path.suffix.lower() == ".npz" and path.exists():

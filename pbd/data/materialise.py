@@ -51,7 +51,7 @@ def _array(role: str, name: str, values: Any) -> np.ndarray:
     if array.dtype == object:
         raise BadInputError(
             f"{role} must be arrays (images, labels), images, a keras.utils.PyDataset or a tf.data.Dataset. "
-            f"Received: {type(values).__name__} as {name}."
+            f"Received: {type(values).__name__} as {name}. Use np.stack on images of one shape."
         )
     return array
 
@@ -60,7 +60,9 @@ def _pair(role: str, element: Any) -> tuple[Any, Any]:
     """Return the images and labels of an element: `(images, labels)`, `(images, labels, weights)` or images alone."""
     parts = element if isinstance(element, tuple | list) else (element,)
     if not 1 <= len(parts) <= 3:
-        raise BadInputError(f"{role} must be images or a pair (images, labels). Received: {len(parts)} parts.")
+        raise BadInputError(
+            f"{role} must be images or a pair (images, labels). Received: {len(parts)} parts. Map it to a pair."
+        )
     if isinstance(parts[0], dict):
         raise BadInputError(
             f"{role} must be images or pairs (images, labels). Received: a dict. Map it to (x['image'], x['label'])."
@@ -69,7 +71,10 @@ def _pair(role: str, element: Any) -> tuple[Any, Any]:
 
 
 def _from_py_dataset(role: str, dataset: Any) -> Arrays:
-    count = dataset.num_batches
+    try:
+        count = dataset.num_batches
+    except NotImplementedError:  # without `__len__`
+        count = None
     if count is None:
         raise BadInputError(f"{role} must have a number of batches. Received: a PyDataset without __len__. Add it.")
     return _joined(role, (dataset[index] for index in range(count)), count)
@@ -120,7 +125,7 @@ def _joined(role: str, batches: Iterable[Any], count: int | None) -> Arrays:
         if batch_labels is not None:
             labels.append(_array(role, "labels", batch_labels))
     if not images:
-        raise BadInputError(f"{role} must have images. Received: none.")
+        raise BadInputError(f"{role} must have images. Received: none. Give another split.")
     return _concatenated(role, images), _concatenated(role, labels) if labels else None
 
 
@@ -136,7 +141,7 @@ def compact(images: np.ndarray) -> np.ndarray:
 def _check_size(role: str, size: int) -> None:
     """Refuse images of `size` bytes that do not fit in memory twice, as a list of batches and as one array."""
     free = memory.free_host_memory()
-    if free is not None and 2 * size > free:
+    if 2 * size > free:
         raise BadInputError(
             f"{role} must fit in memory, into which it is read. Received: {size / 1e9:.1f} GB of images, with "
             f"{free / 2e9:.1f} GB for them. Save the images as files and use pbd.Data.load, or give fewer."
@@ -148,4 +153,4 @@ def _concatenated(role: str, batches: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(batches)
     except ValueError as error:
         shapes = ", ".join(sorted({str(batch.shape[1:]) for batch in batches})[:3])
-        raise BadInputError(f"all batches of {role} must have one shape. Received: {shapes}.") from error
+        raise BadInputError(f"all batches of {role} must have one shape. Received: {shapes}. Resize them.") from error

@@ -43,7 +43,10 @@ def _channels(stored: int | None, teacher: int | None) -> int:
     if stored is None:
         channels = 3 if teacher is None else teacher
         if channels not in (1, 3):
-            raise BadInputError(f"image files have 1 or 3 channels. Received: a teacher that takes {teacher}.")
+            raise BadInputError(
+                f"image files have 1 or 3 channels. Received: a teacher that takes {teacher}. "
+                "Save the images in an .npz file: numpy.savez(FILE, x_train=..., y_train=...)."
+            )
         return channels
     if teacher in (None, stored) or stored == 1:
         return stored if teacher is None else teacher

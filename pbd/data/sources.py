@@ -8,11 +8,14 @@ from pathlib import Path
 import numpy as np
 
 from pbd.data.arrays import RawSplit, RawSplits, array_split
+from pbd.data.split_names import standard_arrays
 from pbd.errors import BadInputError, MissingInputError
+from pbd.system import watchdog
 
 KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 DIGITS = "digits.csv.gz"
-NPZ_NAMES = ("x_train", "y_train", "x_test", "y_test", "x_val", "y_val")
+MOST_KEYS = 8
+"""How many keys of an archive a message names."""
 
 
 def load_digits(labels: bool = True) -> RawSplits:
@@ -52,6 +55,7 @@ def resized_bilinearly(images: np.ndarray, size: int) -> np.ndarray:
     return columns[:, low] + (columns[:, high] - columns[:, low]) * right[:, np.newaxis]
 
 
+@watchdog.waiting()
 def load_keras(name: str, labels: bool = True) -> RawSplits:
     """Return one of `keras.datasets`, from its cache or downloaded into it.
 
@@ -78,14 +82,16 @@ def load_keras(name: str, labels: bool = True) -> RawSplits:
 def load_npz(path: Path, labels: bool = True) -> RawSplits:
     """Return the images of an .npz archive: x_train, if it has them x_test and x_val, and a y for each or for none.
 
+    Other usual spellings of these names will do, such as `train_images`, `X_valid` or `labels` (see `split_names`).
+
     Args:
         path: the archive.
         labels: read the y's; otherwise they may be anything.
 
     Raises:
-        BadInputError: it is damaged, holds pickled objects, lacks arrays, or holds unusable ones.
+        BadInputError: it is damaged, holds pickled objects, lacks arrays, holds two for one purpose, or unusable ones.
     """
-    arrays = _read_npz(path, [name for name in NPZ_NAMES if labels or name.startswith("x_")])
+    arrays = _read_npz(path, labels)
 
     def split(role: str) -> RawSplit | None:
         name = f"x_{role}"
@@ -99,29 +105,50 @@ def load_npz(path: Path, labels: bool = True) -> RawSplits:
     return RawSplits(train, split("val"), split("test"))
 
 
-def _read_npz(path: Path, names: list[str]) -> dict[str, np.ndarray]:
-    """Return the arrays of an .npz archive that have one of these names."""
+@watchdog.waiting()
+def _read_npz(path: Path, labels: bool) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz archive by their standard names, with or without the labels."""
     try:
         with np.load(path, allow_pickle=False) as archive:
-            present = [name for name in names if name in archive.files]
-            missing = _missing(present)
-            arrays = {} if missing else {name: archive[name] for name in present}
+            keys = _keys(archive.files, labels)
+            return {name: archive[key] for name, key in keys.items()}
+    except BadInputError:
+        raise
     except PermissionError as error:
-        raise MissingInputError(f"an .npz dataset must be readable. Received: {_one_line(error)}.") from error
+        raise MissingInputError(
+            f"an .npz dataset must be readable. Received: {_one_line(error)}. Check its permissions."
+        ) from error
     except (ValueError, EOFError, OSError, AttributeError, TypeError, zipfile.BadZipFile, zlib.error) as error:
         if "pickle" in str(error).lower() and zipfile.is_zipfile(path):
             remedy = "Save plain number arrays, not objects."
             raise BadInputError(f"an .npz must hold no pickled objects. Received: {str(path)!r}. {remedy}") from error
         remedy = "It may be damaged, or no .npz: save it again with numpy.savez."
         raise BadInputError(f"an .npz must be an archive of arrays. Received: {str(path)!r}. {remedy}") from error
+
+
+def _keys(present: list[str], labels: bool) -> dict[str, str]:
+    """Return the key of each array that is read, by its standard name.
+
+    Raises:
+        BadInputError: two keys have one meaning, or arrays are missing.
+    """
+    spellings = {name: keys for name, keys in standard_arrays(present).items() if labels or name.startswith("x_")}
+    for name, keys in spellings.items():
+        if len(keys) > 1:
+            raise BadInputError(
+                f"an .npz dataset must have one array for {name}. Received: {keys[0]!r} and {keys[1]!r}. "
+                f"Name the one to use {name}."
+            )
+    missing = _missing(list(spellings))
     if missing:
         only_labels = all(name.startswith("y_") for name in missing)
+        more = f" and {len(present) - MOST_KEYS} more" if len(present) > MOST_KEYS else ""
         raise BadInputError(
             "an .npz dataset needs x_train, may have x_test and x_val, and has a y for each of them or for none. "
-            f"Received: {', '.join(present) or 'none of these'}. "
+            f"Received: {', '.join(present[:MOST_KEYS]) or 'no arrays'}{more}. "
             f"Add {', '.join(missing)}{', or give --no-labels' if only_labels else ''}."
         )
-    return arrays
+    return {name: keys[0] for name, keys in spellings.items()}
 
 
 def _missing(present: list[str]) -> list[str]:

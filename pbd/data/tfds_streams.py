@@ -10,6 +10,7 @@ from pbd.data.feeds.tf_images import stream_decoder
 from pbd.data.shapes import FreeShape, Shape, fit_shape
 from pbd.data.splitting import derived_seed
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
+from pbd.system import watchdog
 
 TFDS_PREFIX = "tfds:"
 Ranges = list[tuple[int, int]]
@@ -64,6 +65,7 @@ def _tensorflow_datasets() -> ModuleType:
         ) from error
 
 
+@watchdog.waiting()
 def _builder(tfds: ModuleType, name: str) -> Any:
     """Return the builder of a data set, downloaded and ready to read."""
     try:

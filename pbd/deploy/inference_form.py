@@ -3,14 +3,15 @@
 import keras
 
 from pbd import blocks
-from pbd.networks import folding, graph
+from pbd.networks import folding, fusion, graph
 
 
 def fold(model: keras.Model) -> keras.Model:
     """Return a copy that computes the same outputs in inference mode, with fewer operations.
 
     Batch normalisations are folded into the convolutions before them. Then each block design rewrites its blocks in
-    the form that runtimes compute fastest (see `BlockDesign.for_inference`).
+    the form that runtimes compute fastest (see `BlockDesign.for_inference`), unless TensorFlow would compute that form
+    wrongly (see `networks.fusion`).
 
     Args:
         model: flat and functional (see `graph.flatten`), with its weights.
@@ -20,5 +21,13 @@ def fold(model: keras.Model) -> keras.Model:
     while foldable := folding.find_foldable(model):
         model = folding.fold(model, foldable)
     for design in blocks.designs():
-        model = design.for_inference(model)
-    return graph.flatten(model)
+        model = _rewritten(design, model)
+    return model
+
+
+def _rewritten(design: blocks.BlockDesign, model: keras.Model) -> keras.Model:
+    rewritten = design.for_inference(model)
+    if rewritten is model:
+        return model
+    rewritten = graph.flatten(rewritten)
+    return rewritten if fusion.misfused(rewritten) <= fusion.misfused(model) else model

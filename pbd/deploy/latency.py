@@ -11,6 +11,7 @@ import numpy as np
 from pbd.deploy import inference_form
 from pbd.errors import BadInputError, UsageError
 from pbd.records import Latency
+from pbd.system import random_state
 
 WARM_UP = 3
 BURST = 10
@@ -40,6 +41,7 @@ class ModelLatency:
     """Counted passes in a round; their median is the figure of the round."""
 
 
+@random_state.preserved()
 def measure_latency(
     models: Mapping[str, keras.Model], batch_sizes: Sequence[int] = (1, 32), fold: bool = True
 ) -> tuple[ModelLatency, ...]:

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd import command_line
-from pbd.command_line import Parser, positive
+from pbd.command_line import Parser, path, positive
 from pbd.errors import MissingInputError
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         MissingInputError: a model file does not exist.
     """
     parser = Parser(program, __doc__ or "")
-    parser.add_argument("models", metavar="MODEL", nargs="+", help="a .keras or .h5 file; the first is the reference")
+    parser.add_argument(
+        "models", metavar="MODEL", nargs="+", type=path, help="a .keras or .h5 file; the first is the reference"
+    )
     parser.add_argument(
         "--batch-sizes", metavar="N", nargs="+", type=positive, default=[1, 32], help="images in a pass (default: 1 32)"
     )
@@ -58,9 +60,9 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     )
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table; times in seconds")
     settings = parser.parse_args(arguments)
-    for path in settings.models:
-        if not Path(path).is_file():
-            raise MissingInputError(f"a model file must exist. Received: {path!r}.")
+    for name in settings.models:
+        if not Path(name).is_file():
+            raise MissingInputError(f"a model file must exist. Received: {name!r}. Check the path.")
     return settings
 
 
@@ -72,7 +74,7 @@ def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
         from pbd.deploy.latency import measure_latency
         from pbd.networks import files
 
-        models = {path: files.load(path) for path in settings.models}
+        models = {name: files.load(name) for name in settings.models}
         return measure_latency(models, settings.batch_sizes, settings.fold)
 
 

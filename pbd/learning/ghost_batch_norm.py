@@ -5,7 +5,6 @@ workers: one worker computes all parts, several workers compute some each, and t
 loss of accuracy is within the noise (`docs/measurements`).
 """
 
-import inspect
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ import keras
 import numpy as np
 
 from pbd.collective import Collective, all_reduce_sums
+from pbd.networks import augmentation, graph
 from pbd.networks.keras_internals import walk
 from pbd.system import devices
 
@@ -36,13 +36,9 @@ def split_unit(model: keras.Model, batch_size: int) -> int:
         batch_size: Images per batch.
     """
     layers = _trained(model)
-    if layers != normalisations(model) or any(map(_is_random, model.layers)):
+    if layers != normalisations(model) or any(map(augmentation.is_random, model.layers)):
         return batch_size
     return ghost_batch_size(batch_size) if layers else 1
-
-
-def _is_random(layer: keras.Layer) -> bool:
-    return any(isinstance(value, keras.random.SeedGenerator) for value in vars(layer).values())
 
 
 def normalisations(model: keras.Model) -> list[keras.layers.BatchNormalization]:
@@ -67,9 +63,7 @@ def train(model: keras.Model, images: Any, size: int) -> Any:
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if id(operation) in ghost_layers:
             return normalise(operation, args[0], size)
-        if "training" in inspect.signature(operation.call).parameters:
-            kwargs["training"] = True
-        return operation(*args, **kwargs)
+        return operation(*args, **graph.in_mode(operation, True, kwargs))
 
     return walk(model, images, call)
 

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from pbd.collective import SINGLE, Collective, all_reduce_sums
+from pbd.networks import graph
 from pbd.system import watchdog
 
 
@@ -46,11 +47,12 @@ class MetricAccumulator:
         """Add a batch.
 
         Args:
-            teacher_outputs: Logits or probabilities, `(batch, classes)`.
+            teacher_outputs: Logits or probabilities, `(batch, classes)`; if there is one output, the logit of class 1.
             outputs: The same for each network.
             labels: Integer classes, `(batch,)`.
         """
         watchdog.touch()
+        teacher_outputs, *outputs = map(class_scores, (teacher_outputs, *outputs))
         reference, teacher_classes = log_probabilities(teacher_outputs), np.argmax(teacher_outputs, axis=-1)
         self._images += len(labels)
         for i, output in enumerate(outputs):
@@ -85,6 +87,30 @@ def log_probabilities(outputs: np.ndarray) -> np.ndarray:
         return np.log(np.maximum(outputs, np.finfo(np.float32).tiny))
     shifted = outputs - outputs.max(axis=-1, keepdims=True)  # so that exp cannot overflow
     return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+
+
+def class_scores(logits: Any) -> Any:
+    """Return one score per class: a single logit z, which is that of class 1 of two, counts as (-z/2, z/2).
+
+    The two scores sum to 0, so that they are never taken for probabilities.
+
+    Args:
+        logits: Array or tensor of shape `(batch, outputs)`.
+    """
+    return logits * np.array([[-0.5, 0.5]], np.float32) if logits.shape[-1] == 1 else logits
+
+
+def predict(model: keras.Model, images: Any) -> np.ndarray:
+    """Return logits or probabilities of the classes, `(batch, outputs)`; of a final sigmoid, the logits before it.
+
+    The outputs of a sigmoid are not a distribution over the classes.
+    """
+    outputs = np.asarray(model.predict_on_batch(images))
+    if not graph.has_sigmoid(model):
+        return outputs
+    tiny = np.finfo(np.float32).tiny
+    probabilities = np.asarray(outputs, np.float64)
+    return np.log(np.maximum(probabilities, tiny)) - np.log(np.maximum(1.0 - probabilities, tiny))
 
 
 def pad_batches(batches: Iterable[tuple[Any, Any]]) -> Iterator[tuple[Any, Any, int]]:
@@ -126,8 +152,8 @@ def evaluate(
     """
     accumulator = MetricAccumulator(len(models), labelled)
     for images, labels, count in pad_batches(batches):
-        reference = np.asarray(teacher.predict_on_batch(images))[:count]
-        outputs = [reference if m is teacher else np.asarray(m.predict_on_batch(images))[:count] for m in models]
+        reference = predict(teacher, images)[:count]
+        outputs = [reference if m is teacher else predict(m, images)[:count] for m in models]
         accumulator.add(reference, outputs, np.asarray(labels))
     accumulator.all_reduce_sum(collective)
     return accumulator.result()

@@ -5,8 +5,6 @@ network of gigabytes, and weights that are NaN.
 """
 
 import contextlib
-import hashlib
-import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,13 +14,12 @@ import numpy as np
 
 from pbd.errors import BadInputError
 from pbd.networks import file_checks, file_remedies
-from pbd.system import keras_state, memory
+from pbd.system import keras_state, memory, watchdog
 
-MEMORY_IF_UNKNOWN = 16 * 2**30
-"""Bytes of memory that count as free if the system does not report them."""
 _DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 
 
+@watchdog.waiting()
 def load(path: str) -> keras.Model:
     """Return the model in a foreign `.keras` or `.h5` file; no code in it is run.
 
@@ -37,6 +34,7 @@ def load(path: str) -> keras.Model:
     return model
 
 
+@watchdog.waiting()
 def load_own(path: Path) -> keras.Model:
     """Return the model in a file that pbd itself wrote, in a run directory or in its cache.
 
@@ -49,6 +47,7 @@ def load_own(path: Path) -> keras.Model:
         return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
+@watchdog.waiting()
 def load_weights(model: keras.Model, path: str) -> None:
     """Load the weights in a foreign `.weights.h5` file into a model.
 
@@ -81,9 +80,8 @@ def check_known(model: keras.Model) -> None:
 
 
 def _check(rule: str, path: str) -> None:
-    free = memory.free_host_memory()
     with _one_line_errors(rule, path, file_remedies.for_damage):
-        file_checks.check_apart(path, MEMORY_IF_UNKNOWN if free is None else free)
+        file_checks.check_apart(path, memory.free_host_memory())
 
 
 @contextlib.contextmanager
@@ -129,11 +127,3 @@ def model_bytes(model: keras.Model) -> bytes:
         path = Path(folder) / "model.keras"
         model.save(path)
         return path.read_bytes()
-
-
-def model_digest(model: keras.Model) -> str:
-    """Return a SHA-256 over the model's structure and weights."""
-    digest = hashlib.sha256(json.dumps([type(layer).__name__ for layer in model.layers]).encode())
-    for value in model.get_weights():
-        digest.update(np.ascontiguousarray(value).tobytes())
-    return digest.hexdigest()

@@ -4,14 +4,13 @@ In inference mode a batch normalisation is an affine map per channel, y = s x + 
 and t = beta - s mean. Behind a linear layer it can be folded into the layer's kernel (times s) and bias (s bias + t).
 """
 
-import collections
 from collections.abc import Mapping
 from typing import Any
 
 import keras
 import numpy as np
 
-from pbd.networks import graph
+from pbd.networks import fusion, graph
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import walk
 
@@ -44,28 +43,21 @@ def fold_around(model: keras.Model, built: Mapping[str, keras.Model]) -> tuple[k
 def find_foldable(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
     """Return, by layer name, each normalisation that can be folded into the layer before it.
 
-    The layer must be linear, must be called once, and nothing but the normalisation may use its output.
+    The layer must be linear, must be called once, and nothing but the normalisation may use its output. The bias that
+    the layer gets must not lead to a sum that TensorFlow computes wrongly (see `fusion`).
 
     Args:
         model: flat and functional.
     """
     calls = {operation.name: count for operation, count in layer_calls(model)}
-    users: dict[int, list[Any]] = collections.defaultdict(list)
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        for tensor in keras.tree.flatten((args, kwargs)):
-            users[id(tensor)].append(operation)
-        # The model's own tensors are returned if possible, so that nothing is called again and identities hold.
-        return operation.output if calls.get(operation.name, 1) == 1 else operation(*args, **kwargs)
-
-    outputs = {id(tensor) for tensor in keras.tree.flatten(walk(model, model.inputs, call))}
+    users = fusion.consumers(model)
     foldable = {}
     for layer in model.layers:
         if type(layer) not in _LINEAR or layer.activation is not keras.activations.linear or calls[layer.name] > 1:
             continue
-        used_by = users[id(layer.output)]
-        if len(used_by) == 1 and id(layer.output) not in outputs and _is_foldable(used_by[0], calls, layer.output):
-            foldable[layer.name] = used_by[0]
+        (user, _), *others = users[id(layer.output)]
+        if not others and _is_foldable(user, calls, layer.output) and not fusion.misfused_behind(user.output, users):
+            foldable[layer.name] = user
     return foldable
 
 

@@ -12,6 +12,17 @@ from pbd.networks.keras_internals import call_inputs, is_functional, producer, w
 
 Builder = Callable[[Any], Any]
 """Maps an input tensor to an output tensor."""
+_HEADS = (keras.activations.softmax, keras.activations.sigmoid)
+"""The activations that turn logits into probabilities."""
+_WITHOUT_ACTIVATION = (
+    keras.layers.Dropout,
+    keras.layers.Flatten,
+    keras.layers.GlobalAveragePooling2D,
+    keras.layers.GlobalMaxPooling2D,
+    keras.layers.Identity,
+    keras.layers.Reshape,
+)
+"""Layers behind which logits are still logits."""
 
 
 def as_functional(model: keras.Model) -> keras.Model:
@@ -35,12 +46,33 @@ def as_functional(model: keras.Model) -> keras.Model:
     return model
 
 
-class _Cloner:
-    """Creates one new layer for each original. Names stay unique when layers of nested models come together."""
+def in_mode(operation: Any, training: bool | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keyword arguments with which to call an operation of a graph in training or in inference mode.
 
-    def __init__(self) -> None:
+    Augmentation layers are in training mode by default, so every pass over a graph must give the mode. As in
+    `keras.Model.__call__`, it overrides the mode with which the graph was built.
+
+    Args:
+        operation: the layer or operation.
+        training: the mode; `None` leaves it as it is.
+        kwargs: the other keyword arguments.
+    """
+    if training is None or "training" not in inspect.signature(operation.call).parameters:
+        return dict(kwargs)
+    return {**kwargs, "training": training}
+
+
+class _Cloner:
+    """Creates one new layer for each original. Names stay unique when layers of nested models come together.
+
+    Args:
+        policies: by name, the dtype policies of the layers that get another one.
+    """
+
+    def __init__(self, policies: Mapping[str, str] | None = None) -> None:
         self.pairs: dict[int, tuple[Any, Any]] = {}
         self._names: set[str] = set()
+        self._policies = policies or {}
 
     def clone(self, operation: Any, owner: str = "") -> Any:
         """Return the copy of an operation, the same one at every call: a shared layer stays shared.
@@ -52,6 +84,8 @@ class _Cloner:
         if id(operation) in self.pairs:
             return self.pairs[id(operation)][1]
         config = operation.get_config()
+        if operation.name in self._policies:
+            config = _with_policy(config, self._policies[operation.name])
         while config.get("name") in self._names:
             config["name"] = f"{owner}_{config['name']}"
         twin = type(operation).from_config(config)
@@ -86,11 +120,20 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
         inner_training = kwargs.get("training", training)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
-        if inner_training is not None and "training" in inspect.signature(operation.call).parameters:
-            kwargs["training"] = inner_training
-        return operation(*args, **kwargs)
+        return operation(*args, **in_mode(operation, inner_training, kwargs))
 
     return walk(model, inputs, call, operation_for)
+
+
+def _with_policy(config: Any, policy: str) -> Any:
+    """Return the configuration of a layer with another dtype policy, also in the layers inside it."""
+    if isinstance(config, list):
+        return [_with_policy(value, policy) for value in config]
+    if not isinstance(config, dict):
+        return config
+    if config.get("class_name") == "DTypePolicy":
+        return {**config, "config": {"name": policy}}
+    return {key: _with_policy(value, policy) for key, value in config.items()}
 
 
 def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]:
@@ -123,7 +166,8 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
     """Return a functional copy without nested models, with its own weights, for images of one shape.
 
-    A softmax that is the last layer's activation becomes a layer of its own, so that `logits` can stop before it.
+    A softmax or sigmoid that is the last layer's activation becomes a layer of its own, so that `logits` can stop
+    before it.
 
     Args:
         model: functional or sequential, one input, one output of shape `(batch, classes)`.
@@ -142,31 +186,52 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
-    return _split_softmax(flat)
+    return _split_activation(flat)
 
 
-def _split_softmax(model: keras.Model) -> keras.Model:
-    """Move a softmax that is the last layer's activation into a layer of its own."""
+def _split_activation(model: keras.Model) -> keras.Model:
+    """Move a softmax or sigmoid that is the last layer's activation into a layer of its own."""
     last, _ = producer(model.outputs[0])
-    if isinstance(last, keras.layers.Activation) or getattr(last, "activation", None) is not keras.activations.softmax:
+    activation = getattr(last, "activation", None)
+    if isinstance(last, keras.layers.Activation) or activation not in _HEADS:
         return model
-    if dict(layer_calls(model))[last] > 1:  # its other calls need the softmax
+    if dict(layer_calls(model))[last] > 1:  # its other calls need the activation
         return model
     last.activation = keras.activations.linear
-    scores = keras.layers.Activation("softmax", name=f"{last.name}_softmax")(model.outputs[0])
+    name = f"{last.name}_{activation.__name__}"
+    scores = keras.layers.Activation(activation, dtype=last.dtype_policy, name=name)(model.outputs[0])
     return keras.Model(model.inputs, scores, name=model.name)
 
 
 def logits(model: keras.Model) -> keras.Model:
-    """Return the model without its final softmax (sharing layers); unchanged if it has none.
+    """Return the model without its final softmax or sigmoid (sharing layers); unchanged if it has neither.
 
-    A softmax inside another layer is recognised only after `flatten` has moved it into a layer of its own.
+    One inside another layer is recognised only after `flatten` has moved it into a layer of its own.
     """
     last, call_index = producer(model.outputs[0])
-    is_activation = isinstance(last, keras.layers.Activation) and last.activation is keras.activations.softmax
-    is_softmax = is_activation or type(last).__name__ == "Softmax"  # the layer, or the operation `keras.ops.softmax`
-    scores = call_inputs(last, call_index)[0] if is_softmax else model.outputs[0]
+    is_head = _is_head(last, keras.activations.softmax) or has_sigmoid(model)
+    scores = call_inputs(last, call_index)[0] if is_head else model.outputs[0]
     return keras.Model(model.inputs, scores, name=f"{model.name}_logits")
+
+
+def has_sigmoid(model: keras.Model) -> bool:
+    """Return whether the model ends in a sigmoid that `logits` removes."""
+    return _is_head(producer(model.outputs[0])[0], keras.activations.sigmoid)
+
+
+def _is_head(operation: Any, activation: Any) -> bool:
+    """Return whether an operation is this activation: a layer, or a function of `keras.ops`."""
+    if isinstance(operation, keras.layers.Activation):
+        return operation.activation is activation
+    return type(operation).__name__.lower() == activation.__name__
+
+
+def ends_in_logits(model: keras.Model) -> bool:
+    """Return whether the outputs of `logits(model)` are those of a layer without activation, pooled or reshaped."""
+    operation, call_index = producer(logits(model).outputs[0])
+    while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
+        operation, call_index = producer(call_inputs(operation, call_index)[0])
+    return getattr(operation, "activation", None) is keras.activations.linear
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:
@@ -212,12 +277,29 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     return copy
 
 
+def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Model:
+    """Return a copy of the model in which the layers have other dtype policies; the weights are converted.
+
+    Args:
+        model: a flat functional model.
+        policies: by name, the policies of the layers that get another one.
+    """
+    cloner = _Cloner(policies)
+    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    outputs = keras.tree.flatten(walk(model, inputs, _called, cloner.clone))[0]
+    copy = keras.Model(inputs, outputs, name=model.name)
+    cloner.copy_weights()
+    return copy
+
+
+def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:
+    return operation(*args, **kwargs)
+
+
 def run(model: keras.Model, images: Any, training: set[str]) -> Any:
     """Run the model eagerly with the layers named in `training` in training mode and all others in inference mode."""
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation.name in training:
-            kwargs["training"] = True
-        return operation(*args, **kwargs)
+        return operation(*args, **in_mode(operation, operation.name in training, kwargs))
 
     return walk(model, images, call)

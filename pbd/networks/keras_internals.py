@@ -5,7 +5,7 @@ module of pbd reads these attributes. `tests/networks/test_keras_internals.py` s
 a new version of Keras fails there first.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import keras
@@ -37,6 +37,14 @@ def walk(model: keras.Model, inputs: Any, call: Call, operation_for: Callable[[A
         The values in the place of the model's outputs, in their structure.
     """
     return model._run_through_graph(inputs, operation_fn=operation_for, call_fn=call)
+
+
+def calls(model: keras.Model) -> Iterator[tuple[Any, list[Any], list[Any]]]:
+    """Yield each call in a functional model's graph, in order: the operation, its input and its output tensors."""
+    for depth in sorted(model._nodes_by_depth, reverse=True):
+        for node in model._nodes_by_depth[depth]:
+            if not node.is_input:
+                yield node.operation, node.input_tensors, node.outputs
 
 
 def call_counts(model: keras.Model) -> dict[int, int]:

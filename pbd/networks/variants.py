@@ -13,6 +13,7 @@ from typing import Any
 
 import keras
 
+from pbd.networks import graph
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import Call, walk
 
@@ -56,7 +57,7 @@ class _Stack:
 
 
 def run(model: keras.Model, built: Mapping[str, keras.Model], images: Any) -> list[Any]:
-    """Return the outputs of the network, then the outputs of each variant, in the order of `built`.
+    """Return the outputs of the network in inference mode, then those of each variant, in the order of `built`.
 
     Args:
         model: flat and functional; the output for an image must not depend on other images of the batch.
@@ -67,11 +68,11 @@ def run(model: keras.Model, built: Mapping[str, keras.Model], images: Any) -> li
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         stacks, variants = _stacks(args, kwargs)
         plain_args, plain_kwargs = _replace_stacks(args, kwargs, lambda stack: stack.of(variants))
-        outputs = operation(*plain_args, **plain_kwargs)
+        outputs = operation(*plain_args, **graph.in_mode(operation, False, plain_kwargs))
         if operation.name not in built:
             return keras.tree.map_structure(lambda values: _Stack(values, variants), outputs)
         # A new variant begins here: its block runs on the network's values only.
-        block_outputs = built[operation.name](stacks[0].of_network())
+        block_outputs = built[operation.name](stacks[0].of_network(), training=False)
         return _Stack(keras.ops.concatenate([outputs, block_outputs], axis=0), (*variants, operation.name))
 
     last = _walk(model, _Stack(images, ()), call)

@@ -10,6 +10,7 @@ from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.errors import UsageError
 from pbd.pipeline.distill import run
 from pbd.records import RunReport
+from pbd.system import random_state
 
 if TYPE_CHECKING:
     import keras
@@ -34,7 +35,8 @@ class Result:
         """The student, loaded from the run directory; not compiled."""
         import keras
 
-        return keras.models.load_model(self.run_dir / "student.keras", compile=False)
+        with random_state.preserved():
+            return keras.models.load_model(self.run_dir / "student.keras", compile=False)
 
     def table(self) -> str:
         """Return the report as text, as `summary.txt` in the run directory has it."""
@@ -89,6 +91,7 @@ def distill(
     threads_per_worker: int | None = None,
     run_dir: str | None = None,
     resume: bool | None = None,
+    allow_weak_teacher: bool | None = None,
     verbose: bool | None = None,
     seed: int | None = None,
 ) -> Result:

@@ -1,9 +1,11 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
+import contextlib
+import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,7 +30,7 @@ from pbd.report import rows
 from pbd.run_dir import error_files, manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
-from pbd.system import devices, process, watchdog
+from pbd.system import devices, launcher, process, watchdog
 
 if TYPE_CHECKING:
     import keras
@@ -41,19 +43,28 @@ if TYPE_CHECKING:
     from pbd.student.builder import Student
 
 
-def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | None" = None) -> RunReport:
+def run(
+    config: RunConfig,
+    model: "keras.Model | None" = None,
+    data: "Data | None" = None,
+    *,
+    dedicated_process: bool = False,
+) -> RunReport:
     """Run the method, on every worker there is, and return the report.
 
     Args:
         config: of the run.
         model: the teacher, if it is not a file or a built-in network that the settings name.
         data: the images, if they are not what the settings name.
+        dedicated_process: this process exists for the run, so it is ended if it hangs. So is a rank of an MPI job, for
+            which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
 
     Raises:
         PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
     executor = open_executor(config.execution)
-    with watchdog.watching(config.execution.stall_limit, executor.abort):
+    watched = dedicated_process or launcher.rank() is not None
+    with watchdog.watching(config.execution.stall_limit, executor.abort) if watched else contextlib.nullcontext():
         try:
             if not executor.coordinates:
                 return executor.serve()
@@ -63,7 +74,16 @@ def run(config: RunConfig, model: "keras.Model | None" = None, data: "Data | Non
         except BaseException as error:
             executor.stop(error)
             raise
+        finally:
+            _free_memory()
     return finished
+
+
+def _free_memory() -> None:
+    """Free what this process has loaded for training in it (`isolate=False`)."""
+    context = sys.modules.get("pbd.blockwise.context")  # without it, nothing was loaded
+    if context is not None:
+        context.forget()
 
 
 def _run(
@@ -106,9 +126,11 @@ class _BlockPhase:
 
 
 def _compress(run: _Context) -> RunReport:
-    from pbd.deploy import inference_form
-    from pbd.pipeline import prepare, remote_tasks
+    from pbd.deploy import parity
+    from pbd.networks import precision
+    from pbd.pipeline import remote_tasks
     from pbd.pipeline.workers import WorkerPool
+    from pbd.student import model_files
     from pbd.student.builder import StudentBuilder
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
@@ -117,8 +139,10 @@ def _compress(run: _Context) -> RunReport:
     run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} already trained")
     if len(done) == len(todo) and manifest.is_intact(journal):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
-        return report.read(journal)
+        return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
+    images, _ = next(iter(inputs.dataset.batches("validation", limit=parity.NUM_IMAGES)))
+    model_files.check_teacher(journal.file("teacher.keras"), inputs.teacher, images)
 
     context = _context(config, inputs)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
@@ -131,8 +155,9 @@ def _compress(run: _Context) -> RunReport:
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = builder.build(accepted)
-    prepare.save_model(journal, "student.keras", student_result.model)
-    prepare.save_model(journal, "student_folded.keras", inference_form.fold(student_result.model))
+    student = precision.restored(student_result.model, inputs.half)
+    file_events = model_files.write(journal, student, images)
+    student_result = replace(student_result, model=student, events=(*student_result.events, *file_events))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
@@ -205,7 +230,7 @@ def _report(
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
-        events=(*rows.describe_retries(block_phase.results), *student_result.events),
+        events=(*inputs.events, *rows.describe_retries(block_phase.results), *student_result.events),
         run_dir=str(journal.path),
     )
 

@@ -4,23 +4,27 @@ import contextlib
 import functools
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import NEED_LABELS, DataConfig, RunConfig
-from pbd.data import Data, Dataset
+from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
+from pbd.data import Data, Dataset, IndexedSplit
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import files, graph
-from pbd.pipeline import teachers
+from pbd.networks import files, graph, precision
+from pbd.networks.digest import model_digest
+from pbd.pipeline import teacher_check, teachers
+from pbd.pipeline.teachers import TeacherSource
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal, open_atomically
+from pbd.system import watchdog
 
 ARRAYS_FILE = "data.npz"
 """Arrays that were given from Python; worker processes read them from the run directory until the run ends."""
@@ -31,13 +35,17 @@ class Inputs:
     """The teacher, the data and the run directory of a run."""
 
     teacher: keras.Model
-    """Flat and functional, with its weights."""
+    """Flat and functional, with its weights; in float32 where the network has half precision."""
+    half: dict[str, str]
+    """The dtype policies of the layers that had half precision, by layer."""
     dataset: Dataset
     data_config: DataConfig
     """Loads the same data in every worker: without `auto`, relative paths and arrays."""
     journal: Journal
     tasks: tuple[BlockTask, ...]
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
+    events: tuple[str, ...] = ()
+    """Of the preparation, for the report."""
 
 
 @contextlib.contextmanager
@@ -67,29 +75,44 @@ def prepare(
     dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
-    teacher = graph.flatten(loaded, dataset.image_shape)
+    flat = graph.flatten(loaded, dataset.image_shape)
+    teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
-    tasks = _tasks(config, teacher)
-    identity = {
-        **config.student_settings(),
-        "teacher_sha256": files.model_digest(teacher),
-        "data_sha256": dataset.digest(),
-    }
+    events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
+    identity = _identity(config, source, teacher, dataset)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
-        journal = Journal.create(directory, identity, [task.key for task in tasks if task.skip_reason is None])
+        keys = [task.key for task in _tasks(config, teacher) if task.skip_reason is None]
+        journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
-        _keep(journal, teacher)
+        teacher = _kept(journal, teacher, identity["teacher_sha256"])
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")
+        for event in events:
+            display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
-            yield Inputs(teacher, dataset, reachable, journal, tasks)
+            half = precision.policies(flat, named=teacher)
+            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), events)
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     choice = config.blocks
     return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
+
+
+def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, dataset: Dataset) -> dict[str, Any]:
+    """Return the settings and the content that the results depend on; names and paths count where no digest does."""
+    by_content = {field.name for field in fields(TeacherConfig)} | {"dataset"}
+    settings = {name: value for name, value in config.student_settings().items() if name not in by_content}
+    return {
+        **settings,
+        **source.identity(),
+        **({} if dataset.digest_is_complete else {"dataset": datasets.absolute(config.data.dataset)}),
+        "preprocess": dataset.preprocess,
+        "teacher_sha256": model_digest(teacher),
+        "data_sha256": dataset.digest(),
+    }
 
 
 @contextlib.contextmanager
@@ -100,7 +123,7 @@ def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Itera
         return
     path = journal.file(ARRAYS_FILE)
     # Overwritten if it exists: a killed process may have left it incomplete.
-    with open_atomically(path) as stream:
+    with watchdog.waiting(), open_atomically(path) as stream:
         data.save(stream)
     try:
         yield replace(config, dataset=str(path))
@@ -122,19 +145,26 @@ def check_design(config: RunConfig) -> None:
         )
 
 
-def _keep(journal: Journal, teacher: keras.Model) -> None:
-    """Write the teacher into the run directory, unless it is there already."""
+def _kept(journal: Journal, teacher: keras.Model, digest: str) -> keras.Model:
+    """Return the teacher that the run directory holds; write `teacher` into it if it holds none or a damaged one.
+
+    Tasks and results are keyed by the layer names of the first process, which a model that was built again may lack.
+    """
     with contextlib.suppress(BadInputError):
-        if files.model_digest(files.load_own(journal.file("teacher.keras"))) == files.model_digest(teacher):
-            return
+        kept = files.load_own(journal.file("teacher.keras"))
+        if model_digest(kept) == digest:
+            return kept
     save_model(journal, "teacher.keras", teacher)
+    return teacher
 
 
 def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Dataset:
     """Return the data with their labels, in the same splits: a built-in teacher is trained on labels in any case."""
     if not dataset.labelled and not config.labels:
         with_labels, raw = replace(config, labels=True), data.raw_splits(labels=True) if data else None
-        dataset = datasets.load(with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw)
+        dataset = datasets.load(
+            with_labels, dataset.seed, dataset.image_shape, split_by_class=False, raw=raw, check=False
+        )
     if not dataset.labelled:
         raise BadInputError(
             f"a built-in teacher is trained on labels. Received: {dataset.name!r}, which has none. "
@@ -145,13 +175,35 @@ def _labelled(config: DataConfig, data: Data | None, dataset: Dataset) -> Datase
 
 def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
     outputs, classes = teacher.output.shape[-1], dataset.num_classes
-    if classes is None and outputs < 2:
-        raise BadInputError(f"the teacher must have an output for each of two classes or more. Received: {outputs}.")
-    if classes is not None and outputs < classes:
+    if outputs == 1:
+        _check_single_output(teacher, classes)
+    elif classes is not None and outputs < classes:
         raise BadInputError(
-            f"the teacher must have an output for each class. Received: {outputs} outputs for "
-            f"{classes} classes of {dataset.name!r}."
+            f"the teacher must have an output for each class, and labels count from 0. Received: {outputs} outputs "
+            f"for labels up to {classes - 1} of {dataset.name!r}. {_remedy_for_labels(outputs, dataset)}"
         )
+
+
+def _check_single_output(teacher: keras.Model, classes: int | None) -> None:
+    """Refuse a single output that is not the score of class 1 of two, as far as network and labels tell."""
+    if not graph.ends_in_logits(teacher):
+        raise BadInputError(
+            "a single output must come from a sigmoid or from a layer without activation. "
+            f"Received: a teacher that ends in {teacher.layers[-1].name!r}. "
+            "Train it with Dense(1, activation='sigmoid'), or with an output for each class."
+        )
+    if classes is not None and classes > 2:
+        raise BadInputError(
+            f"a teacher with one output has the classes 0 and 1. Received: labels up to {classes - 1}. "
+            "Correct the labels, or give a teacher with an output for each class."
+        )
+
+
+def _remedy_for_labels(outputs: int, dataset: Dataset) -> str:
+    """Return what to do about labels that are as large as the number of outputs, or larger."""
+    if outputs + 1 == dataset.num_classes and isinstance(dataset.train, IndexedSplit) and dataset.train.labels.min():
+        return "The labels count from 1: subtract 1 from all of them, or give --no-labels."
+    return "Correct the labels, give a teacher for these classes, or give --no-labels."
 
 
 def _check_labels(config: RunConfig, dataset: Dataset) -> None:

@@ -1,12 +1,13 @@
 """The source of a run's teacher, resolved once: a model from Python, a model file, or a network that pbd builds."""
 
 import contextlib
+import dataclasses
 import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import keras
 
@@ -45,6 +46,10 @@ class TeacherSource(Protocol):
 
     def preprocessing(self) -> str:
         """Return the preprocessing that `--preprocess auto` stands for."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that a resumed run must share; none if the digest of the network covers them all."""
         ...
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
@@ -100,6 +105,9 @@ class ModelTeacher:
     def preprocessing(self) -> str:
         return "none"
 
+    def identity(self) -> dict[str, Any]:
+        return {}
+
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         return self.model
 
@@ -152,6 +160,9 @@ class FileTeacher:
     def preprocessing(self) -> str:
         return "none"
 
+    def identity(self) -> dict[str, Any]:
+        return {}
+
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         return self._model
 
@@ -202,6 +213,9 @@ class BuiltInTeacher:
 
     def preprocessing(self) -> str:
         return built_in.preprocessing(self.config.teacher)
+
+    def identity(self) -> dict[str, Any]:
+        return dataclasses.asdict(self.config)  # a resumed run does not train the network: the digest is always equal
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         return self._before or self._trained(labelled())

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pbd import command_line
-from pbd.command_line import Parser
+from pbd.command_line import Parser, path
 from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import RunReport
 from pbd.report import files, page
@@ -21,10 +21,11 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
     def command(arguments: Sequence[str]) -> None:
         parser = Parser(program, __doc__ or "")
-        parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", help="one run, or several to compare")
+        parser.add_argument("run_dirs", metavar="RUN_DIR", nargs="+", type=path, help="one run, or several to compare")
         parser.add_argument(
             "--output",
             metavar="FILE",
+            type=path,
             help=f"the file to write (default: {files.PAGE} in the run directory; for several runs {COMPARISON} here)",
         )
         settings = parser.parse_args(arguments)
@@ -39,13 +40,15 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
     if len(reports) == 1 and output is None:
         return _rewrite(Journal(Path(run_dirs[0])), reports[run_dirs[0]])
     html = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
-    path = Path(output or COMPARISON)
-    if not path.absolute().parent.is_dir():
-        raise CannotCreateError(f"the page must lie in a folder that exists. Received: {str(path)!r}.")
+    target = Path(output or COMPARISON)
+    if not target.absolute().parent.is_dir():
+        raise CannotCreateError(
+            f"the page must lie in a folder that exists. Received: {str(target)!r}. Create the folder."
+        )
     try:
-        return write_atomically(path, html.encode())
+        return write_atomically(target, html.encode())
     except OSError as error:
-        raise CannotCreateError(f"cannot write {path}: {error.strerror}. Give another --output.") from error
+        raise CannotCreateError(f"cannot write {target}: {error.strerror}. Give another --output.") from error
 
 
 def _read(journal: Journal) -> RunReport:
@@ -59,12 +62,12 @@ def _rewrite(journal: Journal, report: RunReport) -> Path:
     try:
         with lock.held(journal.path):
             intact = manifest.damaged(journal) in ([], [files.PAGE])
-            path = journal.write_bytes(files.PAGE, page.of_run(report).encode())
+            written = journal.write_bytes(files.PAGE, page.of_run(report).encode())
             if intact:
                 manifest.write(journal)
     except OSError as error:
         raise CannotCreateError(f"cannot write to {journal.path}: {error.strerror}. Give --output FILE.") from error
-    return path
+    return written
 
 
 if __name__ == "__main__":

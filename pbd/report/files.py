@@ -3,7 +3,8 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +58,7 @@ def write(report: RunReport, journal: Journal) -> None:
 
 
 def read(journal: Journal) -> RunReport:
-    """Return the report of a complete run.
+    """Return the report of a complete run, as it was written.
 
     Raises:
         MissingInputError: the directory holds no run, or the run has no report yet.
@@ -73,6 +74,16 @@ def read(journal: Journal) -> RunReport:
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptStateError(f"{path} is damaged. Repair the run with pbd-run --resume.") from error
+
+
+def located(report: RunReport, journal: Journal) -> RunReport:
+    """Return the report with the paths that files have now: the run directory may have been moved or copied."""
+    folder = journal.path.absolute()
+
+    def file_of(model: ModelFacts) -> ModelFacts:
+        return replace(model, path=str(folder / Path(model.path).name) if model.path else None)
+
+    return replace(report, run_dir=str(folder), teacher=file_of(report.teacher), student=file_of(report.student))
 
 
 def from_json(content: Mapping[str, Any]) -> RunReport:

@@ -28,18 +28,13 @@ def write(journal: Journal, task: str, error: BaseException, member: int = 0) ->
         error: the exception.
         member: the worker's index in the collective that did the work.
     """
-    name = f"{stem(task)}-{uuid.uuid4().hex[:8]}.txt"
+    name = f"{FOLDER}/{quote(task, safe='@+ ')[:_LONGEST_NAME]}-{uuid.uuid4().hex[:8]}.txt"
     if not journal.path.is_dir():
         return None
     with contextlib.suppress(OSError):  # a full disk must not hide the exception itself
         journal.write_bytes(name, _content(task, error, member).encode(errors="backslashreplace"))
         return name
     return None
-
-
-def stem(task: str) -> str:
-    """Return how the names of the files of a task begin, in the run directory."""
-    return f"{FOLDER}/{quote(task, safe='@+ ')[:_LONGEST_NAME]}"
 
 
 def _content(task: str, error: BaseException, member: int) -> str:

@@ -18,7 +18,7 @@ from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.archive import json_digest, pack, plain, unpack
 
-FORMAT = 5
+FORMAT = 6
 _RUN_FILE = "run.json"
 _BLOCKS = "blocks"
 _MAX_NAME = 180  # bytes; file systems allow 255, and suffix and digest take the rest

@@ -98,7 +98,7 @@ class FineTuner:
         if self._divergence:
             return
         metrics = validate(self.student, self.teacher, self.dataset, self.collective)
-        reason = divergence(metrics, self.state.best, chance=1.0 / self.student.output_shape[-1])
+        reason = divergence(metrics, self.state.best, chance=1.0 / max(2, self.student.output_shape[-1]))
         if reason:
             self._stop(reason)
             return

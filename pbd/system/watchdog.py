@@ -21,6 +21,7 @@ IDLE_CPU = 0.2
 """A process that uses less than this share of one core makes no progress; background threads use a few hundredths."""
 _OUTPUTS = (1, 2)
 _touches = 0
+_waits = 0
 
 
 def touch() -> None:
@@ -29,8 +30,24 @@ def touch() -> None:
     _touches += 1
 
 
+@contextlib.contextmanager
+def waiting() -> Iterator[None]:
+    """Wait for a download or a slow disk as long as it takes: within the block this process does not count as hung.
+
+    For single calls that take long. Also a decorator.
+    """
+    global _waits
+    _waits += 1
+    try:
+        yield
+    finally:
+        _waits -= 1
+
+
 def count() -> int:
-    """Return the number of calls of `touch` in this process."""
+    """Return the number of calls of `touch` in this process; within `waiting`, each call of `count` is one of them."""
+    if _waits:
+        touch()
     return _touches
 
 
@@ -114,7 +131,7 @@ class _HangCheck:
         self._touches, self._cpu_s = _touches, time.process_time()
 
     def __call__(self) -> PbdError | None:
-        touches, cpu_s = _touches, time.process_time()
+        touches, cpu_s = count(), time.process_time()
         busy = touches != self._touches or cpu_s - self._cpu_s > IDLE_CPU * TICK_S
         self._touches, self._cpu_s = touches, cpu_s
         if busy or _output_is_blocked():

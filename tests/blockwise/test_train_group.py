@@ -11,7 +11,7 @@ import pytest
 from pbd import blocks
 from pbd.collective import Collective
 from pbd.config import RunConfig
-from pbd.errors import MissingInputError
+from pbd.errors import MissingInputError, StoppedError
 from pbd.records import BlockResult, BlockTask, Layer, Progress, TaskGroup
 from pbd.run_dir.journal import Journal
 from tests.helpers.thread_collective import run_threads
@@ -371,25 +371,35 @@ def test_a_collective_trains_the_same_blocks_as_one_worker(
 
 @pytest.mark.usefixtures("teacher_per_thread")
 def test_a_block_that_fails_for_one_worker_of_a_collective_costs_only_itself(
-    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from pbd import blocks
+    from pbd.blockwise import train_group
 
-    adapted, build_block, calls = changed(context, block="decoupled_r2", epochs=1), blocks.build_block, []
+    adapted, initialise_blocks = changed(context, block="decoupled_r2", epochs=1), train_group._initialise
 
-    def broken(design: blocks.BlockDesign, layer: Layer, seed: int) -> Any:
-        if layer.name == "second":
-            calls.append(layer)
-            if len(calls) % 2:  # in one of the two threads
-                raise MemoryError("injected")
-        return build_block(design, layer, seed)
+    def broken(context: Any, group: TaskGroup, *arguments: Any) -> None:
+        if arguments[-1].index == 1 and "second" in group.layer_names:
+            raise MemoryError("injected")
+        initialise_blocks(context, group, *arguments)
 
-    monkeypatch.setattr(blocks, "build_block", broken)
-    trained = train_in_threads(adapted, context[1], 2)
-    for results in trained:
+    monkeypatch.setattr(train_group, "_initialise", broken)
+    for results in train_in_threads(adapted, context[1], 2):
         assert results["third"].status == "trained"
         assert results["second"].status == "failed"
-    reasons = sorted(str(results["second"].error) for results in trained)
-    assert reasons[0].startswith("MemoryError: injected. See errors/second@decoupled_r2-")
-    assert reasons[1] == "another worker failed. See errors/second@decoupled_r2-*.txt in the run directory."
+        assert str(results["second"].error).startswith("MemoryError: injected. See errors/second@decoupled_r2-")
     assert committed(adapted) == {"third"}
+    assert "training second failed: MemoryError: injected" in caplog.text
+
+
+@pytest.mark.parametrize("error", [StoppedError(), BrokenPipeError("the worker is gone")])
+def test_an_error_of_the_progress_callback_is_no_failure_of_the_group(
+    context: tuple[Any, Tasks], error: Exception
+) -> None:
+    from pbd.blockwise import train_group
+
+    def stop(_: Progress) -> None:
+        raise error
+
+    adapted = changed(context, epochs=1)
+    with pytest.raises(type(error)):
+        train_group.train_group(adapted, group_of(adapted, context[1]), stop)

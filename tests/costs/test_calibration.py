@@ -168,6 +168,21 @@ def test_other_blocks_batches_data_and_layers_are_measured_anew(setup: Any, cach
     assert len({calibration.cache_path(one) for one in [setup, *others]}) == 6
 
 
+@pytest.mark.usefixtures("cache")
+def test_the_name_of_the_data_counts_only_if_they_are_files(setup: Any) -> None:
+    from pbd.costs import calibration
+    from pbd.data import IndexedSplit
+    from pbd.data.images import FileImages
+
+    def path(name: str, split: Any) -> Path:
+        data = dataclasses.replace(setup.dataset, name=name, train=split)
+        return calibration.cache_path(dataclasses.replace(setup, dataset=data))
+
+    arrays, files = setup.dataset.train, IndexedSplit.whole(FileImages(["a.png"] * 24, (16, 16, 3)), np.zeros(24))
+    assert path("runs/1/data.npz", arrays) == path("runs/2/data.npz", arrays)
+    assert path("images", files) != path("other_images", files)
+
+
 @pytest.mark.parametrize("damage", [lambda text: text[: len(text) // 2], lambda text: text.replace("8", "-8")])
 def test_a_damaged_calibration_is_measured_again(
     setup: Any,

@@ -134,7 +134,7 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "a list of two": (lambda: [IMAGES, LABELS], r"Give a tuple \(images, labels\)"),
     "four parts": (lambda: (IMAGES, LABELS, LABELS, LABELS), "Received: 4 parts"),
     "one-hot": (lambda: (IMAGES, np.eye(3)[LABELS]), r"labels.argmax\(1\)"),
-    "float labels": (lambda: (IMAGES, LABELS / 1.0), "must be integers"),
+    "float labels": (lambda: (IMAGES, LABELS + 0.5), "must be integers"),
     "too few labels": (lambda: (IMAGES, LABELS[:-1]), "59 labels, 60 images"),
     "NaN": (lambda: np.full((60, 6, 6, 3), np.nan), "NaN"),
     "too large for float32": (lambda: np.full((60, 6, 6, 3), 1e300), "NaN or infinity"),

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -177,7 +178,7 @@ def test_measuring_takes_no_longer_than_it_may(pass_s: float) -> None:
 
 
 def test_models_are_measured_beside_the_first_one() -> None:
-    model = small_teacher()
+    model, random_state = small_teacher(), random.getstate()
     for fold in (True, False):
         rows = pbd.measure_latency({"one": model, "two": model}, batch_sizes=[1, 3], fold=fold)
         assert [(row.batch, row.model) for row in rows] == [(1, "one"), (1, "two"), (3, "one"), (3, "two")]
@@ -186,6 +187,7 @@ def test_models_are_measured_beside_the_first_one() -> None:
             assert row.rounds >= 3
         assert [row.times_as_fast for row in rows[::2]] == [1.0, 1.0]
         assert all(1 / 3 < row.times_as_fast < 3 for row in rows[1::2])
+    assert random.getstate() == random_state
 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:

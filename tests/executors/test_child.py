@@ -7,7 +7,9 @@ import pickle
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from pbd.scheduling.retry import MOST_ATTEMPTS, split_for_retry
 from pbd.system import devices
 from pbd.system.keras_state import KerasSetup
 from tests.helpers import child_tasks, collective_tasks
-from tests.helpers.cluster import is_running, wait_until
+from tests.helpers.cluster import PATIENCE_S, is_running, wait_until
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper
 from tests.helpers.thread_collective import run_threads
@@ -135,6 +137,17 @@ def test_an_idle_child_is_released_until_there_is_work(child: Child) -> None:
     assert not is_running(first)
     assert child.run(child_tasks.pid, ignore) != first
     assert child.run(child_tasks.reports, lambda event: child.release()) == "reported", "one that works is left alone"
+
+
+def test_work_of_another_thread_is_lost_if_the_runner_is_closed(child: Child) -> None:
+    started = threading.Event()
+    with ThreadPoolExecutor(1) as thread:
+        work = thread.submit(child.run, child_tasks.sleeps_and_reports, lambda event: started.set())
+        assert started.wait(PATIENCE_S)
+        child.close()
+        with pytest.raises(LostProcessError, match="SIGKILL"):
+            work.result(PATIENCE_S)
+    assert child.run(child_tasks.pid, ignore) != os.getpid(), "it starts again"
 
 
 ENDS = {

@@ -1,6 +1,7 @@
 """Dask executor: who gets what, workers that die or join late, and clusters that are refused."""
 
 import json
+import logging
 import os
 import signal
 import subprocess
@@ -324,11 +325,13 @@ def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_workers_of_several_threads_are_not_stolen_from(tmp_path: Path) -> None:
+    level = logging.getLogger("distributed").level
     with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
         made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
         with pytest.raises(EnvironmentMismatchError, match="--nthreads 1"):
             train(made, Sleeper(tmp_path, durations([0.1])), "work_stealing", [0.1], workers=1)
         made.stop(KeyboardInterrupt())
+    assert logging.getLogger("distributed").level == level
 
 
 def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import typing
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ import pytest
 import pbd
 from pbd.config import RunConfig
 from pbd.errors import UsageError
+from pbd.pipeline import distill
 from tests.helpers.cluster import PATIENCE_S
 
 
@@ -75,7 +77,8 @@ keras.utils.set_random_seed(7)
 before, registered = state(), set(keras.saving.get_custom_objects())
 data = pbd.Data(train=(x, y), batch_size=32)
 result = pbd.distill(
-    model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", run_dir=sys.argv[1]
+    model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", run_dir=sys.argv[1],
+    allow_weak_teacher=True,
 )
 assert state() == before, (before, state())
 assert keras.src.utils.rng_utils.get_random_seed() == 7
@@ -96,6 +99,20 @@ def test_arrays_from_python_and_the_process_is_left_as_it_was(tmp_path: Path) ->
     assert params < 16 * 8 * 9
     assert rows >= 1
     assert directory == str(run_dir)
+
+
+@pytest.mark.parametrize(("started_by", "watched"), [("script", False), ("mpirun", True), ("pbd-run", True)])
+def test_a_script_or_notebook_is_not_ended_if_it_is_idle(
+    started_by: str, watched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its user may have stopped it in a debugger; a process of a job would let others wait."""
+    limits: list[float] = []
+    monkeypatch.setattr(distill.watchdog, "watching", lambda limit, _: limits.append(limit) or nullcontext())
+    monkeypatch.setattr(distill, "_run", lambda *_: None)
+    monkeypatch.setattr(distill.launcher, "rank", lambda: 0 if started_by == "mpirun" else None)
+    settings = RunConfig.of(executor="serial", isolate=False, stall_limit=7.0)
+    distill.run(settings, dedicated_process=True) if started_by == "pbd-run" else pbd.distill(config=settings)
+    assert limits == [7.0] * watched
 
 
 def test_random_state_is_restored_also_after_an_error(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """The whole method from Python: what goes in, what is written, and what comes back."""
 
+import gc
 import json
+import random
 import shutil
 from pathlib import Path
 from typing import Any
@@ -76,6 +78,25 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     assert said["timing"]["total_s"] >= said["timing"]["distill_s"] > 0
     assert [row["batch"] for row in said["latency"]] == [1, SMALL["batch_size"]]
     assert all(row["teacher_s"] > 0 and row["student_s"] > 0 for row in said["latency"])
+
+
+@pytest.mark.usefixtures("run_dir")
+def test_teacher_and_data_are_freed_at_the_end_of_a_run_in_this_process() -> None:
+    from pbd.blockwise import context
+    from pbd.data.feeds import tf_images
+
+    gc.collect()
+    assert [cache.cache_info().currsize for cache in (context.load_teacher, context.load_dataset)] == [0, 0]
+    assert not len(tf_images._TENSORS)
+
+
+def test_opening_the_student_leaves_the_random_state(run_dir: Path) -> None:
+    from pbd import report
+    from pbd.pipeline.api import Result
+
+    before = random.getstate()
+    assert Result(report.read(Journal(run_dir))).model.count_params()
+    assert random.getstate() == before
 
 
 def test_the_report_tells_the_joules_and_which_meter_was_lost(run_dir: Path) -> None:

@@ -35,12 +35,13 @@ IMAGES = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 8), dtype=np.uint8
 LABELS = np.arange(90) % 3
 
 
-def tiny_teacher() -> keras.Model:
+def tiny_teacher(activation: str = "relu", name: str | None = "tiny") -> keras.Model:
+    """Return a network of one convolution; without a name, Keras names it and its layers by its counters."""
     keras.utils.set_random_seed(1)
     inputs = keras.Input((8, 8, 8))
-    features = keras.layers.Conv2D(16, 3, activation="relu", name="conv")(inputs)
+    features = keras.layers.Conv2D(16, 3, activation=activation, name=name and "conv")(inputs)
     outputs = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(features))
-    return keras.Model(inputs, outputs, name="tiny")
+    return keras.Model(inputs, outputs, name=name)
 
 
 def config_for(data: pbd.Data, run_dir: Path, **settings: Any) -> RunConfig:
@@ -81,6 +82,72 @@ def test_a_run_is_resumed_with_the_same_arrays_only(tmp_path: Path) -> None:
     with (
         pytest.raises(CorruptStateError, match="data_sha256"),
         prepare.prepare(config, tiny_teacher(), other, ProgressDisplay()),
+    ):
+        pass
+
+
+def test_a_teacher_that_was_built_again_is_the_same_whatever_its_layers_are_called(tmp_path: Path) -> None:
+    data = pbd.Data(train=(IMAGES, LABELS), batch_size=16)
+    first, again = tiny_teacher(name=None), tiny_teacher(name=None)
+    assert (first.name, first.layers[1].name) != (again.name, again.layers[1].name)
+    config = config_for(data, tmp_path / "run").replace(teacher=first.name)
+    with prepare.prepare(config, first, data, ProgressDisplay()) as inputs:
+        keys = [task.key for task in inputs.tasks]
+    with prepare.prepare(config.replace(teacher=again.name, resume=True), again, data, ProgressDisplay()) as resumed:
+        assert [task.key for task in resumed.tasks] == keys == list(resumed.journal.keys())
+        assert resumed.teacher.get_layer(keys[0].layer)
+
+
+def test_a_run_is_not_resumed_with_another_teacher(tmp_path: Path) -> None:
+    data = pbd.Data(train=(IMAGES, LABELS), batch_size=16)
+    config = config_for(data, tmp_path / "run")
+    with prepare.prepare(config, tiny_teacher(), data, ProgressDisplay()):
+        pass
+    kept = (tmp_path / "run" / "teacher.keras").read_bytes()
+    with (
+        pytest.raises(CorruptStateError, match="teacher_sha256"),
+        prepare.prepare(config.replace(resume=True), tiny_teacher("tanh"), data, ProgressDisplay()),
+    ):
+        pass
+    assert (tmp_path / "run" / "teacher.keras").read_bytes() == kept
+
+
+def test_the_paths_of_files_that_are_read_whole_may_change(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.savez("data.npz", x_train=IMAGES, y_train=LABELS)
+    tiny_teacher().save("tiny.keras")
+    config = RunConfig.of(run_dir="run", teacher="tiny.keras", dataset="data.npz", batch_size=16)
+    with prepare.prepare(config, None, None, ProgressDisplay()):
+        pass
+    moved = {"teacher": tmp_path / "tiny.keras", "dataset": "./data.npz", "teacher_epochs": 3, "resume": True}
+    with prepare.prepare(config.replace(**moved), None, None, ProgressDisplay()):
+        pass
+    with (
+        pytest.raises(CorruptStateError, match="preprocess was 'none' and is 'unit' now"),
+        prepare.prepare(config.replace(**moved, preprocess="unit"), None, None, ProgressDisplay()),
+    ):
+        pass
+
+
+def test_a_folder_of_images_counts_by_its_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The digest has the names of its files only."""
+    for number in range(40):
+        path = tmp_path / "images" / "ab"[number % 2] / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        keras.utils.save_img(path, np.full((8, 8, 3), number), scale=False)
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(4, 3)(inputs)
+    teacher = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features)))
+    monkeypatch.chdir(tmp_path)
+    config = RunConfig.of(run_dir="run", dataset="images", batch_size=8, include_unprofitable=True)
+    with prepare.prepare(config, teacher, None, ProgressDisplay()):
+        pass
+    with prepare.prepare(config.replace(dataset="./images", resume=True), teacher, None, ProgressDisplay()):
+        pass
+    (tmp_path / "images").rename(tmp_path / "others")
+    with (
+        pytest.raises(CorruptStateError, match=r"dataset was '.*images' and is '.*others' now"),
+        prepare.prepare(config.replace(dataset="others", resume=True), teacher, None, ProgressDisplay()),
     ):
         pass
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pbd.records import ModelFacts, RunReport, WorkerReport
-from pbd.report import json_safe, read, render, to_json, write
+from pbd.report import json_safe, located, read, render, to_json, write
 from pbd.report.words import count, ratio
 from pbd.run_dir.journal import Journal
 from tests.helpers.report_factory import make_report, make_row
@@ -65,10 +65,20 @@ def unlabelled_report() -> RunReport:
 @pytest.mark.parametrize("made", [make_report, unlabelled_report])
 def test_a_report_is_read_back_as_it_was_written(made: Callable[[], RunReport], tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "run", {})
-    report = dataclasses.replace(made(), config={"teacher": "VGG16", "layers": ["conv*"], "labels": False})
+    config = {"teacher": "VGG16", "layers": ["conv*"], "labels": False}
+    report = dataclasses.replace(made(), config=config)
     write(report, journal)
     assert read(journal) == report
     assert journal.file("summary.txt").read_text() == render(report)
+
+
+def test_the_report_of_a_run_directory_that_was_moved_names_its_present_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    moved = located(make_report(), Journal(Path("moved")))
+    paths = [moved.run_dir, moved.teacher.path, moved.student.path]
+    assert paths == [str(tmp_path / "moved" / name) for name in ("", "teacher.keras", "student.keras")]
 
 
 @pytest.mark.parametrize("width", [80, 120])

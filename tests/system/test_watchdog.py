@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from pbd.errors import NoWorkersError, StoppedError
+from pbd.errors import NoWorkersError, PbdError, StoppedError
+from pbd.system import watchdog
 from pbd.system.watchdog import Timeout
 from tests.helpers.cluster import PATIENCE_S, wait_until
 
@@ -50,6 +51,16 @@ def test_a_process_whose_output_is_blocked_is_left_alone() -> None:
         assert blocked.stdout is not None
         assert blocked.stdout.read().endswith("done\n")
     assert blocked.returncode == 0
+
+
+def test_a_download_may_take_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(watchdog, "TICK_S", 0.02)
+    errors: list[PbdError] = []
+    with watchdog.watching(0.1, errors.append):
+        with watchdog.waiting():
+            time.sleep(0.4)
+        assert not errors
+        wait_until(lambda: bool(errors), "the process hangs after the download")
 
 
 def test_time_in_which_the_process_was_stopped_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

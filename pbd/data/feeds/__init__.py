@@ -3,7 +3,7 @@
 Only this folder knows how images are decoded, resized and augmented.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
@@ -21,8 +21,12 @@ class Feed(Protocol):
         """Return what `Dataset.batches` describes."""
         ...
 
-    def can_decode(self, content: bytes) -> bool:
-        """Return whether the content of a file is an image that this feed can read."""
+    def damaged_files(self, paths: Sequence[str]) -> list[str]:
+        """Return the image files that this feed cannot decode.
+
+        Raises:
+            MissingInputError: a file cannot be read.
+        """
         ...
 
 

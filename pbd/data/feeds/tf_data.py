@@ -1,6 +1,7 @@
 """The feed that makes batches with `tf.data` pipelines."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -48,8 +49,9 @@ class TfDataFeed:
             batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
         )
 
-    def can_decode(self, content: bytes) -> bool:
-        return can_be_decoded(content)
+    def damaged_files(self, paths: Sequence[str]) -> list[str]:
+        with ThreadPoolExecutor(PARALLEL_CALLS) as threads:
+            return [path for path, good in zip(paths, threads.map(can_be_decoded, paths), strict=True) if not good]
 
 
 def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":

@@ -1,18 +1,25 @@
 """Images as TensorFlow tensors: read, decoded and resized."""
 
+import functools
+import logging
 import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from pbd.data.images import ArrayImages, FileImages
 from pbd.data.shapes import FreeShape, Shape
 from pbd.data.splitting import NO_LABEL
+from pbd.errors import MissingInputError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _TENSORS: "weakref.WeakKeyDictionary[ArrayImages | FileImages, tf.Tensor]" = weakref.WeakKeyDictionary()
 """One tensor for each array or list of paths, which all pipelines share."""
+_log = logging.getLogger(__name__)
 
 
 def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tensor"]:
@@ -30,11 +37,42 @@ def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tens
         stored = images.stored_shape
         return lambda rows: resized(tf.cast(tf.gather(tensor, rows), tf.float32), stored, shape)
 
-    def read_one(path: tf.Tensor) -> tf.Tensor:
-        return decoded(tf.io.read_file(path), shape)
-
+    read_one = _read_file if images.is_checked else _read_file_or_black
     signature = tf.TensorSpec(shape, tf.float32)
-    return lambda rows: tf.map_fn(read_one, tf.gather(tensor, rows), fn_output_signature=signature)
+    return lambda rows: tf.map_fn(
+        lambda path: read_one(path, shape), tf.gather(tensor, rows), fn_output_signature=signature
+    )
+
+
+def _read_file(path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
+    import tensorflow as tf
+
+    return decoded(tf.io.read_file(path), shape)
+
+
+def _read_file_or_black(path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
+    """Return the image in a file that was not checked; if it is damaged, a black image, the same in every process.
+
+    A call of Python for each image is slower than `_read_file`, but one damaged file of a large data set costs neither
+    the blocks nor the report.
+    """
+    import tensorflow as tf
+
+    def read(name: bytes) -> np.ndarray:
+        try:
+            with tf.device("CPU"):
+                return np.asarray(_read_file(tf.constant(name), shape))
+        except tf.errors.InvalidArgumentError:
+            _warn_of_damage(name.decode(errors="replace"))
+            return np.zeros(shape, np.float32)
+
+    return tf.ensure_shape(tf.numpy_function(read, [path], tf.float32), shape)
+
+
+@functools.cache
+def _warn_of_damage(path: str) -> None:
+    """Log, once in a process, that a file is damaged."""
+    _log.warning("%s cannot be decoded: a black image takes its place. Remove it, or save it again as PNG.", path)
 
 
 def decoded(encoded: "tf.Tensor", shape: Shape) -> "tf.Tensor":
@@ -62,10 +100,20 @@ def stream_decoder(shape: Shape) -> Callable[[dict[str, "tf.Tensor"]], tuple["tf
     return decode
 
 
-def can_be_decoded(content: bytes) -> bool:
-    """Return whether the content of a file is an image that TensorFlow decodes."""
+def can_be_decoded(path: str) -> bool:
+    """Return whether a file is an image that TensorFlow decodes.
+
+    Raises:
+        MissingInputError: the file cannot be read.
+    """
     import tensorflow as tf
 
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise MissingInputError(
+            f"an image file must be readable. Received: {path!r}: {error.strerror}. Check its permissions."
+        ) from error
     try:
         with tf.device("CPU"):
             decoded(tf.constant(content), (1, 1, 3))

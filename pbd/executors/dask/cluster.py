@@ -46,10 +46,12 @@ class Cluster:
     """
 
     def __init__(self, config: ExecutionConfig) -> None:
-        logging.getLogger("distributed").setLevel(logging.WARNING if config.verbose else logging.CRITICAL)
         self._numbers: dict[str, int] = {}
         self._number_of_name: dict[str, int] = {}
+        logger = logging.getLogger("distributed")
         with contextlib.ExitStack() as stack:
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.WARNING if config.verbose else logging.CRITICAL)
             self._client = stack.enter_context(connection.connect(config))
             self._scheduler_id = self._client.scheduler_info()["id"]
             self._wait_for_workers(config.workers or 1)

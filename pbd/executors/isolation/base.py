@@ -37,5 +37,5 @@ class TaskRunner(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the device and memory; running work is killed."""
+        """Free the device and memory; work that another thread runs is killed, so that its `run` raises an error."""
         ...

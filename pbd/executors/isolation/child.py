@@ -62,11 +62,11 @@ class Child:
             self._send(Request(cloudpickle.dumps(work), collective.index, collective.size))
             response = self._wait_for_response(progress, collective)
         except LostProcessError:
-            self.close()
+            self._end()
             collective.disconnect()
             raise
         except BaseException:
-            self.close()  # the process still runs the work; its late response must not answer the next request
+            self._end()  # the process still runs the work; its late response must not answer the next request
             raise
         if response.error is not None:
             raise response.error
@@ -75,11 +75,19 @@ class Child:
     def release(self) -> None:
         if self._running.acquire(blocking=False):
             try:
-                self.close()
+                self._end()
             finally:
                 self._running.release()
 
     def close(self) -> None:
+        process = self._process
+        if process is not None:
+            process.kill()  # then `run` in another thread, which holds the lock, raises LostProcessError
+        with self._running:
+            self._end()
+
+    def _end(self) -> None:
+        """Kill the process and free what belongs to it; only while `_running` is held."""
         process, self._process = self._process, None
         if process is not None:
             process.kill()

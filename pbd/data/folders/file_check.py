@@ -1,0 +1,30 @@
+"""The check of image files before training: every file, or a sample of a large split, is decoded once."""
+
+from pbd.data import feeds
+from pbd.data.arrays import RawSplits
+from pbd.data.images import FileImages
+from pbd.errors import BadInputError
+from pbd.system import watchdog
+
+MOST_NAMED = 10
+"""How many damaged files a message names."""
+
+
+@watchdog.waiting()
+def check_files(raw: RawSplits) -> None:
+    """Decode the image files of all splits; images in memory need no check.
+
+    Raises:
+        BadInputError: files are damaged, or no images.
+        MissingInputError: a file cannot be read.
+    """
+    splits = [split.images for split in (raw.train, raw.validation, raw.test) if split is not None]
+    paths = [path for images in splits if isinstance(images, FileImages) for path in images.checked_paths]
+    damaged = feeds.current().damaged_files(paths)
+    if damaged:
+        named = ", ".join(map(repr, damaged[:MOST_NAMED]))
+        more = f" and {len(damaged) - MOST_NAMED} more" if len(damaged) > MOST_NAMED else ""
+        raise BadInputError(
+            f"an image file must be a whole JPEG, PNG, BMP or GIF. Received: {len(damaged)} of {len(paths)} files that "
+            f"cannot be decoded: {named}{more}. Remove them, or save them again as PNG."
+        )
