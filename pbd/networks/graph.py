@@ -35,7 +35,7 @@ def as_functional(model: keras.Model) -> keras.Model:
         return keras.Model(model.inputs, model.outputs[0], name=model.name)
     if isinstance(model, keras.Sequential):
         raise BadInputError(
-            f"the teacher must have an input shape. Received: {model.name!r}, a Sequential that is not built. "
+            f"the teacher must have an input shape. Received: Sequential {model.name!r}, not built. "
             "Call model.build((None, HEIGHT, WIDTH, CHANNELS)) and load its weights again."
         )
     if not is_functional(model):
@@ -149,15 +149,11 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
             f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
         )
     shapes = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
-    if len(shapes[0]) == 4 and len(shapes[1]) == 4:
-        raise BadInputError(
-            f"the teacher must return scores (batch, classes). Received: feature maps {shapes[1]}. Add its trained "
-            "classifier: keras.Sequential([model, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)])."
-        )
     if len(shapes[0]) != 4 or len(shapes[1]) != 2:
         raise BadInputError(
             "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
-            f"Received: {shapes[0]} to {shapes[1]}: no convolution can be replaced in it."
+            f"Received: {shapes[0]} to {shapes[1]}. If these are feature maps, add the trained classifier: "
+            "keras.Sequential([model, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)])."
         )
     _, height, width, channels = shapes[0]
     return height, width, channels

@@ -144,7 +144,7 @@ def test_a_saved_model_folder_is_recognised(tmp_path: Path) -> None:
 def test_a_network_without_its_classifier() -> None:
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, L.Conv2D(4, 3)(inputs))
-    with pytest.raises(BadInputError, match="Add its trained classifier") as caught:
+    with pytest.raises(BadInputError, match="add the trained classifier") as caught:
         graph.image_shape(model)
     remedy = in_message(r"classifier: (.*)\.$", str(caught.value))
     assert graph.image_shape(eval(remedy, {"keras": keras, "model": model, "CLASSES": 2})) == (8, 8, 3)
@@ -152,7 +152,7 @@ def test_a_network_without_its_classifier() -> None:
 
 def test_a_sequential_that_is_not_built() -> None:
     model = keras.Sequential([L.Conv2D(4, 3), L.GlobalAveragePooling2D(), L.Dense(2)])
-    with pytest.raises(BadInputError, match=r"a Sequential that is not built") as caught:
+    with pytest.raises(BadInputError, match=r"Sequential 'sequential.*', not built") as caught:
         graph.image_shape(model)
     names = {"model": model, "HEIGHT": 8, "WIDTH": 8, "CHANNELS": 3}
     eval(in_message(r"Call (model\.build\(.*?\)\))", str(caught.value)), names)
