@@ -62,6 +62,38 @@ class EnvironmentMismatchError(PbdError):
 
 
 FINISHED_WITH_FAILED_BLOCKS = 79
+_LONGEST_REASON = 400
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """Return the first exception of a chain: the one that all others were raised from, or while handling."""
+    seen = {id(error)}
+    while True:
+        earlier = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        if earlier is None or id(earlier) in seen:
+            return error
+        error = earlier
+        seen.add(id(error))
+
+
+def one_line(error: BaseException, limit: int = _LONGEST_REASON) -> str:
+    """Return the message of an exception as one line, shortened in its middle: libraries put the cause first or last.
+
+    Args:
+        error: the exception; without a message its type stands for it.
+        limit: the largest number of characters.
+    """
+    line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    first, last = limit // 4, limit - limit // 4
+    return line if len(line) <= limit else f"{line[:first]} … {line[-last:]}"
+
+
+def describe(error: BaseException) -> str:
+    """Return type and message of an exception and, if it has another, of its root cause, as one line."""
+    root = root_cause(error)
+    if root is error:
+        return f"{type(error).__name__}: {one_line(error)}"
+    return f"{type(error).__name__}: {one_line(error, _LONGEST_REASON // 2)} (root cause: {describe(root)})"
 
 
 def unknown_name(kind: str, received: str, names: Iterable[str]) -> str:

@@ -45,8 +45,14 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         except KeyboardInterrupt:
             print(f"{program}: {StoppedError()}", file=sys.stderr)
             return StoppedError.exit_code
-        except Exception:
-            traceback.print_exc()
+        except Exception as error:
+            from pbd.run_dir import error_files
+
+            line = error_files.summary(error)
+            if line is None or "--verbose" in arguments:
+                traceback.print_exc()
+            if line is not None:
+                print(f"{program}: {line}", file=sys.stderr)
             return PbdError.exit_code
 
 

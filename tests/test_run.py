@@ -9,6 +9,8 @@ import pytest
 
 from pbd import run
 from pbd.errors import PbdError, UsageError
+from pbd.run_dir import error_files
+from pbd.run_dir.journal import Journal
 from tests.helpers.cluster import PATIENCE_S
 
 
@@ -162,3 +164,21 @@ def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on
     assert ("KeyboardInterrupt" in done.stderr) != goes_on
+
+
+@pytest.mark.fast
+def test_an_unexpected_error_is_one_line_that_names_its_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: object) -> int:
+        with error_files.recorded(Journal(tmp_path), "run"):
+            raise RuntimeError("Graph execution error:\n\nno room")
+
+    monkeypatch.setattr(run, "_run", fail)
+    monkeypatch.setattr(run, "_stop_on_signals", lambda: None)
+    assert run.main([]) == 70
+    (file,) = (tmp_path / "errors").iterdir()
+    line = f"pbd-run: RuntimeError: Graph execution error: no room. The whole error is in {file}."
+    assert capsys.readouterr().err.splitlines() == [line]
+    assert run.main(["--verbose"]) == 70
+    assert "Traceback" in capsys.readouterr().err

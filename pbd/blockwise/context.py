@@ -13,6 +13,7 @@ from pbd.config import DataConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.data import load as load_data
 from pbd.errors import MissingInputError
+from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
 from pbd.system import watchdog
 
@@ -73,5 +74,6 @@ def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:
     Raises:
         PbdError: they cannot be loaded on this host.
     """
-    teacher = load_teacher(context.teacher_path, context.session)
-    return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session)
+    with error_files.recorded(context.journal, "loading teacher and data"):
+        teacher = load_teacher(context.teacher_path, context.session)
+        return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session)

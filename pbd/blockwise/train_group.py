@@ -15,12 +15,14 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
 from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
+from pbd.errors import describe
 from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
+from pbd.run_dir import error_files
 from pbd.system import memory
 
-MOST_BYTES = 500
+MOST_BYTES = 2000
 """Bytes of the reason for which training a block failed, as members of a collective exchange it."""
 _log = logging.getLogger(__name__)
 
@@ -82,6 +84,28 @@ def _train_or_split(
     """Train a group in one pass; if that fails, train its tasks one by one."""
     began = time.monotonic()
     teacher, dataset = load(context)
+    results = _attempt(context, group, teacher, dataset, emit, collective)
+    if isinstance(results, str) and len(group.tasks) > 1:
+        singles = [TaskGroup((task,)) for task in group.tasks]
+        return [result for single in singles for result in _train_or_split(context, single, emit, collective)]
+    if isinstance(results, str):
+        (task,) = group.tasks
+        return [BlockResult(task.layer.name, "failed", task.design, error=_first_text(collective, results))]
+    for result in results:
+        if result.status == "trained" and collective.index == 0:
+            context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
+    return results
+
+
+def _attempt(
+    context: TrainingContext,
+    group: TaskGroup,
+    teacher: keras.Model,
+    dataset: data.Dataset,
+    emit: _Emitter,
+    collective: Collective,
+) -> list[BlockResult] | str:
+    """Return the results of a group that is trained in one pass, or the reason why that failed (see `_leave_pass`)."""
     part = dataset.shared(data.WorkerShare(collective.index, collective.size))
     try:
         results = _train_in_one_pass(context, group, teacher, part, emit, collective)
@@ -92,29 +116,23 @@ def _train_or_split(
     except Exception as error:
         if error is emit.error:
             raise
-        reason = _leave_pass(group, error, collective)
-        if len(group.tasks) > 1:
-            return [
-                result
-                for task in group.tasks
-                for result in _train_or_split(context, TaskGroup((task,)), emit, collective)
-            ]
-        (task,) = group.tasks
-        return [BlockResult(task.layer.name, "failed", task.design, error=_first_text(collective, reason))]
-    results = [replace(result, peak_bytes=peak_bytes) for result in results]
-    for result in results:
-        if result.status == "trained" and collective.index == 0:
-            context.journal.commit_block(replace(result, seconds=time.monotonic() - began))
-    return results
+        return _leave_pass(context, group, error, collective)
+    return [replace(result, peak_bytes=peak_bytes) for result in results]
 
 
-def _leave_pass(group: TaskGroup, error: Exception, collective: Collective) -> str:
-    """Let all members leave a pass that failed; return the reason, empty if another member knows it."""
+def _leave_pass(context: TrainingContext, group: TaskGroup, error: Exception, collective: Collective) -> str:
+    """Let all members leave a pass that failed, and write the exception to the run directory.
+
+    Returns:
+        The line that describes the exception and names its file; empty if another member has it.
+    """
     if isinstance(error, CollectiveAbortedError):
         return ""
-    reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-    _log.warning("training %s failed: %s", group_label(group.layer_names), reason)
     collective.abort()  # the others then fail in their next sum
+    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
+    file = error_files.write(context.journal, f"{group.tasks[0].key}{others}", error, collective.index)
+    reason = f"{describe(error)}. See {file} in the run directory." if file else f"{describe(error)}."
+    _log.warning("training %s failed: %s", group_label(group.layer_names), reason)
     return reason
 
 

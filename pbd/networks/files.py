@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from pbd.errors import BadInputError
-from pbd.networks import file_checks
+from pbd.networks import file_checks, file_remedies
 from pbd.system import keras_state, memory, watchdog
 
 _DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
@@ -26,8 +26,8 @@ def load(path: str) -> keras.Model:
     Raises:
         BadInputError: the file is damaged, too large, or contains something that pbd does not allow.
     """
-    with _one_line_errors("a model file must be a whole Keras model", path):
-        _check(path)
+    _check("a model file must be a whole Keras model", path)
+    with _one_line_errors("a model file must be a whole Keras model", path, file_remedies.for_model):
         _load_without_variables(path)
         model = keras.models.load_model(path, compile=False, safe_mode=True)
         _check_finite(model)
@@ -43,7 +43,7 @@ def load_own(path: Path) -> keras.Model:
     Raises:
         BadInputError: the file is missing or damaged.
     """
-    with _one_line_errors("a model file of pbd must be whole", str(path)):
+    with _one_line_errors("a model file of pbd must be whole", str(path), file_remedies.for_damage):
         return keras.models.load_model(path, compile=False, safe_mode=True)
 
 
@@ -54,8 +54,9 @@ def load_weights(model: keras.Model, path: str) -> None:
     Raises:
         BadInputError: the file is damaged, or its weights do not fit the model.
     """
-    with _one_line_errors(f"teacher_weights must be those of {model.name}, whole", path):
-        _check(path)
+    rule = f"teacher_weights must be those of {model.name}, whole"
+    _check(rule, path)
+    with _one_line_errors(rule, path, file_remedies.for_weights):
         model.load_weights(path)
         _check_finite(model)
 
@@ -78,17 +79,18 @@ def check_known(model: keras.Model) -> None:
             ) from error
 
 
-def _check(path: str) -> None:
-    file_checks.check_apart(path, memory.free_host_memory())
+def _check(rule: str, path: str) -> None:
+    with _one_line_errors(rule, path, file_remedies.for_damage):
+        file_checks.check_apart(path, memory.free_host_memory())
 
 
 @contextlib.contextmanager
-def _one_line_errors(rule: str, path: str) -> Iterator[None]:
+def _one_line_errors(rule: str, path: str, explain: file_remedies.Explain) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise BadInputError(f"{rule}. Received: {path!r}: {reason[:300]}") from error
+        reason, remedy = explain(path, error)
+        raise BadInputError(f"{rule}. Received: {path!r}: {reason}. {remedy}") from error
 
 
 def _load_without_variables(path: str) -> None:

@@ -33,7 +33,12 @@ def as_functional(model: keras.Model) -> keras.Model:
     """
     if isinstance(model, keras.Sequential) and model.built:
         return keras.Model(model.inputs, model.outputs[0], name=model.name)
-    if isinstance(model, keras.Sequential) or not is_functional(model):
+    if isinstance(model, keras.Sequential):
+        raise BadInputError(
+            f"the teacher must have an input shape. Received: Sequential {model.name!r}, not built. "
+            "Call model.build((None, HEIGHT, WIDTH, CHANNELS)) and load its weights again."
+        )
+    if not is_functional(model):
         raise BadInputError(
             f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
             "Rebuild it with keras.Model(inputs, outputs), from a keras.Input of known shape."
@@ -147,7 +152,8 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
     if len(shapes[0]) != 4 or len(shapes[1]) != 2:
         raise BadInputError(
             "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
-            f"Received: {shapes[0]} to {shapes[1]}: no convolution can be replaced in it."
+            f"Received: {shapes[0]} to {shapes[1]}. If these are feature maps, add the trained classifier: "
+            "keras.Sequential([model, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)])."
         )
     _, height, width, channels = shapes[0]
     return height, width, channels

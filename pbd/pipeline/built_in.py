@@ -13,7 +13,7 @@ import platformdirs
 
 from pbd.config import TeacherConfig
 from pbd.data import ARRAYS, Dataset
-from pbd.errors import BadInputError
+from pbd.errors import BadInputError, one_line
 from pbd.networks import files
 from pbd.system import random_state, watchdog
 
@@ -84,8 +84,10 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
             named = weights if weights == "imagenet" else None
             model = _application(config.teacher, input_shape, num_classes, named)
     except Exception as error:
-        reason = " ".join(str(error).split())
-        raise BadInputError(f"{config.teacher} cannot be built for images {input_shape}: {reason[:300]}") from error
+        raise BadInputError(
+            f"{config.teacher} cannot be built for images {input_shape}. Received: {one_line(error)}. "
+            "Give other images, or another --image-size or --teacher-weights."
+        ) from error
     if weights not in (None, "imagenet"):
         files.load_weights(model, weights)
     return model

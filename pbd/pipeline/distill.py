@@ -27,7 +27,7 @@ from pbd.records import (
     WorkerReport,
 )
 from pbd.report import rows
-from pbd.run_dir import manifest
+from pbd.run_dir import error_files, manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
 from pbd.system import devices, launcher, process, watchdog
@@ -99,7 +99,8 @@ def _run(
     given_costs = cost_table.read_requested(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
-        return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
+        with error_files.recorded(inputs.journal, "run"):
+            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,13 @@
 """Tasks that all workers of a run execute at the same time, as a collective. They are picklable."""
 
+import functools
 import hashlib
 import json
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any, TypeVar, cast
 
 import keras
 import numpy as np
@@ -17,6 +20,7 @@ from pbd.config import StudentConfig
 from pbd.data import WorkerShare
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
+from pbd.run_dir import error_files
 from pbd.student.assemble import recalibrate_and_validate
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.fine_tuning import fine_tune
@@ -24,6 +28,18 @@ from pbd.system import random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory that holds fine-tuning checkpoints until the run is complete."""
+Call = TypeVar("Call", bound=Callable[..., Any])
+
+
+def _recorded(call: Call) -> Call:
+    """Decorate the `__call__` of a task: a worker writes an unexpected exception to the run directory."""
+
+    @functools.wraps(call)
+    def recording(task: Any, collective: Collective, emit: ProgressCallback) -> Any:
+        with error_files.recorded(task.context.journal, type(task).__name__, collective.index):
+            return call(task, collective, emit)
+
+    return cast(Call, recording)
 
 
 @dataclass(frozen=True)
@@ -33,6 +49,7 @@ class TrainGroupTask:
     context: TrainingContext
     group: TaskGroup
 
+    @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> list[BlockResult]:
         """Return one result per block."""
         start = time.monotonic()
@@ -58,6 +75,7 @@ class RecalibrateTask:
     student: Path
     """The student's file, in the run directory."""
 
+    @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Metrics]:
         """Return the student's weights and its metrics on the validation split."""
         teacher, dataset = load(self.context)
@@ -80,6 +98,7 @@ class FineTuneTask:
     first_epoch: int
     """The epoch of the data with which to start."""
 
+    @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
         """Return the final state; it holds the best weights."""
         teacher, dataset = load(self.context)
@@ -117,6 +136,7 @@ class EvaluateTask:
     models: tuple[Path, ...]
     split: str
 
+    @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> list[Metrics]:
         """Return the metrics of each network, in the order of `models`."""
         teacher, dataset = load(self.context)

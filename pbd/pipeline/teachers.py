@@ -112,6 +112,18 @@ class ModelTeacher:
         return self.model
 
 
+def _what_it_is(path: Path) -> str:
+    """Return what a path is that is no file, and the remedy."""
+    if not path.is_dir():
+        return "no such file. Check the path"
+    if (path / "saved_model.pb").is_file():
+        return (
+            "a SavedModel folder, which holds a graph without Keras layers. Where the model was built or is loaded by "
+            "the Keras that wrote it, save it as a file: model.save('teacher.keras'), or 'teacher.h5' in Keras 2"
+        )
+    return "a folder. Name the file in it"
+
+
 @dataclass(frozen=True)
 class FileTeacher:
     """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
@@ -132,8 +144,9 @@ class FileTeacher:
         if weights is not None:
             raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
         if not Path(name).is_file():
-            kind = "a folder" if Path(name).is_dir() else "no such file"
-            raise MissingInputError(f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {kind}.")
+            raise MissingInputError(
+                f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {_what_it_is(Path(name))}."
+            )
         if not os.access(name, os.R_OK):
             raise MissingInputError(f"the teacher's file must be readable. Received: {name!r}. Check its permissions.")
 

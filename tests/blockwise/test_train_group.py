@@ -251,12 +251,21 @@ def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkey
 
     def broken(design: blocks.BlockDesign, layer: Layer, seed: int) -> Any:
         if layer.name == "second":
-            raise MemoryError("no room")
+            try:
+                raise MemoryError("no room")
+            except MemoryError as error:
+                raise TypeError("cannot be built") from error
         return build_block(design, layer, seed)
 
     monkeypatch.setattr(blocks, "build_block", broken)
     results = {r.layer: r for r in train_group.train_group(adapted, group_of(adapted, tasks), ignore)}
-    assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: no room")
+    assert results["second"].status == "failed"
+    line, _, file = str(results["second"].error).partition(". See ")
+    assert line == "TypeError: cannot be built (root cause: MemoryError: no room)"
+    content = adapted.journal.file(file.removesuffix(" in the run directory.")).read_text()
+    assert "task: second@" in content
+    assert "in broken" in content
+    assert len(list(adapted.journal.file("errors").glob("*+*.txt"))) == 1, "the attempt in one pass is recorded, too"
     assert results["third"].status == "trained"
 
 
@@ -376,7 +385,8 @@ def test_a_block_that_fails_for_one_worker_of_a_collective_costs_only_itself(
     monkeypatch.setattr(train_group, "_initialise", broken)
     for results in train_in_threads(adapted, context[1], 2):
         assert results["third"].status == "trained"
-        assert (results["second"].status, results["second"].error) == ("failed", "MemoryError: injected")
+        assert results["second"].status == "failed"
+        assert str(results["second"].error).startswith("MemoryError: injected. See errors/second@decoupled_r2-")
     assert committed(adapted) == {"third"}
     assert "training second failed: MemoryError: injected" in caplog.text
 

@@ -1,4 +1,4 @@
-"""Classes and functions that a user's script defines reach every kind of worker and come back; no TensorFlow."""
+"""Classes and functions of a user's script, which has no main guard, reach all kinds of workers; no TensorFlow."""
 
 import os
 import subprocess
@@ -40,9 +40,9 @@ def main(executor):
 
 
 CALLER = os.getpid()
-if __name__ == "__main__":
-    executor = open_executor(ExecutionConfig(executor=sys.argv[1], workers=2))
-    main(executor) if executor.coordinates else executor.serve()
+executor = open_executor(ExecutionConfig(executor=sys.argv[1], workers=2))
+assert __file__ == sys.argv[0], "the main module is as before"
+main(executor) if executor.coordinates else executor.serve()
 """
 
 

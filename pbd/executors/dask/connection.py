@@ -4,6 +4,8 @@ import contextlib
 import ipaddress
 import json
 import logging
+import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -78,12 +80,44 @@ def _local_cluster(config: ExecutionConfig) -> Any:
     return distributed.LocalCluster(
         n_workers=config.workers or default,
         threads_per_worker=1,
-        processes=True,
+        worker_class=_Nanny,
         host="127.0.0.1",
         dashboard_address="127.0.0.1:0",
         memory_limit=0,
         silence_logs=logging.WARNING if config.verbose else logging.CRITICAL,
     )
+
+
+class _Nanny(distributed.Nanny):
+    """Starts its worker without importing the main script there: without a main guard, the import would run it."""
+
+    async def instantiate(self) -> Any:
+        with _hidden_main_script:
+            return await super().instantiate()
+
+
+class _HiddenMainScript:
+    """Within its blocks, which may overlap, `multiprocessing` finds no main script that it could import elsewhere."""
+
+    def __init__(self) -> None:
+        self._lock, self._blocks, self._removed = threading.Lock(), 0, dict[str, Any]()
+
+    def __enter__(self) -> None:
+        main = vars(sys.modules["__main__"])
+        with self._lock:
+            self._blocks += 1
+            if self._blocks == 1:
+                self._removed = {name: main.pop(name) for name in ("__file__", "__spec__") if name in main}
+                main["__spec__"] = None
+
+    def __exit__(self, *error: object) -> None:
+        with self._lock:
+            self._blocks -= 1
+            if self._blocks == 0:
+                vars(sys.modules["__main__"]).update(self._removed)
+
+
+_hidden_main_script = _HiddenMainScript()
 
 
 def scheduler_address(setting: str) -> str:

@@ -81,7 +81,10 @@ def _checked(response: Response) -> Response:
         pickle.loads(cloudpickle.dumps(response))
     except Exception as error:
         cause = response.error or error
-        return Response(error=RuntimeError(f"{type(cause).__name__}: {cause}"))
+        substitute = RuntimeError(f"{type(cause).__name__}: {cause}")
+        for note in getattr(cause, "__notes__", ()):
+            substitute.add_note(note)
+        return Response(error=substitute)
     return response
 
 

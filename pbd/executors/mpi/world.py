@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
 from pbd.executors.mpi import start_limit
+from pbd.run_dir import error_files
 from pbd.system import launcher
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
@@ -134,7 +135,11 @@ def abort(error: BaseException) -> NoReturn:
         print(f"pbd-run: {reason}", file=sys.__stderr__, flush=True)
         code = reason.exit_code
     else:
-        traceback.print_exception(error, file=sys.__stderr__)
+        line = error_files.summary(error)
+        if line is None:
+            traceback.print_exception(error, file=sys.__stderr__)
+        else:
+            print(f"pbd-run: {line}", file=sys.__stderr__)
         if sys.__stderr__ is not None:
             sys.__stderr__.flush()
         code = PbdError.exit_code

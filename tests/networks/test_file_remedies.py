@@ -1,0 +1,166 @@
+"""The remedy in each refusal of a model file or of a network works if it is followed."""
+
+import json
+import re
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import h5py
+import keras
+import numpy as np
+import pytest
+
+from pbd.errors import BadInputError, MissingInputError
+from pbd.networks import file_remedies, files, graph
+from pbd.pipeline import built_in, teachers
+from tests.networks.test_bad_input import repacked
+from tests.pipeline.test_teachers import source
+
+L = keras.layers
+
+
+@keras.saving.register_keras_serializable("test_file_remedies")
+class Halved(L.Layer):
+    """The layer that replaces a Lambda."""
+
+    def call(self, x: Any) -> Any:
+        return x / 2
+
+
+def network(middle: Callable[[], keras.Layer], seed: int = 1) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((8, 8, 3))
+    x = middle()(L.Conv2D(4, 3, padding="same")(inputs))
+    return keras.Model(inputs, L.Dense(2)(L.GlobalAveragePooling2D()(x)))
+
+
+def as_keras_2(path: Path, layer: str, setting: str) -> None:
+    """Change a file to one of Keras 2: its version, and a setting of a layer that Keras 3 does not know."""
+    with h5py.File(path, "r+") as file:
+        config = json.loads(file.attrs["model_config"])
+        for entry in config["config"]["layers"]:
+            if entry["class_name"] == layer:
+                entry["config"][setting] = 1
+        file.attrs["model_config"] = json.dumps(config)
+        file.attrs["keras_version"] = "2.11.0"
+
+
+def refusal(path: Path) -> str:
+    with pytest.raises(BadInputError) as caught:
+        files.load(str(path))
+    message = str(caught.value)
+    assert "\n" not in message
+    assert "safe_mode" not in message
+    return message
+
+
+def assert_same(one: keras.Model, other: keras.Model) -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (2, 8, 8, 3)).astype("float32")
+    np.testing.assert_array_equal(one(images), other(images))
+
+
+def in_message(pattern: str, message: str) -> str:
+    match = re.search(pattern, message)
+    assert match is not None, message
+    return match[1]
+
+
+@pytest.mark.parametrize(
+    ("layer", "setting"),
+    [(lambda: L.DepthwiseConv2D(3), "groups"), (lambda: L.BatchNormalization(), "fused"), (L.ReLU, "alpha")],
+)
+def test_a_keras_2_file_is_converted_as_its_refusal_says(
+    layer: Callable[[], keras.Layer], setting: str, tmp_path: Path
+) -> None:
+    old = network(layer)
+    old.save(tmp_path / "old.h5")
+    as_keras_2(tmp_path / "old.h5", type(old.layers[2]).__name__, setting)
+    message = refusal(tmp_path / "old.h5")
+    assert f"nrecognized keyword arguments passed to {type(old.layers[2]).__name__}: {{'{setting}': 1}}" in message
+    assert "Keras 2.11.0 wrote it" in message
+    rebuilt = network(layer, seed=2)
+    rebuilt.load_weights(tmp_path / in_message(r"load_weights\('(.*?)'\)", message))
+    assert_same(rebuilt, old)
+
+
+def test_a_keras_archive_of_keras_2_is_recognised(tmp_path: Path) -> None:
+    network(L.ReLU).save(tmp_path / "new.keras")
+
+    def change(parts: dict[str, bytes]) -> None:
+        parts["metadata.json"] = json.dumps({"keras_version": "2.15.0"}).encode()
+        parts["config.json"] = parts["config.json"].replace(b'"negative_slope"', b'"old_slope"')
+
+    repacked(tmp_path / "new.keras", tmp_path / "old.keras", change)
+    message = refusal(tmp_path / "old.keras")
+    assert "old_slope" in message
+    assert "Keras 2.15.0 wrote it. Save it with that Keras as old.h5." in message
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_lambda_becomes_a_registered_layer(suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"lambda{suffix}"
+    old = network(lambda: L.Lambda(lambda x: x / 2))
+    old.save(path)
+    rebuilt = network(Halved, seed=2)
+    rebuilt.load_weights(tmp_path / in_message(r"load_weights\('(.*?)'\)", refusal(path)))
+    assert_same(rebuilt, old)
+    files.check_known(rebuilt)
+
+
+@pytest.mark.parametrize(("right", "wrong"), [(".keras", ".h5"), (".h5", ".keras"), (".h5", ".model"), (".keras", "")])
+def test_a_file_with_the_suffix_of_another_format_is_renamed(right: str, wrong: str, tmp_path: Path) -> None:
+    model = network(L.ReLU)
+    model.save(tmp_path / f"a{right}")
+    wrong_path = tmp_path / f"model{wrong}"
+    shutil.move(tmp_path / f"a{right}", wrong_path)
+    target = tmp_path / in_message(r"Rename it to (.*)\.$", refusal(wrong_path))
+    wrong_path.rename(target)
+    assert_same(files.load(str(target)), model)
+
+
+def test_weights_alone_are_given_as_such(tmp_path: Path) -> None:
+    model = built_in.digits_cnn((8, 8, 3), 2)
+    model.save_weights(tmp_path / "digits.weights.h5")
+    message = refusal(tmp_path / "digits.weights.h5")
+    assert "it holds weights without a network" in message
+    assert "--teacher NAME --teacher-weights FILE" in message
+    given = source(teacher="digits_cnn", teacher_weights=str(tmp_path / "digits.weights.h5"))
+    given.check()
+    config = given.config  # type: ignore[attr-defined]
+    assert_same(built_in.build(config, (8, 8, 3), 2, seed=0), model)
+
+
+def test_a_saved_model_folder_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "saved_model.pb").write_bytes(b"")
+    with pytest.raises(MissingInputError, match=r"a SavedModel folder.*model.save\('teacher.keras'\)"):
+        source(teacher=str(tmp_path / "folder")).check()
+    network(L.ReLU).save(tmp_path / "teacher.keras")
+    source(teacher=str(tmp_path / "teacher.keras")).check()
+
+
+def test_a_network_without_its_classifier() -> None:
+    inputs = keras.Input((8, 8, 3))
+    model = keras.Model(inputs, L.Conv2D(4, 3)(inputs))
+    with pytest.raises(BadInputError, match="add the trained classifier") as caught:
+        graph.image_shape(model)
+    remedy = in_message(r"classifier: (.*)\.$", str(caught.value))
+    assert graph.image_shape(eval(remedy, {"keras": keras, "model": model, "CLASSES": 2})) == (8, 8, 3)
+
+
+def test_a_sequential_that_is_not_built() -> None:
+    model = keras.Sequential([L.Conv2D(4, 3), L.GlobalAveragePooling2D(), L.Dense(2)])
+    with pytest.raises(BadInputError, match=r"Sequential 'sequential.*', not built") as caught:
+        graph.image_shape(model)
+    names = {"model": model, "HEIGHT": 8, "WIDTH": 8, "CHANNELS": 3}
+    eval(in_message(r"Call (model\.build\(.*?\)\))", str(caught.value)), names)
+    assert graph.image_shape(model) == (8, 8, 3)
+
+
+def test_the_version_is_read_from_both_formats(tmp_path: Path) -> None:
+    for suffix in (".keras", ".h5"):
+        network(L.ReLU).save(tmp_path / f"model{suffix}")
+        assert file_remedies.keras_version(str(tmp_path / f"model{suffix}")) == keras.version()
+    assert teachers.is_file("model.keras")
