@@ -12,7 +12,14 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "2")
 
 STAGES = ("fast", "unit", "system")
 """`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
-LONGEST = ("test_same_student.py", "test_faults.py", "test_launch.py", "test_dask.py", "test_keras_applications.py")
+LONGEST = (
+    "test_random_networks.py",
+    "test_same_student.py",
+    "test_faults.py",
+    "test_launch.py",
+    "test_dask.py",
+    "test_keras_applications.py",
+)
 """Files to begin with, so that no process is left alone with one of them."""
 SHORT_S = 0.01
 """How long runs in tests measure each latency; the figures mean nothing then."""

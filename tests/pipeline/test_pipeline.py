@@ -40,7 +40,16 @@ def small_teacher() -> "object":
 
 
 @pytest.fixture(scope="module")
-def run_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def tensors_before() -> int:
+    """How many stores of images other tests of this process still hold as tensors."""
+    from pbd.data.feeds import tf_images
+
+    gc.collect()
+    return len(tf_images._TENSORS)
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory: pytest.TempPathFactory, tensors_before: int) -> Path:
     import pbd
 
     directory = tmp_path_factory.mktemp("pipeline") / "run"
@@ -81,13 +90,13 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
 
 
 @pytest.mark.usefixtures("run_dir")
-def test_teacher_and_data_are_freed_at_the_end_of_a_run_in_this_process() -> None:
+def test_teacher_and_data_are_freed_at_the_end_of_a_run_in_this_process(tensors_before: int) -> None:
     from pbd.blockwise import context
     from pbd.data.feeds import tf_images
 
     gc.collect()
     assert [cache.cache_info().currsize for cache in (context.load_teacher, context.load_dataset)] == [0, 0]
-    assert not len(tf_images._TENSORS)
+    assert len(tf_images._TENSORS) <= tensors_before
 
 
 def test_opening_the_student_leaves_the_random_state(run_dir: Path) -> None:

@@ -1,0 +1,29 @@
+"""Random small networks of Keras' built-in layers, through the whole pipeline."""
+
+from pathlib import Path
+
+import keras
+import pytest
+
+from tests.helpers import network_fuzz
+from tests.helpers.network_fuzz import Outcome
+
+COUNT = 20
+
+
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> list[Outcome]:
+    folder, results = tmp_path_factory.mktemp("networks"), []
+    for seed in range(COUNT):
+        results.append(network_fuzz.attempt(seed, folder))
+        keras.utils.clear_session()
+    return results
+
+
+def test_each_network_is_compressed_or_refused_in_one_line(outcomes: list[Outcome]) -> None:
+    assert [outcome for outcome in outcomes if outcome.problems] == []
+    assert sum(outcome.refusal is None for outcome in outcomes) >= COUNT // 2
+
+
+def test_students_compute_the_same_in_a_process_without_pbd(outcomes: list[Outcome], tmp_path: Path) -> None:
+    assert network_fuzz.read_elsewhere(outcomes, tmp_path) == []
