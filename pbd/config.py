@@ -3,14 +3,11 @@ a field is a flag, the docstring under it is the flag's help, and the docstring 
 """
 
 import dataclasses
-import math
-import os
-import sys
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from pbd.errors import UsageError, unknown_name
+from pbd.setting_values import Section, as_kind, at_least, fraction, one_of, positive
 
 EXECUTORS = ("auto", "serial", "mpi", "dask")
 SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing")
@@ -20,73 +17,6 @@ NEED_LABELS = ("cross_entropy", "mixed")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
 PARALLEL = ("auto", "task", "data")
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
-
-
-def _one_of(kind: str, received: str, choices: Iterable[str]) -> None:
-    if received not in choices:
-        raise UsageError(unknown_name(kind, received, choices))
-
-
-def _at_least(name: str, received: float | None, least: float) -> None:
-    if received is not None and not (math.isfinite(received) and received >= least):
-        raise UsageError(f"{name} must be at least {least}. Received: {received}. Give {least} or more.")
-
-
-def _positive(name: str, received: float) -> None:
-    if not (math.isfinite(received) and received > 0):
-        raise UsageError(f"{name} must be positive. Received: {received}. Give a number above 0.")
-
-
-def _fraction(name: str, received: float | None) -> None:
-    if received is not None and not (0.0 <= received <= 1.0):
-        raise UsageError(f"{name} must lie in [0, 1]. Received: {received}. It is a fraction: 0.05 is 5%.")
-
-
-def _as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Convert a value to the type of its field if that loses nothing.
-
-    NumPy values become plain ones, a path str, int float, and a list a tuple; a leading `~` becomes the home folder.
-
-    Raises:
-        UsageError: the value has another type.
-    """
-    value = _plain(value)
-    if get_origin(kind) is tuple:
-        values = (value,) if isinstance(value, str) else value
-        if isinstance(values, list | tuple) and all(isinstance(entry, str) for entry in values):
-            return tuple(values)
-        raise UsageError(f"{name} must be names or patterns. Received: {value!r}. Give a list of texts.")
-    kinds = get_args(kind) or (kind,)
-    if float in kinds and type(value) is int:
-        return float(value)
-    if type(value) not in kinds:
-        names = " or ".join(one.__name__ for one in kinds if one is not type(None))
-        raise UsageError(f"{name} must be of type {names}. Received: {value!r}. Convert it.")
-    return os.path.expanduser(value) if isinstance(value, str) else value
-
-
-def _plain(value: Any) -> Any:
-    """Return a NumPy scalar or array as Python numbers or a list, a path as str, and any other value as it is."""
-    numpy = sys.modules.get("numpy")  # loaded if the value is one of its
-    if numpy is not None and isinstance(value, numpy.generic | numpy.ndarray):
-        return value.tolist()
-    return os.fspath(value) if isinstance(value, os.PathLike) else value
-
-
-class Section:
-    """Some of the settings of a run; a frozen dataclass whose values are converted to their types and then checked."""
-
-    def __post_init__(self) -> None:
-        for name, kind in get_type_hints(type(self)).items():
-            object.__setattr__(self, name, _as_kind(name, kind, getattr(self, name)))
-        self._check()
-
-    def _check(self) -> None:
-        """Check the values.
-
-        Raises:
-            UsageError: a value is out of its range, or contradicts another one.
-        """
 
 
 @dataclass(frozen=True)
@@ -100,8 +30,8 @@ class TeacherConfig(Section):
     teacher_epochs: int = 6
     """Epochs of training for a built-in teacher without weights; the trained teacher is cached."""
 
-    def _check(self) -> None:
-        _at_least("teacher_epochs", self.teacher_epochs, 0)
+    def check(self) -> None:
+        at_least("teacher_epochs", self.teacher_epochs, 0)
 
 
 @dataclass(frozen=True)
@@ -126,16 +56,16 @@ class DataConfig(Section):
     labels: bool = True
     """Use the labels. Without labels, networks are judged by their agreement with the teacher's predictions."""
 
-    def _check(self) -> None:
-        _at_least("batch_size", self.batch_size, 1)
-        _at_least("train_limit", self.train_limit, 1)
-        _at_least("image_size", self.image_size, 1)
+    def check(self) -> None:
+        at_least("batch_size", self.batch_size, 1)
+        at_least("train_limit", self.train_limit, 1)
+        at_least("image_size", self.image_size, 1)
         if not 0.0 < self.validation_fraction < 1.0:
             raise UsageError(
                 f"validation_fraction must lie strictly between 0 and 1. Received: {self.validation_fraction}. "
                 "Give 0.1, for example."
             )
-        _one_of("augmentation", self.augment, AUGMENTATIONS)
+        one_of("augmentation", self.augment, AUGMENTATIONS)
 
 
 @dataclass(frozen=True)
@@ -153,8 +83,8 @@ class BlockConfig(Section):
     include_unprofitable: bool = False
     """Also replace layers whose block needs as many multiply-accumulates, and layers with few input channels."""
 
-    def _check(self) -> None:
-        _one_of("block initialisation", self.block_init, BLOCK_INITS)
+    def check(self) -> None:
+        one_of("block initialisation", self.block_init, BLOCK_INITS)
 
 
 @dataclass(frozen=True)
@@ -168,10 +98,10 @@ class TrainingConfig(Section):
     patience: int = 2
     """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
 
-    def _check(self) -> None:
-        _at_least("epochs", self.epochs, 0)
-        _at_least("patience", self.patience, 0)
-        _positive("learning_rate", self.learning_rate)
+    def check(self) -> None:
+        at_least("epochs", self.epochs, 0)
+        at_least("patience", self.patience, 0)
+        positive("learning_rate", self.learning_rate)
 
 
 @dataclass(frozen=True)
@@ -201,21 +131,21 @@ class StudentConfig(Section):
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""
 
-    def _check(self) -> None:
-        _fraction("accuracy_threshold", self.accuracy_threshold)
-        _fraction("max_accuracy_drop", self.max_accuracy_drop)
+    def check(self) -> None:
+        fraction("accuracy_threshold", self.accuracy_threshold)
+        fraction("max_accuracy_drop", self.max_accuracy_drop)
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError(
                 "accuracy_threshold and max_accuracy_drop exclude each other. "
                 f"Received: {self.accuracy_threshold} and {self.max_accuracy_drop}. Give one of them, not both."
             )
-        _at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
-        _fraction("target_accuracy_drop", self.target_accuracy_drop)
-        _fraction("distillation_weight", self.distillation_weight)
-        _one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
-        _one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
-        _positive("temperature", self.temperature)
-        _positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
+        at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
+        fraction("target_accuracy_drop", self.target_accuracy_drop)
+        fraction("distillation_weight", self.distillation_weight)
+        one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
+        one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
+        positive("temperature", self.temperature)
+        positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 
     def lowest_accuracy(self, teacher_accuracy: float) -> float:
         """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""
@@ -271,20 +201,20 @@ class ExecutionConfig(Section):
     verbose: bool = False
     """Show warnings of libraries, and the traceback of an error."""
 
-    def _check(self) -> None:
-        _one_of("executor", self.executor, EXECUTORS)
-        _one_of("scheduler", self.scheduler, SCHEDULERS)
-        _one_of("kind of parallelism", self.parallel, PARALLEL)
+    def check(self) -> None:
+        one_of("executor", self.executor, EXECUTORS)
+        one_of("scheduler", self.scheduler, SCHEDULERS)
+        one_of("kind of parallelism", self.parallel, PARALLEL)
         if self.parallel == "data" and (self.scheduler != "auto" or not self.group):
             raise UsageError(
                 "parallel data divides batches, not layers, among the workers. Received: "
                 f"{'no_group' if not self.group else 'scheduler ' + self.scheduler}. Give --parallel task."
             )
         if self.memory_limit is not None:
-            _positive("memory_limit", self.memory_limit)
-        _positive("stall_limit", self.stall_limit)
-        _at_least("workers", self.workers, 1)
-        _at_least("threads_per_worker", self.threads_per_worker, 1)
+            positive("memory_limit", self.memory_limit)
+        positive("stall_limit", self.stall_limit)
+        at_least("workers", self.workers, 1)
+        at_least("threads_per_worker", self.threads_per_worker, 1)
         if self.scheduler == "work_stealing" and self.executor != "dask":
             raise UsageError(
                 "work_stealing needs the dask executor. "
@@ -314,7 +244,7 @@ class RunConfig:
     """All random numbers derive from it and from layer names; from 0 to 4294967295."""
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "seed", _as_kind("seed", int, self.seed))
+        object.__setattr__(self, "seed", as_kind("seed", int, self.seed))
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must lie in [0, 4294967295]. Received: {self.seed}. Give another --seed.")
         loss = self.student.fine_tune_loss
