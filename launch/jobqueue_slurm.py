@@ -4,7 +4,8 @@ python launch/jobqueue_slurm.py --workers 8 --queue gpu --job-flag=--gpus=1 -- \
     --teacher my_model.keras --dataset my_data.npz
 
 The scheduler and pbd run here (on a login node, or in a job of their own). Every worker is one Slurm job; pbd starts
-when all workers have connected. For PBS, LSF or SGE, copy this file and use the corresponding class of dask-jobqueue.
+when all workers have connected. A worker whose job ends early, at its time limit or with its node, is replaced by a
+new job. For PBS, LSF or SGE, copy this file and use the corresponding class of dask-jobqueue.
 """
 
 import argparse
@@ -86,7 +87,7 @@ def main(arguments: Sequence[str]) -> int:
         from pbd import run
 
         with SLURMCluster(**cluster_settings(options, tls)) as cluster:
-            cluster.scale(jobs=options.workers)
+            cluster.adapt(minimum_jobs=options.workers, maximum_jobs=options.workers)
             cluster.wait_for_workers(options.workers)
             where = ["--executor", "dask", "--dask-address", cluster.scheduler_address]
             return run.main([*where, "--workers", str(options.workers), *flags])

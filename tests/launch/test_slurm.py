@@ -9,15 +9,13 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import played_run
-from tests.helpers.cluster import LAUNCH, ROOT, needs_openssl, wait_until, without_backend
+from tests.helpers.cluster import LAUNCH, ROOT, Process, needs_openssl, wait_until, without_backend
 from tests.helpers.launching import (
     DIGITS,
     LONGER,
-    QUICK,
     assert_complete,
     assert_done,
     finished_blocks,
-    run_to_its_end,
 )
 from tests.helpers.slurm import Slurm, slurm_cluster, stopped_until_signalled
 
@@ -40,14 +38,25 @@ def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
 
 def submit(slurm: Slurm, script: str, folder: Path, flags: Sequence[str], **changes: str) -> str:
     """Submit a launch script as a job of two tasks, which queues itself again; return the job's number."""
-    sbatch = ["--ntasks=2", "--time=10", f"--output={folder}/%x.txt", LAUNCH / script]
+    sbatch = ["--ntasks=2", "--time=10", f"--output={folder}/%j.txt", LAUNCH / script]
     return slurm.submit(*sbatch, *flags, cwd=folder, PBD_HOME=str(ROOT), PBD_REQUEUE="1", **changes)
+
+
+def output_of(run_dir: Path) -> str:
+    """Return what the job printed that has this run directory."""
+    job = run_dir.name.removeprefix("slurm-")
+    return (run_dir.parents[1] / f"{job}.txt").read_text()
 
 
 def wait_for_block(slurm: Slurm, job: str, run_dir: Path) -> None:
     """Wait for the first finished block of a job that must not be over."""
     wait_until(lambda: finished_blocks(run_dir) or slurm.is_over(job), "first block")
-    assert not slurm.is_over(job), Path(slurm.field(job, "StdOut")).read_text()
+    assert not slurm.is_over(job), output_of(run_dir)
+
+
+def begun(run_dir: Path) -> int:
+    """Return how many trainings of layers have begun."""
+    return len(list(played_run.begun(run_dir).iterdir()))
 
 
 def set_limit(slurm: Slurm, jobs: Iterable[str], minutes: int) -> None:
@@ -78,18 +87,28 @@ def test_jobs_at_their_time_limit_are_queued_again_and_resume(
     set_limit(slurm, run_dirs, minutes=10)
     wait_until(lambda: all(map(slurm.is_over, run_dirs)), "end of the jobs")
     for job, run_dir in run_dirs.items():
-        assert slurm.field(job, "JobState") == "COMPLETED", Path(slurm.field(job, "StdOut")).read_text()
+        assert slurm.field(job, "JobState") == "COMPLETED", output_of(run_dir)
         assert_complete(run_dir, workers=2)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished block was trained again"
     assert not list(folder.glob(".pbd-dask*")), "the certificates are left"
 
 
 @needs_openssl
-def test_the_workers_of_dask_jobqueue_are_jobs_that_end_with_the_run(slurm: Slurm, folder: Path) -> None:
+def test_a_lost_worker_of_dask_jobqueue_is_replaced_and_all_end_with_the_run(slurm: Slurm, folder: Path) -> None:
     if importlib.util.find_spec("dask_jobqueue") is None:
         pytest.skip("dask-jobqueue is absent")
     script = [sys.executable, "-c", PLAYED_JOBQUEUE, LAUNCH / "jobqueue_slurm.py"]
-    flags = ["--workers", "2", "--cores", "1", "--interface", "lo", "--", *QUICK]
-    changes = without_backend(SLURM_CONF=str(slurm.settings))
-    assert_done(run_to_its_end(folder, *script, *flags, **changes), folder / "my run", workers=2)
+    command = [*script, "--workers", "2", "--cores", "1", "--interface", "lo", "--", *LONGER, "--run-dir", "my run"]
+    quickly = {"DASK_DISTRIBUTED__DEPLOY__LOST_WORKER_TIMEOUT": "1s"}
+    changes = without_backend(SLURM_CONF=str(slurm.settings), **quickly)
+    process, run_dir = Process(command, folder / "output.txt", changes, cwd=folder), folder / "my run"
+    try:
+        wait_until(lambda: finished_blocks(run_dir), "first block", [process])
+        (run_dir / played_run.HOLD).touch()
+        slurm.run("scancel", slurm.queued()[0])
+        wait_until(lambda: begun(run_dir) >= len(finished_blocks(run_dir)) + 3, "block of the new job", [process])
+        (run_dir / played_run.HOLD).unlink()
+        assert_done(process, run_dir, workers=2)
+    finally:
+        process.end()
     wait_until(lambda: not slurm.queued(), "end of the workers' jobs")
