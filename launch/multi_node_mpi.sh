@@ -10,4 +10,9 @@ set -euo pipefail
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 begin "$0" "$@"
 
+# mpirun of Open MPI waits for a lost host: by default eight minutes, and without end once a rank has aborted the job.
+export OMPI_MCA_oob_tcp_keepalive_time=${OMPI_MCA_oob_tcp_keepalive_time:-10}
+export OMPI_MCA_oob_tcp_keepalive_intvl=${OMPI_MCA_oob_tcp_keepalive_intvl:-5}
+export OMPI_MCA_oob_tcp_keepalive_probes=${OMPI_MCA_oob_tcp_keepalive_probes:-4}
+
 exec "$mpirun" -hostfile "$1" "$python" -m pbd.run "${@:2}"

@@ -16,7 +16,8 @@ from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal
 from tests.faults.jobs import make_teacher
-from tests.helpers.cluster import PATIENCE_S, DaskCluster, environment, without_backend
+from tests.helpers.cluster import PATIENCE_S, environment, without_backend
+from tests.helpers.dask_cluster import DaskCluster
 
 Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2

@@ -29,7 +29,8 @@ from pbd.executors.dask.worker import host
 from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling import schedulers
 from pbd.scheduling.retry import MOST_ATTEMPTS
-from tests.helpers.cluster import DaskCluster, is_running, wait_until
+from tests.helpers.cluster import is_running, wait_until
+from tests.helpers.dask_cluster import DaskCluster
 from tests.helpers.fakes import make_task
 from tests.helpers.sleep_tasks import Sleeper, sleeping
 

@@ -1,6 +1,5 @@
 """Played jobs on clusters started apart from them: joined in three ways, growing, losing workers and links."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,13 +7,14 @@ import numpy as np
 import pytest
 
 from pbd.run_dir.journal import Journal
-from tests.helpers import cluster, played_run
-from tests.helpers.cluster import DaskCluster, Process, report_of, several_hosts, wait_until
+from tests.helpers import played_run
+from tests.helpers.cluster import Process, needs_openssl, report_of, wait_until
+from tests.helpers.dask_cluster import DaskCluster
+from tests.helpers.hosts import cut_link, several_hosts
 
 pytestmark = pytest.mark.system
 BLOCKS = played_run.LAYERS
 ONE_BY_ONE = ["--no-group", "--epochs", "3"]
-needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is absent")
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def test_hosts_with_addresses_of_their_own_one_of_which_is_cut_off(tmp_path: Pat
             started.start_worker(f"worker-{number}", host)
         job = started.run(*flags, "--dask-address", started.address)
         wait_until(lambda: len(arrived(run_dir)) >= 3, "third block", [job])
-        cluster.cut_link(hosts[2])
+        cut_link(hosts[2])
         before = arrived(run_dir)
         report = finished(job, run_dir)
     took = trainers(report)

@@ -1,9 +1,7 @@
-"""For the tests: small jobs, and clusters of processes that are started apart, on one host or on made-up ones."""
+"""For the tests: programs in sessions of their own, their environment, and waiting for them."""
 
 import contextlib
 import ctypes
-import dataclasses
-import functools
 import json
 import os
 import shutil
@@ -12,7 +10,6 @@ import socket
 import subprocess
 import sys
 import time
-import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 PATIENCE_S = 300.0
 """How long a test waits for anything before it fails: several times what a busy machine takes."""
+needs_openssl = pytest.mark.skipif(shutil.which("openssl") is None, reason="openssl is absent")
 
 _PR_SET_PDEATHSIG = 1
 
@@ -159,151 +157,3 @@ def processes_with(mark: str) -> list[str]:
                 if mark.encode() in line + Path(f"/proc/{pid}/environ").read_bytes():
                     found.append(line.replace(b"\0", b" ").decode(errors="replace"))
     return found
-
-
-@dataclass
-class Host:
-    """Where processes are started: this host, or a network namespace that stands for another one."""
-
-    address: str = "127.0.0.1"
-    namespace: str | None = None
-    port: str = ""
-    """The bridge's end of its cable."""
-
-    def command(self, words: Sequence[str | Path]) -> list[str | Path]:
-        return [*words] if self.namespace is None else ["ip", "netns", "exec", self.namespace, *words]
-
-
-@dataclass
-class DaskCluster:
-    """A scheduler and workers, each started as a user would start them on machines of their own."""
-
-    folder: Path
-    host: Host = field(default_factory=Host)
-    settings: dict[str, str] = field(default_factory=dict)
-    """Dask's settings, in the environment of every process."""
-    tls: bool = False
-    processes: list[Process] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.folder.mkdir(parents=True)
-        if self.tls:
-            certificates = self.folder / "tls"
-            subprocess.run([LAUNCH / "make_certificates.sh", certificates], check=True, timeout=PATIENCE_S)
-            self.settings |= tls_settings(certificates)
-
-    @property
-    def scheduler_file(self) -> Path:
-        return self.folder / "scheduler.json"
-
-    @property
-    def address(self) -> str:
-        return json.loads(self.scheduler_file.read_text())["address"]
-
-    def start(self, name: str, host: Host, words: Sequence[str | Path]) -> Process:
-        """Start Python with these words on a host."""
-        process = Process(
-            host.command([sys.executable, "-m", *words]), self.folder / f"{name}.log", without_backend(**self.settings)
-        )
-        self.processes.append(process)
-        return process
-
-    def start_scheduler(self) -> Process:
-        protocol = "tls" if self.tls else "tcp"
-        words = ["dask", "scheduler", "--host", f"{protocol}://{self.host.address}", "--port", "0"]
-        words += ["--dashboard-address", "127.0.0.1:0", "--scheduler-file", str(self.scheduler_file)]
-        process = self.start("scheduler", self.host, words)
-        wait_until(self._is_announced, "scheduler file", [process])
-        return process
-
-    def _is_announced(self) -> bool:
-        """Return whether the scheduler has written its file to the end."""
-        return self.scheduler_file.exists() and self.scheduler_file.read_text().rstrip().endswith("}")
-
-    def start_worker(self, name: str, host: Host | None = None, by: str | Path | None = None) -> Process:
-        """Start a worker; `by` is the scheduler's address (the default) or its file."""
-        host = host or self.host
-        scheduler = ["--scheduler-file", by] if isinstance(by, Path) else [by or self.address]
-        words = ["dask", "worker", *scheduler, "--name", name, "--nthreads", "1", "--memory-limit", "0"]
-        words += ["--dashboard-address", "127.0.0.1:0", "--host", host.address, "--death-timeout", "60"]
-        return self.start(name, host, words)
-
-    def run(self, *flags: str | Path) -> Process:
-        """Start the job itself, a played run, on the scheduler's host."""
-        job = ["tests.helpers.played_run", "--executor", "dask"]
-        return self.start(f"job-{uuid.uuid4().hex}", self.host, [*job, *flags])
-
-    def __enter__(self) -> "DaskCluster":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for process in reversed(self.processes):
-            process.end()
-
-
-def tls_settings(certificates: Path) -> dict[str, str]:
-    """Return Dask's settings for the certificates in a folder, as the launch scripts give them."""
-    command = ["bash", "-c", 'source "$0" && dask_settings "$1"', LAUNCH / "dask.sh", certificates]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout.splitlines()
-    return dict(line.split("=", 1) for line in lines)
-
-
-def why_no_namespaces() -> str | None:
-    """Return why network namespaces cannot be made here, `None` where they can."""
-    if shutil.which("ip") is None:
-        return "ip (iproute2) is absent"
-    try:
-        with _made_hosts(1):
-            return None
-    except subprocess.CalledProcessError as error:
-        return f"network namespaces cannot be made here: {error.stderr.strip()}"
-
-
-@contextlib.contextmanager
-def several_hosts(count: int) -> Iterator[list[Host]]:
-    """Make hosts with addresses of their own (10.77.0.1, …), each on a cable to one bridge; skip where that fails."""
-    reason = _namespaces()
-    if reason:
-        pytest.skip(reason)
-    with _made_hosts(count) as hosts:
-        yield hosts
-
-
-_namespaces = functools.cache(why_no_namespaces)
-
-
-@contextlib.contextmanager
-def _made_hosts(count: int) -> Iterator[list[Host]]:
-    mark = f"pbd{uuid.uuid4().hex[:6]}"
-    hosts = [Host(f"10.77.0.{number + 1}", f"{mark}h{number}", f"port{number}") for number in range(count)]
-    switch = f"{mark}sw"
-    try:
-        _ip("netns", "add", switch)
-        _ip("-n", switch, "link", "add", "bridge", "type", "bridge")
-        _ip("-n", switch, "link", "set", "bridge", "up")
-        for host in hosts:
-            _plug_in(host, switch)
-        yield [dataclasses.replace(host, port=f"{switch}/{host.port}") for host in hosts]
-    finally:
-        for name in (switch, *(str(host.namespace) for host in hosts)):
-            subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=PATIENCE_S)
-
-
-def _plug_in(host: Host, switch: str) -> None:
-    name = str(host.namespace)
-    _ip("netns", "add", name)
-    _ip("-n", name, "link", "set", "lo", "up")
-    _ip("-n", switch, "link", "add", host.port, "type", "veth", "peer", "name", "eth0", "netns", name)
-    _ip("-n", switch, "link", "set", host.port, "master", "bridge", "up")
-    _ip("-n", name, "address", "add", f"{host.address}/24", "dev", "eth0")
-    _ip("-n", name, "link", "set", "eth0", "up")
-
-
-def cut_link(host: Host) -> None:
-    """Pull the host's cable: packets are lost from now on, and nobody is told."""
-    switch, port = host.port.split("/")
-    _ip("-n", switch, "link", "set", port, "nomaster")
-
-
-def _ip(*words: str) -> None:
-    subprocess.run(["ip", *words], check=True, capture_output=True, text=True, timeout=PATIENCE_S)

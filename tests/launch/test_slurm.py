@@ -1,0 +1,95 @@
+"""The scripts for Slurm on a real cluster of one node: time limits, jobs that are queued again, and dask-jobqueue."""
+
+import importlib.util
+import signal
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import played_run
+from tests.helpers.cluster import LAUNCH, ROOT, needs_openssl, wait_until, without_backend
+from tests.helpers.launching import (
+    DIGITS,
+    LONGER,
+    QUICK,
+    assert_complete,
+    assert_done,
+    finished_blocks,
+    run_to_its_end,
+)
+from tests.helpers.slurm import Slurm, slurm_cluster, stopped_until_signalled
+
+pytestmark = pytest.mark.system
+PLAYED_JOBQUEUE = """
+import runpy, sys
+from tests.helpers import played_run
+played_run.play()
+sys.argv = sys.argv[1:]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Slurm]:
+    """A Slurm cluster of one node."""
+    with slurm_cluster(tmp_path_factory.mktemp("slurm")) as cluster:
+        yield cluster
+
+
+def submit(slurm: Slurm, script: str, folder: Path, flags: Sequence[str], **changes: str) -> str:
+    """Submit a launch script as a job of two tasks, which queues itself again; return the job's number."""
+    sbatch = ["--ntasks=2", "--time=10", f"--output={folder}/%x.txt", LAUNCH / script]
+    return slurm.submit(*sbatch, *flags, cwd=folder, PBD_HOME=str(ROOT), PBD_REQUEUE="1", **changes)
+
+
+def wait_for_block(slurm: Slurm, job: str, run_dir: Path) -> None:
+    """Wait for the first finished block of a job that must not be over."""
+    wait_until(lambda: finished_blocks(run_dir) or slurm.is_over(job), "first block")
+    assert not slurm.is_over(job), Path(slurm.field(job, "StdOut")).read_text()
+
+
+def set_limit(slurm: Slurm, jobs: Iterable[str], minutes: int) -> None:
+    """Change the time limit of jobs."""
+    for job in jobs:
+        slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
+
+
+@needs_openssl
+def test_jobs_at_their_time_limit_are_queued_again_and_resume(
+    slurm: Slurm, folder: Path, played: dict[str, str]
+) -> None:
+    """The digits job on MPI and a played one on Dask: Slurm looks for expired limits every 30 s, so both at once.
+
+    Neither may finish before the signal, so the ranks are stopped and the played blocks held until then.
+    """
+    mpi = submit(slurm, "slurm_mpi.sh", folder, DIGITS)
+    dask = submit(slurm, "slurm_dask.sh", folder, LONGER, **played)
+    run_dirs = {job: folder / "runs" / f"slurm-{job}" for job in (mpi, dask)}
+    wait_for_block(slurm, dask, run_dirs[dask])
+    (run_dirs[dask] / played_run.HOLD).touch()
+    wait_for_block(slurm, mpi, run_dirs[mpi])
+    with stopped_until_signalled(slurm.pids(mpi, "pbd.run"), signal.SIGUSR1):
+        kept = {path: path.stat().st_mtime_ns for run_dir in run_dirs.values() for path in finished_blocks(run_dir)}
+        set_limit(slurm, run_dirs, minutes=1)
+    wait_until(lambda: all(slurm.field(job, "Restarts") == "1" for job in run_dirs), "jobs that are queued again")
+    (run_dirs[dask] / played_run.HOLD).unlink()
+    set_limit(slurm, run_dirs, minutes=10)
+    wait_until(lambda: all(map(slurm.is_over, run_dirs)), "end of the jobs")
+    for job, run_dir in run_dirs.items():
+        assert slurm.field(job, "JobState") == "COMPLETED", Path(slurm.field(job, "StdOut")).read_text()
+        assert_complete(run_dir, workers=2)
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished block was trained again"
+    assert not list(folder.glob(".pbd-dask*")), "the certificates are left"
+
+
+@needs_openssl
+def test_the_workers_of_dask_jobqueue_are_jobs_that_end_with_the_run(slurm: Slurm, folder: Path) -> None:
+    if importlib.util.find_spec("dask_jobqueue") is None:
+        pytest.skip("dask-jobqueue is absent")
+    script = [sys.executable, "-c", PLAYED_JOBQUEUE, LAUNCH / "jobqueue_slurm.py"]
+    flags = ["--workers", "2", "--cores", "1", "--interface", "lo", "--", *QUICK]
+    changes = without_backend(SLURM_CONF=str(slurm.settings))
+    assert_done(run_to_its_end(folder, *script, *flags, **changes), folder / "my run", workers=2)
+    wait_until(lambda: not slurm.queued(), "end of the workers' jobs")
