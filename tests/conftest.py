@@ -16,7 +16,8 @@ LONGEST = (
     "test_random_networks.py",
     "test_same_student.py",
     "test_faults.py",
-    "test_launch.py",
+    "test_slurm.py",
+    "test_mpi.py",
     "test_dask.py",
     "test_keras_applications.py",
 )
