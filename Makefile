@@ -2,10 +2,11 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+PROCESSES = 2
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
-	python -m pytest -m $@ -n 2 --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
+	python -m pytest -m $@ -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
 .PHONY: run test fast unit system soak lint docs bench experiments clean
 
@@ -20,6 +21,7 @@ fast: $(READY)  ## tests that load no TensorFlow: seconds
 unit: $(READY)  ## tests that train and score in the process of the tests: minutes
 	$(TEST)
 
+system: PROCESSES = 3  # much of this stage is waiting
 system: $(READY)  ## tests that start whole runs, launchers and clusters: minutes
 	$(TEST)
 

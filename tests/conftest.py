@@ -29,10 +29,14 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
     """Under `-m fast` and `-m system`, leave out modules that do not name the marker: many load TensorFlow."""
-    stage = config.option.markexpr
-    if stage in ("fast", "system") and collection_path.suffix == ".py":
-        return f"pytest.mark.{stage}" not in collection_path.read_text(encoding="utf-8") or None
-    return None
+    return is_left_out(collection_path, config.option.markexpr) or None
+
+
+def is_left_out(path: Path, stage: str) -> bool:
+    """Return whether a run of this stage does not read a module."""
+    if stage not in ("fast", "system") or path.suffix != ".py":
+        return False
+    return f"pytest.mark.{stage}" not in path.read_text(encoding="utf-8")
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:

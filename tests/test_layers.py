@@ -17,7 +17,7 @@ pytestmark = pytest.mark.fast
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 LINES = (
     {"errors", "records", "collective"},
-    {"config", "setting_values", "command_line", "progress", "system", "run_dir", "scheduling", "energy"},
+    {"config", "command_line", "progress", "system", "run_dir", "scheduling", "energy"},
     {"data", "networks", "blocks", "executors", "report"},
     {"learning", "deploy"},
     {"blockwise", "student", "analysis"},

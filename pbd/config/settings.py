@@ -6,8 +6,8 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.config.values import Section, as_kind, at_least, fraction, one_of, positive
 from pbd.errors import UsageError, unknown_name
-from pbd.setting_values import Section, as_kind, at_least, fraction, one_of, positive
 
 EXECUTORS = ("auto", "serial", "mpi", "dask")
 SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing")

@@ -1,0 +1,37 @@
+"""The settings of a run."""
+
+from pbd.config.settings import (
+    AUGMENTATIONS,
+    BLOCK_INITS,
+    EXECUTORS,
+    FINE_TUNE_LOSSES,
+    FINE_TUNE_SCOPES,
+    NEED_LABELS,
+    PARALLEL,
+    SCHEDULERS,
+    BlockConfig,
+    DataConfig,
+    ExecutionConfig,
+    RunConfig,
+    StudentConfig,
+    TeacherConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "AUGMENTATIONS",
+    "BLOCK_INITS",
+    "EXECUTORS",
+    "FINE_TUNE_LOSSES",
+    "FINE_TUNE_SCOPES",
+    "NEED_LABELS",
+    "PARALLEL",
+    "SCHEDULERS",
+    "BlockConfig",
+    "DataConfig",
+    "ExecutionConfig",
+    "RunConfig",
+    "StudentConfig",
+    "TeacherConfig",
+    "TrainingConfig",
+]
