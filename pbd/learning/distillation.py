@@ -17,7 +17,7 @@ class DistillationModel(keras.Model):
     """The student and its frozen teacher on the same images, with a distillation loss on their logits.
 
     Random layers that change pixels, before every layer with weights, are called once: both networks see the same
-    images. Random layers behind weights, such as dropout, act in the student only.
+    images. Random layers after weights, such as dropout, act in the student only.
 
     Args:
         student: Maps images to logits.

@@ -18,7 +18,7 @@ def is_random(operation: Any) -> bool:
 
 
 def split_augmentation(model: keras.Model) -> tuple[keras.Model | None, keras.Model]:
-    """Split a model into the random part that changes pixels, and the network behind it, sharing layers.
+    """Split a model into the random part that changes pixels, and the network after it, sharing layers.
 
     The first part ends where the first layers with weights begin; a `Normalization` does not count as one. Its random
     layers (`RandomFlip`, noise on the image, ...) augment images.
@@ -40,7 +40,7 @@ def split_augmentation(model: keras.Model) -> tuple[keras.Model | None, keras.Mo
             augments = augments or is_random(operation)
     if not augments:
         return None, model
-    # In an order that does not depend on the network behind: a student and its teacher are cut alike.
+    # In an order that does not depend on the network after it: a student and its teacher are cut alike.
     cut = sorted(frontier.values(), key=lambda tensor: (producer(tensor)[0].name, producer(tensor)[1]))
     return keras.Model(model.inputs, cut), keras.Model(cut, model.outputs[0], name=model.name)
 
