@@ -52,9 +52,10 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _read(journal: Journal) -> RunReport:
+    report = files.read(journal)
     if "report.json" in (manifest.damaged(journal) or ()):
         raise CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run with pbd-run --resume.")
-    return files.read(journal)
+    return report
 
 
 def _rewrite(journal: Journal, report: RunReport) -> Path:

@@ -61,12 +61,17 @@ def read(journal: Journal) -> RunReport:
     """Return the report of a complete run, as it was written.
 
     Raises:
-        MissingInputError: the directory holds no run, or the run has no report yet.
+        MissingInputError: the directory holds no run or cannot be read, or the run has no report yet.
         CorruptStateError: its `report.json` is damaged.
     """
     path = journal.file("report.json")
     try:
         return from_json(json.loads(path.read_bytes()))
+    except PermissionError as error:
+        raise MissingInputError(
+            f"a report must be readable. Received: {path}: {error.strerror}. Check its permissions, and those of the "
+            "folders above it."
+        ) from error
     except OSError as error:
         journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
