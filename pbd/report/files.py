@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -75,10 +76,19 @@ def read(journal: Journal) -> RunReport:
     except OSError as error:
         journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
-            f"the run in {journal.path} has no report yet. Continue it with pbd-run --resume."
+            f"the run in {journal.path} has no report yet. Continue it: {_again(journal)}."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptStateError(f"{path} is damaged. Repair the run with pbd-run --resume.") from error
+        raise damaged(journal) from error
+
+
+def damaged(journal: Journal) -> CorruptStateError:
+    """Return the error for a run whose `report.json` is damaged."""
+    return CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run: {_again(journal)}.")
+
+
+def _again(journal: Journal) -> str:
+    return f"give its command again, with --resume --run-dir {shlex.quote(str(journal.path))}"
 
 
 def located(report: RunReport, journal: Journal) -> RunReport:
