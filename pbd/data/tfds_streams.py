@@ -75,7 +75,7 @@ def _builder(tfds: ModuleType, name: str) -> Any:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise MissingInputError(
             f"tfds:{name} must be a set of tensorflow-datasets, prepared or downloadable. Received: {reason}. "
-            "Check the name, or prepare it with: tfds build NAME"
+            f"Check the name, or prepare it with: tfds build {name.partition(':')[0]}"
         ) from error
     return builder
 

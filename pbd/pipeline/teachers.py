@@ -143,7 +143,9 @@ class FileTeacher:
         if "://" in name:
             raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
         if weights is not None:
-            raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
+            raise UsageError(
+                f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}. Leave them out."
+            )
         check_readable("the teacher", name)
         if not Path(name).is_file():
             raise MissingInputError(
