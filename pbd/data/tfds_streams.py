@@ -61,7 +61,8 @@ def _tensorflow_datasets() -> ModuleType:
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
         raise EnvironmentMismatchError(
-            "tfds:NAME needs tensorflow-datasets. Received: it is not installed. pip install tensorflow-datasets"
+            "tfds:NAME needs tensorflow-datasets. Received: it is not installed. Install it: pip install "
+            "tensorflow-datasets"
         ) from error
 
 

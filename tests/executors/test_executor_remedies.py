@@ -4,7 +4,6 @@ import importlib.metadata
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
@@ -25,10 +24,7 @@ from pbd.run_dir.journal import Journal
 from pbd.system import watchdog
 from tests.helpers.cluster import PATIENCE_S, without_backend
 from tests.helpers.dask_cluster import local_cluster
-from tests.helpers.remedies import in_message, refusal
-
-ROOT = Path(__file__).resolve().parents[2]
-EXTRAS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+from tests.helpers.remedies import EXTRAS, in_message, provides, refusal
 
 
 @pytest.fixture(autouse=True)
@@ -49,14 +45,6 @@ def test_one_process_is_started_without_mpirun(executor: str, monkeypatch: pytes
     monkeypatch.delenv("PMI_SIZE")
     with local_cluster() as started:
         open_and_stop(executor=executor, dask_address=started.scheduler_address if executor == "dask" else None)
-
-
-def provides(requirement: str, module: str) -> bool:
-    """Return whether a requirement such as `dask[distributed]` installs the package that has a module."""
-    wanted = set(importlib.metadata.packages_distributions()[module])
-    name, extra = re.match(r"([\w-]+)(?:\[(\w+)\])?", requirement).groups()  # type: ignore[union-attr]
-    more = [line for line in importlib.metadata.requires(name) or () if extra and f'extra == "{extra}"' in line]
-    return bool(wanted & {name, *(re.split(r"[^\w-]", line)[0] for line in more)})
 
 
 @pytest.mark.fast
@@ -100,8 +88,9 @@ def test_the_launcher_is_that_of_the_mpi_library(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.fast
 def test_the_start_limit_is_given_in_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PBD_START_LIMIT", "10m")
-    name, none = re.match(r"(\w+) must be seconds, (\d) for no limit", refusal(world._start_limit)).groups()  # type: ignore[union-attr]
-    for seconds in ("600", none):
+    message = refusal(world._start_limit)
+    name = in_message(r"^(\w+) must be seconds", message)
+    for seconds in (in_message(r"Give (\d+), for example", message), in_message(r"(\d) for no limit", message)):
         monkeypatch.setenv(name, seconds)
         with world._start_limit():
             pass
