@@ -11,6 +11,7 @@ import pytest
 
 import pbd
 from pbd import run
+from pbd.blockwise import context
 from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.data import load
 from pbd.networks import graph
@@ -89,6 +90,14 @@ def test_teachers_are_read_after_their_permissions_are_changed(folder: Path, nam
     assert str(closed) in refusal(given.check, "Check its permissions, and those of the folders above it.")
     closed.chmod(0o700)
     given.check()
+
+
+def test_a_run_directory_on_shared_storage_is_seen_by_every_worker(folder: Path) -> None:
+    """The storage of another host is played by a folder that is not there."""
+    elsewhere = str(folder / "elsewhere" / "teacher.keras")
+    refusal(lambda: context.load_teacher(elsewhere), "Give a --run-dir on storage that all hosts share.")
+    assert context.load_teacher(str(folder / "teacher.keras"))
+    context.forget()
 
 
 @pytest.mark.parametrize(
