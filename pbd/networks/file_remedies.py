@@ -104,10 +104,10 @@ def _holds_weights_only(path: str) -> bool:
 
 def _with_own_class(messages: str) -> str:
     """Return how to load a file with a class that Keras does not know; workers find it only if it is registered."""
-    found = re.search(
+    match = re.search(
         r"Could not locate class .*?'registered_name': '([^']+)'|Unknown layer: '([^']+)'", messages, re.S
     )
-    name = (found[1] or found[2]) if found else "NAME"
+    name = (match[1] or match[2]) if match else "NAME"
     return (
         "Decorate the class with @keras.saving.register_keras_serializable(), load the file with "
         f"keras.models.load_model(FILE, custom_objects={{{name!r}: {name.rpartition('>')[2]}}}), and pass the model "

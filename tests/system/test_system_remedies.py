@@ -38,7 +38,7 @@ def test_dask_workers_share_gpus_that_are_all_taken(two_gpus: pytest.MonkeyPatch
         other.bind(f"\0pbd-{name}")
     message = refusal(lambda: devices.reserve_gpu(devices.gpu_ids()), "with all 2 GPUs of this host taken")
     opened: list[devices.Share] = []
-    two_gpus.setattr("distributed.get_worker", lambda: Here)
+    two_gpus.setattr("distributed.get_worker", lambda: DaskWorker)
     two_gpus.setattr(worker, "_open", lambda share, threads, settings: opened.append(share))
     two_gpus.setattr(devices.Share, "claim", lambda share: 1)
     with two_gpus.context() as shared:
@@ -52,7 +52,7 @@ def test_dask_workers_share_gpus_that_are_all_taken(two_gpus: pytest.MonkeyPatch
         lock.close()
 
 
-class Here:
+class DaskWorker:
     """The worker of this process."""
 
     name, address = "worker-0", "tcp://127.0.0.1:1"
