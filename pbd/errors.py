@@ -1,6 +1,7 @@
 """Errors that a user can act on, each with the exit code `pbd-run` ends with (see sysexits.h)."""
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
@@ -63,6 +64,8 @@ class EnvironmentMismatchError(PbdError):
 
 FINISHED_WITH_FAILED_BLOCKS = 79
 _LONGEST_REASON = 400
+_COLOURS = re.compile(r"\x1b\[[0-9;]*m")
+"""Of terminals; Keras has them in messages."""
 
 
 def root_cause(error: BaseException) -> BaseException:
@@ -83,7 +86,7 @@ def one_line(error: BaseException, limit: int = _LONGEST_REASON) -> str:
         error: the exception; without a message its type stands for it.
         limit: the largest number of characters.
     """
-    line = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    line = " ".join(_COLOURS.sub("", str(error)).split()).rstrip(".") or type(error).__name__
     first, last = limit // 4, limit - limit // 4
     return line if len(line) <= limit else f"{line[:first]} … {line[-last:]}"
 

@@ -32,7 +32,8 @@ def enumerate_tasks(
     convolutions = find_convolutions(model)
     if not convolutions:
         raise BadInputError(
-            f"the teacher must have a convolution with a kernel other than 1x1. Received: {model.name!r} with none."
+            f"the teacher must have a convolution with a kernel other than 1x1. Received: {model.name!r} with none. "
+            "Give another teacher: there is nothing to replace in this one."
         )
     _check_patterns(patterns, [layer.name for layer, _ in convolutions])
     tasks = tuple(
@@ -93,7 +94,8 @@ def _costs_more(layer: Layer, block_macs: int) -> str | None:
 def _check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
     for pattern in patterns:
         if not any(fnmatch.fnmatchcase(name, pattern.removeprefix("^")) for name in names):
-            raise UsageError(unknown_name("layer or pattern", pattern, names))
+            mark = "^" if pattern.startswith("^") else ""
+            raise UsageError(unknown_name("layer or pattern", pattern, [mark + name for name in names]))
 
 
 def _selected(name: str, patterns: Sequence[str]) -> bool:

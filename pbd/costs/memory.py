@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 
@@ -65,6 +65,18 @@ class Footprint:
             self, math.inf if self.free is None else USABLE_FRACTION * (self.base + self.free) / self.local_workers
         )
 
+    def of_single_images(self, batch_size: int) -> "Footprint":
+        """Return the footprint for batches of one image, from that for batches of `batch_size` images."""
+        layers = {
+            name: replace(
+                part,
+                features=math.ceil(part.features / batch_size),
+                activations=math.ceil(part.activations / batch_size),
+            )
+            for name, part in self.layers.items()
+        }
+        return replace(self, layers=layers, batch_size=1)
+
     def peak(self, tasks: Sequence[BlockTask], collective: int = 1) -> int:
         """Return the peak bytes of a worker that trains a group of these tasks, including its memory before.
 
@@ -116,11 +128,13 @@ class MemoryBudget:
         """
         for group in groups:
             if self.requested and not self.fits(group.tasks, collective):
-                needed = self.footprint.peak(group.tasks, collective) / GIGABYTE
+                needed = math.ceil(100 * self.footprint.peak(group.tasks, collective) / GIGABYTE) / 100
+                single = replace(self, footprint=self.footprint.of_single_images(batch_size))
+                smaller = f", or a --batch-size below {batch_size}" if single.fits(group.tasks, collective) else ""
                 raise UsageError(
                     "memory_limit must be enough for each single layer. "
                     f"Received: {self.limit / GIGABYTE:g} GB, but {group.layer_names[0]} is predicted to need "
-                    f"{needed:.2f} GB. Give a higher limit, or a --batch-size below {batch_size}."
+                    f"{needed:.2f} GB. Give a higher limit{smaller}."
                 )
 
 

@@ -15,6 +15,7 @@ from pbd.data.sources import KERAS_NAMES, load_digits, load_keras, load_npz
 from pbd.data.splitting import NO_LABEL, TEST_FRACTION, TEST_SEED, stratified_split
 from pbd.data.tfds_streams import TFDS_PREFIX, load_stream
 from pbd.errors import BadInputError, MissingInputError, unknown_name
+from pbd.system.permissions import check_readable
 
 Splits = dict[str, Split]
 
@@ -97,6 +98,7 @@ def _read(name: str, labels: bool) -> RawSplits:
     if name in KERAS_NAMES:
         return load_keras(name, labels)
     path = Path(name)
+    check_readable("a dataset", path)
     if path.is_dir():
         return load_folder(path, labels)
     if path.suffix.lower() == ".npz" and path.exists():

@@ -12,7 +12,14 @@ from pbd.data.split_names import standard_arrays
 from pbd.errors import BadInputError, MissingInputError
 from pbd.system import watchdog
 
-KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
+KERAS_CACHE = {
+    "mnist": "mnist.npz",
+    "fashion_mnist": "fashion-mnist/",
+    "cifar10": "cifar-10-batches-py-target_archive",
+    "cifar100": "cifar-100-python-target_archive",
+}
+"""Where Keras keeps the downloaded file of each of its data sets, or a folder of files."""
+KERAS_NAMES = tuple(KERAS_CACHE)
 DIGITS = "digits.csv.gz"
 MOST_KEYS = 8
 """How many keys of an archive a message names."""
@@ -69,7 +76,8 @@ def load_keras(name: str, labels: bool = True) -> RawSplits:
     except Exception as error:
         raise MissingInputError(
             f"{name} must be in Keras' cache or be downloadable. Received: {_one_line(error)}. "
-            "Put it under $KERAS_HOME/datasets (default ~/.keras), or give the images as an .npz file."
+            f"Copy the file to $KERAS_HOME/datasets/{KERAS_CACHE[name]} (default of KERAS_HOME: ~/.keras), or give the "
+            "images as an .npz file."
         ) from error
     if not labels:
         y_train = y_test = None

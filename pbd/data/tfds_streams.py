@@ -61,7 +61,8 @@ def _tensorflow_datasets() -> ModuleType:
         return importlib.import_module("tensorflow_datasets")
     except ImportError as error:
         raise EnvironmentMismatchError(
-            "tfds:NAME needs tensorflow-datasets. Received: it is not installed. pip install tensorflow-datasets"
+            "tfds:NAME needs tensorflow-datasets. Received: it is not installed. Install it: pip install "
+            "tensorflow-datasets"
         ) from error
 
 
@@ -75,7 +76,7 @@ def _builder(tfds: ModuleType, name: str) -> Any:
         reason = (" ".join(str(error).split()) or type(error).__name__)[:200].rstrip(".")
         raise MissingInputError(
             f"tfds:{name} must be a set of tensorflow-datasets, prepared or downloadable. Received: {reason}. "
-            "Check the name, or prepare it with: tfds build NAME"
+            f"Check the name, or prepare it with: tfds build {name.partition(':')[0]}"
         ) from error
     return builder
 

@@ -71,7 +71,7 @@ def measure_latency(
     if not models or not batch_sizes or min(batch_sizes) < 1:
         raise UsageError(
             "latency needs a model, and batch sizes of at least 1. "
-            f"Received: models {list(models)}, batch sizes {list(batch_sizes)}."
+            f"Received: models {list(models)}, batch sizes {list(batch_sizes)}. Give both."
         )
     shape, dtype = _common_input(models)
     prepared = {name: _folded(name, model) if fold else model for name, model in models.items()}
@@ -92,7 +92,8 @@ def _common_input(models: Mapping[str, keras.Model]) -> tuple[tuple[int, ...], s
     if len(first) != 1 or None in first[0][0] or any(other != first for other in inputs.values()):
         raise BadInputError(
             "models must have one input each, of the same fixed shape and data type. "
-            f"Received: {'; '.join(f'{name} {list(shapes)}' for name, shapes in inputs.items())}."
+            f"Received: {'; '.join(f'{name} {list(shapes)}' for name, shapes in inputs.items())}. "
+            "Build each of them with one keras.Input of the same shape."
         )
     return first[0]
 
@@ -101,7 +102,9 @@ def _folded(name: str, model: keras.Model) -> keras.Model:
     try:
         return inference_form.fold(model)
     except BadInputError as error:
-        raise BadInputError(f"cannot rewrite {name!r} for inference: {error} Measure it as it is (no fold).") from error
+        raise BadInputError(
+            f"cannot rewrite {name!r} for inference: {error} Or measure it as it is: --no-fold, or fold=False."
+        ) from error
 
 
 def _measure(runners: Mapping[str, Runner], images: np.ndarray) -> list[ModelLatency]:

@@ -17,6 +17,7 @@ from rich.text import Text
 from pbd import command_line
 from pbd.command_line import Parser, path, positive
 from pbd.errors import MissingInputError
+from pbd.system.permissions import check_readable
 
 if TYPE_CHECKING:
     from pbd.deploy.latency import ModelLatency
@@ -42,7 +43,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     Raises:
         SystemExit: help was printed.
         UsageError: a flag or a value is wrong.
-        MissingInputError: a model file does not exist.
+        MissingInputError: a model file does not exist or is not readable.
     """
     parser = Parser(program, __doc__ or "")
     parser.add_argument(
@@ -61,6 +62,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table; times in seconds")
     settings = parser.parse_args(arguments)
     for name in settings.models:
+        check_readable("a model file", name)
         if not Path(name).is_file():
             raise MissingInputError(f"a model file must exist. Received: {name!r}. Check the path.")
     return settings

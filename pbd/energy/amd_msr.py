@@ -5,6 +5,7 @@ Source: Processor Programming Reference for AMD family 17h, and https://docs.ker
 """
 
 import os
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -29,7 +30,8 @@ def detect(host: str, msr: Path, topology: Path, cpuinfo: Path) -> tuple[tuple[C
     try:
         counters = _counters(host, msr, topology)
     except PermissionError as error:
-        remedy = f"Run as root, or allow it: sudo chmod a+r {msr}/*/msr, and sudo setcap cap_sys_rawio+ep for Python."
+        python = os.path.realpath(sys.executable)  # setcap takes no link
+        remedy = f"Run as root, or allow it: sudo chmod a+r {msr}/*/msr; sudo setcap cap_sys_rawio+ep {python}."
         return (), f"{_RULE} Received: {error.filename} may not be read. {remedy}"
     except FileNotFoundError as error:
         return (), f"{_RULE} Received: no {error.filename}. Load their driver: sudo modprobe msr."

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -11,30 +12,40 @@ import h5py
 from pbd.errors import one_line, root_cause
 
 Explain = Callable[[str, Exception], tuple[str, str]]
+NOT_FINITE = "has values that are not finite"
 HDF5_SUFFIXES = (".h5", ".hdf5")
 _OTHERWISE = "Save the model again with Keras 3: model.save('teacher.keras')."
+_DIVERGED = "Its training diverged: give weights from before that, or train it again."
 _WEIGHTS_ONLY = (
     "it holds weights without a network",
     "Save the whole model: model.save('teacher.keras'). For a network that pbd builds: "
     "--teacher NAME --teacher-weights FILE.",
 )
-_UNKNOWN_OBJECT = (
-    "Decorate the class with @keras.saving.register_keras_serializable(), import it, "
-    "and pass the model from Python: pbd.distill(model, ...)."
-)
 
 
 def for_damage(path: str, error: Exception) -> tuple[str, str]:
     """Return the reason why a file did not pass the checks, without its full stop, and the remedy; do not read it."""
+    return _for_damage(error, "save the model again with Keras 3: model.save('teacher.keras')")
+
+
+def for_damaged_weights(path: str, error: Exception) -> tuple[str, str]:
+    """Return the same for a file of weights."""
+    return _for_damage(error, "save the weights again with Keras 3: model.save_weights('teacher.weights.h5')")
+
+
+def _for_damage(error: Exception, otherwise: str) -> tuple[str, str]:
     reason = one_line(error)
     if reason.endswith("that are free"):
         return reason, "Use a host with more free memory."
-    return reason, "Copy the file again, or save the model again with Keras 3: model.save('teacher.keras')."
+    return reason, f"Copy the file again, or {otherwise}."
 
 
 def for_weights(path: str, error: Exception) -> tuple[str, str]:
     """Return the reason why weights do not fit a network, without its full stop, and the remedy."""
-    return one_line(root_cause(error)), (
+    reason = one_line(root_cause(error))
+    if reason.endswith(NOT_FINITE):
+        return reason, _DIVERGED
+    return reason, (
         "Give the file that save_weights('teacher.weights.h5') of the same network writes, for as many classes."
     )
 
@@ -42,6 +53,8 @@ def for_weights(path: str, error: Exception) -> tuple[str, str]:
 def for_model(path: str, error: Exception) -> tuple[str, str]:
     """Return the reason why Keras did not load a file that passed the checks, without its full stop, and the remedy."""
     root = root_cause(error)
+    if one_line(root).endswith(NOT_FINITE):
+        return one_line(root), _DIVERGED
     messages = f"{error} {root}"
     wrong_suffix = _wrong_suffix(path)
     if wrong_suffix is not None:
@@ -53,8 +66,8 @@ def for_model(path: str, error: Exception) -> tuple[str, str]:
     version = keras_version(path)
     if version is not None and version < "3":
         return f"{one_line(root)}; Keras {version} wrote it", _convert(path)
-    if "Could not locate class" in messages or "custom_objects" in messages:
-        return one_line(root), _UNKNOWN_OBJECT
+    if any(words in messages for words in ("Could not locate class", "Unknown layer", "custom_objects")):
+        return one_line(root), _with_own_class(messages)
     return one_line(root), _OTHERWISE
 
 
@@ -87,6 +100,19 @@ def _holds_weights_only(path: str) -> bool:
     with contextlib.suppress(OSError), h5py.File(path, "r") as file:
         return "model_config" not in file.attrs and "model_weights" not in file
     return False
+
+
+def _with_own_class(messages: str) -> str:
+    """Return how to load a file with a class that Keras does not know; workers find it only if it is registered."""
+    match = re.search(
+        r"Could not locate class .*?'registered_name': '([^']+)'|Unknown layer: '([^']+)'", messages, re.S
+    )
+    name = (match[1] or match[2]) if match else "NAME"
+    return (
+        "Decorate the class with @keras.saving.register_keras_serializable(), load the file with "
+        f"keras.models.load_model(FILE, custom_objects={{{name!r}: {name.rpartition('>')[2]}}}), and pass the model "
+        "from Python: pbd.distill(model, ...)."
+    )
 
 
 def _convert(path: str) -> str:

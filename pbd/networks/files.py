@@ -55,7 +55,7 @@ def load_weights(model: keras.Model, path: str) -> None:
         BadInputError: the file is damaged, or its weights do not fit the model.
     """
     rule = f"teacher_weights must be those of {model.name}, whole"
-    _check(rule, path)
+    _check(rule, path, file_remedies.for_damaged_weights)
     with _one_line_errors(rule, path, file_remedies.for_weights):
         model.load_weights(path)
         _check_finite(model)
@@ -79,8 +79,8 @@ def check_known(model: keras.Model) -> None:
             ) from error
 
 
-def _check(rule: str, path: str) -> None:
-    with _one_line_errors(rule, path, file_remedies.for_damage):
+def _check(rule: str, path: str, explain: file_remedies.Explain = file_remedies.for_damage) -> None:
+    with _one_line_errors(rule, path, explain):
         file_checks.check_apart(path, memory.free_host_memory())
 
 
@@ -118,7 +118,7 @@ def _without_variables() -> Iterator[None]:
 def _check_finite(model: keras.Model) -> None:
     for variable in model.variables:
         if variable.dtype.startswith(("float", "bfloat")) and not np.isfinite(np.asarray(variable, np.float32)).all():
-            raise ValueError(f"{variable.path} has values that are not finite")
+            raise ValueError(f"{variable.path} {file_remedies.NOT_FINITE}")
 
 
 def model_bytes(model: keras.Model) -> bytes:

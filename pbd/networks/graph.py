@@ -176,7 +176,9 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
     model = as_functional(model)
     input_shape: tuple[int | None, ...] = shape or declared
     if len(declared) != len(input_shape) or any(a not in (None, b) for a, b in zip(declared, input_shape, strict=True)):
-        raise BadInputError(f"the teacher takes images of shape {declared}. Received: {tuple(input_shape)}.")
+        raise BadInputError(
+            f"the teacher takes images of shape {declared}. Received: {tuple(input_shape)}. Resize the images."
+        )
     inputs = keras.Input(input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
     cloner = _Cloner()
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]

@@ -13,7 +13,7 @@ import platformdirs
 
 from pbd.config import TeacherConfig
 from pbd.data import ARRAYS, Dataset
-from pbd.errors import BadInputError, one_line
+from pbd.errors import BadInputError, MissingInputError, one_line, root_cause
 from pbd.networks import files
 from pbd.system import random_state, watchdog
 
@@ -74,6 +74,7 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
 
     Raises:
         BadInputError: the network does not take images of this shape, or the weights do not fit.
+        MissingInputError: the weights cannot be downloaded.
     """
     random_state.seed(seed)
     weights = config.teacher_weights
@@ -84,6 +85,12 @@ def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes:
             named = weights if weights == "imagenet" else None
             model = _application(config.teacher, input_shape, num_classes, named)
     except Exception as error:
+        if isinstance(root_cause(error), OSError):
+            raise MissingInputError(
+                f"the weights of {config.teacher} must be in Keras' cache or be downloadable. Received: "
+                f"{one_line(error)}. Copy the file into $KERAS_HOME/models (default ~/.keras/models), or save the "
+                "network on another host and give --teacher FILE."
+            ) from error
         raise BadInputError(
             f"{config.teacher} cannot be built for images {input_shape}. Received: {one_line(error)}. "
             "Give other images, or another --image-size or --teacher-weights."

@@ -21,6 +21,7 @@ from pbd.pipeline import built_in
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
 from pbd.run_dir.journal import write_atomically
+from pbd.system.permissions import check_readable
 
 SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
@@ -142,13 +143,14 @@ class FileTeacher:
         if "://" in name:
             raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
         if weights is not None:
-            raise UsageError(f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}.")
+            raise UsageError(
+                f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}. Leave them out."
+            )
+        check_readable("the teacher", name)
         if not Path(name).is_file():
             raise MissingInputError(
                 f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {_what_it_is(Path(name))}."
             )
-        if not os.access(name, os.R_OK):
-            raise MissingInputError(f"the teacher's file must be readable. Received: {name!r}. Check its permissions.")
 
     @functools.cached_property
     def _model(self) -> keras.Model:
@@ -186,11 +188,15 @@ class BuiltInTeacher:
 
         Raises:
             UsageError: no network has this name.
-            MissingInputError: the file of weights does not exist.
+            MissingInputError: the file of weights does not exist or is not readable.
         """
         name, weights = self.config.teacher, self.config.teacher_weights
-        if weights not in (None, "imagenet") and not Path(weights).is_file():
-            raise MissingInputError(f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}.")
+        if weights not in (None, "imagenet"):
+            check_readable("teacher_weights", weights)
+            if not Path(weights).is_file():
+                raise MissingInputError(
+                    f"teacher_weights must be imagenet or a .weights.h5 file. Received: {weights!r}. Check the path."
+                )
         if not built_in.is_built_in(name):
             names = [*built_in.BUILT_IN, *built_in.application_names()]
             raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
@@ -230,7 +236,7 @@ class BuiltInTeacher:
             return model
         settings = {**vars(config), **vars(self.run_config.data), "seed": self.run_config.seed, "versions": versions()}
         path = built_in.cache_path(config, dataset, settings)
-        if path.is_file():
+        if os.path.isfile(path):  # also in a folder that this user may not search
             with contextlib.suppress(BadInputError):  # a damaged file is replaced
                 cached = files.load_own(path)
                 self.display.phase(f"teacher {config.teacher}: loaded from the cache, {path}")

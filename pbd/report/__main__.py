@@ -6,7 +6,7 @@ from pathlib import Path
 
 from pbd import command_line
 from pbd.command_line import Parser, path
-from pbd.errors import CannotCreateError, CorruptStateError
+from pbd.errors import CannotCreateError
 from pbd.records import RunReport
 from pbd.report import files, page
 from pbd.run_dir import lock, manifest
@@ -52,9 +52,10 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _read(journal: Journal) -> RunReport:
+    report = files.read(journal)
     if "report.json" in (manifest.damaged(journal) or ()):
-        raise CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run with pbd-run --resume.")
-    return files.read(journal)
+        raise files.damaged(journal)
+    return report
 
 
 def _rewrite(journal: Journal, report: RunReport) -> Path:

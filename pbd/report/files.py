@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -61,19 +62,33 @@ def read(journal: Journal) -> RunReport:
     """Return the report of a complete run, as it was written.
 
     Raises:
-        MissingInputError: the directory holds no run, or the run has no report yet.
+        MissingInputError: the directory holds no run or cannot be read, or the run has no report yet.
         CorruptStateError: its `report.json` is damaged.
     """
     path = journal.file("report.json")
     try:
         return from_json(json.loads(path.read_bytes()))
+    except PermissionError as error:
+        raise MissingInputError(
+            f"a report must be readable. Received: {path}: {error.strerror}. Check its permissions, and those of the "
+            "folders above it."
+        ) from error
     except OSError as error:
         journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
-            f"the run in {journal.path} has no report yet. Continue it with pbd-run --resume."
+            f"the run in {journal.path} has no report yet. Continue it: {_again(journal)}."
         ) from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptStateError(f"{path} is damaged. Repair the run with pbd-run --resume.") from error
+        raise damaged(journal) from error
+
+
+def damaged(journal: Journal) -> CorruptStateError:
+    """Return the error for a run whose `report.json` is damaged."""
+    return CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run: {_again(journal)}.")
+
+
+def _again(journal: Journal) -> str:
+    return f"give its command again, with --resume --run-dir {shlex.quote(str(journal.path))}"
 
 
 def located(report: RunReport, journal: Journal) -> RunReport:

@@ -61,8 +61,7 @@ class Journal:
                 journal.write_json(_RUN_FILE, content | {"sha256": json_digest(content)})
                 return journal
         except OSError as error:
-            reason = error.strerror or str(error)
-            raise CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.") from error
+            raise _cannot_create(path, error.strerror or str(error)) from error
         if _RUN_FILE in entries:
             raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
         raise CannotCreateError(
@@ -95,14 +94,18 @@ class Journal:
         """Check whether `create` or `resume` can succeed, before any work is done.
 
         Raises:
-            CannotCreateError: `resume` is false, and the directory is not empty.
-            MissingInputError: `resume` is true, and the directory holds no run.
+            CannotCreateError: `resume` is false, and the directory is not empty or cannot be written.
+            MissingInputError: `resume` is true, and the directory holds no run or cannot be read.
         """
-        target = Path(path)
+        target = Path(path).absolute()
         if resume:
-            cls(target)._read_run_file()
-        elif target.is_file() or (target.is_dir() and any(target.iterdir())):
-            cls.create(target, {})  # raises, with the reason
+            cls(Path(path))._read_run_file()
+            return
+        existing = next(folder for folder in (target, *target.parents) if os.path.exists(folder))
+        if os.path.isdir(existing) and not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
+            raise _cannot_create(path, f"{existing} is closed to this user")
+        if not os.path.isdir(existing) or (target.is_dir() and any(target.iterdir())):
+            cls.create(path, {})  # raises, with the reason
 
     def commit_block(self, result: BlockResult) -> None:
         """Write `result` durably: after this call it survives the end of the process and a power cut.
@@ -161,6 +164,11 @@ class Journal:
         try:
             content = dict(json.loads(run_file.read_bytes()))
             version, digest = content["format"], content.pop("sha256", "")
+        except PermissionError as error:
+            raise MissingInputError(
+                f"a run directory must be readable. Received: {run_file}: {error.strerror}. Check its permissions, and "
+                "those of the folders above it."
+            ) from error
         except OSError as error:
             raise MissingInputError(
                 f"there is no run in {self.path}. Check the path; a new run is started without --resume."
@@ -175,6 +183,10 @@ class Journal:
         if digest != json_digest(content):
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.")
         return content
+
+
+def _cannot_create(path: str | Path, reason: str) -> CannotCreateError:
+    return CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.")
 
 
 def write_atomically(target: Path, data: bytes) -> Path:

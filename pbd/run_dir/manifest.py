@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import os
 from pathlib import Path
 
 from pbd.run_dir.archive import json_digest
@@ -38,7 +39,7 @@ def withdraw(journal: Journal) -> None:
 def damaged(journal: Journal) -> list[str] | None:
     """Return the files that have changed since the run was complete; None if it is not complete."""
     path = journal.file(RECORD)
-    if not path.is_file():
+    if not os.path.isfile(path):  # `Path.is_file` raises in a folder that this user may not search
         return None
     try:
         record = json.loads(path.read_bytes())

@@ -11,7 +11,7 @@ from pbd.networks import files
 from pbd.run_dir.journal import Journal
 
 STUDENT, FOLDED = "student.keras", "student_folded.keras"
-REMEDY = "Set TF_ENABLE_ONEDNN_OPTS=0 in the environment and go on with --resume."
+REMEDY = "Set TF_ENABLE_ONEDNN_OPTS=0 in the environment and go on with --resume --run-dir DIR."
 """TensorFlow's oneDNN kernels are the known cause."""
 
 

@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pbd.config import DataConfig
+from pbd.config import DataConfig, RunConfig
 from pbd.data import Data, Dataset, load
+from pbd.data.dataset import WorkerShare
 from pbd.errors import PbdError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)
@@ -127,6 +128,26 @@ SOURCES: list[tuple[Source, str, Source]] = [
         lambda root: ((root / "cow").rmdir() or root, {}),
     ),
     (
+        lambda root: (write_folder(root, "ant", "bee", "."), {}),
+        "Move the images into class folders,",
+        lambda root: ([path.rename(root / "ant" / f"more{path.name}") for path in root.glob("*.png")] and root, {}),
+    ),
+    (
+        lambda root: (write_folder(root, "train/ant", "train/bee", "test/ant"), {}),
+        "Make them alike,",
+        lambda root: (write_folder(root, "test/bee"), {}),
+    ),
+    (
+        lambda root: (write_folder(root, "data/ant", "data/bee").joinpath("."), {}),
+        "/data' if the classes are in it,",
+        lambda root: (root / "data", {}),
+    ),
+    (
+        lambda root: (npz(root, train_images=PIXELS, images=PIXELS, y_train=LABELS), {}),
+        "Name the one to use x_train.",
+        lambda root: (npz(root, x_train=PIXELS, images=PIXELS, y_train=LABELS), {}),
+    ),
+    (
         lambda root: (write_folder(root, "ant", "bee"), {"image_size": None}),
         "Give --image-size",
         lambda root: (root, {"image_size": 8}),
@@ -208,3 +229,30 @@ def test_remedies_for_python_datasets_work() -> None:
             Data(train=broken, batch_size=4)
         assert remedy in str(refusal.value)
         assert len(dataset({"train": followed, "batch_size": 4}).train) >= 4
+
+
+def test_images_of_other_channels_are_saved_in_an_archive(tmp_path: Path) -> None:
+    def loaded(name: Path) -> Dataset:
+        return load(DataConfig(dataset=str(name), batch_size=4), 0, (6, 6, 4))
+
+    with pytest.raises(PbdError, match=r"Save the images in an .npz file: numpy.savez\((.*)\)\.$") as refusal:
+        loaded(write_folder(tmp_path / "images", "ant", "bee"))
+    call = str(refusal.value).partition("file: ")[2].rstrip(".")
+    deep = np.concatenate([PIXELS, PIXELS[..., :1]], axis=-1)
+    called = call.replace("x_train=...", "x_train=deep").replace("y_train=...", "y_train=LABELS")
+    eval(called, {"numpy": np, "FILE": tmp_path / "data.npz", "deep": deep, "LABELS": LABELS})
+    assert loaded(tmp_path / "data.npz").image_shape == (6, 6, 4)
+
+
+def test_a_batch_has_an_image_for_each_worker_that_shares_it() -> None:
+    share = WorkerShare(index=0, count=6)
+    with pytest.raises(PbdError, match=r"--batch-size 4\. Raise it, or give --parallel task\.$"):
+        dataset(GOOD).shared(share)
+    assert dataset({**GOOD, "batch_size": 6}).shared(share).worker == share
+    assert RunConfig.of(parallel="task").execution.parallel == "task", "each worker then reads whole batches"
+
+
+def test_a_split_is_named_as_it_is_called() -> None:
+    with pytest.raises(PbdError, match=r"Did you mean 'test'\?"):
+        next(iter(dataset(GOOD).batches("tset")))
+    assert next(iter(dataset(GOOD).batches("test")))

@@ -1,12 +1,14 @@
 """For the tests: a Dask scheduler and workers that are started apart from a job."""
 
+import contextlib
 import json
 import subprocess
 import sys
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from tests.helpers.cluster import LAUNCH, PATIENCE_S, Process, wait_until, without_backend
 from tests.helpers.hosts import Host
@@ -84,3 +86,13 @@ def tls_settings(certificates: Path) -> dict[str, str]:
     command = ["bash", "-c", 'source "$0" && dask_settings "$1"', LAUNCH / "dask.sh", certificates]
     lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=PATIENCE_S).stdout.splitlines()
     return dict(line.split("=", 1) for line in lines)
+
+
+@contextlib.contextmanager
+def local_cluster(**options: Any) -> Iterator[Any]:
+    """Yield a Dask cluster in this process, of one worker with one thread unless options say otherwise."""
+    import distributed
+
+    settings = {"n_workers": 1, "threads_per_worker": 1, "processes": False, "dashboard_address": "127.0.0.1:0"}
+    with distributed.LocalCluster(**settings | {"host": "127.0.0.1", "protocol": "tcp://"} | options) as started:
+        yield started

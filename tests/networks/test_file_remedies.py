@@ -1,5 +1,6 @@
 """The remedy in each refusal of a model file or of a network works if it is followed."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -139,6 +140,104 @@ def test_a_saved_model_folder_is_recognised(tmp_path: Path) -> None:
         source(teacher=str(tmp_path / "folder")).check()
     network(L.ReLU).save(tmp_path / "teacher.keras")
     source(teacher=str(tmp_path / "teacher.keras")).check()
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def diverged(path: Path) -> None:
+    """Replace the file by one of the same network with values that are not finite."""
+    model = network(L.ReLU)
+    model.layers[-1].bias.assign([np.nan, 0.0])
+    model.save_weights(path) if path.name.endswith(".weights.h5") else model.save(path)
+
+
+def load_or_fill(path: Path) -> keras.Model:
+    """Load a model file, or the weights of a network that is built anew."""
+    if not path.name.endswith(".weights.h5"):
+        return files.load(str(path))
+    model = network(L.ReLU, seed=2)
+    files.load_weights(model, str(path))
+    return model
+
+
+@pytest.mark.parametrize("name", ["teacher.keras", "teacher.h5", "teacher.weights.h5"])
+@pytest.mark.parametrize(
+    ("damage", "remedy"),
+    [(cut_off, "Copy the file again, or save the"), (diverged, "give weights from before that, or train it again.")],
+)
+def test_a_damaged_file_is_copied_or_saved_again(
+    name: str, damage: Callable[[Path], None], remedy: str, tmp_path: Path
+) -> None:
+    model, path = network(L.ReLU), tmp_path / name
+    model.save_weights(path) if name.endswith(".weights.h5") else model.save(path)
+    shutil.copy(path, tmp_path / "original")
+    damage(path)
+    with pytest.raises(BadInputError) as caught:
+        load_or_fill(path)
+    message = str(caught.value)
+    assert remedy in message
+    assert "\n" not in message
+    shutil.copy(tmp_path / "original", path)
+    assert_same(load_or_fill(path), model)
+    if damage is cut_off:
+        call, file = re.search(r"with Keras 3: (model.*\('(.*)'\))\.$", message).group(1, 2)  # type: ignore[union-attr]
+        with contextlib.chdir(tmp_path):
+            eval(call, {"model": model})
+            assert_same(load_or_fill(tmp_path / file), model)
+
+
+def test_a_host_with_more_memory_loads_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = network(L.ReLU)
+    model.save(tmp_path / "teacher.keras")
+    with monkeypatch.context() as small:
+        small.setattr("pbd.system.memory.free_host_memory", lambda: 1_000)
+        assert refusal(tmp_path / "teacher.keras").endswith("Use a host with more free memory.")
+    assert_same(files.load(str(tmp_path / "teacher.keras")), model)
+
+
+def test_weights_of_the_same_network_are_given(tmp_path: Path) -> None:
+    keras.Sequential([keras.Input((8, 8, 3)), L.Flatten(), L.Dense(5)]).save_weights(tmp_path / "other.weights.h5")
+    with pytest.raises(BadInputError, match="of the same network writes, for as many classes") as caught:
+        load_or_fill(tmp_path / "other.weights.h5")
+    name = in_message(r"save_weights\('(.*?)'\)", str(caught.value))
+    network(L.ReLU).save_weights(tmp_path / name)
+    assert_same(load_or_fill(tmp_path / name), network(L.ReLU))
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+@pytest.mark.parametrize("package", [None, "elsewhere"])
+def test_a_class_that_keras_does_not_know_is_registered_and_given(
+    package: str | None, suffix: str, tmp_path: Path
+) -> None:
+    """It was not registered as the file was written, or it was, in a package that is not imported."""
+
+    class Thirds(L.Layer):
+        def call(self, x: Any) -> Any:
+            return x / 3
+
+    known = dict(keras.saving.get_custom_objects())
+    if package:
+        keras.saving.register_keras_serializable(package)(Thirds)
+    old, file = network(Thirds), tmp_path / f"teacher{suffix}"
+    old.save(file)
+    forget_classes(known)
+    message = refusal(file)
+    names = {"keras": keras, "FILE": file, "Thirds": Thirds}
+    try:
+        eval(in_message(r"Decorate the class with @(keras\S*\(\)),", message), names)(Thirds)
+        model = eval(in_message(r"load the file with (keras.*\}\)),", message), names)
+        teachers.ModelTeacher(model).check()
+        assert_same(model, old)
+    finally:
+        forget_classes(known)
+
+
+def forget_classes(known: dict[str, Any]) -> None:
+    """Let Keras know only these classes, as in a process that has registered no other."""
+    keras.saving.get_custom_objects().clear()
+    keras.saving.get_custom_objects().update(known)
 
 
 def test_a_network_without_its_classifier() -> None:

@@ -221,7 +221,7 @@ def test_patterns_choose_and_exclude_layers() -> None:
 def test_a_pattern_without_a_match_names_the_nearest_layer() -> None:
     flat = graph.flatten(classifier(residual))
     for pattern in ("a11", "^a11"):
-        with pytest.raises(UsageError, match=r"unknown layer or pattern.*Did you mean 'a1'\?"):
+        with pytest.raises(UsageError, match=r"unknown layer or pattern.*Did you mean '\^?a1'\?"):
             enumerate_tasks(flat, blocks.get(BLOCK), patterns=("b1", pattern))
 
 

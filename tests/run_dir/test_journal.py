@@ -18,6 +18,7 @@ import pytest
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal, block_file_name
+from tests.helpers.ordinary_user import ordinary_user
 
 pytestmark = pytest.mark.fast
 
@@ -222,12 +223,11 @@ def test_create_refuses_files_and_folders_of_others(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_read_only_place_is_refused(journal: Journal) -> None:
     journal.path.chmod(0o555)
-    with pytest.raises(CannotCreateError):
+    with ordinary_user(), pytest.raises(CannotCreateError):
         Journal.create(journal.path / "below", IDENTITY)
-    with pytest.raises(CannotCreateError):
+    with ordinary_user(), pytest.raises(CannotCreateError):
         Journal.resume(journal.path, IDENTITY)
     journal.path.chmod(0o755)
 

@@ -1,9 +1,11 @@
 """Which folders of a data set hold which split, whatever the spelling; layouts with two readings are refused."""
 
+import contextlib
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from pbd.data.split_names import Role, split_role
 from pbd.errors import BadInputError, MissingInputError
@@ -99,10 +101,14 @@ def visible(folder: Path) -> list["os.DirEntry[str]"]:
     try:
         entries = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
     except OSError as error:
-        raise MissingInputError(
-            f"a dataset folder must be readable. Received: {str(folder)!r}: {error.strerror}. Check its permissions."
-        ) from error
+        raise _unreadable(folder, error) from error
     return sorted(entries, key=lambda entry: entry.name)
+
+
+def _unreadable(folder: str | Path, error: OSError) -> MissingInputError:
+    return MissingInputError(
+        f"a dataset folder must be readable. Received: {str(folder)!r}: {error.strerror}. Check its permissions."
+    )
 
 
 def subfolders(folder: Path) -> list[str]:
@@ -119,9 +125,16 @@ def image_files(folder: Path) -> Iterator[str]:
     """Yield the image files at any depth under a folder, without hidden files and folders.
 
     Links are followed, since class folders often are links; but no folder twice, since links may form a circle.
+
+    Raises:
+        MissingInputError: a folder cannot be read.
     """
+
+    def refuse(error: OSError) -> NoReturn:
+        raise _unreadable(error.filename, error) from error
+
     visited: set[str] = set()
-    for parent, folders, files in os.walk(folder, followlinks=True):
+    for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         watchdog.touch()
         target = os.path.realpath(parent)
         new = target not in visited
@@ -131,4 +144,7 @@ def image_files(folder: Path) -> Iterator[str]:
 
 
 def _holds_images(folder: Path) -> bool:
-    return next(image_files(folder), None) is not None
+    """Return whether there are images at any depth; none in a folder that cannot be read, such as lost+found."""
+    with contextlib.suppress(MissingInputError):
+        return next(image_files(folder), None) is not None
+    return False

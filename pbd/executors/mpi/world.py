@@ -89,7 +89,9 @@ def _ended_by_signals_or_limit() -> Iterator[None]:
 def _start_limit() -> contextlib.AbstractContextManager[None]:
     value = os.environ.get(launcher.START_LIMIT, "0")
     if not value.isdecimal():
-        raise UsageError(f"{launcher.START_LIMIT} must be seconds, 0 for no limit. Received: {value!r}.")
+        raise UsageError(
+            f"{launcher.START_LIMIT} must be seconds, 0 for no limit. Received: {value!r}. Give 600, for example."
+        )
     if int(value) == 0:
         return contextlib.nullcontext()
     rank = launcher.rank() or 0
