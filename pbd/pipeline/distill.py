@@ -155,7 +155,9 @@ def _compress(run: _Context) -> RunReport:
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = builder.build(accepted)
-    student = precision.restored(student_result.model, inputs.half)
+    replaced = accepted.keys() - student_result.restored.keys()
+    layers = {layer.name for layer in inputs.teacher.layers}
+    student = precision.restored(student_result.model, inputs.half, layers, replaced)
     file_events = model_files.write(journal, student, images)
     student_result = replace(student_result, model=student, events=(*student_result.events, *file_events))
     run.clock.lap("fine_tune")
