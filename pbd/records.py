@@ -298,6 +298,8 @@ class Latency:
     rounds: int
     passes: int
     """Timed passes of each network per round; the figure of a round is their median."""
+    student_folded: bool = True
+    """Whether the student was rewritten for inference, as the teacher was; if false, it was measured as it is."""
 
 
 @dataclass(frozen=True)

@@ -158,13 +158,13 @@ def _compress(run: _Context) -> RunReport:
     replaced = accepted.keys() - student_result.restored.keys()
     layers = {layer.name for layer in inputs.teacher.layers}
     student = precision.restored(student_result.model, inputs.half, layers, replaced)
-    file_events = model_files.write(journal, student, images)
-    student_result = replace(student_result, model=student, events=(*student_result.events, *file_events))
+    written = model_files.write(journal, student, images)
+    student_result = replace(student_result, model=student, events=(*student_result.events, *written.events))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
     blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
-    finished = _report(run, pool, block_phase, teacher_metrics, student_result, blocks, workers)
+    finished = _report(run, pool, block_phase, teacher_metrics, student_result, written.folded, blocks, workers)
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
@@ -205,10 +205,14 @@ def _report(
     block_phase: _BlockPhase,
     teacher_metrics: "Metrics",
     student_result: "Student",
+    folded: bool,
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
 ) -> RunReport:
-    """Evaluate teacher and student on the test split, measure the student's latency, and return the report."""
+    """Evaluate teacher and student on the test split, measure their latency, and return the report.
+
+    The student is measured in the form of its file for inference: folded, or as it is.
+    """
     from pbd.deploy import latency
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
@@ -224,7 +228,7 @@ def _report(
         student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
-        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size),
+        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size, folded),
         timing=run.clock.timing(block_phase),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
