@@ -27,7 +27,7 @@ from pbd.records import (
     WorkerReport,
 )
 from pbd.report import rows
-from pbd.run_dir import error_files, manifest
+from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
 from pbd.system import devices, launcher, process, watchdog
@@ -236,7 +236,12 @@ def _report(
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
-        events=(*inputs.events, *rows.describe_retries(block_phase.results), *student_result.events),
+        events=(
+            *inputs.events,
+            *damaged_images.events(journal),
+            *rows.describe_retries(block_phase.results),
+            *student_result.events,
+        ),
         run_dir=str(journal.path),
     )
 
