@@ -122,7 +122,7 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
         journal=Journal(Path(setup.run_dir)),
         session=SESSION,
     )
-    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION, context.journal)
     teacher.predict_on_batch(next(iter(dataset.training_batches(0, 1)))[0])
     tasks = enumerate_tasks(teacher, blocks.get(setup.block))
     return context, [task for task in tasks if task.skip_reason is None]
@@ -215,7 +215,7 @@ def _spent(
     if not watch.events:
         return {}
     own = [result for result in results if result.worker == 0]
-    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION, context.journal)
     part = data.WorkerShare(0, workers) if setup.scheme == "data" else data.WHOLE
     alone_s = time_breakdown.step_parts(context, [result.layer for result in own], dataset.shared(part))
     groups = len({result.started_s for result in own})

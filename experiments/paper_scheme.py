@@ -36,7 +36,7 @@ ROUND_EPOCHS = 2
 
 def train_group(context: TrainingContext, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
     """Train the tasks of a group one after another; what an executor runs, as it runs `training.train_group`."""
-    dataset = load_dataset(context.data, context.seed, context.image_shape, context.session)
+    dataset = load_dataset(context.data, context.seed, context.image_shape, context.session, context.journal)
     return [train_task(context, task, dataset) for task in group.tasks]
 
 

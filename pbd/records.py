@@ -298,6 +298,8 @@ class Latency:
     rounds: int
     passes: int
     """Timed passes of each network per round; the figure of a round is their median."""
+    student_folded: bool = True
+    """Whether the student was rewritten for inference, as the teacher was; if false, it was measured as it is."""
 
 
 @dataclass(frozen=True)
@@ -321,7 +323,7 @@ class RunReport:
     """Reference of all choices and accuracies: `labels`, or `teacher` (agreement with it) if there are no labels."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
     events: tuple[str, ...] = ()
-    """Other events of assembly and fine-tuning, in order: lowered learning rates, restored layers."""
+    """Other events, in order: damaged images, repeated attempts, lowered learning rates, restored layers."""
     run_dir: str = ""
     latency: tuple[Latency, ...] = ()
     """Speed of the student for each measured batch size; empty in reports of older versions."""

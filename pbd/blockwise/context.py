@@ -13,7 +13,7 @@ from pbd.config import DataConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.data import load as load_data
 from pbd.errors import MissingInputError
-from pbd.run_dir import error_files
+from pbd.run_dir import damaged_images, error_files
 from pbd.run_dir.journal import Journal
 from pbd.system import watchdog
 
@@ -57,9 +57,13 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 
 
 @functools.lru_cache(maxsize=1)
-def load_dataset(config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str = "") -> Dataset:
+def load_dataset(
+    config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str, journal: Journal
+) -> Dataset:
     """Return the run's data, loaded once per process and session; the coordinator has checked the files."""
-    return load_data(config, seed, image_shape, check=False)
+    dataset = load_data(config, seed, image_shape, check=False)
+    dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
+    return dataset
 
 
 def forget() -> None:
@@ -76,4 +80,4 @@ def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:
     """
     with error_files.recorded(context.journal, "loading teacher and data"):
         teacher = load_teacher(context.teacher_path, context.session)
-        return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session)
+        return teacher, load_dataset(context.data, context.seed, context.image_shape, context.session, context.journal)

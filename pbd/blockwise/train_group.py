@@ -107,8 +107,10 @@ def _attempt(
 ) -> list[BlockResult] | str:
     """Return the results of a group that is trained in one pass, or the reason why that failed (see `_leave_pass`)."""
     part = dataset.shared(data.WorkerShare(collective.index, collective.size))
+    target = error_files.ErrorTarget(context.journal, _group_name(group), collective.index, group.layer_names)
     try:
-        results = _train_in_one_pass(context, group, teacher, part, emit, collective)
+        with error_files.announced(target):
+            results = _train_in_one_pass(context, group, teacher, part, emit, collective)
         # This sum also makes sure that no member has failed since the last one, so all return the same results.
         peak_bytes = _all_reduce_max(collective, memory.peak_memory())
     except CollectiveLostError:
@@ -129,11 +131,16 @@ def _leave_pass(context: TrainingContext, group: TaskGroup, error: Exception, co
     if isinstance(error, CollectiveAbortedError):
         return ""
     collective.abort()  # the others then fail in their next sum
-    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
-    file = error_files.write(context.journal, f"{group.tasks[0].key}{others}", error, collective.index)
+    file = error_files.write(context.journal, _group_name(group), error, collective.index)
     reason = f"{describe(error)}. See {file} in the run directory." if file else f"{describe(error)}."
     _log.warning("training %s failed: %s", group_label(group.layer_names), reason)
     return reason
+
+
+def _group_name(group: TaskGroup) -> str:
+    """Return the name of a group in the names of error files: that of its first task, and how many others it has."""
+    others = f"+{len(group.tasks) - 1}" if len(group.tasks) > 1 else ""
+    return f"{group.tasks[0].key}{others}"
 
 
 def _first_text(collective: Collective, text: str) -> str:

@@ -124,6 +124,12 @@ class Dataset:
         splits = (self.train, self.validation, self.test)
         return all(isinstance(split, IndexedSplit) and isinstance(split.images, ArrayImages) for split in splits)
 
+    def observe_damaged_files(self, observer: Callable[[str], object]) -> None:
+        """Call `observer` with the name of every image file that a black image replaces, once for each split."""
+        for split in (self.train, self.validation, self.test):
+            if isinstance(split, IndexedSplit) and isinstance(split.images, FileImages):
+                split.images.damaged.observe(observer)
+
     @property
     def own_images(self) -> slice:
         """The positions in a training batch that this worker reads."""

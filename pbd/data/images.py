@@ -1,8 +1,8 @@
 """Stores of images that feeds read in any order: an array, or a list of image files."""
 
 import os
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -51,12 +51,35 @@ MOST_DECODED = 20_000
 """At most this many files of a split are decoded before training, evenly spread over a larger split."""
 
 
+class DamagedFiles:
+    """The files of a store that could not be decoded when they were read, and who is told of each."""
+
+    def __init__(self) -> None:
+        self._paths: list[str] = []
+        self._observers: list[Callable[[str], object]] = []
+
+    def add(self, path: str) -> None:
+        """Note a file, at its first reading only."""
+        if path not in self._paths:
+            self._paths.append(path)
+            for observer in self._observers:
+                observer(path)
+
+    def observe(self, observer: Callable[[str], object]) -> None:
+        """Call `observer` with every file, also with those that were noted before."""
+        self._observers.append(observer)
+        for path in list(self._paths):
+            observer(path)
+
+
 @dataclass(frozen=True, eq=False)
 class FileImages:
     """Image files (JPEG, PNG, BMP, GIF: its first frame), decoded as they are read, resized to `image_shape`."""
 
     paths: Sequence[str]
     image_shape: Shape | None = None
+    damaged: DamagedFiles = field(default_factory=DamagedFiles)
+    """Files that were not checked before training, and turned out damaged."""
 
     resizable = True
     stored_shape: FreeShape = (None, None, None)

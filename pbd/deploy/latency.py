@@ -121,15 +121,20 @@ def _measure(runners: Mapping[str, Runner], images: np.ndarray) -> list[ModelLat
     return rows
 
 
-def compare(teacher: keras.Model, student: keras.Model, training_batch: int) -> tuple[Latency, ...]:
+def compare(
+    teacher: keras.Model, student: keras.Model, training_batch: int, fold_student: bool = True
+) -> tuple[Latency, ...]:
     """Return how fast a student is beside its teacher, with single images and with the training batch.
 
     Args:
-        teacher: functional or sequential, one input; so is the student.
+        teacher: functional or sequential, one input; so is the student. It is rewritten for inference.
         student: the network made from it.
         training_batch: images in a step of training.
+        fold_student: rewrite the student for inference; if false, it is measured as it is.
     """
-    rows = measure_latency({"teacher": teacher, "student": student}, sorted({1, training_batch}))
+    folded = _folded("student", student) if fold_student else student
+    networks = {"teacher": _folded("teacher", teacher), "student": folded}
+    rows = measure_latency(networks, sorted({1, training_batch}), fold=False)
     return tuple(
         Latency(
             batch=ours.batch,
@@ -142,6 +147,7 @@ def compare(teacher: keras.Model, student: keras.Model, training_batch: int) -> 
             times_as_fast=ours.times_as_fast,
             rounds=ours.rounds,
             passes=ours.passes,
+            student_folded=fold_student,
         )
         for theirs, ours in zip(rows[::2], rows[1::2], strict=True)
     )

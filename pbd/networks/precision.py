@@ -3,7 +3,7 @@
 In float16, gradients of a mean squared error over a feature map are smaller than the smallest normal number (6e-5).
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import keras
 
@@ -33,19 +33,27 @@ def in_float32(model: keras.Model) -> keras.Model:
     return graph.with_policies(model, dict.fromkeys(half, "float32")) if half else model
 
 
-def restored(student: keras.Model, half: Mapping[str, str]) -> keras.Model:
+def restored(
+    student: keras.Model, half: Mapping[str, str], teacher_layers: Collection[str], replaced: Collection[str]
+) -> keras.Model:
     """Return a student in the precision of its teacher.
 
     Args:
         student: flat; the layers of a block have names that begin with the name of the layer that it replaces.
         half: see `policies`, of the teacher.
+        teacher_layers: the names of the teacher's layers.
+        replaced: the layers of the teacher that a block replaces.
     """
-    if not half:
-        return student
-    owners = {layer.name: _owner(layer.name, half) for layer in student.layers}
-    return graph.with_policies(student, {name: half[owner] for name, owner in owners.items() if owner is not None})
+    owners = {layer.name: _owner(layer.name, teacher_layers, replaced) for layer in student.layers}
+    of_half = {name: half[owner] for name, owner in owners.items() if owner in half}
+    return graph.with_policies(student, of_half) if of_half else student
 
 
-def _owner(name: str, half: Mapping[str, str]) -> str | None:
-    """Return the layer of the teacher to which a layer of a student belongs, if it is one of these."""
-    return name if name in half else max((one for one in half if name.startswith(f"{one}_")), key=len, default=None)
+def _owner(name: str, teacher_layers: Collection[str], replaced: Collection[str]) -> str:
+    """Return the layer of the teacher to which a layer of a student belongs: itself, or the one that a block replaces.
+
+    A layer that belongs to none, which no block design may build, is its own owner.
+    """
+    if name in teacher_layers:
+        return name
+    return max((layer for layer in replaced if name.startswith(layer)), key=len, default=name)

@@ -27,7 +27,7 @@ from pbd.records import (
     WorkerReport,
 )
 from pbd.report import rows
-from pbd.run_dir import error_files, manifest
+from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.scheduling import cost_table
 from pbd.student import selection
 from pbd.system import devices, launcher, process, watchdog
@@ -155,14 +155,16 @@ def _compress(run: _Context) -> RunReport:
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = builder.build(accepted)
-    student = precision.restored(student_result.model, inputs.half)
-    file_events = model_files.write(journal, student, images)
-    student_result = replace(student_result, model=student, events=(*student_result.events, *file_events))
+    replaced = accepted.keys() - student_result.restored.keys()
+    layers = {layer.name for layer in inputs.teacher.layers}
+    student = precision.restored(student_result.model, inputs.half, layers, replaced)
+    written = model_files.write(journal, student, images)
+    student_result = replace(student_result, model=student, events=(*student_result.events, *written.events))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
     blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
-    finished = _report(run, pool, block_phase, teacher_metrics, student_result, blocks, workers)
+    finished = _report(run, pool, block_phase, teacher_metrics, student_result, written.folded, blocks, workers)
     report.write(finished, journal)
     manifest.write(journal)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
@@ -203,10 +205,14 @@ def _report(
     block_phase: _BlockPhase,
     teacher_metrics: "Metrics",
     student_result: "Student",
+    folded: bool,
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
 ) -> RunReport:
-    """Evaluate teacher and student on the test split, measure the student's latency, and return the report."""
+    """Evaluate teacher and student on the test split, measure their latency, and return the report.
+
+    The student is measured in the form of its file for inference: folded, or as it is.
+    """
     from pbd.deploy import latency
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
@@ -222,7 +228,7 @@ def _report(
         student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
-        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size),
+        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size, folded),
         timing=run.clock.timing(block_phase),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
@@ -230,7 +236,12 @@ def _report(
         groups=tuple(group.layer_names for group in block_phase.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
-        events=(*inputs.events, *rows.describe_retries(block_phase.results), *student_result.events),
+        events=(
+            *inputs.events,
+            *damaged_images.events(journal),
+            *rows.describe_retries(block_phase.results),
+            *student_result.events,
+        ),
         run_dir=str(journal.path),
     )
 

@@ -22,7 +22,7 @@ from pbd.pipeline import teacher_check, teachers
 from pbd.pipeline.teachers import TeacherSource
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
-from pbd.run_dir import lock
+from pbd.run_dir import damaged_images, lock
 from pbd.run_dir.journal import Journal, open_atomically
 from pbd.system import watchdog
 
@@ -86,6 +86,7 @@ def prepare(
         keys = [task.key for task in _tasks(config, teacher) if task.skip_reason is None]
         journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
+        dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
         teacher = _kept(journal, teacher, identity["teacher_sha256"])
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"
         display.phase(f"teacher {config.teacher.teacher}, dataset {dataset.name}{labels}; run directory {directory}")

@@ -179,7 +179,8 @@ def _facts(report: RunReport) -> Table:
 def _spread(row: Latency) -> str:
     return (
         f"batch {row.batch}: quartiles {latency(row.teacher_q1_s)} to {latency(row.teacher_q3_s)} (teacher), "
-        f"{latency(row.student_q1_s)} to {latency(row.student_q3_s)} (student); {row.rounds} rounds"
+        f"{latency(row.student_q1_s)} to {latency(row.student_q3_s)} (student"
+        f"{'' if row.student_folded else ', not folded'}); {row.rounds} rounds"
     )
 
 

@@ -13,6 +13,7 @@ from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.errors import MissingInputError, StoppedError
 from pbd.records import BlockResult, BlockTask, Layer, Progress, TaskGroup
+from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
 from tests.helpers.thread_collective import run_threads
 
@@ -257,8 +258,13 @@ def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkey
                 raise TypeError("cannot be built") from error
         return build_block(design, layer, seed)
 
+    announced: list[error_files.ErrorTarget | None] = []
+    monkeypatch.setattr(error_files, "_observer", announced.append)
     monkeypatch.setattr(blocks, "build_block", broken)
     results = {r.layer: r for r in train_group.train_group(adapted, group_of(adapted, tasks), ignore)}
+    layers = [target.layers for target in announced if target is not None and target.layers]
+    assert layers == [("second", "third"), ("second",), ("third",)], "for the error files of processes that crash"
+    assert announced[-1] is None
     assert results["second"].status == "failed"
     line, _, file = str(results["second"].error).partition(". See ")
     assert line == "TypeError: cannot be built (root cause: MemoryError: no room)"

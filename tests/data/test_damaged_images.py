@@ -1,6 +1,6 @@
 """Damaged image files: all are named before training; in a data set too large to check, one does not end the run."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +10,8 @@ from pbd.config import DataConfig
 from pbd.data import images as stores
 from pbd.data import load
 from pbd.errors import BadInputError, MissingInputError
+from pbd.run_dir import damaged_images
+from pbd.run_dir.journal import Journal
 
 BATCH = 4
 SPLITS = {"train": 8, "validation": 4, "test": 4}
@@ -69,6 +71,16 @@ def config(folder: Path) -> DataConfig:
     return DataConfig(dataset=str(folder), image_size=8, batch_size=BATCH)
 
 
+@pytest.fixture
+def damaged(folder: Path) -> Iterator[Path]:
+    """A damaged file of the training split."""
+    path = folder / "train" / "bee" / "5.jpg"
+    whole = path.read_bytes()
+    path.write_bytes(overwritten(whole))
+    yield path
+    path.write_bytes(whole)
+
+
 @pytest.mark.parametrize("name", DAMAGES)
 @pytest.mark.parametrize("split", ["train", "test"])
 def test_a_damaged_file_is_named_and_removing_it_works(folder: Path, split: str, name: str) -> None:
@@ -102,13 +114,16 @@ def test_a_file_that_is_gone_is_no_damaged_file(folder: Path) -> None:
 
 
 def test_in_a_data_set_too_large_to_check_a_damaged_file_is_a_black_image(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    folder: Path, damaged: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = load(config(folder), 0)
-    expected = [np.asarray(images) for images, _ in whole.batches("train")]
+    content = damaged.read_bytes()
+    damaged.write_bytes(encoded("jpg", 5))
+    expected = [np.asarray(images) for images, _ in load(config(folder), 0).batches("train")]
+    damaged.write_bytes(content)
     monkeypatch.setattr(stores, "MOST_DECODED", 2)
-    (folder / "train" / "bee" / "5.jpg").write_bytes(DAMAGES["overwritten.jpg"]())
     data = load(config(folder), 0)
+    named: list[str] = []
+    data.observe_damaged_files(named.append)
     for _ in range(2):
         batches = [np.asarray(images) for images, _ in data.batches("train")]
         differing = [
@@ -119,4 +134,42 @@ def test_in_a_data_set_too_large_to_check_a_damaged_file_is_a_black_image(
         assert len(differing) == 1
         assert not differing[0].any()
     assert sum(len(labels) for _, labels in data.training_batches(0, 1)) == 16
+    assert named == [str(damaged)]
+    data.observe_damaged_files(named.append)
+    assert named[1:] == named[:1], "whoever comes later is told as well"
     assert [record.getMessage().count("5.jpg cannot be decoded") for record in caplog.records] == [1]
+
+
+def test_the_report_names_damaged_files_that_every_process_met(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {})
+    assert damaged_images.events(journal) == ()
+    for number in (4, 1, 4, 2, 3):
+        damaged_images.write(journal, f"/data/{number}.jpg")
+    (event,) = damaged_images.events(journal)
+    assert event == (
+        "4 image files could not be decoded, black images took their place: "
+        "'/data/1.jpg', '/data/2.jpg', '/data/3.jpg' and 1 more (see damaged_images/)"
+    )
+    damaged_images.write(Journal(tmp_path / "elsewhere"), "/data/1.jpg")
+    assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_run_with_a_damaged_file_says_so_in_its_report(
+    folder: Path, damaged: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the coordinator and in a worker, which load the data each."""
+    import keras
+
+    import pbd
+
+    monkeypatch.setattr(stores, "MOST_DECODED", 2)
+    inputs = keras.Input((8, 8, 3))
+    features = keras.layers.Conv2D(8, 3, name="conv")(keras.layers.Rescaling(1 / 255)(inputs))
+    teacher = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features)))
+    settings = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 0}
+    data = pbd.Data.load(folder, batch_size=BATCH)
+    result = pbd.distill(teacher, data, **settings, include_unprofitable=True, run_dir=str(tmp_path / "run"))
+    (event,) = result.report.events
+    assert event == f"1 image file could not be decoded, black images took their place: {str(damaged)!r}"
+    for name in ("report.json", "report.html", "summary.txt"):
+        assert "could not be decoded" in " ".join((tmp_path / "run" / name).read_text().split())

@@ -167,6 +167,26 @@ def test_its_end_is_detected_and_a_new_process_does_the_next_work(child: Child, 
     assert child.run(child_tasks.pid, ignore) not in (first, os.getpid())
 
 
+def test_a_crash_leaves_an_error_file_that_names_layers_signal_and_output(child: Child, tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {}, [])
+    named = r"SIGABRT: Check failed: size > 0 \(see errors/conv1@two_layer\+1-\w+\.txt in the run directory\)"
+    with pytest.raises(LostProcessError, match=named):
+        child.run(child_tasks.Aborts(journal), ignore)
+    (file,) = (tmp_path / "run" / "errors").iterdir()
+    content = file.read_text()
+    for words in (
+        "SIGABRT",
+        "layers: conv1, conv2",
+        "Check failed: size > 0",
+        "Fatal Python error: Aborted",
+        "child_tasks.py",
+    ):
+        assert words in content
+    with pytest.raises(LostProcessError, match=r"SIGSEGV$"):
+        child.run(child_tasks.crashes, ignore)
+    assert list(file.parent.iterdir()) == [file], "work without a run directory has no file"
+
+
 @pytest.mark.parametrize("work", HANGS, ids=lambda work: work.__name__)
 def test_a_process_that_hangs_is_ended(child: Child, work: Callable[..., None]) -> None:
     first = child.run(child_tasks.pid, ignore)

@@ -16,6 +16,9 @@ from typing import Any
 from pbd.collective import Collective
 from pbd.errors import MissingInputError
 from pbd.records import Progress, ProgressCallback
+from pbd.run_dir import error_files
+from pbd.run_dir.error_files import ErrorTarget
+from pbd.run_dir.journal import Journal
 
 
 def pid(collective: Collective, progress: ProgressCallback) -> int:
@@ -52,6 +55,20 @@ def is_killed(collective: Collective, progress: ProgressCallback) -> None:
 
 def crashes(collective: Collective, progress: ProgressCallback) -> None:
     ctypes.string_at(0)
+
+
+@dataclass(frozen=True)
+class Aborts:
+    """Aborts its process, as a failed check in a native library does, while it trains two layers."""
+
+    journal: Journal
+
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> None:
+        with error_files.recorded(self.journal, "loading"):
+            pass
+        with error_files.announced(ErrorTarget(self.journal, "conv1@two_layer+1", layers=("conv1", "conv2"))):
+            print("Check failed: size > 0", file=sys.stderr, flush=True)
+            os.abort()
 
 
 def exits_silently(collective: Collective, progress: ProgressCallback) -> None:

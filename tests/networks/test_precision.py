@@ -22,7 +22,7 @@ def network(policy: str) -> keras.Model:
         x = layers.Conv2D(filters, 3, padding="same", dtype=policy, data_format="channels_last", name=name)(x)
         x = layers.ReLU(dtype=policy)(layers.BatchNormalization(dtype=policy, axis=-1)(x))
     x = layers.GlobalAveragePooling2D(dtype=policy, data_format="channels_last")(x)
-    return keras.Model(inputs, layers.Dense(2, dtype="float32", name="head")(x))
+    return keras.Model(inputs, layers.Dense(2, dtype="float32", name="b_head")(x))
 
 
 @pytest.fixture
@@ -36,12 +36,12 @@ def test_a_network_is_worked_on_in_float32_and_restored(policy: str) -> None:
     model = graph.flatten(network(policy))
     half = precision.policies(model)
     assert set(half.values()) == {policy}
-    assert "head" not in half
+    assert "b_head" not in half
     single = precision.in_float32(model)
     assert {layer.dtype_policy.name for layer in single.layers} == {"float32"}
     images = np.random.default_rng(1).uniform(0, 1, (4, 8, 8, 3)).astype("float32")
     np.testing.assert_allclose(single(images), np.asarray(model(images), "float32"), atol=0.05)
-    again = precision.restored(single, half)
+    again = precision.restored(single, half, {layer.name for layer in model.layers}, ())
     assert precision.policies(again) == half
     for one, other in zip(model.get_weights(), again.get_weights(), strict=True):
         np.testing.assert_array_equal(np.asarray(one, "float32"), np.asarray(other, "float32"))
@@ -50,7 +50,7 @@ def test_a_network_is_worked_on_in_float32_and_restored(policy: str) -> None:
 def test_a_network_of_float32_is_not_copied() -> None:
     model = graph.flatten(network("float32"))
     assert precision.in_float32(model) is model
-    assert precision.restored(model, {}) is model
+    assert precision.restored(model, {}, {layer.name for layer in model.layers}, ()) is model
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
@@ -62,6 +62,7 @@ def test_the_student_has_the_precision_of_its_teacher(policy: str, data: pbd.Dat
     student = result.model
     replaced = [layer for layer in student.layers if layer.name.startswith("b_pbd")]
     assert {layer.dtype_policy.name for layer in replaced} == {policy}
+    assert student.get_layer("b_head").dtype_policy.name == "float32", "a layer of the teacher, not of b's block"
     folded = keras.models.load_model(tmp_path / "run" / "student_folded.keras")
     images = np.random.default_rng(1).uniform(0, 255, (4, 8, 8, 3)).astype("float32")
     outputs = student.predict(images, verbose=0)

@@ -230,6 +230,28 @@ def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_m
     assert finished.student.test_accuracy == pytest.approx(before.student.test_accuracy, abs=0.02)
 
 
+def test_a_student_that_cannot_be_folded_is_measured_as_it_is(
+    run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import keras
+
+    import pbd
+    from pbd.deploy import latency, parity
+
+    measured: dict[str, keras.Model] = {}
+    measure, mismatch = latency.measure_latency, parity.mismatch
+    monkeypatch.setattr(
+        latency, "measure_latency", lambda models, *a, **k: measured.update(models) or measure(models, *a, **k)
+    )
+    monkeypatch.setattr(parity, "mismatch", lambda path, *a: "wrong" if "folded" in path.name else mismatch(path, *a))
+    again = Path(shutil.copytree(run_dir, tmp_path / "run"))
+    (again / "report.json").unlink()
+    report = pbd.distill(model=small_teacher(), run_dir=again, max_accuracy_drop=1.0, resume=True, **SMALL).report
+    assert [row.student_folded for row in report.latency] == [False, False]
+    assert any("holds the student as it is, whose latency is measured" in event for event in report.events)
+    assert any(isinstance(layer, keras.layers.Concatenate) for layer in measured["student"].layers)
+
+
 def test_one_seed_gives_one_student_dropout_included(run_dir: Path, tmp_path: Path) -> None:
     import keras
 

@@ -155,6 +155,13 @@ def test_energy_is_said_by_source() -> None:
     assert "this run read no energy meter. Source: none. no counter may be read. Ask for it." in said
 
 
+def test_a_student_that_was_measured_as_it_is_is_said_to_be_so() -> None:
+    report = make_report(latency=(dataclasses.replace(SLOW, student_folded=False),))
+    assert "the teacher rewritten for inference, the student as it is" in Document(page.of_run(report)).words
+    assert "3.50 ms (student, not folded); 15 rounds" in " ".join(render(report).split())
+    assert "both rewritten for inference and called" in Document(page.of_run(make_report())).words
+
+
 @pytest.mark.parametrize("reference", ["labels", "teacher"])
 def test_what_is_absent_is_said_to_be_so(reference: str) -> None:
     nothing = ModelFacts(0, 0)

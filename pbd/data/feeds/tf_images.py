@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pbd.data.images import ArrayImages, FileImages
+from pbd.data.images import ArrayImages, DamagedFiles, FileImages
 from pbd.data.shapes import FreeShape, Shape
 from pbd.data.splitting import NO_LABEL
 from pbd.errors import MissingInputError
@@ -37,7 +37,7 @@ def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tens
         stored = images.stored_shape
         return lambda rows: resized(tf.cast(tf.gather(tensor, rows), tf.float32), stored, shape)
 
-    read_one = _read_file if images.is_checked else _read_file_or_black
+    read_one = _read_file if images.is_checked else functools.partial(_read_file_or_black, images.damaged)
     signature = tf.TensorSpec(shape, tf.float32)
     return lambda rows: tf.map_fn(
         lambda path: read_one(path, shape), tf.gather(tensor, rows), fn_output_signature=signature
@@ -50,7 +50,7 @@ def _read_file(path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
     return decoded(tf.io.read_file(path), shape)
 
 
-def _read_file_or_black(path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
+def _read_file_or_black(damaged: DamagedFiles, path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
     """Return the image in a file that was not checked; if it is damaged, a black image, the same in every process.
 
     A call of Python for each image is slower than `_read_file`, but one damaged file of a large data set costs neither
@@ -64,6 +64,7 @@ def _read_file_or_black(path: "tf.Tensor", shape: Shape) -> "tf.Tensor":
                 return np.asarray(_read_file(tf.constant(name), shape))
         except tf.errors.InvalidArgumentError:
             _warn_of_damage(name.decode(errors="replace"))
+            damaged.add(name.decode(errors="replace"))
             return np.zeros(shape, np.float32)
 
     return tf.ensure_shape(tf.numpy_function(read, [path], tf.float32), shape)

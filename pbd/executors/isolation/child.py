@@ -19,8 +19,18 @@ from pbd.collective import SINGLE, CollectiveAbortedError, CollectiveLostError, 
 from pbd.executors.isolation import messages
 from pbd.executors.isolation.base import LostProcessError, Work
 from pbd.executors.isolation.hang_detector import HangDetector
-from pbd.executors.isolation.messages import Abort, AllReduce, Request, Response, Setup, SharedBuffer
+from pbd.executors.isolation.messages import (
+    Abort,
+    AllReduce,
+    Announcement,
+    Request,
+    Response,
+    Setup,
+    SharedBuffer,
+)
 from pbd.records import Progress, ProgressCallback
+from pbd.run_dir import error_files
+from pbd.run_dir.error_files import ErrorTarget
 from pbd.system import devices, launcher, watchdog
 from pbd.system.keras_state import KerasSetup
 
@@ -48,6 +58,7 @@ class Child:
         self._share, self._stall_limit_s = share, stall_limit_s
         self._keras = KerasSetup.here() if keras is None else keras
         self._process: subprocess.Popen[bytes] | None = None
+        self._error_target: ErrorTarget | None = None
         self._running = threading.Lock()
         self._start()
 
@@ -88,7 +99,7 @@ class Child:
 
     def _end(self) -> None:
         """Kill the process and free what belongs to it; only while `_running` is held."""
-        process, self._process = self._process, None
+        process, self._process, self._error_target = self._process, None, None
         if process is not None:
             process.kill()
             process.wait()
@@ -147,6 +158,8 @@ class Child:
                 progress(message)
             elif isinstance(message, logging.LogRecord):
                 logging.getLogger(message.name).handle(message)
+            elif isinstance(message, Announcement):
+                self._error_target = message.target
             elif isinstance(message, AllReduce | Abort):
                 self._send(self._exchange(message, collective))
                 detector.touch()  # waiting for other members is no silence of this process
@@ -171,22 +184,29 @@ class Child:
         return message
 
     def _describe_end(self) -> str:
+        """Return how the process ended; unless it was killed, write an error file, and name it."""
         assert self._process is not None, "only a process that was started can end"
         try:
             code = self._process.wait(_EXIT_S)
         except subprocess.TimeoutExpired:
             return "the training process closed its connection"
-        if code >= 0:
-            return f"the training process ended with code {code}{self._last_output()}"
         names = {number.value: number.name for number in signal.Signals}
-        hint = " (out of memory?)" if -code == signal.SIGKILL else ""
-        return f"the training process was ended by {names.get(-code, f'signal {-code}')}{hint}{self._last_output()}"
+        end = f"ended with code {code}" if code >= 0 else f"was ended by {names.get(-code, f'signal {-code}')}"
+        if code == -signal.SIGKILL:
+            return f"the training process {end} (out of memory?){self._last_line()}"
+        reason = f"the training process {end}{self._last_line()}"
+        target, process = self._error_target, self._process.pid
+        file = target and error_files.write_crash(target, reason, process, self._read_output())
+        return f"{reason} (see {file} in the run directory)" if file else reason
 
-    def _last_output(self) -> str:
-        self._output.seek(0)
-        output = self._output.read().decode(errors="replace")
-        lines = output.partition("Fatal Python error")[0].strip().splitlines()  # then follows faulthandler's traceback
+    def _last_line(self) -> str:
+        """Return the last line that the process wrote before the traceback of faulthandler."""
+        lines = self._read_output().partition("Fatal Python error")[0].strip().splitlines()
         return f": {lines[-1].strip()[:_LONGEST_OUTPUT]}" if lines else ""
+
+    def _read_output(self) -> str:
+        self._output.seek(0)
+        return self._output.read().decode(errors="replace").strip()
 
 
 def _set_timeouts(descriptor: int, seconds: float) -> None:

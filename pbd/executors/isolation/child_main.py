@@ -21,7 +21,17 @@ import numpy as np
 from pbd.collective import SINGLE, Collective
 from pbd.executors.base import Throttle
 from pbd.executors.isolation import messages
-from pbd.executors.isolation.messages import Abort, AllReduce, Heartbeat, Request, Response, Setup, SharedBuffer
+from pbd.executors.isolation.messages import (
+    Abort,
+    AllReduce,
+    Announcement,
+    Heartbeat,
+    Request,
+    Response,
+    Setup,
+    SharedBuffer,
+)
+from pbd.run_dir import error_files
 from pbd.system import backend, watchdog
 
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -38,6 +48,7 @@ def main() -> NoReturn:
     faulthandler.enable()
     link = _Link(Connection(descriptor), SharedBuffer(buffer))
     logging.getLogger("pbd").addHandler(_ForwardingHandler(link))
+    error_files.observe(lambda target: link.send(Announcement(target)))
     threading.Thread(target=_send_heartbeats, args=(link,), daemon=True).start()
     setup_error = _set_up_process(link.receive())
     while True:

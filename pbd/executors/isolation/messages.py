@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from pbd.run_dir.error_files import ErrorTarget
 from pbd.system.keras_state import KerasSetup
 
 
@@ -44,6 +45,13 @@ class Response:
 @dataclass(frozen=True)
 class Heartbeat:
     """From the training process: the work made progress that it did not report."""
+
+
+@dataclass(frozen=True)
+class Announcement:
+    """From the training process: the work that it begins or goes on with, for the error file if the process crashes."""
+
+    target: ErrorTarget | None
 
 
 @dataclass(frozen=True)

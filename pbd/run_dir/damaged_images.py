@@ -1,0 +1,32 @@
+"""Image files that turned out damaged while a run read them, in the folder `damaged_images` of the run directory.
+
+Every process of a run writes the files that it meets, one name in each file of the folder; the report counts them.
+"""
+
+import contextlib
+import hashlib
+
+from pbd.run_dir.journal import Journal
+
+FOLDER = "damaged_images"
+MOST_NAMED = 3
+"""How many files the event names."""
+
+
+def write(journal: Journal, path: str) -> None:
+    """Note a damaged image file, unless this host does not see the run directory."""
+    name = f"{FOLDER}/{hashlib.sha256(path.encode()).hexdigest()[:16]}.txt"
+    if journal.path.is_dir():
+        with contextlib.suppress(OSError):  # a full disk must not end the reading of images
+            journal.write_bytes(name, f"{path}\n".encode())
+
+
+def events(journal: Journal) -> tuple[str, ...]:
+    """Return the event for the report; none if no file was damaged."""
+    paths = sorted(file.read_text().strip() for file in journal.file(FOLDER).glob("[!.]*.txt"))
+    if not paths:
+        return ()
+    files = "1 image file" if len(paths) == 1 else f"{len(paths)} image files"
+    named = ", ".join(map(repr, paths[:MOST_NAMED]))
+    more = f" and {len(paths) - MOST_NAMED} more (see {FOLDER}/)" if len(paths) > MOST_NAMED else ""
+    return (f"{files} could not be decoded, black images took their place: {named}{more}",)
