@@ -52,7 +52,7 @@ MOST_DECODED = 20_000
 
 
 class DamagedFiles:
-    """The files of a store that could not be decoded when they were read, and who is told of each."""
+    """The files of a store that could not be decoded when they were read, and functions to call with each."""
 
     def __init__(self) -> None:
         self._paths: list[str] = []
