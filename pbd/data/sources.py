@@ -14,6 +14,7 @@ from pbd.system import watchdog
 
 KERAS_NAMES = ("mnist", "fashion_mnist", "cifar10", "cifar100")
 DIGITS = "digits.csv.gz"
+DIGITS_SHAPE, DIGITS_CLASSES = (32, 32, 1), 10
 MOST_KEYS = 8
 """How many keys of an archive a message names."""
 
@@ -21,7 +22,7 @@ MOST_KEYS = 8
 def load_digits(labels: bool = True) -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
     digits, targets = _read_digits()
-    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), 32)
+    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), DIGITS_SHAPE[0])
     images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return RawSplits(array_split("digits", images, targets if labels else None))
 

@@ -44,6 +44,10 @@ class TeacherSource(Protocol):
         """Return height, width and channels of the input, `None` for a free dimension; `None` if any shape fits."""
         ...
 
+    def num_outputs(self) -> int | None:
+        """Return the number of outputs; `None` if the network is built for the classes of the data."""
+        ...
+
     def preprocessing(self) -> str:
         """Return the preprocessing that `--preprocess auto` stands for."""
         ...
@@ -102,6 +106,9 @@ class ModelTeacher:
     def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self.model)
 
+    def num_outputs(self) -> int:
+        return self.model.outputs[0].shape[-1]
+
     def preprocessing(self) -> str:
         return "none"
 
@@ -157,6 +164,9 @@ class FileTeacher:
     def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self._model)
 
+    def num_outputs(self) -> int:
+        return self._model.outputs[0].shape[-1]
+
     def preprocessing(self) -> str:
         return "none"
 
@@ -210,6 +220,9 @@ class BuiltInTeacher:
         if self._before is not None:
             return graph.image_shape(self._before)
         return (None, None, 3) if self.config.teacher in built_in.application_names() else None
+
+    def num_outputs(self) -> None:
+        return None
 
     def preprocessing(self) -> str:
         return built_in.preprocessing(self.config.teacher)
