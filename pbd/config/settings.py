@@ -39,7 +39,8 @@ class DataConfig(Section):
     """The images to train and evaluate with."""
 
     dataset: str = "digits"
-    """digits, a keras.datasets name (mnist, cifar10, …), an .npz file, a folder of images, or tfds:NAME."""
+    """digits, a keras.datasets name (mnist, cifar10, …), an .npz file, a folder of images, or tfds:NAME. A teacher
+    from a file needs its own, unless it is one for digits."""
     validation_fraction: float = 0.1
     """Fraction of the training images used for validation, if the data has no validation split."""
     train_limit: int | None = None

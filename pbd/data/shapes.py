@@ -32,8 +32,8 @@ def fit_shape(stored: FreeShape, teacher: FreeShape | None, image_size: int | No
     if any(needed not in (None, side) for needed, side in zip(teacher[:2], size, strict=True)):
         resize = f"Resize the images with --image-size {teacher[0]}." if teacher[0] == teacher[1] else "Resize them."
         raise BadInputError(
-            f"images must have the teacher's input shape {_text(teacher)}. "
-            f"Received: images of shape {_text((*size, channels))}. {resize}"
+            f"images must have the teacher's input shape {as_text(teacher)}. "
+            f"Received: images of shape {as_text((*size, channels))}. {resize}"
         )
     return (size[0], size[1], channels)
 
@@ -56,5 +56,6 @@ def _channels(stored: int | None, teacher: int | None) -> int:
     )
 
 
-def _text(shape: FreeShape) -> str:
+def as_text(shape: FreeShape) -> str:
+    """Return a shape as in messages: 32x32x1, ? for a free dimension."""
     return "x".join("?" if side is None else str(side) for side in shape)

@@ -21,6 +21,7 @@ KERAS_CACHE = {
 """Where Keras keeps the downloaded file of each of its data sets, or a folder of files."""
 KERAS_NAMES = tuple(KERAS_CACHE)
 DIGITS = "digits.csv.gz"
+DIGITS_SHAPE, DIGITS_CLASSES = (32, 32, 1), 10
 MOST_KEYS = 8
 """How many keys of an archive a message names."""
 
@@ -28,7 +29,7 @@ MOST_KEYS = 8
 def load_digits(labels: bool = True) -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
     digits, targets = _read_digits()
-    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), 32)
+    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), DIGITS_SHAPE[0])
     images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return RawSplits(array_split("digits", images, targets if labels else None))
 

@@ -15,6 +15,8 @@ from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
 from pbd.data import Data, Dataset, IndexedSplit
+from pbd.data.shapes import as_text, fit_shape
+from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph, precision
 from pbd.networks.digest import model_digest
@@ -69,6 +71,8 @@ def prepare(
     directory = _directory(config)
     source = teachers.resolve(config, model, directory, display, functools.partial(_tasks, config))
     source.check()
+    if data is None and config.data.dataset == DataConfig.dataset:
+        _check_default_data(config, source)
     preprocess = source.preprocessing() if config.data.preprocess == "auto" else config.data.preprocess
     data_config = replace(config.data, preprocess=preprocess)
     raw = data.raw_splits(data_config.labels) if data else None
@@ -95,6 +99,26 @@ def prepare(
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
             yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), events)
+
+
+def _check_default_data(config: RunConfig, source: TeacherSource) -> None:
+    """Refuse the built-in digits, which are the data if none are given, for a trained teacher of other images.
+
+    Raises:
+        UsageError: the shape of its images or the number of its classes is another one.
+    """
+    shape, outputs = source.image_shape(), source.num_outputs()
+    if shape is None or outputs is None:  # a network that is built for the data
+        return
+    with contextlib.suppress(BadInputError):
+        fit_shape(DIGITS_SHAPE, shape, config.data.image_size, resizable=False)
+        if outputs == DIGITS_CLASSES:
+            return
+    raise UsageError(
+        "a trained teacher needs data that fit it. Received: no data, or the built-in digits "
+        f"({as_text(DIGITS_SHAPE)}, {DIGITS_CLASSES} classes), for {config.teacher.teacher!r} "
+        f"({as_text(shape)}, {outputs} outputs). Give --dataset; in Python, data."
+    )
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:

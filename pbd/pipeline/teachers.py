@@ -45,6 +45,10 @@ class TeacherSource(Protocol):
         """Return height, width and channels of the input, `None` for a free dimension; `None` if any shape fits."""
         ...
 
+    def num_outputs(self) -> int | None:
+        """Return the number of outputs; `None` if the network is built for the classes of the data."""
+        ...
+
     def preprocessing(self) -> str:
         """Return the preprocessing that `--preprocess auto` stands for."""
         ...
@@ -103,6 +107,9 @@ class ModelTeacher:
     def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self.model)
 
+    def num_outputs(self) -> int:
+        return self.model.outputs[0].shape[-1]
+
     def preprocessing(self) -> str:
         return "none"
 
@@ -158,6 +165,9 @@ class FileTeacher:
 
     def image_shape(self) -> FreeShape | None:
         return graph.image_shape(self._model)
+
+    def num_outputs(self) -> int:
+        return self._model.outputs[0].shape[-1]
 
     def preprocessing(self) -> str:
         return "none"
@@ -216,6 +226,9 @@ class BuiltInTeacher:
         if self._before is not None:
             return graph.image_shape(self._before)
         return (None, None, 3) if self.config.teacher in built_in.application_names() else None
+
+    def num_outputs(self) -> None:
+        return None
 
     def preprocessing(self) -> str:
         return built_in.preprocessing(self.config.teacher)

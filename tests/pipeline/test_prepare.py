@@ -1,5 +1,6 @@
 """What is refused before anything is loaded or trained, and how arrays from Python reach worker processes."""
 
+import contextlib
 import pickle
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,35 @@ def tiny_teacher(activation: str = "relu", name: str | None = "tiny") -> keras.M
 
 def config_for(data: pbd.Data, run_dir: Path, **settings: Any) -> RunConfig:
     return RunConfig(data=data.config).replace(run_dir=run_dir, teacher="tiny", **settings)
+
+
+@pytest.mark.parametrize(
+    ("shape", "outputs", "settings", "fits"),
+    [
+        ((32, 32, 1), 10, {}, True),
+        ((None, None, 3), 10, {}, True),
+        ((16, 16, 3), 10, {"image_size": 16}, True),
+        ((16, 16, 3), 10, {}, False),
+        ((32, 32, 1), 1000, {}, False),
+        ((32, 32, 1), 4, {"labels": False}, False),
+    ],
+)
+def test_a_trained_teacher_without_data_must_be_one_for_the_digits(
+    shape: tuple[int | None, ...], outputs: int, settings: dict[str, Any], fits: bool, tmp_path: Path
+) -> None:
+    teacher = keras.Sequential([keras.Input(shape), keras.layers.Conv2D(8, 3), keras.layers.GlobalAveragePooling2D()])
+    teacher.add(keras.layers.Dense(outputs))
+    path = tmp_path / "teacher.keras"
+    teacher.save(path)
+    config = RunConfig.of(teacher=str(path), include_unprofitable=True, **settings)
+    message = (
+        rf"Received: no data, .* \(32x32x1, 10 classes\), for '.*teacher.keras' \(.*{outputs} outputs\). Give --data"
+    )
+    for model in (None, teacher):  # as a file, and from Python
+        refused = contextlib.nullcontext() if fits else pytest.raises(UsageError, match=message)
+        config = config.replace(run_dir=tmp_path / f"run {model is None}")
+        with refused, prepare.prepare(config, model, None, ProgressDisplay()) as inputs:
+            assert inputs.dataset.name == "digits"
 
 
 def test_arrays_lie_in_the_run_directory_while_the_run_is_at_work(tmp_path: Path) -> None:
