@@ -47,5 +47,5 @@ clean:
 
 $(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --no-compile --editable '.[cpu,mpi,dask,dev,docs]'
+	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev,docs]'
 	touch $@
