@@ -6,16 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.blocks import depthwise
+from pbd.blocks import decoupled_forms, depthwise
 from pbd.blocks.activation import activated
+from pbd.blocks.decoupled_forms import FILTERED, POINTWISE, depthwise_name
 from pbd.blocks.decoupling import Factors
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.initialisation import Statistics, initial_factors
 from pbd.blocks.seeds import derive_seed
 from pbd.records import Layer
-
-_FILTERED, _POINTWISE = "_pbd_filtered", "_pbd_pointwise"
-"""Suffixes of the layers that concatenate the filtered maps and that mix them."""
 
 
 @dataclass(frozen=True)
@@ -53,13 +51,13 @@ class Decoupled(BlockDesign):
                 use_bias=False,
                 depthwise_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, f"depthwise{number}")),
                 dtype=layer.dtype,
-                name=f"{name}_depthwise{number}",
+                name=depthwise_name(layer.name, number),
             )(x)
             for number in range(1, effective_rank(layer, self.rank) + 1)
         ]
         x = filtered[0]
         if len(filtered) > 1:
-            x = keras.layers.Concatenate(axis=-1, dtype=layer.dtype, name=f"{layer.name}{_FILTERED}")(filtered)
+            x = keras.layers.Concatenate(axis=-1, dtype=layer.dtype, name=f"{layer.name}{FILTERED}")(filtered)
         x = keras.layers.Conv2D(
             layer.output_shape[-1],
             1,
@@ -67,7 +65,7 @@ class Decoupled(BlockDesign):
             use_bias=layer.use_bias,
             kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name, "pointwise")),
             dtype=layer.dtype,
-            name=f"{layer.name}{_POINTWISE}",
+            name=f"{layer.name}{POINTWISE}",
         )(x)
         return activated(x, layer)
 
@@ -76,7 +74,10 @@ class Decoupled(BlockDesign):
         set_factors(block, layer, factors, bias)
 
     def for_inference(self, model: keras.Model) -> keras.Model:
-        return add_instead_of_concatenate(model)
+        return decoupled_forms.add_instead_of_concatenate(model)
+
+    def for_int8(self, model: keras.Model) -> keras.Model:
+        return decoupled_forms.for_int8(model)
 
 
 DESIGNS = tuple(Decoupled(rank) for rank in (1, 2, 3))
@@ -96,44 +97,9 @@ def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.nda
         factors: `(channels, positions, rank)` and `(channels, rank, outputs)`.
         bias: `(outputs,)`; ignored if the layer has none.
     """
-    name = f"{layer.name}_pbd"
     channels, _, rank = factors.depthwise.shape
     for number in range(rank):
         filters = factors.depthwise[:, :, number].T.reshape(*layer.kernel_size, channels, 1)
-        block.get_layer(f"{name}_depthwise{number + 1}").set_weights([filters])
+        block.get_layer(depthwise_name(layer.name, number + 1)).set_weights([filters])
     rows = factors.pointwise.transpose(1, 0, 2).reshape(1, 1, rank * channels, -1)
-    block.get_layer(f"{layer.name}{_POINTWISE}").set_weights([rows, bias] if layer.use_bias else [rows])
-
-
-def add_instead_of_concatenate(model: keras.Model) -> keras.Model:
-    """Rewrite each pointwise convolution of concatenated maps as a sum of one convolution per map, if there are any.
-
-    Runtimes fuse the addition into the convolutions, but copy memory to concatenate. Training keeps the concatenation,
-    since a batch normalisation behind it can still be folded.
-    """
-    if not any(layer.name.endswith(_FILTERED) for layer in model.layers):
-        return model
-    concatenated: dict[int, list[Any]] = {}
-    new_layers: dict[str, tuple[keras.Layer, list[np.ndarray]]] = {}
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation.name.endswith(_FILTERED):
-            concatenated[id(args[0][0])] = list(args[0])
-            return args[0][0]  # stands for all maps up to the pointwise convolution
-        maps = concatenated.get(id(args[0])) if operation.name.endswith(_POINTWISE) else None
-        if maps is None:
-            return operation(*args, **kwargs)
-        kernel, *bias = operation.get_weights()
-        outputs = []
-        for number, (x, rows) in enumerate(zip(maps, np.split(kernel, len(maps), axis=2), strict=True), start=1):
-            first_bias = bias if number == 1 else []  # only the first convolution adds the bias
-            config = {"name": f"{operation.name}{number}", "use_bias": bool(first_bias)}
-            layer = keras.layers.Conv2D.from_config({**operation.get_config(), **config})
-            new_layers[layer.name] = layer, [rows, *first_bias]
-            outputs.append(layer(x))
-        return keras.layers.Add(dtype=operation.dtype_policy, name=f"{operation.name}_sum")(outputs)
-
-    rewritten = keras.models.clone_model(model, clone_function=lambda operation: operation, call_function=call)
-    for layer, weights in new_layers.values():
-        layer.set_weights(weights)
-    return rewritten
+    block.get_layer(f"{layer.name}{POINTWISE}").set_weights([rows, bias] if layer.use_bias else [rows])

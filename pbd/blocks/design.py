@@ -95,3 +95,13 @@ class BlockDesign(Protocol):
                 function and may share layers with `model`; the caller copies it.
         """
         return model
+
+    def for_int8(self, model: keras.Model) -> keras.Model:
+        """Return `model` with this design's blocks written as runtimes compute them fastest in 8-bit integers.
+
+        By default, the form is that of `for_inference`.
+
+        Args:
+            model: see `for_inference`.
+        """
+        return self.for_inference(model)
