@@ -17,7 +17,7 @@ import numpy as np
 from pbd.run_dir.journal import Journal
 
 FLAGS = ["--executor", "serial", "--threads-per-worker", "1", "--layers", "conv2_1", "conv2_2"]
-FLAGS += ["--epochs", "1", "--fine-tune-epochs", "1", "--costs", "macs", "--seed", "0"]
+FLAGS += ["--epochs", "1", "--fine-tune-epochs", "1", "--costs", "macs", "--seed", "0", "--target", "keras"]
 
 
 def main() -> None:

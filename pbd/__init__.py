@@ -7,6 +7,8 @@ __version__ = "0.2.0"
 
 _HOMES = {
     "distill": "pbd.pipeline.api",
+    "export": "pbd.deploy.exporting",
+    "quantize": "pbd.compress.quantization",
     "measure_latency": "pbd.deploy.latency",
     "Result": "pbd.pipeline.api",
     "Data": "pbd.data",

@@ -25,6 +25,8 @@ SUBCOMMANDS = {
     "distill": Subcommand("pbd.run", "command", "make a trained Keras CNN smaller"),
     "status": Subcommand("pbd.status", "main", "show whether a run is complete, and what is missing"),
     "report": Subcommand("pbd.report.__main__", "main", "write the HTML page of a run, or compare several runs"),
+    "export": Subcommand("pbd.deploy.export_command", "main", "write a model for another runtime, and compare it"),
+    "quantize": Subcommand("pbd.compress.quantize_command", "main", "write a model with 8-bit integers for a runtime"),
     "latency": Subcommand("pbd.deploy.latency_command", "main", "measure how fast models are on this machine"),
 }
 

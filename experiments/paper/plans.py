@@ -37,7 +37,8 @@ class Setting:
 
 SMALL = Setting(
     "digits_cnn, digits",
-    {"teacher": "digits_cnn", "dataset": "digits", "train_limit": 1024, "threads_per_worker": 1} | KEEP_ALL,
+    {"teacher": "digits_cnn", "dataset": "digits", "train_limit": 1024, "threads_per_worker": 1, "target": "keras"}
+    | KEEP_ALL,
 )
 CIFAR = {"dataset": "cifar10", "epochs": 20, "fine_tune_epochs": 10, "batch_size": 256, "augment": "paper"} | PAPER
 IMAGENET = CIFAR | {

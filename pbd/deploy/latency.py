@@ -1,156 +1,201 @@
-"""How long a forward pass takes: models are measured in turn, on this device, with the threads of this process."""
+"""How long a forward pass takes where it runs: networks in their runtimes, measured in turn on this machine."""
 
+import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
 
 import keras
 import numpy as np
 
-from pbd.deploy import inference_form
+from pbd.deploy import exporting, images, resident
+from pbd.deploy import targets as _targets
+from pbd.deploy.runtimes.base import Runner
+from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError
-from pbd.records import Latency
-from pbd.system import random_state
+from pbd.networks import graph, precision
+from pbd.system import random_state, silence
 
 WARM_UP = 3
 BURST = 10
 ROUNDS = 15
 MIN_ROUNDS = 3
-LIMIT_S = 2.0
-"""About how long each model is measured with each batch size; a few passes of a slow model may take longer."""
+LIMIT_S = 1.0
+"""About how long each file is measured with each batch size; a few passes of a slow network may take longer."""
+_CALIBRATION_IMAGES = 16
+"""Random images; the ranges do not change the speed."""
 
-Runner = Callable[[np.ndarray], Any]
-"""Runs one forward pass of a model on a batch of images."""
+
+@dataclass(frozen=True)
+class DeployedFile:
+    """A network in a file of a target."""
+
+    model: str
+    """Name of the network."""
+    target: Target
+    path: Path
 
 
 @dataclass(frozen=True)
 class ModelLatency:
-    """Seconds of a forward pass of one model: the median and the quartiles over the rounds."""
+    """Seconds of a forward pass of one network in one target: the median and the quartiles over the rounds."""
 
     model: str
+    target: str
     batch: int
     """Images in a pass."""
     seconds: float
     q1_s: float
     q3_s: float
     times_as_fast: float
-    """The median over the rounds of the first model's time over this model's."""
+    """The median over the rounds of the time of the first model in the first target over this time."""
     rounds: int
     passes: int
     """Counted passes in a round; their median is the figure of the round."""
+    size_bytes: int
+    """Of the file, and of the files beside it."""
+    memory_bytes: int | None
+    """Resident memory that the file and a pass of this size add to a process; `None` if unknown."""
 
 
 @random_state.preserved()
 def measure_latency(
-    models: Mapping[str, keras.Model], batch_sizes: Sequence[int] = (1, 32), fold: bool = True
+    models: Mapping[str, keras.Model],
+    batch_sizes: Sequence[int] = (1, 32),
+    targets: Sequence[str] = (),
+    threads: int = 1,
 ) -> tuple[ModelLatency, ...]:
-    """Measure how long forward passes of Keras models take on this device, with the threads of this process.
+    """Measure how long forward passes of Keras models take where they are deployed, on this machine.
 
-    The models take turns, so that a change of the machine's speed meets all of them; passes before the counted ones
-    warm up each turn. They are called through `predict_on_batch`, whose own cost is part of the figures. Measuring
-    takes about two seconds for each model and batch size, longer if a pass takes more than half a second.
+    Each model is exported to each target, rewritten for inference as `pbd.export` and `pbd.quantize` do it. The files
+    take turns, so that a change of the machine's speed meets all of them; passes before the counted ones warm up each
+    turn. Measuring takes about a second for each file and batch size, longer if a pass takes more than a third of it.
 
     Args:
-        models: by name, with one input of the same fixed shape; `times_as_fast` compares with the first model.
+        models: by name, functional or sequential, with one input of the same fixed shape.
         batch_sizes: numbers of images in a pass.
-        fold: measure copies that are rewritten for inference (batch normalisation becomes part of convolutions), as
-            pbd writes students. The outputs are the same. If false, the models are measured as they are.
+        targets: `openvino`, `onnx`, `litert`, each also with `-int8`, `keras`, `keras-gpu` or `saved_model`; by default
+            the first installed of openvino, onnx, litert and keras, in float32 and in 8-bit integers.
+        threads: CPU threads. Keras and TensorFlow use those of this process.
 
     Returns:
-        One record for each batch size and model, in this order; times in seconds.
+        One record for each batch size, target and model, in this order; `times_as_fast` compares with the first model
+        in the first target. Times in seconds.
 
     Raises:
-        UsageError: there is no model, or a batch size is below 1.
-        BadInputError: the models have other inputs, or one cannot be folded.
+        UsageError: there is no model, a batch size or the number of threads is below 1, or a target is unknown.
+        EnvironmentMismatchError: a target is not installed; the message names the command that installs it.
+        BadInputError: the models have other inputs, or one cannot be exported.
 
     Example:
-        >>> pbd.measure_latency({"teacher": teacher, "student": student}, batch_sizes=[1])[1].times_as_fast
-        2.31
+        >>> rows = pbd.measure_latency({"teacher": model, "student": result.model}, [1], ["onnx", "onnx-int8"])
+        >>> [(row.model, row.target, round(row.times_as_fast, 2)) for row in rows[:2]]
+        [('teacher', 'onnx', 1.0), ('student', 'onnx', 1.83)]
     """
-    if not models or not batch_sizes or min(batch_sizes) < 1:
+    if not models or not batch_sizes or min(batch_sizes) < 1 or threads < 1:
         raise UsageError(
-            "latency needs a model, and batch sizes of at least 1. "
-            f"Received: models {list(models)}, batch sizes {list(batch_sizes)}. Give both."
+            "latency needs a model, and batch sizes and threads of at least 1. "
+            f"Received: models {list(models)}, batch sizes {list(batch_sizes)}, threads {threads}. Give them."
         )
-    shape, dtype = _common_input(models)
-    prepared = {name: _folded(name, model) if fold else model for name, model in models.items()}
-    runners: dict[str, Runner] = {name: model.predict_on_batch for name, model in prepared.items()}
+    chosen = [_targets.get_timed(name) for name in targets] or _targets.default_pair()
+    shape = _common_shape(models)
+    networks = {name: precision.in_float32(graph.flatten(model)) for name, model in models.items()}
+    with tempfile.TemporaryDirectory() as folder:
+        files = [
+            _written(name, network, target, Path(folder) / f"{target.name}-{number}")
+            for target in chosen
+            for number, (name, network) in enumerate(networks.items())
+        ]
+        return tuple(
+            _row(file, number, times, resident.measure(file.target, file.path, times.batch, shape))
+            for times in measure_files(files, shape, batch_sizes, threads)
+            for number, file in enumerate(files)
+        )
+
+
+@dataclass(frozen=True)
+class Times:
+    """Seconds of a pass with one batch size."""
+
+    batch: int
+    rounds_s: tuple[np.ndarray, ...]
+    """For each file the median of each round, (rounds,)."""
+    passes: int
+    """Counted passes in a round."""
+
+    def quartiles(self, file: int) -> tuple[float, float, float]:
+        """Return the first quartile, the median and the third quartile of a file."""
+        q1_s, median_s, q3_s = np.quantile(self.rounds_s[file], (0.25, 0.5, 0.75))
+        return float(q1_s), float(median_s), float(q3_s)
+
+    def times_as_fast(self, file: int, reference: int) -> float:
+        """Return the median over the rounds of the reference's time over the file's time."""
+        return float(np.median(self.rounds_s[reference] / self.rounds_s[file]))
+
+
+def measure_files(
+    files: Sequence[DeployedFile], shape: tuple[int, ...], batch_sizes: Sequence[int], threads: int
+) -> tuple[Times, ...]:
+    """Measure files in turn, with each batch size; see `measure_latency`.
+
+    Args:
+        files: of networks that take images of this shape.
+        shape: height, width, channels.
+        batch_sizes: numbers of images in a pass.
+        threads: CPU threads.
+    """
+    runners = [file.target.load(file.path, threads) for file in files]
     pixels = np.random.default_rng(0)
-    return tuple(
-        row for batch in batch_sizes for row in _measure(runners, pixels.uniform(0, 255, (batch, *shape)).astype(dtype))
-    )
+    return tuple(_measure(runners, pixels.uniform(0, 255, (batch, *shape)).astype(np.float32)) for batch in batch_sizes)
 
 
-def _common_input(models: Mapping[str, keras.Model]) -> tuple[tuple[int, ...], str]:
-    """Return the shape of one image and its data type, which all models must share."""
-    inputs = {
-        name: tuple((tuple(tensor.shape[1:]), str(tensor.dtype)) for tensor in model.inputs or ())
-        for name, model in models.items()
-    }
-    first = next(iter(inputs.values()))
-    if len(first) != 1 or None in first[0][0] or any(other != first for other in inputs.values()):
+def _common_shape(models: Mapping[str, keras.Model]) -> tuple[int, ...]:
+    """Return the shape of one image, which all models must share."""
+    shapes = {name: tuple(tuple(tensor.shape[1:]) for tensor in model.inputs or ()) for name, model in models.items()}
+    first = next(iter(shapes.values()))
+    if len(first) != 1 or None in first[0] or any(other != first for other in shapes.values()):
         raise BadInputError(
-            "models must have one input each, of the same fixed shape and data type. "
-            f"Received: {'; '.join(f'{name} {list(shapes)}' for name, shapes in inputs.items())}. "
+            "models must have one input each, of the same fixed shape. "
+            f"Received: {'; '.join(f'{name} {list(each)}' for name, each in shapes.items())}. "
             "Build each of them with one keras.Input of the same shape."
         )
     return first[0]
 
 
-def _folded(name: str, model: keras.Model) -> keras.Model:
-    try:
-        return inference_form.fold(model)
-    except BadInputError as error:
-        raise BadInputError(
-            f"cannot rewrite {name!r} for inference: {error} Or measure it as it is: --no-fold, or fold=False."
-        ) from error
+def _written(name: str, network: keras.Model, target: Target, folder: Path) -> DeployedFile:
+    """Export a flat network, and quantise it with ranges of random images if the target has 8-bit integers."""
+    folder.mkdir()
+    path = folder / f"network{target.runtime.suffix}"
+    exporting.write(network, path, target)
+    if target.int8:
+        source, path = path, folder / f"quantized{target.runtime.suffix}"
+        with silence.silenced():
+            target.quantizer.quantize(source, path, images.random(network, _CALIBRATION_IMAGES), {})
+    return DeployedFile(name, target, path)
 
 
-def _measure(runners: Mapping[str, Runner], images: np.ndarray) -> list[ModelLatency]:
-    """Return the latency of each model with one batch of images."""
-    first = alternate(runners, images, rounds=1, warm_up=1, burst=1)  # the uncounted pass compiles
-    rounds, warm_up, burst = plan(max(float(times[0]) for times in first.values()))
-    times_s = alternate(runners, images, rounds, warm_up, burst)
-    reference_s = next(iter(times_s.values()))
-    rows = []
-    for name, model_s in times_s.items():
-        q1_s, median_s, q3_s = (float(value) for value in np.quantile(model_s, (0.25, 0.5, 0.75)))
-        times_as_fast = float(np.median(reference_s / model_s))
-        rows.append(ModelLatency(name, len(images), median_s, q1_s, q3_s, times_as_fast, rounds, burst))
-    return rows
-
-
-def compare(
-    teacher: keras.Model, student: keras.Model, training_batch: int, fold_student: bool = True
-) -> tuple[Latency, ...]:
-    """Return how fast a student is beside its teacher, with single images and with the training batch.
-
-    Args:
-        teacher: functional or sequential, one input; so is the student. It is rewritten for inference.
-        student: the network made from it.
-        training_batch: images in a step of training.
-        fold_student: rewrite the student for inference; if false, it is measured as it is.
-    """
-    folded = _folded("student", student) if fold_student else student
-    networks = {"teacher": _folded("teacher", teacher), "student": folded}
-    rows = measure_latency(networks, sorted({1, training_batch}), fold=False)
-    return tuple(
-        Latency(
-            batch=ours.batch,
-            teacher_s=theirs.seconds,
-            teacher_q1_s=theirs.q1_s,
-            teacher_q3_s=theirs.q3_s,
-            student_s=ours.seconds,
-            student_q1_s=ours.q1_s,
-            student_q3_s=ours.q3_s,
-            times_as_fast=ours.times_as_fast,
-            rounds=ours.rounds,
-            passes=ours.passes,
-            student_folded=fold_student,
-        )
-        for theirs, ours in zip(rows[::2], rows[1::2], strict=True)
+def _row(file: DeployedFile, number: int, times: Times, memory_bytes: int | None) -> ModelLatency:
+    q1_s, median_s, q3_s = times.quartiles(number)
+    return ModelLatency(
+        model=file.model,
+        target=file.target.name,
+        batch=times.batch,
+        seconds=median_s,
+        q1_s=q1_s,
+        q3_s=q3_s,
+        times_as_fast=times.times_as_fast(number, reference=0),
+        rounds=len(times.rounds_s[number]),
+        passes=times.passes,
+        size_bytes=exporting.size_of(file.path),
+        memory_bytes=memory_bytes,
     )
+
+
+def _measure(runners: Sequence[Runner], pixels: np.ndarray) -> Times:
+    first = alternate(runners, pixels, rounds=1, warm_up=1, burst=1)  # the uncounted pass compiles
+    rounds, warm_up, burst = plan(max(float(times[0]) for times in first))
+    return Times(len(pixels), alternate(runners, pixels, rounds, warm_up, burst), burst)
 
 
 def plan(pass_s: float) -> tuple[int, int, int]:
@@ -171,31 +216,28 @@ def plan(pass_s: float) -> tuple[int, int, int]:
 
 
 def alternate(
-    runners: Mapping[str, Runner],
-    images: np.ndarray,
-    rounds: int,
-    warm_up: int = WARM_UP,
-    burst: int = BURST,
-) -> dict[str, np.ndarray]:
-    """Run models in turn; return for each the median seconds of a pass in each round, shape `(rounds,)`.
+    runners: Sequence[Runner], images: np.ndarray, rounds: int, warm_up: int = WARM_UP, burst: int = BURST
+) -> tuple[np.ndarray, ...]:
+    """Run networks in turn; return for each the median seconds of a pass in each round, shape `(rounds,)`.
 
-    A turn is a burst of passes of one model, of which the first ones are not counted: they find the caches full of
-    another model's weights, which does not happen where one model serves.
+    A turn is a burst of passes of one network, of which the first ones are not counted: they find the caches full of
+    another network's weights, which does not happen where one network serves.
 
     Args:
-        runners: the forward pass of each model, by name.
+        runners: the forward pass of each network.
         images: shape `(batch, height, width, channels)`.
-        rounds: turns of each model.
+        rounds: turns of each network.
         warm_up: uncounted passes at the beginning of a turn.
         burst: counted passes.
     """
-    times_s: dict[str, list[float]] = {name: [] for name in runners}
-    for number in range(rounds):
-        for name in list(runners)[:: 1 if number % 2 else -1]:  # reversed every round: no model always follows another
+    times_s = np.empty((len(runners), rounds))
+    numbers = list(range(len(runners)))
+    for round_ in range(rounds):
+        for number in numbers[:: 1 if round_ % 2 else -1]:  # reversed every round: no network always follows another
             passes_s = []
             for _ in range(warm_up + burst):
                 start_s = time.perf_counter()
-                runners[name](images)
+                runners[number](images)
                 passes_s.append(time.perf_counter() - start_s)
-            times_s[name].append(float(np.median(passes_s[warm_up:])))
-    return {name: np.array(rounds_s) for name, rounds_s in times_s.items()}
+            times_s[number, round_] = np.median(passes_s[warm_up:])
+    return tuple(times_s)

@@ -1,12 +1,13 @@
-"""`pbd latency MODEL [MODEL ...]`: measure how long forward passes of model files take in Keras on this machine.
+"""`pbd latency MODEL [MODEL ...]`: measure how long forward passes of models take in other runtimes on this machine.
 
-The models take turns; the first one is the reference. Times are medians over rounds, with quartiles.
+Each model is exported to each target. The files take turns; the first model in the first target is the reference. Times
+are medians over rounds, with quartiles.
 """
 
 import argparse
 import dataclasses
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -52,13 +53,15 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     parser.add_argument(
         "--batch-sizes", metavar="N", nargs="+", type=positive, default=[1, 32], help="images in a pass (default: 1 32)"
     )
-    parser.add_argument("--threads", metavar="N", type=positive, help="CPU threads (default: all cores)")
     parser.add_argument(
-        "--fold",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="measure models rewritten for inference, as pbd writes students (default); --no-fold: as they are",
+        "--target",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="openvino, onnx, litert, each also with -int8, keras, keras-gpu or saved_model (default: the first "
+        "installed, in float32 and in 8-bit integers)",
     )
+    parser.add_argument("--threads", metavar="N", type=positive, default=1, help="CPU threads (default: 1)")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table; times in seconds")
     settings = parser.parse_args(arguments)
     for name in settings.models:
@@ -77,27 +80,33 @@ def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
         from pbd.networks import files
 
         models = {name: files.load(name) for name in settings.models}
-        return measure_latency(models, settings.batch_sizes, settings.fold)
+        return measure_latency(models, settings.batch_sizes, settings.target, settings.threads)
 
 
 def as_table(rows: "Iterable[ModelLatency]") -> Table:
-    """Return the figures for a terminal, in milliseconds."""
+    """Return the figures for a terminal: size of the file in kB, memory in MB, times in milliseconds."""
     rows = tuple(rows)
-    paths = {row.model for row in rows}
-    names = {path: Path(path).name for path in paths}
-    if len(set(names.values())) < len(paths):  # models of different folders may have the same file name
-        names = {path: path for path in paths}
+    names = _short_names({row.model for row in rows})
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("model", overflow="fold")
-    for heading in ("batch", "median, ms", "quartiles, ms", "times as fast", "rounds"):
+    table.add_column("model", overflow="fold", min_width=12)
+    table.add_column("target", no_wrap=True)
+    for heading in ("kB", "MB", "batch", "median, ms", "quartiles, ms", "speedup"):
         table.add_column(heading, justify="right", no_wrap=True)
     for row in rows:
         table.add_row(
             Text(names[row.model]),
+            row.target,
+            f"{row.size_bytes / 1000:.0f}",
+            "-" if row.memory_bytes is None else f"{row.memory_bytes / 1e6:.1f}",
             str(row.batch),
-            f"{1000 * row.seconds:.2f}",
-            f"{1000 * row.q1_s:.2f} to {1000 * row.q3_s:.2f}",
+            f"{1000 * row.seconds:.3f}",
+            f"{1000 * row.q1_s:.3f}-{1000 * row.q3_s:.3f}",
             f"{row.times_as_fast:.2f}",
-            str(row.rounds),
         )
     return table
+
+
+def _short_names(paths: Collection[str]) -> dict[str, str]:
+    """Return a short name for each path: the file's name without its suffix, if no two are the same."""
+    stems = {path: Path(path).stem for path in paths}
+    return stems if len(set(stems.values())) == len(paths) else {path: path for path in paths}

@@ -198,7 +198,7 @@ def _split_activation(model: keras.Model) -> keras.Model:
     last.activation = keras.activations.linear
     name = f"{last.name}_{activation.__name__}"
     scores = keras.layers.Activation(activation, dtype=last.dtype_policy, name=name)(model.outputs[0])
-    return keras.Model(model.inputs, scores, name=model.name)
+    return keras.Model(model.inputs[0], scores, name=model.name)
 
 
 def logits(model: keras.Model) -> keras.Model:
@@ -209,7 +209,7 @@ def logits(model: keras.Model) -> keras.Model:
     last, call_index = producer(model.outputs[0])
     is_head = _is_head(last, keras.activations.softmax) or has_sigmoid(model)
     scores = call_inputs(last, call_index)[0] if is_head else model.outputs[0]
-    return keras.Model(model.inputs, scores, name=f"{model.name}_logits")
+    return keras.Model(model.inputs[0], scores, name=f"{model.name}_logits")
 
 
 def has_sigmoid(model: keras.Model) -> bool:

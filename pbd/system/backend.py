@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Iterator
 
 from pbd.errors import EnvironmentMismatchError
+from pbd.system import silence
 
 _UNUSED = ("matplotlib", "scipy", "sklearn")
 """Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
@@ -29,7 +30,7 @@ def load() -> None:
     if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         return
     try:
-        with _hidden(_UNUSED if _skips_unused else ()), _stderr_discarded():
+        with _hidden(_UNUSED if _skips_unused else ()), _tensorflow_silenced():
             importlib.import_module("keras")
     except ImportError as error:
         raise EnvironmentMismatchError(
@@ -50,15 +51,8 @@ def _hidden(packages: Iterable[str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _stderr_discarded() -> Iterator[None]:
+def _tensorflow_silenced() -> Iterator[None]:
     """Discard what TensorFlow's libraries write to stderr before their logging is configured."""
     logging.getLogger("tensorflow").setLevel(logging.ERROR)
-    sys.stderr.flush()
-    stderr, null = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    try:
-        os.dup2(null, 2)
+    with silence.silenced(2):
         yield
-    finally:
-        os.dup2(stderr, 2)
-        os.close(stderr)
-        os.close(null)

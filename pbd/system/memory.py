@@ -17,10 +17,21 @@ def memory_in_use() -> int:
 
 def peak_memory() -> int:
     """Return the largest number of bytes that this process has used, on its accelerator if any, else in host memory."""
-    return _accelerator_memory()["peak"] if has_accelerator() else _peak_host_memory()
+    return _accelerator_memory()["peak"] if has_accelerator() else peak_host_memory()
 
 
-def _peak_host_memory() -> int:
+def reset_peak() -> int:
+    """Let `peak_host_memory` count from now on, and return the bytes of host memory in use; on Linux alone.
+
+    Raises:
+        OSError: this is not Linux.
+    """
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # proc_pid_clear_refs(5)
+    return psutil.Process().memory_info().rss
+
+
+def peak_host_memory() -> int:
+    """Return the largest number of bytes of host memory that this process has used."""
     # On Linux ru_maxrss also counts the process that started this one, and psutil has no peak there.
     with contextlib.suppress(OSError, StopIteration), open("/proc/self/status", encoding="ascii") as lines:
         return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmHWM:"))

@@ -140,7 +140,7 @@ Models = Callable[[], dict[str, keras.Model]]
 @pytest.mark.parametrize(
     ("refused", "settings", "remedy", "followed", "then"),
     [
-        (dict, {}, "Give both.", lambda: {"a": sequential(*SHAPE)}, {}),
+        (dict, {}, "Give them.", lambda: {"a": sequential(*SHAPE)}, {}),
         (lambda: {"a": sequential(*SHAPE)}, {"batch_sizes": [0]}, "at least 1", lambda: {"a": sequential(*SHAPE)}, {}),
         (
             lambda: {"a": sequential(*SHAPE), "b": sequential(9, 9, 3)},
@@ -157,16 +157,17 @@ Models = Callable[[], dict[str, keras.Model]]
             {},
         ),
         (
-            lambda: {"a": without_classifier()},
-            {},
-            "Or measure it as it is: --no-fold, or fold=False.",
-            lambda: {"a": without_classifier()},
-            {"fold": False},
+            lambda: {"a": sequential(*SHAPE)},
+            {"targets": ["kears"]},
+            "Did you mean 'keras'?",
+            lambda: {"a": sequential(*SHAPE)},
+            {"targets": ["keras"]},
         ),
     ],
 )
 def test_remedies_for_latencies_work(
     refused: Models, settings: dict[str, Any], remedy: str, followed: Models, then: dict[str, Any]
 ) -> None:
-    refusal(lambda: pbd.measure_latency(refused(), **{"batch_sizes": [1]} | settings), remedy)
-    assert pbd.measure_latency(followed(), **{"batch_sizes": [1]} | then)
+    common = {"batch_sizes": [1], "targets": ["keras"]}
+    refusal(lambda: pbd.measure_latency(refused(), **common | settings), remedy)
+    assert pbd.measure_latency(followed(), **common | then)

@@ -1,0 +1,138 @@
+"""`pbd export MODEL --target NAME [NAME ...]`: write a model for other runtimes, and compare each file with Keras.
+
+The files lie beside the model unless --output names one. Each is run in its runtime and compared with Keras, on the
+test images if there are data; a file that disagrees is not written.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, path
+from pbd.deploy import command_data
+from pbd.errors import UsageError
+
+if TYPE_CHECKING:
+    from pbd.deploy.exporting import Exported
+    from pbd.deploy.int8.quantizing import Quantized
+
+
+def main(argv: Sequence[str] | None = None, program: str = "pbd export") -> int:
+    """Run the command line; return the exit code."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        files = export(settings)
+        if settings.json:
+            print(json.dumps([as_json(file) for file in files], indent=2))
+        else:
+            Console().print(as_text(files))
+
+    return command_line.run(program, command, argv)
+
+
+def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Return the parsed command-line arguments.
+
+    Raises:
+        SystemExit: help was printed.
+        UsageError: a flag or a value is wrong.
+        MissingInputError: the model or the folder of --output does not exist.
+    """
+    parser = Parser(program, __doc__ or "")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")
+    parser.add_argument(
+        "--target", metavar="NAME", nargs="+", required=True, help="onnx, openvino, litert, keras or saved_model"
+    )
+    parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
+    command_data.add_flags(parser)
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    settings = parser.parse_args(arguments)
+    command_data.check_file(settings.model)
+    if settings.output is not None and len(settings.target) > 1:
+        raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
+    check_folder("--output", Path(settings.output) if settings.output else None)
+    return settings
+
+
+def export(settings: argparse.Namespace) -> "tuple[Exported, ...]":
+    """Export the model to each target."""
+    from pbd.system import devices, process  # load NumPy, which --help does not need
+
+    with process.prepared(devices.Share()):
+        from pbd.deploy import exporting, targets
+        from pbd.networks import files
+
+        chosen = [targets.get(name) for name in settings.target]
+        data = command_data.read(settings)
+        model = files.load(settings.model)
+        return tuple(
+            exporting.export(
+                model,
+                settings.output or output_beside(settings.model, target.name, target.runtime.suffix),
+                target.name,
+                check=data.data if data else None,
+                seed=data.seed if data else 0,
+            )
+            for target in chosen
+        )
+
+
+def output_beside(model: str, target: str, suffix: str) -> Path:
+    """Return the default path of an exported file: that of the model with the suffix of the target.
+
+    If other targets have the suffix too, or the model itself, the name of the target is added.
+    """
+    source = Path(model)
+    marked = target.endswith("-int8") or target.startswith("tensorrt") or suffix in ("", ".keras")
+    name = f"{source.stem}_{target.replace('-', '_')}" if marked else source.stem
+    return source.with_name(name + suffix)
+
+
+def as_json(file: Any) -> dict[str, Any]:
+    """Return a record of an exported file as JSON has it."""
+    return {**dataclasses.asdict(file), "path": str(file.path)}
+
+
+def as_text(files: "Iterable[Exported]") -> Group:
+    """Return a table of the files, and their paths, for a terminal."""
+    files = tuple(files)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("target", no_wrap=True)
+    for heading in ("kB", "difference", "same class", "test", "in Keras"):
+        table.add_column(heading, justify="right")
+    table.add_column("compared on", no_wrap=True)
+    for file in files:
+        table.add_row(
+            file.target,
+            f"{file.size_bytes / 1000:.0f}",
+            f"{file.agreement.difference:.1e}",
+            percent(file.agreement.same_class),
+            percent(file.test_accuracy),
+            percent(file.keras_test_accuracy),
+            f"{file.agreement.images} {file.checked_on}",
+        )
+    return Group(table, paths(files))
+
+
+def paths(files: "Iterable[Exported | Quantized]") -> Table:
+    """Return the paths of files, a line for each target."""
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    grid.add_column(no_wrap=True)
+    grid.add_column(overflow="fold")
+    for file in files:
+        grid.add_row(file.target, Text(str(file.path)))
+    return grid
+
+
+def percent(value: float | None) -> str:
+    """Return a fraction as a percentage, or a dash."""
+    return "-" if value is None else f"{value:.2%}"

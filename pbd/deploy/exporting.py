@@ -1,0 +1,178 @@
+"""Export of a network to a file of another runtime: written, run there, compared with Keras, and only then kept."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pbd.data import Data
+from pbd.deploy import agreement, images, portable, targets
+from pbd.deploy.agreement import Agreement
+from pbd.deploy.runtimes.tensorrt import SCRIPT_SUFFIX
+from pbd.deploy.targets import Target
+from pbd.errors import BadInputError, CannotCreateError, MissingInputError, PbdError, UsageError, one_line
+from pbd.networks import graph, heads, precision
+from pbd.system import devices, random_state, silence
+
+CHECKED = 1000
+"""Images on which a file is compared with Keras."""
+_BESIDE = (".bin", SCRIPT_SUFFIX)
+"""Suffixes of the files of OpenVINO's weights and of the script for TensorRT."""
+_RANDOM = 64
+"""The same, if there are only random images."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A file that was written, and how well it agrees with Keras."""
+
+    target: str
+    path: Path
+    size_bytes: int
+    agreement: Agreement
+    checked_on: str
+    """`test images`, `images` or `random images`."""
+    test_accuracy: float | None = None
+    """In the runtime, in [0, 1]; `None` without test images and labels."""
+    keras_test_accuracy: float | None = None
+    """Of the network in Keras."""
+
+
+@random_state.preserved()
+def export(
+    model: keras.Model,
+    path: str | Path,
+    target: str | None = None,
+    *,
+    check: Data | np.ndarray | None = None,
+    seed: int = 0,
+) -> Exported:
+    """Write a network for another runtime, run the file there, and compare it with Keras.
+
+    The network is written in float32, with batch normalisations folded, for any batch size. If the logits differ by
+    more than 0.0001 of the largest one, nothing is written.
+
+    Args:
+        model: functional or sequential, one input of images of a fixed shape, one output of class scores.
+        path: of the new file; for `saved_model`, of the new folder.
+        target: `onnx`, `openvino`, `litert`, `keras` or `saved_model`; by default that of the suffix of the path.
+        check: data, whose test images the file is compared and scored on; or images as the model takes them,
+            (n, height, width, channels). By default it is compared on images of random bytes.
+        seed: of the run that trained the model, if its test images are a part of the training images.
+
+    Returns:
+        The path, the size, the agreement with Keras and, with data, the test accuracy in the runtime.
+
+    Raises:
+        UsageError: the target is unknown.
+        EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
+        MissingInputError: the folder of the path does not exist.
+        BadInputError: the model cannot be exported, or the file computes something else.
+
+    Example:
+        >>> pbd.export(result.model, "student.onnx", check=data).test_accuracy
+        0.869
+    """
+    path = Path(path)
+    chosen = targets.get(target or targets.of_file(str(path)))
+    if chosen.int8:
+        raise UsageError(f"export writes float32. Received: target {chosen.name}. Use quantize for 8-bit integers.")
+    network = precision.in_float32(graph.flatten(model))
+    dataset = images.load(check, network, seed) if isinstance(check, Data) else None
+    with replaced(path) as draft:
+        write(network, draft, chosen)
+        agreed = checked(draft, network, _images(check, dataset, network), chosen)
+        run, head = chosen.load(draft, devices.available_cores()), heads.head_of(network)
+        tested = images.accuracy(run, dataset, "test", head) if dataset else None
+        keras_tested = images.accuracy(network.predict_on_batch, dataset, "test", head) if dataset else None
+    checked_on = "random images" if check is None else "test images" if dataset else "images"
+    return Exported(chosen.name, path, size_of(path), agreed, checked_on, tested, keras_tested)
+
+
+def write(network: keras.Model, path: Path, target: Target) -> None:
+    """Write a flat network in float32, in the format of a target; for one of 8-bit integers, in the form for these.
+
+    Raises:
+        BadInputError: the exporter fails.
+    """
+    try:
+        with silence.silenced():
+            target.runtime.export(portable.portable(network, target.int8), path)
+    except PbdError:
+        raise
+    except Exception as error:
+        raise BadInputError(
+            f"the model cannot be written for {target.name}: {one_line(error)}. Export to another target."
+        ) from error
+
+
+@contextlib.contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """Return a path in a new folder; what the block writes there replaces what lies at `path`, if the block succeeds.
+
+    Files that a format keeps beside its main file have the same stem, and are moved with it.
+
+    Raises:
+        MissingInputError: the folder of the path does not exist.
+        CannotCreateError: the files cannot be written there.
+    """
+    if not path.absolute().parent.is_dir():
+        raise MissingInputError(f"the folder of the new file must exist. Received: {str(path)!r}. Create the folder.")
+    try:
+        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
+            yield Path(folder) / path.name
+            for written in Path(folder).iterdir():
+                destination = path.parent / written.name
+                if written.is_dir() and destination.is_dir():
+                    shutil.rmtree(destination)
+                os.replace(written, destination)
+    except OSError as error:
+        raise CannotCreateError(f"cannot write {str(path)!r}: {one_line(error)}. Give another path.") from error
+
+
+def files_of(path: Path) -> list[Path]:
+    """Return the files of an exported network, its main file first: files beside it, or in its folder, belong to it."""
+    if path.is_dir():
+        return [file for file in sorted(path.rglob("*")) if file.is_file()]
+    return [path, *(beside for suffix in _BESIDE if (beside := path.with_suffix(suffix)).is_file())]
+
+
+def size_of(path: Path) -> int:
+    """Return the bytes of the files of an exported network."""
+    return sum(file.stat().st_size for file in files_of(path))
+
+
+def _images(check: Data | np.ndarray | None, dataset: images.Dataset | None, network: keras.Model) -> np.ndarray:
+    """Return the images on which the file is compared with the network."""
+    if dataset is not None:
+        return images.first(dataset, "test", CHECKED)
+    if check is None:
+        return images.random(network, _RANDOM)
+    pixels = np.asarray(check, np.float32)[:CHECKED]
+    shape = tuple(network.inputs[0].shape[1:])
+    if pixels.shape[1:] != shape or not len(pixels):
+        raise BadInputError(
+            f"the images must have the shape (n, *{shape}). Received: {pixels.shape}. Give what the model takes."
+        )
+    return pixels
+
+
+def checked(path: Path, network: keras.Model, pixels: np.ndarray, target: Target) -> Agreement:
+    """Return the agreement of a file with its network.
+
+    Raises:
+        BadInputError: it is too low.
+    """
+    agreed = agreement.compare(target, path, network, pixels)
+    if not agreed.difference <= agreement.TOLERANCE:
+        raise BadInputError(
+            f"the {target.name} file must compute what the model computes, to {agreement.TOLERANCE:g} of the largest "
+            f"logit. Received: {agreed.difference:.2g}. Nothing was written. Export to another target."
+        )
+    return agreed

@@ -1,0 +1,59 @@
+"""The images that exported files are compared on, calibrated with and scored on."""
+
+from dataclasses import replace
+
+import keras
+import numpy as np
+
+from pbd import data as datasets
+from pbd.data import Data, Dataset
+from pbd.deploy.runtimes.base import Runner
+from pbd.networks import graph, heads
+
+
+def load(data: Data, network: keras.Model, seed: int) -> Dataset:
+    """Return the data in the size that a network takes.
+
+    Args:
+        data: the images.
+        network: takes them.
+        seed: missing splits are cut from the training images with it.
+
+    Raises:
+        BadInputError: they do not fit the network.
+    """
+    config = data.config
+    if config.preprocess == "auto":
+        config = replace(config, preprocess="none")
+    height, width, channels = graph.image_shape(network)
+    shape = None if height is None or width is None or channels is None else (height, width, channels)
+    return datasets.load(config, seed, shape, raw=data.raw_splits(config.labels))
+
+
+def first(dataset: Dataset, split: str, count: int) -> np.ndarray:
+    """Return the first images of a split, without augmentation, preprocessed: (n, height, width, channels) float32."""
+    return np.concatenate([np.asarray(pixels, np.float32) for pixels, _ in dataset.batches(split, limit=count)])
+
+
+def random(network: keras.Model, count: int) -> np.ndarray:
+    """Return images of random bytes, (count, height, width, channels) float32."""
+    shape = (count, *network.inputs[0].shape[1:])
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+
+
+def accuracy(run: Runner, dataset: Dataset, split: str, head: heads.Head) -> float | None:
+    """Return the fraction of a split that a network classifies correctly; `None` without labels.
+
+    Args:
+        run: the forward pass of the network.
+        dataset: the images.
+        split: validation or test.
+        head: of the network.
+    """
+    if not dataset.labelled:
+        return None
+    correct = [
+        heads.classes(run(np.asarray(pixels, np.float32)), head) == np.asarray(labels)
+        for pixels, labels in dataset.batches(split)
+    ]
+    return float(np.concatenate(correct).mean())

@@ -1,0 +1,1 @@
+"""8-bit integers: quantisation after training, sensitivity of layers, fake quantisation."""

@@ -1,0 +1,235 @@
+"""Quantisation after training: 8-bit integers, and float32 for the layers that need it."""
+
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pbd.data import Data, Dataset
+from pbd.deploy import agreement, exporting, images, portable, targets
+from pbd.deploy.agreement import Agreement
+from pbd.deploy.int8 import sensitivity
+from pbd.deploy.runtimes.base import Runner
+from pbd.deploy.targets import Target
+from pbd.errors import BadInputError, UsageError, one_line
+from pbd.networks import graph, heads, precision
+from pbd.system import devices, random_state, silence
+
+CALIBRATION_IMAGES = 512
+MAX_DROP = 0.005
+_SENSITIVITY_IMAGES = 64
+
+
+class TooMuchLostError(BadInputError):
+    """A quantised network loses more accuracy than it may, even with its layers in float32."""
+
+
+@dataclass(frozen=True)
+class Quantized:
+    """A quantised file, and what it is worth in its runtime."""
+
+    target: str
+    path: Path
+    size_bytes: int
+    agreement: Agreement
+    """With Keras, on validation images."""
+    val_accuracy: float
+    """In [0, 1]; without labels, the fraction of images with the class that the float32 network predicts."""
+    float_val_accuracy: float
+    """Of the network in float32, in the same runtime."""
+    test_accuracy: float
+    float_test_accuracy: float
+    kept_float: tuple[str, ...]
+    """Layers that stay in float32, the most sensitive first."""
+    signal_to_noise_db: dict[str, float]
+    """Of the logits, by layer, if only this layer is quantised; empty if every layer is quantised."""
+
+
+@random_state.preserved()
+def quantize(
+    model: keras.Model,
+    data: Data,
+    path: str | Path,
+    target: str | None = None,
+    *,
+    max_drop: float = MAX_DROP,
+    calibration_images: int = CALIBRATION_IMAGES,
+    seed: int = 0,
+) -> Quantized:
+    """Write a network with 8-bit weights and activations for a runtime, calibrated on training images.
+
+    Weights have a scale for each output channel, activations one scale. If the validation accuracy in the runtime is
+    too low, the most sensitive layers stay in float32: as few as are needed.
+
+    Args:
+        model: functional or sequential, one input of images of a fixed shape, one output of class scores.
+        data: training images for the ranges of the activations, validation images for the decision, and test images
+            for the figure that is reported.
+        path: of the new file.
+        target: `onnx-int8`, `openvino-int8` or `litert-int8`; by default that of the suffix of the path.
+        max_drop: the validation accuracy that may be lost, in [0, 1]; 0.005 is half a percentage point.
+        calibration_images: the ranges are taken from this many training images.
+        seed: of the run that trained the model, if its splits are parts of the training images.
+
+    Raises:
+        UsageError: the target is unknown or has no 8-bit integers, or a setting is out of its range.
+        EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
+        MissingInputError: the folder of the path does not exist.
+        BadInputError: the model cannot be quantised, or loses more even with its layers in float32.
+
+    Example:
+        >>> quantizing.quantize(result.model, data, "student.onnx").test_accuracy
+        0.868
+    """
+    path = Path(path)
+    chosen = get_target(target or f"{targets.of_file(str(path))}-int8")
+    check_settings(max_drop, calibration_images)
+    flat = precision.in_float32(graph.flatten(model))
+    dataset = images.load(data, flat, seed)
+    with tempfile.TemporaryDirectory() as folder, exporting.replaced(path) as draft:
+        files = Files(flat, dataset, chosen, Path(folder) / f"float32{chosen.runtime.suffix}", draft)
+        kept, ratios = files.write(max_drop, calibration_images)
+        agreed = files.agreement()
+        validation, test = files.accuracies("validation"), files.accuracies("test")
+    return Quantized(chosen.name, path, exporting.size_of(path), agreed, *validation, *test, kept, ratios)
+
+
+def get_target(name: str) -> Target:
+    """Return the target of this name, which must have 8-bit integers.
+
+    Raises:
+        UsageError: it is unknown, or has no 8-bit integers.
+        EnvironmentMismatchError: it is not installed.
+    """
+    names = [each for each, target in targets.TARGETS.items() if target.int8]
+    if name in targets.TARGETS and name not in names:
+        raise UsageError(f"a target must have 8-bit integers. Received: {name!r}. Choose from: {', '.join(names)}.")
+    return targets.get(name)
+
+
+def check_settings(max_drop: float, calibration_images: int) -> None:
+    """Check the settings of `quantize`.
+
+    Raises:
+        UsageError: one is out of its range.
+    """
+    if not 0 <= max_drop <= 1:
+        raise UsageError(f"max_drop must lie in [0, 1]. Received: {max_drop}. Give 0.005 for half a percentage point.")
+    if calibration_images < 1:
+        raise UsageError(f"calibration_images must be at least 1. Received: {calibration_images}. Give 512.")
+
+
+@dataclass
+class Files:
+    """A network in its runtime: in float32, and in 8-bit integers."""
+
+    network: keras.Model
+    """Flat, in float32."""
+    dataset: Dataset
+    target: Target
+    float32: Path
+    quantized: Path
+
+    def __post_init__(self) -> None:
+        self.head = heads.head_of(self.network)
+
+    def write(
+        self, max_drop: float = MAX_DROP, calibration_images: int = CALIBRATION_IMAGES
+    ) -> tuple[tuple[str, ...], dict[str, float]]:
+        """Write both files, with as few layers in float32 as the validation accuracy needs.
+
+        The number of float32 layers, the most sensitive first, is doubled until the accuracy holds, and then halved in
+        between.
+
+        Returns:
+            The layers in float32, the most sensitive first, and the signal-to-noise ratio that each layer causes, in
+            dB; neither if all layers have 8-bit integers.
+
+        Raises:
+            BadInputError: the network cannot be exported or quantised.
+            TooMuchLostError: it loses more even with its layers in float32.
+        """
+        exporting.write(self.network, self.float32, self.target)
+        calibration = images.first(self.dataset, "train", calibration_images)
+        if self._drop(calibration, []) <= max_drop:
+            return (), {}
+        network = portable.portable(self.network, int8=True)
+        ratios = sensitivity.signal_to_noise(network, calibration[:_SENSITIVITY_IMAGES])
+        layers = [network.get_layer(name) for name in sorted(ratios, key=lambda name: ratios[name])]
+        too_few, enough = 0, 1
+        while (lost := self._drop(calibration, layers[:enough])) > max_drop:
+            if enough >= len(layers):
+                raise TooMuchLostError(
+                    f"the quantised model may lose {max_drop:g} of validation accuracy. Received: {lost:.4f}, with all "
+                    "layers in float32. Give a higher max_drop, or more calibration images."
+                )
+            too_few, enough = enough, min(2 * enough, len(layers))
+        while enough - too_few > 1:
+            middle = (too_few + enough) // 2
+            holds = self._drop(calibration, layers[:middle]) <= max_drop
+            too_few, enough = (too_few, middle) if holds else (middle, enough)
+        self._quantize(calibration, layers[:enough])
+        return tuple(layer.name for layer in layers[:enough]), ratios
+
+    def load(self, path: Path) -> Runner:
+        """Return the forward pass of one of the files."""
+        return self.target.load(path, devices.available_cores())
+
+    def agreement(self, count: int = exporting.CHECKED) -> Agreement:
+        """Return the agreement of the quantised file with Keras on this many validation images.
+
+        Raises:
+            BadInputError: what it computes is not finite, or is something else for single images than for batches.
+        """
+        pixels = images.first(self.dataset, "validation", count)
+        agreed = agreement.compare(self.target, self.quantized, self.network, pixels)
+        if not np.isfinite(agreed.difference):
+            raise BadInputError(
+                f"the {self.target.name} file must compute the same for single images and for batches. Received: other "
+                "or infinite outputs. Nothing was written. Choose another target."
+            )
+        return agreed
+
+    def accuracies(self, split: str) -> tuple[float, float]:
+        """Return the accuracy of the quantised file and of the float32 file on a split.
+
+        Without labels, the classes that the float32 file predicts are taken for the right ones.
+        """
+        correct, count = np.zeros(2), 0
+        runners = self.load(self.quantized), self.load(self.float32)
+        for batch, labels in self.dataset.batches(split):
+            pixels = np.asarray(batch, np.float32)
+            classes = np.stack([heads.classes(run(pixels), self.head) for run in runners])
+            right = np.asarray(labels) if self.dataset.labelled else classes[1]
+            correct += np.sum(classes == right, axis=1)
+            count += len(pixels)
+        quantized, float32 = correct / count
+        return float(quantized), float(float32)
+
+    def _drop(self, calibration: np.ndarray, kept_float: Sequence[keras.Layer]) -> float:
+        """Quantise, and return how much validation accuracy that costs."""
+        self._quantize(calibration, kept_float)
+        quantized, float32 = self.accuracies("validation")
+        return float32 - quantized
+
+    def _quantize(self, calibration: np.ndarray, kept_float: Sequence[keras.Layer]) -> None:
+        """Write the quantised file anew.
+
+        Raises:
+            BadInputError: the quantiser fails.
+        """
+        kernels = {
+            f"{layer.name}/{number}": kernel
+            for layer in kept_float
+            for number, kernel in enumerate(sensitivity.kernels(layer))
+        }
+        try:
+            with silence.silenced():
+                self.target.quantizer.quantize(self.float32, self.quantized, calibration, kernels)
+        except Exception as error:
+            raise BadInputError(
+                f"the model cannot be quantised for {self.target.name}: {one_line(error)}. Choose another target."
+            ) from error

@@ -1,0 +1,137 @@
+"""ONNX files, run by ONNX Runtime."""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pbd.deploy.runtimes import base, onnx_kernels
+from pbd.system import processor
+
+OPSET = 17
+_BATCH = 32
+
+
+class Onnx(base.QuantizingRuntime):
+    """ONNX Runtime on the CPU."""
+
+    name = "onnx"
+    suffix = ".onnx"
+    extra = "onnx"
+    packages = ("tf2onnx", "onnx", "onnxruntime")
+    packages_to_run = ("onnxruntime",)
+    quantizing_packages: tuple[str, ...] = ()
+
+    def export(self, network: Any, path: Path) -> None:
+        import tf2onnx
+
+        from pbd.deploy import portable  # loads Keras
+
+        function = portable.as_function(network)
+        proto, _ = tf2onnx.convert.from_function(function, input_signature=function.input_signature, opset=OPSET)
+        for tensor in (*proto.graph.input, *proto.graph.output):
+            tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
+        _replace_erfc(proto.graph)
+        path.write_bytes(proto.SerializeToString())
+
+    def load(self, path: Path, threads: int) -> base.Runner:
+        import onnxruntime
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads
+        options.inter_op_num_threads = 1
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        name = session.get_inputs()[0].name
+        return lambda images: session.run(None, {name: images})[0]
+
+    def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
+        """Write a QDQ file: weights int8 and symmetric, activations uint8.
+
+        Sums of uint8 times int8 products can overflow 16 bits on x86 without VNNI, so weights have 7 bits there.
+        """
+        from onnxruntime import quantization
+        from onnxruntime.quantization.shape_inference import quant_pre_process
+
+        with tempfile.TemporaryDirectory() as folder:
+            prepared = Path(folder) / "prepared.onnx"
+            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            quantization.quantize_static(
+                prepared,
+                path,
+                _reader(prepared, images),
+                quant_format=quantization.QuantFormat.QDQ,
+                per_channel=True,
+                weight_type=quantization.QuantType.QInt8,
+                nodes_to_exclude=_users_of(prepared, kept_float),
+                **self.settings(),
+            )
+
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of the quantiser that depend on the runtime."""
+        from onnxruntime import quantization
+
+        reduce_range = not processor.has_int8_dot_products()
+        return {"activation_type": quantization.QuantType.QUInt8, "reduce_range": reduce_range}
+
+    def export_fake_quantized(self, network: Any, path: Path, kernels: Mapping[str, np.ndarray]) -> None:
+        """Write a QDQ file: weights int8 and symmetric, activations uint8."""
+        import onnx
+
+        self.export(network, path)
+        model = onnx.load(path)
+        onnx_kernels.quantize(model, kernels, self.kernel_limit)
+        onnx.save(model, path)
+
+    @property
+    def kernel_limit(self) -> int:
+        """The largest integer of kernels: 7 bits where sums can overflow, see `quantize`."""
+        return base.KERNEL_LIMIT if processor.has_int8_dot_products() else base.KERNEL_LIMIT // 2
+
+
+def _replace_erfc(graph: Any) -> None:
+    """Replace erfc(x) by 1 - erf(x): tf2onnx writes a node for it, of the exact GELU, that ONNX does not have."""
+    import onnx
+
+    nodes = list(graph.node)
+    if not any(node.op_type == "Erfc" for node in nodes):
+        return
+    one = onnx.helper.make_tensor("pbd_one", onnx.TensorProto.FLOAT, [], [1.0])
+    graph.initializer.append(one)
+    del graph.node[:]
+    for node in nodes:
+        if node.op_type != "Erfc":
+            graph.node.append(node)
+            continue
+        (source,), (result,), erf = node.input, node.output, f"{node.name}_erf"
+        graph.node.append(onnx.helper.make_node("Erf", [source], [erf], name=erf))
+        graph.node.append(onnx.helper.make_node("Sub", [one.name, erf], [result], name=node.name))
+
+
+def _reader(path: Path, images: np.ndarray) -> Any:
+    """Return what ONNX Runtime reads calibration images from."""
+    import onnx
+    from onnxruntime import quantization
+
+    name = onnx.load(path, load_external_data=False).graph.input[0].name
+
+    class Reader(quantization.CalibrationDataReader):
+        def __init__(self) -> None:
+            self.batches: Iterator[np.ndarray] = iter(np.split(images, range(_BATCH, len(images), _BATCH)))
+
+        def get_next(self) -> dict[str, np.ndarray] | None:
+            batch = next(self.batches, None)
+            return None if batch is None else {name: batch}
+
+    return Reader()
+
+
+def _users_of(path: Path, kernels: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of the nodes that use one of these kernels."""
+    import onnx
+
+    graph = onnx.load(path).graph
+    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
+    held = base.owners(constants, kernels)
+    return [node.name for node in graph.node if held.intersection(node.input)]

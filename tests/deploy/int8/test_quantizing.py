@@ -1,0 +1,134 @@
+"""8-bit integers after training: accuracy, layers that stay in float32, and what is refused."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd import cli
+from pbd.deploy import portable, targets
+from pbd.deploy.int8 import quantizing, sensitivity
+from pbd.errors import BadInputError, PbdError
+from tests.deploy.small_networks import classifier, data, images
+
+TARGETS = ("onnx-int8", "openvino-int8", "litert-int8")
+SUFFIXES = {"onnx-int8": ".onnx", "openvino-int8": ".xml", "litert-int8": ".tflite"}
+
+
+def needs(target: str) -> None:
+    obstacle = targets.TARGETS[target].obstacle()
+    if obstacle:
+        pytest.skip(obstacle)
+
+
+def fragile() -> keras.Model:
+    """A network whose layer `wide` loses its small channels if it has one scale for the activations."""
+    model = classifier()
+    stem = model.get_layer("stem")
+    kernel, bias = stem.get_weights()
+    gains = np.where(np.arange(16) < 1, 1000.0, 1.0)
+    stem.set_weights([kernel * gains, bias])
+    wide = model.get_layer("wide")
+    wide.set_weights([wide.get_weights()[0] / gains[:, None]])
+    return model
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_network_keeps_its_accuracy_in_8_bits(target: str, tmp_path: Path) -> None:
+    needs(target)
+    model = classifier()
+    path = tmp_path / f"a{SUFFIXES[target]}"
+    quantized = pbd.quantize(model, data(model), path, max_drop=0.2)
+    assert quantized.target == target
+    assert quantized.kept_float == ()
+    assert quantized.float_val_accuracy == quantized.float_test_accuracy == 1.0
+    assert quantized.val_accuracy >= 0.8
+    assert quantized.test_accuracy >= 0.8
+    assert 1e-5 < quantized.agreement.difference < 0.1, "8 bits are not float32"
+    float32 = pbd.export(model, tmp_path / f"b{SUFFIXES[target]}")
+    assert quantized.size_bytes < float32.size_bytes
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_sensitive_layers_stay_in_float32(target: str, tmp_path: Path) -> None:
+    needs(target)
+    model = fragile()
+    images_and_labels = data(model)
+    path = tmp_path / f"a{SUFFIXES[target]}"
+    all_int8 = pbd.quantize(model, images_and_labels, path, max_drop=1.0)
+    limit = (all_int8.float_val_accuracy - all_int8.val_accuracy) / 2
+    assert limit > 0.01, "the network must suffer"
+    quantized = pbd.quantize(model, images_and_labels, path, max_drop=limit)
+    assert quantized.kept_float
+    assert quantized.float_val_accuracy - quantized.val_accuracy <= limit
+    ratios = [quantized.signal_to_noise_db[name] for name in quantized.kept_float]
+    assert ratios == sorted(quantized.signal_to_noise_db.values())[: len(ratios)]
+    assert quantized.size_bytes > all_int8.size_bytes
+
+
+def test_the_layer_that_suffers_most_has_the_lowest_ratio() -> None:
+    network = portable.portable(fragile(), int8=True)
+    ratios = sensitivity.signal_to_noise(network, images(16).astype("float32"))
+    assert set(ratios) == {"stem", "wide", "classes"}
+    assert min(ratios, key=lambda name: ratios[name]) != "classes"
+    healthy = sensitivity.signal_to_noise(portable.portable(classifier()), images(16).astype("float32"))
+    assert min(healthy.values()) > 25
+    assert min(ratios.values()) < min(healthy.values()) - 10
+
+
+def test_kernels_are_rounded_per_output_channel() -> None:
+    kernel = np.random.default_rng(0).normal(size=(3, 3, 4, 5)) * np.logspace(0, 4, 5)
+    step = np.abs(kernel).max(axis=(0, 1, 2)) / 127
+    assert (np.abs(sensitivity.round_kernel(kernel) - kernel) <= step / 2 * 1.001).all()
+    depthwise = np.random.default_rng(0).normal(size=(3, 3, 4, 1)) * np.logspace(0, 4, 4)[:, None]
+    step = np.abs(depthwise).max(axis=(0, 1, 3), keepdims=True) / 127
+    assert (np.abs(sensitivity.round_kernel(depthwise) - depthwise) <= step / 2 * 1.001).all()
+
+
+def test_without_labels_the_classes_of_the_float32_network_count(tmp_path: Path) -> None:
+    needs("onnx-int8")
+    model = classifier()
+    quantized = pbd.quantize(model, data(model, labels=False), tmp_path / "a.onnx", max_drop=0.5)
+    assert quantized.float_val_accuracy == 1.0
+    assert 0.5 <= quantized.val_accuracy <= 1.0
+
+
+def test_too_much_loss_is_refused_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("onnx-int8")
+    monkeypatch.setattr(quantizing.Files, "accuracies", lambda self, split: (0.5, 0.9))
+    with pytest.raises(
+        BadInputError, match=r"may lose 0\.1 of validation accuracy\. Received: 0\.4000, with all layers"
+    ):
+        pbd.quantize(classifier(), data(classifier()), tmp_path / "a.onnx", max_drop=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"target": "onnx"}, "must have 8-bit integers. Received: 'onnx'. Choose from"),
+        ({"target": "onnx_int8"}, "Did you mean 'onnx-int8'"),
+        ({"max_drop": -0.1}, r"max_drop must lie in \[0, 1\]"),
+        ({"calibration_images": 0}, "calibration_images must be at least 1"),
+    ],
+)
+def test_wrong_settings_are_refused_in_one_line(settings: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(PbdError, match=message) as caught:
+        pbd.quantize(classifier(), data(classifier()), tmp_path / "a.onnx", **settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_command_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("onnx-int8")
+    model = classifier()
+    model.save(tmp_path / "model.keras")
+    command = ["quantize", str(tmp_path / "model.keras"), "--target", "onnx-int8"]
+    assert cli.command(command) == 2
+    assert "Received: none. Give --dataset." in capsys.readouterr().err
+    train, test = data(model).train, data(model).test
+    np.savez(tmp_path / "images.npz", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
+    assert cli.command([*command, "--dataset", str(tmp_path / "images.npz"), "--max-drop", "0.5"]) == 0
+    assert "onnx-int8" in capsys.readouterr().out
+    assert (tmp_path / "model_onnx_int8.onnx").is_file()

@@ -1,0 +1,230 @@
+"""Export: files compute what Keras computes, also in a process without pbd and Keras, and others are not written."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd import cli
+from pbd.deploy import exporting, targets
+from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, UsageError
+from pbd.networks import graph
+from tests.deploy.small_networks import SHAPE, classifier, data, images
+from tests.helpers.swapping import swap_all
+
+FILES = {"onnx": "a.onnx", "openvino": "a.xml", "litert": "a.tflite", "keras": "a.keras", "saved_model": "a"}
+HEADS = {"logits": 4, "softmax": 4, "softmax layer": 4, "sigmoid": 1}
+READERS = {
+    "onnx": """
+import onnxruntime
+session = onnxruntime.InferenceSession(path)
+y = session.run(None, {session.get_inputs()[0].name: x})[0]
+""",
+    "openvino": """
+import openvino
+y = openvino.Core().compile_model(path, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(x)[0]
+""",
+    "litert": """
+from ai_edge_litert.interpreter import Interpreter
+interpreter = Interpreter(path)
+source, result = interpreter.get_input_details()[0]["index"], interpreter.get_output_details()[0]["index"]
+interpreter.resize_tensor_input(source, x.shape)
+interpreter.allocate_tensors()
+interpreter.set_tensor(source, x)
+interpreter.invoke()
+y = interpreter.get_tensor(result)
+""",
+}
+"""How a program that has neither Keras nor pbd runs a file."""
+
+
+def needs(target: str) -> None:
+    obstacle = targets.TARGETS[target].obstacle()
+    if obstacle:
+        pytest.skip(obstacle)
+
+
+CASES = [*(("onnx", head) for head in HEADS), *((target, "softmax") for target in FILES if target != "onnx")]
+
+
+@pytest.mark.parametrize(("target", "head"), CASES)
+def test_a_file_computes_what_keras_computes(target: str, head: str, tmp_path: Path) -> None:
+    needs(target)
+    model = classifier(head, HEADS[head])
+    before = [weight.copy() for weight in model.get_weights()]
+    exported = pbd.export(model, tmp_path / FILES[target], target, check=data(model))
+    assert exported.agreement.difference < 1e-5
+    assert exported.agreement.same_class == 1.0
+    assert (exported.test_accuracy, exported.keras_test_accuracy) == (1.0, 1.0)
+    assert exported.size_bytes > 20_000
+    assert exporting.files_of(exported.path)
+    run = targets.TARGETS[target].load(exported.path, 1)
+    pixels = images(5, seed=9).astype("float32")
+    for count in (1, 5, 2):  # any batch size, in any order
+        np.testing.assert_allclose(run(pixels[:count]), model(pixels[:count]), rtol=1e-3, atol=1e-5)
+    for weight, now in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weight, now)
+
+
+@pytest.mark.parametrize("target", READERS)
+@pytest.mark.parametrize("int8", [False, True])
+def test_files_are_run_without_keras_and_pbd(target: str, int8: bool, tmp_path: Path) -> None:
+    needs(f"{target}-int8" if int8 else target)
+    model, path, pixels = classifier(), tmp_path / FILES[target], images(6, seed=9).astype("float32")
+    if int8:
+        pbd.quantize(model, data(model), path, f"{target}-int8", max_drop=1.0, calibration_images=32)
+    else:
+        pbd.export(model, path)
+    np.save(tmp_path / "x.npy", pixels)
+    program = f"""
+import sys
+import numpy as np
+path, x = {str(path)!r}, np.load("x.npy")
+{READERS[target]}
+np.save("y.npy", y)
+assert not {{"pbd", "keras", "tensorflow"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    outputs, expected = np.load(tmp_path / "y.npy"), np.asarray(model(pixels))
+    limit = 0.1 if int8 else 1e-4
+    assert np.abs(outputs - expected).max() <= limit * np.abs(expected).max()
+
+
+def _convolutions(*layers: Any, dtype: str = "float32") -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input(SHAPE, dtype=dtype)
+    x = keras.layers.Conv2D(8, 3, padding="same")(keras.layers.Rescaling(1 / 255)(inputs))
+    for layer in layers:
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+def _nested() -> keras.Model:
+    inner = keras.Input(SHAPE)
+    outputs = keras.layers.Normalization(mean=(125.0, 123.0, 114.0), variance=(4e3, 3e3, 5e3))(inner)
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Conv2D(4, 3)(keras.Model(inner, outputs)(inputs))
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(x)))
+
+
+L = keras.layers
+UNUSUAL = {
+    "grouped": lambda: _convolutions(L.Conv2D(12, 3, groups=2, strides=2, activation="relu")),
+    "grouped, one channel each": lambda: _convolutions(L.Conv2D(16, 3, groups=8, use_bias=False, padding="same")),
+    "depth multiplier": lambda: _convolutions(L.DepthwiseConv2D(3, depth_multiplier=2), L.Conv2D(4, 1)),
+    "activations": lambda: _convolutions(
+        L.Conv2D(8, 3, activation="gelu"), L.LeakyReLU(0.1), L.Activation("silu"), L.PReLU(), L.Activation("mish")
+    ),
+    "augmentation": lambda: _convolutions(L.RandomFlip(), L.RandomRotation(0.1), L.Dropout(0.5), L.GaussianNoise(1)),
+    "bytes": lambda: _convolutions(dtype="uint8"),
+    "nested": _nested,
+    "other normalisations": lambda: _convolutions(L.LayerNormalization(), L.GroupNormalization(4)),
+}
+
+
+@pytest.mark.parametrize("target", ["onnx", "openvino", "litert"])
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_unusual_networks_are_exported(kind: str, target: str, tmp_path: Path) -> None:
+    needs(target)
+    exported = pbd.export(UNUSUAL[kind](), tmp_path / FILES[target], target)
+    assert exported.agreement.difference < 1e-4
+    assert exported.checked_on == "random images"
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float16"])
+def test_half_precision_is_exported_in_float32(policy: str, tmp_path: Path) -> None:
+    needs("onnx")
+    keras.config.set_dtype_policy(policy)
+    try:
+        inputs = keras.Input(SHAPE)
+        x = keras.layers.Conv2D(8, 3, activation="relu")(keras.layers.Rescaling(1 / 255)(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert pbd.export(model, tmp_path / "a.onnx").agreement.difference < 1e-5
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("onnx")
+    runtime = targets.TARGETS["onnx"].runtime
+    honest = type(runtime).load
+
+    def wrong(self: Any, path: Path, threads: int) -> Any:
+        run = honest(self, path, threads)
+        return lambda pixels: run(pixels) * 1.001
+
+    monkeypatch.setattr(type(runtime), "load", wrong)
+    (tmp_path / "a.onnx").write_bytes(b"earlier")
+    with pytest.raises(
+        BadInputError, match=r"to 0\.0001 of the largest logit\. Received: 0\.001\. Nothing was written"
+    ):
+        pbd.export(classifier(), tmp_path / "a.onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+    assert (tmp_path / "a.onnx").read_bytes() == b"earlier"
+
+
+def test_an_export_replaces_an_earlier_one(tmp_path: Path) -> None:
+    needs("openvino")
+    for target, seed in (("saved_model", 1), ("saved_model", 2), ("openvino", 1), ("openvino", 2)):
+        model = classifier(seed=seed)
+        path = tmp_path / FILES[target]
+        pbd.export(model, path, target)
+        pixels = images(2).astype("float32")
+        np.testing.assert_allclose(targets.TARGETS[target].load(path, 1)(pixels), model(pixels), rtol=1e-3, atol=1e-5)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "a.bin", "a.xml"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("a.onx", None), UsageError, r"suffix of the file must be one of .*\.onnx.* Give a --target"),
+        (("a.onnx", "onx"), UsageError, "unknown target. Received: 'onx'. Did you mean 'onnx'?"),
+        (("a.onnx", "onnx-int8"), UsageError, "Use quantize for 8-bit integers"),
+        (("nowhere/a.onnx", None), MissingInputError, "Create the folder"),
+        (("a.keras", "keras-gpu"), EnvironmentMismatchError, "keras-gpu needs a GPU"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_one_line(
+    arguments: tuple[str, str | None], error: type[Exception], message: str, tmp_path: Path
+) -> None:
+    needs("onnx")
+    path, target = arguments
+    with pytest.raises(error, match=message) as caught:
+        pbd.export(classifier(), tmp_path / path, target)
+    assert "\n" not in str(caught.value)
+
+
+def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"must have the shape \(n, \*\(8, 8, 3\)\)"):
+        pbd.export(classifier(), tmp_path / "a.keras", check=np.zeros((2, 9, 9, 3)))
+
+
+def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(type(targets.TARGETS["litert"].runtime), "packages", ("tensorflow", "no_such_package"))
+    with pytest.raises(EnvironmentMismatchError, match=r"litert needs no_such_package: pip install 'pbd\[litert\]'"):
+        pbd.export(classifier(), tmp_path / "a.tflite")
+
+
+def test_the_command_exports_to_several_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    needs("onnx")
+    model = swap_all(graph.flatten(classifier()), "decoupled_r2")
+    model.save(tmp_path / "student.keras")
+    (x, y), (x_test, y_test) = data(model).train, data(model).test
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    command = ["export", str(tmp_path / "student.keras"), "--target", "onnx", "keras"]
+    assert cli.command([*command, "--dataset", str(tmp_path / "images.npz")]) == 0
+    printed = capsys.readouterr().out
+    assert "100.00%" in printed
+    assert str(tmp_path / "student.onnx") in printed.replace("\n", "").replace(" ", "")
+    assert cli.command([*command, "--json"]) == 0
+    files = json.loads(capsys.readouterr().out)
+    assert [Path(file["path"]).name for file in files] == ["student.onnx", "student_keras.keras"]
+    assert {file["checked_on"] for file in files} == {"random images"}
+    assert cli.command([*command, "--output", str(tmp_path / "b.onnx")]) == 2
+    assert "Received: 2 targets. Leave it out." in capsys.readouterr().err

@@ -1,0 +1,59 @@
+"""Files for TensorRT: what it can read, and a script that is said not to have been run."""
+
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pbd
+from pbd.deploy import targets
+from pbd.deploy.exporting import files_of
+from pbd.errors import UsageError
+from tests.deploy.small_networks import classifier, data
+
+pytestmark = pytest.mark.skipif(targets.TARGETS["tensorrt"].obstacle() is not None, reason="ONNX Runtime is absent")
+
+
+def test_int8_files_are_symmetric_and_biases_stay_float32(tmp_path: Path) -> None:
+    import onnx
+
+    model = classifier()
+    path = pbd.quantize(model, data(model), tmp_path / "a.onnx", "tensorrt-int8", max_drop=1.0).path
+    graph = onnx.load(path).graph
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
+    assert quantizers
+    for node in quantizers:
+        assert constants[node.input[2]].dtype == np.int8
+        assert not constants[node.input[2]].any(), "zero points are 0"
+    assert not any(constant.dtype == np.int32 and constant.size > 4 for constant in constants.values()), "no int32 bias"
+
+
+@pytest.mark.parametrize(("target", "flag"), [("tensorrt", "--fp16"), ("tensorrt-int8", "--int8 --fp16")])
+def test_a_script_builds_the_engines(target: str, flag: str, tmp_path: Path) -> None:
+    model, path = classifier(), tmp_path / "my model.onnx"
+    if target == "tensorrt":
+        written = pbd.export(model, path, target).path
+    else:
+        written = pbd.quantize(model, data(model), path, target, max_drop=1.0).path
+    _, script = files_of(written)
+    assert script.name == "my model.trtexec.sh"
+    assert "has NOT run this script" in script.read_text()
+    tool = tmp_path / "trtexec"
+    tool.write_text('#!/bin/sh\nfor argument; do echo "$argument"; done\n')
+    tool.chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin"}
+    lines = subprocess.run([script], capture_output=True, text=True, check=True, env=environment).stdout.splitlines()
+    assert lines[: len(lines) // 2] == [
+        "--onnx=my model.onnx",
+        *flag.split(),
+        "--shapes=image:1x8x8x3",
+        "--saveEngine=my model.batch1.engine",
+    ]
+    assert "--shapes=image:32x8x8x3" in lines
+
+
+def test_latency_is_not_measured(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="which is only written here"):
+        pbd.measure_latency({"model": classifier()}, targets=["tensorrt"])

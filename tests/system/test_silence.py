@@ -1,0 +1,40 @@
+"""What libraries print is discarded, whichever way they print it, and only in the block."""
+
+import os
+import sys
+
+import pytest
+
+from pbd.system.silence import silenced
+
+pytestmark = pytest.mark.fast
+
+
+def write(text: str) -> None:
+    print(text)
+    print(text, file=sys.stderr)
+    os.write(1, text.encode())
+    os.write(2, text.encode())
+
+
+def test_all_ways_of_printing_are_silenced(capfd: pytest.CaptureFixture[str]) -> None:
+    with silenced():
+        write("secret")
+    write("said")
+    printed = capfd.readouterr()
+    assert "secret" not in printed.out + printed.err
+    assert printed.out.count("said") == printed.err.count("said") == 2
+
+
+def fail_in_silence() -> None:
+    with silenced(2):
+        os.write(2, b"secret")
+        os.write(1, b"said")
+        raise ValueError("passes")
+
+
+def test_one_descriptor_is_silenced_and_an_error_restores_it(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(ValueError, match="passes"):
+        fail_in_silence()
+    os.write(2, b"again")
+    assert capfd.readouterr() == ("said", "again")
