@@ -1,0 +1,1 @@
+"""Compression beyond blocks: 8-bit integers, after training or trained for."""

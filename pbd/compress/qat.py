@@ -1,0 +1,94 @@
+"""Quantisation-aware training: a network learns its teacher's logits while it computes as in 8-bit integers."""
+
+import dataclasses
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from pbd.collective import SINGLE, Collective
+from pbd.compress.settings import Training
+from pbd.config import StudentConfig
+from pbd.data import Dataset
+from pbd.deploy import agreement, exporting, images, portable
+from pbd.deploy.int8 import fake_quantization, integer_form
+from pbd.deploy.runtimes.base import KERNEL_LIMIT
+from pbd.deploy.targets import Target
+from pbd.errors import BadInputError, one_line
+from pbd.records import ProgressCallback
+from pbd.student import fine_tuning
+from pbd.system import silence
+
+LOSS = "kd_mse"
+"""See `StudentConfig.fine_tune_loss`."""
+_SAME_CLASS = 0.9
+"""Fraction of images for which a file must predict the class that the trained network predicts."""
+
+
+def train(
+    network: keras.Model,
+    dataset: Dataset,
+    calibration: np.ndarray,
+    settings: Training,
+    limit: int = KERNEL_LIMIT,
+    collective: Collective = SINGLE,
+    emit: ProgressCallback = lambda progress: None,
+) -> keras.Model:
+    """Return a network with fake quantisation that has learned the logits of the network in float32.
+
+    The ranges of the activations are those of the float32 network and stay fixed; the kernels and biases are trained.
+    The best epoch is the one with whose classes the network in float32 agrees most often: between networks this much
+    alike, differences in accuracy are mostly noise.
+
+    Args:
+        network: flat, in float32; it is the teacher.
+        dataset: the whole data.
+        calibration: images for the ranges, (n, height, width, channels) float32.
+        settings: of the training.
+        limit: the largest integer of the kernels.
+        collective: the workers that train the same network at the same time, each on its part of every batch.
+        emit: called with the progress of every step.
+    """
+    student = fake_quantization.fake_quantized(portable.portable(network, int8=True), limit)
+    fake_quantization.calibrate(student, calibration)
+    config = StudentConfig(
+        fine_tune_epochs=settings.epochs,
+        fine_tune_learning_rate=settings.learning_rate,
+        fine_tune_loss=LOSS,
+    )
+    dataset = dataclasses.replace(dataset, labelled=False)
+    initial = fine_tuning.validate(student, network, dataset)
+    fine_tuning.fine_tune(student, network, dataset, config, initial, emit, collective=collective)
+    return student
+
+
+def write(network: keras.Model, path: Path, target: Target) -> None:
+    """Write a network with fake quantisation in the format of a target.
+
+    Raises:
+        BadInputError: the exporter fails.
+    """
+    kernels = fake_quantization.rounded_kernels(network)
+    try:
+        with silence.silenced():
+            target.quantizer.export_fake_quantized(integer_form.exportable(network), path, kernels)
+    except Exception as error:
+        raise BadInputError(
+            f"the trained model cannot be written for {target.name}: {one_line(error)}. Choose another target, "
+            "or method ptq."
+        ) from error
+
+
+def check(path: Path, network: keras.Model, dataset: Dataset, target: Target) -> None:
+    """Check that a file predicts what the network that was trained predicts.
+
+    Raises:
+        BadInputError: it does not.
+    """
+    pixels = images.first(dataset, "validation", exporting.CHECKED)
+    same = agreement.compare(target, path, network, pixels).same_class
+    if same < _SAME_CLASS:
+        raise BadInputError(
+            f"the {target.name} file must predict the classes of the trained model for {_SAME_CLASS:.0%} of the "
+            f"images. Received: {same:.1%}. Nothing was written. Choose another target, or method ptq."
+        )

@@ -1,0 +1,101 @@
+"""`pbd.quantize`: a network in 8-bit integers, after training (`ptq`) or trained for them (`qat`)."""
+
+import tempfile
+from pathlib import Path
+
+import keras
+
+from pbd.compress import qat
+from pbd.compress.settings import METHODS, Training
+from pbd.data import Data
+from pbd.deploy import exporting, images, targets
+from pbd.deploy.int8 import quantizing
+from pbd.deploy.int8.quantizing import Files, Quantized
+from pbd.deploy.targets import Target
+from pbd.errors import UsageError, unknown_name
+from pbd.networks import graph, precision
+from pbd.system import random_state
+
+
+@random_state.preserved()
+def quantize(
+    model: keras.Model,
+    data: Data,
+    path: str | Path,
+    target: str | None = None,
+    *,
+    method: str = "ptq",
+    max_drop: float = quantizing.MAX_DROP,
+    calibration_images: int = quantizing.CALIBRATION_IMAGES,
+    epochs: int = Training.epochs,
+    learning_rate: float = Training.learning_rate,
+    seed: int = 0,
+) -> Quantized:
+    """Write a network with 8-bit weights and activations for a runtime.
+
+    Weights have a scale for each output channel, activations one range, which is taken from training images.
+
+    * `ptq` (after training): if the validation accuracy in the runtime is too low, the most sensitive layers stay in
+      float32: as few as are needed. It takes seconds.
+    * `qat` (quantisation-aware training): a copy of the network, which rounds as the runtime does, learns the logits of
+      the network; every layer has 8-bit integers. It takes minutes. No labels are needed, except to choose the best
+      epoch by accuracy.
+
+    Args:
+        model: functional or sequential, one input of images of a fixed shape, one output of class scores.
+        data: training images for the ranges and for training, validation images for decisions, and test images for
+            the figure that is reported.
+        path: of the new file.
+        target: `onnx-int8`, `openvino-int8` or `litert-int8`; by default that of the suffix of the path.
+        method: `ptq` or `qat`.
+        max_drop: for `ptq`, the validation accuracy that may be lost, in [0, 1]; 0.005 is half a percentage point.
+        calibration_images: the ranges are taken from this many training images.
+        epochs: for `qat`, passes over the training images.
+        learning_rate: for `qat`, of Adam, at the start of a cosine decay to zero.
+        seed: of the run that trained the model, if its splits are parts of the training images.
+
+    Raises:
+        UsageError: the target is unknown or has no 8-bit integers, or a setting is out of its range.
+        EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
+        MissingInputError: the folder of the path does not exist.
+        BadInputError: the model cannot be quantised, or loses more even with its layers in float32.
+
+    Example:
+        >>> pbd.quantize(result.model, data, "student.onnx", method="qat", epochs=2).test_accuracy
+        0.869
+    """
+    if method not in METHODS:
+        raise UsageError(unknown_name("method", method, METHODS))
+    settings = Training(epochs, learning_rate)
+    if method == "ptq":
+        return quantizing.quantize(
+            model, data, path, target, max_drop=max_drop, calibration_images=calibration_images, seed=seed
+        )
+    path = Path(path)
+    chosen = quantizing.get_target(target or f"{targets.of_file(str(path))}-int8")
+    quantizing.check_settings(max_drop, calibration_images)
+    return _trained(model, data, path, chosen, calibration_images, settings, seed)
+
+
+def _trained(
+    model: keras.Model,
+    data: Data,
+    path: Path,
+    target: Target,
+    calibration_images: int,
+    settings: Training,
+    seed: int,
+) -> Quantized:
+    """Train a network for 8-bit integers and write it."""
+    flat = precision.in_float32(graph.flatten(model))
+    dataset = images.load(data, flat, seed)
+    calibration = images.first(dataset, "train", calibration_images)
+    with tempfile.TemporaryDirectory() as folder, exporting.replaced(path) as draft:
+        files = Files(flat, dataset, target, Path(folder) / f"float32{target.runtime.suffix}", draft)
+        exporting.write(flat, files.float32, target)
+        network = qat.train(flat, dataset, calibration, settings, target.quantizer.kernel_limit)
+        qat.write(network, draft, target)
+        qat.check(draft, network, dataset, target)
+        agreed = files.agreement()
+        validation, test = files.accuracies("validation"), files.accuracies("test")
+    return Quantized(target.name, path, exporting.size_of(path), agreed, *validation, *test, (), {})

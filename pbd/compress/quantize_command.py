@@ -1,0 +1,153 @@
+"""`pbd quantize MODEL --target NAME [NAME ...]`: write a model with 8-bit integers for other runtimes.
+
+The ranges of the activations are taken from training images. With --method ptq, the most sensitive layers stay in
+float32 if the validation accuracy falls by more than --max-drop. With --method qat, the model is trained for 8-bit
+integers.
+"""
+
+import argparse
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.table import Table
+from rich.text import Text
+
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, path, positive
+from pbd.compress.settings import METHODS, Training
+from pbd.deploy import command_data
+from pbd.deploy.export_command import as_json, output_beside, paths, percent
+from pbd.errors import UsageError
+
+if TYPE_CHECKING:
+    from pbd.deploy.int8.quantizing import Quantized
+
+
+def main(argv: Sequence[str] | None = None, program: str = "pbd quantize") -> int:
+    """Run the command line; return the exit code."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        files = quantize(settings)
+        if settings.json:
+            print(json.dumps([as_json(file) for file in files], indent=2))
+        else:
+            Console().print(as_text(files))
+
+    return command_line.run(program, command, argv)
+
+
+def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Return the parsed command-line arguments.
+
+    Raises:
+        SystemExit: help was printed.
+        UsageError: a flag or a value is wrong.
+        MissingInputError: the model or the folder of --output does not exist.
+    """
+    parser = Parser(program, __doc__ or "")
+    parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")
+    parser.add_argument(
+        "--target", metavar="NAME", nargs="+", required=True, help="onnx-int8, openvino-int8 or litert-int8"
+    )
+    parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
+    command_data.add_flags(parser)
+    parser.add_argument(
+        "--method", choices=METHODS, default="ptq", help="after training (ptq, default) or trained for it (qat)"
+    )
+    parser.add_argument(
+        "--max-drop",
+        metavar="X",
+        type=float,
+        default=0.005,
+        help="ptq: validation accuracy to lose at most (default: 0.005)",
+    )
+    parser.add_argument(
+        "--calibration-images", metavar="N", type=positive, default=512, help="training images (default: 512)"
+    )
+    parser.add_argument(
+        "--epochs",
+        metavar="N",
+        type=int,
+        default=Training.epochs,
+        help="qat: passes over the training images (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--learning-rate",
+        metavar="X",
+        type=float,
+        default=Training.learning_rate,
+        help="qat: of Adam, at the start of its decay (default: %(default)s)",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    settings = parser.parse_args(arguments)
+    Training(settings.epochs, settings.learning_rate)  # checks both
+    command_data.check_file(settings.model)
+    if settings.output is not None and len(settings.target) > 1:
+        raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
+    check_folder("--output", Path(settings.output) if settings.output else None)
+    return settings
+
+
+def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
+    """Quantise the model for each target.
+
+    Raises:
+        UsageError: there are no data.
+    """
+    from pbd.system import devices, process  # load NumPy, which --help does not need
+
+    with process.prepared(devices.Share()):
+        from pbd.compress import quantization
+        from pbd.deploy.int8 import quantizing
+        from pbd.networks import files
+
+        chosen = [quantizing.get_target(name) for name in settings.target]
+        source = command_data.read(settings)
+        if source is None:
+            raise UsageError("quantize needs images for the ranges of the activations. Received: none. Give --dataset.")
+        model = files.load(settings.model)
+        return tuple(
+            quantization.quantize(
+                model,
+                source.data,
+                settings.output or output_beside(settings.model, target.name, target.runtime.suffix),
+                target.name,
+                method=settings.method,
+                max_drop=settings.max_drop,
+                calibration_images=settings.calibration_images,
+                epochs=settings.epochs,
+                learning_rate=settings.learning_rate,
+                seed=source.seed,
+            )
+            for target in chosen
+        )
+
+
+def as_text(files: "Iterable[Quantized]") -> Group:
+    """Return the files, and the layers that stay in float32, for a terminal."""
+    files = tuple(files)
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("target", no_wrap=True)
+    for heading in ("kB", "validation", "(float32)", "test", "(float32)", "float32 layers"):
+        table.add_column(heading, justify="right")
+    for file in files:
+        table.add_row(
+            file.target,
+            f"{file.size_bytes / 1000:.0f}",
+            percent(file.val_accuracy),
+            percent(file.float_val_accuracy),
+            percent(file.test_accuracy),
+            percent(file.float_test_accuracy),
+            str(len(file.kept_float)),
+        )
+    kept = [Text(f"{file.target}, in float32: {_sensitivities(file)}") for file in files if file.kept_float]
+    return Group(table, paths(files), *kept)
+
+
+def _sensitivities(file: "Quantized") -> str:
+    """Return the layers that stay in float32, with the signal-to-noise ratio that each would cause."""
+    return ", ".join(f"{layer} ({file.signal_to_noise_db[layer]:.0f} dB)" for layer in file.kept_float)

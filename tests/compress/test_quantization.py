@@ -1,0 +1,88 @@
+"""`pbd.quantize` with quantisation-aware training."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd.collective import SINGLE, Collective
+from pbd.compress import qat
+from pbd.compress.settings import Training
+from pbd.deploy import images, targets
+from pbd.deploy.int8 import fake_quantization
+from pbd.errors import UsageError
+from tests.helpers.thread_collective import run_threads
+
+layers = keras.layers
+PIXELS = np.random.default_rng(0).integers(0, 256, (96, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(96) % 4
+DATA = pbd.Data(
+    train=(PIXELS, LABELS),
+    validation=(PIXELS[:32], LABELS[:32]),
+    test=(PIXELS[32:64], LABELS[32:64]),
+    batch_size=16,
+)
+
+
+def teacher() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, activation="relu")(layers.Rescaling(1 / 128, -1.0)(inputs))
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(8, 3, activation="relu")(x))
+    return keras.Model(inputs, layers.Dense(4)(x))
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"method": "later"}, "method"),
+        ({"epochs": 0}, "epochs must be at least 1. Received: 0. Give 1, or method ptq."),
+        ({"learning_rate": 0.0}, "learning_rate must be positive and finite. Received: 0.0. Give 0.00001."),
+        ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+    ],
+)
+def test_settings_out_of_range_are_refused(setting: dict, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        pbd.quantize(teacher(), DATA, tmp_path / "a.onnx", **{"method": "qat", **setting})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.usefixtures("eager")
+def test_training_approaches_the_logits_of_the_teacher() -> None:
+    network, pixels = teacher(), PIXELS.astype(np.float32)
+    dataset = images.load(DATA, network, 0)
+    settings = Training(epochs=10, learning_rate=1e-3)
+    rough = qat.train(network, dataset, pixels, Training(1, 1e-12), limit=7)
+    better = qat.train(network, dataset, pixels, settings, limit=7)
+    expected = network.predict_on_batch(pixels)
+    errors = [np.square(each.predict_on_batch(pixels) - expected).mean() for each in (rough, better)]
+    assert errors[1] < 0.8 * errors[0]
+    assert fake_quantization.ranges(rough) == fake_quantization.ranges(better)
+
+
+@pytest.mark.usefixtures("eager")
+def test_two_workers_train_the_network_that_one_trains() -> None:
+    network = teacher()
+    dataset = images.load(DATA, network, 0)
+
+    def train(collective: Collective) -> keras.Model:
+        return qat.train(network, dataset, PIXELS.astype(np.float32), Training(2, 1e-3), collective=collective)
+
+    alone, (first, second) = train(SINGLE), run_threads(2, train)
+    for expected, *others in zip(*(each.get_weights() for each in (alone, first, second)), strict=True):
+        assert np.array_equal(*others)
+        assert np.allclose(expected, others[0], atol=1e-4)
+
+
+def test_a_file_is_written_with_every_layer_in_integers(tmp_path: Path) -> None:
+    target = targets.TARGETS["onnx-int8"]
+    if target.obstacle():
+        pytest.skip(str(target.obstacle()))
+    path = tmp_path / "student.onnx"
+    result = pbd.quantize(teacher(), DATA, path, method="qat", epochs=1)
+    assert (result.target, result.path, result.kept_float) == ("onnx-int8", path, ())
+    assert result.size_bytes == path.stat().st_size
+    assert result.agreement.same_class > 0.8
+    assert [file.name for file in tmp_path.iterdir()] == ["student.onnx"]
