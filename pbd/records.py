@@ -283,28 +283,54 @@ class Timing:
 
 @dataclass(frozen=True)
 class Latency:
-    """Seconds per forward pass, teacher and student in turn on one device: medians and quartiles over the rounds."""
+    """Seconds of a forward pass in a runtime on one device: median and quartiles over the rounds.
+
+    Teacher and student, in float32 and in 8-bit integers, took turns.
+    """
 
     batch: int
-    """Images per pass."""
-    teacher_s: float
-    teacher_q1_s: float
-    teacher_q3_s: float
-    student_s: float
-    student_q1_s: float
-    student_q3_s: float
+    """Images in a pass."""
+    seconds: float
+    q1_s: float
+    q3_s: float
     times_as_fast: float
-    """Speedup: the median over the rounds of the teacher's time divided by the student's."""
+    """The median over the rounds of the time of the teacher in float32 over this time."""
+    times_as_fast_as_int8: float | None
+    """The same for the teacher in 8-bit integers; `None` if there is none in the runtime."""
     rounds: int
     passes: int
-    """Timed passes of each network per round; the figure of a round is their median."""
-    student_folded: bool = True
-    """Whether the student was rewritten for inference, as the teacher was; if false, it was measured as it is."""
+    """Counted passes in a round; the figure of a round is their median."""
+
+
+@dataclass(frozen=True)
+class Deployment:
+    """A network in a file of the target: its quality, its size, and its latency."""
+
+    model: str
+    """`teacher` or `student`."""
+    target: str
+    """Runtime and precision, such as `onnx` or `onnx-int8`."""
+    size_bytes: int
+    """Of the file, and of the files beside it."""
+    test_accuracy: float | None
+    """In the runtime, in [0, 1]; `None` without labels."""
+    test_agreement: float
+    """Fraction of these images for which it predicts the class that the teacher predicts in float32 in the runtime."""
+    test_images: int
+    """Number of test images that both are measured on."""
+    latency: tuple[Latency, ...]
+    """One for each batch size."""
+    files: tuple[str, ...] = ()
+    """Names of its files in the run directory, the main file first; none if they were not kept."""
+    kept_float: tuple[str, ...] = ()
+    """Layers of a network in 8-bit integers that stay in float32."""
+    memory_bytes: int | None = None
+    """Resident memory that the file and a pass of the largest batch size add to a process; `None` if unknown."""
 
 
 @dataclass(frozen=True)
 class RunReport:
-    """The content of `report.json` (version 1)."""
+    """The content of `report.json` (version 2)."""
 
     config: dict[str, Any]
     versions: dict[str, str]
@@ -325,9 +351,9 @@ class RunReport:
     events: tuple[str, ...] = ()
     """Other events, in order: damaged images, repeated attempts, lowered learning rates, restored layers."""
     run_dir: str = ""
-    latency: tuple[Latency, ...] = ()
-    """Speed of the student for each measured batch size; empty in reports of older versions."""
-    version: int = 1
+    deployments: tuple[Deployment, ...] = ()
+    """Teacher and student in the target: in float32 first, then in 8-bit integers if the target has them."""
+    version: int = 2
 
     @property
     def failed_blocks(self) -> tuple[BlockKey, ...]:

@@ -81,11 +81,31 @@ def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None
 
 @pytest.fixture(autouse=True)
 def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Measure latencies for a moment only in runs that tests make in their own process."""
-    if request.node.get_closest_marker("unit") and request.path.name != "test_latency.py":
-        from pbd.deploy import latency
+    """Measure latencies for a moment only, and no memory, in what tests do in their own process."""
+    if request.node.get_closest_marker("unit"):
+        from pbd.deploy import latency, resident
 
         monkeypatch.setattr(latency, "LIMIT_S", SHORT_S)
+        monkeypatch.setattr(resident, "measure", lambda *_: None)
+
+
+@pytest.fixture(autouse=True)
+def _not_deployed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out deployment in runs that tests make in their own process, except where it is tested."""
+    if request.node.get_closest_marker("unit") and request.path.name not in ("test_deployment.py", "test_pipeline.py"):
+        from pbd.deploy import deployment
+
+        monkeypatch.setattr(deployment, "measure", lambda *_: deployment.Deployed((), ()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _deployed_in_keras() -> Iterator[None]:
+    """Measure in Keras by default, whatever is installed."""
+    from pbd.deploy import targets  # loads no backend
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "default", lambda: targets.TARGETS["keras"])
+        yield
 
 
 @pytest.fixture(autouse=True, scope="session")

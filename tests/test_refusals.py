@@ -36,7 +36,7 @@ def refusals() -> Iterator[tuple[str, str]]:
 
 PLACES = dict(refusals())
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-OTHER_FLAGS = {"--output": "pbd report", "--no-fold": "pbd latency", "--help": "argparse", "--config": "pbd distill"}
+OTHER_FLAGS = {"--output": "pbd report", "--help": "argparse", "--config": "pbd distill"}
 DASK_FLAGS = {"--host", "--nthreads", "--scheduler-file"}
 """Flags of `dask scheduler` and `dask worker`; test_dask_remedies.py gives them to Dask."""
 
@@ -72,6 +72,9 @@ REQUIREMENTS = {
     "gpu": "tensorflow[and-cuda]",
     "dask": "dask[distributed]",
     "energy": "nvidia-ml-py",  # has the module pynvml
+    "litert": "ai-edge-litert",
+    "onnx": "onnx",
+    "openvino": "openvino",
 }
 """What must be in an extra for its message to be right."""
 

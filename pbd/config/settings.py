@@ -192,6 +192,10 @@ class ExecutionConfig(Section):
     has ten times as long, because tracing and compiling report no progress."""
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores of the host divided by its workers)."""
+    target: str = "auto"
+    """Where teacher and student are measured beside each other, in float32 and, where there are any, in 8-bit integers:
+    openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert and keras that is
+    installed)."""
     run_dir: str | None = None
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False

@@ -89,6 +89,7 @@ def distill(
     isolate: bool | None = None,
     stall_limit: float | None = None,
     threads_per_worker: int | None = None,
+    target: str | None = None,
     run_dir: str | None = None,
     resume: bool | None = None,
     allow_weak_teacher: bool | None = None,
@@ -111,6 +112,7 @@ def distill(
         epochs: passes over the training images for each block.
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
         fine_tune_epochs: passes over the training images for the assembled student.
+        target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.
         run_dir: the folder for the results; must be new, or that of the run to `resume`.
         seed: everything random derives from it and from layer names.
 

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pbd import progress, report
 from pbd.config import RunConfig
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from pbd.blockwise.context import TrainingContext
     from pbd.data import Data
+    from pbd.deploy.deployment import Deployed
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
@@ -127,7 +128,6 @@ class _BlockPhase:
 
 def _compress(run: _Context) -> RunReport:
     from pbd.deploy import parity
-    from pbd.networks import precision
     from pbd.pipeline import remote_tasks
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import model_files
@@ -154,21 +154,35 @@ def _compress(run: _Context) -> RunReport:
     lowest = config.student.lowest_accuracy(teacher_metrics.score)
     accepted = selection.accept(results.values(), lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
-    student_result = builder.build(accepted)
-    replaced = accepted.keys() - student_result.restored.keys()
-    layers = {layer.name for layer in inputs.teacher.layers}
-    student = precision.restored(student_result.model, inputs.half, layers, replaced)
-    written = model_files.write(journal, student, images)
-    student_result = replace(student_result, model=student, events=(*student_result.events, *written.events))
+    student_result = _write_student(inputs, builder.build(accepted), accepted, images)
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
     blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
-    finished = _report(run, pool, block_phase, teacher_metrics, student_result, written.folded, blocks, workers)
+    deployed = _deploy(run, student_result.model)
+    finished = _report(run, pool, block_phase, teacher_metrics, student_result, deployed, blocks, workers)
     report.write(finished, journal)
-    manifest.write(journal)
+    manifest.write(journal, deployed.files)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
     return finished
+
+
+def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, BlockResult], images: Any) -> "Student":
+    """Write the student in the precision of its teacher; return it with the events of its files.
+
+    Args:
+        inputs: of the run.
+        built: the student in float32.
+        accepted: the blocks that were accepted, by layer; some may have been restored since.
+        images: preprocessed images on which the files are compared with the student.
+    """
+    from pbd.networks import precision
+    from pbd.student import model_files
+
+    layers = {layer.name for layer in inputs.teacher.layers}
+    model = precision.restored(built.model, inputs.half, layers, accepted.keys() - built.restored.keys())
+    events = model_files.write(inputs.journal, model, images)
+    return replace(built, model=model, events=(*built.events, *events))
 
 
 def _train_blocks(
@@ -199,22 +213,32 @@ def _train_blocks(
     return _BlockPhase(results, plan.assignment, plan.predicted_from)
 
 
+def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
+    """Measure teacher and student where they are deployed; keep the student's files."""
+    from pbd.deploy import deployment
+    from pbd.networks import precision
+
+    inputs = run.inputs
+    run.display.phase(f"measuring teacher and student in {inputs.target.runtime.name}")
+    networks = {deployment.TEACHER: inputs.teacher, deployment.STUDENT: precision.in_float32(student)}
+
+    def keep(path: Path) -> None:
+        inputs.journal.write_bytes(path.name, path.read_bytes())
+
+    return deployment.measure(networks, inputs.dataset, inputs.target, deployment.BATCH_SIZES, keep)
+
+
 def _report(
     run: _Context,
     pool: "WorkerPool",
     block_phase: _BlockPhase,
     teacher_metrics: "Metrics",
     student_result: "Student",
-    folded: bool,
+    deployed: "Deployed",
     blocks: Sequence[BlockReport],
     workers: Sequence[WorkerReport],
 ) -> RunReport:
-    """Evaluate teacher and student on the test split, measure their latency, and return the report.
-
-    The student is measured in the form of its file for inference: folded, or as it is.
-    """
-    from pbd.deploy import latency
-
+    """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     run.display.phase("evaluating teacher and student on the test split")
     paths = journal.file("teacher.keras"), journal.file("student.keras")
@@ -228,7 +252,7 @@ def _report(
         student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
-        latency=latency.compare(inputs.teacher, student_result.model, config.data.batch_size, folded),
+        deployments=deployed.deployments,
         timing=run.clock.timing(block_phase),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
@@ -241,6 +265,7 @@ def _report(
             *damaged_images.events(journal),
             *rows.describe_retries(block_phase.results),
             *student_result.events,
+            *deployed.events,
         ),
         run_dir=str(journal.path),
     )

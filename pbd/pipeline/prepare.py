@@ -17,6 +17,8 @@ from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
 from pbd.data import Data, Dataset, IndexedSplit
 from pbd.data.shapes import as_text, fit_shape
 from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
+from pbd.deploy import targets
+from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import files, graph, precision
 from pbd.networks.digest import model_digest
@@ -46,6 +48,8 @@ class Inputs:
     journal: Journal
     tasks: tuple[BlockTask, ...]
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
+    target: Target
+    """Where teacher and student are measured, in float32."""
     events: tuple[str, ...] = ()
     """Of the preparation, for the report."""
 
@@ -68,6 +72,7 @@ def prepare(
         PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
     """
     check_design(config)
+    target = targets.for_run(config.execution.target)
     directory = _directory(config)
     source = teachers.resolve(config, model, directory, display, functools.partial(_tasks, config))
     source.check()
@@ -98,7 +103,7 @@ def prepare(
             display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
-            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), events)
+            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), target, events)
 
 
 def _check_default_data(config: RunConfig, source: TeacherSource) -> None:

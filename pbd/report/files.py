@@ -1,4 +1,4 @@
-"""The files of a report: `report.json` (version 1), and `summary.txt` and `report.html` made from it."""
+"""The files of a report: `report.json` (version 2), and `summary.txt` and `report.html` made from it."""
 
 import json
 import math
@@ -11,14 +11,16 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import CorruptStateError, MissingInputError
-from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
 from pbd.report.text import render
 from pbd.run_dir.journal import Journal
 
 PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
 _JSON_NAMES = {"reference": "judged_by", "events": "story"}
-"""Fields of `RunReport` that have another name in version 1 of `report.json`."""
+"""Fields of `RunReport` that have another name in `report.json`."""
+_DROPPED = ("version", "latency")
+"""Not read: a report has the present version, and its latency is that of the deployments."""
 
 
 def to_json(report: RunReport) -> dict[str, Any]:
@@ -42,7 +44,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             _JSON_NAMES["reference"]: report.reference,
             "fine_tune_history": report.fine_tune_history,
             _JSON_NAMES["events"]: report.events,
-            "latency": [asdict(row) for row in report.latency],
+            "deployments": [asdict(row) for row in report.deployments],
             "run_dir": report.run_dir,
         }
     )
@@ -102,9 +104,12 @@ def located(report: RunReport, journal: Journal) -> RunReport:
 
 
 def from_json(content: Mapping[str, Any]) -> RunReport:
-    """Return the report with this content; fields that older versions did not write keep their defaults."""
+    """Return the report with this content; fields that older versions did not write keep their defaults.
+
+    The latency of version 1 was measured in Keras and not in a target: it is dropped.
+    """
     field_names = {json_name: name for name, json_name in _JSON_NAMES.items()}
-    fields = {field_names.get(name, name): value for name, value in content.items()}
+    fields = {field_names.get(name, name): value for name, value in content.items() if name not in _DROPPED}
     histories = ("loss_history", "nmse_history")
     rows = [row | {name: tuple(row[name]) for name in histories} for row in fields["blocks"]]
     return RunReport(
@@ -119,9 +124,14 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
             "groups": tuple(tuple(group) for group in fields["groups"]),
             "fine_tune_history": tuple(fields["fine_tune_history"]),
             "events": tuple(fields["events"]),
-            "latency": tuple(Latency(**row) for row in fields.get("latency", ())),
+            "deployments": tuple(_deployment(row) for row in fields.get("deployments", ())),
         }
     )
+
+
+def _deployment(row: dict[str, Any]) -> Deployment:
+    latency = tuple(Latency(**each) for each in row["latency"])
+    return Deployment(**row | {"latency": latency} | {name: tuple(row[name]) for name in ("files", "kept_float")})
 
 
 def json_safe(value: Any) -> Any:

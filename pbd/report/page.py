@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from pbd.records import RunReport
-from pbd.report import plots, settings, timeline, words
+from pbd.report import deployments, plots, settings, timeline, words
 
 UNITS = ("j", "w", "s")
 ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
@@ -62,7 +62,8 @@ def _render(template: str, **content: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
-    environment.tests["slower"] = words.is_slower
+    environment.tests |= {"slower": words.is_slower, "in_int8": deployments.is_int8}
+    environment.globals["deployments"] = deployments
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return environment.get_template(template).render(content, script=Markup(script), script_digest=digest)

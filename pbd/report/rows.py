@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 
 from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, WorkerReport
-
-MOST_NAMES = 8
+from pbd.report import words
 
 
 def block_rows(
@@ -78,12 +77,11 @@ def describe_retries(results: Iterable[BlockResult]) -> tuple[str, ...]:
     if not repeated:
         return ()
     most = max(result.attempts for result in repeated)
-    return (f"a training process died and its blocks were trained again (up to {most} attempts): {_names(repeated)}",)
+    return (f"a training process died and its blocks were trained again (up to {most} attempts): {_layers(repeated)}",)
 
 
-def _names(results: Sequence[BlockResult]) -> str:
-    names = [result.layer for result in results]
-    return ", ".join(names) if len(names) <= MOST_NAMES else f"{', '.join(names[:MOST_NAMES])} … ({len(names)} layers)"
+def _layers(results: Sequence[BlockResult]) -> str:
+    return words.names([result.layer for result in results])
 
 
 def worker_rows(results: Sequence[BlockResult], num_workers: int) -> tuple[WorkerReport, ...]:

@@ -1,28 +1,31 @@
 """The summary of a run as text, for a terminal and for `summary.txt`."""
 
 import io
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console, ConsoleOptions, Group, RenderResult
+from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.table import Table
 from rich.text import Text
 
-from pbd.records import BlockReport, Latency, ModelFacts, RunReport, WorkerReport
+from pbd.records import BlockReport, Deployment, ModelFacts, RunReport, WorkerReport
+from pbd.report import deployments
 from pbd.report.words import (
     ABSENT,
     count,
     decisions,
     error,
+    images,
     is_slower,
     latency,
+    names,
     percent,
     points,
     ratio,
-    speed,
     status_word,
+    times,
 )
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
@@ -38,9 +41,13 @@ def render(report: RunReport, width: int = 120) -> str:
 
 
 def summary(report: RunReport) -> Group:
-    """Return the summary for a terminal: the decision on each layer, teacher beside student, times and paths."""
+    """Return the summary for a terminal: whether to deploy the student, then each layer, both networks, and facts."""
+    deployed: list[RenderableType] = [_Deployments(report.deployments), Text("")] if report.deployments else []
     return Group(
         Text(""),
+        _advice(report),
+        Text(""),
+        *deployed,
         _Layers(report.blocks, "accuracy" if report.reference == "labels" else "agreement"),
         _headline(report),
         Text(""),
@@ -48,6 +55,55 @@ def summary(report: RunReport) -> Group:
         Text(""),
         _facts(report),
     )
+
+
+def _advice(report: RunReport) -> Text:
+    """Return what to know before deploying the student; a better choice comes first."""
+    sentences = deployments.sentences(report)
+    warned = bool(deployments.verdict(report.deployments))
+    text = Text(sentences[0], style="bold yellow" if warned else "bold")
+    return text.append("".join(f" {sentence}" for sentence in sentences[1:]), style="not bold default")
+
+
+@dataclass(frozen=True)
+class _Deployments:
+    """The table of teacher and student in the target; a narrow terminal has no room for the number of kept layers."""
+
+    rows: tuple[Deployment, ...]
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
+        wide = options.max_width >= _WIDE
+        judged = "agreement" if self.rows[0].test_accuracy is None else "accuracy"
+        table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="bold")
+        table.add_column("model", no_wrap=True)
+        table.add_column("target", overflow="fold")
+        for name in (f"test\n{judged}" if wide else f"{judged[:3]}.", "kB", *["layers in\nfloat32"] * wide):
+            table.add_column(name, justify="right", no_wrap=True)
+        sizes = deployments.batches(self.rows)
+        for batch in sizes:
+            for name in (images(batch).replace("one", "1"), "x\nteacher", "x\nint8"):
+                table.add_column(name, justify="right", no_wrap=True)
+        for row in self.rows:
+            cells = [percent(_quality_of(row), 2 if wide else 1), f"{row.size_bytes / 1000:.0f}"]
+            if wide:
+                cells.append(str(len(row.kept_float)) if deployments.is_int8(row) else "all")
+            table.add_row(row.model, row.target, *cells, *[cell for batch in sizes for cell in _speed(row, batch)])
+        yield table
+        yield Text("Median time of a pass; x: times as fast as the teacher, and as the teacher in int8.", style="dim")
+
+
+def _quality_of(row: Deployment) -> float:
+    return row.test_agreement if row.test_accuracy is None else row.test_accuracy
+
+
+def _speed(row: Deployment, batch: int) -> tuple[Text | str, ...]:
+    """Return the median time and both relative speeds with one batch size."""
+    measured = deployments.at_batch(row, batch)
+    if measured is None:
+        return ("-", "-", "-")
+    speeds = (measured.times_as_fast, measured.times_as_fast_as_int8)
+    shown = [Text(times(speed), "yellow" if speed is not None and is_slower(speed) else "") for speed in speeds]
+    return (latency(measured.seconds), *shown)
 
 
 @dataclass(frozen=True)
@@ -132,10 +188,6 @@ def _before_and_after(report: RunReport) -> Table:
     for name, field, unit in sizes:
         old, new = getattr(teacher, field), getattr(student, field)
         table.add_row(name, count(old, unit), count(new, unit), ratio(old, new))
-    for row in report.latency:
-        style = "yellow" if is_slower(row.times_as_fast) else ""
-        times = latency(row.teacher_s), latency(row.student_s), Text(speed(row.times_as_fast), style)
-        table.add_row(f"latency, batch {row.batch}", *times)
     return table
 
 
@@ -163,8 +215,8 @@ def _facts(report: RunReport) -> Table:
     grid.add_row("before fine-tuning", _quality(report.assembled))
     if report.reference == "teacher":
         grid.add_row("reference", "agreement with the teacher: the data has no labels, or they were not used")
-    for number, row in enumerate(report.latency):
-        grid.add_row("" if number else "latency", Text(_spread(row)))
+    for number, line in enumerate(_kept_float(report.deployments)):
+        grid.add_row("" if number else "kept in float32", Text(line))
     for number, line in enumerate(report.events):
         grid.add_row("" if number else "events", Text(line))
     grid.add_row("seconds", Text(phases))
@@ -172,16 +224,18 @@ def _facts(report: RunReport) -> Table:
     for number, line in enumerate(_energy(report.energy)):
         grid.add_row("" if number else "energy", Text(line))
     grid.add_row("student", Text(report.student.path or "not saved"))
+    for row in report.deployments:
+        if row.files:
+            grid.add_row(f"in {row.target}", Text(", ".join(row.files)))
     grid.add_row("report", Text(f"{folder / 'report.html'}, with its data in report.json"))
     return grid
 
 
-def _spread(row: Latency) -> str:
-    return (
-        f"batch {row.batch}: quartiles {latency(row.teacher_q1_s)} to {latency(row.teacher_q3_s)} (teacher), "
-        f"{latency(row.student_q1_s)} to {latency(row.student_q3_s)} (student"
-        f"{'' if row.student_folded else ', not folded'}); {row.rounds} rounds"
-    )
+def _kept_float(rows: Iterable[Deployment]) -> Iterator[str]:
+    """Yield for each network in 8-bit integers the layers that stay in float32, if there are any."""
+    for row in rows:
+        if row.kept_float:
+            yield f"{row.model} in {row.target}: {names(row.kept_float)}"
 
 
 def _joules(rows: tuple[WorkerReport, ...]) -> str:

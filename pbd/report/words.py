@@ -2,11 +2,12 @@
 
 from collections.abc import Sequence
 
-from pbd.records import BlockReport, Latency
+from pbd.records import BlockReport
 
 ABSENT = "not measured"
 STATUSES = ("accepted", "rejected", "given_back", "failed", "skipped")
 """As `report.json` spells them."""
+MOST_NAMES = 8
 
 
 def percent(fraction: float | None, digits: int = 2) -> str:
@@ -55,25 +56,19 @@ def is_slower(times_as_fast: float) -> bool:
     return round(times_as_fast, 2) < 1
 
 
+def factor(times_as_fast: float) -> str:
+    """Return a relative speed with two decimals, from 10 on with one: 1.97, 11.7."""
+    return f"{times_as_fast:.2f}" if times_as_fast < 10 else f"{times_as_fast:.1f}"
+
+
+def times(times_as_fast: float | None) -> str:
+    """Return a relative speed for a table: 1.97x."""
+    return "-" if times_as_fast is None else f"{factor(times_as_fast)}x"
+
+
 def speed(times_as_fast: float) -> str:
     """Return a speed relative to the teacher's, and say so if the model is slower: 0.80x as fast: slower."""
-    number = f"{times_as_fast:.2f}" if times_as_fast < 10 else f"{times_as_fast:.1f}"
-    return f"{number}x as fast{': slower' if is_slower(times_as_fast) else ''}"
-
-
-def speeds(rows: Sequence[Latency]) -> str:
-    """Return the speed at each batch size as part of a sentence."""
-    phrases = [
-        f"{row.times_as_fast:.2f} times as fast with {images(row.batch)} at a time"
-        f"{' (slower)' if is_slower(row.times_as_fast) else ''}"
-        for row in rows
-    ]
-    return " and ".join(phrases).replace("as fast", "as fast as the teacher", 1)
-
-
-def rounds(rows: Sequence[Latency]) -> str:
-    """Return the number of rounds measured at each batch size."""
-    return " and ".join(f"{row.rounds} rounds with {images(row.batch)}" for row in rows)
+    return f"{times(times_as_fast)} as fast{': slower' if is_slower(times_as_fast) else ''}"
 
 
 def images(batch: int) -> str:
@@ -97,8 +92,15 @@ def duration(seconds: float | None) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
+def names(layers: Sequence[str]) -> str:
+    """Return the names of layers; of many, only the first ones and their number."""
+    return (
+        ", ".join(layers) if len(layers) <= MOST_NAMES else f"{', '.join(layers[:MOST_NAMES])} … ({len(layers)} layers)"
+    )
+
+
 def status_word(status: str) -> str:
-    """Return a status as readers see it; version 1 of `report.json` calls restored layers `given_back`."""
+    """Return a status as readers see it; `report.json` calls restored layers `given_back`."""
     return "restored" if status == "given_back" else status
 
 

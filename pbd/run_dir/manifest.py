@@ -4,6 +4,7 @@ import hashlib
 import json
 import logging
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from pbd.run_dir.archive import json_digest
@@ -17,15 +18,19 @@ COSTS = "costs.json"
 _log = logging.getLogger(__name__)
 
 
-def write(journal: Journal) -> None:
+def write(journal: Journal, deployed: Iterable[str] = ()) -> None:
     """Record that the run is complete, with the digests of its files; other files in the directory are ignored.
+
+    Args:
+        journal: of the run.
+        deployed: names of the files of other runtimes.
 
     Raises:
         OSError: a file of the run is missing, or cannot be read.
     """
     blocks = sorted(str(path.relative_to(journal.path)) for path in journal.path.glob("blocks/[!.]*.npz"))
     measured = [COSTS] if journal.file(COSTS).exists() else []
-    files = {name: _file_digest(journal.file(name)) for name in (*MODELS, *TEXTS, *measured, *blocks)}
+    files = {name: _file_digest(journal.file(name)) for name in (*MODELS, *TEXTS, *measured, *blocks, *deployed)}
     journal.write_json(RECORD, {"files": files, "sha256": json_digest(files)})
 
 

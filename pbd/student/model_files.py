@@ -1,6 +1,5 @@
 """The model files of a run: written, loaded again and compared with the networks in memory."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,6 @@ from pbd.run_dir.journal import Journal
 STUDENT, FOLDED = "student.keras", "student_folded.keras"
 REMEDY = "Set TF_ENABLE_ONEDNN_OPTS=0 in the environment and go on with --resume --run-dir DIR."
 """TensorFlow's oneDNN kernels are the known cause."""
-
-
-@dataclass(frozen=True)
-class WrittenFiles:
-    """What the files of the student hold."""
-
-    folded: bool
-    """Whether student_folded.keras holds the inference form; if false, it holds the student as it is."""
-    events: tuple[str, ...] = ()
-    """For the report."""
 
 
 def check_teacher(path: Path, teacher: keras.Model, images: Any) -> None:
@@ -45,7 +34,7 @@ def check_teacher(path: Path, teacher: keras.Model, images: Any) -> None:
         )
 
 
-def write(journal: Journal, student: keras.Model, images: Any) -> WrittenFiles:
+def write(journal: Journal, student: keras.Model, images: Any) -> tuple[str, ...]:
     """Write the student and its inference form into the run directory, and check what the files compute.
 
     If the inference form computes something else, its file holds the student as it is.
@@ -54,6 +43,9 @@ def write(journal: Journal, student: keras.Model, images: Any) -> WrittenFiles:
         journal: writes the files.
         student: flat and functional.
         images: preprocessed images on which the files are compared with the student.
+
+    Returns:
+        Events for the report.
 
     Raises:
         PbdError: student.keras does not compute what the student computes.
@@ -67,7 +59,6 @@ def write(journal: Journal, student: keras.Model, images: Any) -> WrittenFiles:
     path = journal.write_bytes(FOLDED, files.model_bytes(inference_form.fold(student)))
     difference = parity.mismatch(path, student, images)
     if difference is None:
-        return WrittenFiles(folded=True)
+        return ()
     journal.write_bytes(FOLDED, journal.file(STUDENT).read_bytes())
-    event = f"{FOLDED} holds the student as it is, whose latency is measured: of the folded network, {difference}"
-    return WrittenFiles(folded=False, events=(event,))
+    return (f"{FOLDED} holds the student as it is: of the folded network, {difference}",)

@@ -26,7 +26,18 @@ LIMIT_S = 240.0
 what spins after 40."""
 STALL_LIMIT_S = 8
 LAYERS = ("a1", "a2", "b1", "b2")
-SETTINGS = ["--batch-size", "64", "--train-limit", "448", "--epochs", "2", "--fine-tune-epochs", "3"]
+SETTINGS = [
+    "--batch-size",
+    "64",
+    "--train-limit",
+    "448",
+    "--epochs",
+    "2",
+    "--fine-tune-epochs",
+    "3",
+    "--target",
+    "keras",
+]
 SETTINGS += ["--allow-weak-teacher"]
 SETTINGS += [
     "--threads-per-worker",

@@ -31,7 +31,7 @@ POLICIES = ("float32",) * 6 + ("mixed_float16", "mixed_bfloat16", "float16", "bf
 TOLERANCE = {"float32": 1e-3, "mixed_float16": 3e-2, "float16": 3e-2, "mixed_bfloat16": 0.2, "bfloat16": 0.2}
 """Largest difference between the outputs here and in another process, over the largest output."""
 CHEAP = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
-CHEAP |= {"max_accuracy_drop": 1.0, "allow_weak_teacher": True}
+CHEAP |= {"max_accuracy_drop": 1.0, "allow_weak_teacher": True, "target": "keras"}
 READER = """
 import sys
 import keras, numpy as np

@@ -4,10 +4,8 @@ import dataclasses
 from typing import Any
 
 from pbd.config import RunConfig
-from pbd.records import BlockReport, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
 
-SLOW = Latency(1, 0.0030, 0.0029, 0.0031, 0.0033, 0.0032, 0.0035, 0.91, 15, 10)
-FAST = Latency(64, 0.040, 0.039, 0.041, 0.025, 0.024, 0.026, 1.6, 3, 10)
 NASTY = """<script>alert("1")</script> 'x' & Größe 層/{{ 7*7 }}"""
 """A name that no layer should have."""
 SECTIONS = ("result", "layers", "timeline", "curves", "time", "energy", "again")
@@ -39,6 +37,81 @@ def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockRepor
     return dataclasses.replace(row, **changes)
 
 
+def deployed(
+    model: str,
+    target: str,
+    accuracy: float | None,
+    ms: tuple[float, ...],
+    against: tuple[tuple[float, ...], tuple[float, ...] | None],
+    size_bytes: int = 400_000,
+    **changes: Any,
+) -> Deployment:
+    """Return a row of the report with the median times for 1 and 32 images.
+
+    Args:
+        model: `teacher` or `student`.
+        target: runtime and precision.
+        accuracy: on the test images; `None` without labels.
+        ms: median times in milliseconds, for 1 and 32 images.
+        against: times of the teacher in float32, and in 8-bit integers if there is one.
+        size_bytes: of the files.
+        changes: other fields.
+    """
+    float32, int8 = against
+    latency = tuple(
+        Latency(
+            batch=batch,
+            seconds=time / 1000,
+            q1_s=0.9 * time / 1000,
+            q3_s=1.1 * time / 1000,
+            times_as_fast=reference / time,
+            times_as_fast_as_int8=None if int8 is None else int8[number] / time,
+            rounds=15,
+            passes=10,
+        )
+        for number, (batch, time, reference) in enumerate(zip((1, 32), ms, float32, strict=True))
+    )
+    fields = {"test_accuracy": accuracy, "test_agreement": 0.9, "test_images": 1000} | changes
+    return Deployment(model, target, size_bytes, latency=latency, **fields)
+
+
+def four_rows(runtime: str = "openvino", **changes: dict[str, Any]) -> tuple[Deployment, ...]:
+    """Return teacher and student in float32 and in 8-bit integers.
+
+    In 8-bit integers, the student is the fastest for one image and slower than the teacher for 32.
+
+    Args:
+        runtime: of the target.
+        changes: other arguments of `deployed` for `teacher`, `student`, `teacher_int8` and `student_int8`.
+    """
+    defaults: dict[str, dict[str, Any]] = {
+        "teacher": {"accuracy": 0.86, "ms": (0.7, 20.0), "size_bytes": 1_094_000},
+        "student": {"accuracy": 0.856, "ms": (0.5, 12.0), "size_bytes": 340_000},
+        "teacher_int8": {"accuracy": 0.859, "ms": (0.4, 9.0), "size_bytes": 290_000},
+        "student_int8": {"accuracy": 0.852, "ms": (0.35, 10.0), "size_bytes": 130_000},
+    }
+    of = {name: arguments | changes.get(name, {}) for name, arguments in defaults.items()}
+    against = of["teacher"]["ms"], of["teacher_int8"]["ms"]
+    return tuple(
+        deployed(name.removesuffix("_int8"), runtime + "-int8" * name.endswith("_int8"), against=against, **arguments)
+        for name, arguments in of.items()
+    )
+
+
+def unlabelled(rows: tuple[Deployment, ...]) -> tuple[Deployment, ...]:
+    """Return the rows with their accuracy as agreement."""
+    return tuple(dataclasses.replace(row, test_accuracy=None, test_agreement=row.test_accuracy) for row in rows)
+
+
+def two_rows(student_ms: tuple[float, float] = (3.3, 25.0)) -> tuple[Deployment, ...]:
+    """Return teacher and student in a target without 8-bit integers; the student is slower for one image."""
+    against = ((3.0, 40.0), None)
+    return (
+        deployed("teacher", "keras", 0.92, against[0], against, 14_400_000),
+        deployed("student", "keras", 0.91, student_ms, against, 1_400_000),
+    )
+
+
 def make_report(**changes: Any) -> RunReport:
     """Return a report of a run with an accepted, a rejected, a skipped and a failed layer."""
     report = RunReport(
@@ -62,7 +135,7 @@ def make_report(**changes: Any) -> RunReport:
         groups=(("conv4_block1_2_conv", "block2_conv1"), ("block3_conv1",)),
         fine_tune_history=({"loss": 0.5, "val_accuracy": 0.9},),
         run_dir="run",
-        latency=(SLOW,),
+        deployments=two_rows(),
     )
     return dataclasses.replace(report, **changes)
 
@@ -80,7 +153,9 @@ def full_report(**changes: Any) -> RunReport:
     report = make_report(
         blocks=rows,
         groups=(("b1", "b2"), ("b3",), ("b4",)),
-        latency=(SLOW, FAST),
+        deployments=four_rows(
+            student_int8={"kept_float": ("stem", "b3"), "files": ("student_int8.xml", "student_int8.bin")}
+        ),
         events=("epoch 2 diverged: undone", "restored b3"),
         fine_tune_history=(
             {"epoch": 1, "loss": 0.5, "val_accuracy": 0.9, "val_kl": 0.2, "learning_rate": 0.003},

@@ -6,15 +6,13 @@ One start of Python and TensorFlow serves several runs; under `mpirun` every ran
 import json
 import sys
 
-from tests.conftest import SHORT_S
-
 
 def main() -> None:
     """Make the runs, one after the other."""
     import pbd
-    from pbd.deploy import latency
+    from pbd.deploy import deployment
 
-    latency.LIMIT_S = SHORT_S
+    deployment.measure = lambda *_: deployment.Deployed((), ())
     for settings in json.loads(sys.argv[1]):
         pbd.distill(**settings)
 

@@ -77,7 +77,7 @@ keras.utils.set_random_seed(7)
 before, registered = state(), set(keras.saving.get_custom_objects())
 data = pbd.Data(train=(x, y), batch_size=32)
 result = pbd.distill(
-    model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", run_dir=sys.argv[1],
+    model, data, epochs=1, fine_tune_epochs=1, max_accuracy_drop=1.0, costs="macs", target="keras", run_dir=sys.argv[1],
     allow_weak_teacher=True,
 )
 assert state() == before, (before, state())

@@ -8,10 +8,10 @@ import pytest
 
 from pbd.report import page
 from tests.helpers import browser
-from tests.helpers.report_factory import NASTY, SECTIONS, full_report, make_row
+from tests.helpers.report_factory import NASTY, SECTIONS, four_rows, full_report, make_row
 
 pytestmark = pytest.mark.system
-READ = ("body", ".note", "a", "td", "th button", ".decision.accepted", ".decision.restored", "small.warn")
+READ = ("body", ".note", "a", "td", "th button", ".decision.accepted", ".decision.restored", "td.warn", "p.warn")
 """What must stand out from what is behind it, where it is there."""
 LAYERS = "document.querySelector('#layers table')"
 
@@ -31,7 +31,9 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("pages")
     long_name = "block4_" + "conv" * 30
     rows = (*full_report().blocks, make_row(NASTY, "rejected", NASTY, nmse=0.05), make_row(long_name, "accepted", "ok"))
-    report = full_report(blocks=rows, groups=(*full_report().groups, (NASTY, long_name)))
+    kept = {"kept_float": (NASTY, long_name), "files": ("student_int8.xml", "student_int8.bin")}
+    deployments = four_rows(teacher_int8={"ms": (0.3, 9.0)}, student_int8=kept)  # the teacher is the better choice
+    report = full_report(blocks=rows, groups=(*full_report().groups, (NASTY, long_name)), deployments=deployments)
     made = {"run": page.of_run(report), "runs": page.of_runs({"runs/first": report, "runs/" + "x" * 80: full_report()})}
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text)

@@ -13,7 +13,7 @@ from pbd.records import ModelFacts, RunReport, WorkerReport
 from pbd.report import json_safe, located, read, render, to_json, write
 from pbd.report.words import count, ratio
 from pbd.run_dir.journal import Journal
-from tests.helpers.report_factory import make_report, make_row
+from tests.helpers.report_factory import four_rows, full_report, make_report, make_row, unlabelled
 
 pytestmark = pytest.mark.fast
 
@@ -26,10 +26,14 @@ KEYS = {
     "energy": {"source", "total_j"},
 }
 TOP = {"version", "config", "versions", "device", "blocks", "workers", "executor", "scheduler", "groups"} | KEYS.keys()
-TOP |= {"judged_by", "story", "fine_tune_history", "run_dir", "latency"}
+TOP |= {"judged_by", "story", "fine_tune_history", "run_dir", "deployments"}
 TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "val_agreement", "val_kl"}
 TRAINED |= {"loss_history", "nmse_history"}
 BLOCK = {"layer", "status", "reason", "params_before", "params_after", "macs_before", "macs_after"} | TRAINED
+
+DEPLOYMENT = {"model", "target", "size_bytes", "test_accuracy", "test_agreement", "test_images", "latency", "files"}
+DEPLOYMENT |= {"kept_float", "memory_bytes"}
+LATENCY = {"batch", "seconds", "q1_s", "q3_s", "times_as_fast", "times_as_fast_as_int8", "rounds", "passes"}
 
 
 def test_json_has_the_keys_of_the_contract() -> None:
@@ -40,7 +44,9 @@ def test_json_has_the_keys_of_the_contract() -> None:
     assert len(content["blocks"]) == 4
     assert all(row.keys() >= BLOCK for row in content["blocks"])
     assert all(row.keys() >= {"worker", "busy_s", "idle_s"} for row in content["workers"])
-    assert content["version"] == 1
+    assert content["version"] == 2
+    assert [row.keys() for row in content["deployments"]] == [DEPLOYMENT] * 2
+    assert [row.keys() for row in content["deployments"][0]["latency"]] == [LATENCY] * 2
     assert content["energy"] == {"source": "none", "total_j": None}
     assert content["groups"] == [["conv4_block1_2_conv", "block2_conv1"], ["block3_conv1"]]
 
@@ -59,10 +65,11 @@ def unlabelled_report() -> RunReport:
         ),
         fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
         events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): undone", "restored bad"),
+        deployments=unlabelled(four_rows()),
     )
 
 
-@pytest.mark.parametrize("made", [make_report, unlabelled_report])
+@pytest.mark.parametrize("made", [make_report, full_report, unlabelled_report])
 def test_a_report_is_read_back_as_it_was_written(made: Callable[[], RunReport], tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "run", {})
     config = {"teacher": "VGG16", "layers": ["conv*"], "labels": False}
@@ -70,6 +77,16 @@ def test_a_report_is_read_back_as_it_was_written(made: Callable[[], RunReport], 
     write(report, journal)
     assert read(journal) == report
     assert journal.file("summary.txt").read_text() == render(report)
+
+
+def test_a_report_of_version_1_is_read_without_its_latency(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {})
+    content = to_json(make_report()) | {"version": 1, "latency": [{"batch": 1, "teacher_s": 0.003}]}
+    del content["deployments"]
+    journal.write_json("report.json", content)
+    report = read(journal)
+    assert (report.version, report.deployments) == (2, ())
+    assert "speed in a target: not measured" in " ".join(render(report).split())
 
 
 def test_the_report_of_a_run_directory_that_was_moved_names_its_present_place(
@@ -91,8 +108,7 @@ def test_the_summary_without_labels_speaks_of_agreement_alone(width: int) -> Non
     assert "before fine-tuning 61.25% validation agreement" in words
     assert "reference agreement with the teacher" in words
     assert "87.6%" in next(line for line in text.splitlines() if line.startswith("good"))
-    assert "test accuracy" not in words
-    assert "validation accuracy" not in words
+    assert "accuracy" not in words
 
 
 @pytest.mark.parametrize("width", [80, 120])
@@ -111,6 +127,7 @@ def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:
     assert "events " not in text
     assert "reference " not in text
     assert "agreement" not in text
+    assert "kept in float32" not in text
 
 
 def test_summary_says_how_far_a_prediction_was_off() -> None:

@@ -1,0 +1,116 @@
+"""A run measures teacher and student where they are deployed, and keeps the files of the student."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd.deploy import deployment, exporting, targets
+from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
+from tests.deploy.small_networks import classifier, data, images
+
+CHEAP: dict[str, Any] = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
+CHEAP |= {"max_accuracy_drop": 1.0}
+needs_onnx = pytest.mark.skipif(targets.TARGETS["onnx-int8"].obstacle() is not None, reason="ONNX Runtime is absent")
+
+
+def run(run_dir: Path, **settings: Any) -> pbd.Result:
+    model = classifier()
+    return pbd.distill(model, data(model), run_dir=str(run_dir), **CHEAP | settings)
+
+
+@needs_onnx
+def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(tmp_path: Path) -> None:
+    result = run(tmp_path / "run", target="onnx")
+    rows = result.report.deployments
+    assert [(row.model, row.target) for row in rows] == [
+        (model, target) for target in ("onnx", "onnx-int8") for model in ("teacher", "student")
+    ]
+    for row in rows:
+        assert [each.batch for each in row.latency] == [1, 32]
+        assert all(0 < each.q1_s <= each.seconds <= each.q3_s for each in row.latency)
+        assert 0 <= row.test_accuracy <= 1
+        assert row.test_images == 48
+        assert row.memory_bytes is None or row.memory_bytes > 0
+    assert [each.times_as_fast for each in rows[0].latency] == [1.0, 1.0]
+    assert [each.times_as_fast_as_int8 for each in rows[2].latency] == [1.0, 1.0]
+    assert (rows[0].test_accuracy, rows[0].test_agreement) == (1.0, 1.0)
+    assert [row.files for row in rows] == [(), ("student.onnx",), (), ("student_int8.onnx",)]
+    pixels = images(4).astype("float32")
+    student = targets.TARGETS["onnx"].load(tmp_path / "run" / "student.onnx", 1)
+    np.testing.assert_allclose(student(pixels), result.model(pixels), rtol=1e-3, atol=1e-4)
+    assert manifest.is_intact(Journal(tmp_path / "run"))
+    (tmp_path / "run" / "student_int8.onnx").write_bytes(b"")
+    assert manifest.damaged(Journal(tmp_path / "run")) == ["student_int8.onnx"]
+
+
+def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_missing(tmp_path: Path) -> None:
+    report = run(tmp_path / "run").report
+    assert [(row.model, row.target, row.files) for row in report.deployments] == [
+        ("teacher", "keras", ()),
+        ("student", "keras", ()),
+    ]
+    assert all(each.times_as_fast_as_int8 is None for row in report.deployments for each in row.latency)
+    (event,) = report.events
+    assert "pip install 'pbd[openvino]', 'pbd[onnx]' or 'pbd[litert]'" in event
+
+
+@needs_onnx
+def test_a_network_that_cannot_be_exported_costs_neither_the_run_nor_the_report(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise BadInputError("the model cannot be written for onnx: a reason.")
+
+    monkeypatch.setattr(exporting, "write", refuse)
+    report = run(tmp_path / "run", target="onnx").report
+    assert {row.target for row in report.deployments} == {"keras"}
+    assert report.events[-1].endswith("in Keras: the model cannot be written for onnx: a reason.")
+
+
+@needs_onnx
+def test_a_network_that_cannot_be_quantised_is_measured_in_float32(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: Any) -> None:
+        raise BadInputError("too much is lost.")
+
+    monkeypatch.setattr(deployment.quantizing.Files, "write", refuse)
+    report = run(tmp_path / "run", target="onnx").report
+    assert [row.target for row in report.deployments] == ["onnx", "onnx"]
+    assert report.events == tuple(f"no {name} in 8-bit integers: too much is lost." for name in ("teacher", "student"))
+
+
+@pytest.mark.parametrize(
+    ("target", "error"), [("onxx", UsageError), ("keras-gpu", EnvironmentMismatchError), ("tensorrt", UsageError)]
+)
+def test_a_target_that_cannot_be_used_is_refused_before_training(
+    target: str, error: type[Exception], tmp_path: Path
+) -> None:
+    with pytest.raises(error):
+        run(tmp_path / "run", target=target)
+    assert not (tmp_path / "run").exists()
+
+
+@needs_onnx
+def test_the_command_quantises_with_the_data_of_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from pbd import cli
+
+    model = classifier()
+    model.save(tmp_path / "teacher.keras")
+    (x, y), (x_test, y_test) = data(model).train, data(model).test
+    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
+    source = pbd.Data.load(str(tmp_path / "images.npz"), batch_size=16)
+    pbd.distill(keras.models.load_model(tmp_path / "teacher.keras"), source, run_dir=str(tmp_path / "run"), **CHEAP)
+    command = ["export", str(tmp_path / "run" / "student.keras"), "--target", "onnx", "--json"]
+    capsys.readouterr()
+    assert cli.command(command) == 0
+    (file,) = json.loads(capsys.readouterr().out)
+    assert file["checked_on"] == "test images"
+    assert file["test_accuracy"] == file["keras_test_accuracy"]
