@@ -1,0 +1,31 @@
+"""Records that the parts of pbd exchange: frozen dataclasses of plain data, without Keras or MPI."""
+
+from pbd.records.run_report import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records.work import (
+    Assignment,
+    BlockKey,
+    BlockResult,
+    BlockTask,
+    Layer,
+    Progress,
+    ProgressCallback,
+    TaskGroup,
+)
+
+__all__ = [
+    "Assignment",
+    "BlockKey",
+    "BlockReport",
+    "BlockResult",
+    "BlockTask",
+    "Deployment",
+    "Latency",
+    "Layer",
+    "ModelFacts",
+    "Progress",
+    "ProgressCallback",
+    "RunReport",
+    "TaskGroup",
+    "Timing",
+    "WorkerReport",
+]
