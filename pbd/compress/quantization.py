@@ -11,7 +11,6 @@ from pbd.data import Data
 from pbd.deploy import exporting, images, targets
 from pbd.deploy.int8 import quantizing
 from pbd.deploy.int8.quantizing import Files, Quantized
-from pbd.deploy.targets import Target
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import graph, precision
 from pbd.system import random_state
@@ -66,36 +65,24 @@ def quantize(
     """
     if method not in METHODS:
         raise UsageError(unknown_name("method", method, METHODS))
-    settings = Training(epochs, learning_rate)
-    if method == "ptq":
-        return quantizing.quantize(
-            model, data, path, target, max_drop=max_drop, calibration_images=calibration_images, seed=seed
-        )
-    path = Path(path)
+    path, training = Path(path), Training(epochs, learning_rate)
     chosen = quantizing.get_target(target or f"{targets.of_file(str(path))}-int8")
     quantizing.check_settings(max_drop, calibration_images)
-    return _trained(model, data, path, chosen, calibration_images, settings, seed)
-
-
-def _trained(
-    model: keras.Model,
-    data: Data,
-    path: Path,
-    target: Target,
-    calibration_images: int,
-    settings: Training,
-    seed: int,
-) -> Quantized:
-    """Train a network for 8-bit integers and write it."""
-    flat = precision.in_float32(graph.flatten(model))
-    dataset = images.load(data, flat, seed)
-    calibration = images.first(dataset, "train", calibration_images)
+    network = precision.in_float32(graph.flatten(model))
+    dataset = images.load(data, network, seed)
     with tempfile.TemporaryDirectory() as folder, exporting.replaced(path) as draft:
-        files = Files(flat, dataset, target, Path(folder) / f"float32{target.runtime.suffix}", draft)
-        exporting.write(flat, files.float32, target)
-        network = qat.train(flat, dataset, calibration, settings, target.quantizer.kernel_limit)
-        qat.write(network, draft, target)
-        qat.check(draft, network, dataset, target)
-        agreed = files.agreement()
-        validation, test = files.accuracies("validation"), files.accuracies("test")
-    return Quantized(target.name, path, exporting.size_of(path), agreed, *validation, *test, (), {})
+        files = Files(network, dataset, chosen, Path(folder) / f"float32{chosen.runtime.suffix}", draft)
+        if method == "ptq":
+            return files.result(path, *files.write(max_drop, calibration_images))
+        _write_trained(files, calibration_images, training)
+        return files.result(path, (), {})
+
+
+def _write_trained(files: Files, calibration_images: int, settings: Training) -> None:
+    """Train a network for 8-bit integers, and write it."""
+    network, dataset, target = files.network, files.dataset, files.target
+    exporting.write(network, files.float32, target)
+    calibration = images.first(dataset, "train", calibration_images)
+    trained = qat.train(network, dataset, calibration, settings, target.quantizer.kernel_limit)
+    qat.write(trained, files.quantized, target)
+    qat.check(files.quantized, trained, dataset, target)

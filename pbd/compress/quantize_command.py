@@ -8,7 +8,6 @@ integers.
 import argparse
 import json
 from collections.abc import Iterable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -16,9 +15,9 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, path, positive
+from pbd.command_line import Parser, positive
 from pbd.compress.settings import METHODS, Training
-from pbd.deploy import command_data
+from pbd.deploy import file_commands
 from pbd.deploy.export_command import as_json, output_beside, paths, percent
 from pbd.errors import UsageError
 
@@ -49,12 +48,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         MissingInputError: the model or the folder of --output does not exist.
     """
     parser = Parser(program, __doc__ or "")
-    parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")
-    parser.add_argument(
-        "--target", metavar="NAME", nargs="+", required=True, help="onnx-int8, openvino-int8 or litert-int8"
-    )
-    parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
-    command_data.add_flags(parser)
+    file_commands.add_flags(parser, "onnx-int8, openvino-int8, litert-int8 or tensorrt-int8")
     parser.add_argument(
         "--method", choices=METHODS, default="ptq", help="after training (ptq, default) or trained for it (qat)"
     )
@@ -82,13 +76,9 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         default=Training.learning_rate,
         help="qat: of Adam, at the start of its decay (default: %(default)s)",
     )
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     settings = parser.parse_args(arguments)
     Training(settings.epochs, settings.learning_rate)  # checks both
-    command_data.check_file(settings.model)
-    if settings.output is not None and len(settings.target) > 1:
-        raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
-    check_folder("--output", Path(settings.output) if settings.output else None)
+    file_commands.check_flags(settings)
     return settings
 
 
@@ -106,7 +96,7 @@ def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
         from pbd.networks import files
 
         chosen = [quantizing.get_target(name) for name in settings.target]
-        source = command_data.read(settings)
+        source = file_commands.read(settings)
         if source is None:
             raise UsageError("quantize needs images for the ranges of the activations. Received: none. Give --dataset.")
         model = files.load(settings.model)

@@ -16,9 +16,8 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, path
-from pbd.deploy import command_data
-from pbd.errors import UsageError
+from pbd.command_line import Parser
+from pbd.deploy import file_commands
 
 if TYPE_CHECKING:
     from pbd.deploy.exporting import Exported
@@ -48,18 +47,9 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         MissingInputError: the model or the folder of --output does not exist.
     """
     parser = Parser(program, __doc__ or "")
-    parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")
-    parser.add_argument(
-        "--target", metavar="NAME", nargs="+", required=True, help="onnx, openvino, litert, keras or saved_model"
-    )
-    parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
-    command_data.add_flags(parser)
-    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    file_commands.add_flags(parser, "onnx, openvino, litert, tensorrt, keras or saved_model")
     settings = parser.parse_args(arguments)
-    command_data.check_file(settings.model)
-    if settings.output is not None and len(settings.target) > 1:
-        raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
-    check_folder("--output", Path(settings.output) if settings.output else None)
+    file_commands.check_flags(settings)
     return settings
 
 
@@ -72,7 +62,7 @@ def export(settings: argparse.Namespace) -> "tuple[Exported, ...]":
         from pbd.networks import files
 
         chosen = [targets.get(name) for name in settings.target]
-        data = command_data.read(settings)
+        data = file_commands.read(settings)
         model = files.load(settings.model)
         return tuple(
             exporting.export(

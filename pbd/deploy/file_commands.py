@@ -1,4 +1,4 @@
-"""The data of the commands that export and quantise: by flags, or those of the run that wrote the model."""
+"""What the commands that export and quantise share: their flags, and their data, given or those of the model's run."""
 
 import argparse
 import json
@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pbd.command_line import Parser, path, positive
-from pbd.errors import MissingInputError
+from pbd.command_line import Parser, check_folder, path, positive
+from pbd.errors import MissingInputError, UsageError
 
 if TYPE_CHECKING:
     from pbd.data import Data
@@ -23,8 +23,17 @@ class SeededData:
     seed: int
 
 
-def add_flags(parser: Parser) -> None:
-    """Add the flags that describe data."""
+def add_flags(parser: Parser, targets: str) -> None:
+    """Add the flags that both commands have: the model, the targets, the new file, and those that describe data.
+
+    Args:
+        parser: of the command.
+        targets: help for `--target`.
+    """
+    parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")
+    parser.add_argument("--target", metavar="NAME", nargs="+", required=True, help=targets)
+    parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
     parser.add_argument(
         "--dataset",
         metavar="DATA",
@@ -56,14 +65,18 @@ def read(settings: argparse.Namespace) -> SeededData | None:
     return SeededData(data, config["seed"])
 
 
-def check_file(name: str) -> None:
-    """Check that a model file exists.
+def check_flags(settings: argparse.Namespace) -> None:
+    """Check the model and the new file.
 
     Raises:
-        MissingInputError: it does not.
+        MissingInputError: the model or the folder of the new file does not exist.
+        UsageError: there is one new file for several targets.
     """
-    if not Path(name).is_file():
-        raise MissingInputError(f"a model file must exist. Received: {name!r}. Check the path.")
+    if not Path(settings.model).is_file():
+        raise MissingInputError(f"a model file must exist. Received: {settings.model!r}. Check the path.")
+    if settings.output is not None and len(settings.target) > 1:
+        raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
+    check_folder("--output", Path(settings.output) if settings.output else None)
 
 
 def _config_of_run(folder: Path) -> dict[str, Any] | None:

@@ -1,6 +1,5 @@
 """Quantisation after training: 8-bit integers, and float32 for the layers that need it."""
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,15 +7,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from pbd.data import Data, Dataset
+from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, portable, targets
 from pbd.deploy.agreement import Agreement
 from pbd.deploy.int8 import sensitivity
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError, one_line
-from pbd.networks import graph, heads, precision
-from pbd.system import devices, random_state, silence
+from pbd.networks import heads
+from pbd.system import devices, silence
 
 CALIBRATION_IMAGES = 512
 MAX_DROP = 0.005
@@ -46,55 +45,6 @@ class Quantized:
     """Layers that stay in float32, the most sensitive first."""
     signal_to_noise_db: dict[str, float]
     """Of the logits, by layer, if only this layer is quantised; empty if every layer is quantised."""
-
-
-@random_state.preserved()
-def quantize(
-    model: keras.Model,
-    data: Data,
-    path: str | Path,
-    target: str | None = None,
-    *,
-    max_drop: float = MAX_DROP,
-    calibration_images: int = CALIBRATION_IMAGES,
-    seed: int = 0,
-) -> Quantized:
-    """Write a network with 8-bit weights and activations for a runtime, calibrated on training images.
-
-    Weights have a scale for each output channel, activations one scale. If the validation accuracy in the runtime is
-    too low, the most sensitive layers stay in float32: as few as are needed.
-
-    Args:
-        model: functional or sequential, one input of images of a fixed shape, one output of class scores.
-        data: training images for the ranges of the activations, validation images for the decision, and test images
-            for the figure that is reported.
-        path: of the new file.
-        target: `onnx-int8`, `openvino-int8` or `litert-int8`; by default that of the suffix of the path.
-        max_drop: the validation accuracy that may be lost, in [0, 1]; 0.005 is half a percentage point.
-        calibration_images: the ranges are taken from this many training images.
-        seed: of the run that trained the model, if its splits are parts of the training images.
-
-    Raises:
-        UsageError: the target is unknown or has no 8-bit integers, or a setting is out of its range.
-        EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
-        MissingInputError: the folder of the path does not exist.
-        BadInputError: the model cannot be quantised, or loses more even with its layers in float32.
-
-    Example:
-        >>> quantizing.quantize(result.model, data, "student.onnx").test_accuracy
-        0.868
-    """
-    path = Path(path)
-    chosen = get_target(target or f"{targets.of_file(str(path))}-int8")
-    check_settings(max_drop, calibration_images)
-    flat = precision.in_float32(graph.flatten(model))
-    dataset = images.load(data, flat, seed)
-    with tempfile.TemporaryDirectory() as folder, exporting.replaced(path) as draft:
-        files = Files(flat, dataset, chosen, Path(folder) / f"float32{chosen.runtime.suffix}", draft)
-        kept, ratios = files.write(max_drop, calibration_images)
-        agreed = files.agreement()
-        validation, test = files.accuracies("validation"), files.accuracies("test")
-    return Quantized(chosen.name, path, exporting.size_of(path), agreed, *validation, *test, kept, ratios)
 
 
 def get_target(name: str) -> Target:
@@ -177,6 +127,22 @@ class Files:
     def load(self, path: Path) -> Runner:
         """Return the forward pass of one of the files."""
         return self.target.load(path, devices.available_cores())
+
+    def result(self, path: Path, kept_float: tuple[str, ...], signal_to_noise_db: dict[str, float]) -> Quantized:
+        """Return the record of the quantised file, which will lie at `path`.
+
+        Args:
+            path: of the file in the end.
+            kept_float: as `write` returns it, as `signal_to_noise_db`.
+            signal_to_noise_db: see `kept_float`.
+
+        Raises:
+            BadInputError: see `agreement`.
+        """
+        agreed = self.agreement()
+        accuracies = *self.accuracies("validation"), *self.accuracies("test")
+        size = exporting.size_of(self.quantized)
+        return Quantized(self.target.name, path, size, agreed, *accuracies, kept_float, signal_to_noise_db)
 
     def agreement(self, count: int = exporting.CHECKED) -> Agreement:
         """Return the agreement of the quantised file with Keras on this many validation images.
