@@ -148,8 +148,7 @@ class TracedGroup:
         """Train all blocks for one epoch, number `epoch` of `epochs`; return each block's mean squared error."""
         progress = ReportProgress(emit, group_label(self._names)).over(epochs)
         steps = self._dataset.steps_per_epoch
-        batches = self._dataset.training_batches(epoch, epoch + 1)
-        history = self._trainer.fit(batches, epoch, epoch + 1, steps, [progress])
+        history = self._trainer.fit(epoch, epoch + 1, [progress])
         # In units of a step of the whole group: a step with a quarter of the blocks converged wastes a quarter.
         self._wasted_steps += steps * (1.0 - len(learning) / len(self._names))
         return {name: float(values[0]) for name, values in history.items()}

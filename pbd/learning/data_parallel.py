@@ -5,13 +5,15 @@ without applying it, the other applies the gradient that all workers have summed
 """
 
 import collections
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 
 from pbd.collective import Collective
+from pbd.data import Dataset
+from pbd.learning import epochs as epoch_loop
 from pbd.learning.flat_adam import concatenate, size
 from pbd.system import devices
 
@@ -61,14 +63,14 @@ class DataParallel:
     Args:
         model: Has the same weights on all workers; its loss must be a mean over images that do not affect each other.
         optimizer: Updates the trainable variables; it is in the same state on all workers.
+        dataset: This worker's part of the data.
         collective: The workers that train the model.
-        share: This worker's share of the images of each batch.
     """
 
     def __init__(
-        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, collective: Collective, share: float
+        self, model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset, collective: Collective
     ) -> None:
-        self._model, self._collective, self._share = model, collective, share
+        self._model, self._dataset, self._collective = model, dataset, collective
         self._collector, self._update = GradientCollector(), ApplyGradient(model)
         # Keras would trace the first step twice if that step created the collector's variable.
         self._collector.build(model.trainable_variables)
@@ -77,44 +79,34 @@ class DataParallel:
 
     def fit(
         self,
-        batches: Iterable[tuple[Any, Any]],
         first_epoch: int,
         epochs: int,
-        steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
+        first_data_epoch: int | None = None,
     ) -> dict[str, list[float]]:
         """Train for epochs [first_epoch, epochs), as `keras.Model.fit` does; return its history.
 
         Args:
-            batches: This worker's part of each batch.
             first_epoch: Number of the first epoch, from 0.
             epochs: Number of the last epoch plus one.
-            steps: Steps per epoch.
             callbacks: Called on all workers with the same loss; a callback that stops training stops it on all.
+            first_data_epoch: The epoch of the data with which to start; by default `first_epoch`.
 
         Raises:
             CollectiveAbortedError: Another worker failed.
             CollectiveLostError: Another worker was lost.
         """
-        model = self._model
-        notify = keras.callbacks.CallbackList(list(callbacks), True, model=model, epochs=epochs, steps=steps)
-        model.stop_training = False
-        notify.on_train_begin()
-        remaining = iter(batches)
-        for epoch in range(first_epoch, epochs):
-            notify.on_epoch_begin(epoch)
+        start = first_epoch if first_data_epoch is None else first_data_epoch
+        steps = self._dataset.steps_per_epoch
+        batches = iter(self._dataset.training_batches(start, start + epochs - first_epoch))
+
+        def train_epoch(epoch: int) -> Iterator[tuple[int, Mapping[str, float]]]:
             sums: collections.Counter[str] = collections.Counter()
-            for step in range(steps):
-                notify.on_train_batch_begin(step)
-                sums.update(self._step(*next(remaining)))
-                notify.on_train_batch_end(step, {"loss": sums["loss"] / (step + 1)})
-                if model.stop_training:
-                    break
-            notify.on_epoch_end(epoch, self._means(sums, step + 1))
-            if model.stop_training:
-                break
-        notify.on_train_end()
-        return model.history.history
+            for done in range(1, steps + 1):
+                sums.update(self._step(*next(batches)))
+                yield done, {"loss": sums["loss"] / done} if done < steps else self._means(sums, steps)
+
+        return epoch_loop.run(self._model, first_epoch, epochs, steps, callbacks, train_epoch)
 
     def _step(self, images: Any, labels: Any) -> dict[str, float]:
         """Take a step along the gradient of the whole batch.
@@ -125,7 +117,7 @@ class DataParallel:
         logs = self._model.train_on_batch(images, labels, return_dict=True)
         gradient = keras.ops.convert_to_numpy(self._collector.flat)
         # The mean over the batch is the mean of the workers' means, weighted by their shares.
-        values = np.append(gradient, np.float32(logs["loss"])) * np.float32(self._share)
+        values = np.append(gradient, np.float32(logs["loss"])) * np.float32(self._dataset.share)
         total = self._collective.all_reduce_sum(values)
         self._update.train_on_batch(total[:-1])
         return {name: float(value) for name, value in logs.items()} | {"loss": float(total[-1])}
@@ -133,5 +125,5 @@ class DataParallel:
     def _means(self, sums: Mapping[str, float], steps: int) -> dict[str, float]:
         """Return the mean metrics over the images of all workers."""
         names = [name for name in sums if name != "loss"]
-        means = self._collective.all_reduce_sum(np.array([sums[name] for name in names]) * self._share / steps)
+        means = self._collective.all_reduce_sum(np.array([sums[name] for name in names]) * self._dataset.share / steps)
         return dict(zip(names, map(float, means), strict=True)) | {"loss": sums["loss"] / steps}

@@ -10,6 +10,7 @@ from pbd.data import Dataset
 from pbd.learning.data_parallel import DataParallel
 from pbd.learning.flat_adam import FlatAdam
 from pbd.learning.metrics import outputs_probabilities
+from pbd.learning.scanned_steps import ScannedSteps
 from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
 
@@ -26,48 +27,47 @@ def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.op
 
 
 class Trainer(Protocol):
-    """Trains one compiled model."""
+    """Trains one model on the training split of a dataset."""
 
     def fit(
         self,
-        batches: Iterable[tuple[Any, Any]],
         first_epoch: int,
         epochs: int,
-        steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
+        first_data_epoch: int | None = None,
     ) -> dict[str, list[float]]:
         """Train for epochs [first_epoch, epochs); return the mean metrics of each epoch.
 
         Args:
-            batches: This worker's part of each batch, pairs of images and labels.
             first_epoch: Number of the first epoch, from 0.
             epochs: Number of the last epoch plus one.
-            steps: Steps per epoch.
-            callbacks: As in `keras.Model.fit`.
+            callbacks: As in `keras.Model.fit`; `on_train_batch_end` is called at least once in an epoch, after the last
+                of some steps that were compiled together.
+            first_data_epoch: The epoch of the data with which to start; by default `first_epoch`.
         """
         ...
 
 
-class _SingleProcess:
+class _KerasFit:
     """Trains with `keras.Model.fit`."""
 
-    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer) -> None:
-        self._model = model
+    def __init__(self, model: keras.Model, optimizer: keras.optimizers.Optimizer, dataset: Dataset) -> None:
+        self._model, self._dataset = model, dataset
         model.compile(optimizer, jit_compile=devices.compiles_with_xla())
 
     def fit(
         self,
-        batches: Iterable[tuple[Any, Any]],
         first_epoch: int,
         epochs: int,
-        steps: int,
         callbacks: Sequence[keras.callbacks.Callback],
+        first_data_epoch: int | None = None,
     ) -> dict[str, list[float]]:
+        start = first_epoch if first_data_epoch is None else first_data_epoch
         return self._model.fit(
-            batches,
+            self._dataset.training_batches(start, start + epochs - first_epoch),
             initial_epoch=first_epoch,
             epochs=epochs,
-            steps_per_epoch=steps,
+            steps_per_epoch=self._dataset.steps_per_epoch,
             callbacks=list(callbacks),
             shuffle=False,
             verbose=0,
@@ -86,8 +86,10 @@ def trainer(
         collective: The workers that have the other parts.
     """
     if collective.size > 1:
-        return DataParallel(model, optimizer, collective, dataset.share)
-    return _SingleProcess(model, optimizer)
+        return DataParallel(model, optimizer, dataset, collective)
+    if keras.backend.backend() == "jax":
+        return ScannedSteps(model, optimizer, dataset)
+    return _KerasFit(model, optimizer, dataset)
 
 
 class ReportProgress(keras.callbacks.Callback):

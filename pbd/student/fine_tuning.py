@@ -71,10 +71,9 @@ class FineTuner:
         self._divergence = None
         normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
         trainer(self.distillation_model, optimizer, self.dataset, self.collective).fit(
-            self.dataset.training_batches(self.first_epoch + state.epoch, self.first_epoch + self.epochs),
             first_epoch=state.epoch,
             epochs=self.epochs,
-            steps=steps,
+            first_data_epoch=self.first_epoch + state.epoch,
             callbacks=[
                 ShareStatistics(normalisations, self.collective, self.dataset.share),  # first: validation needs them
                 keras.callbacks.LambdaCallback(

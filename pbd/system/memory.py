@@ -42,13 +42,36 @@ def peak_host_memory() -> int:
 
 
 def _accelerator_memory() -> dict[str, int]:
-    """Return TensorFlow's figures of GPU 0; zeros with another backend or another accelerator."""
+    """Return bytes in use (`current`) and their maximum (`peak`) on the first accelerator; zeros if it tells neither."""
+    import keras
+
+    if keras.backend.backend() == "jax":
+        statistics = _jax_statistics()
+        return {"current": statistics.get("bytes_in_use", 0), "peak": statistics.get("peak_bytes_in_use", 0)}
+    if keras.backend.backend() == "torch":
+        import torch
+
+        return {"current": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
     try:
         import tensorflow as tf
 
         return tf.config.experimental.get_memory_info("GPU:0")
     except (ImportError, RuntimeError, ValueError):
         return {"current": 0, "peak": 0}
+
+
+def _jax_statistics() -> dict[str, int]:
+    import jax
+
+    return jax.local_devices()[0].memory_stats() or {}
+
+
+def free_device_memory() -> int:
+    """Return how many bytes are free where the JAX backend computes: of its accelerator, or of the host."""
+    statistics = _jax_statistics()
+    if "bytes_limit" not in statistics:
+        return free_host_memory()
+    return statistics["bytes_limit"] - statistics["bytes_in_use"]
 
 
 def free_memory() -> int | None:
