@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from pbd.system import backend
 from pbd.system.devices import has_accelerator
 
 
@@ -42,13 +43,33 @@ def peak_host_memory() -> int:
 
 
 def _accelerator_memory() -> dict[str, int]:
-    """Return TensorFlow's figures of GPU 0; zeros with another backend or another accelerator."""
+    """Return the backend's figures of its first accelerator; zeros where it has none."""
     try:
-        import tensorflow as tf
-
-        return tf.config.experimental.get_memory_info("GPU:0")
-    except (ImportError, RuntimeError, ValueError):
+        return _FIGURES[backend.name()]()
+    except (ImportError, RuntimeError, ValueError, KeyError):
         return {"current": 0, "peak": 0}
+
+
+def _of_tensorflow() -> dict[str, int]:
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")
+
+
+def _of_jax() -> dict[str, int]:
+    import jax
+
+    figures = jax.local_devices()[0].memory_stats() or {}
+    return {"current": figures["bytes_in_use"], "peak": figures["peak_bytes_in_use"]}
+
+
+def _of_torch() -> dict[str, int]:
+    import torch
+
+    return {"current": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
+
+
+_FIGURES = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
 
 
 def free_memory() -> int | None:
