@@ -31,7 +31,13 @@ class Feed(Protocol):
 
 
 def current() -> Feed:
-    """Return the feed of this process."""
-    from pbd.data.feeds import tf_data
+    """Return the feed of this process: that of its Keras backend."""
+    import keras
 
-    return tf_data.TfDataFeed()
+    if keras.backend.backend() == "tensorflow":
+        from pbd.data.feeds.tf_data import TfDataFeed
+
+        return TfDataFeed()
+    from pbd.data.feeds.numpy_feed import NumpyFeed
+
+    return NumpyFeed()
