@@ -3,6 +3,8 @@
 import importlib
 from typing import Any
 
+from pbd.system import backend as _backend
+
 __version__ = "0.2.0"
 
 _HOMES = {
@@ -20,6 +22,8 @@ _HOMES = {
     "PbdError": "pbd.errors",
 }
 __all__ = sorted([*_HOMES, "__version__"])
+
+_backend.choose()  # before any module of pbd imports Keras, which fails if its default backend is not installed
 
 
 def __getattr__(name: str) -> Any:

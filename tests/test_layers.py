@@ -34,7 +34,7 @@ MOST_FILES = 12
 PRIVATE_KERAS = re.compile(r"\bkeras\.src\b|\b_(run_through_graph|nodes_by_depth|keras_history|inbound_nodes)\b")
 MAY_USE_PRIVATE_KERAS = {"networks/keras_internals.py", "system/keras_state.py"}
 KNOWS_MPI, KNOWS_DASK = "executors/mpi/", "executors/dask/"
-MAY_IMPORT_TENSORFLOW = ("data/feeds/", "deploy/", "system/memory.py")
+MAY_IMPORT_TENSORFLOW = ("data/feeds/tf_", "deploy/", "system/memory.py")
 
 
 def modules() -> list[Path]:

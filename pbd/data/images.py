@@ -1,14 +1,18 @@
 """Stores of images that feeds read in any order: an array, or a list of image files."""
 
+import functools
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pbd.data.shapes import FreeShape, Shape
+from pbd.errors import MissingInputError
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +51,7 @@ class ArrayImages:
         return {"array": self.array, "image_shape": self.image_shape}
 
 
+_log = logging.getLogger(__name__)
 MOST_DECODED = 20_000
 """At most this many files of a split are decoded before training, evenly spread over a larger split."""
 
@@ -59,7 +64,8 @@ class DamagedFiles:
         self._observers: list[Callable[[str], object]] = []
 
     def add(self, path: str) -> None:
-        """Note a file, at its first reading only."""
+        """Note a file, at its first reading only, and log it, once in a process."""
+        _warn_of_damage(path)
         if path not in self._paths:
             self._paths.append(path)
             for observer in self._observers:
@@ -70,6 +76,11 @@ class DamagedFiles:
         self._observers.append(observer)
         for path in list(self._paths):
             observer(path)
+
+
+@functools.cache
+def _warn_of_damage(path: str) -> None:
+    _log.warning("%s cannot be decoded: a black image takes its place. Remove it, or save it again as PNG.", path)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,3 +121,17 @@ class FileImages:
         root = os.path.commonpath(paths) if paths else ""
         for path in paths:
             yield os.path.relpath(path, root).encode()
+
+
+def encoded_image(path: str) -> bytes:
+    """Return the content of an image file.
+
+    Raises:
+        MissingInputError: the file cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise MissingInputError(
+            f"an image file must be readable. Received: {path!r}: {error.strerror}. Check its permissions."
+        ) from error

@@ -7,13 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from pbd.data.random_numbers import blocks
 from pbd.data.splitting import derived_seed
-
-_ROUND_MULTIPLIERS = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
-_KEY_INCREMENTS = 0x9E3779B9, 0xBB67AE85
-_KEY_OF_SEEDS = 0x3EC8F720, 0x02461E29
-"""The key with which TensorFlow turns two seeds into a key and a counter."""
-_LOW, _HALF = np.uint64(0xFFFFFFFF), np.uint64(32)
 
 
 @dataclass(frozen=True)
@@ -61,36 +56,10 @@ def shuffled(count: int, first_seed: int, second_seed: int) -> np.ndarray:
     The permutation is that of `tf.random.experimental.stateless_shuffle(tf.range(count), seeds, alg="philox")`, so that
     runs on other backends see the batches of runs on TensorFlow: a Fisher-Yates shuffle with the numbers of Philox.
     """
-    # As in TensorFlow, one block of Philox over both seeds gives the key and the upper half of the counter.
-    words = [word for seed in (first_seed, second_seed) for word in (seed & 0xFFFFFFFF, (seed >> 32) & 0xFFFFFFFF)]
-    (mixed,) = philox(np.array([words], np.uint64), _KEY_OF_SEEDS)
-    counters = np.zeros((-(-count // 4), 4), np.uint64)
-    counters[:, 0] = np.arange(len(counters))
-    counters[:, 2:] = mixed[2:]
-    draws = philox(counters, (int(mixed[0]), int(mixed[1]))).reshape(-1)[:count]
+    draws = blocks(first_seed, second_seed, -(-count // 4)).reshape(-1)[:count]
     # Position i is swapped with a position in [i, count), a loop over a list: NumPy has no vectorised form of it.
     others = (np.arange(count, dtype=np.uint64) + draws % np.arange(count, 0, -1, dtype=np.uint64)).tolist()
     order = list(range(count))
     for position, other in enumerate(others):
         order[position], order[other] = order[other], order[position]
     return np.array(order, np.int64)
-
-
-def philox(counters: np.ndarray, key: tuple[int, int]) -> np.ndarray:
-    """Return four random numbers of 32 bits for each counter, (n, 4) uint64.
-
-    This is Philox4x32-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011). NumPy's own Philox
-    has words of 64 bits and gives other numbers.
-
-    Args:
-        counters: (n, 4), each entry below 2**32.
-        key: two numbers below 2**32.
-    """
-    first, second, third, fourth = counters.astype(np.uint64).T
-    key_0, key_1 = key
-    for _ in range(10):
-        product_0, product_1 = _ROUND_MULTIPLIERS[0] * first, _ROUND_MULTIPLIERS[1] * third
-        first, second = (product_1 >> _HALF) ^ second ^ np.uint64(key_0), product_1 & _LOW
-        third, fourth = (product_0 >> _HALF) ^ fourth ^ np.uint64(key_1), product_0 & _LOW
-        key_0, key_1 = (key_0 + _KEY_INCREMENTS[0]) & 0xFFFFFFFF, (key_1 + _KEY_INCREMENTS[1]) & 0xFFFFFFFF
-    return np.stack([first, second, third, fourth], axis=1)

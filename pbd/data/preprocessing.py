@@ -1,19 +1,18 @@
 """Preprocessing of pixels for the teacher: none, unit, or the `preprocess_input` of a keras.applications module."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Any
 
 import numpy as np
 
 from pbd.data.shapes import Shape
 from pbd.errors import BadInputError, UsageError, unknown_name
 
-if TYPE_CHECKING:
-    import tensorflow as tf
 
-
-def preprocessor(name: str) -> Callable[["tf.Tensor"], "tf.Tensor"]:
+def preprocessor(name: str) -> Callable[[Any], Any]:
     """Return the function that preprocesses a float32 batch, (n, height, width, channels), in 0..255.
+
+    The batch is a NumPy array, which may be overwritten, or a tensor of any library that Keras computes with.
 
     Raises:
         UsageError: the name is unknown.
@@ -58,7 +57,7 @@ def check_preprocess(name: str, image_shape: Shape, pixel_max: float | None) -> 
         )
 
 
-def _application_modules() -> dict[str, Callable[..., "tf.Tensor"]]:
+def _application_modules() -> dict[str, Callable[..., Any]]:
     """Return the preprocess_input of every keras.applications module that has one, by module name."""
     import keras
 

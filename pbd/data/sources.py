@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from pbd.data.arrays import RawSplit, RawSplits, array_split
+from pbd.data.resizing import resized_bilinearly
 from pbd.data.split_names import standard_arrays
 from pbd.errors import BadInputError, MissingInputError
 from pbd.system import watchdog
@@ -29,7 +30,7 @@ MOST_KEYS = 8
 def load_digits(labels: bool = True) -> RawSplits:
     """Return scikit-learn's 1,797 handwritten digits, 8x8 scaled up to 32x32x1, uint8; nothing is downloaded."""
     digits, targets = _read_digits()
-    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), DIGITS_SHAPE[0])
+    scaled = resized_bilinearly(digits[..., np.newaxis] * (255.0 / 16.0), *DIGITS_SHAPE[:2])
     images = np.clip(np.rint(scaled), 0, 255).astype(np.uint8)
     return RawSplits(array_split("digits", images, targets if labels else None))
 
@@ -46,21 +47,6 @@ def _read_digits() -> tuple[np.ndarray, np.ndarray]:
         return digits.images, digits.target
     table = np.loadtxt(tables[0], delimiter=",")
     return table[:, :-1].reshape(-1, 8, 8), table[:, -1].astype(int)
-
-
-def resized_bilinearly(images: np.ndarray, size: int) -> np.ndarray:
-    """Return square images, (n, side, side, channels), as (n, size, size, channels) float32.
-
-    The result equals that of `tf.image.resize` to the bit: pixel centres lie at half integers, and the order of the
-    float32 operations is the same.
-    """
-    side = images.shape[1]
-    source = (np.arange(size, dtype=np.float32) + np.float32(0.5)) * np.float32(side / size) - np.float32(0.5)
-    weight = source - np.floor(source)
-    low, high = (np.clip(edge(source), 0, side - 1).astype(int) for edge in (np.floor, np.ceil))
-    pixels, right = images.astype(np.float32), weight[:, np.newaxis]
-    columns = pixels[:, :, low] + (pixels[:, :, high] - pixels[:, :, low]) * right
-    return columns[:, low] + (columns[:, high] - columns[:, low]) * right[:, np.newaxis]
 
 
 @watchdog.waiting()

@@ -28,10 +28,11 @@ def load_stream(
     since data sets are stored shuffled, the range is random, though not stratified.
 
     Raises:
-        EnvironmentMismatchError: tensorflow-datasets is not installed.
+        EnvironmentMismatchError: tensorflow-datasets is not installed, or Keras' backend is not TensorFlow.
         MissingInputError: the data set does not exist or cannot be downloaded.
         BadInputError: the data set has no images, its labels are no classes, or it lacks splits.
     """
+    _check_backend()
     tfds = _tensorflow_datasets()
     builder = _builder(tfds, config.dataset.removeprefix(TFDS_PREFIX))
     num_classes, stored = _features(builder, config)
@@ -54,6 +55,18 @@ def load_stream(
         )
 
     return {role: split(*part) for role, part in _plan(builder, config, seed).items()}, num_classes, shape
+
+
+def _check_backend() -> None:
+    """Refuse other backends: the stored images are TensorFlow records, which TensorFlow alone reads."""
+    import keras
+
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        raise EnvironmentMismatchError(
+            f"tfds:NAME needs the TensorFlow backend. Received: {backend}. Set KERAS_BACKEND=tensorflow, or save the "
+            "images in a folder or an .npz file."
+        )
 
 
 def _tensorflow_datasets() -> ModuleType:

@@ -17,7 +17,7 @@ from pbd.deploy.targets import Target
 from pbd.errors import PbdError
 from pbd.networks import heads
 from pbd.records import Deployment, Latency
-from pbd.system import devices
+from pbd.system import backend, devices
 
 TEACHER, STUDENT = "teacher", "student"
 BATCH_SIZES = (1, 32)
@@ -25,6 +25,10 @@ _KERAS = "keras"
 _COMPARED = 128
 """Validation images on which each float32 file is compared with Keras."""
 _OTHERS = "pip install 'pbd[openvino]', 'pbd[onnx]' or 'pbd[litert]' to measure where networks are deployed"
+_WITHOUT_TENSORFLOW = (
+    "files for other runtimes are written with TensorFlow: pip install 'pbd[cpu,openvino]', then measure the model files "
+    f"with {backend.VARIABLE}=tensorflow pbd latency"
+)
 TEST_IMAGES = 10_000
 """At most this many test images are classified by each file."""
 
@@ -113,7 +117,8 @@ def _candidates(
         return _in_keras(networks, folder), events
     int8 = targets.TARGETS.get(f"{target.name}-int8")
     if int8 is None:
-        return candidates, [f"{target.name} has no 8-bit integers: {_OTHERS}"]
+        others = _OTHERS if backend.name() == "tensorflow" else _WITHOUT_TENSORFLOW
+        return candidates, [f"{target.name} has no 8-bit integers: {others}"]
     if (obstacle := int8.obstacle()) is not None:
         return candidates, [obstacle]
     for name, network in networks.items():

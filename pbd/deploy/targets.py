@@ -12,7 +12,7 @@ from pbd.deploy.runtimes.openvino import OpenVino
 from pbd.deploy.runtimes.saved_model import SavedModel
 from pbd.deploy.runtimes.tensorrt import TensorRt
 from pbd.errors import EnvironmentMismatchError, UsageError, unknown_name
-from pbd.system import devices, silence
+from pbd.system import backend, devices, silence
 
 _INT8 = "-int8"
 _PREFERRED = ("openvino", "onnx", "litert", "keras")
@@ -48,9 +48,14 @@ class Target:
         if self.int8:
             packages += self.quantizer.quantizing_packages
         missing = base.missing(packages)
-        if not missing:
-            return None
-        return f"{self.name} needs {', '.join(missing)}: pip install 'pbd[{self.runtime.extra}]'"
+        if missing:
+            extras = ["cpu"] if "tensorflow" in missing else []
+            if self.runtime.extra not in extras:
+                extras.append(self.runtime.extra)
+            return f"{self.name} needs {', '.join(missing)}: pip install 'pbd[{','.join(extras)}]'"
+        if "tensorflow" in packages and backend.name() != "tensorflow":
+            return f"{self.name} needs Keras on TensorFlow, not on {backend.name()}: set {backend.VARIABLE}=tensorflow"
+        return None
 
 
 def _targets() -> Iterable[Target]:

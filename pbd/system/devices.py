@@ -6,13 +6,13 @@ import importlib.util
 import json
 import os
 import socket
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import threadpoolctl
 
 from pbd.errors import EnvironmentMismatchError
+from pbd.system import backend
 
 _CLAIMED = "PBD_CLAIMED"
 """Environment variable: what a process claimed for itself as JSON, with its process id. Child processes inherit it."""
@@ -47,7 +47,8 @@ class Share:
             _THREADS: str(threads),
             # One pool computes at a time if workers share the host: each inter-op thread adds intra-op threads.
             "TF_NUM_INTEROP_THREADS": "1" if self.local_workers > 1 or threads == 1 else "2",
-            "OMP_NUM_THREADS": str(threads),
+            "OMP_NUM_THREADS": str(threads),  # torch's, too
+            "PJRT_NPROC": str(threads),  # the thread pools of JAX on CPUs
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a JAX worker and its training process share the GPU
         }
@@ -64,7 +65,7 @@ class Share:
         missing = {
             name: value
             for name, value in settings.items()
-            if name not in os.environ or (threads_set and name.endswith("_THREADS"))
+            if name not in os.environ or (threads_set and name.endswith(("_THREADS", "_NPROC")))
         }
         return missing | {_LOCAL_WORKERS: str(self.local_workers)}
 
@@ -79,7 +80,7 @@ class Share:
         forget_inherited()
         settings = self.settings()
         threads = int(settings.get(_THREADS) or os.environ[_THREADS])
-        if "tensorflow" in sys.modules:
+        if backend.is_loaded():
             settings = {_LOCAL_WORKERS: settings[_LOCAL_WORKERS]}
         else:  # NumPy's BLAS is loaded and no longer reads the environment
             threadpoolctl.threadpool_limits(threads, user_api="blas")
@@ -191,33 +192,41 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def names() -> list[str]:
+    """Return the devices of the loaded Keras backend, such as `cpu:0` or `gpu:0`: those of its default kind."""
+    if backend.name() != "torch":
+        import keras
+
+        return keras.distribution.list_devices()
+    import torch
+
+    kind = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return [f"{kind.type}:{index}" for index in range(torch.accelerator.device_count())] if kind else ["cpu:0"]
+
+
 def has_accelerator() -> bool:
     """Return whether the loaded Keras backend computes on an accelerator."""
-    import keras
-
-    return any(not name.startswith("cpu") for name in keras.distribution.list_devices())
+    return any(not name.startswith("cpu") for name in names())
 
 
 def compiles_with_xla() -> bool:
-    """Return whether Keras is to compile steps with XLA: JAX always; TensorFlow on accelerators, torch never.
+    """Return whether to compile with XLA, Keras' `jit_compile`.
 
-    On CPUs, XLA steps of TensorFlow took 4 to 6 times as long.
+    JAX runs operation by operation without it. TensorFlow's steps took 4 to 6 times as long with it on CPUs. In torch
+    it stands for another compiler, which takes longer than most trainings here.
     """
-    import keras
-
-    backend = keras.backend.backend()
-    return backend == "jax" or (backend == "tensorflow" and has_accelerator())
+    return backend.name() == "jax" or (backend.name() == "tensorflow" and has_accelerator())
 
 
 def describe() -> str:
-    """Return the device and the threads of this process in words, for the report."""
+    """Return the device, the backend and the threads of this process in words, for the report."""
     import platform
 
-    import keras
-
-    device = ", ".join(keras.distribution.list_devices()) or "cpu"
     threads = os.environ.get(_THREADS, "?")
-    return f"{device}; {_processor_name() or platform.machine()}; {threads} of {available_cores()} threads per worker"
+    return (
+        f"{', '.join(names())} ({backend.name()}); {_processor_name() or platform.machine()}; "
+        f"{threads} of {available_cores()} threads per worker"
+    )
 
 
 def _processor_name() -> str | None:

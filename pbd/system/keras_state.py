@@ -9,6 +9,8 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.system import backend
+
 SETTINGS = ("floatx", "image_data_format", "epsilon", "dtype_policy")
 """Names in `keras.config`. All are sent: the defaults of another host may differ."""
 _SCOPES = "custom_objects_scope_dict"  # Keras' attribute with the objects of the thread's custom_object_scope
@@ -37,6 +39,8 @@ class KerasSetup:
     """Registered layers and functions by name, pickled; those defined in the main script by value."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Values of `SETTINGS`; a dtype policy by its name."""
+    backend: str = field(default_factory=backend.name)
+    """The backend, with which all workers compute."""
 
     @classmethod
     def here(cls) -> "KerasSetup":
@@ -50,7 +54,7 @@ class KerasSetup:
         return cls(_pickled(objects), settings | {"dtype_policy": settings["dtype_policy"].name})
 
     def apply(self) -> None:
-        """Set this state in the current process; Keras is loaded only if the state is not empty."""
+        """Set objects and settings in the current process; Keras is loaded only if there are any."""
         if not (self.objects or self.settings):
             return
         import keras

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import psutil
 
+from pbd.system import backend
 from pbd.system.devices import has_accelerator
 
 
@@ -42,36 +43,43 @@ def peak_host_memory() -> int:
 
 
 def _accelerator_memory() -> dict[str, int]:
-    """Return bytes in use (`current`) and their maximum (`peak`) on the first accelerator; zeros if it tells neither."""
-    import keras
-
-    if keras.backend.backend() == "jax":
-        statistics = _jax_statistics()
-        return {"current": statistics.get("bytes_in_use", 0), "peak": statistics.get("peak_bytes_in_use", 0)}
-    if keras.backend.backend() == "torch":
-        import torch
-
-        return {"current": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
+    """Return the backend's figures of its first accelerator; zeros where it has none."""
     try:
-        import tensorflow as tf
-
-        return tf.config.experimental.get_memory_info("GPU:0")
-    except (ImportError, RuntimeError, ValueError):
+        return _FIGURES[backend.name()]()
+    except (ImportError, RuntimeError, ValueError, KeyError):
         return {"current": 0, "peak": 0}
 
 
-def _jax_statistics() -> dict[str, int]:
+def _of_tensorflow() -> dict[str, int]:
+    import tensorflow as tf
+
+    return tf.config.experimental.get_memory_info("GPU:0")
+
+
+def _of_jax() -> dict[str, int]:
     import jax
 
-    return jax.local_devices()[0].memory_stats() or {}
+    figures = jax.local_devices()[0].memory_stats() or {}
+    return {"current": figures["bytes_in_use"], "peak": figures["peak_bytes_in_use"]}
+
+
+def _of_torch() -> dict[str, int]:
+    import torch
+
+    return {"current": torch.cuda.memory_allocated(), "peak": torch.cuda.max_memory_allocated()}
+
+
+_FIGURES = {"tensorflow": _of_tensorflow, "jax": _of_jax, "torch": _of_torch}
 
 
 def free_device_memory() -> int:
-    """Return how many bytes are free where the JAX backend computes: of its accelerator, or of the host."""
-    statistics = _jax_statistics()
-    if "bytes_limit" not in statistics:
+    """Return how many bytes are free where JAX computes: of its first accelerator, or of the host."""
+    import jax
+
+    figures = jax.local_devices()[0].memory_stats() or {}
+    if "bytes_limit" not in figures:
         return free_host_memory()
-    return statistics["bytes_limit"] - statistics["bytes_in_use"]
+    return figures["bytes_limit"] - figures["bytes_in_use"]
 
 
 def free_memory() -> int | None:

@@ -17,6 +17,7 @@ import pytest
 
 from pbd.config import AUGMENTATIONS, DataConfig
 from pbd.data import Dataset, absolute, load, sources
+from pbd.data.resizing import resized_bilinearly
 from pbd.data.sources import load_digits
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, PbdError, UsageError
 from tests.helpers.cluster import PATIENCE_S
@@ -150,12 +151,13 @@ def test_digits_are_those_of_scikit_learn(name: str, monkeypatch: pytest.MonkeyP
     np.testing.assert_array_equal(labels, whole().target)
 
 
-def test_digits_are_enlarged_as_tensorflow_enlarges_images() -> None:
+@pytest.mark.parametrize("sides", [(8, 8), (9, 50), (64, 33), (32, 33)])
+def test_images_are_resized_as_by_tensorflow(sides: tuple[int, int]) -> None:
     import tensorflow as tf
 
-    images = np.random.default_rng(0).uniform(0, 255, (5, 8, 8, 2))
-    expected = tf.image.resize(images, (32, 32), "bilinear").numpy()
-    np.testing.assert_array_equal(sources.resized_bilinearly(images, 32), expected)
+    images = np.random.default_rng(0).uniform(0, 255, (5, *sides, 2))
+    expected = tf.image.resize(images, (32, 33), "bilinear").numpy()
+    np.testing.assert_array_equal(resized_bilinearly(images, 32, 33), expected)
 
 
 def test_splits_are_disjoint_and_complete() -> None:

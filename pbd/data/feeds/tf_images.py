@@ -1,25 +1,21 @@
 """Images as TensorFlow tensors: read, decoded and resized."""
 
 import functools
-import logging
 import weakref
 from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from pbd.data.images import ArrayImages, DamagedFiles, FileImages
+from pbd.data.images import ArrayImages, DamagedFiles, FileImages, encoded_image
 from pbd.data.shapes import FreeShape, Shape
 from pbd.data.splitting import NO_LABEL
-from pbd.errors import MissingInputError
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 _TENSORS: "weakref.WeakKeyDictionary[ArrayImages | FileImages, tf.Tensor]" = weakref.WeakKeyDictionary()
 """One tensor for each array or list of paths, which all pipelines share."""
-_log = logging.getLogger(__name__)
 
 
 def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tensor"]:
@@ -63,17 +59,10 @@ def _read_file_or_black(damaged: DamagedFiles, path: "tf.Tensor", shape: Shape) 
             with tf.device("CPU"):
                 return np.asarray(_read_file(tf.constant(name), shape))
         except tf.errors.InvalidArgumentError:
-            _warn_of_damage(name.decode(errors="replace"))
             damaged.add(name.decode(errors="replace"))
             return np.zeros(shape, np.float32)
 
     return tf.ensure_shape(tf.numpy_function(read, [path], tf.float32), shape)
-
-
-@functools.cache
-def _warn_of_damage(path: str) -> None:
-    """Log, once in a process, that a file is damaged."""
-    _log.warning("%s cannot be decoded: a black image takes its place. Remove it, or save it again as PNG.", path)
 
 
 def decoded(encoded: "tf.Tensor", shape: Shape) -> "tf.Tensor":
@@ -109,12 +98,7 @@ def can_be_decoded(path: str) -> bool:
     """
     import tensorflow as tf
 
-    try:
-        content = Path(path).read_bytes()
-    except OSError as error:
-        raise MissingInputError(
-            f"an image file must be readable. Received: {path!r}: {error.strerror}. Check its permissions."
-        ) from error
+    content = encoded_image(path)
     try:
         with tf.device("CPU"):
             decoded(tf.constant(content), (1, 1, 3))

@@ -20,6 +20,8 @@ def check_files(raw: RawSplits) -> None:
     """
     splits = [split.images for split in (raw.train, raw.validation, raw.test) if split is not None]
     paths = [path for images in splits if isinstance(images, FileImages) for path in images.checked_paths]
+    if not paths:
+        return
     damaged = feeds.current().damaged_files(paths)
     if damaged:
         named = ", ".join(map(repr, damaged[:MOST_NAMED]))

@@ -26,7 +26,7 @@ class Runtime(Protocol):
     extra: str
     """The extra of pbd that installs what it needs."""
     packages: tuple[str, ...]
-    """The modules that exporting and running import."""
+    """The modules that exporting and running import; if TensorFlow is one of them, it must be Keras' backend."""
     packages_to_run: tuple[str, ...]
     """Those of them that running imports."""
     is_timed: bool = True

@@ -20,7 +20,7 @@ class Onnx(base.QuantizingRuntime):
     name = "onnx"
     suffix = ".onnx"
     extra = "onnx"
-    packages = ("tf2onnx", "onnx", "onnxruntime")
+    packages = ("tensorflow", "tf2onnx", "onnx", "onnxruntime")
     packages_to_run = ("onnxruntime",)
     quantizing_packages: tuple[str, ...] = ()
 

@@ -15,8 +15,8 @@ class OpenVino(base.QuantizingRuntime):
     name = "openvino"
     suffix = ".xml"
     extra = "openvino"
-    packages = ("openvino",)
-    packages_to_run = packages
+    packages = ("tensorflow", "openvino")
+    packages_to_run = ("openvino",)
     quantizing_packages = ("nncf",)
 
     def export(self, network: Any, path: Path) -> None:

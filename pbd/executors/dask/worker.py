@@ -168,6 +168,7 @@ def _dependencies(settings: Settings) -> tuple[bool, float, KerasSetup]:
 
 def _open(share: devices.Share, threads: int, settings: Settings) -> _WorkerState:
     if not settings.config.isolate:
+        backend.use(settings.keras.backend)
         backend.load()
         settings.keras.apply()
     task_runner = runner.open_runner(settings.config, share, settings.keras)

@@ -31,7 +31,7 @@ from pbd.executors.isolation.messages import (
 from pbd.records import Progress, ProgressCallback
 from pbd.run_dir import error_files
 from pbd.run_dir.error_files import ErrorTarget
-from pbd.system import devices, launcher, watchdog
+from pbd.system import backend, devices, launcher, watchdog
 from pbd.system.keras_state import KerasSetup
 
 T = TypeVar("T")
@@ -119,7 +119,9 @@ class Child:
         output = None if self._share.verbose else self._output
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", _MAIN, *map(str, descriptors), str(os.getpid())],
-            env=launcher.child_environment() | settings | {"TMPDIR": self._scratch.name},
+            env=launcher.child_environment()
+            | settings
+            | {backend.VARIABLE: self._keras.backend, "TMPDIR": self._scratch.name},
             pass_fds=descriptors,
             stdin=subprocess.DEVNULL,
             stdout=output,

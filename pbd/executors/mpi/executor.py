@@ -26,7 +26,7 @@ from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.counter import SharedCounter
 from pbd.executors.mpi.heartbeat import HeartbeatMonitor
 from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
-from pbd.system import devices, watchdog
+from pbd.system import backend, devices, watchdog
 
 _COMMAND, _PROGRESS = 1, 2  # tags of messages
 _POLL_S = 0.05
@@ -91,6 +91,7 @@ class MpiExecutor:
             )
         self.share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
         try:
+            backend.use(self._comm.bcast(backend.name()))  # launchers do not pass the environment to every host
             self._runner = runner.open_runner(config, self.share)
             if self.num_workers > 1 and world.allows_threads():
                 monitor = HeartbeatMonitor(config.stall_limit)
