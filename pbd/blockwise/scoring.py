@@ -120,6 +120,7 @@ def score(
     """
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
+    scorer.build((None, *dataset.image_shape))  # else JAX runs it operation by operation first
     accumulator = MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     image_count = np.zeros(1)

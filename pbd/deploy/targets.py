@@ -15,7 +15,7 @@ from pbd.errors import EnvironmentMismatchError, UsageError, unknown_name
 from pbd.system import backend, devices, silence
 
 _INT8 = "-int8"
-_PREFERRED = ("openvino", "onnx", "litert", "keras")
+_PREFERRED = ("openvino", "onnx", "litert", "keras-gpu", "keras")
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ def get_timed(name: str) -> Target:
 
 
 def default() -> Target:
-    """Return the first installed target of openvino, onnx, litert and keras."""
+    """Return the first target of openvino, onnx, litert, keras-gpu and keras that can be used here."""
     return next(TARGETS[name] for name in _PREFERRED if TARGETS[name].obstacle() is None)
 
 

@@ -15,12 +15,10 @@ PERMUTATIONS = 1999
 
 def predicted_classes(model: "keras.Model", images: Any) -> np.ndarray:
     """Return the class that the model predicts for each image, (n,); the model is not traced for it."""
-    import keras
-
     from pbd.learning.metrics import class_scores
-    from pbd.networks import graph
+    from pbd.networks import compiled, graph
 
-    logits = keras.ops.convert_to_numpy(graph.logits(model)(np.asarray(images), training=False))
+    logits = compiled.outputs(graph.logits(model), np.asarray(images))
     return np.argmax(class_scores(logits.astype(np.float32)), axis=-1)
 
 

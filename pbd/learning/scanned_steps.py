@@ -3,7 +3,6 @@
 `keras.Model.fit` comes back to Python after every step. On a GPU, that takes longer than the step of a small network.
 """
 
-import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -75,12 +74,12 @@ class ScannedSteps:
             self._assign(state)
 
     def _one_by_one(self, epoch: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        batches, state = enumerate(self._dataset.training_batches(epoch, epoch + 1), start=1), self._state()
+        state, in_flight = self._state(), STEPS_IN_FLIGHT if devices.has_accelerator() else 1
         try:
-            while sent := list(itertools.islice(batches, STEPS_IN_FLIGHT if devices.has_accelerator() else 1)):
-                for done, batch in sent:
-                    state, logs = self._step(state, batch)
-                yield done, logs
+            for done, batch in enumerate(self._dataset.training_batches(epoch, epoch + 1), start=1):
+                state, logs = self._step(state, batch)
+                if done % in_flight == 0 or done == self._dataset.steps_per_epoch:
+                    yield done, logs
         finally:
             self._assign(state)
 

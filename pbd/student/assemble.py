@@ -12,6 +12,7 @@ from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
+from pbd.networks.compiled import compiled
 from pbd.records import BlockResult, BlockTask
 from pbd.student.fine_tuning import validate
 from pbd.system import watchdog
@@ -58,11 +59,17 @@ def recalibrate_batch_norm(student: keras.Model, batches: Iterable[Any], collect
     in_training_mode, count = {layer.name for layer in normalisations}, 0
     for layer in normalisations:
         layer.trainable = True  # Keras does not update the statistics of frozen layers
+
+    def add(batch: Any, momentum: Any) -> None:
+        for layer in normalisations:
+            layer.momentum = momentum
+        graph.run(student, batch, training=in_training_mode)
+
+    add_compiled = compiled(student, add)
     for count, batch in enumerate(batches, start=1):
         watchdog.touch()
-        for layer in normalisations:
-            layer.momentum = 1.0 - 1.0 / count  # the exponential average becomes the mean of the batches so far
-        graph.run(student, keras.ops.convert_to_tensor(batch), training=in_training_mode)
+        # The exponential average becomes the mean of the batches so far.
+        add_compiled(keras.ops.convert_to_tensor(batch), 1.0 - 1.0 / count)
     for layer, (momentum, trainable) in zip(normalisations, settings, strict=True):
         layer.momentum, layer.trainable = momentum, trainable
     statistics = [value for layer in normalisations for value in (layer.moving_mean, layer.moving_variance)]

@@ -16,7 +16,9 @@ from pbd.system import silence
 PREFERRED = ("tensorflow", "jax", "torch")
 """The backends, in the order in which an installed one replaces a missing one."""
 VARIABLE = "KERAS_BACKEND"
-_INSTALL = "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]' (TensorFlow), 'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'."
+_INSTALL = (
+    "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]' (TensorFlow), 'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'."
+)
 _UNUSED = ("matplotlib", "sklearn", "scipy")
 """Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
 _NEEDED = {"jax": ("scipy",)}

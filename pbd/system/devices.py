@@ -8,17 +8,21 @@ import os
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
+import platformdirs
 import threadpoolctl
 
 from pbd.errors import EnvironmentMismatchError
-from pbd.system import backend
+from pbd.system import backend, processor
 
 _CLAIMED = "PBD_CLAIMED"
 """Environment variable: what a process claimed for itself as JSON, with its process id. Child processes inherit it."""
 _LOCAL_WORKERS = "PBD_LOCAL_WORKERS"
 """Environment variable: the number of workers on this host."""
 _THREADS = "TF_NUM_INTRAOP_THREADS"
+SHORTEST_COMPILATION_S = 0.1
+"""What JAX compiles in less time is not written to the cache."""
 _GPU_LOCKS: dict[int, socket.socket] = {}
 
 
@@ -52,6 +56,11 @@ class Share:
             "TF_FORCE_GPU_ALLOW_GROWTH": "true",
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # a JAX worker and its training process share the GPU
         }
+        if backend.name() == "jax":
+            settings |= {
+                "JAX_COMPILATION_CACHE_DIR": str(_compilation_cache()),
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(SHORTEST_COMPILATION_S),
+            }
         if not self.verbose:
             settings["TF_CPP_MIN_LOG_LEVEL"] = "3"
         if "CUDA_VISIBLE_DEVICES" not in os.environ and (gpus := physical_gpus()):
@@ -218,20 +227,20 @@ def compiles_with_xla() -> bool:
     return backend.name() == "jax" or (backend.name() == "tensorflow" and has_accelerator())
 
 
+def _compilation_cache() -> Path:
+    """Return the folder of what JAX has compiled, shared by all workers and runs on hosts with this kind of CPU.
+
+    JAX's own keys do not tell CPUs apart, and instructions that a CPU lacks would end the process.
+    """
+    return platformdirs.user_cache_path("pbd") / "jax" / processor.kind()
+
+
 def describe() -> str:
     """Return the device, the backend and the threads of this process in words, for the report."""
     import platform
 
     threads = os.environ.get(_THREADS, "?")
     return (
-        f"{', '.join(names())} ({backend.name()}); {_processor_name() or platform.machine()}; "
+        f"{', '.join(names())} ({backend.name()}); {processor.name() or platform.machine()}; "
         f"{threads} of {available_cores()} threads per worker"
     )
-
-
-def _processor_name() -> str | None:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:
-            return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), None)
-    except OSError:
-        return None

@@ -1,9 +1,21 @@
-"""What the CPU can do."""
+"""Which CPU this is, and what it can do."""
 
+import hashlib
 import platform
 from pathlib import Path
 
 _DOT_PRODUCTS = {"avx512_vnni", "avx_vnni"}
+
+
+def name() -> str | None:
+    """Return the CPU's name, `None` where Linux does not tell it."""
+    return _info("model name")
+
+
+def kind() -> str:
+    """Return a name for CPUs with the same instructions, fit for a folder."""
+    described = f"{platform.machine()} {name()} {_info('flags') or _info('Features')}"
+    return hashlib.sha256(described.encode()).hexdigest()[:16]
 
 
 def has_int8_dot_products() -> bool:
@@ -13,8 +25,13 @@ def has_int8_dot_products() -> bool:
     """
     if platform.machine().lower() not in ("x86_64", "amd64"):
         return True
+    return not _DOT_PRODUCTS.isdisjoint((_info("flags") or "").split())
+
+
+def _info(key: str) -> str | None:
+    """Return what `/proc/cpuinfo` says of the first core under a key."""
     try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:  # not Linux
-        return False
-    return not _DOT_PRODUCTS.isdisjoint(flags.split())
+        return None
+    return next((line.split(":", 1)[1].strip() for line in lines if line.split("\t")[0].strip() == key), None)
