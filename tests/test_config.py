@@ -147,6 +147,7 @@ def test_every_block_initialisation_is_accepted() -> None:
         {"fine_tune_loss": "kd_kl"},
         {"temperature": 2.0},
         {"distillation_weight": 0.5},
+        {"mixup": 1.0},
         {"target_accuracy_drop": 0.05},
     ],
 )
@@ -186,6 +187,8 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
         ({"scheduler": "work_stealing"}, "Give --executor dask", {"scheduler": "work_stealing", "executor": "dask"}),
         ({"scheduler": "work_stealing"}, "use pull", {"scheduler": "pull"}),
         ({"dask_address": "file"}, "Give --executor dask", {"dask_address": "file", "executor": "dask"}),
+        ({"mixup": -1.0}, "Give 0 or more.", {"mixup": 0.0}),
+        ({"mixup": 1.0, "fine_tune_loss": "mixed"}, "kd_kl, or --mixup 0.", {"mixup": 1.0, "fine_tune_loss": "kd_kl"}),
         ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
         (
             {"labels": False, "fine_tune_loss": "mixed"},

@@ -128,6 +128,9 @@ class StudentConfig(Section):
     """Divides the logits before the softmax in kd_kl and mixed."""
     distillation_weight: float = 0.9
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
+    mixup: float = 0.0
+    """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
+    mixup). 1 draws them evenly from [0, 1]; 0: images are not mixed. Needs kd_mse or kd_kl."""
     target_accuracy_drop: float | None = None
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""
@@ -145,6 +148,12 @@ class StudentConfig(Section):
         fraction("distillation_weight", self.distillation_weight)
         one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
         one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
+        at_least("mixup", self.mixup, 0)
+        if self.mixup and self.fine_tune_loss in NEED_LABELS:
+            raise UsageError(
+                f"mixup mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {self.fine_tune_loss}. "
+                "Give --fine-tune-loss kd_kl, or --mixup 0."
+            )
         positive("temperature", self.temperature)
         positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 

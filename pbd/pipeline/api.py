@@ -76,6 +76,7 @@ def distill(
     fine_tune_loss: str | None = None,
     temperature: float | None = None,
     distillation_weight: float | None = None,
+    mixup: float | None = None,
     target_accuracy_drop: float | None = None,
     executor: str | None = None,
     scheduler: str | None = None,
