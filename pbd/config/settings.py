@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.config.recipes import recipe_settings
 from pbd.config.values import Section, as_kind, at_least, fraction, one_of, positive
 from pbd.errors import UsageError, unknown_name
 
@@ -269,6 +270,8 @@ class RunConfig:
     def of(cls, **settings: Any) -> "RunConfig":
         """Return a config with these fields set and the others at their defaults.
 
+        A `recipe` (quick, standard or patient) stands for other defaults of some fields.
+
         Raises:
             UsageError: a name is unknown (the message suggests the nearest name) or a value is out of its range.
 
@@ -279,14 +282,17 @@ class RunConfig:
         return cls().replace(**settings)
 
     def replace(self, **settings: Any) -> "RunConfig":
-        """Return a copy with these fields changed; see `of`."""
+        """Return a copy with these fields changed; see `of`. A recipe changes fields that are at their defaults."""
+        recipe = settings.pop("recipe", None)
+        if recipe is not None:
+            settings = recipe_settings(recipe, self.flat(), RunConfig().flat()) | settings
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seed"}
         owner = {f.name: name for name, part in sections.items() for f in dataclasses.fields(part)}
         changes: dict[str, dict[str, Any]] = {}
         seed = settings.pop("seed", self.seed)
         for name, value in settings.items():
             if name not in owner:
-                raise UsageError(unknown_name("setting", name, [*owner, "seed"]))
+                raise UsageError(unknown_name("setting", name, [*owner, "seed", "recipe"]))
             changes.setdefault(owner[name], {})[name] = value
         parts = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
         return dataclasses.replace(self, seed=seed, **parts)
