@@ -1,6 +1,6 @@
 """The training loop: optimiser, single-process and data-parallel trainers, progress events, training on labels."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -175,9 +175,22 @@ def fit_on_labels(
         dataset.training_batches(0, epochs),
         epochs=epochs,
         steps_per_epoch=steps,
-        validation_data=dataset.batches("validation"),
+        **_validation(dataset),
         callbacks=[ReportProgress(emit, label), KeepBest()],
         shuffle=False,
         verbose=0,
     ).history
     return tuple(dict(zip(history, map(float, row), strict=True)) for row in zip(*history.values(), strict=True))
+
+
+def _validation(dataset: Dataset) -> dict[str, Any]:
+    """Return the arguments with which `fit` reads the whole validation split after every epoch."""
+    if keras.backend.backend() == "tensorflow":
+        return {"validation_data": dataset.batches("validation")}
+
+    # The other feeds return generators, each of which is read once; Keras takes the next batches of one for all epochs.
+    def endless() -> Iterator[tuple[Any, Any]]:
+        while True:
+            yield from dataset.batches("validation")
+
+    return {"validation_data": endless(), "validation_steps": -(-len(dataset.validation) // dataset.batch_size)}
