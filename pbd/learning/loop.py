@@ -118,6 +118,24 @@ class ReportProgress(keras.callbacks.Callback):
         self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))
 
 
+class Validate(keras.callbacks.Callback):
+    """Adds loss and metrics on the validation split to the logs of each epoch, for the callbacks after it.
+
+    Keras' own `validation_data` must be read anew in every epoch, which an iterator of batches cannot be.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        self._dataset = dataset
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        steps = -(-len(self._dataset.validation) // self._dataset.batch_size)
+        batches = self._dataset.batches("validation")
+        results = self.model.evaluate(batches, steps=steps, return_dict=True, verbose=0)
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in results.items()})
+
+
 class KeepBest(keras.callbacks.Callback):
     """Restores the epoch with the best validation accuracy; of equal ones, the one with the lowest validation loss."""
 
@@ -173,8 +191,7 @@ def fit_on_labels(
         dataset.training_batches(0, epochs),
         epochs=epochs,
         steps_per_epoch=steps,
-        validation_data=dataset.batches("validation"),
-        callbacks=[ReportProgress(emit, label), KeepBest()],
+        callbacks=[ReportProgress(emit, label), Validate(dataset), KeepBest()],
         shuffle=False,
         verbose=0,
     ).history
