@@ -70,6 +70,9 @@ def test_a_run_is_resumed_with_its_directory(place: str) -> None:
 REQUIREMENTS = {
     "cpu": "tensorflow-cpu",
     "gpu": "tensorflow[and-cuda]",
+    "jax": "jax",
+    "jax-cuda": "jax[cuda13]",
+    "torch": "torch",
     "dask": "dask[distributed]",
     "energy": "nvidia-ml-py",  # has the module pynvml
     "litert": "ai-edge-litert",
@@ -81,6 +84,6 @@ REQUIREMENTS = {
 
 def test_each_extra_that_a_message_names_installs_what_is_missing() -> None:
     sources = [path.read_text() for path in (ROOT / "pbd").rglob("*.py")]
-    assert {extra for source in sources for extra in re.findall(r"'pbd\[(\w+)\]'", source)} == REQUIREMENTS.keys()
+    assert {extra for source in sources for extra in re.findall(r"'pbd\[([\w-]+)\]'", source)} == REQUIREMENTS.keys()
     for extra, requirement in REQUIREMENTS.items():
         assert requirement in [re.split("[<>=]", each)[0] for each in EXTRAS[extra]]

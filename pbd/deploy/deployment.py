@@ -26,8 +26,8 @@ _COMPARED = 128
 """Validation images on which each float32 file is compared with Keras."""
 _OTHERS = "pip install 'pbd[openvino]', 'pbd[onnx]' or 'pbd[litert]' to measure where networks are deployed"
 _WITHOUT_TENSORFLOW = (
-    "files for other runtimes are written with TensorFlow: pip install 'pbd[cpu,openvino]', then measure the model files "
-    f"with {backend.VARIABLE}=tensorflow pbd latency"
+    "files for other runtimes are written with TensorFlow: pip install 'pbd[cpu,openvino]', then measure the model "
+    f"files with {backend.VARIABLE}=tensorflow pbd latency"
 )
 TEST_IMAGES = 10_000
 """At most this many test images are classified by each file."""

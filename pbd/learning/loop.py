@@ -1,6 +1,6 @@
 """The training loop: optimiser, single-process and data-parallel trainers, progress events, training on labels."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import keras
@@ -120,6 +120,24 @@ class ReportProgress(keras.callbacks.Callback):
         self._emit(Progress(0, self._label, done, total, self._epoch + 1, None if loss is None else float(loss)))
 
 
+class Validate(keras.callbacks.Callback):
+    """Adds loss and metrics on the validation split to the logs of each epoch, for the callbacks after it.
+
+    Keras' own `validation_data` must be read anew in every epoch, which an iterator of batches cannot be.
+    """
+
+    def __init__(self, dataset: Dataset) -> None:
+        super().__init__()
+        self._dataset = dataset
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        steps = -(-len(self._dataset.validation) // self._dataset.batch_size)
+        batches = self._dataset.batches("validation")
+        results = self.model.evaluate(batches, steps=steps, return_dict=True, verbose=0)
+        if logs is not None:
+            logs.update({f"val_{name}": value for name, value in results.items()})
+
+
 class KeepBest(keras.callbacks.Callback):
     """Restores the epoch with the best validation accuracy; of equal ones, the one with the lowest validation loss."""
 
@@ -175,22 +193,8 @@ def fit_on_labels(
         dataset.training_batches(0, epochs),
         epochs=epochs,
         steps_per_epoch=steps,
-        **_validation(dataset),
-        callbacks=[ReportProgress(emit, label), KeepBest()],
+        callbacks=[ReportProgress(emit, label), Validate(dataset), KeepBest()],
         shuffle=False,
         verbose=0,
     ).history
     return tuple(dict(zip(history, map(float, row), strict=True)) for row in zip(*history.values(), strict=True))
-
-
-def _validation(dataset: Dataset) -> dict[str, Any]:
-    """Return the arguments with which `fit` reads the whole validation split after every epoch."""
-    if keras.backend.backend() == "tensorflow":
-        return {"validation_data": dataset.batches("validation")}
-
-    # The other feeds return generators, each of which is read once; Keras takes the next batches of one for all epochs.
-    def endless() -> Iterator[tuple[Any, Any]]:
-        while True:
-            yield from dataset.batches("validation")
-
-    return {"validation_data": endless(), "validation_steps": -(-len(dataset.validation) // dataset.batch_size)}

@@ -17,7 +17,7 @@ PREFERRED = ("tensorflow", "jax", "torch")
 """The backends, in the order in which an installed one replaces a missing one."""
 VARIABLE = "KERAS_BACKEND"
 _INSTALL = (
-    "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]' (TensorFlow), 'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'."
+    "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]' for TensorFlow, 'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'."
 )
 _UNUSED = ("matplotlib", "sklearn", "scipy")
 """Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
@@ -53,20 +53,20 @@ def choose() -> None:
         os.environ[VARIABLE] = installed
 
 
-def use(wanted: str) -> None:
+def use(coordinators: str) -> None:
     """Let this process, a worker, compute with the coordinator's backend.
 
     Raises:
         EnvironmentMismatchError: Keras is loaded with another backend.
     """
-    if name() == wanted:
+    if name() == coordinators:
         return
     if "keras" in sys.modules:
         raise EnvironmentMismatchError(
-            f"all workers compute with the coordinator's backend. Received: {wanted}, a worker that has loaded {name()}. "
-            f"Start the workers again with {VARIABLE}={wanted}."
+            f"all workers compute with the coordinator's backend. Received: {coordinators}, a worker that has loaded "
+            f"{name()}. Start the workers again with {VARIABLE}={coordinators}."
         )
-    os.environ[VARIABLE] = wanted
+    os.environ[VARIABLE] = coordinators
 
 
 def is_installed(package: str) -> bool:

@@ -26,7 +26,7 @@ def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
     monkeypatch.setattr(devices, "physical_gpus", lambda: 2)
-    monkeypatch.delitem(sys.modules, "tensorflow", raising=False)
+    monkeypatch.setattr(backend, "is_loaded", lambda: False)
     return monkeypatch
 
 

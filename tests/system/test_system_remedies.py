@@ -64,6 +64,7 @@ SETTINGS.config = type("Config", (), {"threads_per_worker": None, "verbose": Fal
 
 def test_a_backend_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+    monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     imported: list[str] = []
 
@@ -73,7 +74,8 @@ def test_a_backend_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
             raise ModuleNotFoundError("No module named 'tensorflow'")
 
     monkeypatch.setattr(backend.importlib, "import_module", import_module)
-    message = refusal(backend.load, "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]'.")
-    assert "No module named 'tensorflow'" in message
+    message = refusal(backend.load, "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]'")
+    assert "Received: tensorflow, No module named 'tensorflow'" in message
+    assert "'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'" in message
     backend.load()
     assert imported == ["keras", "keras"]

@@ -1,11 +1,12 @@
 """What a runtime is: a library that runs networks from files of its own format."""
 
-import importlib.util
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+
+from pbd.system import backend
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """One forward pass: images, (batch, height, width, channels) float32, to class scores, (batch, classes) float32."""
@@ -84,7 +85,7 @@ class QuantizingRuntime(Runtime, Protocol):
 
 def missing(packages: tuple[str, ...]) -> list[str]:
     """Return the modules that are not installed."""
-    return [name for name in packages if importlib.util.find_spec(name) is None]
+    return [name for name in packages if not backend.is_installed(name)]
 
 
 def owners(constants: Mapping[str, np.ndarray], kernels: Mapping[str, np.ndarray]) -> set[str]:
