@@ -16,6 +16,7 @@ from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
 from pbd.data.dataset import Dataset, IndexedSplit, Split
 from pbd.data.feeds.sampling import augmented
 from pbd.data.images import ArrayImages
+from pbd.data.mixup import mixed, mixture
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.shapes import Shape
@@ -31,7 +32,8 @@ _STORES: "weakref.WeakKeyDictionary[ArrayImages, jax.Array]" = weakref.WeakKeyDi
 """One array on the device for each store, which all splits share."""
 
 Batch = dict[str, Any]
-"""What describes one batch: arrays of rows, and of affine maps if the images are augmented."""
+"""What describes one batch: rows and labels of its images, affine maps if they are augmented, and, if they are mixed,
+rows and maps of their partners and weights."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,17 +56,28 @@ class DeviceImages:
 
     def training_inputs(self, epoch: int) -> Batch:
         """Return what describes this worker's share of the batches of an epoch: arrays with one row for each step."""
-        dataset, own = self.dataset, self.dataset.own_images
-        positions = training_positions(len(self.rows), dataset.batch_size, dataset.seed, epoch)[:, own]
-        inputs = self._inputs(positions)
+        dataset = self.dataset
+        batches = training_positions(len(self.rows), dataset.batch_size, dataset.seed, epoch)
+        first_step = epoch * len(batches)
+        steps = [self._step_inputs(positions, step) for step, positions in enumerate(batches, start=first_step)]
+        return {name: np.stack([inputs[name] for inputs in steps]) for name in steps[0]}
+
+    def _step_inputs(self, positions: np.ndarray, step: int) -> Batch:
+        """Return what describes this worker's share of one batch, given the positions of its images in the split."""
+        dataset, batch_size = self.dataset, self.dataset.batch_size
+        own = np.arange(batch_size)[dataset.own_images]
+        inputs = self._inputs(positions[own])
+        maps = None
         if OPERATIONS[dataset.augment]:
-            first_step, seed = epoch * len(positions), derived_seed(dataset.seed, "augment")
             height, width = dataset.image_shape[:2]
-            steps = range(first_step, first_step + len(positions))
-            count = own.stop - own.start
-            inputs["maps"] = np.stack(
-                [affine_maps(dataset.augment, count, height, width, seed, step, own.start) for step in steps]
-            )
+            maps = affine_maps(dataset.augment, batch_size, height, width, derived_seed(dataset.seed, "augment"), step)
+            inputs["maps"] = maps[own]
+        if dataset.mixup:
+            drawn = mixture(dataset.mixup, batch_size, dataset.own_images, dataset.seed, step)
+            partners = drawn.positions[drawn.partners]
+            inputs["weights"], inputs["partner_rows"] = drawn.weights, self._rows(positions[partners])
+            if maps is not None:
+                inputs["partner_maps"] = maps[partners]
         return inputs
 
     def inputs_in_order(self, limit: int | None) -> Iterator[Batch]:
@@ -74,7 +87,10 @@ class DeviceImages:
             yield self._inputs(np.arange(start, end))
 
     def _inputs(self, positions: np.ndarray) -> Batch:
-        return {"rows": self.rows[positions].astype(np.int32), "labels": self.labels[positions]}
+        return {"rows": self._rows(positions), "labels": self.labels[positions]}
+
+    def _rows(self, positions: np.ndarray) -> np.ndarray:
+        return self.rows[positions].astype(np.int32)
 
 
 @dataclass(frozen=True)
@@ -88,12 +104,17 @@ class BatchForm:
 
     def __call__(self, images: "jax.Array", inputs: Batch) -> "jax.Array":
         """Return the images of a batch, (batch, height, width, channels) float32; can be traced by JAX."""
+        batch = self._augmented(images, inputs["rows"], inputs.get("maps"))
+        if "weights" in inputs:
+            partners = self._augmented(images, inputs["partner_rows"], inputs.get("partner_maps"))
+            batch = mixed(batch, partners, inputs["weights"])
+        return preprocessor(self.preprocess)(batch.astype("float32"))
+
+    def _augmented(self, images: "jax.Array", rows: Any, maps: Any) -> "jax.Array":
         import jax.numpy as jnp
 
-        batch = _resized(jnp.take(images, inputs["rows"], axis=0), self.image_shape)
-        if "maps" in inputs:
-            batch = augmented(jnp, batch, inputs["maps"], self.bilinear)
-        return preprocessor(self.preprocess)(batch.astype(jnp.float32))
+        batch = _resized(jnp.take(images, rows, axis=0), self.image_shape)
+        return batch if maps is None else augmented(jnp, batch, maps, self.bilinear)
 
 
 @functools.cache
