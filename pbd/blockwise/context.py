@@ -39,6 +39,12 @@ class TrainingContext:
     session: str = ""
     """Identifies the run: a worker process caches teacher and data of one session."""
 
+    @property
+    def can_share_batches(self) -> bool:
+        """Whether several workers can train the same blocks, each on a part of every batch."""
+        # In float16 every step decides by its own gradients how the loss is scaled.
+        return self.training.precision != "float16" and all(design.per_image for design in self.designs.values())
+
 
 @functools.lru_cache(maxsize=1)
 def load_teacher(path: str, session: str = "") -> keras.Model:

@@ -14,7 +14,7 @@ from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import pad_batches
-from pbd.networks import graph
+from pbd.networks import graph, precision
 from pbd.records import ProgressCallback
 
 STOPPING_IMAGES = 1024
@@ -83,7 +83,7 @@ def fit(
     Args:
         config: the run's training settings.
         teacher: flat and functional.
-        built: the blocks by layer, with their initial weights.
+        built: the blocks by layer, with their initial weights; trained as copies in half precision if so configured.
         dataset: this worker's part of the data.
         variances: variance of each layer's output (see `target_variances`).
         curves: an empty learning curve per layer; filled in here.
@@ -91,9 +91,10 @@ def fit(
         collective: the workers that train these blocks together.
     """
     steps = dataset.steps_per_epoch
-    weights = [variable for block in built.values() for variable in block.trainable_variables]
-    optimizer = adam(config.learning_rate, steps * config.epochs, weights)
-    learning = dict(built)
+    teacher = precision.mixed(teacher, config.precision)
+    learning = {name: precision.mixed(block, config.precision) for name, block in built.items()}
+    weights = [variable for block in learning.values() for variable in block.trainable_variables]
+    optimizer = adam(config.learning_rate, steps * config.epochs, weights, config.precision)
     traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
     # Pass 0 only measures the error of the initial weights; training epochs count from 1.
     for epoch in range(config.epochs + 1):

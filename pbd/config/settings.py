@@ -17,6 +17,7 @@ FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
 PARALLEL = ("auto", "task", "data")
+PRECISIONS = ("float32", "bfloat16", "float16")
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
 
 
@@ -99,9 +100,13 @@ class TrainingConfig(Section):
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
     """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
+    precision: str = "float32"
+    """float32, bfloat16 or float16: what the frozen teacher and the blocks compute in while blocks are trained; weights
+    are kept and scored in float32. Half precision is for GPUs with units for it."""
 
     def check(self) -> None:
         at_least("epochs", self.epochs, 0)
+        one_of("precision", self.precision, PRECISIONS)
         at_least("patience", self.patience, 0)
         positive("learning_rate", self.learning_rate)
 

@@ -15,13 +15,19 @@ from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
 
 
-def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
+def adam(
+    learning_rate: float, steps: int, variables: Iterable[Any], precision: str = "float32"
+) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
+
+    For a model that computes in float16, the loss is scaled: gradients of a mean over a feature map would be 0.
 
     All training in pbd gets its optimiser here. It is already built: Keras would trace the first step twice if that
     step created the optimiser's variables.
     """
-    optimizer = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+    optimizer: Any = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+    if precision == "float16":
+        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(list(variables))
     return optimizer
 

@@ -48,13 +48,14 @@ def make_loss(config: StudentConfig) -> Loss:
 
 
 def squared_error(output: Any, target: Any) -> Any:
-    """Mean squared error of each image, shape `(batch,)`.
+    """Mean squared error of each image in float32, shape `(batch,)`.
 
     Args:
         output: `(batch, height, width, channels)`.
         target: The same shape.
     """
     ops = keras.ops
+    output, target = ops.cast(output, "float32"), ops.cast(target, "float32")  # half precision would lose small errors
 
     # Backends differentiate mean and square one by one. Written out, the gradient reads the difference only once.
     @ops.custom_gradient

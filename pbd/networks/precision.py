@@ -27,6 +27,19 @@ def policies(model: keras.Model, named: keras.Model | None = None) -> dict[str, 
     }
 
 
+def mixed(model: keras.Model, precision: str) -> keras.Model:
+    """Return a copy of a flat model that computes in half precision with weights in float32.
+
+    Args:
+        model: flat and functional, in float32.
+        precision: float16 or bfloat16; for float32, the model itself is returned.
+    """
+    if precision not in _HALF:
+        return model
+    names = [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    return graph.with_policies(model, dict.fromkeys(names, f"mixed_{precision}"))
+
+
 def in_float32(model: keras.Model) -> keras.Model:
     """Return a copy of a flat model whose layers of half precision compute in float32; the model if it has none."""
     half = policies(model)

@@ -69,6 +69,7 @@ def distill(
     epochs: int | None = None,
     learning_rate: float | None = None,
     patience: int | None = None,
+    precision: str | None = None,
     accuracy_threshold: float | None = None,
     max_accuracy_drop: float | None = None,
     fine_tune_epochs: int | None = None,

@@ -4,10 +4,9 @@ import dataclasses
 import functools
 import logging
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-from pbd.blocks import BlockDesign
 from pbd.blockwise.context import TrainingContext
 from pbd.blockwise.train_group import train_group
 from pbd.config import ExecutionConfig
@@ -102,7 +101,7 @@ def make_plan(
     # Measured before a calibration, whose graphs would count as memory in use.
     footprint = executor.call(functools.partial(memory.footprint, context, tuple(missing)))
     budget = footprint.budget(config.memory_limit)
-    parallelism = choose_parallelism(config, context.designs.values(), executor, work.steps)
+    parallelism = choose_parallelism(config, context.can_share_batches, executor, work.steps)
     members = min(executor.collective_size, batch_size) if parallelism.data else None
     scheduler = schedulers.choose(config.scheduler, config.group, executor.elastic)
     assigner = Assigner(tuple(missing), scheduler, config.group, executor.num_workers, members)
@@ -161,22 +160,19 @@ class Parallelism:
     """For the choice; empty if the settings or the executor leave none."""
 
 
-def choose_parallelism(
-    config: ExecutionConfig, designs: Iterable[BlockDesign], executor: Executor, steps: int
-) -> Parallelism:
+def choose_parallelism(config: ExecutionConfig, can_share_batches: bool, executor: Executor, steps: int) -> Parallelism:
     """Choose between data and task parallelism.
 
-    Data parallelism needs several workers and per-image designs. On elastic executors it must be requested, because
+    Data parallelism needs several workers that can share batches. On elastic executors it must be requested, because
     the loss of one worker repeats the group for all.
 
     Args:
         config: The execution settings; `parallel`, `scheduler` and `group` may decide.
-        designs: The block designs of the run.
+        can_share_batches: See `TrainingContext.can_share_batches`.
         executor: Its workers train the tasks.
         steps: The number of training steps, over all epochs.
     """
-    possible = executor.collective_size > 1 and all(design.per_image for design in designs)
-    if not possible or config.parallel == "task":
+    if not can_share_batches or executor.collective_size == 1 or config.parallel == "task":
         return Parallelism(data=False)
     if config.parallel == "data":
         return Parallelism(data=True)

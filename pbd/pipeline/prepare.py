@@ -162,13 +162,21 @@ def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Itera
 
 
 def check_design(config: RunConfig) -> None:
-    """Refuse a block design that does not exist or does not fit the settings.
+    """Refuse a block design that does not exist, and workers that are to share batches but cannot.
 
     Raises:
-        UsageError: no design has this name, or it has batch statistics and workers are to share batches.
+        UsageError: no design has this name; or workers are to share batches, and the design has batch statistics or
+            blocks are trained in float16.
     """
     design = blocks.get(config.blocks.block)
-    if config.execution.parallel == "data" and not design.per_image:
+    if config.execution.parallel != "data":
+        return
+    if config.training.precision == "float16":
+        raise UsageError(
+            "parallel data needs gradients that add up, which those of a scaled loss do not. Received: precision "
+            "float16. Give --precision bfloat16, or --parallel task."
+        )
+    if not design.per_image:
         raise UsageError(
             "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
             f"{design.name}. Give --parallel task, or --block decoupled_r2."

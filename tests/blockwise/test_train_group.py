@@ -117,6 +117,22 @@ def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> 
     assert {event.total for event in events} == {60}
 
 
+@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer"])
+@pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 0.1), ("float16", 0.02)])
+def test_in_half_precision_nearly_the_same_block_is_trained(
+    block: str, precision: str, apart: float, context: tuple[Any, Tasks]
+) -> None:
+    settings: dict[str, Any] = {"block": block, "epochs": 3, "block_init": "noise"}
+    half, single = changed(context, precision=precision, **settings), changed(context, **settings)
+    task = context[1][:1]
+    (received,), (expected,) = train(half, task).values(), train(single, task).values()
+    assert {value.dtype for value in received.weights.values()} == {np.dtype("float32")}
+    assert received.nmse == pytest.approx(expected.nmse, rel=apart)
+    assert received.loss_history[-1] < 0.9 * received.loss_history[0]
+    kernel = next(name for name in expected.weights if "kernel" in name)
+    assert not np.array_equal(received.weights[kernel], expected.weights[kernel])
+
+
 def test_a_fitted_block_has_a_small_error_before_any_training(context: tuple[Any, Tasks]) -> None:
     adapted = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
     results = train(adapted, context[1])

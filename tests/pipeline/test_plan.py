@@ -29,7 +29,7 @@ class Context:
 
     def __post_init__(self) -> None:
         self.data = type("Data", (), {"batch_size": 64})
-        self.designs = {self.block: blocks.get(self.block)}
+        self.can_share_batches = blocks.get(self.block).per_image
 
 
 @dataclass

@@ -24,6 +24,7 @@ from pbd.progress import ProgressDisplay
         ({"block": "two_layers"}, "Did you mean 'two_layer'?"),
         ({"block": "decoupled_r4"}, "Did you mean 'decoupled_r"),
         ({"parallel": "data", "block": "two_layer"}, "block two_layer. Give --parallel task"),
+        ({"parallel": "data", "precision": "float16"}, "precision float16. Give --precision bfloat16"),
     ],
 )
 def test_a_block_design_that_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:

@@ -36,7 +36,7 @@ class TfDataFeed:
         preprocess, seed = preprocessor(dataset.preprocess), derived_seed(dataset.seed, "augment")
         name, first_image = dataset.augment, dataset.own_images.start
 
-        def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        def finish(step: "tf.Tensor", images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
             return preprocess(augmented(images, name, (seed, step), first_image)), labels
 
         def finish_mixed(
@@ -74,7 +74,7 @@ def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dat
     split, own_images = dataset.train, dataset.own_images
     images = slice(0, dataset.batch_size) if dataset.mixup else own_images
 
-    def drawn(step: tf.Tensor) -> Mixture:
+    def drawn(step: "tf.Tensor") -> Mixture:
         return drawn_mixture(dataset.mixup, dataset.batch_size, own_images, dataset.seed, step)
 
     if isinstance(split, StreamSplit):
@@ -88,7 +88,7 @@ def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dat
 
     read = _row_reader(split)
 
-    def read_share(step: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, ...]:
+    def read_share(step: "tf.Tensor", at: "tf.Tensor") -> tuple["tf.Tensor", ...]:
         return step, *read(at)
 
     def read_mixture(step: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, ...]:
