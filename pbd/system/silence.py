@@ -6,6 +6,10 @@ import os
 import sys
 from collections.abc import Iterator
 
+_ERROR = 2
+_kept_errors: list[int] = []
+"""Copies of the descriptor of standard error while it is silenced, the outermost block's first."""
+
 
 @contextlib.contextmanager
 def silenced(*descriptors: int) -> Iterator[None]:
@@ -23,11 +27,28 @@ def silenced(*descriptors: int) -> Iterator[None]:
             stack.callback(os.close, copy)
             stack.callback(os.dup2, copy, number)
             os.dup2(null, number)
+        if _ERROR in kept:
+            _kept_errors.append(kept[_ERROR])
+            stack.callback(_kept_errors.remove, kept[_ERROR])
         stack.callback(_flush)
         if not descriptors:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
         yield
+
+
+def print_error(text: str) -> None:
+    """Print text to this process's standard error, even within `silenced`, from any thread.
+
+    For the last message of a process that is about to end: if standard error is closed, nothing is printed.
+    """
+    with contextlib.suppress(OSError, ValueError):
+        if sys.__stderr__ is not None:
+            sys.__stderr__.flush()
+    data = f"{text}\n".encode(errors="replace")
+    with contextlib.suppress(OSError):
+        while data:
+            data = data[os.write(_kept_errors[0] if _kept_errors else _ERROR, data) :]
 
 
 def _flush() -> None:

@@ -8,17 +8,20 @@ counted.
 import contextlib
 import os
 import select
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import NoReturn
 
 from pbd.errors import PbdError, StoppedError
+from pbd.system import silence
 
 TICK_S = 1.0
 IDLE_CPU = 0.2
 """A process that uses less than this share of one core makes no progress; background threads use a few hundredths."""
+READY = 0.5
+"""A process with a thread that runs or waits for a core for more than this share of the time makes progress."""
 _OUTPUTS = (1, 2)
 _touches = 0
 _waits = 0
@@ -53,7 +56,7 @@ def count() -> int:
 
 def exit_process(error: BaseException) -> NoReturn:
     """Print an error and end this process at once, from any thread, with the error's exit code."""
-    print(f"pbd-run: {error}", file=sys.__stderr__, flush=True)
+    silence.print_error(f"pbd-run: {error}")
     os._exit(error.exit_code if isinstance(error, PbdError) else PbdError.exit_code)
 
 
@@ -128,12 +131,14 @@ class _HangCheck:
 
     def __init__(self, limit_s: float) -> None:
         self._timeout = Timeout(limit_s)
-        self._touches, self._cpu_s = _touches, time.process_time()
+        self._touches, self._cpu_s, self._ready_s = _touches, time.process_time(), _ready_s()
 
     def __call__(self) -> PbdError | None:
-        touches, cpu_s = count(), time.process_time()
+        touches, cpu_s, ready_s = count(), time.process_time(), _ready_s()
         busy = touches != self._touches or cpu_s - self._cpu_s > IDLE_CPU * TICK_S
-        self._touches, self._cpu_s = touches, cpu_s
+        # On an overloaded host, a process that computes all the time may get less than IDLE_CPU of a core.
+        busy = busy or any(s - self._ready_s.get(thread, s) > READY * TICK_S for thread, s in ready_s.items())
+        self._touches, self._cpu_s, self._ready_s = touches, cpu_s, ready_s
         if busy or _output_is_blocked():
             self._timeout.renew()
         elif self._timeout.expired():
@@ -141,6 +146,19 @@ class _HangCheck:
                 f"this process hung: it was idle for {self._timeout.silent_s:.0f} s. Go on with --resume --run-dir DIR."
             )
         return None
+
+
+def _ready_s() -> dict[str, float]:
+    """Return for how many seconds each thread of this process ran or waited for a core; nothing except on Linux.
+
+    Source: https://docs.kernel.org/scheduler/sched-stats.html, section /proc/<pid>/schedstat.
+    """
+    seconds = {}
+    for file in Path("/proc/self/task").glob("*/schedstat"):
+        with contextlib.suppress(OSError, ValueError):  # the thread has ended
+            ran_ns, waited_ns, _ = map(int, file.read_text().split())
+            seconds[file.parent.name] = (ran_ns + waited_ns) / 1e9
+    return seconds
 
 
 def _output_is_blocked() -> bool:

@@ -67,7 +67,7 @@ def test_joined_by_a_file_a_third_worker_takes_tasks_and_a_killed_one_costs_only
     wait_until(lambda: arrived(run_dir), "first block", [job])
     (run_dir / played_run.HOLD).touch()
     plain.start_worker("worker-2")
-    wait_until(lambda: begun(run_dir) >= len(arrived(run_dir)) + 3, "block of the third worker", [job])
+    wait_until(lambda: played_run.held(run_dir) == 3, "block of every worker", [job])
     before = arrived(run_dir)
     assert len(before) < BLOCKS, "nothing was left to do: the test says nothing"
     victim = next(process for process in plain.processes if process.log.stem == "worker-1")

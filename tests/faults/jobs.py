@@ -17,7 +17,7 @@ import numpy as np
 
 from pbd import status
 from pbd.errors import PbdError
-from pbd.run_dir import manifest
+from pbd.run_dir import error_files, manifest
 from pbd.run_dir.journal import Journal
 from tests.faults.injection import ENVIRONMENT, Fault, Plan
 
@@ -113,6 +113,16 @@ class Outcome:
     def failed(self) -> tuple[str, ...]:
         """The layers that the report names as failed."""
         return self.status.failed if self.status else ()
+
+    @property
+    def described(self) -> str:
+        """What a failed check prints: the end of the run, the events of its faults, its files, errors and output."""
+        parts = [f"code {self.code} after {self.seconds:.1f} s, orphans {self.orphans}"]
+        paths = sorted(path for path in self.run_dir.rglob("*") if path.is_file())
+        parts.append("files: " + ", ".join(str(path.relative_to(self.run_dir)) for path in paths))
+        texts = [Path(self.plan.folder) / "events", *sorted((self.run_dir / error_files.FOLDER).glob("*"))]
+        parts += [f"{path}:\n{path.read_text(encoding='utf-8')}" for path in texts if path.exists()]
+        return "\n\n".join([*parts, f"output:\n{self.said}"])
 
     @property
     def notice_s(self) -> float | None:

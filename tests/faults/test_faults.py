@@ -29,20 +29,20 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
 )
 def test_a_lost_child_costs_an_attempt_and_not_the_run(way: str, fault: Fault, place: Range) -> None:
     outcome = place.run(f"{fault.kind}-{fault.point}", way, [fault], ["--costs", "macs"])
-    assert (outcome.code, len(outcome.struck)) == (0, 1), outcome.said
-    assert outcome.complete
-    assert not outcome.rerun
-    assert not outcome.orphans
+    assert (outcome.code, len(outcome.struck)) == (0, 1), outcome.described
+    assert outcome.complete, outcome.described
+    assert not outcome.rerun, outcome.described
+    assert not outcome.orphans, outcome.described
     assert outcome.notice_s < 4 * jobs.STALL_LIMIT_S
 
 
 def test_what_always_fails_costs_only_itself_and_a_stopped_run_goes_on(place: Range) -> None:
     fault = Fault("first weights", "kill", times=99, role="child", layer="b1")
     stopped = place.run("b1", "serial", [fault, Fault("fine-tuning", "stop the launcher", nth=2, role="child")])
-    assert stopped.code == StoppedError.exit_code, stopped.said
+    assert stopped.code == StoppedError.exit_code, stopped.described
     assert not stopped.orphans
     done = place.run("b1", "serial", [fault, Fault("fine-tuning", "kill", nth=99, role="child")])
-    assert done.code == FINISHED_WITH_FAILED_BLOCKS, done.said
+    assert done.code == FINISHED_WITH_FAILED_BLOCKS, done.described
     assert jobs.blocks_lost(done) == ["b1"]
     assert done.complete
     assert not done.rerun

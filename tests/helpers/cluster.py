@@ -56,7 +56,9 @@ def wait_until(there: Callable[[], object], what: str, processes: Sequence["Proc
     while not there():
         for process in processes:
             assert process.running, f"{process.command} ended before {what}:\n{process.said()}"
-        assert time.monotonic() < until, f"no {what} after {PATIENCE_S:.0f} s"
+        if time.monotonic() >= until:
+            said = "".join(f"\n{process.command}:\n{process.said()}" for process in processes)
+            pytest.fail(f"no {what} after {PATIENCE_S:.0f} s{said}")
         time.sleep(0.1)
 
 

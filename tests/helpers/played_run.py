@@ -66,13 +66,17 @@ class PlayedTraining:
     block_s: float
 
     def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
+        unique = uuid.uuid4().hex
         for layer in group.layer_names:
-            (begun(self.journal.path) / f"{layer}.{uuid.uuid4().hex}").touch()
+            (begun(self.journal.path) / f"{layer}.{unique}").touch()
         steps = max(1, round(len(group.tasks) * self.block_s / STEP_S))
         for step in range(steps):
             time.sleep(STEP_S)
             emit(Progress(0, group.layer_names[0], step + 1, steps))
+        waiting = self.journal.path / "held"
         while (self.journal.path / HOLD).exists():
+            waiting.mkdir(exist_ok=True)
+            (waiting / unique).touch()
             time.sleep(STEP_S)
         results = [_block(task) for task in group.tasks]
         for result in results:
@@ -83,6 +87,11 @@ class PlayedTraining:
 def begun(run_dir: Path) -> Path:
     """Return the folder of a run that has a file for every time that a layer was begun."""
     return run_dir / "begun"
+
+
+def held(run_dir: Path) -> int:
+    """Return how many trainings have waited for the file `HOLD` to go, each at the end of a group."""
+    return len(list((run_dir / "held").glob("*")))
 
 
 def weights_of(layer: str) -> dict[str, np.ndarray]:

@@ -54,11 +54,6 @@ def wait_for_block(slurm: Slurm, job: str, run_dir: Path) -> None:
     assert not slurm.is_over(job), output_of(run_dir)
 
 
-def begun(run_dir: Path) -> int:
-    """Return how many trainings of layers have begun."""
-    return len(list(played_run.begun(run_dir).iterdir()))
-
-
 def set_limit(slurm: Slurm, jobs: Iterable[str], minutes: int) -> None:
     """Change the time limit of jobs."""
     for job in jobs:
@@ -105,8 +100,9 @@ def test_a_lost_worker_of_dask_jobqueue_is_replaced_and_all_end_with_the_run(slu
     try:
         wait_until(lambda: finished_blocks(run_dir), "first block", [process])
         (run_dir / played_run.HOLD).touch()
+        wait_until(lambda: played_run.held(run_dir) == 2, "block of each worker", [process])
         slurm.run("scancel", slurm.queued()[0])
-        wait_until(lambda: begun(run_dir) >= len(finished_blocks(run_dir)) + 3, "block of the new job", [process])
+        wait_until(lambda: played_run.held(run_dir) == 3, "block of the new job", [process])
         (run_dir / played_run.HOLD).unlink()
         assert_done(process, run_dir, workers=2)
     finally:

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from pbd.system.silence import silenced
+from pbd.system.silence import print_error, silenced
 
 pytestmark = pytest.mark.fast
 
@@ -38,3 +38,10 @@ def test_one_descriptor_is_silenced_and_an_error_restores_it(capfd: pytest.Captu
         fail_in_silence()
     os.write(2, b"again")
     assert capfd.readouterr() == ("said", "again")
+
+
+def test_the_last_message_of_a_process_is_printed_in_silence_too(capfd: pytest.CaptureFixture[str]) -> None:
+    with silenced(), silenced(2):
+        print_error("first")
+    print_error("second")
+    assert capfd.readouterr() == ("", "first\nsecond\n")

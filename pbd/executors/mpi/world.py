@@ -4,7 +4,6 @@ import contextlib
 import os
 import platform
 import signal
-import sys
 import threading
 import time
 import traceback
@@ -14,7 +13,7 @@ from typing import Any, NoReturn
 from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
 from pbd.executors.mpi import start_limit
 from pbd.run_dir import error_files
-from pbd.system import launcher
+from pbd.system import launcher, silence
 
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_PRINTS_FIRST_S = 0.5
@@ -134,16 +133,11 @@ def abort(error: BaseException) -> NoReturn:
         reason = error if isinstance(error, PbdError) else StoppedError()
         if MPI.COMM_WORLD.Get_rank() != 0:
             time.sleep(_RANK_0_PRINTS_FIRST_S)
-        print(f"pbd-run: {reason}", file=sys.__stderr__, flush=True)
+        silence.print_error(f"pbd-run: {reason}")
         code = reason.exit_code
     else:
         line = error_files.summary(error)
-        if line is None:
-            traceback.print_exception(error, file=sys.__stderr__)
-        else:
-            print(f"pbd-run: {line}", file=sys.__stderr__)
-        if sys.__stderr__ is not None:
-            sys.__stderr__.flush()
+        silence.print_error("".join(traceback.format_exception(error)).rstrip() if line is None else f"pbd-run: {line}")
         code = PbdError.exit_code
     time.sleep(_LAUNCHER_READS_S)  # the launcher drops output that it has not read when it receives the abort
     MPI.COMM_WORLD.Abort(code)
