@@ -11,7 +11,7 @@ from pbd import data
 from pbd.collective import Collective, all_reduce_sums
 from pbd.config import TrainingConfig
 from pbd.learning.early_stopping import LearningCurve
-from pbd.learning.loop import ReportProgress, adam, trainer
+from pbd.learning.loop import ReportProgress, adam, restricted, trainer
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import pad_batches
 from pbd.networks import graph, precision
@@ -99,7 +99,8 @@ def fit(
     # Pass 0 only measures the error of the initial weights; training epochs count from 1.
     for epoch in range(config.epochs + 1):
         if traced.should_retrace(learning):
-            # The optimiser stays, so the remaining blocks keep their moments and the learning rate its schedule.
+            # The remaining blocks keep their moments, and the learning rate its schedule.
+            optimizer = restricted(optimizer, [v for block in learning.values() for v in block.trainable_variables])
             traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in traced.errors(learning).items():

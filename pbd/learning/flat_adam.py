@@ -56,8 +56,7 @@ class FlatAdam(keras.optimizers.Optimizer):
 
         Args:
             grads: One gradient per variable; None if the loss does not depend on it.
-            trainable_variables: The variables that the optimiser was built on, or some of them. A variable that is left
-                out keeps its value; its moments decay, so it must not come back in a later step.
+            trainable_variables: The variables that the optimiser was built on (see `restricted_to` for some of them).
 
         Raises:
             ValueError: There are other variables, no gradient at all, or an unsupported option is set.
@@ -65,9 +64,11 @@ class FlatAdam(keras.optimizers.Optimizer):
         self._check_options()  # Keras' options are attributes that can be set after construction
         ops, variables = keras.ops, list(trainable_variables or self._trainable_variables)
         self.build(variables)
-        unknown = {id(v) for v in variables} - {id(v) for v in self._trainable_variables}
-        if unknown:
-            raise ValueError(f"variables must be among those it was built on. Received: {len(unknown)} others.")
+        if {id(v) for v in variables} != {id(v) for v in self._trainable_variables}:
+            raise ValueError(
+                f"variables must be the {len(self._trainable_variables)} that it was built on. "
+                f"Received: {len(variables)}, of which some are others or missing."
+            )
         gradients = {id(v): g for v, g in zip(variables, grads, strict=True) if g is not None}
         if not gradients:
             raise ValueError("the loss must depend on at least one of the variables. Received: no gradient.")
@@ -80,6 +81,23 @@ class FlatAdam(keras.optimizers.Optimizer):
                 if variable.constraint is not None:
                     variable.assign(variable.constraint(variable))
         self.iterations.assign_add(1)
+
+    def restricted_to(self, variables: Sequence[Any]) -> "FlatAdam":
+        """Return an optimiser of some of the variables, which goes on with their moments and with the schedule.
+
+        Args:
+            variables: Some of those that this optimiser was built on, in any order.
+        """
+        kept = list(variables)
+        restricted = FlatAdam(self._learning_rate)
+        restricted.build(kept)
+        restricted.iterations.assign(self.iterations)
+        ends = np.cumsum(list(map(size, self._trainable_variables)))
+        place = {id(v): slice(end - size(v), end) for v, end in zip(self._trainable_variables, ends, strict=True)}
+        for old, new in ((self._momentum, restricted._momentum), (self._velocity, restricted._velocity)):
+            values = keras.ops.convert_to_numpy(old)
+            new.assign(np.concatenate([values[place[id(variable)]] for variable in kept]))
+        return restricted
 
     def _check_options(self) -> None:
         names = [name for name in UNSUPPORTED if getattr(self, name, None)]

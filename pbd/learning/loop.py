@@ -32,6 +32,17 @@ def adam(
     return optimizer
 
 
+def restricted(optimizer: Any, variables: Sequence[Any]) -> keras.optimizers.Optimizer:
+    """Return the optimiser that goes on with some of the variables of one that `adam` returned."""
+    if not isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return optimizer.restricted_to(variables)
+    scaled = keras.optimizers.LossScaleOptimizer(optimizer.inner_optimizer.restricted_to(variables))
+    scaled.build(list(variables))
+    scaled.dynamic_scale.assign(optimizer.dynamic_scale)
+    scaled.step_counter.assign(optimizer.step_counter)
+    return scaled
+
+
 class Trainer(Protocol):
     """Trains one model on the training split of a dataset."""
 
