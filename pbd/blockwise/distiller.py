@@ -132,12 +132,13 @@ class TracedGroup:
         self._dataset, self._collective = dataset, collective
         self._distiller = GroupDistiller(graph.truncate(teacher, built), dict(built))
         self._trainer = trainer(self._distiller, optimizer, dataset, collective)
-        self._wasted_steps, self._all_finite = 0.0, True
+        self._wasted_steps, self._losses_finite, self._all_finite = 0.0, True, True
 
     def should_retrace(self, learning: Mapping[str, Any]) -> bool:
         """Return whether to trace a new graph with only the blocks that still learn.
 
-        If any error is not finite, the graph is retraced at once: that block would make the summed loss meaningless.
+        If any error or loss is not finite, the graph is retraced at once: that block would make the summed loss
+        meaningless.
 
         Args:
             learning: the blocks that still learn, by layer.
@@ -153,12 +154,14 @@ class TracedGroup:
         history = self._trainer.fit(epoch, epoch + 1, [progress])
         # In units of a step of the whole group: a step with a quarter of the blocks converged wastes a quarter.
         self._wasted_steps += steps * (1.0 - len(learning) / len(self._names))
-        return {name: float(values[0]) for name, values in history.items()}
+        losses = {name: float(values[0]) for name, values in history.items()}
+        self._losses_finite = all(map(math.isfinite, losses.values()))
+        return losses
 
     def errors(self, learning: Mapping[str, Any]) -> dict[str, float]:
         """Return the mean squared errors, on the images for early stopping, of the blocks that still learn."""
         errors = _validation_errors(self._distiller, self._dataset, self._collective)
-        self._all_finite = all(map(math.isfinite, errors.values()))
+        self._all_finite = self._losses_finite and all(map(math.isfinite, errors.values()))
         return {name: errors[name] for name in learning}
 
 
