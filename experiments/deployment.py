@@ -90,10 +90,10 @@ def rows_of(name: str, model: Any, data: "Data | None", runtimes: Sequence[str],
 def _random_data(model: Any) -> "Data":
     """Return data of random images without labels, in the size that a network takes."""
     import pbd
-    from pbd.deploy import images
+    from pbd.deploy import exporting, images
 
-    pixels = images.random(model, 128).astype("uint8")
-    return pbd.Data(train=pixels, validation=pixels[:64], test=pixels[64:], batch_size=32, labels=False)
+    pixels = images.random(model, exporting.CHECKED).astype("uint8")
+    return pbd.Data(train=pixels[:128], validation=pixels[:64], test=pixels, batch_size=32, labels=False)
 
 
 def as_table(rows: Sequence[Row]) -> Table:

@@ -11,7 +11,7 @@ from pbd.compress.settings import Training
 from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, portable
-from pbd.deploy.int8 import fake_quantization, integer_form
+from pbd.deploy.int8 import fake_quantization, integer_form, rounding, separable_form
 from pbd.deploy.runtimes.base import KERNEL_LIMIT
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, one_line
@@ -31,14 +31,16 @@ def train(
     calibration: np.ndarray,
     settings: Training,
     limit: int = KERNEL_LIMIT,
+    rounds_outputs: bool = True,
     collective: Collective = SINGLE,
     emit: ProgressCallback = lambda progress: None,
 ) -> keras.Model:
     """Return a network with fake quantisation that has learned the logits of the network in float32.
 
-    The ranges of the activations are those of the float32 network and stay fixed; the kernels and biases are trained.
-    The best epoch is the one with whose classes the network in float32 agrees most often: between networks this much
-    alike, differences in accuracy are mostly noise.
+    Training starts from what quantisation after training computes: the ranges of the activations are those of the
+    float32 network and stay fixed; the biases are corrected for the rounded kernels. Kernels and biases are trained.
+    The best epoch, which may be the start, is the one with whose classes the network in float32 agrees most often:
+    between networks this much alike, differences in accuracy are mostly noise.
 
     Args:
         network: flat, in float32; it is the teacher.
@@ -46,10 +48,13 @@ def train(
         calibration: images for the ranges, (n, height, width, channels) float32.
         settings: of the training.
         limit: the largest integer of the kernels.
+        rounds_outputs: whether the outputs are rounded too.
         collective: the workers that train the same network at the same time, each on its part of every batch.
         emit: called with the progress of every step.
     """
-    student = fake_quantization.fake_quantized(portable.portable(network, int8=True), limit)
+    form = separable_form.with_separate_convolutions(portable.portable(network, int8=True))
+    corrected = rounding.with_corrected_biases(form, calibration, limit)
+    student = fake_quantization.fake_quantized(corrected, limit, rounds_outputs)
     fake_quantization.calibrate(student, calibration)
     config = StudentConfig(
         fine_tune_epochs=settings.epochs,

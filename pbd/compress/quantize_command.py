@@ -2,7 +2,7 @@
 
 The ranges of the activations are taken from training images. With --method ptq, the most sensitive layers stay in
 float32 if the validation accuracy falls by more than --max-drop. With --method qat, the model is trained for 8-bit
-integers.
+integers; if that loses validation accuracy against ptq, the file of ptq is kept.
 """
 
 import argparse
@@ -122,11 +122,13 @@ def as_text(files: "Iterable[Quantized]") -> Group:
     files = tuple(files)
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("target", no_wrap=True)
+    table.add_column("method")
     for heading in ("kB", "validation", "(float32)", "test", "(float32)", "float32 layers"):
         table.add_column(heading, justify="right")
     for file in files:
         table.add_row(
             file.target,
+            file.method,
             f"{file.size_bytes / 1000:.0f}",
             percent(file.val_accuracy),
             percent(file.float_val_accuracy),

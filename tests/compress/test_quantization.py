@@ -1,12 +1,15 @@
 """`pbd.quantize` with quantisation-aware training."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
 import pbd
+from pbd import cli
 from pbd.collective import SINGLE, Collective
 from pbd.compress import qat
 from pbd.compress.settings import Training
@@ -86,3 +89,41 @@ def test_a_file_is_written_with_every_layer_in_integers(tmp_path: Path) -> None:
     assert result.size_bytes == path.stat().st_size
     assert result.agreement.same_class > 0.8
     assert [file.name for file in tmp_path.iterdir()] == ["student.onnx"]
+
+
+def test_the_command_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    target = targets.TARGETS["onnx-int8"]
+    if target.obstacle():
+        pytest.skip(str(target.obstacle()))
+    teacher().save(tmp_path / "model.keras")
+    splits = {"train": PIXELS, "val": PIXELS[:32], "test": PIXELS[32:64]}
+    arrays = {f"x_{name}": pixels for name, pixels in splits.items()}
+    arrays |= {f"y_{name}": LABELS[: len(pixels)] for name, pixels in splits.items()}
+    np.savez(tmp_path / "images.npz", **arrays)
+    command = ["quantize", str(tmp_path / "model.keras"), "--target", "onnx-int8", "--dataset"]
+    assert cli.command([*command, str(tmp_path / "images.npz"), "--method", "qat", "--epochs", "1", "--json"]) == 0
+    (file,) = json.loads(capsys.readouterr().out)
+    assert file["method"] in ("ptq", "qat")
+    assert file["kept_float"] == []
+    assert (tmp_path / "model_onnx_int8.onnx").stat().st_size == file["size_bytes"]
+
+
+def test_training_that_loses_accuracy_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = targets.TARGETS["onnx-int8"]
+    if target.obstacle():
+        pytest.skip(str(target.obstacle()))
+    train = qat.train
+
+    def failing(*args: Any) -> keras.Model:
+        network = train(*args)
+        kernel = network.layers[-1].layer.kernel
+        kernel.assign(-kernel)
+        return network
+
+    monkeypatch.setattr(qat, "train", failing)
+    network = teacher()
+    classes = network.predict(PIXELS.astype(np.float32), verbose=0).argmax(-1)
+    data = pbd.Data(train=(PIXELS, classes), validation=(PIXELS, classes), test=(PIXELS, classes), batch_size=16)
+    result = pbd.quantize(network, data, tmp_path / "student.onnx", method="qat")
+    assert result.method == "ptq"
+    assert result.val_accuracy > 0.9

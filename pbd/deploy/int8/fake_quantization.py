@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.deploy.int8 import separable_form
+from pbd.deploy.int8 import rounding, separable_form
 from pbd.deploy.runtimes.base import KERNEL_LIMIT, SMALLEST_SCALE
 from pbd.networks import graph
 from pbd.networks.keras_internals import calls, walk
@@ -20,8 +20,6 @@ from pbd.networks.keras_internals import calls, walk
 LEVELS = 255
 """Steps between the smallest and the largest value of 8 bits."""
 _BATCH = 64
-_ROUNDED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.Dense)
-"""Layers with rounded kernels; exact types only, since a subclass may compute something else."""
 _JOINING = ("Add", "Average", "Concatenate", "GlobalAveragePooling2D", "Multiply", "Subtract")
 """Operations whose outputs runtimes round to a range of their own."""
 _KEEPING = (
@@ -82,7 +80,7 @@ class RoundedKernels(keras.layers.Layer):
     it decides some roundings of the output, and then many in the layers behind it.
 
     Args:
-        layer: a built layer of `_ROUNDED`, without activation.
+        layer: a built layer of `rounding.LAYERS`, without activation.
         source: rounds the input.
         limit: the largest integer of the kernel.
     """
@@ -140,7 +138,7 @@ class _Value:
     """The layer that rounds it, once there is one."""
 
 
-def fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT) -> keras.Model:
+def fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT, rounds_outputs: bool = True) -> keras.Model:
     """Return a network with fake quantisation, for `calibrate`.
 
     A tensor is rounded where runtimes round it: the inputs of layers with kernels; the outputs of these, of sums,
@@ -150,8 +148,9 @@ def fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT) -> keras.Mod
         network: as `portable.portable` returns it for 8-bit integers; its layers become part of the new network, and
             are changed.
         limit: the largest integer of the kernels.
+        rounds_outputs: whether the outputs of the network are rounded too.
     """
-    return _Builder(separable_form.with_separate_convolutions(network), limit).build()
+    return _Builder(separable_form.with_separate_convolutions(network), limit).build(rounds_outputs)
 
 
 class _Builder:
@@ -163,10 +162,11 @@ class _Builder:
         self._activations: dict[int, keras.layers.Activation] = {}
         self._calls = self._quantizers = 0
 
-    def build(self) -> keras.Model:
+    def build(self, rounds_outputs: bool) -> keras.Model:
         inputs = keras.Input(self._network.inputs[0].shape[1:], name=self._network.inputs[0].name)
         last = keras.tree.flatten(walk(self._network, _Value(inputs), self._call))[0]
-        return keras.Model(inputs, self._held(last).tensor, name=self._network.name)
+        outputs = self._held(last) if rounds_outputs else last
+        return keras.Model(inputs, outputs.tensor, name=self._network.name)
 
     def _call(self, operation: Any, *args: Any, **kwargs: Any) -> Any:
         """Return the output of an operation, which is rounded when it is used."""
@@ -177,7 +177,7 @@ class _Builder:
         if isinstance(operation, keras.layers.Dropout):
             values[0].users = max(values[0].users, users)
             return values[0]
-        if type(operation) in _ROUNDED:
+        if type(operation) in rounding.LAYERS:
             return self._weighted(operation, self._quantized(values[0]), users)
         if kind in _JOINING and any(value.integer for value in values):
             for value in values:

@@ -1,5 +1,6 @@
 """Quantisation after training: 8-bit integers, and float32 for the layers that need it."""
 
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import numpy as np
 from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, portable, targets
 from pbd.deploy.agreement import Agreement
-from pbd.deploy.int8 import sensitivity
+from pbd.deploy.int8 import rounding, sensitivity, separable_form
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError, one_line
@@ -45,6 +46,8 @@ class Quantized:
     """Layers that stay in float32, the most sensitive first."""
     signal_to_noise_db: dict[str, float]
     """Of the logits, by layer, if only this layer is quantised; empty if every layer is quantised."""
+    method: str = "ptq"
+    """`qat` if the network was trained for 8-bit integers and this gained validation accuracy, or lost none."""
 
 
 def get_target(name: str) -> Target:
@@ -85,6 +88,7 @@ class Files:
 
     def __post_init__(self) -> None:
         self.head = heads.head_of(self.network)
+        self._form = separable_form.with_separate_convolutions(portable.portable(self.network, int8=True))
 
     def write(
         self, max_drop: float = MAX_DROP, calibration_images: int = CALIBRATION_IMAGES
@@ -106,9 +110,8 @@ class Files:
         calibration = images.first(self.dataset, "train", calibration_images)
         if self._drop(calibration, []) <= max_drop:
             return (), {}
-        network = portable.portable(self.network, int8=True)
-        ratios = sensitivity.signal_to_noise(network, calibration[:_SENSITIVITY_IMAGES])
-        layers = [network.get_layer(name) for name in sorted(ratios, key=lambda name: ratios[name])]
+        ratios = sensitivity.signal_to_noise(self._form, calibration[:_SENSITIVITY_IMAGES])
+        layers = [self._form.get_layer(name) for name in sorted(ratios, key=lambda name: ratios[name])]
         too_few, enough = 0, 1
         while (lost := self._drop(calibration, layers[:enough])) > max_drop:
             if enough >= len(layers):
@@ -182,19 +185,24 @@ class Files:
         return float32 - quantized
 
     def _quantize(self, calibration: np.ndarray, kept_float: Sequence[keras.Layer]) -> None:
-        """Write the quantised file anew.
+        """Write the quantised file anew, from a network with rounded kernels and corrected biases.
 
         Raises:
             BadInputError: the quantiser fails.
         """
+        quantizer = self.target.quantizer
+        names = [layer.name for layer in kept_float]
+        network = rounding.with_rounded_kernels(self._form, calibration, quantizer.kernel_limit, names)
         kernels = {
             f"{layer.name}/{number}": kernel
             for layer in kept_float
             for number, kernel in enumerate(sensitivity.kernels(layer))
         }
         try:
-            with silence.silenced():
-                self.target.quantizer.quantize(self.float32, self.quantized, calibration, kernels)
+            with silence.silenced(), tempfile.TemporaryDirectory() as folder:
+                source = Path(folder) / self.float32.name
+                quantizer.export(network, source)
+                quantizer.quantize(source, self.quantized, calibration, kernels)
         except Exception as error:
             raise BadInputError(
                 f"the model cannot be quantised for {self.target.name}: {one_line(error)}. Choose another target."

@@ -56,6 +56,8 @@ class QuantizingRuntime(Runtime, Protocol):
 
     quantizing_packages: tuple[str, ...]
     """The further modules that quantising imports."""
+    rounds_outputs: bool = False
+    """Whether the outputs of a network are rounded to 8 bits too."""
 
     def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
         """Write a network with 8-bit weights (per channel) and activations.

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes import base
+from pbd.deploy.runtimes import base, litert_files
 from pbd.deploy.runtimes.saved_model import SavedModel
 
 _NOT_QUANTIZED = "no_quantize"
@@ -24,6 +24,7 @@ class LiteRt(base.QuantizingRuntime):
     packages = ("tensorflow", "ai_edge_litert")
     packages_to_run = ("ai_edge_litert.interpreter",)
     quantizing_packages = ("ai_edge_quantizer",)
+    rounds_outputs = True  # fully connected layers of integers have no other outputs
 
     def export(self, network: Any, path: Path) -> None:
         _convert(network, path)
@@ -59,12 +60,14 @@ class LiteRt(base.QuantizingRuntime):
         for scope in _scopes_of(source, kept_float):
             process.update_quantization_recipe(re.escape(scope), Operation.ALL_SUPPORTED, algorithm_key=_NOT_QUANTIZED)
         process.quantize(_ranges(process, source, images)).export_model(str(path), overwrite=True)
+        litert_files.compact(path)
 
     def export_fake_quantized(self, network: Any, path: Path, kernels: Mapping[str, np.ndarray]) -> None:
         """Write a file of 8-bit integer operations; the converter rounds the kernels again, to the same values."""
         import tensorflow as tf
 
         _convert(network, path, [tf.lite.Optimize.DEFAULT])
+        litert_files.compact(path)
 
 
 def _convert(network: Any, path: Path, optimizations: Sequence[Any] = ()) -> None:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes import base, onnx_kernels
+from pbd.deploy.runtimes import base, onnx_kernels, onnx_outputs
 from pbd.system import processor
 
 OPSET = 17
 _BATCH = 32
+_REDUCED_LIMIT = 64
+"""Of kernels whose products with uint8 cannot overflow 16 bits in pairs; ONNX Runtime takes the same."""
 
 
 class Onnx(base.QuantizingRuntime):
@@ -47,10 +49,11 @@ class Onnx(base.QuantizingRuntime):
         return lambda images: session.run(None, {name: images})[0]
 
     def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
-        """Write a QDQ file: weights int8 and symmetric, activations uint8.
+        """Write a QDQ file: weights int8 and symmetric, activations uint8, outputs float32.
 
         Sums of uint8 times int8 products can overflow 16 bits on x86 without VNNI, so weights have 7 bits there.
         """
+        import onnx
         from onnxruntime import quantization
         from onnxruntime.quantization.shape_inference import quant_pre_process
 
@@ -67,6 +70,9 @@ class Onnx(base.QuantizingRuntime):
                 nodes_to_exclude=_users_of(prepared, kept_float),
                 **self.settings(),
             )
+        model = onnx.load(path)
+        onnx_outputs.keep_exact(model)
+        onnx.save(model, path)
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the quantiser that depend on the runtime."""
@@ -87,7 +93,7 @@ class Onnx(base.QuantizingRuntime):
     @property
     def kernel_limit(self) -> int:
         """The largest integer of kernels: 7 bits where sums can overflow, see `quantize`."""
-        return base.KERNEL_LIMIT if processor.has_int8_dot_products() else base.KERNEL_LIMIT // 2
+        return base.KERNEL_LIMIT if processor.has_int8_dot_products() else _REDUCED_LIMIT
 
 
 def _replace_erfc(graph: Any) -> None:

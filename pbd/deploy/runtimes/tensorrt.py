@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from pbd.deploy.runtimes.base import KERNEL_LIMIT
 from pbd.deploy.runtimes.onnx import Onnx
 
 SCRIPT_SUFFIX = ".trtexec.sh"
@@ -42,6 +43,10 @@ class TensorRt(Onnx):
 
     def export_fake_quantized(self, network: Any, path: Path, kernels: Mapping[str, np.ndarray]) -> None:
         raise ValueError("TensorRT needs activations that are symmetric about 0; those of a trained network are not")
+
+    @property
+    def kernel_limit(self) -> int:
+        return KERNEL_LIMIT
 
     def settings(self) -> dict[str, Any]:
         from onnxruntime import quantization
