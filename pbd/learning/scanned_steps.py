@@ -39,6 +39,8 @@ class ScannedSteps:
 
         self._model, self._dataset = model, dataset
         self._images = on_device(dataset, dataset.train)
+        self._inputs: dict[int, Batch] = {}
+        """Of the next epoch, made while the device computes."""
         model.compile(optimizer, jit_compile=True)
         model.build((None, *dataset.image_shape))
         self._scan, self._step = jax.jit(self._train_steps), jax.jit(self._train_step)
@@ -64,11 +66,14 @@ class ScannedSteps:
         return epoch_loop.run(self._model, first_epoch, epochs, steps, callbacks, train_epoch)
 
     def _scanned(self, images: DeviceImages, epoch: int) -> Iterator[tuple[int, Mapping[str, Any]]]:
-        inputs, done, state = images.training_inputs(epoch), 0, self._state()
+        done, state, steps = 0, self._state(), self._dataset.steps_per_epoch
+        inputs = self._inputs.pop(epoch, None) or images.training_inputs(epoch)
         try:
-            for part in _parts(inputs, -(-self._dataset.steps_per_epoch // MOST_STEPS)):
+            for part in _parts(inputs, -(-steps // MOST_STEPS)):
                 state, logs = self._scan(state, images.images, part)
                 done += len(part["rows"])
+                if done == steps:  # the device computes meanwhile
+                    self._inputs = {epoch + 1: images.training_inputs(epoch + 1)}
                 yield done, {name: values[-1] for name, values in logs.items()}
         finally:
             self._assign(state)
