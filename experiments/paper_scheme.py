@@ -111,7 +111,7 @@ def _validation_error(distiller: GroupDistiller, dataset: Dataset) -> float:
 
 def _accuracy(teacher: keras.Model, name: str, block: keras.Model, dataset: Dataset) -> float:
     """Return the validation accuracy of the whole teacher with the block in its layer's place."""
-    whole = keras.Model(teacher.inputs, output_with(teacher, name, block))
+    whole = keras.Model(teacher.inputs[0], output_with(teacher, name, block))
     whole.compile(jit_compile=devices.compiles_with_xla())
     return metrics.accuracy(whole, dataset.batches("validation"))
 

@@ -93,7 +93,7 @@ def step_parts(context: "TrainingContext", names: Iterable[str], dataset: "Datas
 
     prefix = graph.truncate(load_teacher(context.teacher_path, context.session), names)
     ends = keras.tree.flatten(prefix.output)
-    alone = keras.Model(prefix.inputs, [keras.ops.mean(end) for end in ends])  # nothing large comes back
+    alone = keras.Model(prefix.inputs[0], [keras.ops.mean(end) for end in ends])  # nothing large comes back
     alone.compile(jit_compile=devices.compiles_with_xla())
     coming = iter(dataset.training_batches(0, 2 + (WARM_UP + BATCHES) // dataset.steps_per_epoch))
     images, _ = next(coming)

@@ -60,7 +60,7 @@ def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -
         activation=keras.activations.serialize(layer.activation),
         input_shape=tuple(layer.input.shape[1:]),
         output_shape=tuple(layer.output.shape[1:]),
-        prefix_macs=count_macs(keras.Model(model.inputs, layer.output)),
+        prefix_macs=count_macs(keras.Model(model.inputs[0], layer.output)),
         macs=layer_macs(layer),
         params=layer.count_params(),
         use_bias=bool(layer.use_bias),

@@ -57,8 +57,8 @@ def logits_model(model: keras.Model, images: Any) -> keras.Model:
     """
     logits = graph.logits(model)
     if logits.output.shape[-1] == 1:
-        return keras.Model(model.inputs, class_scores(logits.outputs[0]), name=logits.name)
+        return keras.Model(model.inputs[0], class_scores(logits.outputs[0]), name=logits.name)
     if not outputs_probabilities(logits, images):
         return logits
     logarithms = keras.ops.log(keras.ops.maximum(logits.outputs[0], SMALLEST_PROBABILITY))
-    return keras.Model(model.inputs, logarithms, name=logits.name)
+    return keras.Model(model.inputs[0], logarithms, name=logits.name)

@@ -42,7 +42,7 @@ def split_augmentation(model: keras.Model) -> tuple[keras.Model | None, keras.Mo
         return None, model
     # In an order that does not depend on the network after it: a student and its teacher are cut alike.
     cut = sorted(frontier.values(), key=lambda tensor: (producer(tensor)[0].name, producer(tensor)[1]))
-    return keras.Model(model.inputs, cut), keras.Model(cut, model.outputs[0], name=model.name)
+    return keras.Model(model.inputs[0], cut), keras.Model(cut, model.outputs[0], name=model.name)
 
 
 def _has_weights(operation: Any) -> bool:

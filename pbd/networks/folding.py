@@ -34,7 +34,7 @@ def fold_around(model: keras.Model, built: Mapping[str, keras.Model]) -> tuple[k
     flat = graph.flatten(model)
     foldable = find_foldable(flat)
     extended = {
-        name: keras.Model(block.inputs, foldable[name](block.outputs[0])) if name in foldable else block
+        name: keras.Model(block.inputs[0], foldable[name](block.outputs[0])) if name in foldable else block
         for name, block in built.items()
     }
     return fold(flat, foldable), extended

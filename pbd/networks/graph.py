@@ -32,7 +32,7 @@ def as_functional(model: keras.Model) -> keras.Model:
         BadInputError: the model is neither functional nor a built sequential model.
     """
     if isinstance(model, keras.Sequential) and model.built:
-        return keras.Model(model.inputs, model.outputs[0], name=model.name)
+        return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if isinstance(model, keras.Sequential):
         raise BadInputError(
             f"the teacher must have an input shape. Received: Sequential {model.name!r}, not built. "
@@ -247,7 +247,7 @@ def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
     It computes only the layers on which one of the named layers depends.
     """
     layers = {name: model.get_layer(name) for name in layer_names}
-    return keras.Model(model.inputs, {name: [layer.input, layer.output] for name, layer in layers.items()})
+    return keras.Model(model.inputs[0], {name: [layer.input, layer.output] for name, layer in layers.items()})
 
 
 def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:

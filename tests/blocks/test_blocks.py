@@ -183,7 +183,7 @@ def test_a_skip_adds_the_first_layers_output() -> None:
     plain, skip = (
         blocks.build_block(blocks.get(design), task.layer, seed=0) for design in ("two_layer", "two_layer_skip")
     )
-    first = keras.Model(plain.inputs, plain.get_layer("layer_pbd_relu1").output)
+    first = keras.Model(plain.inputs[0], plain.get_layer("layer_pbd_relu1").output)
     np.testing.assert_allclose(output_of(skip, task), output_of(plain, task) + output_of(first, task), atol=1e-5)
 
 

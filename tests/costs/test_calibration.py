@@ -285,7 +285,8 @@ def test_the_digest_is_of_the_structure_and_not_of_the_weights(setup: Any) -> No
     twin = graph.flatten(setup.teacher)
     twin.set_weights([weight + 1.0 for weight in twin.get_weights()])
     assert layer_timing.structure_digest(twin) == digest
-    shallower = keras.Model(twin.inputs, keras.layers.Dense(4)(keras.layers.Flatten()(twin.get_layer("third").output)))
+    third = keras.layers.Flatten()(twin.get_layer("third").output)
+    shallower = keras.Model(twin.inputs[0], keras.layers.Dense(4)(third))
     assert layer_timing.structure_digest(shallower) != digest
 
 

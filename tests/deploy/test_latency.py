@@ -74,7 +74,8 @@ def test_models_and_targets_are_measured_beside_the_first() -> None:
         assert row.rounds >= 3
     assert [row.times_as_fast for row in rows[::4]] == [1.0, 1.0]
     assert all(1 / 3 < row.times_as_fast < 3 for row in rows[1::4]), "a network is about as fast as itself"
-    assert rows[0].size_bytes == rows[1].size_bytes > rows[2].size_bytes
+    assert rows[0].size_bytes == pytest.approx(rows[1].size_bytes, rel=0.01), "the names of nodes contain a counter"
+    assert rows[1].size_bytes > rows[2].size_bytes
     assert random.getstate() == random_state
 
 

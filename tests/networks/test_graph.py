@@ -166,7 +166,7 @@ def test_a_layer_called_twice_is_skipped_in_words_and_stays_shared(tmp_path: Pat
     assert flat.count_params() == model.count_params()
     assert cost.count_macs(flat) == 144 * 9 * 8 * (8 + 8 + 16) + 16 * 5
     swap_all(flat, tmp_path)
-    keras.Model(flat.inputs, flat.get_layer("last").output)(images())
+    keras.Model(flat.inputs[0], flat.get_layer("last").output)(images())
     assert reasons(flat)["last"] is None, "calls of other models do not count"
 
 
@@ -367,7 +367,7 @@ def test_an_output_with_a_block_hangs_on_the_models_own_layers() -> None:
         block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=4)
         alone = swap_blocks(flat, [task])
         blocks.set_weights(alone, blocks.get_weights(block))
-        variant = keras.Model(flat.inputs, output_with(flat, name, block))
+        variant = keras.Model(flat.inputs[0], output_with(flat, name, block))
         np.testing.assert_allclose(predict(variant, images()), predict(alone, images()), rtol=1e-5, atol=1e-6)
         assert variant.get_layer("logits") is flat.get_layer("logits")
         assert name not in {layer.name for layer in variant.layers}

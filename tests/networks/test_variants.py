@@ -76,7 +76,7 @@ def test_every_variant_is_the_network_with_its_block(body: Callable[[Any], Any])
     np.testing.assert_allclose(network_output, expected, rtol=1e-5, atol=1e-6)
     assert len(others) == len(built)
     for outputs, (name, block) in zip(others, built.items(), strict=True):
-        alone = keras.Model(flat.inputs, output_with(flat, name, block))(images, training=False)
+        alone = keras.Model(flat.inputs[0], output_with(flat, name, block))(images, training=False)
         np.testing.assert_allclose(outputs, alone, rtol=1e-5, atol=1e-6)
         assert (np.abs(alone - expected).max() > 1e-4) == (body is not unused or name == "a")
 

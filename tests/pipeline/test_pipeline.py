@@ -336,7 +336,7 @@ def undecided_teacher() -> Any:
     head = model.layers[-1]
     images = next(iter(data.load(DataConfig(), 0).batches("train")))[0]
     kernel, _ = head.get_weights()
-    features = keras.Model(model.inputs, head.input).predict_on_batch(images)
+    features = keras.Model(model.inputs[0], head.input).predict_on_batch(images)
     head.set_weights([kernel, -(features @ kernel).mean(axis=0)])
     return model
 

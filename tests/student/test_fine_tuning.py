@@ -124,7 +124,7 @@ def with_head(make: Callable[[Any], Any]) -> keras.Model:
 def test_logits_are_the_inputs_of_the_softmax(head: str) -> None:
     images, model = some_images(), with_head(HEADS[head])
     found = predict(distillation.logits_model(graph.flatten(model), images), images)
-    features = predict(keras.Model(model.inputs, model.get_layer("head").input), images)
+    features = predict(keras.Model(model.inputs[0], model.get_layer("head").input), images)
     kernel, bias = model.get_layer("head").get_weights()
     np.testing.assert_allclose(found, features @ kernel + bias, rtol=1e-4, atol=1e-5)
 

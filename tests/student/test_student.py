@@ -89,7 +89,7 @@ def test_an_assembled_block_equals_the_teacher_with_it_swapped(
         name = task.layer.name
         block = blocks.build_block(blocks.get(BLOCK), task.layer, seed=1)
         blocks.set_weights(block, accepted[name].weights)
-        swapped = keras.Model(teacher.inputs, output_with(teacher, name, block))
+        swapped = keras.Model(teacher.inputs[0], output_with(teacher, name, block))
         small = assemble.assemble(teacher, tasks, {name: accepted[name]})
         np.testing.assert_allclose(predict(small, images), predict(swapped, images), rtol=1e-5, atol=1e-6)
 
@@ -131,7 +131,7 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
     own_momentum = assembled.get_layer("norm").momentum
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
     assemble.recalibrate_batch_norm(assembled, batches())
-    reached = keras.Model(assembled.inputs, assembled.get_layer("a_pbd_bn1").input)
+    reached = keras.Model(assembled.inputs[0], assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
     norm = assembled.get_layer("a_pbd_bn1")
     np.testing.assert_allclose(norm.moving_mean, inputs.mean(axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
