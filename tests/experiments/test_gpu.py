@@ -173,7 +173,7 @@ def test_the_table_of_phases_lists_what_compiled_longest() -> None:
 
 
 def test_a_run_is_a_process_whose_figures_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    figures = "json.dump({'timing': {'total_s': 3.0}}, open(sys.argv[3], 'w'))"
+    figures = "json.dump({'run_s': 3.0}, open(sys.argv[3], 'w'))"
     program = f"import json, sys; print('[  1.0 s] teacher x'); {figures}"
     job = gpu_phases.Job("t", "d", 4, "none", {})
     monkeypatch.setattr(gpu_phases, "PROGRAM", ("-c", program))
