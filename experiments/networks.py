@@ -1,4 +1,4 @@
-"""The networks that are measured: files, those of pbd, and two for images of 32 pixels that the bench builds itself.
+"""The networks that are measured: files, those of pbd, and three for images of 32 pixels that are built here.
 
 Speed does not depend on weights: what is built here has random ones.
 """
@@ -33,22 +33,32 @@ def vgg16_half(classes: int = CLASSES) -> keras.Model:
     return keras.Model(inputs, outputs, name="vgg16_half")
 
 
+def resnet20(classes: int = CLASSES) -> keras.Model:
+    """The ResNet of 20 layers for images of 32 pixels (He et al. 2015, section 4.2); takes raw pixels."""
+    return _resnet("resnet20", 3, classes)
+
+
 def resnet56(classes: int = CLASSES) -> keras.Model:
-    """The ResNet of 56 layers for images of 32 pixels (He et al. 2015, section 4.2); takes raw pixels."""
+    """The same with 56 layers."""
+    return _resnet("resnet56", 9, classes)
+
+
+def _resnet(name: str, units: int, classes: int) -> keras.Model:
+    """Return a ResNet of three stages of so many units of two convolutions."""
     inputs = keras.Input(IMAGE_SHAPE)
     x = layers.Rescaling(1 / 127.5, offset=-1.0)(inputs)
     x = layers.ReLU()(_normalised(x, 16, 1, "stem"))
     for stage, channels in enumerate((16, 32, 64), start=1):
-        for unit in range(1, 10):
+        for unit in range(1, units + 1):
             stride = 2 if stage > 1 and unit == 1 else 1
-            name = f"stage{stage}_unit{unit}"
-            y = layers.ReLU()(_normalised(x, channels, stride, f"{name}_conv1"))
-            y = _normalised(y, channels, 1, f"{name}_conv2")
+            prefix = f"stage{stage}_unit{unit}"
+            y = layers.ReLU()(_normalised(x, channels, stride, f"{prefix}_conv1"))
+            y = _normalised(y, channels, 1, f"{prefix}_conv2")
             if x.shape[-1] != channels:
-                x = layers.Conv2D(channels, 1, strides=stride, use_bias=False, name=f"{name}_shortcut")(x)
+                x = layers.Conv2D(channels, 1, strides=stride, use_bias=False, name=f"{prefix}_shortcut")(x)
             x = layers.ReLU()(layers.Add()([x, y]))
     outputs = layers.Dense(classes, name="logits")(layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, outputs, name="resnet56")
+    return keras.Model(inputs, outputs, name=name)
 
 
 def _normalised(x: Any, channels: int, stride: int, name: str) -> Any:
@@ -56,7 +66,11 @@ def _normalised(x: Any, channels: int, stride: int, name: str) -> Any:
     return layers.BatchNormalization(name=f"{name}_norm")(x)
 
 
-OWN: dict[str, Callable[[int], keras.Model]] = {"vgg16_half": vgg16_half, "resnet56": resnet56}
+OWN: dict[str, Callable[[int], keras.Model]] = {
+    "vgg16_half": vgg16_half,
+    "resnet20": resnet20,
+    "resnet56": resnet56,
+}
 
 
 def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Model:

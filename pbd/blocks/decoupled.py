@@ -99,7 +99,9 @@ def set_factors(block: keras.Model, layer: Layer, factors: Factors, bias: np.nda
     """
     channels, _, rank = factors.depthwise.shape
     for number in range(rank):
-        filters = factors.depthwise[:, :, number].T.reshape(*layer.kernel_size, channels, 1)
+        filters = factors.depthwise[:, :, number].T.reshape(*layer.kernel_size, channels, 1).astype(np.float32)
         block.get_layer(depthwise_name(layer.name, number + 1)).set_weights([filters])
-    rows = factors.pointwise.transpose(1, 0, 2).reshape(1, 1, rank * channels, -1)
-    block.get_layer(f"{layer.name}{POINTWISE}").set_weights([rows, bias] if layer.use_bias else [rows])
+    rows = factors.pointwise.transpose(1, 0, 2).reshape(1, 1, rank * channels, -1).astype(np.float32)
+    block.get_layer(f"{layer.name}{POINTWISE}").set_weights(
+        [rows, bias.astype(np.float32)] if layer.use_bias else [rows]
+    )

@@ -5,6 +5,7 @@ import keras
 from pbd.blocks.design import BlockDesign
 from pbd.errors import UsageError, unknown_name
 from pbd.records import Layer
+from pbd.system import initial_values
 
 _DESIGNS: dict[str, BlockDesign] = {}
 
@@ -31,6 +32,7 @@ def designs() -> tuple[BlockDesign, ...]:
     return tuple(_DESIGNS.values())
 
 
+@initial_values.on_host()
 def build_block(design: BlockDesign, layer: Layer, seed: int) -> keras.Model:
     """Return a block as a model of its own, from `layer.input_shape` to `layer.output_shape`."""
     inputs = keras.Input(layer.input_shape, dtype=keras.DTypePolicy(layer.dtype).compute_dtype)

@@ -15,7 +15,7 @@ from pbd.data import load as load_data
 from pbd.errors import MissingInputError
 from pbd.run_dir import damaged_images, error_files
 from pbd.run_dir.journal import Journal
-from pbd.system import watchdog
+from pbd.system import initial_values, watchdog
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
             f"every worker must see the run directory. Received: no {path} on {platform.node()}. "
             "Give a --run-dir on storage that all hosts share."
         )
-    with watchdog.waiting():
+    with watchdog.waiting(), initial_values.on_host():
         return keras.models.load_model(path, compile=False)
 
 

@@ -6,8 +6,10 @@ import keras
 
 from pbd import blocks
 from pbd.networks import folding, fusion, graph
+from pbd.system import initial_values
 
 
+@initial_values.on_host()
 def fold(model: keras.Model, int8: bool = False) -> keras.Model:
     """Return a copy that computes the same outputs in inference mode, with fewer operations.
 

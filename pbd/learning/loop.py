@@ -12,9 +12,10 @@ from pbd.learning.flat_adam import FlatAdam
 from pbd.learning.metrics import outputs_probabilities
 from pbd.learning.scanned_steps import ScannedSteps
 from pbd.records import Progress, ProgressCallback
-from pbd.system import devices, watchdog
+from pbd.system import devices, initial_values, watchdog
 
 
+@initial_values.on_host()
 def adam(
     learning_rate: float, steps: int, variables: Iterable[Any], precision: str = "float32"
 ) -> keras.optimizers.Optimizer:

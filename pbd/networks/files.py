@@ -14,12 +14,13 @@ import numpy as np
 
 from pbd.errors import BadInputError
 from pbd.networks import file_checks, file_remedies
-from pbd.system import keras_state, memory, watchdog
+from pbd.system import initial_values, keras_state, memory, watchdog
 
 _DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 
 
 @watchdog.waiting()
+@initial_values.on_host()
 def load(path: str) -> keras.Model:
     """Return the model in a foreign `.keras` or `.h5` file; no code in it is run.
 
@@ -35,6 +36,7 @@ def load(path: str) -> keras.Model:
 
 
 @watchdog.waiting()
+@initial_values.on_host()
 def load_own(path: Path) -> keras.Model:
     """Return the model in a file that pbd itself wrote, in a run directory or in its cache.
 

@@ -13,6 +13,7 @@ import numpy as np
 from pbd.networks import fusion, graph
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import walk
+from pbd.system import initial_values
 
 _LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
 """Layers that a normalisation can be folded into; exact types only, since a subclass may compute something else."""
@@ -61,6 +62,7 @@ def find_foldable(model: keras.Model) -> dict[str, keras.layers.BatchNormalizati
     return foldable
 
 
+@initial_values.on_host()
 def fold(model: keras.Model, foldable: Mapping[str, keras.layers.BatchNormalization]) -> keras.Model:
     """Return a copy of the model with these normalisations folded into the layers before them.
 

@@ -9,6 +9,7 @@ import keras
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import call_inputs, is_functional, producer, walk
+from pbd.system import initial_values
 
 Builder = Callable[[Any], Any]
 """Maps an input tensor to an output tensor."""
@@ -159,6 +160,7 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
     return height, width, channels
 
 
+@initial_values.on_host()
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
     """Return a functional copy without nested models, with its own weights, for images of one shape.
 
@@ -250,6 +252,7 @@ def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
     return keras.Model(model.inputs[0], {name: [layer.input, layer.output] for name, layer in layers.items()})
 
 
+@initial_values.on_host()
 def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     """Return a copy of the model in which new layers replace some of its layers; all other weights are kept.
 
@@ -275,6 +278,7 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     return copy
 
 
+@initial_values.on_host()
 def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Model:
     """Return a copy of the model in which the layers have other dtype policies; the weights are converted.
 

@@ -15,7 +15,7 @@ from pbd.config import TeacherConfig
 from pbd.data import ARRAYS, Dataset
 from pbd.errors import BadInputError, MissingInputError, one_line, root_cause
 from pbd.networks import files
-from pbd.system import random_state, watchdog
+from pbd.system import initial_values, random_state, watchdog
 
 
 def digits_cnn(input_shape: tuple[int, int, int], num_classes: int) -> keras.Model:
@@ -69,6 +69,7 @@ def _application(name: str, input_shape: tuple[int, int, int], num_classes: int,
 
 
 @watchdog.waiting()
+@initial_values.on_host()
 def build(config: TeacherConfig, input_shape: tuple[int, int, int], num_classes: int, seed: int) -> keras.Model:
     """Return a built-in network for these images and classes; its weights are random unless the config names some.
 

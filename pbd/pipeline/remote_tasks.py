@@ -24,7 +24,7 @@ from pbd.run_dir import error_files
 from pbd.student.assemble import recalibrate_and_validate
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.fine_tuning import fine_tune
-from pbd.system import random_state
+from pbd.system import initial_values, random_state
 
 CHECKPOINTS = "fine_tuning"
 """The folder of the run directory that holds fine-tuning checkpoints until the run is complete."""
@@ -67,6 +67,11 @@ class TrainGroupTask:
         ]
 
 
+@initial_values.on_host()
+def _loaded(path: Path) -> keras.Model:
+    return keras.models.load_model(path, compile=False)
+
+
 @dataclass(frozen=True)
 class RecalibrateTask:
     """Re-estimate the batch statistics of a student and validate it; each worker processes some of the batches."""
@@ -79,7 +84,7 @@ class RecalibrateTask:
     def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Metrics]:
         """Return the student's weights and its metrics on the validation split."""
         teacher, dataset = load(self.context)
-        student = keras.models.load_model(self.student, compile=False)
+        student = _loaded(self.student)
         part = dataset.shared(WorkerShare(collective.index, collective.size))
         metrics = recalibrate_and_validate(student, teacher, part, collective)
         return student.get_weights(), metrics
@@ -103,7 +108,7 @@ class FineTuneTask:
         """Return the final state; it holds the best weights."""
         teacher, dataset = load(self.context)
         random_state.seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
-        student = keras.models.load_model(self.student, compile=False)
+        student = _loaded(self.student)
         return fine_tune(
             student,
             teacher,
@@ -141,6 +146,6 @@ class EvaluateTask:
         """Return the metrics of each network, in the order of `models`."""
         teacher, dataset = load(self.context)
         # The teacher object itself, if it is among them, so that its outputs are computed once.
-        models = [teacher if str(p) == self.context.teacher_path else keras.models.load_model(p) for p in self.models]
+        models = [teacher if str(p) == self.context.teacher_path else _loaded(p) for p in self.models]
         batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
         return evaluate(teacher, models, batches, dataset.labelled, collective)

@@ -31,6 +31,13 @@ def set_attribute(name: str, value: Any) -> None:
     global_state.set_global_attribute(name, value)
 
 
+def random_functions() -> Any:
+    """Return the module with the backend's random functions, which initialisers call."""
+    from keras.src.backend import random
+
+    return random
+
+
 @dataclass(frozen=True)
 class KerasSetup:
     """The global state of Keras in one process."""

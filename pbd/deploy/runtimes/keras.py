@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from pbd.deploy.runtimes import base
+from pbd.system import initial_values
 
 
 class Keras(base.Runtime):
@@ -27,7 +28,7 @@ class Keras(base.Runtime):
     def load(self, path: Path, threads: int) -> base.Runner:
         import keras
 
-        with self._placed():
+        with self._placed(), initial_values.on_host():
             model = keras.models.load_model(path, compile=False)
 
         def run(images: np.ndarray) -> np.ndarray:
