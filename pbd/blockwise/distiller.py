@@ -98,7 +98,8 @@ def fit(
     # Pass 0 only measures the error of the initial weights; training epochs count from 1.
     for epoch in range(config.epochs + 1):
         if traced.should_retrace(learning):
-            # The optimiser stays, so the remaining blocks keep their moments and the learning rate its schedule.
+            # The remaining blocks keep their moments, and the learning rate its schedule.
+            optimizer = optimizer.restricted_to([v for block in learning.values() for v in block.trainable_variables])
             traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
         for name, error in traced.errors(learning).items():

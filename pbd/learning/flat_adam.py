@@ -41,6 +41,7 @@ class FlatAdam(keras.optimizers.Optimizer):
 
     def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, **options: Any) -> None:
         super().__init__(learning_rate, **options)
+        self._given_rate, self._options = learning_rate, options
         self._check_options()
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -50,6 +51,21 @@ class FlatAdam(keras.optimizers.Optimizer):
         length = sum(map(size, variables))
         self._momentum = self.add_variable((length,), dtype="float32", name="momentum")
         self._velocity = self.add_variable((length,), dtype="float32", name="velocity")
+
+    def restricted_to(self, variables: Sequence[Any]) -> "FlatAdam":
+        """Return an optimiser that goes on with some of the variables: their moments, and the number of steps.
+
+        On JAX, Keras only accepts an optimiser that was built on exactly the variables of the model.
+        """
+        rest = FlatAdam(self._given_rate, **self._options)
+        rest.build(variables)
+        ends = np.cumsum(list(map(size, self._trainable_variables)))
+        place = {id(v): slice(end - size(v), end) for v, end in zip(self._trainable_variables, ends, strict=True)}
+        for ours, theirs in ((self._momentum, rest._momentum), (self._velocity, rest._velocity)):
+            moments = keras.ops.convert_to_numpy(ours)
+            theirs.assign(np.concatenate([moments[place[id(v)]] for v in variables]))
+        rest.iterations.assign(self.iterations)
+        return rest
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step.
@@ -105,7 +121,8 @@ class FlatAdam(keras.optimizers.Optimizer):
 def concatenate(values: Sequence[Any], variables: Sequence[Any]) -> Any:
     """Return the values, one per variable and of its shape, as one float32 vector; None counts as zeros."""
     ops = keras.ops
-    parts = [ops.zeros_like(v) if value is None else value for value, v in zip(values, variables, strict=True)]
+    pairs = zip(values, variables, strict=True)
+    parts = [ops.zeros(v.shape, v.dtype) if value is None else value for value, v in pairs]
     return ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
 
 

@@ -14,7 +14,7 @@ from pbd.records import Progress, ProgressCallback
 from pbd.system import devices, watchdog
 
 
-def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> keras.optimizers.Optimizer:
+def adam(learning_rate: float, steps: int, variables: Iterable[Any]) -> FlatAdam:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
     All training in pbd gets its optimiser here. It is already built: Keras would trace the first step twice if that

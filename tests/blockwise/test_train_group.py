@@ -339,6 +339,7 @@ def teacher_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd.blockwise import context
 
     monkeypatch.setattr(context, "load_teacher", context.load_teacher.__wrapped__)
+    monkeypatch.setattr(context, "forget_teacher", lambda: None)
 
 
 @pytest.mark.usefixtures("teacher_per_thread")
