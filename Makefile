@@ -8,17 +8,22 @@ SHELL := bash
 TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
 	python -m pytest -m $@ -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
-.PHONY: run test fast unit system soak lint docs bench experiments clean
+.PHONY: run test fast unit jax system soak lint docs bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
 
-test: fast unit system  ## the whole test suite, stage by stage
+test: fast unit jax system  ## the whole test suite, stage by stage
 
 fast: $(READY)  ## tests that load no TensorFlow: seconds
 	$(TEST)
 
 unit: $(READY)  ## tests that train and score in the process of the tests: minutes
+	$(TEST)
+
+jax: export KERAS_BACKEND = jax
+jax: export XLA_FLAGS = --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true
+jax: $(READY)  ## tests of the core again, on the JAX backend: a minute
 	$(TEST)
 
 system: PROCESSES = 3  # much of this stage is waiting

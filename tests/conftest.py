@@ -29,13 +29,13 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast` and `-m system`, leave out modules that do not name the marker: many load TensorFlow."""
+    """Under `-m fast`, `-m system` and `-m jax`, leave out modules that do not name the marker: many load Keras."""
     return is_left_out(collection_path, config.option.markexpr) or None
 
 
 def is_left_out(path: Path, stage: str) -> bool:
     """Return whether a run of this stage does not read a module."""
-    if stage not in ("fast", "system") or path.suffix != ".py":
+    if stage not in ("fast", "system", "jax") or path.suffix != ".py":
         return False
     return f"pytest.mark.{stage}" not in path.read_text(encoding="utf-8")
 
@@ -135,6 +135,11 @@ def no_backend() -> Iterator[None]:
 @pytest.fixture
 def eager() -> Iterator[None]:
     """Trace nothing: for tests whose trainings have a few steps, and which look at what happens between them."""
+    import keras
+
+    if keras.backend.backend() != "tensorflow":  # JAX compiles every operation by itself then; torch traces nothing
+        yield
+        return
     import tensorflow as tf
 
     tf.config.run_functions_eagerly(True)

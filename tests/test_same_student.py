@@ -15,6 +15,7 @@ import pytest
 from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal
+from pbd.system import backend
 from tests.faults.jobs import make_teacher
 from tests.helpers.cluster import PATIENCE_S, environment, without_backend
 from tests.helpers.dask_cluster import DaskCluster
@@ -57,6 +58,8 @@ JOBS: dict[tuple[str, ...], dict[str, Settings]] = {
 """Runs of other processes, by what starts them: each job makes its runs one after the other."""
 WAYS = [*IN_PROCESS, *(way for runs in JOBS.values() for way in runs)]
 REFERENCE = "serial grouped"
+ROUNDING = 1e-4 if backend.name() == "tensorflow" else 3e-4
+"""Largest difference of blocks; XLA fuses the operations of a group otherwise than those of a single block."""
 TUNED = ("serial, in a child process", "two ranks, pulling", "three ranks, wfd", "two Dask workers, pulling")
 """Ways whose students are fine-tuned, and compared as well."""
 
@@ -156,7 +159,7 @@ def test_blocks_do_not_depend_on_how_they_were_computed(
     assert sorted(key.layer for key in reference) == ["a1", "a2", "b1", "b2"]
     difference = largest_difference(reference, blocks_of(way))
     print(f"{way}: largest difference {difference:.1e}")
-    assert difference <= 1e-4
+    assert difference <= ROUNDING
 
 
 @pytest.mark.system
@@ -170,7 +173,7 @@ def test_when_a_block_stops_does_not_depend_on_how_it_was_computed(
     assert min(epochs.values()) < 5
     assert len(set(epochs.values())) > 1, "else no block left another alone"
     assert {key: len(result.loss_history) for key, result in other.items()} == epochs
-    assert largest_difference(reference, other) <= 1e-4
+    assert largest_difference(reference, other) <= ROUNDING
 
 
 def test_another_seed_gives_other_blocks(blocks_of: Callable[[str], dict[BlockKey, BlockResult]]) -> None:
@@ -211,7 +214,7 @@ def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(
         pbd.distill(**settings | {"resume": True, "epochs": 1})
     pbd.distill(**settings, resume=True)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
-    assert largest_difference(Journal(whole).committed_blocks(), Journal(directory).committed_blocks()) <= 1e-4
+    assert largest_difference(Journal(whole).committed_blocks(), Journal(directory).committed_blocks()) <= ROUNDING
     report = report_of(directory)
     assert report["groups"] == [[lost.stem.partition("@")[0]]]
     assert abs(report["student"]["test_accuracy"] - report_of(whole)["student"]["test_accuracy"]) < 0.01

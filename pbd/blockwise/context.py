@@ -78,6 +78,11 @@ def forget() -> None:
     load_dataset.cache_clear()
 
 
+def forget_teacher() -> None:
+    """Free the teacher that this process has loaded: on JAX, a step that fails leaves a model without its variables."""
+    load_teacher.cache_clear()
+
+
 def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:
     """Return the run's teacher and data, each loaded once per process and session.
 

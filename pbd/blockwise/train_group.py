@@ -11,6 +11,7 @@ import numpy as np
 
 from pbd import blocks, data
 from pbd.blocks.initialisation import FIT_IMAGES, initialise
+from pbd.blockwise import context as contexts
 from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
@@ -116,6 +117,7 @@ def _attempt(
     except CollectiveLostError:
         raise
     except Exception as error:
+        contexts.forget_teacher()
         if error is emit.error:
             raise
         return _leave_pass(context, group, error, collective)

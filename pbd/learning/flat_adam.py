@@ -85,6 +85,8 @@ class FlatAdam(keras.optimizers.Optimizer):
     def restricted_to(self, variables: Sequence[Any]) -> "FlatAdam":
         """Return an optimiser of some of the variables, which goes on with their moments and with the schedule.
 
+        On JAX, Keras only accepts an optimiser that was built on exactly the variables of the model.
+
         Args:
             variables: Some of those that this optimiser was built on, in any order.
         """
@@ -123,7 +125,8 @@ class FlatAdam(keras.optimizers.Optimizer):
 def concatenate(values: Sequence[Any], variables: Sequence[Any]) -> Any:
     """Return the values, one per variable and of its shape, as one float32 vector; None counts as zeros."""
     ops = keras.ops
-    parts = [ops.zeros_like(v) if value is None else value for value, v in zip(values, variables, strict=True)]
+    pairs = zip(values, variables, strict=True)
+    parts = [ops.zeros(v.shape, v.dtype) if value is None else value for value, v in pairs]
     return ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
 
 

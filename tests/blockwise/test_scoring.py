@@ -1,14 +1,13 @@
 """The scores of a group's blocks are those of the teacher with each of them swapped in, alone, in a copy."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from pbd import blocks, data
 from pbd.blockwise import scoring
@@ -18,7 +17,10 @@ from pbd.learning import losses, metrics
 from pbd.networks import graph, variants
 from pbd.records import BlockTask
 from pbd.system import devices
+from tests.helpers.gradients import gradients
 from tests.helpers.swapping import swap_blocks
+
+pytestmark = pytest.mark.jax
 
 BLOCK = "decoupled_r1"
 
@@ -160,14 +162,14 @@ def test_scoring_changes_nothing(scored: Scored) -> None:
 
 
 def test_the_gradient_of_the_error_is_that_of_its_definition() -> None:
-    draws = np.random.default_rng(2)
-    output, target = (tf.constant(draws.normal(size=(5, 3, 4, 2)), tf.float32) for _ in range(2))
-    weights = tf.constant(draws.normal(size=5), tf.float32)
-    results = []
-    for error in (losses.squared_error, lambda y, t: tf.reduce_mean((y - t) ** 2, axis=(1, 2, 3))):
-        with tf.GradientTape() as tape:
-            tape.watch((output, target))
-            loss = tf.reduce_sum(weights * error(output, target))
-        results.append([loss, *tape.gradient(loss, (output, target))])
-    for ours, defined in zip(*results, strict=True):
-        np.testing.assert_allclose(ours, defined, rtol=1e-5, atol=1e-7)
+    ops, draws = keras.ops, np.random.default_rng(2)
+    pair = [draws.normal(size=(5, 3, 4, 2)).astype("float32") for _ in range(2)]
+    weights = draws.normal(size=5).astype("float32")
+
+    def result(error: Callable[[Any, Any], Any]) -> list[np.ndarray]:
+        loss, by_inputs = gradients(lambda output, target: ops.sum(weights * error(output, target)), pair)
+        return [loss, *by_inputs]
+
+    defined = result(lambda output, target: ops.mean((output - target) ** 2, axis=(1, 2, 3)))
+    for ours, expected in zip(result(losses.squared_error), defined, strict=True):
+        np.testing.assert_allclose(ours, expected, rtol=1e-5, atol=1e-7)

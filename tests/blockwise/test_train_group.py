@@ -95,6 +95,7 @@ def assert_same_weights(one: BlockResult, other: BlockResult, atol: float = 0.0)
         np.testing.assert_allclose(value, other.weights[key], rtol=0.0, atol=atol, err_msg=key)
 
 
+@pytest.mark.jax
 def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> None:
     from pbd.blockwise import train_group
 
@@ -206,6 +207,7 @@ def test_the_best_epochs_weights_are_returned(context: tuple[Any, Tasks], monkey
     assert all(moved)
 
 
+@pytest.mark.jax
 def test_nan_in_one_block_costs_only_that_block(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd import blocks
     from pbd.blockwise import train_group
@@ -356,6 +358,7 @@ def teacher_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd.blockwise import context
 
     monkeypatch.setattr(context, "load_teacher", context.load_teacher.__wrapped__)
+    monkeypatch.setattr(context, "forget_teacher", lambda: None)
 
 
 @pytest.mark.usefixtures("teacher_per_thread")

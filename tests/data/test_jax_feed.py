@@ -15,6 +15,8 @@ from pbd.data.feeds.jax_feed import JaxFeed
 from pbd.data.feeds.numpy_feed import NumpyFeed
 from tests.data.test_numpy_feed import DATA, arrays, assert_equal, in_order, training
 
+pytestmark = pytest.mark.jax
+
 DATASETS = {
     **{name: make for name, make in DATA.items() if name != "digits"},
     "rotated": lambda: arrays(augment="paper"),

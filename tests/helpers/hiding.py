@@ -9,12 +9,18 @@ _SITECUSTOMIZE = """
 import sys
 
 class Hiding:
-    def find_spec(self, name, path=None, target=None):
-        if name.partition(".")[0] in {names!r}:
-            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+    def __init__(self, finder):
+        self._finder = finder
 
-sys.meta_path.insert(0, Hiding())
+    def __getattr__(self, name):
+        return getattr(self._finder, name)
+
+    def find_spec(self, name, path=None, target=None):
+        return None if name.partition(".")[0] in {names!r} else self._finder.find_spec(name, path, target)
+
+sys.meta_path[:] = map(Hiding, sys.meta_path)
 """
+"""A module that Python imports as it starts."""
 
 
 def hiding(*names: str, folder: Path) -> dict[str, str]:

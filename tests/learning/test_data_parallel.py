@@ -107,6 +107,7 @@ def updates(monkeypatch: pytest.MonkeyPatch) -> list[FlatAdam]:
     return traced
 
 
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="on JAX Keras traces a step twice, in torch not")
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_step_is_traced_once(size: int, updates: list[FlatAdam]) -> None:
     data, models = make_dataset(), [network() for _ in range(size)]

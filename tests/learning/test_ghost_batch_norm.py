@@ -6,12 +6,14 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
-import tensorflow as tf
 
 from pbd.learning import ghost_batch_norm
 from pbd.learning.losses import squared_error
+from tests.helpers.gradients import gradients
 from tests.helpers.palette import SHAPE
 from tests.helpers.thread_collective import run_threads
+
+pytestmark = pytest.mark.jax
 
 
 def network(axis: int = -1, trainable: bool = True, **options: Any) -> keras.Model:
@@ -68,19 +70,13 @@ def test_the_gradients_are_those_of_the_definition(options: dict[str, Any]) -> N
         parts = keras.ops.split(x, 3)
         return keras.ops.concatenate([layer(part, training=True) for part in parts])
 
-    expected, actual = (gradients(apply, layer, x, weights) for apply in (defined, ours))
+    def of(apply: Callable[[Any], Any]) -> list[np.ndarray]:
+        return gradients(lambda x: keras.ops.sum(apply(x) * weights), [x], layer.trainable_variables)[1]
+
+    expected, actual = of(defined), of(ours)
     assert len(actual) == len(layer.trainable_variables) + 1
     for one, other in zip(actual, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-3 * np.abs(other).max())
-
-
-def gradients(apply: Callable[[Any], Any], layer: keras.Layer, x: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-    """Return those of a weighted sum of outputs, by the inputs and by the layer's variables."""
-    inputs = tf.constant(x)
-    with tf.GradientTape() as tape:
-        tape.watch(inputs)
-        loss = tf.reduce_sum(apply(inputs) * weights)
-    return [np.asarray(g) for g in tape.gradient(loss, [inputs, *(v.value for v in layer.trainable_variables)])]
 
 
 def test_channels_that_hardly_vary_around_a_large_mean_are_normalised_too() -> None:
@@ -88,7 +84,7 @@ def test_channels_that_hardly_vary_around_a_large_mean_are_normalised_too() -> N
     x = (1000.0 + np.random.default_rng(4).normal(size=(32, 16, 16, 6))).astype("float32")
     found = np.asarray(ghost_batch_norm.normalise(layer, x, 32), np.float64)
     np.testing.assert_allclose(found.std(axis=(0, 1, 2)), 1.0, atol=2e-3)
-    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0.0, atol=2e-3)
+    np.testing.assert_allclose(found.mean(axis=(0, 1, 2)), 0.0, atol=3e-3)
 
 
 def test_each_part_is_normalised_as_a_batch_of_its_own() -> None:

@@ -17,6 +17,8 @@ from pbd.learning.scanned_steps import ScannedSteps
 from tests.helpers.palette import make_dataset
 from tests.learning.test_data_parallel import Watch, network
 
+pytestmark = pytest.mark.jax
+
 EPOCHS = 3
 
 

@@ -12,6 +12,8 @@ from pbd.config import StudentConfig
 from pbd.learning import distillation, losses, metrics
 from pbd.networks import graph
 
+pytestmark = pytest.mark.jax
+
 layers = keras.layers
 IMAGES = np.random.default_rng(0).normal(size=(12, 6, 6, 2)).astype(np.float32)
 LABELS = np.arange(12) % 2
