@@ -65,13 +65,13 @@ class DeviceImages:
     def _step_inputs(self, positions: np.ndarray, step: int) -> Batch:
         """Return what describes this worker's share of one batch, given the positions of its images in the split."""
         dataset, batch_size = self.dataset, self.dataset.batch_size
-        own = np.arange(batch_size)[dataset.own_images]
-        inputs = self._inputs(positions[own])
+        in_batch = np.arange(batch_size)[dataset.own_images]
+        inputs = self._inputs(positions[in_batch])
         maps = None
         if OPERATIONS[dataset.augment]:
             height, width = dataset.image_shape[:2]
             maps = affine_maps(dataset.augment, batch_size, height, width, derived_seed(dataset.seed, "augment"), step)
-            inputs["maps"] = maps[own]
+            inputs["maps"] = maps[in_batch]
         if dataset.mixup:
             drawn = mixture(dataset.mixup, batch_size, dataset.own_images, dataset.seed, step)
             partners = drawn.positions[drawn.partners]
