@@ -1,8 +1,8 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks import decoupled, separable
+from pbd.blocks import decoupled, factored, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
-from pbd.blocks.registry import build_block, designs, get, register
+from pbd.blocks.registry import build_block, designs, get, register, register_family
 from pbd.blocks.seeds import derive_seed
 from pbd.blocks.weights import get_weights, set_weights
 
@@ -15,8 +15,11 @@ __all__ = [
     "get",
     "get_weights",
     "register",
+    "register_family",
     "set_weights",
 ]
 
-for _design in (*decoupled.DESIGNS, *separable.DESIGNS):
+for _design in (*decoupled.DESIGNS, *separable.DESIGNS, *spatial_svd.DESIGNS, *tucker.DESIGNS):
     register(_design)
+register_family(spatial_svd.PREFIX, spatial_svd.SpatialSvd, factored.PERCENTAGES)
+register_family(tucker.PREFIX, tucker.Tucker2, factored.PERCENTAGES)

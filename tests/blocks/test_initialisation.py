@@ -208,7 +208,7 @@ def test_a_design_of_the_paper_begins_near_the_first_singular_vectors(
     assert held.nmse(initialised) < 0.2 * held.nmse(noise)
 
 
-@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer"])
+@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer", "spatial_svd_r33", "tucker2_r50"])
 def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(block: str) -> None:
     held = subject(side=15, second=True)
     together = held.begin(block, "fitted", names=("layer", "later"))
@@ -223,7 +223,7 @@ def test_first_weights_depend_on_seed_and_layer_and_on_nothing_else(block: str) 
             np.testing.assert_array_equal(one[key], other[key])
     seeded = blocks.get_weights(held.begin(block, "fitted", seed=1)["layer"])
     first = blocks.get_weights(together["layer"])
-    kernels = [key for key in first if "depthwise" in key]
+    kernels = [key for key in first if "kernel" in key]
     assert any(not np.array_equal(first[key], seeded[key]) for key in kernels), "other patches are looked at"
 
 
@@ -267,7 +267,7 @@ def test_images_are_read_only_where_they_matter(block: str, block_init: str, rea
 
 
 @pytest.mark.parametrize("value", [0.0, 0.7, 255.0])
-@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer"])
+@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer", "spatial_svd_r33", "tucker2_r50"])
 def test_a_layer_fed_a_constant_begins_finite(block: str, value: float) -> None:
     """Without a border, nothing varies: only the mean can be learned."""
     held = subject(padding="valid")
