@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from types import FrameType
 
 from pbd.command_line import Parser, add_settings, path, read_settings
-from pbd.config import RunConfig
+from pbd.config import RECIPE_HELP, RunConfig
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, PbdError, StoppedError
 from pbd.system import backend, launcher
 
@@ -99,6 +99,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> RunConfig:
     parser.add_argument(
         "--config", metavar="FILE", type=path, help="A TOML file with any of these settings; flags override it."
     )
+    parser.add_argument("--recipe", metavar="NAME", help=RECIPE_HELP)
     add_settings(parser, RunConfig())
     flags = vars(parser.parse_args(arguments))
     file = flags.pop("config", None)

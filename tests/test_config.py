@@ -4,7 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pbd.config import BLOCK_INITS, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
+from pbd.config import BLOCK_INITS, RECIPES, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -147,11 +147,21 @@ def test_every_block_initialisation_is_accepted() -> None:
         {"fine_tune_loss": "kd_kl"},
         {"temperature": 2.0},
         {"distillation_weight": 0.5},
+        {"mixup": 1.0},
         {"target_accuracy_drop": 0.05},
     ],
 )
 def test_what_changes_the_student_is_part_of_its_identity(settings: dict) -> None:
     assert RunConfig.of(**settings).student_settings() != RunConfig().student_settings()
+
+
+def test_a_recipe_stands_for_other_defaults() -> None:
+    assert RunConfig.of(recipe="standard") == RunConfig()
+    for recipe, values in RECIPES.items():
+        assert RunConfig.of(recipe=recipe).flat().items() >= values.items()
+    patient = RunConfig.of(recipe="patient", augment="none", temperature=4.0)
+    assert (patient.data.augment, patient.student.temperature, patient.student.fine_tune_epochs) == ("none", 4.0, 80)
+    assert patient.student_settings() == RunConfig.of(**patient.flat()).student_settings()
 
 
 def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
@@ -186,6 +196,15 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
         ({"scheduler": "work_stealing"}, "Give --executor dask", {"scheduler": "work_stealing", "executor": "dask"}),
         ({"scheduler": "work_stealing"}, "use pull", {"scheduler": "pull"}),
         ({"dask_address": "file"}, "Give --executor dask", {"dask_address": "file", "executor": "dask"}),
+        ({"recipe": "patent"}, "Did you mean 'patient'?", {"recipe": "patient"}),
+        ({"recipe": 3}, "must be of type str", {"recipe": "quick"}),
+        (
+            {"recipe": "patient", "fine_tune_loss": "cross_entropy"},
+            "kd_kl, or --mixup 0.",
+            {"recipe": "patient", "fine_tune_loss": "cross_entropy", "mixup": 0.0},
+        ),
+        ({"mixup": -1.0}, "Give 0 or more.", {"mixup": 0.0}),
+        ({"mixup": 1.0, "fine_tune_loss": "mixed"}, "kd_kl, or --mixup 0.", {"mixup": 1.0, "fine_tune_loss": "kd_kl"}),
         ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
         (
             {"labels": False, "fine_tune_loss": "mixed"},

@@ -47,6 +47,15 @@ def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
 
 
 @pytest.mark.fast
+def test_flags_and_the_settings_file_win_over_a_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text('recipe = "patient"\nfine-tune-epochs = 20\n')
+    config = run.parse(["--config", str(file), "--augment", "none"])
+    assert (config.data.augment, config.student.fine_tune_epochs, config.student.mixup) == ("none", 20, 1.0)
+    assert run.parse(["--config", str(file), "--recipe", "standard"]).student.mixup == 0.0
+
+
+@pytest.mark.fast
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -56,6 +65,8 @@ def test_flags_win_over_the_settings_file(tmp_path: Path) -> None:
         (["--batch-size", "0"], "batch_size must be at least 1"),
         (["--no-labels", "--fine-tune-loss", "cross_entropy"], "cross_entropy needs labels"),
         (["--block-init", "fited"], "Did you mean 'fitted'?"),
+        (["--recipe", "patent"], "Did you mean 'patient'?"),
+        (["--recipe", "patient", "--fine-tune-loss", "mixed"], "or --mixup 0"),
         (["--target-accuracy-drop", "5"], "0.05 is 5%"),
     ],
 )

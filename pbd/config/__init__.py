@@ -1,5 +1,6 @@
 """The settings of a run."""
 
+from pbd.config.recipes import RECIPE_HELP, RECIPES
 from pbd.config.settings import (
     AUGMENTATIONS,
     BLOCK_INITS,
@@ -26,6 +27,8 @@ __all__ = [
     "FINE_TUNE_SCOPES",
     "NEED_LABELS",
     "PARALLEL",
+    "RECIPES",
+    "RECIPE_HELP",
     "SCHEDULERS",
     "BlockConfig",
     "DataConfig",

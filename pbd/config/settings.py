@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.config.recipes import recipe_settings
 from pbd.config.values import Section, as_kind, at_least, fraction, one_of, positive
 from pbd.errors import UsageError, unknown_name
 
@@ -128,6 +129,9 @@ class StudentConfig(Section):
     """Divides the logits before the softmax in kd_kl and mixed."""
     distillation_weight: float = 0.9
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
+    mixup: float = 0.0
+    """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
+    mixup). 1 draws them evenly from [0, 1]; 0: images are not mixed. Needs kd_mse or kd_kl."""
     target_accuracy_drop: float | None = None
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""
@@ -145,6 +149,12 @@ class StudentConfig(Section):
         fraction("distillation_weight", self.distillation_weight)
         one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
         one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
+        at_least("mixup", self.mixup, 0)
+        if self.mixup and self.fine_tune_loss in NEED_LABELS:
+            raise UsageError(
+                f"mixup mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {self.fine_tune_loss}. "
+                "Give --fine-tune-loss kd_kl, or --mixup 0."
+            )
         positive("temperature", self.temperature)
         positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 
@@ -260,6 +270,8 @@ class RunConfig:
     def of(cls, **settings: Any) -> "RunConfig":
         """Return a config with these fields set and the others at their defaults.
 
+        A `recipe` (quick, standard or patient) stands for other defaults of some fields.
+
         Raises:
             UsageError: a name is unknown (the message suggests the nearest name) or a value is out of its range.
 
@@ -270,14 +282,17 @@ class RunConfig:
         return cls().replace(**settings)
 
     def replace(self, **settings: Any) -> "RunConfig":
-        """Return a copy with these fields changed; see `of`."""
+        """Return a copy with these fields changed; see `of`. A recipe changes fields that are at their defaults."""
+        recipe = settings.pop("recipe", None)
+        if recipe is not None:
+            settings = recipe_settings(recipe, self.flat(), RunConfig().flat()) | settings
         sections = {f.name: getattr(self, f.name) for f in dataclasses.fields(self) if f.name != "seed"}
         owner = {f.name: name for name, part in sections.items() for f in dataclasses.fields(part)}
         changes: dict[str, dict[str, Any]] = {}
         seed = settings.pop("seed", self.seed)
         for name, value in settings.items():
             if name not in owner:
-                raise UsageError(unknown_name("setting", name, [*owner, "seed"]))
+                raise UsageError(unknown_name("setting", name, [*owner, "seed", "recipe"]))
             changes.setdefault(owner[name], {})[name] = value
         parts = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
         return dataclasses.replace(self, seed=seed, **parts)

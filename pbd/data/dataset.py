@@ -92,6 +92,8 @@ class Dataset:
     """This worker's share of every training batch, or of the batches of a split read in order."""
     unit: int = 1
     """Images of a training batch that one worker reads together."""
+    mixup: float = 0.0
+    """Training images are mixed in pairs, with weights drawn from Beta(mixup, mixup); 0: not. Labels are not mixed."""
 
     def shared(self, worker: WorkerShare, unit: int = 1) -> "Dataset":
         """Return the same data as read by one of several workers that share batches.
@@ -152,8 +154,8 @@ class Dataset:
         Batch k of epoch e is the same in every process, and wherever reading began.
 
         Returns:
-            Images, (batch_size, *image_shape) float32, augmented and preprocessed, and labels, (batch_size,) int32; of
-            a shared dataset, this worker's share of them.
+            Images, (batch_size, *image_shape) float32, augmented, mixed and preprocessed, and labels, (batch_size,)
+            int32; of a shared dataset, this worker's share of them.
         """
         return feeds.current().training_batches(self, first_epoch, end_epoch)
 

@@ -50,6 +50,7 @@ def distill(
     data: "Data | None" = None,
     *,
     config: RunConfig | None = None,
+    recipe: str | None = None,
     teacher: str | None = None,
     teacher_weights: str | None = None,
     teacher_epochs: int | None = None,
@@ -76,6 +77,7 @@ def distill(
     fine_tune_loss: str | None = None,
     temperature: float | None = None,
     distillation_weight: float | None = None,
+    mixup: float | None = None,
     target_accuracy_drop: float | None = None,
     executor: str | None = None,
     scheduler: str | None = None,
@@ -106,6 +108,8 @@ def distill(
             class scores. Alternatively `teacher` names a file or a built-in network.
         data: the images. Alternatively `dataset` names a file, a folder or a data set.
         config: settings for everything that no other argument gives.
+        recipe: `quick`, `standard` or `patient`: other values for the settings, those of `data` too, that are at their
+            defaults. An argument wins.
         teacher: a `.keras` or `.h5` file, `digits_cnn`, or a `keras.applications` name.
         dataset: see `pbd.Data.load`.
         block: name of the replacement design, for example `decoupled_r2`.
@@ -132,11 +136,12 @@ def distill(
     """
     settings = {name: value for name, value in locals().items() if name not in _OBJECTS and value is not None}
     _check_given_once(model, data, settings)
-    chosen = (config or RunConfig()).replace(**settings)
-    if model is not None:
-        chosen = chosen.replace(teacher=model.name)
+    chosen = config or RunConfig()
     if data is not None:
         chosen = replace(chosen, data=data.config)
+    chosen = chosen.replace(**settings)
+    if model is not None:
+        chosen = chosen.replace(teacher=model.name)
     return Result(run(chosen, model, data))
 
 

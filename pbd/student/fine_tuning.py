@@ -178,7 +178,7 @@ def fine_tune(
         student=student,
         teacher=teacher,
         distillation_model=DistillationModel(student_logits, teacher_logits, make_loss(config), size),
-        dataset=dataset.shared(WorkerShare(collective.index, collective.size), unit),
+        dataset=replace(dataset.shared(WorkerShare(collective.index, collective.size), unit), mixup=config.mixup),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
         collective=collective,

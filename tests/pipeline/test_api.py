@@ -17,7 +17,7 @@ import pytest
 import pbd
 from pbd.config import RunConfig
 from pbd.errors import UsageError
-from pbd.pipeline import distill
+from pbd.pipeline import api, distill
 from tests.helpers.cluster import PATIENCE_S
 
 
@@ -32,7 +32,7 @@ def settings_by_name() -> dict[str, Any]:
 
 def test_the_signature_has_every_setting_with_its_type() -> None:
     parameters = inspect.signature(pbd.distill).parameters
-    objects = {"model", "data", "config"}
+    objects = {"model", "data", "config", "recipe"}
     types = settings_by_name()
     assert set(parameters) - objects == set(types)
     for name, kind in types.items():
@@ -113,6 +113,19 @@ def test_a_script_or_notebook_is_not_ended_if_it_is_idle(
     settings = RunConfig.of(executor="serial", isolate=False, stall_limit=7.0)
     distill.run(settings, dedicated_process=True) if started_by == "pbd-run" else pbd.distill(config=settings)
     assert limits == [7.0] * watched
+
+
+def test_a_recipe_changes_settings_at_their_defaults_those_of_data_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    configs: list[RunConfig] = []
+    monkeypatch.setattr(api, "run", lambda config, model, data: configs.append(config))
+    images = np.zeros((20, 8, 8, 3), np.uint8)
+    pbd.distill(data=pbd.Data(train=images), recipe="patient", fine_tune_epochs=5)
+    pbd.distill(data=pbd.Data(train=images, augment="crop"), recipe="patient", mixup=0.0)
+    pbd.distill(config=RunConfig.of(temperature=3.0, recipe="patient"), recipe="quick")
+    settings = [(config.data.augment, config.student.fine_tune_epochs, config.student.mixup) for config in configs]
+    assert settings == [("flip_crop", 5, 1.0), ("crop", 80, 0.0), ("flip_crop", 80, 1.0)]
+    assert [config.student.temperature for config in configs] == [2.0, 2.0, 3.0]
+    assert [config.training.epochs for config in configs] == [3, 3, 1]
 
 
 def test_random_state_is_restored_also_after_an_error(tmp_path: Path) -> None:

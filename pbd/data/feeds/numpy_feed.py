@@ -11,6 +11,7 @@ from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.ahead import made_ahead
 from pbd.data.feeds.numpy_images import can_be_decoded, reader
 from pbd.data.feeds.sampling import augmented
+from pbd.data.mixup import mixed, mixture
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
@@ -32,13 +33,19 @@ class NumpyFeed:
     """Feeds batches as NumPy arrays."""
 
     def training_batches(self, dataset: "Dataset", first_epoch: int, end_epoch: int) -> Iterator[Batch]:
-        split = _indexed(dataset.train)
+        split, own_images = _indexed(dataset.train), dataset.own_images
         read, augment, preprocess = reader(split.images), _augmenter(dataset), preprocessor(dataset.preprocess)
 
         def make(item: tuple[int, np.ndarray]) -> Batch:
-            step, positions = item
-            images = augment(read(split.rows[positions]), step)
-            return _preprocessed(preprocess, images), split.labels[positions]
+            step, rows = item
+            if not dataset.mixup:
+                positions = np.arange(dataset.batch_size)[own_images]
+                images = augment(read(split.rows[rows[positions]]), step, positions)
+            else:
+                drawn = mixture(dataset.mixup, dataset.batch_size, own_images, dataset.seed, step)
+                images = augment(read(split.rows[rows[drawn.positions]]), step, drawn.positions)
+                images = mixed(images[drawn.own_images], images[drawn.partners], drawn.weights)
+            return _preprocessed(preprocess, images), split.labels[rows[own_images]]
 
         return made_ahead(make, _steps(dataset, first_epoch, end_epoch), THREADS, AHEAD)
 
@@ -67,21 +74,21 @@ def _indexed(split: "Split") -> IndexedSplit:
 
 
 def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield the number of each step, counted from epoch 0, and the positions of this worker's images."""
+    """Yield the number of each step, counted from epoch 0, and the positions of the images of the whole batch."""
     for epoch in range(first_epoch, end_epoch):
         positions = training_positions(len(dataset.train), dataset.batch_size, dataset.seed, epoch)
-        yield from enumerate(positions[:, dataset.own_images], start=epoch * len(positions))
+        yield from enumerate(positions, start=epoch * len(positions))
 
 
-def _augmenter(dataset: "Dataset") -> Callable[[np.ndarray, int], np.ndarray]:
-    """Return the function that augments this worker's images of a step."""
-    name, seed, first = dataset.augment, derived_seed(dataset.seed, "augment"), dataset.own_images.start
+def _augmenter(dataset: "Dataset") -> Callable[[np.ndarray, int, np.ndarray], np.ndarray]:
+    """Return the function that augments images of a step, which have these positions in the whole batch."""
+    name, seed, batch_size = dataset.augment, derived_seed(dataset.seed, "augment"), dataset.batch_size
     if not OPERATIONS[name]:
-        return lambda images, step: images
+        return lambda images, step, positions: images
     height, width = dataset.image_shape[:2]
 
-    def augment(images: np.ndarray, step: int) -> np.ndarray:
-        maps = affine_maps(name, len(images), height, width, seed, step, first)
+    def augment(images: np.ndarray, step: int, positions: np.ndarray) -> np.ndarray:
+        maps = affine_maps(name, batch_size, height, width, seed, step)[positions]
         return augmented(np, images, maps, interpolates(name))
 
     return augment

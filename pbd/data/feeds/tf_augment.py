@@ -1,23 +1,31 @@
-"""The maps of `pbd.data.augmentation`, applied by TensorFlow to a batch of images."""
+"""Augmentation and mixup, drawn by NumPy and applied by TensorFlow."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
+from pbd.data.mixup import Mixture, mixed, mixture
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
 
-def augmented(images: "tf.Tensor", name: str, key: tuple[int, "int | tf.Tensor"], first: int = 0) -> "tf.Tensor":
-    """Return a batch of images, (n, height, width, channels) float32, each changed at random.
+def augmented(
+    images: "tf.Tensor",
+    name: str,
+    key: tuple[int, "int | tf.Tensor"],
+    first: int = 0,
+    positions: "tf.Tensor | None" = None,
+) -> "tf.Tensor":
+    """Return images of a batch, (n, height, width, channels) float32, each changed at random.
 
     Args:
-        images: the batch; height and width are static.
+        images: height and width are static.
         name: one of `pbd.config.AUGMENTATIONS`.
         key: seed and step, which determine the random numbers of the whole batch.
         first: position of these images in the whole batch.
+        positions: position of each image in the whole batch, (n,) int64, if they are not consecutive.
     """
     import tensorflow as tf
 
@@ -25,16 +33,38 @@ def augmented(images: "tf.Tensor", name: str, key: tuple[int, "int | tf.Tensor"]
         return images
     height, width = images.shape[1:3]
     seed, step = key
+    if positions is None:
+        positions = first + tf.range(tf.shape(images, tf.int64)[0])
 
-    def transforms(count: np.ndarray, step: np.ndarray) -> np.ndarray:
-        maps = affine_maps(name, int(count), height, width, seed, int(step), first)
-        return np.pad(maps, [(0, 0), (0, 2)])  # the last row of a projective map, without its 1
+    def transforms(positions: np.ndarray, step: np.ndarray) -> np.ndarray:
+        start = positions[0]
+        maps = affine_maps(name, positions[-1] - start + 1, height, width, seed, int(step), start)
+        return np.pad(maps[positions - start], [(0, 0), (0, 2)])  # the last row of a projective map, without its 1
 
     return tf.raw_ops.ImageProjectiveTransformV3(
         images=images,
-        transforms=tf.ensure_shape(tf.numpy_function(transforms, [tf.shape(images)[0], step], tf.float32), [None, 8]),
+        transforms=tf.ensure_shape(tf.numpy_function(transforms, [positions, step], tf.float32), [None, 8]),
         output_shape=tf.constant([height, width]),
         fill_value=0.0,
         interpolation="BILINEAR" if interpolates(name) else "NEAREST",
         fill_mode="REFLECT",
     )
+
+
+def drawn_mixture(alpha: float, batch_size: int, own_images: slice, seed: int, step: "tf.Tensor") -> Mixture:
+    """Return `pbd.data.mixup.mixture` as tensors."""
+    import tensorflow as tf
+
+    def draw(step: np.ndarray) -> Mixture:
+        return mixture(alpha, batch_size, own_images, seed, int(step))
+
+    parts = tf.numpy_function(draw, [step], [tf.int64, tf.int64, tf.int64, tf.float32])
+    count = own_images.stop - own_images.start
+    return Mixture(*(tf.ensure_shape(part, [size]) for part, size in zip(parts, [None, *[count] * 3], strict=True)))
+
+
+def mixed_share(images: "tf.Tensor", drawn: Mixture) -> "tf.Tensor":
+    """Return a worker's share of a batch, mixed; `images` are those of `drawn.positions`."""
+    import tensorflow as tf
+
+    return mixed(tf.gather(images, drawn.own_images), tf.gather(images, drawn.partners), drawn.weights)

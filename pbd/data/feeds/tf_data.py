@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pbd.data.dataset import IndexedSplit, StreamSplit
-from pbd.data.feeds.tf_augment import augmented
+from pbd.data.feeds.tf_augment import augmented, drawn_mixture, mixed_share
 from pbd.data.feeds.tf_images import can_be_decoded, reader
+from pbd.data.mixup import Mixture
 from pbd.data.order import WorkerShare, batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
@@ -30,14 +31,22 @@ class TfDataFeed:
     """Feeds batches as TensorFlow tensors; Keras takes them on every backend."""
 
     def training_batches(self, dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
+        import tensorflow as tf
+
         preprocess, seed = preprocessor(dataset.preprocess), derived_seed(dataset.seed, "augment")
-        first_image = dataset.own_images.start
+        name, first_image = dataset.augment, dataset.own_images.start
 
-        def finish(step: "tf.Tensor", images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return preprocess(augmented(images, dataset.augment, (seed, step), first_image)), labels
+        def finish(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+            return preprocess(augmented(images, name, (seed, step), first_image)), labels
 
-        steps = _steps(dataset, first_epoch, end_epoch)
-        return _prefetched(steps.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
+        def finish_mixed(
+            step: tf.Tensor, drawn: Mixture, images: tf.Tensor, labels: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor]:
+            images = augmented(images, name, (seed, step), positions=drawn.positions)
+            return preprocess(mixed_share(images, drawn)), tf.gather(labels, drawn.own_images)
+
+        steps, make = _steps(dataset, first_epoch, end_epoch), finish_mixed if dataset.mixup else finish
+        return _prefetched(steps.map(make, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
         preprocess = preprocessor(dataset.preprocess)
@@ -57,20 +66,47 @@ class TfDataFeed:
 def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
     """Return (step, images, labels), this worker's share of each batch, before augmentation.
 
-    `step`, an int64, counts full batches from the first one of epoch 0.
+    `step`, an int64, counts full batches from the first one of epoch 0. With mixup, the elements are (step, mixture,
+    images, labels), with the images of `mixture.positions`.
     """
-    split, images = dataset.train, dataset.own_images
+    import tensorflow as tf
+
+    split, own_images = dataset.train, dataset.own_images
+    images = slice(0, dataset.batch_size) if dataset.mixup else own_images
+
+    def drawn(step: tf.Tensor) -> Mixture:
+        return drawn_mixture(dataset.mixup, dataset.batch_size, own_images, dataset.seed, step)
+
     if isinstance(split, StreamSplit):
-        return _stream_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
-    return _row_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
+        steps = _stream_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
+
+        def select(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
+            mixture = drawn(step)
+            return step, mixture, tf.gather(images, mixture.positions), tf.gather(labels, mixture.positions)
+
+        return steps.map(select) if dataset.mixup else steps
+
+    read = _row_reader(split)
+
+    def read_share(step: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        return step, *read(at)
+
+    def read_mixture(step: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        mixture = drawn(step)
+        return step, mixture, *read(tf.gather(at, mixture.positions))
+
+    steps = _row_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
+    make = read_mixture if dataset.mixup else read_share
+    return steps.map(make, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
 def _row_steps(
     split: IndexedSplit, first_epoch: int, end_epoch: int, batch_size: int, seed: int, images: slice
 ) -> "tf.data.Dataset":
+    """Return (step, positions in the split of some images of the batch)."""
     import tensorflow as tf
 
-    count, per_epoch, read = len(split), len(split) // batch_size, _row_reader(split)
+    count, per_epoch = len(split), len(split) // batch_size
 
     def positions(epoch: np.ndarray) -> np.ndarray:
         return training_positions(count, batch_size, seed, int(epoch))[:, images]
@@ -79,8 +115,7 @@ def _row_steps(
         rows = tf.ensure_shape(tf.numpy_function(positions, [epoch], tf.int64), [per_epoch, images.stop - images.start])
         return tf.data.Dataset.from_tensor_slices((epoch * per_epoch + tf.range(per_epoch, dtype=tf.int64), rows))
 
-    steps = tf.data.Dataset.range(first_epoch, end_epoch).flat_map(one_epoch)
-    return steps.map(lambda step, at: (step, *read(at)), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+    return tf.data.Dataset.range(first_epoch, end_epoch).flat_map(one_epoch)
 
 
 def _rows_in_order(split: IndexedSplit, batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
