@@ -76,8 +76,8 @@ class BlockConfig(Section):
     """The layers to replace, and the blocks that replace them."""
 
     block: str = "decoupled_r2"
-    """decoupled_r1, _r2, _r3 (depthwise filters per channel), or the paper's two_layer, three_layer, two_layer_skip,
-    three_layer_skip."""
+    """decoupled_r1, _r2, _r3 (depthwise filters per channel), spatial_svd_rN (N percent of the multiply-accumulates),
+    tucker2_rN (N percent of the channels), or the paper's two_layer, three_layer, two_layer_skip, three_layer_skip."""
     block_init: str = "fitted"
     """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
     (as kernel, then refined by least squares on a few thousand images)."""
