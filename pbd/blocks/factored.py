@@ -16,7 +16,8 @@ from pbd.records import Layer
 PERCENTAGES = range(5, 96)
 """Percentages that names of designs may give."""
 FEWEST_CHANNELS = 8
-"""Fewer channels between two convolutions leave most of a vector unit idle."""
+"""Blocks with fewer input channels are not faster than their layer, such as the first of an RGB network
+(docs/measurements/2026-11-block-designs.md)."""
 
 
 def cannot_replace(layer: Layer) -> str | None:
@@ -26,10 +27,11 @@ def cannot_replace(layer: Layer) -> str | None:
     return None
 
 
-def slow_for(channels: int) -> str | None:
-    """Return why a block with this smallest number of inner channels is slow, or None."""
+def slow_for(layer: Layer) -> str | None:
+    """Return why consecutive convolutions are slow for this layer, or None."""
+    channels = layer.input_shape[-1]
     if channels < FEWEST_CHANNELS:
-        return f"channels inside the block: {channels}; its convolutions are faster from {FEWEST_CHANNELS} on"
+        return f"input channels: {channels}; consecutive convolutions are faster from {FEWEST_CHANNELS} on"
     return None
 
 

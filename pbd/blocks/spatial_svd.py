@@ -48,7 +48,7 @@ class SpatialSvd(BlockDesign):
         return factored.cannot_replace(layer)
 
     def unprofitable(self, layer: Layer) -> str | None:
-        return factored.slow_for(factored.groups(layer) * self.rank(layer))
+        return factored.slow_for(layer)
 
     def rank(self, layer: Layer) -> int:
         """Return the number of channels between the convolutions, per group."""

@@ -42,7 +42,7 @@ class Tucker2(BlockDesign):
         return factored.cannot_replace(layer)
 
     def unprofitable(self, layer: Layer) -> str | None:
-        return factored.slow_for(factored.groups(layer) * min(self.ranks(layer)))
+        return factored.slow_for(layer)
 
     def ranks(self, layer: Layer) -> tuple[int, int]:
         """Return R1 and R2, per group."""

@@ -218,4 +218,4 @@ def test_layers_that_do_not_suit_are_left_out_with_the_reason(name: str) -> None
     assert "channels_first" in str(design.applies_to(replace(layer, data_format="channels_first")))
     stem = layer_of(channels=3, filters=16)[1]
     assert design.applies_to(stem) is None
-    assert "channels inside the block: " in str(design.unprofitable(stem))
+    assert "input channels: 3" in str(design.unprofitable(stem))
