@@ -67,8 +67,8 @@ def trainer(model: keras.Model, data: Dataset, collective: Collective) -> loop.T
 
 def fit(model: keras.Model, data: Dataset, collective: Collective, watch: Watch) -> dict[str, list[float]]:
     trains = trainer(model, data, collective)
-    first = trains.fit(data.training_batches(0, 1), 0, 1, data.steps_per_epoch, [watch])
-    later = trains.fit(data.training_batches(1, EPOCHS), 1, EPOCHS, data.steps_per_epoch, [watch])
+    first = trains.fit(0, 1, [watch])
+    later = trains.fit(1, EPOCHS, [watch])
     return {name: first[name] + later[name] for name in first}
 
 
@@ -133,7 +133,7 @@ def test_stopping_on_one_worker_stops_all_at_the_same_step() -> None:
     def work(collective: Collective) -> None:
         mine = data.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
-        trains.fit(mine.training_batches(0, EPOCHS), 0, EPOCHS, mine.steps_per_epoch, [watches[collective.index]])
+        trains.fit(0, EPOCHS, [watches[collective.index]])
 
     run_threads(2, work)
     assert [len(watch.losses) for watch in watches] == [4, 4]
@@ -147,7 +147,7 @@ def test_all_workers_see_a_loss_that_is_not_finite() -> None:
     def work(collective: Collective) -> None:
         mine = poisoned.shared(WorkerShare(collective.index, 2))
         trains = trainer(models[collective.index], mine, collective)
-        trains.fit(mine.training_batches(0, 1), 0, 1, mine.steps_per_epoch, [watches[collective.index]])
+        trains.fit(0, 1, [watches[collective.index]])
 
     run_threads(2, work)
     np.testing.assert_array_equal(watches[0].losses, watches[1].losses)
