@@ -74,7 +74,7 @@ def load_dataset(
 
 def forget() -> None:
     """Free the teacher and the data that this process has loaded."""
-    load_teacher.cache_clear()
+    forget_teacher()
     load_dataset.cache_clear()
 
 
