@@ -24,7 +24,7 @@ from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.report.rows import worker_rows
 from pbd.run_dir.journal import Journal
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.system import backend, devices
 
@@ -131,7 +131,7 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
 def dealt_out(tasks: Sequence[BlockTask], workers: int) -> Assignment:
     """Return the tasks one by one, dealt out in turn: the paper's round robin."""
     names = [task.layer.name for task in tasks]
-    equal = LayerCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0), grouped=False, source="equal")
+    equal = TaskCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0), grouped=False, source="equal")
     return SCHEDULERS["round_robin"](tasks, equal, workers)
 
 

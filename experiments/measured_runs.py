@@ -19,7 +19,7 @@ from experiments.sleep_tasks import Case, cases
 from pbd.errors import EnvironmentMismatchError, PbdError
 from pbd.records import Assignment, BlockResult, BlockTask, TaskGroup, WorkerReport
 from pbd.report.rows import worker_rows
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.scheduling.simulate import Span, lower_bound_s, replay
 
@@ -160,7 +160,7 @@ def from_report(report: dict[str, Any], workers: int) -> Execution:
         for span in spans:
             first, *others = span.group.layer_names
             taken_s |= {first: span.ended_s - span.started_s} | dict.fromkeys(others, 0.0)
-    costs = LayerCosts(dict.fromkeys(taken_s, 0.0), taken_s, grouped=False, source="measured in the run")
+    costs = TaskCosts(dict.fromkeys(taken_s, 0.0), taken_s, grouped=False, source="measured in the run")
     queues = tuple(tuple(span.group for span in spans) for spans in measured)
     assignment = Assignment(report["scheduler"], queues, (0.0,) * workers)
     if report["scheduler"] in ("pull", "work_stealing"):

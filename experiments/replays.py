@@ -13,7 +13,7 @@ from pathlib import Path
 
 from experiments.optimum import SOLVABLE_CELLS, Optimum, optimum
 from pbd.records import BlockTask, Layer
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.scheduling.simulate import Replay, lower_bound_s, replay
 
@@ -32,7 +32,7 @@ class Source:
 
     name: str
     tasks: tuple[BlockTask, ...]
-    costs: LayerCosts
+    costs: TaskCosts
     logged: bool = False
     """Whether the paper's authors logged it: whole tasks, in tenths of a second."""
 
@@ -125,7 +125,7 @@ def logged_runs() -> dict[str, Source]:
 
 def _logged(name: str, layers: Sequence[str], times_s: Sequence[float], origin: str) -> Source:
     times = dict(zip(layers, times_s, strict=True))
-    costs = LayerCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=f"logged: {origin}")
+    costs = TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=f"logged: {origin}")
     return Source(name, named_tasks(times), costs, logged=True)
 
 
@@ -139,7 +139,7 @@ def logged_sources() -> list[Source]:
     return [source for name, source in logged_runs().items() if is_cost_table(name)]
 
 
-def both_ways(name: str, costs: LayerCosts) -> list[Source]:
+def both_ways(name: str, costs: TaskCosts) -> list[Source]:
     """Return a measured table twice: one task at a time, and with groups that share their prefix."""
     tasks = named_tasks(costs.prefix_s)
     return [

@@ -18,7 +18,7 @@ from pbd.errors import PbdError, StoppedError
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, ProgressCallback, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 
 EXECUTORS = ("dask", "mpi")
@@ -56,7 +56,7 @@ def sleeping(name: str, seconds: Sequence[float]) -> Source:
     """Return tasks that take these seconds."""
     tasks = named_tasks(f"task{at}" for at in range(len(seconds)))
     times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
-    return Source(name, tasks, LayerCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=name))
+    return Source(name, tasks, TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=name))
 
 
 @dataclass(frozen=True)

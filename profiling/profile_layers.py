@@ -58,7 +58,7 @@ def measure(settings: argparse.Namespace) -> CostTable:
 
     teacher = load_teacher(settings.teacher, settings.image_size, settings.classes)
     design = blocks.get(settings.block)
-    tasks = enumerate_tasks(teacher, design, (), settings.include_unprofitable)
+    tasks = enumerate_tasks(teacher, design, include_unprofitable=settings.include_unprofitable)
     replaceable = tuple(task for task in tasks if task.skip_reason is None)
     data = noise(tuple(teacher.inputs[0].shape[1:]), settings.batch_size)
     return layer_timing.calibrate(

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
@@ -12,7 +12,7 @@ from pbd.blocks import decoupling
 from pbd.blocks.decoupling import Factors
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.seeds import derive_seed
-from pbd.records import BlockTask, Layer
+from pbd.records import BlockKey, BlockTask, Layer
 from pbd.system import watchdog
 
 FIT_IMAGES = 2048
@@ -57,7 +57,7 @@ def statistics_needed(design: BlockDesign, block_init: str) -> tuple[bool, bool]
 
 
 def initialise(
-    built: Mapping[str, keras.Model],
+    built: Mapping[BlockKey, keras.Model],
     tasks: Iterable[BlockTask],
     designs: Mapping[str, BlockDesign],
     teacher: keras.Model,
@@ -69,7 +69,7 @@ def initialise(
     """Set the weights of several blocks in closed form, in place.
 
     Args:
-        built: the blocks by layer, with random weights.
+        built: the blocks, with random weights; all blocks of a layer use the same statistics.
         tasks: their tasks.
         designs: the tasks' designs by name.
         teacher: holds the kernels.
@@ -81,14 +81,26 @@ def initialise(
     if block_init == "noise":
         return
     tasks = list(tasks)
-    needed = {task.layer.name: statistics_needed(designs[task.design], block_init) for task in tasks}
+    needed: dict[str, tuple[bool, bool]] = {}
+    for task in tasks:
+        inputs, targets = statistics_needed(designs[task.design], block_init)
+        others = needed.get(task.layer.name, (False, False))
+        needed[task.layer.name] = (inputs or others[0], targets or others[1])
     statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if any(needed[task.layer.name])}
     if statistics:
         gather(statistics, prefix, images, needed)
     for task in tasks:
-        name = task.layer.name
+        name, design = task.layer.name, designs[task.design]
         kernel = layer_kernel(teacher.get_layer(name))
-        designs[task.design].initialise(built[name], task.layer, kernel, statistics.get(name))
+        shown = _shown(statistics.get(name), *statistics_needed(design, block_init))
+        design.initialise(built[task.key], task.layer, kernel, shown)
+
+
+def _shown(statistics: "Statistics | None", inputs: bool, targets: bool) -> "Statistics | None":
+    """Return the statistics that a design needs, so that it starts the same beside other designs and alone."""
+    if statistics is None or not (inputs or targets):
+        return None
+    return statistics if inputs else replace(statistics, patches=0)
 
 
 def initial_factors(

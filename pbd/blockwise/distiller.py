@@ -15,7 +15,7 @@ from pbd.learning.loop import ReportProgress, adam, restricted, trainer
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import pad_batches
 from pbd.networks import graph, precision
-from pbd.records import ProgressCallback
+from pbd.records import BlockKey, ProgressCallback
 
 STOPPING_IMAGES = 1024
 """Validation images used for early stopping, after every epoch."""
@@ -33,26 +33,26 @@ class GroupDistiller(keras.Model):
 
     Args:
         prefix: maps images to each layer's input and output (see `graph.truncate`); it is frozen.
-        built: blocks by layer.
+        built: blocks by layer and design; several may learn from one layer.
     """
 
-    def __init__(self, prefix: keras.Model, built: dict[str, keras.Model]) -> None:
+    def __init__(self, prefix: keras.Model, built: dict[BlockKey, keras.Model]) -> None:
         super().__init__(name="group_distiller", dtype="float32")
         prefix.trainable = False
         self.prefix = prefix
         self.blocks = list(built.values())
-        self.layer_names = list(built)
-        self.errors = [keras.metrics.Mean(name=name) for name in built]
+        self.keys = list(built)
+        self.errors = [keras.metrics.Mean(name=str(key)) for key in built]
 
     def call(self, images: Any, training: bool = False) -> list[Any]:
         """Return the squared error of each block, averaged per image: one tensor of shape `(batch,)` per block."""
         activations = self.prefix(images, training=False)
         return [
             squared_error(
-                block(keras.ops.stop_gradient(activations[name][0]), training=training),
-                keras.ops.stop_gradient(activations[name][1]),
+                block(keras.ops.stop_gradient(activations[key.layer][0]), training=training),
+                keras.ops.stop_gradient(activations[key.layer][1]),
             )
-            for name, block in zip(self.layer_names, self.blocks, strict=True)
+            for key, block in zip(self.keys, self.blocks, strict=True)
         ]
 
     def compute_loss(
@@ -68,10 +68,10 @@ class GroupDistiller(keras.Model):
 def fit(
     config: TrainingConfig,
     teacher: keras.Model,
-    built: Mapping[str, keras.Model],
+    built: Mapping[BlockKey, keras.Model],
     dataset: data.Dataset,
     variances: Mapping[str, float],
-    curves: Mapping[str, LearningCurve],
+    curves: Mapping[BlockKey, LearningCurve],
     emit: ProgressCallback,
     collective: Collective,
 ) -> None:
@@ -83,16 +83,16 @@ def fit(
     Args:
         config: the run's training settings.
         teacher: flat and functional.
-        built: the blocks by layer, with their initial weights; trained as copies in half precision if so configured.
+        built: the blocks, with their initial weights; trained as copies in half precision if so configured.
         dataset: this worker's part of the data.
         variances: variance of each layer's output (see `target_variances`).
-        curves: an empty learning curve per layer; filled in here.
+        curves: an empty learning curve per block; filled in here.
         emit: called after every step.
         collective: the workers that train these blocks together.
     """
     steps = dataset.steps_per_epoch
     teacher = precision.mixed(teacher, config.precision)
-    learning = {name: precision.mixed(block, config.precision) for name, block in built.items()}
+    learning = {key: precision.mixed(block, config.precision) for key, block in built.items()}
     weights = [variable for block in learning.values() for variable in block.trainable_variables]
     optimizer = adam(config.learning_rate, steps * config.epochs, weights, config.precision)
     traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
@@ -103,14 +103,14 @@ def fit(
             optimizer = restricted(optimizer, [v for block in learning.values() for v in block.trainable_variables])
             traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
         losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
-        for name, error in traced.errors(learning).items():
-            curves[name].add(error / variances[name], learning[name].get_weights(), losses.get(name))
-        ended = {name for name in learning if curves[name].diverged or curves[name].has_plateaued(config.patience)}
-        learning = {name: block for name, block in learning.items() if name not in ended}
+        for key, error in traced.errors(learning).items():
+            curves[key].add(error / variances[key.layer], learning[key].get_weights(), losses.get(key))
+        ended = {key for key in learning if curves[key].diverged or curves[key].has_plateaued(config.patience)}
+        learning = {key: block for key, block in learning.items() if key not in ended}
         if not learning:
             break
-    for name, block in built.items():
-        block.set_weights(curves[name].best_weights)
+    for key, block in built.items():
+        block.set_weights(curves[key].best_weights)
 
 
 class TracedGroup:
@@ -123,46 +123,48 @@ class TracedGroup:
     def __init__(
         self,
         teacher: keras.Model,
-        built: Mapping[str, keras.Model],
+        built: Mapping[BlockKey, keras.Model],
         optimizer: keras.optimizers.Optimizer,
         dataset: data.Dataset,
         collective: Collective,
     ) -> None:
-        self._names = tuple(built)
+        self._keys = tuple(built)
         self._dataset, self._collective = dataset, collective
-        self._distiller = GroupDistiller(graph.truncate(teacher, built), dict(built))
+        self._distiller = GroupDistiller(graph.truncate(teacher, [key.layer for key in built]), dict(built))
         self._trainer = trainer(self._distiller, optimizer, dataset, collective)
         self._wasted_steps, self._losses_finite, self._all_finite = 0.0, True, True
 
-    def should_retrace(self, learning: Mapping[str, Any]) -> bool:
+    def should_retrace(self, learning: Mapping[BlockKey, Any]) -> bool:
         """Return whether to trace a new graph with only the blocks that still learn.
 
         If any error or loss is not finite, the graph is retraced at once: that block would make the summed loss
         meaningless.
 
         Args:
-            learning: the blocks that still learn, by layer.
+            learning: the blocks that still learn.
         """
-        fraction = len(learning) / len(self._names)
+        fraction = len(learning) / len(self._keys)
         # Tracing costs about as much as the blocks in the new graph, hence the factor.
         return fraction < 1.0 and (self._wasted_steps >= TRACING_STEPS * fraction or not self._all_finite)
 
-    def train(self, learning: Mapping[str, Any], epoch: int, epochs: int, emit: ProgressCallback) -> dict[str, float]:
+    def train(
+        self, learning: Mapping[BlockKey, Any], epoch: int, epochs: int, emit: ProgressCallback
+    ) -> dict[BlockKey, float]:
         """Train all blocks for one epoch, number `epoch` of `epochs`; return each block's mean squared error."""
-        progress = ReportProgress(emit, group_label(self._names)).over(epochs)
+        progress = ReportProgress(emit, group_label(dict.fromkeys(key.layer for key in self._keys))).over(epochs)
         steps = self._dataset.steps_per_epoch
         history = self._trainer.fit(epoch, epoch + 1, [progress])
         # In units of a step of the whole group: a step with a quarter of the blocks converged wastes a quarter.
-        self._wasted_steps += steps * (1.0 - len(learning) / len(self._names))
-        losses = {name: float(values[0]) for name, values in history.items()}
+        self._wasted_steps += steps * (1.0 - len(learning) / len(self._keys))
+        losses = {BlockKey.parse(name): float(values[0]) for name, values in history.items()}
         self._losses_finite = all(map(math.isfinite, losses.values()))
         return losses
 
-    def errors(self, learning: Mapping[str, Any]) -> dict[str, float]:
+    def errors(self, learning: Mapping[BlockKey, Any]) -> dict[BlockKey, float]:
         """Return the mean squared errors, on the images for early stopping, of the blocks that still learn."""
         errors = _validation_errors(self._distiller, self._dataset, self._collective)
         self._all_finite = self._losses_finite and all(map(math.isfinite, errors.values()))
-        return {name: errors[name] for name in learning}
+        return {key: errors[key] for key in learning}
 
 
 def group_label(names: Iterable[str]) -> str:
@@ -171,14 +173,16 @@ def group_label(names: Iterable[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} … {names[-1]} ({len(names)})"
 
 
-def _validation_errors(distiller: GroupDistiller, dataset: data.Dataset, collective: Collective) -> dict[str, float]:
+def _validation_errors(
+    distiller: GroupDistiller, dataset: data.Dataset, collective: Collective
+) -> dict[BlockKey, float]:
     """Return each block's mean squared error on the images for early stopping, over all workers."""
     sums, image_count = np.zeros(len(distiller.blocks)), np.zeros(1)
     for images, _, count in pad_batches(dataset.batches("validation", limit=STOPPING_IMAGES)):
         errors = np.asarray(distiller.predict_on_batch(images), np.float64)[:, :count]
         sums, image_count = sums + errors.sum(axis=1), image_count + count
     sums, image_count = all_reduce_sums(collective, [sums, image_count])
-    return dict(zip(distiller.layer_names, map(float, sums / image_count), strict=True))
+    return dict(zip(distiller.keys, map(float, sums / image_count), strict=True))
 
 
 def target_variances(prefix: keras.Model, dataset: data.Dataset, collective: Collective) -> dict[str, float]:

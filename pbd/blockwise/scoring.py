@@ -13,6 +13,7 @@ from pbd.data import Dataset
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches
 from pbd.networks import folding, graph, variants
+from pbd.records import BlockKey
 from pbd.system import devices
 
 IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
@@ -61,17 +62,17 @@ class GroupScorer(keras.Model):
 
     Args:
         teacher: flat and functional.
-        built: blocks by layer.
+        built: blocks by layer and design.
     """
 
-    def __init__(self, teacher: keras.Model, built: dict[str, keras.Model]) -> None:
+    def __init__(self, teacher: keras.Model, built: dict[BlockKey, keras.Model]) -> None:
         super().__init__(name="group_scorer", dtype="float32")
         # Folding saves time: scoring runs a layer once for each block before it.
         folded, self.folded_blocks = folding.fold_around(teacher, built)
         self.folded = graph.logits(folded) if graph.has_sigmoid(folded) else folded
-        self.prefix = graph.truncate(teacher, built)  # unfolded: the blocks were trained on these targets
+        self.layer_names = [key.layer for key in built]
+        self.prefix = graph.truncate(teacher, self.layer_names)  # unfolded: the blocks were trained on these targets
         self.blocks = list(built.values())
-        self.layer_names = list(built)
 
     def call(self, images: Any) -> dict[str, Any]:
         """Return arrays by name, for n blocks.
@@ -105,18 +106,18 @@ class Score:
 
 
 def score(
-    teacher: keras.Model, built: dict[str, keras.Model], dataset: Dataset, collective: Collective = SINGLE
-) -> dict[str, Score]:
+    teacher: keras.Model, built: dict[BlockKey, keras.Model], dataset: Dataset, collective: Collective = SINGLE
+) -> dict[BlockKey, Score]:
     """Score every block on the validation split; the teacher runs once for all blocks.
 
     Args:
         teacher: the network whose layers the blocks replace.
-        built: the blocks by layer.
+        built: the blocks by layer and design.
         dataset: this worker's part of the data.
         collective: the workers that have the other parts.
 
     Returns:
-        The score of each block, by layer.
+        The score of each block.
     """
     scorer = GroupScorer(teacher, built)
     scorer.compile(jit_compile=devices.compiles_with_xla())
@@ -124,7 +125,7 @@ def score(
     accumulator = MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     image_count = np.zeros(1)
-    at_once = images_at_once(variants.bytes_per_image(teacher, list(built)), most_bytes())
+    at_once = images_at_once(variants.bytes_per_image(teacher, built), most_bytes())
     for images, labels, count in pad_batches(split_batches(dataset.batches("validation"), at_once)):
         outputs = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = outputs["scores"]
@@ -137,4 +138,4 @@ def score(
     error, mean, square = (total / count_of_all for total in sums_of_all)
     nmse = error / np.maximum(square - mean**2, np.finfo(np.float64).tiny)  # variance = E[x^2] - E[x]^2
     results = zip(built, nmse, accumulator.result(), strict=True)
-    return {name: Score(float(error), metrics) for name, error, metrics in results}
+    return {key: Score(float(error), metrics) for key, error, metrics in results}

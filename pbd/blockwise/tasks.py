@@ -1,4 +1,4 @@
-"""The tasks of a run: one for every convolution with a kernel other than 1x1, with the reason if it is skipped."""
+"""The tasks of a run: each design for every convolution with a kernel other than 1x1, with the reason if skipped."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -14,13 +14,16 @@ from pbd.records import BlockTask, Layer
 
 
 def enumerate_tasks(
-    model: keras.Model, design: BlockDesign, patterns: tuple[str, ...] = (), include_unprofitable: bool = False
+    model: keras.Model,
+    *designs: BlockDesign,
+    patterns: tuple[str, ...] = (),
+    include_unprofitable: bool = False,
 ) -> tuple[BlockTask, ...]:
-    """Return one task for each convolution with a kernel other than 1x1, in graph order; some carry a skip reason.
+    """Return the tasks of each convolution with a kernel other than 1x1, in graph order; some carry a skip reason.
 
     Args:
         model: a flat functional model (see `graph.flatten`).
-        design: the replacement design.
+        designs: the replacement designs; each makes one task for a layer, in this order.
         patterns: globs over layer names; a pattern that begins with ^ excludes layers.
         include_unprofitable: also train blocks that have at least as many multiply-accumulates as their layer, or that
             would not be faster.
@@ -36,9 +39,9 @@ def enumerate_tasks(
             "Give another teacher: there is nothing to replace in this one."
         )
     _check_patterns(patterns, [layer.name for layer, _ in convolutions])
+    layers = [(describe_layer(index, layer, model), calls) for index, (layer, calls) in enumerate(convolutions)]
     tasks = tuple(
-        _task(describe_layer(index, layer, model), calls, design, patterns, include_unprofitable)
-        for index, (layer, calls) in enumerate(convolutions)
+        _task(layer, calls, design, patterns, include_unprofitable) for layer, calls in layers for design in designs
     )
     if all(task.skip_reason for task in tasks):
         raise BadInputError(

@@ -19,7 +19,7 @@ from pbd.collective import SINGLE, Collective, CollectiveAbortedError, Collectiv
 from pbd.errors import describe
 from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
-from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
+from pbd.records import BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
 from pbd.system import memory
 
@@ -168,50 +168,48 @@ def _train_in_one_pass(
     emit: ProgressCallback,
     collective: Collective,
 ) -> list[BlockResult]:
-    designs = {task.layer.name: context.designs[task.design] for task in group.tasks}
-    built = {
-        task.layer.name: blocks.build_block(designs[task.layer.name], task.layer, context.seed) for task in group.tasks
-    }
-    prefix = graph.truncate(teacher, built)  # used twice, since each new model is traced anew
+    designs = {task.key: context.designs[task.design] for task in group.tasks}
+    built = {task.key: blocks.build_block(designs[task.key], task.layer, context.seed) for task in group.tasks}
+    prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced anew
     _initialise(context, group, built, teacher, prefix, dataset, collective)
     variances = target_variances(prefix, dataset, collective)
     closed_form = context.block_init != "noise"
     # Blocks with batch statistics have none before the first epoch, so their start is no candidate for the best epoch.
-    curves = {name: LearningCurve(designs[name].per_image and closed_form) for name in built}
+    curves = {key: LearningCurve(designs[key].per_image and closed_form) for key in built}
     fit(context.training, teacher, built, dataset, variances, curves, emit, collective)
     total = dataset.steps_per_epoch * context.training.epochs
-    emit(Progress(0, f"scoring {group_label(built)}", total, total, context.training.epochs))
+    emit(Progress(0, f"scoring {group_label(group.layer_names)}", total, total, context.training.epochs))
     scores = score(teacher, built, dataset, collective)
-    return [
-        _result(task, built[task.layer.name], curves[task.layer.name], scores[task.layer.name]) for task in group.tasks
-    ]
+    return [_result(task, built[task.key], curves[task.key], scores[task.key]) for task in group.tasks]
 
 
 def _initialise(
     context: TrainingContext,
     group: TaskGroup,
-    built: dict[str, keras.Model],
+    built: dict[BlockKey, keras.Model],
     teacher: keras.Model,
     prefix: keras.Model,
     dataset: data.Dataset,
     collective: Collective,
 ) -> None:
     """Set the initial weights of all blocks; each member of the collective computes those of some blocks."""
-    tasks = group.tasks[collective.index :: collective.size]
+    # All blocks of a layer use the same statistics, so one member computes them all.
+    my_layers = group.layer_names[collective.index :: collective.size]
+    tasks = [task for task in group.tasks if task.layer.name in my_layers]
     if tasks:
-        mine = {task.layer.name: built[task.layer.name] for task in tasks}
+        mine = {task.key: built[task.key] for task in tasks}
         # Always whole batches: the closed form must not depend on the number of workers.
         images = (batch for batch, _ in replace(dataset, worker=data.WHOLE).batches("train", limit=FIT_IMAGES))
-        my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, mine)
+        my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, my_layers)
         initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
     if collective.size > 1:
         _share_weights(built, tasks, collective)
 
 
-def _share_weights(built: dict[str, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:
+def _share_weights(built: dict[BlockKey, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:
     """Give all members the weights of all blocks: the sum over the members, zero for blocks of other members."""
-    mine = {task.layer.name for task in tasks}
-    weights = [w if name in mine else 0.0 * w for name, block in built.items() for w in block.get_weights()]
+    mine = {task.key for task in tasks}
+    weights = [w if key in mine else 0.0 * w for key, block in built.items() for w in block.get_weights()]
     shared_weights = iter(all_reduce_sums(collective, weights))
     for block in built.values():
         block.set_weights([next(shared_weights) for _ in block.weights])

@@ -75,9 +75,10 @@ class DataConfig(Section):
 class BlockConfig(Section):
     """The layers to replace, and the blocks that replace them."""
 
-    block: str = "decoupled_r2"
-    """decoupled_r1, _r2, _r3 (depthwise filters per channel), spatial_svd_rN (N percent of the multiply-accumulates),
-    tucker2_rN (N percent of the channels), or the paper's two_layer, three_layer, two_layer_skip, three_layer_skip."""
+    block: tuple[str, ...] = ("decoupled_r2",)
+    """Designs of the blocks; of several, each layer gets the accepted one that computes least. decoupled_r1, _r2, _r3
+    (depthwise filters per channel), spatial_svd_rN (N percent of the multiply-accumulates), tucker2_rN (N percent of
+    the channels), or the paper's two_layer, three_layer, two_layer_skip, three_layer_skip."""
     block_init: str = "fitted"
     """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
     (as kernel, then refined by least squares on a few thousand images)."""
@@ -88,6 +89,11 @@ class BlockConfig(Section):
 
     def check(self) -> None:
         one_of("block initialisation", self.block_init, BLOCK_INITS)
+        if not self.block or len(set(self.block)) < len(self.block):
+            raise UsageError(
+                "block must be one or more designs, each given once. "
+                f"Received: {' '.join(self.block) or 'none'}. Give decoupled_r2, for example."
+            )
 
 
 @dataclass(frozen=True)

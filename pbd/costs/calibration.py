@@ -94,7 +94,7 @@ def choose(
         UsageError: `requested` was made for another teacher, block or batch size.
     """
     if requested is not None:
-        requested.check(setup.conditions, setup.layer_names)
+        requested.check(setup.conditions, setup.keys)
         return requested
     if source == "calibrate":
         return _on_shared_cores(_calibrated_or_estimated(setup, math.inf))
@@ -138,7 +138,7 @@ def _calibrated_or_estimated(setup: Setup, time_limit_s: float) -> CostTable:
 def cache_path(setup: Setup) -> Path:
     """Return the path of the cached calibration for this teacher, block, data and device."""
     data = setup.dataset
-    key: list[object] = [asdict(setup.conditions), devices.describe(), sorted(setup.layer_names)]
+    key: list[object] = [asdict(setup.conditions), devices.describe(), sorted(map(str, setup.keys))]
     # Arrays cost the same whatever they are called; those from Python have the name of a file in the run directory.
     key += [None if data.digest_is_complete else data.name, len(data.train)]
     key += [list(data.image_shape), data.augment, data.preprocess]
@@ -153,7 +153,7 @@ def _read_cache(setup: Setup) -> CostTable | None:
         return None
     try:
         table = cost_table.read_table(path)
-        table.check(setup.conditions, setup.layer_names)
+        table.check(setup.conditions, setup.keys)
     except PbdError as error:
         _log.warning("the cached calibration %s cannot be used (%s) and is ignored.", path, error)
         return None

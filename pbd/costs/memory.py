@@ -14,7 +14,7 @@ from pbd.errors import UsageError
 from pbd.learning.early_stopping import LearningCurve
 from pbd.learning.flat_adam import FlatAdam
 from pbd.networks import variants
-from pbd.records import BlockTask, TaskGroup
+from pbd.records import BlockKey, BlockTask, TaskGroup
 from pbd.system import devices, memory
 
 GIGABYTE = 1e9
@@ -26,8 +26,8 @@ FLOAT32_BYTES = 4
 
 
 @dataclass(frozen=True)
-class LayerMemory:
-    """The memory that one layer's block adds to a group, in bytes."""
+class TaskMemory:
+    """The memory that one block adds to a group, in bytes."""
 
     features: int
     """The layer's input and output on a batch."""
@@ -45,7 +45,7 @@ class Footprint:
 
     base: int
     """Bytes that a worker uses before it trains a group."""
-    layers: Mapping[str, LayerMemory]
+    tasks: Mapping[BlockKey, TaskMemory]
     free: int | None = None
     """Free bytes of its host; `None` if unknown."""
     local_workers: int = 1
@@ -67,15 +67,15 @@ class Footprint:
 
     def of_single_images(self, batch_size: int) -> "Footprint":
         """Return the footprint for batches of one image, from that for batches of `batch_size` images."""
-        layers = {
-            name: replace(
+        tasks = {
+            key: replace(
                 part,
                 features=math.ceil(part.features / batch_size),
                 activations=math.ceil(part.activations / batch_size),
             )
-            for name, part in self.layers.items()
+            for key, part in self.tasks.items()
         }
-        return replace(self, layers=layers, batch_size=1)
+        return replace(self, tasks=tasks, batch_size=1)
 
     def peak(self, tasks: Sequence[BlockTask], collective: int = 1) -> int:
         """Return the peak bytes of a worker that trains a group of these tasks, including its memory before.
@@ -85,7 +85,7 @@ class Footprint:
             collective: The number of workers in data parallelism. Each initialises its part of the blocks, and then
                 processes its part of every batch.
         """
-        parts = [self.layers[task.layer.name] for task in tasks]
+        parts = [self.tasks[task.key] for task in tasks]
         initialisation_bytes = max(
             (_initialisation_bytes(parts[member::collective]) for member in range(min(collective, len(parts)))),
             default=0,
@@ -98,7 +98,7 @@ class Footprint:
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
 
-def _initialisation_bytes(parts: Sequence[LayerMemory]) -> int:
+def _initialisation_bytes(parts: Sequence[TaskMemory]) -> int:
     return initialisation.peak_bytes([part.features for part in parts], [part.moment for part in parts])
 
 
@@ -141,26 +141,26 @@ class MemoryBudget:
 def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footprint:
     """Return the footprint of this run's tasks; called in a worker, before it trains."""
     teacher, dataset = load(context)
-    layers = {task.layer.name: _layer_memory(task, context, dataset.batch_size) for task in tasks}
+    parts = {task.key: _task_memory(task, context, dataset.batch_size) for task in tasks}
     base = memory.memory_in_use() + scoring.TEACHER_COPIES * FLOAT32_BYTES * teacher.count_params()
     return Footprint(
         base,
-        layers,
+        parts,
         free=memory.free_memory(),
         local_workers=devices.local_workers(),
         batch_size=dataset.batch_size,
-        variant=variants.bytes_per_image(teacher, list(layers)) // (1 + len(layers)),
+        variant=variants.bytes_per_image(teacher, parts) // (1 + len(tasks)),
         most_scored=scoring.most_bytes(),
     )
 
 
-def _layer_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> LayerMemory:
+def _task_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> TaskMemory:
     design = context.designs[task.design]
     needs_inputs, _ = initialisation.statistics_needed(design, context.block_init)
     built = blocks.build_block(design, task.layer, seed=0)
     shapes = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
     copies = 1 + FlatAdam.COPIES + LearningCurve.COPIES
-    return LayerMemory(
+    return TaskMemory(
         features=FLOAT32_BYTES * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
         activations=FLOAT32_BYTES * batch_size * sum(map(math.prod, shapes)),
         weights=copies * FLOAT32_BYTES * built.count_params(),

@@ -13,13 +13,16 @@ import numpy as np
 from pbd.networks import fusion, graph
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import walk
+from pbd.records import BlockKey
 from pbd.system import initial_values
 
 _LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
 """Layers that a normalisation can be folded into; exact types only, since a subclass may compute something else."""
 
 
-def fold_around(model: keras.Model, built: Mapping[str, keras.Model]) -> tuple[keras.Model, dict[str, keras.Model]]:
+def fold_around(
+    model: keras.Model, built: Mapping[BlockKey, keras.Model]
+) -> tuple[keras.Model, dict[BlockKey, keras.Model]]:
     """Return a folded copy of a network, and the blocks that replace layers of the copy.
 
     A layer of the copy computes what the layer and its normalisation computed before. A block that replaces it must
@@ -27,16 +30,16 @@ def fold_around(model: keras.Model, built: Mapping[str, keras.Model]) -> tuple[k
 
     Args:
         model: flat and functional.
-        built: blocks by layer.
+        built: blocks by layer and design.
 
     Returns:
-        The copy, and by layer each block, followed by the normalisation that was folded into the layer, if any.
+        The copy, and each block, followed by the normalisation that was folded into the layer, if any.
     """
     flat = graph.flatten(model)
     foldable = find_foldable(flat)
     extended = {
-        name: keras.Model(block.inputs[0], foldable[name](block.outputs[0])) if name in foldable else block
-        for name, block in built.items()
+        key: keras.Model(block.inputs[0], foldable[key.layer](block.outputs[0])) if key.layer in foldable else block
+        for key, block in built.items()
     }
     return fold(flat, foldable), extended
 

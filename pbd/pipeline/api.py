@@ -62,7 +62,7 @@ def distill(
     augment: str | None = None,
     image_size: int | None = None,
     labels: bool | None = None,
-    block: str | None = None,
+    block: Sequence[str] | str | None = None,
     block_init: str | None = None,
     layers: Sequence[str] | str | None = None,
     include_unprofitable: bool | None = None,
@@ -113,7 +113,8 @@ def distill(
             defaults. An argument wins.
         teacher: a `.keras` or `.h5` file, `digits_cnn`, or a `keras.applications` name.
         dataset: see `pbd.Data.load`.
-        block: name of the replacement design, for example `decoupled_r2`.
+        block: replacement designs, for example `decoupled_r2`; of several, each layer gets the accepted one that
+            computes least.
         epochs: passes over the training images for each block.
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
         fine_tune_epochs: passes over the training images for the assembled student.

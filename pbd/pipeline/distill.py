@@ -152,7 +152,7 @@ def _compress(run: _Context) -> RunReport:
     pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
     lowest = config.student.lowest_accuracy(teacher_metrics.score)
-    accepted = selection.accept(results.values(), lowest)
+    accepted = selection.accept(inputs.tasks, results, lowest)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
     student_result = _write_student(inputs, builder.build(accepted), accepted, images)
     run.clock.lap("fine_tune")

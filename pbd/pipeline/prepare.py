@@ -71,7 +71,7 @@ def prepare(
     Raises:
         PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
     """
-    check_design(config)
+    check_designs(config)
     target = targets.for_run(config.execution.target)
     directory = _directory(config)
     source = teachers.resolve(config, model, directory, display, functools.partial(_tasks, config))
@@ -128,7 +128,12 @@ def _check_default_data(config: RunConfig, source: TeacherSource) -> None:
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     choice = config.blocks
-    return enumerate_tasks(teacher, blocks.get(choice.block), choice.layers, choice.include_unprofitable)
+    return enumerate_tasks(
+        teacher,
+        *map(blocks.get, choice.block),
+        patterns=choice.layers,
+        include_unprofitable=choice.include_unprofitable,
+    )
 
 
 def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, dataset: Dataset) -> dict[str, Any]:
@@ -161,14 +166,14 @@ def _reachable(config: DataConfig, data: Data | None, journal: Journal) -> Itera
         path.unlink(missing_ok=True)
 
 
-def check_design(config: RunConfig) -> None:
-    """Refuse a block design that does not exist, and workers that are to share batches but cannot.
+def check_designs(config: RunConfig) -> None:
+    """Refuse block designs that do not exist, and workers that are to share batches but cannot.
 
     Raises:
-        UsageError: no design has this name; or workers are to share batches, and the design has batch statistics or
+        UsageError: a name is that of no design; or workers are to share batches, and a design has batch statistics or
             blocks are trained in float16.
     """
-    design = blocks.get(config.blocks.block)
+    designs = [blocks.get(name) for name in config.blocks.block]
     if config.execution.parallel != "data":
         return
     if config.training.precision == "float16":
@@ -176,10 +181,11 @@ def check_design(config: RunConfig) -> None:
             "parallel data needs gradients that add up, which those of a scaled loss do not. Received: precision "
             "float16. Give --precision bfloat16, or --parallel task."
         )
-    if not design.per_image:
+    with_statistics = [design.name for design in designs if not design.per_image]
+    if with_statistics:
         raise UsageError(
             "parallel data needs blocks without batch normalisation, which sees the whole batch. Received: block "
-            f"{design.name}. Give --parallel task, or --block decoupled_r2."
+            f"{with_statistics[0]}. Give --parallel task, or --block decoupled_r2."
         )
 
 

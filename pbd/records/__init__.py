@@ -1,6 +1,15 @@
 """Records that the parts of pbd exchange: frozen dataclasses of plain data, without Keras or MPI."""
 
-from pbd.records.run_report import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records.run_report import (
+    BlockReport,
+    CandidateReport,
+    Deployment,
+    Latency,
+    ModelFacts,
+    RunReport,
+    Timing,
+    WorkerReport,
+)
 from pbd.records.work import (
     Assignment,
     BlockKey,
@@ -18,6 +27,7 @@ __all__ = [
     "BlockReport",
     "BlockResult",
     "BlockTask",
+    "CandidateReport",
     "Deployment",
     "Latency",
     "Layer",

@@ -29,8 +29,30 @@ class ModelFacts:
 
 
 @dataclass(frozen=True)
+class CandidateReport:
+    """A candidate for a layer: a block of one design, alone in the teacher."""
+
+    block: str
+    """Name of the block design."""
+    status: str
+    """`accepted`, `rejected`, `given_back`, `skipped` or `failed`."""
+    reason: str
+    """Why it has this status."""
+    params: int
+    macs: int
+    nmse: float | None = None
+    val_accuracy: float | None = None
+    val_agreement: float | None = None
+    val_kl: float | None = None
+
+
+@dataclass(frozen=True)
 class BlockReport:
-    """One row of the report: the decision about one layer, and the measurements that it is based on."""
+    """One row of the report: the decision about one layer, and the measurements that it is based on.
+
+    If the layer has several candidates, the measurements are those of the accepted one; if none is accepted, those of
+    the most accurate one.
+    """
 
     layer: str
     status: str
@@ -59,7 +81,10 @@ class BlockReport:
     attempts: int = 1
     """How often its training was started; more than once if a process was lost during training."""
     energy_j: float | None = None
-    """Its share, in joules, of the energy that its worker used during the group; `None` if it was not measured."""
+    """The share of its candidates, in joules, of the energy that workers used during their groups; `None` if it was not
+    measured."""
+    candidates: tuple[CandidateReport, ...] = ()
+    """All candidates for the layer, in the order of the settings."""
 
 
 @dataclass(frozen=True)
@@ -173,4 +198,9 @@ class RunReport:
 
     @property
     def failed_blocks(self) -> tuple[BlockKey, ...]:
-        return tuple(BlockKey(row.layer, row.block or "") for row in self.blocks if row.status == "failed")
+        return tuple(
+            BlockKey(row.layer, candidate.block)
+            for row in self.blocks
+            for candidate in row.candidates
+            if candidate.status == "failed"
+        )

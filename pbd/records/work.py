@@ -16,6 +16,12 @@ class BlockKey(NamedTuple):
     def __str__(self) -> str:
         return f"{self.layer}@{self.design}"
 
+    @classmethod
+    def parse(cls, text: str) -> "BlockKey":
+        """Return the key that `str` turned into this text."""
+        layer, _, design = text.rpartition("@")
+        return cls(layer, design)
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -79,12 +85,14 @@ class TaskGroup:
     def __post_init__(self) -> None:
         if not self.tasks:
             raise ValueError("a task group holds at least one task. Received: none.")
-        if len(set(self.layer_names)) < len(self.tasks):
-            raise ValueError(f"a task group holds one task per layer. Received: {', '.join(self.layer_names)}.")
+        keys = [task.key for task in self.tasks]
+        if len(set(keys)) < len(keys):
+            raise ValueError(f"a task group holds a task once. Received: {', '.join(map(str, keys))}.")
 
     @property
     def layer_names(self) -> tuple[str, ...]:
-        return tuple(task.layer.name for task in self.tasks)
+        """The layers of its tasks, each once."""
+        return tuple(dict.fromkeys(task.layer.name for task in self.tasks))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import CorruptStateError, MissingInputError
-from pbd.records import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, CandidateReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
 from pbd.report.text import render
 from pbd.run_dir.journal import Journal
 
@@ -110,15 +110,13 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
     """
     field_names = {json_name: name for name, json_name in _JSON_NAMES.items()}
     fields = {field_names.get(name, name): value for name, value in content.items() if name not in _DROPPED}
-    histories = ("loss_history", "nmse_history")
-    rows = [row | {name: tuple(row[name]) for name in histories} for row in fields["blocks"]]
     return RunReport(
         **fields
         | {
             "teacher": ModelFacts(**fields["teacher"]),
             "assembled": ModelFacts(fields["student"]["params"], fields["student"]["macs"], **fields["assembled"]),
             "student": ModelFacts(**fields["student"]),
-            "blocks": tuple(BlockReport(**row) for row in rows),
+            "blocks": tuple(_block(row) for row in fields["blocks"]),
             "workers": tuple(WorkerReport(**row) for row in fields["workers"]),
             "timing": Timing(**fields["timing"]),
             "groups": tuple(tuple(group) for group in fields["groups"]),
@@ -127,6 +125,12 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
             "deployments": tuple(_deployment(row) for row in fields.get("deployments", ())),
         }
     )
+
+
+def _block(row: dict[str, Any]) -> BlockReport:
+    candidates = tuple(CandidateReport(**each) for each in row.get("candidates", ()))
+    histories = {name: tuple(row[name]) for name in ("loss_history", "nmse_history")}
+    return BlockReport(**row | histories | {"candidates": candidates})
 
 
 def _deployment(row: dict[str, Any]) -> Deployment:

@@ -1,8 +1,10 @@
 """The rows of the report, made from results: the decision on each layer, and the busy and idle time of each worker."""
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 
-from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, WorkerReport
+from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, CandidateReport, WorkerReport
 from pbd.report import words
 
 
@@ -13,42 +15,78 @@ def block_rows(
     lowest: float,
     restored: Mapping[str, str],
 ) -> tuple[BlockReport, ...]:
-    """Return the report's row of each task: the decision, its reason, and the measurements.
+    """Return the report's row of each layer: the decision, its reason, and the measurements.
 
     Args:
-        tasks: of every convolution, including the skipped ones.
+        tasks: of every convolution, including the skipped ones, those of a layer one after another.
         results: of the tasks that workers returned.
         accepted: the accepted blocks, by layer.
         lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1].
         restored: layers of the teacher that were put back into the student, with the reason.
     """
     rows = []
-    for task in tasks:
-        name, result = task.layer.name, results.get(task.key)
-        kept = result is not None and accepted.get(name) is result
-        status, reason = _decision(task, result, kept, lowest)
-        if name in restored:
-            status, reason = "given_back", restored[name]
-        rows.append(_row(task, result, status, reason))
+    for _, of_layer in itertools.groupby(tasks, key=lambda task: task.layer.name):
+        candidates = [
+            _Candidate(task, results.get(task.key), *_decision(task, results.get(task.key), accepted, lowest, restored))
+            for task in of_layer
+        ]
+        rows.append(_row(min(candidates, key=_Candidate.rank), candidates))
     return tuple(rows)
 
 
-def _decision(task: BlockTask, result: BlockResult | None, kept: bool, lowest: float) -> tuple[str, str]:
+@dataclass(frozen=True)
+class _Candidate:
+    """A task, its result, and the decision on it."""
+
+    task: BlockTask
+    result: BlockResult | None
+    status: str
+    reason: str
+
+    def rank(self) -> tuple[int, float]:
+        """Return a sort key with which the candidate that stands for its layer comes first."""
+        score = self.result.score if self.result is not None else None
+        return _RANKS.index(self.status), -score if score is not None else 0.0
+
+    def as_record(self) -> CandidateReport:
+        task, result = self.task, self.result
+        measured = {name: getattr(result, name) for name in _MEASURED} if result else {}
+        return CandidateReport(task.design, self.status, self.reason, task.params, task.macs, **measured)
+
+
+_RANKS = ("accepted", "given_back", "rejected", "failed", "skipped")
+_MEASURED = ("nmse", "val_accuracy", "val_agreement", "val_kl")
+
+
+def _decision(
+    task: BlockTask,
+    result: BlockResult | None,
+    accepted: Mapping[str, BlockResult],
+    lowest: float,
+    restored: Mapping[str, str],
+) -> tuple[str, str]:
     """Return the status and its reason."""
     if result is None:
         return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
     if result.status != "trained":
         return "failed", result.error or "no reason given"
+    kept, passed = accepted.get(task.layer.name) is result, (result.score or 0.0) >= lowest
+    if kept and task.layer.name in restored:
+        return "given_back", restored[task.layer.name]
     judged = "agreement" if result.val_accuracy is None else "accuracy"
-    return "accepted" if kept else "rejected", f"{judged} {result.score:.4f} {'>=' if kept else '<'} {lowest:.4f}"
+    reason = f"{judged} {result.score:.4f} {'>=' if kept or passed else '<'} {lowest:.4f}"
+    if passed and not kept and task.layer.name in accepted:
+        reason += f", but {accepted[task.layer.name].design} computes less"
+    return "accepted" if kept else "rejected", reason
 
 
-def _row(task: BlockTask, result: BlockResult | None, status: str, reason: str) -> BlockReport:
-    kept = status == "accepted"
+def _row(shown: _Candidate, candidates: Sequence[_Candidate]) -> BlockReport:
+    task, result, kept = shown.task, shown.result, shown.status == "accepted"
+    joules = [each.result.energy_j for each in candidates if each.result and each.result.energy_j is not None]
     return BlockReport(
         layer=task.layer.name,
-        status=status,
-        reason=reason,
+        status=shown.status,
+        reason=shown.reason,
         block=result.design if result else None,
         worker=result.worker if result else None,
         started_s=result.started_s if result else None,
@@ -65,7 +103,8 @@ def _row(task: BlockTask, result: BlockResult | None, status: str, reason: str) 
         nmse_history=result.nmse_history if result else (),
         predicted_s=result.predicted_s if result else None,
         attempts=result.attempts if result else 1,
-        energy_j=result.energy_j if result else None,
+        energy_j=sum(joules) if joules else None,
+        candidates=tuple(each.as_record() for each in candidates),
     )
 
 

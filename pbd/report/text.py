@@ -133,6 +133,9 @@ def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Tabl
     table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("layer", overflow="fold", min_width=12)
     table.add_column("decision", no_wrap=True)
+    several = any(len(row.candidates) > 1 for row in rows)
+    if several:
+        table.add_column("block", overflow="fold")
     if wide:
         table.add_column("why", overflow="fold", min_width=16)
     for name in ("nMSE", f"{judged}\nswapped" if wide else f"{judged[:3]}.", "parameters", "MACs", "worker", "seconds"):
@@ -143,6 +146,7 @@ def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Tabl
         table.add_row(
             Text(row.layer),
             Text(status_word(row.status), style=_STYLES.get(row.status, "")),
+            *[row.block or "-"] * several,
             *reason,
             *_measurements(row),
         )

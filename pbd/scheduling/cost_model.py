@@ -1,24 +1,24 @@
-"""The cost of training a layer's block in seconds: the frozen prefix of the teacher, and the block itself."""
+"""The cost of training a block in seconds: the frozen prefix of the teacher, and the block itself."""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pbd.records import BlockTask
+from pbd.records import BlockKey, BlockTask
 
 
 @dataclass(frozen=True)
-class LayerCosts:
-    """Predicted seconds of the whole training (all images, all epochs) per layer, in two parts.
+class TaskCosts:
+    """Predicted seconds of the whole training (all images, all epochs) per task, in two parts.
 
     Raises:
-        ValueError: A cost is negative or not finite, or a layer has only one of the two parts.
+        ValueError: A cost is negative or not finite, or a task has only one of the two parts.
     """
 
-    prefix_s: Mapping[str, float]
-    """By layer name: the teacher's forward pass up to and including the layer."""
-    block_s: Mapping[str, float]
-    """By layer name: the forward and backward pass of the block."""
+    prefix_s: Mapping[BlockKey, float]
+    """By task: the teacher's forward pass up to and including the layer."""
+    block_s: Mapping[BlockKey, float]
+    """By task: the forward and backward pass of the block."""
     grouped: bool
     """Whether the tasks of a group share the forward pass of the prefix."""
     source: str
@@ -28,17 +28,18 @@ class LayerCosts:
         unpaired = sorted(set(self.prefix_s) ^ set(self.block_s))
         if unpaired:
             raise ValueError(
-                f"a layer needs both prefix_s and block_s. Received only one for: {unpaired}. Give 0 for no cost."
+                f"a task needs both prefix_s and block_s. Received only one for: {', '.join(map(str, unpaired))}. "
+                "Give 0 for no cost."
             )
-        for name, seconds in [*self.prefix_s.items(), *self.block_s.items()]:
+        for key, seconds in [*self.prefix_s.items(), *self.block_s.items()]:
             if not (math.isfinite(seconds) and seconds >= 0):
                 raise ValueError(
-                    f"a cost must be finite and at least 0. Received: {seconds} s for {name}. Measure again."
+                    f"a cost must be finite and at least 0. Received: {seconds} s for {key}. Measure again."
                 )
 
     def task_s(self, task: BlockTask) -> float:
         """Return the seconds of this task without a group."""
-        return self.prefix_s[task.layer.name] + self.block_s[task.layer.name]
+        return self.prefix_s[task.key] + self.block_s[task.key]
 
     def load_s(self, tasks: Sequence[BlockTask]) -> float:
         """Return the seconds that one worker needs for these tasks; 0 for no tasks.
@@ -49,8 +50,8 @@ class LayerCosts:
         """
         if not self.grouped:
             return sum(self.task_s(task) for task in tasks)
-        deepest_s = max((self.prefix_s[task.layer.name] for task in tasks), default=0.0)
-        return deepest_s + sum(self.block_s[task.layer.name] for task in tasks)
+        deepest_s = max((self.prefix_s[task.key] for task in tasks), default=0.0)
+        return deepest_s + sum(self.block_s[task.key] for task in tasks)
 
     def run_loads_s(self, tasks: Sequence[BlockTask]) -> list[list[float]]:
         """Return the loads of all runs of consecutive tasks, in O(n^2): `[i][k]` is `load_s(tasks[i : i + k + 1])`."""
@@ -59,8 +60,8 @@ class LayerCosts:
     def _cumulative_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:
         loads_s, prefix_s, block_s = [], 0.0, 0.0
         for task in tasks:
-            task_prefix_s = self.prefix_s[task.layer.name]
+            task_prefix_s = self.prefix_s[task.key]
             prefix_s = max(prefix_s, task_prefix_s) if self.grouped else prefix_s + task_prefix_s
-            block_s += self.block_s[task.layer.name]
+            block_s += self.block_s[task.key]
             loads_s.append(prefix_s + block_s)
         return loads_s

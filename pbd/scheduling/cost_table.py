@@ -1,4 +1,4 @@
-"""The costs of each layer on one device, per batch and one-time, measured or estimated; stored as `costs.json`."""
+"""The costs of each task on one device, per batch and one-time, measured or estimated; stored as `costs.json`."""
 
 import json
 import math
@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import BadInputError, MissingInputError, UsageError
-from pbd.records import BlockResult, BlockTask
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.records import BlockKey, BlockResult, BlockTask
+from pbd.scheduling.cost_model import TaskCosts
 
 # A training step costs the forward pass, the gradient by the input and the gradient by the weights: three
 # times the forward's multiply-accumulates. The frozen prefix only runs forward.
@@ -22,7 +22,7 @@ GROUP_TRACING_S = 2.0
 """The estimated seconds once per group for tracing the teacher's prefix."""
 BLOCK_TRACING_S = 0.5
 """The estimated seconds once per block for building, initialising and tracing it."""
-VERSION = 1
+VERSION = 2
 SOURCES = ("auto", "calibrate", "macs")
 """The values of `--costs` other than the path of a table."""
 
@@ -52,8 +52,8 @@ class Workload:
 
 
 @dataclass(frozen=True)
-class LayerTimes:
-    """The cost of one layer on one device, in seconds."""
+class TaskTimes:
+    """The cost of one task on one device, in seconds."""
 
     prefix_s: float
     """Per batch of a group whose deepest layer this is: reading it, and the teacher's forward pass up to the layer."""
@@ -90,7 +90,7 @@ class LayerTimes:
         scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)
         return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s
 
-    def shared(self, workers: int) -> "LayerTimes":
+    def shared(self, workers: int) -> "TaskTimes":
         """Return the cost on one of several workers in data parallelism.
 
         Each worker processes its part of every batch and initialises its part of the blocks. Every worker pays the
@@ -99,9 +99,9 @@ class LayerTimes:
         per_image = ("prefix_s", "step_s", "check_s", "suffix_s", "target_s", "gather_s")
         return replace(self, **{name: getattr(self, name) / workers for name in per_image})
 
-    def scaled(self, factor: float) -> "LayerTimes":
+    def scaled(self, factor: float) -> "TaskTimes":
         """Return the times, each multiplied by the factor."""
-        return LayerTimes(**{name: factor * seconds for name, seconds in vars(self).items()})
+        return TaskTimes(**{name: factor * seconds for name, seconds in vars(self).items()})
 
 
 @dataclass(frozen=True)
@@ -110,51 +110,50 @@ class Conditions:
 
     teacher: str
     """A digest of the teacher's structure, not of its weights."""
-    block: str
     block_init: str
     batch_size: int
 
 
 @dataclass(frozen=True)
 class CostTable:
-    """The cost of each layer per batch and once, from which any number of images and epochs can be predicted."""
+    """The cost of each task per batch and once, from which any number of images and epochs can be predicted."""
 
     conditions: Conditions
     device: str
     """A description."""
     source: str
     """The source of the costs, for the report."""
-    layers: Mapping[str, LayerTimes]
+    tasks: Mapping[BlockKey, TaskTimes]
 
-    def costs(self, work: Workload, grouped: bool) -> LayerCosts:
-        """Return the cost of training each layer.
+    def costs(self, work: Workload, grouped: bool) -> TaskCosts:
+        """Return the cost of each task.
 
         Args:
             work: The number of batches.
             grouped: Whether the tasks of a worker share the forward pass of the prefix. Every group then includes
                 loading the teacher and the data, as a worker's first group; single tasks do not.
         """
-        return LayerCosts(
-            prefix_s={n: t.group_s(work) + (t.load_s if grouped else 0.0) for n, t in self.layers.items()},
-            block_s={name: times.block_s(work) for name, times in self.layers.items()},
+        return TaskCosts(
+            prefix_s={k: t.group_s(work) + (t.load_s if grouped else 0.0) for k, t in self.tasks.items()},
+            block_s={key: times.block_s(work) for key, times in self.tasks.items()},
             grouped=grouped,
             source=self.source,
         )
 
     def scaled(self, factor: float, reason: str) -> "CostTable":
         """Return all costs, each multiplied by the factor; the reason is added to the source."""
-        layers = {name: times.scaled(factor) for name, times in self.layers.items()}
-        return replace(self, layers=layers, source=f"{self.source}, times {factor:g}: {reason}")
+        tasks = {key: times.scaled(factor) for key, times in self.tasks.items()}
+        return replace(self, tasks=tasks, source=f"{self.source}, times {factor:g}: {reason}")
 
     def shared(self, workers: int) -> "CostTable":
         """Return the costs on one of several workers in data parallelism, without the exchange of gradients."""
-        return replace(self, layers={name: times.shared(workers) for name, times in self.layers.items()})
+        return replace(self, tasks={key: times.shared(workers) for key, times in self.tasks.items()})
 
-    def check(self, conditions: Conditions, layer_names: Collection[str]) -> None:
-        """Check that the table was made for these conditions and has these layers.
+    def check(self, conditions: Conditions, keys: Collection[BlockKey]) -> None:
+        """Check that the table was made for these conditions and has these tasks.
 
         Raises:
-            UsageError: The teacher, the block, its initialisation or the batch size differ, or a layer is missing.
+            UsageError: The teacher, the blocks' initialisation or the batch size differ, or a task is missing.
         """
         for field in fields(Conditions):
             table_value, run_value = getattr(self.conditions, field.name), getattr(conditions, field.name)
@@ -163,17 +162,18 @@ class CostTable:
                     f"--costs must be a table made with the run's {field.name}. Received: {table_value!r}; the run has "
                     f"{run_value!r}. Give --costs calibrate, or a table of such a run."
                 )
-        missing = sorted(set(layer_names) - set(self.layers))
+        missing = sorted(set(keys) - set(self.tasks))
         if missing:
             raise UsageError(
-                f"--costs must be a table with every layer to train. Received: none for {', '.join(missing[:5])}. "
+                "--costs must be a table with every block to train. "
+                f"Received: none for {', '.join(map(str, missing[:5]))}. "
                 "Give --costs calibrate, or a table of a run that trained them."
             )
 
     def corrected(self, results: Iterable[BlockResult], work: Workload, grouped: bool, run_dir: str) -> "CostTable":
         """Return the table scaled, group by group, to the measured seconds of a run.
 
-        All layers of a group are scaled by one factor, such that its predicted time for the trained epochs (some blocks
+        All tasks of a group are scaled by one factor, such that its predicted time for the trained epochs (some blocks
         stop early) equals its measured time. A group does not count if a block failed, was retried or was read from the
         journal, or if several workers shared the group: its time is then not that of one worker training the group.
 
@@ -183,30 +183,30 @@ class CostTable:
             grouped: Whether its tasks shared the prefix.
             run_dir: Its directory, for the source.
         """
-        layers = dict(self.layers)
+        tasks = dict(self.tasks)
         measured = 0
         for group in _measured_groups(results):
-            part = replace(self, layers={r.layer: layers[r.layer] for r in group if r.layer in layers})
-            predicted_s = part._group_s(group, work, grouped) if len(part.layers) == len(group) else 0.0
+            part = replace(self, tasks={r.key: tasks[r.key] for r in group if r.key in tasks})
+            predicted_s = part._group_s(group, work, grouped) if len(part.tasks) == len(group) else 0.0
             if predicted_s > 0:
                 measured += len(group)
-                layers |= {name: times.scaled(group[0].seconds / predicted_s) for name, times in part.layers.items()}
+                tasks |= {key: times.scaled(group[0].seconds / predicted_s) for key, times in part.tasks.items()}
         if measured == 0:
             return self
-        rest = "" if measured == len(layers) else f"; {len(layers) - measured} of {len(layers)} layers: {self.source}"
-        return replace(self, layers=layers, source=f"measured by the run in {run_dir} on {self.device}{rest}")
+        rest = "" if measured == len(tasks) else f"; {len(tasks) - measured} of {len(tasks)} blocks: {self.source}"
+        return replace(self, tasks=tasks, source=f"measured by the run in {run_dir} on {self.device}{rest}")
 
     def _group_s(self, group: Sequence[BlockResult], work: Workload, grouped: bool) -> float:
-        """Return the predicted seconds of a group of these layers, for the epochs that each was trained."""
-        works = {result.layer: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
+        """Return the predicted seconds of a group of these tasks, for the epochs that each was trained."""
+        works = {result.key: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
         longest = max(works.values(), key=lambda one: one.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
-        return max(shared_s[name] for name in works) + sum(self.layers[n].block_s(one) for n, one in works.items())
+        return max(shared_s[key] for key in works) + sum(self.tasks[key].block_s(one) for key, one in works.items())
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `costs.json`."""
         head = {"version": VERSION, **asdict(self.conditions), "device": self.device, "source": self.source}
-        return {**head, "layers": {name: asdict(times) for name, times in self.layers.items()}}
+        return {**head, "tasks": {str(key): asdict(times) for key, times in self.tasks.items()}}
 
 
 def _measured_groups(results: Iterable[BlockResult]) -> list[list[BlockResult]]:
@@ -255,13 +255,13 @@ def read_table(path: Path) -> CostTable:
 def _from_json(content: dict[str, Any]) -> CostTable:
     if content["version"] != VERSION:
         raise ValueError(f"version {content['version']!r}, not {VERSION}")
-    layers = {str(name): LayerTimes(**times) for name, times in content["layers"].items()}
-    for name, times in layers.items():
+    tasks = {BlockKey.parse(key): TaskTimes(**times) for key, times in content["tasks"].items()}
+    for key, times in tasks.items():
         for part, seconds in vars(times).items():
             if type(seconds) not in (int, float) or not (math.isfinite(seconds) and seconds >= 0):
-                raise ValueError(f"{part} of {name} is {seconds!r}, not seconds of at least 0")
+                raise ValueError(f"{part} of {key} is {seconds!r}, not seconds of at least 0")
     conditions = Conditions(**{field.name: content[field.name] for field in fields(Conditions)})
-    return CostTable(conditions, str(content["device"]), str(content["source"]), layers)
+    return CostTable(conditions, str(content["device"]), str(content["source"]), tasks)
 
 
 def table_from_macs(
@@ -272,7 +272,7 @@ def table_from_macs(
     Args:
         conditions: The conditions of the run.
         device: A description.
-        tasks: The layers to estimate.
+        tasks: The tasks to estimate.
         teacher_macs: The MACs of the whole teacher, per image.
         macs_per_s: The measured rate of the teacher's forward pass on this device.
 
@@ -285,8 +285,8 @@ def table_from_macs(
     if not (math.isfinite(macs_per_s) and macs_per_s > 0):
         raise ValueError(f"macs_per_s must be positive. Received: {macs_per_s}. Time the teacher's forward again.")
     batch_s = conditions.batch_size / macs_per_s
-    layers = {
-        task.layer.name: LayerTimes(
+    times = {
+        task.key: TaskTimes(
             prefix_s=batch_s * task.layer.prefix_macs,
             step_s=batch_s * TRAINING_PASSES * task.macs,
             check_s=batch_s * task.macs,
@@ -297,9 +297,7 @@ def table_from_macs(
         for task in tasks
     }
     rate = f"{macs_per_s / 1e9:.3g} GMAC/s"
-    return CostTable(
-        conditions, device, f"multiply-accumulates at the teacher's measured forward rate ({rate})", layers
-    )
+    return CostTable(conditions, device, f"multiply-accumulates at the teacher's measured forward rate ({rate})", times)
 
 
 def interpolated(points: Mapping[int, float], macs: int) -> float:

@@ -4,14 +4,14 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from pbd.records import Assignment, BlockTask, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.simulate import replay
 
 Fits = Callable[[Sequence[BlockTask]], bool]
 """Whether tasks can be trained as one group. It must be monotone: a subset of tasks that fit also fits."""
 
 
-def cut(assignment: Assignment, costs: LayerCosts, fits: Fits) -> Assignment:
+def cut(assignment: Assignment, costs: TaskCosts, fits: Fits) -> Assignment:
     """Return the assignment with each group that does not fit split into the fewest runs of its layers that fit.
 
     A single layer that does not fit becomes a group. The loads are predicted again if a group was split.
@@ -39,7 +39,7 @@ def runs(tasks: Sequence[BlockTask], fits: Fits) -> Iterator[tuple[BlockTask, ..
         yield run
 
 
-def _parts(group: TaskGroup, costs: LayerCosts, fits: Fits) -> Iterator[TaskGroup]:
+def _parts(group: TaskGroup, costs: TaskCosts, fits: Fits) -> Iterator[TaskGroup]:
     parts = list(runs(group.tasks, fits))
     if len(parts) == 1:
         yield group

@@ -10,23 +10,23 @@ from binpacking import to_constant_bin_number
 
 from pbd.errors import UsageError, unknown_name
 from pbd.records import Assignment, BlockTask, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.simulate import replay
 
 GROUPS_PER_WORKER = (2.0, 1.5, 1.0)
 """The candidate numbers of groups per worker for dynamic schedulers with grouped layers."""
 
-Scheduler = Callable[[Sequence[BlockTask], LayerCosts, int], Assignment]
+Scheduler = Callable[[Sequence[BlockTask], TaskCosts, int], Assignment]
 
 
-def round_robin(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def round_robin(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
     """Assign the tasks in index order, regardless of cost: the paper's first scheme."""
     _check_workers(num_workers)
     ordered = _by_index(tasks)
     return _assignment("round_robin", [ordered[worker::num_workers] for worker in range(num_workers)], costs)
 
 
-def wfd(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def wfd(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
     """Give each task, longest first, to the least loaded worker (worst fit decreasing): the paper's bin packing.
 
     The weights are the times of single tasks, even if a group would share its prefix. `binpacking` sorts stably and
@@ -39,7 +39,7 @@ def wfd(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assi
     return _assignment("wfd", [[ordered[at] for at in chosen] for chosen in bins], costs)
 
 
-def contiguous(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def contiguous(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
     """Partition the layers, in index order, into runs of minimal makespan (exact).
 
     Among partitions with that makespan, the one with the least total load is chosen (so few prefixes are repeated, and
@@ -50,7 +50,7 @@ def contiguous(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) 
     return _assignment("contiguous", queues + [[]] * (num_workers - len(queues)), costs)
 
 
-def pull(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def pull(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
     """Put all groups into one pool, longest first; an available worker takes the next group.
 
     This is list scheduling (Graham 1969): it tolerates wrong predictions, and workers may join and leave. Grouped, each
@@ -61,7 +61,7 @@ def pull(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Ass
     return _shortest([Assignment("pull", nothing, (), pool=pool) for pool in _pools(tasks, costs, num_workers)], costs)
 
 
-def work_stealing(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> Assignment:
+def work_stealing(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
     """Assign each group of `pull` to the least loaded worker; a worker with an empty queue takes from the others."""
     _check_workers(num_workers)
     weights = _usable_costs(costs, tasks)
@@ -69,7 +69,7 @@ def work_stealing(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: in
     return _shortest([Assignment("work_stealing", queues, (), steals=True) for queues in dealt], costs)
 
 
-def _deal(pool: Sequence[TaskGroup], weights: LayerCosts, num_workers: int) -> tuple[tuple[TaskGroup, ...], ...]:
+def _deal(pool: Sequence[TaskGroup], weights: TaskCosts, num_workers: int) -> tuple[tuple[TaskGroup, ...], ...]:
     queues: list[list[TaskGroup]] = [[] for _ in range(num_workers)]
     loads_s = [0.0] * num_workers
     for group in pool:
@@ -79,13 +79,13 @@ def _deal(pool: Sequence[TaskGroup], weights: LayerCosts, num_workers: int) -> t
     return tuple(map(tuple, queues))
 
 
-def _shortest(candidates: Sequence[Assignment], costs: LayerCosts) -> Assignment:
+def _shortest(candidates: Sequence[Assignment], costs: TaskCosts) -> Assignment:
     """Return the first assignment with the least predicted makespan, with its predicted loads."""
     predicted = [dataclasses.replace(one, predicted_load_s=replay(one, costs).busy_s) for one in candidates]
     return min(predicted, key=lambda one: one.predicted_makespan_s)
 
 
-def _pools(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
+def _pools(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:
     """Return the candidate pools: the layers cut into different numbers of groups, each pool longest group first."""
     weights = _usable_costs(costs, tasks)
     cuts = [[[task] for task in _by_index(tasks)]]
@@ -94,7 +94,7 @@ def _pools(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> l
     return [tuple(_group(run, costs) for run in sorted(runs, key=lambda run: -weights.load_s(run))) for runs in cuts]
 
 
-def _runs(tasks: Sequence[BlockTask], costs: LayerCosts, most: int) -> list[list[BlockTask]]:
+def _runs(tasks: Sequence[BlockTask], costs: TaskCosts, most: int) -> list[list[BlockTask]]:
     """Cut the layers, in index order, into at most that many runs (see `contiguous`)."""
     ordered = _by_index(tasks)
     loads_s = _usable_costs(costs, ordered).run_loads_s(ordered)
@@ -129,7 +129,7 @@ def _cut(
     return answer
 
 
-def _usable_costs(costs: LayerCosts, tasks: Sequence[BlockTask]) -> LayerCosts:
+def _usable_costs(costs: TaskCosts, tasks: Sequence[BlockTask]) -> TaskCosts:
     """Return the costs; equal ones if all are zero, because a run without epochs still has blocks to score."""
     if any(costs.task_s(task) for task in tasks):
         return costs
@@ -147,7 +147,7 @@ def _check_workers(num_workers: int) -> None:
         )
 
 
-def _assignment(name: str, queues: Sequence[Sequence[BlockTask]], costs: LayerCosts) -> Assignment:
+def _assignment(name: str, queues: Sequence[Sequence[BlockTask]], costs: TaskCosts) -> Assignment:
     """Make one group of each queue if the costs are grouped, else one group per task."""
     return Assignment(
         scheduler=name,
@@ -156,13 +156,13 @@ def _assignment(name: str, queues: Sequence[Sequence[BlockTask]], costs: LayerCo
     )
 
 
-def _groups(queue: Sequence[BlockTask], costs: LayerCosts) -> tuple[TaskGroup, ...]:
+def _groups(queue: Sequence[BlockTask], costs: TaskCosts) -> tuple[TaskGroup, ...]:
     if costs.grouped and queue:
         return (_group(_by_index(queue), costs),)
     return tuple(_group([task], costs) for task in queue)
 
 
-def _group(tasks: Sequence[BlockTask], costs: LayerCosts) -> TaskGroup:
+def _group(tasks: Sequence[BlockTask], costs: TaskCosts) -> TaskGroup:
     return TaskGroup(tuple(tasks), predicted_s=costs.load_s(tasks))
 
 

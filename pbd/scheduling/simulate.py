@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from pbd.errors import UsageError
 from pbd.records import Assignment, BlockTask, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.dispatch import Dispatcher
 
 
@@ -54,7 +54,7 @@ class Replay:
         return self.speedup / max(1, len(self.busy_s))
 
 
-def replay(assignment: Assignment, costs: LayerCosts) -> Replay:
+def replay(assignment: Assignment, costs: TaskCosts) -> Replay:
     """Return the times of an assignment if every group takes the time in `costs`.
 
     The costs may differ from those that the assignment was made from: a plan made from estimates can be replayed on
@@ -73,7 +73,7 @@ def replay(assignment: Assignment, costs: LayerCosts) -> Replay:
     return Replay(timeline=tuple(map(tuple, timeline)), one_worker_s=costs.load_s(tasks))
 
 
-def lower_bound_s(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: int) -> float:
+def lower_bound_s(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> float:
     """Return a lower bound on the makespan of any assignment of these tasks, contiguous or not.
 
     It is the larger of the longest task and the mean load per worker. Ungrouped, the mean is the total over the
@@ -91,7 +91,7 @@ def lower_bound_s(tasks: Sequence[BlockTask], costs: LayerCosts, num_workers: in
     at_once = min(len(tasks), num_workers)
     if not costs.grouped:
         return max(longest_s, costs.load_s(tasks) / at_once)
-    cheapest_s = sorted(costs.prefix_s[task.layer.name] for task in tasks)
+    cheapest_s = sorted(costs.prefix_s[task.key] for task in tasks)
     work_s = costs.load_s(tasks)
     mean_s = min((work_s + sum(cheapest_s[: busy - 1])) / busy for busy in range(1, at_once + 1))
     return max(longest_s, mean_s)

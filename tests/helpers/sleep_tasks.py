@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from tests.helpers.fakes import make_task
 
 LONGEST_WAIT_S = 200.0
@@ -51,9 +51,9 @@ class Sleeper:
         return list(self.folder.glob(f"{name}.*"))
 
 
-def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], LayerCosts]:
+def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], TaskCosts]:
     """Return a task for each duration, and costs that predict it; none share a prefix."""
     tasks = [make_task(at) for at in range(len(seconds))]
     names = [task.layer.name for task in tasks]
-    costs = LayerCosts(dict.fromkeys(names, 0.0), dict(zip(names, seconds, strict=True)), False, "test")
+    costs = TaskCosts(dict.fromkeys(names, 0.0), dict(zip(names, seconds, strict=True)), False, "test")
     return tasks, costs

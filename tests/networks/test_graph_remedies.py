@@ -101,7 +101,7 @@ def test_the_layer_that_is_meant_is_named(patterns: list[str], corrected: list[s
     model = classifier(L.Conv2D(4, 3, name="conv_a"), L.Conv2D(4, 3, name="conv_b"))
 
     def tasks(*patterns: str) -> list[str]:
-        found = enumerate_tasks(model, blocks.get("two_layer"), patterns, include_unprofitable=True)
+        found = enumerate_tasks(model, blocks.get("two_layer"), patterns=patterns, include_unprofitable=True)
         return [task.layer.name for task in found if task.skip_reason is None]
 
     assert in_message(r"Did you mean '(.*)'\?", refusal(lambda: tasks(*patterns))) == corrected[0]

@@ -12,7 +12,7 @@ from pbd.costs import calibration, memory
 from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
 from pbd.errors import NoWorkersError, UsageError
 from pbd.pipeline import plan
-from pbd.scheduling.cost_table import Conditions, CostTable, LayerTimes, Workload
+from pbd.scheduling.cost_table import Conditions, CostTable, TaskTimes, Workload
 from tests.helpers.fakes import make_task
 
 TASKS = [make_task(at) for at in range(3)]
@@ -68,7 +68,7 @@ def footprint_of(gigabytes: float, free: float = 100.0) -> Footprint:
 
 
 def table(**seconds: float) -> CostTable:
-    times = LayerTimes(**{field.name: seconds.get(field.name, 0.0) for field in fields(LayerTimes)})
+    times = TaskTimes(**{field.name: seconds.get(field.name, 0.0) for field in fields(TaskTimes)})
     return CostTable(Conditions("t", "decoupled_r2", "fitted", 64), "cpu", "given", dict.fromkeys(_names(), times))
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from pbd.errors import BadInputError, MissingInputError, UsageError
 from pbd.records import BlockResult
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.cost_table import (
     BLOCK_TRACING_S,
     GROUP_TRACING_S,
     Conditions,
     CostTable,
-    LayerTimes,
+    TaskTimes,
     Workload,
     interpolated,
     read_requested,
@@ -35,9 +35,9 @@ CONDITIONS = Conditions(teacher="a1b2", block="decoupled_r2", block_init="fitted
 WORK = Workload(epochs=3, steps_per_epoch=10, check_batches=2, fit_batches=4, score_batches=5)
 
 
-def layer_times(seed: int) -> LayerTimes:
+def layer_times(seed: int) -> TaskTimes:
     rng = random.Random(seed)
-    return LayerTimes(**{field.name: rng.uniform(0.1, 1.0) for field in fields(LayerTimes)})
+    return TaskTimes(**{field.name: rng.uniform(0.1, 1.0) for field in fields(TaskTimes)})
 
 
 TABLE = CostTable(CONDITIONS, "one core", "calibrated on one core", {f"conv{at}": layer_times(at) for at in range(3)})
@@ -51,13 +51,13 @@ def result(layer: str, worker: int | None, started_s: float, seconds: float, epo
 
 
 def test_a_group_pays_its_deepest_prefix_once_and_single_tasks_pay_each() -> None:
-    assert LayerCosts(PREFIX_S, BLOCK_S, True, "test").load_s(TASKS) == 4.0 + 70.0
-    assert LayerCosts(PREFIX_S, BLOCK_S, False, "test").load_s(TASKS) == 7.0 + 70.0
+    assert TaskCosts(PREFIX_S, BLOCK_S, True, "test").load_s(TASKS) == 4.0 + 70.0
+    assert TaskCosts(PREFIX_S, BLOCK_S, False, "test").load_s(TASKS) == 7.0 + 70.0
 
 
 @pytest.mark.parametrize("grouped", [True, False])
 def test_one_task_alone_costs_the_same_however_it_is_asked(grouped: bool) -> None:
-    costs = LayerCosts(PREFIX_S, BLOCK_S, grouped, "test")
+    costs = TaskCosts(PREFIX_S, BLOCK_S, grouped, "test")
     assert costs.load_s([]) == 0
     for task in TASKS:
         assert costs.load_s([task]) == costs.task_s(task)
@@ -68,7 +68,7 @@ def test_run_loads_agree_with_load_of_every_run(grouped: bool) -> None:
     rng = random.Random(0)
     tasks = [make_task(at) for at in range(9)]
     prefix_s, block_s = ({task.layer.name: rng.uniform(0, 9) for task in tasks} for _ in range(2))
-    costs = LayerCosts(prefix_s, block_s, grouped, "test")
+    costs = TaskCosts(prefix_s, block_s, grouped, "test")
     table = costs.run_loads_s(tasks)
     for start, loads_s in enumerate(table):
         assert loads_s == pytest.approx([costs.load_s(tasks[start:end]) for end in range(start + 1, 10)])
@@ -99,34 +99,34 @@ def test_a_useless_rate_is_refused(rate: float) -> None:
 @pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf])
 def test_a_cost_that_would_mislead_a_scheduler_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"at least 0.*for conv0"):
-        LayerCosts({"conv0": 0.0}, {"conv0": seconds}, False, "test")
+        TaskCosts({"conv0": 0.0}, {"conv0": seconds}, False, "test")
 
 
 def test_a_layer_with_half_its_cost_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="conv2"):
-        LayerCosts({"conv1": 1.0, "conv2": 1.0}, {"conv1": 1.0}, False, "test")
+        TaskCosts({"conv1": 1.0, "conv2": 1.0}, {"conv1": 1.0}, False, "test")
 
 
 def test_what_is_paid_once_per_group_is_in_the_prefix_and_what_each_block_pays_is_in_the_block() -> None:
-    times = LayerTimes(prefix_s=1.0, step_s=0, check_s=0, suffix_s=0, group_once_s=100.0, epoch_s=10.0, load_s=1000.0)
+    times = TaskTimes(prefix_s=1.0, step_s=0, check_s=0, suffix_s=0, group_once_s=100.0, epoch_s=10.0, load_s=1000.0)
     assert times.group_s(WORK) == 100 + 3 * 10 + (30 + 8 + 2 + 4 + 2 * 5) * 1.0
     assert times.block_s(WORK) == 0
-    own = LayerTimes(prefix_s=0, step_s=1.0, check_s=0.1, suffix_s=0, target_s=0.01, gather_s=0.001, block_once_s=100.0)
+    own = TaskTimes(prefix_s=0, step_s=1.0, check_s=0.1, suffix_s=0, target_s=0.01, gather_s=0.001, block_once_s=100.0)
     assert own.group_s(WORK) == 0
     assert own.block_s(WORK) == pytest.approx(100 + 30 * 1.0 + (8 + 2 * 5) * 0.1 + 2 * 0.01 + 4 * 0.001)
-    both = LayerTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=1.0)
+    both = TaskTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=1.0)
     assert (both.group_s(WORK), both.block_s(WORK)) == (5, 5)
 
 
 def test_loading_counts_once_in_a_shared_group_and_not_for_single_tasks() -> None:
-    times = LayerTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=0, load_s=7.0)
+    times = TaskTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=0, load_s=7.0)
     table = replace(TABLE, layers={"conv0": times, "conv1": times})
     assert table.costs(WORK, grouped=True).load_s(TASKS[:2]) == 7.0
     assert table.costs(WORK, grouped=False).load_s(TASKS[:2]) == 0.0
 
 
 def test_no_epochs_leave_the_checks_and_the_scores() -> None:
-    times = LayerTimes(prefix_s=1.0, step_s=9.0, check_s=0, suffix_s=0, epoch_s=9.0)
+    times = TaskTimes(prefix_s=1.0, step_s=9.0, check_s=0, suffix_s=0, epoch_s=9.0)
     assert times.group_s(replace(WORK, epochs=0)) == 2 + 2 + 4 + 2 * 5
     assert times.block_s(replace(WORK, epochs=0)) == 0
 

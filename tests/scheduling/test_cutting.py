@@ -3,14 +3,14 @@
 import pytest
 
 from pbd.records import Assignment, TaskGroup
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.cutting import cut, runs
 from tests.helpers.fakes import make_task
 
 pytestmark = pytest.mark.fast
 TASKS = tuple(make_task(at) for at in range(6))
 NAMES = [task.layer.name for task in TASKS]
-COSTS = LayerCosts(dict.fromkeys(NAMES, 10.0), dict.fromkeys(NAMES, 1.0), grouped=True, source="given")
+COSTS = TaskCosts(dict.fromkeys(NAMES, 10.0), dict.fromkeys(NAMES, 1.0), grouped=True, source="given")
 
 
 def sizes(groups: tuple[TaskGroup, ...]) -> list[int]:

@@ -9,7 +9,7 @@ import pytest
 from pbd import config
 from pbd.errors import UsageError
 from pbd.records import Assignment, BlockTask
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import (
     GROUPS_PER_WORKER,
     SCHEDULERS,
@@ -31,18 +31,18 @@ AS_THEY_COME_FREE = pytest.mark.parametrize("name", ["pull", "work_stealing"])
 BOTH_MODES = pytest.mark.parametrize("grouped", [True, False])
 
 
-def random_instance(seed: int, count: int, grouped: bool) -> tuple[list[BlockTask], LayerCosts]:
+def random_instance(seed: int, count: int, grouped: bool) -> tuple[list[BlockTask], TaskCosts]:
     """Small whole numbers, so that ties are frequent; prefixes do not always grow (sibling branches)."""
     rng = random.Random(seed)
     tasks = [make_task(at) for at in range(count)]
     prefix_s = {task.layer.name: float(task.layer.index + rng.randint(0, 3)) for task in tasks}
     block_s = {task.layer.name: float(rng.randint(0, 6)) for task in tasks}
-    return tasks, LayerCosts(prefix_s, block_s, grouped, "random")
+    return tasks, TaskCosts(prefix_s, block_s, grouped, "random")
 
 
-def flat_costs(tasks: Sequence[BlockTask], seconds: float, grouped: bool = False) -> LayerCosts:
+def flat_costs(tasks: Sequence[BlockTask], seconds: float, grouped: bool = False) -> TaskCosts:
     names = [task.layer.name for task in tasks]
-    return LayerCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, seconds), grouped, "flat")
+    return TaskCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, seconds), grouped, "flat")
 
 
 def layout(assignment: Assignment) -> list[list[int]]:
@@ -53,10 +53,10 @@ def trained(times: Replay) -> list[list[int]]:
     return [[task.layer.index for span in spans for task in span.group.tasks] for spans in times.timeline]
 
 
-def timed(seconds: Sequence[float]) -> tuple[list[BlockTask], LayerCosts]:
+def timed(seconds: Sequence[float]) -> tuple[list[BlockTask], TaskCosts]:
     tasks = [make_task(at) for at in range(len(seconds))]
     times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
-    return tasks, LayerCosts(dict.fromkeys(times, 0.0), times, grouped=False, source="timed")
+    return tasks, TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source="timed")
 
 
 def all_cuts(tasks: list[BlockTask], num_workers: int) -> list[list[list[BlockTask]]]:
@@ -153,7 +153,7 @@ def test_contiguous_leaves_workers_free_that_could_not_help() -> None:
     # The last layer alone takes 11 s, and all three together no longer: a second worker would be wasted.
     tasks = [make_task(at) for at in range(3)]
     names = [task.layer.name for task in tasks]
-    costs = LayerCosts(
+    costs = TaskCosts(
         dict(zip(names, (8.0, 9.0, 10.0), strict=True)), dict(zip(names, (0, 0, 1), strict=True)), True, ""
     )
     assert layout(contiguous(tasks, costs, 3)) == [[0, 1, 2], [], []]
@@ -276,8 +276,8 @@ def test_layers_are_cut_finely_only_where_prefixes_are_cheap(name: str) -> None:
     tasks = [make_task(at) for at in range(24)]
     names = [task.layer.name for task in tasks]
     blocks_s = dict.fromkeys(names, 1.0)
-    cheap = LayerCosts(dict.fromkeys(names, 0.0), blocks_s, True, "test")
-    dear = LayerCosts({name: 10.0 + at for at, name in enumerate(names)}, blocks_s, True, "test")
+    cheap = TaskCosts(dict.fromkeys(names, 0.0), blocks_s, True, "test")
+    dear = TaskCosts({name: 10.0 + at for at, name in enumerate(names)}, blocks_s, True, "test")
     assert len(SCHEDULERS[name](tasks, cheap, 4).groups) == 8
     assert len(SCHEDULERS[name](tasks, dear, 4).groups) == 4
     best = contiguous(tasks, dear, 4).predicted_makespan_s

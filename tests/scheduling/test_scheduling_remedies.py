@@ -8,7 +8,7 @@ import pytest
 
 from pbd import run
 from pbd.scheduling import schedulers, simulate
-from pbd.scheduling.cost_model import LayerCosts
+from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.cost_table import read_requested
 from tests.helpers.remedies import in_message, refusal
 from tests.scheduling.test_cost_model import BLOCK_S, CONDITIONS, PREFIX_S, TABLE, TASKS
@@ -16,7 +16,7 @@ from tests.scheduling.test_cost_model import BLOCK_S, CONDITIONS, PREFIX_S, TABL
 pytestmark = pytest.mark.fast
 
 NAMES = tuple(TABLE.layers)
-COSTS = LayerCosts(PREFIX_S, BLOCK_S, True, "test")
+COSTS = TaskCosts(PREFIX_S, BLOCK_S, True, "test")
 
 
 def use(costs: str, layers: tuple[str, ...] = NAMES) -> None:

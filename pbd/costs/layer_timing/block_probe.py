@@ -9,10 +9,11 @@ import numpy as np
 from pbd.blockwise.distiller import GroupDistiller
 from pbd.costs.layer_timing.step_time import StepTime, time_step
 from pbd.learning.loop import adam
+from pbd.records import BlockKey
 from pbd.system import devices
 
-BASELINE = "baseline"
-"""The name of the layer that the baseline block replaces."""
+BASELINE = BlockKey("baseline", "baseline")
+"""The key of the baseline block."""
 
 
 @dataclass(frozen=True)
@@ -26,14 +27,19 @@ class BlockProbe:
 
     @classmethod
     def of(
-        cls, name: str, block: keras.Model, input_shape: tuple[int, ...], output_shape: tuple[int, ...], batch_size: int
+        cls,
+        key: BlockKey,
+        block: keras.Model,
+        input_shape: tuple[int, ...],
+        output_shape: tuple[int, ...],
+        batch_size: int,
     ) -> "BlockProbe":
         tensors = [keras.Input(input_shape), keras.Input(output_shape)]
-        prefix = keras.Model(tensors, {name: tensors})
+        prefix = keras.Model(tensors, {key.layer: tensors})
         rng = np.random.default_rng(0)
         shapes = [(batch_size, *shape) for shape in (input_shape, output_shape)]
         batch = [keras.ops.convert_to_tensor(rng.standard_normal(shape, np.float32)) for shape in shapes]
-        return cls(prefix, compile_distiller(name, prefix, block), batch)
+        return cls(prefix, compile_distiller(key, prefix, block), batch)
 
     def step(self) -> StepTime:
         """Time a training step."""
@@ -74,8 +80,8 @@ def baseline_times(batch_size: int) -> BaselineTimes:
     return BaselineTimes(probe.step(), probe.check())
 
 
-def compile_distiller(name: str, prefix: keras.Model, block: keras.Model) -> GroupDistiller:
+def compile_distiller(key: BlockKey, prefix: keras.Model, block: keras.Model) -> GroupDistiller:
     """Return a compiled distiller of one block."""
-    distiller = GroupDistiller(prefix, {name: block})
+    distiller = GroupDistiller(prefix, {key: block})
     distiller.compile(adam(1e-3, 1, block.trainable_variables), jit_compile=devices.compiles_with_xla())
     return distiller

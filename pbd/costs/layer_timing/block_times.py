@@ -46,7 +46,7 @@ def block_times(task: BlockTask, setup: Setup, teacher: keras.Model, baseline: B
     started = time.perf_counter()
     block = blocks.build_block(setup.designs[task.design], layer, seed=0)
     build_s = time.perf_counter() - started
-    probe = BlockProbe.of(layer.name, block, layer.input_shape, layer.output_shape, setup.dataset.batch_size)
+    probe = BlockProbe.of(task.key, block, layer.input_shape, layer.output_shape, setup.dataset.batch_size)
     step, check = probe.step().minus(baseline.step), probe.check().minus(baseline.check)
     gather_s, fit_s = _initialisation_s(probe, task, block, setup, teacher)
     return BlockTimes(task.macs, step, check, probe.target_s(), gather_s, build_s + fit_s)
@@ -66,7 +66,7 @@ def _initialisation_s(
     gather_s = time_step(gather).typical_s if any(needed) else 0.0
     total_s = seconds(
         lambda: initialisation.initialise(
-            {name: block}, [task], setup.designs, teacher, probe.prefix, images, setup.block_init, seed=0
+            {task.key: block}, [task], setup.designs, teacher, probe.prefix, images, setup.block_init, seed=0
         )
     )
     return gather_s, max(0.0, total_s - gather_s)

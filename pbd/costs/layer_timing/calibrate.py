@@ -1,4 +1,4 @@
-"""Calibration: the cost of each layer from timed steps of its block and of the teacher's prefixes."""
+"""Calibration: the cost of each task from timed steps of its block and of the teacher's prefixes."""
 
 import json
 import math
@@ -13,7 +13,7 @@ from pbd.costs.layer_timing.setup import Setup
 from pbd.costs.layer_timing.step_time import Deadline
 from pbd.networks import graph
 from pbd.records import BlockTask
-from pbd.scheduling.cost_table import CostTable, LayerTimes
+from pbd.scheduling.cost_table import CostTable, TaskTimes
 from pbd.system import devices, random_state
 
 BLOCK_TRACES = 3
@@ -43,8 +43,8 @@ def _measure(setup: Setup, deadline: Deadline) -> CostTable:
     prefixes = prefix_times(teacher, setup, baseline, deadline)
     kinds = _kinds(setup)
     timed = _time_kinds(kinds, setup, teacher, baseline, deadline)
-    layers = {
-        task.layer.name: _layer_times(setup, prefixes, task, _nearest(timed, task).scaled_to(task.macs))
+    times = {
+        task.key: _task_times(setup, prefixes, task, _nearest(timed, task).scaled_to(task.macs))
         for tasks in kinds.values()
         for task in tasks
     }
@@ -52,7 +52,7 @@ def _measure(setup: Setup, deadline: Deadline) -> CostTable:
     source = f"calibrated on {device}"
     if len(timed) < len(kinds):
         source += f" ({len(timed)} of {len(kinds)} kinds of layer; the others are scaled by multiply-accumulates)"
-    return CostTable(setup.conditions, device, source, {name: layers[name] for name in setup.layer_names})
+    return CostTable(setup.conditions, device, source, {key: times[key] for key in setup.keys})
 
 
 def _kinds(setup: Setup) -> dict[Hashable, list[BlockTask]]:
@@ -85,11 +85,11 @@ def _nearest(timed: Mapping[Hashable, BlockTimes], task: BlockTask) -> BlockTime
     return timed[kind] if kind in timed else min(timed.values(), key=lambda times: abs(times.macs - task.macs))
 
 
-def _layer_times(setup: Setup, prefixes: PrefixTimes, task: BlockTask, block: BlockTimes) -> LayerTimes:
+def _task_times(setup: Setup, prefixes: PrefixTimes, task: BlockTask, block: BlockTimes) -> TaskTimes:
     prefix = prefixes.upto(task)
     suffix = prefixes.whole.minus(prefix)
     tracing_s = block.step.once_s + BLOCK_TRACES * block.check.once_s
-    return LayerTimes(
+    return TaskTimes(
         prefix_s=prefix.typical_s,
         step_s=block.step.typical_s,
         check_s=block.check.typical_s,

@@ -93,7 +93,7 @@ def _folded_fraction(teacher: keras.Model, dataset: data.Dataset, whole: StepTim
 def _baseline_behind(teacher: keras.Model, output: Any) -> GroupDistiller:
     """Return a distiller of the baseline block whose forward pass computes the teacher up to this tensor."""
     scalar = keras.ops.reshape(keras.ops.mean(output, axis=tuple(range(1, len(output.shape)))), (-1, 1, 1, 1))
-    prefix = keras.Model(teacher.inputs[0], {BASELINE: [scalar, scalar]})
+    prefix = keras.Model(teacher.inputs[0], {BASELINE.layer: [scalar, scalar]})
     return compile_distiller(BASELINE, prefix, baseline_block())
 
 

@@ -12,7 +12,7 @@ from pbd import data
 from pbd.blocks import BlockDesign, initialisation
 from pbd.blockwise.distiller import STOPPING_IMAGES
 from pbd.networks import cost, graph
-from pbd.records import BlockTask
+from pbd.records import BlockKey, BlockTask
 from pbd.scheduling.cost_table import Conditions, Workload
 
 
@@ -34,13 +34,11 @@ class Setup:
     @property
     def conditions(self) -> Conditions:
         """The conditions under which a cost table for these layers is valid."""
-        return Conditions(
-            structure_digest(self.teacher), "+".join(self.designs), self.block_init, self.dataset.batch_size
-        )
+        return Conditions(structure_digest(self.teacher), self.block_init, self.dataset.batch_size)
 
     @property
-    def layer_names(self) -> tuple[str, ...]:
-        return tuple(task.layer.name for task in self.tasks)
+    def keys(self) -> tuple[BlockKey, ...]:
+        return tuple(task.key for task in self.tasks)
 
     @property
     def gathers(self) -> bool:
