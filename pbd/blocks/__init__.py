@@ -1,6 +1,6 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks import decoupled, factored, separable, spatial_svd, tucker
+from pbd.blocks import decoupled, factored, residual, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.registry import build_block, designs, get, register, register_family
 from pbd.blocks.seeds import derive_seed
@@ -19,7 +19,7 @@ __all__ = [
     "set_weights",
 ]
 
-for _design in (*decoupled.DESIGNS, *separable.DESIGNS, *spatial_svd.DESIGNS, *tucker.DESIGNS):
+for _design in (*decoupled.DESIGNS, *separable.DESIGNS, *spatial_svd.DESIGNS, *tucker.DESIGNS, *residual.DESIGNS):
     register(_design)
 register_family(spatial_svd.PREFIX, spatial_svd.SpatialSvd, factored.PERCENTAGES)
 register_family(tucker.PREFIX, tucker.Tucker2, factored.PERCENTAGES)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import keras
 import numpy as np
 
-from pbd.records import Layer
+from pbd.records import CONVOLUTION, Layer
 
 if TYPE_CHECKING:
     from pbd.blocks.initialisation import Statistics
@@ -42,10 +42,14 @@ class BlockDesign(Protocol):
 
     name: str
     """The name for `--block`; part of the key of its results."""
+    replaces: str = CONVOLUTION
+    """The kind of layers that it replaces (see `pbd.records.Layer`)."""
     per_image: bool = False
     """Whether it has no batch statistics, so that workers may split a batch."""
     needs_inputs: bool = False
     """Whether its closed-form initialisation uses the moments of the layer's input patches."""
+    needs_pairs: bool = False
+    """Whether it also uses the covariance of input patches and outputs, from which a kernel can be regressed."""
     needs_targets: bool = False
     """Whether its closed-form initialisation uses the mean and deviation of the layer's output."""
 
@@ -82,7 +86,7 @@ class BlockDesign(Protocol):
         Args:
             block: a model from `layer.input_shape` to `layer.output_shape` (see `build_block`).
             layer: the convolution to replace.
-            kernel: the layer's trained weights.
+            kernel: the layer's trained weights; empty for a residual block.
             statistics: of the layer's inputs and outputs: those that the design needs and `block_init` allows;
                 None if there are none.
         """

@@ -44,16 +44,30 @@ def peak_bytes(activations: Sequence[int], moments: Sequence[int]) -> int:
     return sum(moments) + max(GATHER_COPIES * sum(activations), 2 * FIT_COPIES * max(moments))
 
 
-def statistics_needed(design: BlockDesign, block_init: str) -> tuple[bool, bool]:
-    """Return whether the closed-form initialisation uses statistics of the layer's inputs, and of its outputs.
+@dataclass(frozen=True)
+class Needs:
+    """The statistics that closed-form initialisation uses."""
 
-    Args:
-        design: the blocks' design.
-        block_init: `noise`, `kernel` or `fitted` (see `BlockConfig`).
-    """
-    if block_init == "noise":
-        return False, False
-    return design.needs_inputs and block_init == "fitted", design.needs_targets
+    inputs: bool = False
+    """The moments of the layer's input patches."""
+    targets: bool = False
+    """Mean and deviation of its outputs."""
+    pairs: bool = False
+    """The covariance of input patches and outputs."""
+
+    @classmethod
+    def of(cls, design: BlockDesign, block_init: str) -> "Needs":
+        """Return the needs of a design if blocks are initialised by `block_init` (see `BlockConfig`)."""
+        if block_init == "noise":
+            return cls()
+        fitted = block_init == "fitted"
+        return cls(design.needs_inputs and fitted, design.needs_targets, design.needs_pairs and fitted)
+
+    def __or__(self, other: "Needs") -> "Needs":
+        return Needs(self.inputs or other.inputs, self.targets or other.targets, self.pairs or other.pairs)
+
+    def __bool__(self) -> bool:
+        return self.inputs or self.targets or self.pairs
 
 
 def initialise(
@@ -81,26 +95,24 @@ def initialise(
     if block_init == "noise":
         return
     tasks = list(tasks)
-    needed: dict[str, tuple[bool, bool]] = {}
+    needed: dict[str, Needs] = {}
     for task in tasks:
-        inputs, targets = statistics_needed(designs[task.design], block_init)
-        others = needed.get(task.layer.name, (False, False))
-        needed[task.layer.name] = (inputs or others[0], targets or others[1])
-    statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if any(needed[task.layer.name])}
+        needed[task.layer.name] = needed.get(task.layer.name, Needs()) | Needs.of(designs[task.design], block_init)
+    statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if needed[task.layer.name]}
     if statistics:
         gather(statistics, prefix, images, needed)
     for task in tasks:
         name, design = task.layer.name, designs[task.design]
         kernel = layer_kernel(teacher.get_layer(name))
-        shown = _shown(statistics.get(name), *statistics_needed(design, block_init))
+        shown = _shown(statistics.get(name), Needs.of(design, block_init))
         design.initialise(built[task.key], task.layer, kernel, shown)
 
 
-def _shown(statistics: "Statistics | None", inputs: bool, targets: bool) -> "Statistics | None":
+def _shown(statistics: "Statistics | None", needs: Needs) -> "Statistics | None":
     """Return the statistics that a design needs, so that it starts the same beside other designs and alone."""
-    if statistics is None or not (inputs or targets):
+    if statistics is None or not needs:
         return None
-    return statistics if inputs else replace(statistics, patches=0)
+    return statistics if needs.inputs or needs.pairs else replace(statistics, patches=0)
 
 
 def initial_factors(
@@ -130,8 +142,10 @@ def initial_factors(
     return factors, kernel.bias + statistics.mean @ error
 
 
-def layer_kernel(layer: keras.layers.Conv2D) -> LayerKernel:
-    """Return the trained weights of a convolution."""
+def layer_kernel(layer: keras.Layer) -> LayerKernel:
+    """Return the trained weights of a convolution; those of any other layer are empty."""
+    if not isinstance(layer, keras.layers.Conv2D):
+        return LayerKernel(np.zeros((0, 0, 0)), np.zeros(0))
     dense = dense_kernel(layer)
     return LayerKernel(dense, _float64(layer.bias) if layer.use_bias else np.zeros(dense.shape[-1]))
 
@@ -176,6 +190,12 @@ class Statistics:
     """Sum over batches of the output's mean, (channels,)."""
     squares: Any = 0.0
     """Sum over batches of the mean squared output, (channels,)."""
+    target_centre: Any = 0.0
+    """Mean output of the first batch at the positions of the patches, (channels,)."""
+    target_first: Any = 0.0
+    """Sum of t - target_centre over outputs t at the positions of the patches, (channels,)."""
+    cross: Any = 0.0
+    """Sum of (p - centre)(t - target_centre)^T over patches p and their outputs t, (values, channels)."""
 
     @classmethod
     def empty(cls, layer: Layer, seed: int) -> "Statistics":
@@ -209,15 +229,42 @@ class Statistics:
         """Standard deviation of the layer's output, (channels,)."""
         return np.sqrt(np.maximum(self.squares / self.batches - self.target_mean**2, 0.0))
 
-    def add_inputs(self, inputs: np.ndarray) -> None:
-        """Add the patches of a batch of the layer's inputs, (images, height, width, channels)."""
-        patches = self._some_patches(inputs)
+    @property
+    def paired_target_mean(self) -> np.ndarray:
+        """Mean of the outputs at the positions of the patches, (channels,)."""
+        return self.target_centre + np.asarray(self.target_first, np.float64) / self.patches
+
+    @property
+    def cross_covariance(self) -> np.ndarray:
+        """Covariance of patches and outputs, (values, channels)."""
+        shifts = (np.asarray(each, np.float64) / self.patches for each in (self.first, self.target_first))
+        return np.asarray(self.cross, np.float64) / self.patches - np.outer(*shifts)
+
+    def add_inputs(self, inputs: np.ndarray, outputs: np.ndarray | None = None) -> None:
+        """Add the patches of a batch of the layer's inputs and, for their covariance, its outputs.
+
+        Args:
+            inputs: (images, height, width, channels).
+            outputs: likewise.
+        """
+        places = self._some_places(inputs)
+        patches = all_patches(inputs, self.layer)[places]
+        patches = patches.reshape(-1, math.prod(patches.shape[3:]))
         if not self.patches:
             self.centre = patches.mean(axis=0, dtype=np.float64).astype(patches.dtype)
         patches = patches - self.centre
+        if outputs is not None:
+            self._add_pairs(patches, outputs[places].reshape(-1, outputs.shape[-1]))
         self.patches += len(patches)
         self.first = self.first + patches.sum(axis=0)
         self.second = self.second + patches.T @ patches
+
+    def _add_pairs(self, patches: np.ndarray, targets: np.ndarray) -> None:
+        if not self.patches:
+            self.target_centre = targets.mean(axis=0, dtype=np.float64).astype(targets.dtype)
+        targets = targets - self.target_centre
+        self.target_first = self.target_first + targets.sum(axis=0)
+        self.cross = self.cross + patches.T @ targets
 
     def add_targets(self, outputs: np.ndarray) -> None:
         """Add a batch of the layer's outputs, (images, height, width, channels)."""
@@ -225,8 +272,8 @@ class Statistics:
         self.targets = self.targets + outputs.mean(axis=(0, 1, 2), dtype=np.float64)
         self.squares = self.squares + np.square(outputs).mean(axis=(0, 1, 2), dtype=np.float64)
 
-    def _some_patches(self, inputs: np.ndarray) -> np.ndarray:
-        """Return the patches on a regular grid with a random offset, (patches, values).
+    def _some_places(self, inputs: np.ndarray) -> tuple[slice, slice, slice]:
+        """Return the output positions on a regular grid with a random offset, as an index of (images, rows, columns).
 
         The random offset makes all positions equally likely, borders included.
         """
@@ -236,7 +283,7 @@ class Statistics:
         per_image = max(16, PATCHES_PER_VALUE * values // FIT_IMAGES)
         step = max(1, math.isqrt(rows * columns // per_image))
         row, column = self.generator.integers(min(step, rows)), self.generator.integers(min(step, columns))
-        return windows[:, row::step, column::step].reshape(-1, values)
+        return slice(None), slice(row, None, step), slice(column, None, step)
 
 
 def all_patches(inputs: np.ndarray, layer: Layer) -> np.ndarray:
@@ -263,7 +310,7 @@ def gather(
     statistics: Mapping[str, Statistics],
     prefix: keras.Model,
     images: Iterable[Any],
-    needed: Mapping[str, tuple[bool, bool]],
+    needed: Mapping[str, Needs],
 ) -> None:
     """Add the inputs and outputs of layers on these images to the layers' statistics.
 
@@ -271,15 +318,17 @@ def gather(
         statistics: by layer; updated in place.
         prefix: from images to each layer's input and output (see `graph.truncate`).
         images: batches of images.
-        needed: by layer, whether inputs and whether outputs are needed (see `statistics_needed`).
+        needed: by layer, what is needed.
     """
     for batch in images:
         watchdog.touch()
         activations = prefix.predict_on_batch(batch)
         for name, layer_statistics in statistics.items():
             inputs, outputs = activations[name]
-            needs_inputs, needs_targets = needed[name]
-            if needs_inputs:
-                layer_statistics.add_inputs(np.asarray(inputs, np.float32))
-            if needs_targets:
-                layer_statistics.add_targets(np.asarray(outputs, np.float32))
+            needs = needed[name]
+            if needs.targets or needs.pairs:
+                outputs = np.asarray(outputs, np.float32)
+            if needs.inputs or needs.pairs:
+                layer_statistics.add_inputs(np.asarray(inputs, np.float32), outputs if needs.pairs else None)
+            if needs.targets:
+                layer_statistics.add_targets(outputs)

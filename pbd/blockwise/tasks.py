@@ -1,4 +1,4 @@
-"""The tasks of a run: each design for every convolution with a kernel other than 1x1, with the reason if skipped."""
+"""The tasks of a run: each design for every layer that it can replace, with the reason if it is skipped."""
 
 import fnmatch
 from collections.abc import Iterable, Sequence
@@ -10,7 +10,10 @@ from pbd.blocks import BlockDesign
 from pbd.errors import BadInputError, UsageError, unknown_name
 from pbd.networks.cost import count_macs, count_params, layer_macs
 from pbd.networks.graph import find_convolutions
-from pbd.records import BlockTask, Layer
+from pbd.networks.residuals import Residual, find_residuals
+from pbd.records import CONVOLUTION, RESIDUAL, BlockTask, Layer
+
+_WANTED = {CONVOLUTION: "a convolution with a kernel other than 1x1", RESIDUAL: "a residual block"}
 
 
 def enumerate_tasks(
@@ -19,29 +22,33 @@ def enumerate_tasks(
     patterns: tuple[str, ...] = (),
     include_unprofitable: bool = False,
 ) -> tuple[BlockTask, ...]:
-    """Return the tasks of each convolution with a kernel other than 1x1, in graph order; some carry a skip reason.
+    """Return the tasks of each layer, in graph order; some carry a skip reason.
+
+    Layers are the convolutions with a kernel other than 1x1 and, if a design replaces them, the residual blocks.
 
     Args:
         model: a flat functional model (see `graph.flatten`).
-        designs: the replacement designs; each makes one task for a layer, in this order.
+        designs: the replacement designs; each makes one task for a layer of its kind, in this order.
         patterns: globs over layer names; a pattern that begins with ^ excludes layers.
         include_unprofitable: also train blocks that have at least as many multiply-accumulates as their layer, or that
             would not be faster.
 
     Raises:
-        BadInputError: the model has no convolution to replace.
-        UsageError: a pattern matches no convolution.
+        BadInputError: the model has no layer to replace.
+        UsageError: a pattern matches no layer.
     """
-    convolutions = find_convolutions(model)
-    if not convolutions:
+    layers = _layers(model, {design.replaces for design in designs})
+    if not layers:
         raise BadInputError(
-            f"the teacher must have a convolution with a kernel other than 1x1. Received: {model.name!r} with none. "
+            f"the teacher must have {_WANTED[designs[0].replaces]}. Received: {model.name!r} with none. "
             "Give another teacher: there is nothing to replace in this one."
         )
-    _check_patterns(patterns, [layer.name for layer, _ in convolutions])
-    layers = [(describe_layer(index, layer, model), calls) for index, (layer, calls) in enumerate(convolutions)]
+    _check_patterns(patterns, [layer.name for layer, _ in layers])
     tasks = tuple(
-        _task(layer, calls, design, patterns, include_unprofitable) for layer, calls in layers for design in designs
+        _task(layer, calls, design, patterns, include_unprofitable)
+        for layer, calls in layers
+        for design in designs
+        if design.replaces == layer.kind
     )
     if all(task.skip_reason for task in tasks):
         raise BadInputError(
@@ -51,8 +58,22 @@ def enumerate_tasks(
     return tasks
 
 
+def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
+    """Return the layers of these kinds in graph order, with their numbers of calls."""
+    convolutions = {layer.name: (layer, calls) for layer, calls in find_convolutions(model) if CONVOLUTION in kinds}
+    residuals = find_residuals(model) if RESIDUAL in kinds else {}
+    layers: list[tuple[Layer, int]] = []
+    for operation in model.operations:
+        if operation.name in convolutions:
+            layer, calls = convolutions[operation.name]
+            layers.append((describe_layer(len(layers), layer, model), calls))
+        elif operation.name in residuals:
+            layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
+    return layers
+
+
 def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -> Layer:
-    """Return the record of a convolution, the `index`-th of the model."""
+    """Return the record of a convolution, the `index`-th layer of the model."""
     return Layer(
         index=index,
         name=layer.name,
@@ -69,6 +90,29 @@ def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -
         use_bias=bool(layer.use_bias),
         data_format=layer.data_format,
         dtype=layer.dtype_policy.name,
+    )
+
+
+def describe_residual(index: int, residual: Residual, model: keras.Model) -> Layer:
+    """Return the record of a residual block, the `index`-th layer of the model."""
+    inputs, outputs = residual.input.shape[1:], residual.addition.output.shape[1:]
+    last = next(each for each in reversed(residual.operations) if isinstance(each, keras.Layer))
+    return Layer(
+        index=index,
+        name=residual.addition.name,
+        kernel_size=(3, 3),
+        strides=(-(-inputs[0] // outputs[0]), -(-inputs[1] // outputs[1])),
+        dilation_rate=(1, 1),
+        padding="same",
+        activation="linear",
+        input_shape=tuple(inputs),
+        output_shape=tuple(outputs),
+        prefix_macs=count_macs(keras.Model(model.inputs[0], residual.addition.output)),
+        macs=residual.macs,
+        params=residual.params,
+        use_bias=True,
+        dtype=last.dtype_policy.name,
+        kind=RESIDUAL,
     )
 
 

@@ -156,7 +156,7 @@ def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footpri
 
 def _task_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> TaskMemory:
     design = context.designs[task.design]
-    needs_inputs, _ = initialisation.statistics_needed(design, context.block_init)
+    needs = initialisation.Needs.of(design, context.block_init)
     built = blocks.build_block(design, task.layer, seed=0)
     shapes = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
     copies = 1 + FlatAdam.COPIES + LearningCurve.COPIES
@@ -164,5 +164,5 @@ def _task_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> 
         features=FLOAT32_BYTES * batch_size * (math.prod(task.layer.input_shape) + math.prod(task.layer.output_shape)),
         activations=FLOAT32_BYTES * batch_size * sum(map(math.prod, shapes)),
         weights=copies * FLOAT32_BYTES * built.count_params(),
-        moment=initialisation.moment_bytes(task.layer) if needs_inputs else 0,
+        moment=initialisation.moment_bytes(task.layer) if needs.inputs or needs.pairs else 0,
     )

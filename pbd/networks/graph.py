@@ -9,6 +9,7 @@ import keras
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import call_inputs, is_functional, producer, walk
+from pbd.networks.residuals import find_residuals
 from pbd.system import initial_values
 
 Builder = Callable[[Any], Any]
@@ -244,12 +245,26 @@ def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int
 
 
 def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
-    """Return the model that maps images to `{name: [layer's input, layer's output]}`, sharing layers.
+    """Return the model that maps images to `{name: [input, output]}` of layers and residual blocks, sharing layers.
 
-    It computes only the layers on which one of the named layers depends.
+    It computes only the layers on which one of the named ones depends. The name of a residual block is that of its
+    addition.
     """
-    layers = {name: model.get_layer(name) for name in layer_names}
-    return keras.Model(model.inputs[0], {name: [layer.input, layer.output] for name, layer in layers.items()})
+    residuals = find_residuals(model)
+
+    def ends(name: str) -> list[Any]:
+        if name in residuals:
+            return [residuals[name].input, residuals[name].addition.output]
+        layer = model.get_layer(name)
+        return [layer.input, layer.output]
+
+    return keras.Model(model.inputs[0], {name: ends(name) for name in layer_names})
+
+
+def block_sources(model: keras.Model, names: Iterable[str]) -> dict[str, str]:
+    """Return, by name of each residual block among these layers, the operation whose output is the block's input."""
+    residuals = find_residuals(model)
+    return {name: residuals[name].source.name for name in names if name in residuals}
 
 
 @initial_values.on_host()
@@ -260,18 +275,23 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
 
     Args:
         model: a flat functional model (see `flatten`).
-        builders: for each layer to replace, by name, the function from its input tensor to its output tensor.
+        builders: for each layer or residual block to replace, by name, the function from its input tensor to its output
+            tensor.
     """
-    cloner = _Cloner()
+    cloner, sources = _Cloner(), block_sources(model, builders)
+    values: dict[str, Any] = {}
 
     def operation_for(operation: Any) -> Any:
         return operation if operation.name in builders else cloner.clone(operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         build = builders.get(operation.name)
-        return build(args[0]) if build else operation(*args, **kwargs)
+        source = values[sources[operation.name]] if operation.name in sources else args[0]
+        values[operation.name] = build(source) if build else operation(*args, **kwargs)
+        return values[operation.name]
 
     inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    values[producer(model.inputs[0])[0].name] = inputs
     outputs = keras.tree.flatten(walk(model, inputs, call, operation_for))[0]
     copy = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()

@@ -15,7 +15,7 @@ import keras
 
 from pbd.networks import graph
 from pbd.networks.cost import layer_calls
-from pbd.networks.keras_internals import Call, walk
+from pbd.networks.keras_internals import Call, producer, walk
 from pbd.records import BlockKey
 
 VALUE_BYTES = 4
@@ -65,17 +65,22 @@ def run(model: keras.Model, built: Mapping[BlockKey, keras.Model], images: Any) 
         built: the block of each variant; several may replace the same layer.
         images: (images, height, width, channels).
     """
-    of_layer = _by_layer(built)
+    of_layer, sources = _by_layer(built), graph.block_sources(model, (key.layer for key in built))
+    at_source, needed = {producer(model.inputs[0])[0].name: images}, set(sources.values())
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         stacks, variants = _stacks(args, kwargs)
         plain_args, plain_kwargs = _replace_stacks(args, kwargs, lambda stack: stack.of(variants))
         outputs = operation(*plain_args, **graph.in_mode(operation, False, plain_kwargs))
+        if operation.name in needed:
+            at_source[operation.name] = _Stack(outputs, variants).of_network()
         new = of_layer.get(operation.name)
         if new is None:
             return keras.tree.map_structure(lambda values: _Stack(values, variants), outputs)
         # New variants begin here: their blocks run on the network's values only.
-        block_outputs = [built[key](stacks[0].of_network(), training=False) for key in new]
+        source = sources.get(operation.name)
+        block_inputs = stacks[0].of_network() if source is None else at_source[source]
+        block_outputs = [built[key](block_inputs, training=False) for key in new]
         return _Stack(keras.ops.concatenate([outputs, *block_outputs], axis=0), (*variants, *new))
 
     last = _walk(model, _Stack(images, ()), call)

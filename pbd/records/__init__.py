@@ -11,6 +11,8 @@ from pbd.records.run_report import (
     WorkerReport,
 )
 from pbd.records.work import (
+    CONVOLUTION,
+    RESIDUAL,
     Assignment,
     BlockKey,
     BlockResult,
@@ -22,6 +24,8 @@ from pbd.records.work import (
 )
 
 __all__ = [
+    "CONVOLUTION",
+    "RESIDUAL",
     "Assignment",
     "BlockKey",
     "BlockReport",

@@ -23,16 +23,22 @@ class BlockKey(NamedTuple):
         return cls(layer, design)
 
 
+CONVOLUTION, RESIDUAL = "convolution", "residual"
+"""Kinds of layers."""
+
+
 @dataclass(frozen=True)
 class Layer:
-    """A convolution of the teacher with a kernel other than 1x1.
+    """A part of the teacher that a block can replace: a convolution with a kernel other than 1x1, or a residual block.
 
-    Shapes exclude the batch axis; multiply-accumulates are per image.
+    Shapes exclude the batch axis; multiply-accumulates are per image. The kernel size, the strides and so on of a
+    residual block are those of the convolution that can replace it.
     """
 
     index: int
-    """Position among the convolutions, in graph order, from 0."""
+    """Position among the layers, in graph order, from 0."""
     name: str
+    """Of the convolution; of a residual block, the name of its addition."""
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
     dilation_rate: tuple[int, int]
@@ -51,6 +57,8 @@ class Layer:
     data_format: str = "channels_last"
     dtype: str = "float32"
     """Name of the layer's dtype policy."""
+    kind: str = CONVOLUTION
+    """`CONVOLUTION` or `RESIDUAL`."""
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 
-from pbd.records import BlockKey, BlockResult, BlockTask
+from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask
 
 ROUNDING = 1e-9
 """Tolerance with which a threshold counts as reached."""
@@ -14,19 +14,28 @@ def accept(
     """Return the accepted block of each layer, by layer; a layer without one keeps its convolution.
 
     A block can be accepted if the teacher with only this block still reaches a validation accuracy. Of such blocks of a
-    layer, the one with the fewest multiply-accumulates is accepted; of several, the most accurate one.
+    layer, the one with the fewest multiply-accumulates is accepted; of several, the most accurate one. A block in place
+    of a residual block excludes blocks inside it; the choice with fewer multiply-accumulates is accepted.
 
     Args:
         tasks: of the run.
         results: of the tasks.
         lowest: the lowest accuracy to accept; without labels, the lowest agreement.
     """
-    best: dict[str, tuple[tuple[int, float], BlockResult]] = {}
+    best: dict[str, BlockTask] = {}
     for task in tasks:
         result = results.get(task.key)
         if result is None or result.status != "trained" or result.score is None or result.score < lowest - ROUNDING:
             continue
-        rank = (task.macs, -result.score)
-        if task.layer.name not in best or rank < best[task.layer.name][0]:
-            best[task.layer.name] = rank, result
-    return {layer: result for layer, (_, result) in best.items()}
+        if task.layer.name not in best or _rank(task, results) < _rank(best[task.layer.name], results):
+            best[task.layer.name] = task
+    for residual in [task for task in best.values() if task.layer.kind == RESIDUAL]:
+        inner = [task for task in best.values() if residual.layer.name in task.layer.inside]
+        saved = sum(task.layer.macs - task.macs for task in inner)
+        excluded = [residual] if residual.layer.macs - saved < residual.macs else inner
+        best = {layer: task for layer, task in best.items() if task not in excluded}
+    return {layer: results[task.key] for layer, task in best.items()}
+
+
+def _rank(task: BlockTask, results: Mapping[BlockKey, BlockResult]) -> tuple[int, float]:
+    return task.macs, -(results[task.key].score or 0.0)

@@ -57,13 +57,13 @@ def _initialisation_s(
 ) -> tuple[float, float]:
     """Return the seconds for gathering the statistics of a batch, and for computing initial weights from them."""
     name, images = task.layer.name, [probe.batch]
-    needed = initialisation.statistics_needed(setup.designs[task.design], setup.block_init)
+    needed = initialisation.Needs.of(setup.designs[task.design], setup.block_init)
 
     def gather() -> None:
         statistics = {name: initialisation.Statistics.empty(task.layer, 0)}
         initialisation.gather(statistics, probe.prefix, images, {name: needed})
 
-    gather_s = time_step(gather).typical_s if any(needed) else 0.0
+    gather_s = time_step(gather).typical_s if needed else 0.0
     total_s = seconds(
         lambda: initialisation.initialise(
             {task.key: block}, [task], setup.designs, teacher, probe.prefix, images, setup.block_init, seed=0

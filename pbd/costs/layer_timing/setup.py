@@ -43,7 +43,7 @@ class Setup:
     @property
     def gathers(self) -> bool:
         """Whether initial weights are computed from images."""
-        return any(any(initialisation.statistics_needed(d, self.block_init)) for d in self.designs.values())
+        return any(initialisation.Needs.of(design, self.block_init) for design in self.designs.values())
 
     def workload(self, epochs: int) -> Workload:
         """Return the number of batches that training a group processes."""
