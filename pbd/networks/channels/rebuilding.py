@@ -9,7 +9,7 @@ import numpy as np
 from pbd.networks.channels import kernels, rules
 from pbd.networks.channels.identities import Call, Channels
 from pbd.networks.channels.tracing import Trace
-from pbd.networks.keras_internals import walk
+from pbd.networks.keras_internals import producer, walk
 from pbd.system import initial_values
 
 Positions = Callable[[Channels], np.ndarray]
@@ -42,7 +42,7 @@ def rebuild(traced: Trace, remaining: np.ndarray) -> keras.Model:
 
     shape = list(traced.inputs.shape)
     shape[traced.inputs.axis] = len(positions(traced.inputs))
-    inputs = keras.Input(shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    inputs = keras.Input(shape[1:], dtype=model.inputs[0].dtype, name=producer(model.inputs[0])[0].name)
     copy = keras.Model(inputs, keras.tree.flatten(walk(model, inputs, call))[0], name=model.name)
     for twin, this in twins.values():
         if getattr(twin, "weights", None):

@@ -73,7 +73,7 @@ def _check(group: groups.ChannelGroup, channels: Sequence[int]) -> None:
         raise UsageError(
             f"a channel of a fixed group cannot be removed. Received: {group.name!r} ({group.fixed}). Leave it out."
         )
-    if not channels or not set(channels) <= set(range(group.size)):
+    if len(channels) == 0 or not set(channels) <= set(range(group.size)):
         raise UsageError(
             f"the kept channels of {group.name!r} must lie in 0..{group.size - 1}. Received: {list(channels)}. "
             "Keep at least one of them."
