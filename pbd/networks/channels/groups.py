@@ -61,12 +61,12 @@ def reader_of(model: keras.Model) -> Mapping[str, str]:
 
 def with_classes(traced: Trace) -> list[tuple[ChannelGroup, list[int]]]:
     """Return the groups in graph order, each with the classes of its channels in the order of their creation."""
-    group_of = _connected([of_operation for _, of_operation in traced.made])
+    group_of = _connected([of_operation for _, of_operation in traced.created])
     members: dict[int, list[int]] = {}
     for one in sorted(group_of):
         members.setdefault(group_of[one], []).append(one)
     producers, readers = dict[int, list[str]](), dict[int, list[str]]()
-    for operation, classes in traced.made:
+    for operation, classes in traced.created:
         if type(operation) in kernels.WIDTH:
             producers.setdefault(group_of[int(classes[0])], []).append(operation.name)
     for call in traced.readers():

@@ -57,8 +57,8 @@ class Identities:
     """Identities, numbered from 0 in the order of their creation; some are found to be the same (union-find)."""
 
     def __init__(self) -> None:
-        self.made: dict[int, tuple[Any, np.ndarray]] = {}
-        """By the `id` of an operation, the operation and the identities that its output begins with."""
+        self.created: dict[int, tuple[Any, np.ndarray]] = {}
+        """By the `id` of an operation, the operation and the identities that it makes."""
         self._parents: list[int] = []
         self._fixed: list[tuple[np.ndarray, str]] = []
 
@@ -69,12 +69,12 @@ class Identities:
             operation: a layer with filters, or any other source of channels.
             count: their number.
         """
-        _, ids = self.made.get(id(operation), (None, np.zeros(0, int)))
+        _, ids = self.created.get(id(operation), (None, np.zeros(0, int)))
         if len(ids) < count:
             start = len(self._parents)
             ids = np.concatenate([ids, np.arange(start, start + count - len(ids))])
             self._parents.extend(range(start, int(ids[-1]) + 1))
-            self.made[id(operation)] = operation, ids
+            self.created[id(operation)] = operation, ids
         return ids[:count]
 
     def unite(self, first: np.ndarray, second: np.ndarray) -> None:

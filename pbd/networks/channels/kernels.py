@@ -35,8 +35,8 @@ WIDTH = {
 
 def has_known_weights(operation: Any) -> bool:
     """Return whether an operation has the weights of its type and no others, such as those of a quantised layer."""
-    known = ("alpha",) if type(operation) is keras.layers.PReLU else AXES.get(type(operation), ())
-    return all(weight.name in known for weight in getattr(operation, "weights", ()))
+    names = ("alpha",) if type(operation) is keras.layers.PReLU else AXES.get(type(operation), ())
+    return all(weight.name in names for weight in getattr(operation, "weights", ()))
 
 
 def reads(call: Call) -> np.ndarray:

@@ -52,12 +52,12 @@ def masked(model: keras.Model, kept: Mapping[str, Sequence[int]]) -> keras.Model
 
 def _remaining(traced: Trace, kept: Mapping[str, Sequence[int]]) -> np.ndarray:
     """Return whether the channels of each class remain."""
-    known = {group.name: (group, classes) for group, classes in groups.with_classes(traced)}
+    by_name = {group.name: (group, classes) for group, classes in groups.with_classes(traced)}
     remaining = np.ones(len(traced.classes), bool)
     for name, channels in kept.items():
-        if name not in known:
+        if name not in by_name:
             raise UsageError(f"channels are kept by group. Received: {name!r}. Use a name that find_groups returns.")
-        group, classes = known[name]
+        group, classes = by_name[name]
         _check(group, channels)
         remaining[classes] = False
         remaining[np.array(classes)[list(channels)]] = True

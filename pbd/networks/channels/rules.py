@@ -14,18 +14,18 @@ from pbd.networks.channels import kernels
 from pbd.networks.channels.identities import Call, Identities
 
 layers = keras.layers
-Found = tuple[int, np.ndarray] | None
-Rule = Callable[[Identities, Call], Found]
+Origin = tuple[int, np.ndarray] | None
+Rule = Callable[[Identities, Call], Origin]
 _MIXING = ("softmax", "log_softmax", "sparsemax", "glu")
 """The activations of Keras that compute a value from several."""
 
 
-def follow(ids: Identities, call: Call) -> Found:
+def follow(ids: Identities, call: Call) -> Origin:
     """Return the axis of the channels of a call's output and their identities; None if it may mix channels."""
     if len(call.tensors) > 1 or not kernels.has_known_weights(call.operation):
         return None
-    found = _rule_for(call.operation)(ids, call)
-    return found if found and call.shape[found[0]] == len(found[1]) else None
+    origin = _rule_for(call.operation)(ids, call)
+    return origin if origin and call.shape[origin[0]] == len(origin[1]) else None
 
 
 def is_per_value(activation: Any) -> bool:
@@ -67,65 +67,65 @@ def spatial_axis(call: Call) -> int | None:
     return spatial if spatial in (0, 1) else None
 
 
-def _unknown(_: Identities, call: Call) -> Found:
+def _unknown(_: Identities, call: Call) -> Origin:
     return None
 
 
-def _same(_: Identities, call: Call) -> Found:
+def _same(_: Identities, call: Call) -> Origin:
     """Each value becomes one value."""
     activation = getattr(call.operation, "activation", keras.activations.linear)
     return (call.input.axis, call.input.ids) if is_per_value(activation) else None
 
 
-def _per_map(_: Identities, call: Call) -> Found:
+def _per_map(_: Identities, call: Call) -> Origin:
     """Each map becomes a map, or one value."""
     if call.input.axis != _channel_axis(call.operation, len(call.input.shape)):
         return None
     return _channel_axis(call.operation, len(call.shape)), call.input.ids
 
 
-def _filtered(ids: Identities, call: Call) -> Found:
+def _filtered(ids: Identities, call: Call) -> Origin:
     """Each output channel is computed from all input channels."""
     layer, axis = call.operation, _channel_axis(call.operation, len(call.shape))
     if call.input.axis != _channel_axis(layer, len(call.input.shape)) or getattr(layer, "groups", 1) > 1:
         return None
-    made = ids.make(layer, call.shape[axis] or 0)
+    filters = ids.make(layer, call.shape[axis] or 0)
     if not is_per_value(layer.activation):
-        ids.fix(made, f"the activation of {layer.name} may mix them")
-    return axis, made
+        ids.fix(filters, f"the activation of {layer.name} may mix them")
+    return axis, filters
 
 
-def _depthwise(ids: Identities, call: Call) -> Found:
-    found = _per_map(ids, call) if is_per_value(call.operation.activation) else None
-    return found and (found[0], np.repeat(found[1], call.operation.depth_multiplier))
+def _depthwise(ids: Identities, call: Call) -> Origin:
+    origin = _per_map(ids, call) if is_per_value(call.operation.activation) else None
+    return origin and (origin[0], np.repeat(origin[1], call.operation.depth_multiplier))
 
 
-def _normalised(_: Identities, call: Call) -> Found:
+def _normalised(_: Identities, call: Call) -> Origin:
     return (call.input.axis, call.input.ids) if call.operation.axis % len(call.shape) == call.input.axis else None
 
 
-def _rescaled(_: Identities, call: Call) -> Found:
+def _rescaled(_: Identities, call: Call) -> Origin:
     is_scalar = np.size(call.operation.scale) == np.size(call.operation.offset) == 1
     return (call.input.axis, call.input.ids) if is_scalar else None
 
 
-def _padded(ids: Identities, call: Call) -> Found:
+def _padded(ids: Identities, call: Call) -> Origin:
     """Padding along the channels makes channels that are zero."""
     before, behind = channel_padding(call)
     zeros = ids.make(call.operation, before + behind)
     return call.input.axis, np.concatenate([zeros[:before], call.input.ids, zeros[before:]])
 
 
-def _cropped(_: Identities, call: Call) -> Found:
+def _cropped(_: Identities, call: Call) -> Origin:
     spatial = spatial_axis(call)
     return (call.input.axis, call.input.ids) if spatial is None or not any(call.operation.cropping[spatial]) else None
 
 
-def _permuted(_: Identities, call: Call) -> Found:
+def _permuted(_: Identities, call: Call) -> Origin:
     return call.operation.dims.index(call.input.axis) + 1, call.input.ids
 
 
-def _reshaped(_: Identities, call: Call) -> Found:
+def _reshaped(_: Identities, call: Call) -> Origin:
     """Follow the channels if all values at any one position of some axis of the output have the same channel."""
     x = call.input
     sizes, new_sizes = ([size for size in shape[1:] if size is not None] for shape in (x.shape, call.shape))
@@ -143,12 +143,12 @@ def _reshaped(_: Identities, call: Call) -> Found:
     return None
 
 
-def _joined(_: Identities, call: Call) -> Found:
+def _joined(_: Identities, call: Call) -> Origin:
     axis = call.operation.axis % len(call.shape)
     return (axis, np.concatenate([x.ids for x in call.inputs])) if all(x.axis == axis for x in call.inputs) else None
 
 
-def _elementwise(ids: Identities, call: Call) -> Found:
+def _elementwise(ids: Identities, call: Call) -> Origin:
     """Unite the channels at each position; a tensor of one channel may be broadcast."""
     axes = {len(call.shape) - len(x.shape) + x.axis for x in call.inputs}
     widest = max(call.inputs, key=lambda x: len(x.ids))
@@ -162,7 +162,7 @@ def _elementwise(ids: Identities, call: Call) -> Found:
     return min(axes), widest.ids
 
 
-def _selected(_: Identities, call: Call) -> Found:
+def _selected(_: Identities, call: Call) -> Origin:
     selected = indices(call)
     return None if selected is None else (call.input.axis, call.input.ids[selected])
 

@@ -27,7 +27,7 @@ class Trace:
     outputs: Channels
     classes: np.ndarray
     """The class of each identity: the smallest identity in it."""
-    made: tuple[tuple[Any, np.ndarray], ...]
+    created: tuple[tuple[Any, np.ndarray], ...]
     """The operations that make channels, each with the classes of these."""
     reasons: Mapping[int, str]
     """Why the channels of a class cannot be removed, by class; other classes can be."""
@@ -43,7 +43,7 @@ class Trace:
 
     def readers(self) -> list[Call]:
         """Return each call of a layer that makes channels from all its input channels."""
-        makers = {id(operation) for operation, _ in self.made if type(operation) in kernels.WIDTH}
+        makers = {id(operation) for operation, _ in self.created if type(operation) in kernels.WIDTH}
         return [call for call in self.calls if id(call.operation) in makers]
 
 
@@ -61,8 +61,8 @@ def trace(model: keras.Model, fix_ends: bool = True) -> Trace:
         ids.fix(inputs.ids, "they are the network's input")
         ids.fix(outputs.ids, "they are the network's output")
     classes = ids.classes()
-    made = tuple((operation, classes[of_operation]) for operation, of_operation in ids.made.values())
-    return Trace(model, tuple(tracer.calls), inputs, outputs, classes, made, ids.reasons())
+    created = tuple((operation, classes[of_operation]) for operation, of_operation in ids.created.values())
+    return Trace(model, tuple(tracer.calls), inputs, outputs, classes, created, ids.reasons())
 
 
 class _Tracer:
@@ -92,8 +92,8 @@ class _Tracer:
 
     def _outputs(self, call: Call) -> tuple[Channels, ...]:
         """Return the outputs' channels; those of an operation that may mix channels are new and cannot be removed."""
-        if found := rules.follow(self.ids, call):
-            return (Channels(call.tensors[0], *found),)
+        if origin := rules.follow(self.ids, call):
+            return (Channels(call.tensors[0], *origin),)
         outputs = tuple(self.source(tensor) for tensor in call.tensors)
         for channels in (*call.inputs, *outputs):
             self.ids.fix(channels.ids, f"{call.operation.name} ({type(call.operation).__name__}) may mix them")
