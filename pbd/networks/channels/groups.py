@@ -1,0 +1,97 @@
+"""Groups of layers that share channels: a channel that is removed from one of them is removed from all."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+
+from pbd.networks.channels import kernels
+from pbd.networks.channels.tracing import Trace, trace
+
+
+@dataclass(frozen=True)
+class ChannelGroup:
+    """Layers that share channels, directly (both outputs are added) or through other layers of the group."""
+
+    name: str
+    """The first producer."""
+    producers: tuple[str, ...]
+    """The layers whose filters make these channels, in graph order."""
+    readers: tuple[str, ...]
+    """The layers whose kernels read any of them, in graph order."""
+    size: int
+    """The number of channels that can be removed one by one."""
+    fixed: str | None
+    """Why no channel can be removed; None if channels can."""
+
+
+def find_groups(model: keras.Model) -> tuple[ChannelGroup, ...]:
+    """Return the groups of channels that convolutions and dense layers make, in graph order.
+
+    Channels that an unknown operation or a grouped convolution makes are in no group; none of them can be removed.
+
+    Args:
+        model: flat and functional.
+    """
+    traced = trace(model)
+    return tuple(group for group, _ in with_classes(traced))
+
+
+def reader_of(model: keras.Model) -> Mapping[str, str]:
+    """Return, by the name of a convolution, the one layer that reads its output channels.
+
+    The convolution must be the only producer of its channels, the reader must be their only reader and must read
+    no others, and it must be possible to remove channels. For example, the second convolution of a residual block
+    reads the output of the first, and the classifier reads that of the last layer of a VGG.
+
+    Args:
+        model: flat and functional.
+    """
+    traced = trace(model)
+    read = {call.operation.name: set(traced.of(call.input).tolist()) for call in traced.readers()}
+    return {
+        group.name: group.readers[0]
+        for group, classes in with_classes(traced)
+        if len(group.producers) == len(group.readers) == 1 and not group.fixed
+        if isinstance(model.get_layer(group.name), keras.layers.Conv2D)
+        if read[group.readers[0]] == set(classes)
+    }
+
+
+def with_classes(traced: Trace) -> list[tuple[ChannelGroup, list[int]]]:
+    """Return the groups in graph order, each with the classes of its channels in the order of their creation."""
+    group_of = _connected([of_operation for _, of_operation in traced.created])
+    members: dict[int, list[int]] = {}
+    for one in sorted(group_of):
+        members.setdefault(group_of[one], []).append(one)
+    producers, readers = dict[int, list[str]](), dict[int, list[str]]()
+    for operation, classes in traced.created:
+        if type(operation) in kernels.WIDTH:
+            producers.setdefault(group_of[int(classes[0])], []).append(operation.name)
+    for call in traced.readers():
+        for number in {group_of[one] for one in traced.of(call.input).tolist()}:
+            readers.setdefault(number, []).append(call.operation.name)
+    return [
+        (_group(names, readers.get(number, []), members[number], traced), members[number])
+        for number, names in producers.items()
+    ]
+
+
+def _group(producers: list[str], readers: list[str], classes: list[int], traced: Trace) -> ChannelGroup:
+    reasons = [traced.reasons[one] for one in classes if one in traced.reasons]
+    fixed = reasons[0] if reasons else ("it is the only one" if len(classes) == 1 else None)
+    return ChannelGroup(producers[0], tuple(producers), tuple(dict.fromkeys(readers)), len(classes), fixed)
+
+
+def _connected(sets: list[np.ndarray]) -> dict[int, int]:
+    """Return, by element, a number that two elements have in common if a chain of overlapping sets connects them."""
+    number_of: dict[int, int] = {}
+    members: dict[int, set[int]] = {}
+    for number, elements in enumerate(sets):
+        merged = set(elements.tolist())
+        for old in {number_of[one] for one in merged if one in number_of}:
+            merged |= members.pop(old)
+        members[number] = merged
+        number_of.update(dict.fromkeys(merged, number))
+    return number_of

@@ -1,0 +1,93 @@
+"""Real networks without half of their channels: the file computes what the masked network does."""
+
+import gc
+from collections.abc import Iterator
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.networks import channels, files, graph
+from tests.helpers.narrowing import TOLERANCE, difference, half, predict, randomise
+
+APPLICATIONS = {"DenseNet121": 32, "MobileNetV2": 32, "InceptionV3": 75, "EfficientNetB0": 32}
+"""The smallest image side."""
+
+
+@pytest.fixture(autouse=True)
+def _clean() -> Iterator[None]:
+    keras.utils.clear_session()
+    yield
+    keras.utils.clear_session()
+    gc.collect()
+
+
+def check(model: keras.Model, side: int, most: float, folder: Path) -> set[str]:
+    """Compare the file of the network with half of its channels with the masked network; return why others are fixed.
+
+    Args:
+        model: a classifier.
+        side: of the images, in pixels.
+        most: the largest part of the parameters that may remain.
+        folder: for the file.
+    """
+    flat = graph.logits(graph.flatten(model, (side, side, 3)))
+    kept = half(flat)
+    images = np.random.default_rng(1).uniform(0, 255, (2, side, side, 3)).astype(np.float32)
+    expected = predict(channels.masked(flat, kept), images)
+    assert np.ptp(expected) > 1e-3 * np.abs(expected).max(), "equal logits cannot tell networks apart"
+    channels.remove(flat, kept).save(folder / "pruned.keras")
+    pruned = keras.models.load_model(folder / "pruned.keras")
+    assert difference(predict(pruned, images), expected) < TOLERANCE
+    assert pruned.count_params() < most * flat.count_params()
+    return {group.fixed for group in channels.find_groups(flat) if group.fixed}
+
+
+def vgg16() -> keras.Model:
+    """Return VGG16 with batch normalisation and a quarter of its channels, for images of 32x32 pixels."""
+    x = inputs = keras.Input((32, 32, 3))
+    for convolutions, filters in ((2, 16), (2, 32), (3, 64), (3, 128), (3, 128)):
+        for _ in range(convolutions):
+            x = keras.layers.Conv2D(filters, 3, padding="same", use_bias=False)(x)
+            x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))
+        x = keras.layers.MaxPooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+@pytest.mark.parametrize("name", APPLICATIONS)
+def test_applications(name: str, tmp_path: Path) -> None:
+    model = getattr(keras.applications, name)(weights=None, input_shape=(*2 * [APPLICATIONS[name]], 3), classes=10)
+    randomise(model)
+    assert check(model, APPLICATIONS[name], 0.3, tmp_path) == {"they are the network's output"}
+
+
+def test_layer_normalisations_fix_the_residual_streams_of_convnext(tmp_path: Path) -> None:
+    model = keras.applications.ConvNeXtTiny(weights=None, input_shape=(32, 32, 3), classes=10)
+    randomise(model)
+    reasons = check(model, 32, 0.6, tmp_path)
+    assert "convnext_tiny_stem_layernorm (LayerNormalization) may mix them" in reasons
+
+
+def test_vgg16(tmp_path: Path) -> None:
+    model = vgg16()
+    randomise(model)
+    assert check(model, 32, 0.3, tmp_path) == {"they are the network's output"}
+
+
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet56_cifar10"])
+def test_residual_networks_trained_by_others(name: str, shared_teachers: Path, tmp_path: Path) -> None:
+    model = files.load(str(shared_teachers / f"{name}.keras"))
+    assert check(model, 32, 0.3, tmp_path) == {"they are the network's output"}
+
+
+def test_the_widths_of_residual_networks_are_shared_along_the_shortcuts(shared_teachers: Path) -> None:
+    """Shortcuts without weights connect the channels of all stages of ResNet20: there are 64 of them."""
+    model = graph.flatten(files.load(str(shared_teachers / "resnet20_cifar10.keras")), (32, 32, 3))
+    stream, *inner = channels.find_groups(model)
+    assert stream.producers == ("conv1", *(f"layer{s}_{b}_conv2" for s in (1, 2, 3) for b in (0, 1, 2)))
+    assert stream.readers == (*(f"layer{s}_{b}_conv1" for s in (1, 2, 3) for b in (0, 1, 2)), "logits")
+    assert stream.size == 64
+    assert [(group.producers, group.readers) for group in inner[:-1]] == [
+        ((f"layer{s}_{b}_conv1",), (f"layer{s}_{b}_conv2",)) for s in (1, 2, 3) for b in (0, 1, 2)
+    ]
