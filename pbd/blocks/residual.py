@@ -1,8 +1,8 @@
 """Blocks in place of a whole residual block: one convolution, or nothing.
 
-What limits a small network in 8-bit integers is the number of its layers, not their width
-(docs/measurements/2026-11-int8.md). One layer in place of a branch of several is therefore the largest step there is, as
-in DepthShrinker (Fu et al. 2022, arXiv:2206.00843); unlike there, the layer is fitted to the outputs of the block.
+What limits a small network in 8-bit integers is the number of its layers, not their width. One layer in place of a
+branch of several is therefore the largest step there is, as in DepthShrinker (Fu et al. 2022, arXiv:2206.00843); unlike
+there, the layer is fitted to the outputs of the block.
 """
 
 from typing import Any
@@ -70,13 +70,15 @@ class Drop(BlockDesign):
 
     def applies_to(self, layer: Layer) -> str | None:
         if layer.input_shape != layer.output_shape:
-            return (
-                f"shapes: {layer.input_shape} to {layer.output_shape}; only a block that keeps the shape can be dropped"
-            )
+            shapes = f"{layer.input_shape} to {layer.output_shape}"
+            return f"shapes: {shapes}; only a block that keeps the shape can be dropped"
         return None
 
     def build(self, x: Any, layer: Layer, seed: int) -> Any:
         return keras.layers.Identity(dtype=layer.dtype, name=f"{layer.name}{DROPPED}")(x)
+
+    def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
+        return None
 
 
 DESIGNS = (Merge(), Drop())

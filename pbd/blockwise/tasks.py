@@ -1,7 +1,9 @@
 """The tasks of a run: each design for every layer that it can replace, with the reason if it is skipped."""
 
+import collections
 import fnmatch
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import keras
 
@@ -62,6 +64,10 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     """Return the layers of these kinds in graph order, with their numbers of calls."""
     convolutions = {layer.name: (layer, calls) for layer, calls in find_convolutions(model) if CONVOLUTION in kinds}
     residuals = find_residuals(model) if RESIDUAL in kinds else {}
+    inside: dict[str, tuple[str, ...]] = collections.defaultdict(tuple)
+    for name, residual in residuals.items():
+        for each in residual.operations:
+            inside[each.name] += (name,)
     layers: list[tuple[Layer, int]] = []
     for operation in model.operations:
         if operation.name in convolutions:
@@ -69,7 +75,7 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
             layers.append((describe_layer(len(layers), layer, model), calls))
         elif operation.name in residuals:
             layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
-    return layers
+    return [(replace(layer, inside=inside[layer.name]), calls) for layer, calls in layers]
 
 
 def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -> Layer:

@@ -59,6 +59,8 @@ class Layer:
     """Name of the layer's dtype policy."""
     kind: str = CONVOLUTION
     """`CONVOLUTION` or `RESIDUAL`."""
+    inside: tuple[str, ...] = ()
+    """The residual blocks, among the layers, that contain it."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from pbd import blocks
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
-from pbd.networks import graph
+from pbd.networks import channels, graph
 from pbd.networks.compiled import compiled
 from pbd.records import BlockResult, BlockTask
 from pbd.student.fine_tuning import validate
@@ -22,7 +22,7 @@ RECALIBRATION_IMAGES = 2048
 
 
 def assemble(teacher: keras.Model, tasks: Iterable[BlockTask], accepted: Mapping[str, BlockResult]) -> keras.Model:
-    """Return a copy of the teacher in which every accepted block replaces its layer.
+    """Return a copy of the teacher with the accepted blocks in place of their layers, and no channel that nothing reads.
 
     Args:
         teacher: Flat and functional.
@@ -37,7 +37,7 @@ def assemble(teacher: keras.Model, tasks: Iterable[BlockTask], accepted: Mapping
     student = graph.swap(teacher, builders)
     for result in accepted.values():
         blocks.set_weights(student, result.weights)
-    return student
+    return channels.remove_unread(student)
 
 
 def recalibrate_batch_norm(student: keras.Model, batches: Iterable[Any], collective: Collective = SINGLE) -> None:
