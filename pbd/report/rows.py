@@ -73,6 +73,9 @@ def _decision(
     kept, passed = accepted.get(task.layer.name) is result, (result.score or 0.0) >= lowest
     if kept and task.layer.name in restored:
         return "given_back", restored[task.layer.name]
+    replaced = next((name for name in task.layer.inside if name in accepted), None)
+    if replaced is not None and not kept:
+        return "rejected", f"inside {replaced}, which is replaced by {accepted[replaced].design}"
     judged = "agreement" if result.val_accuracy is None else "accuracy"
     reason = f"{judged} {result.score:.4f} {'>=' if kept or passed else '<'} {lowest:.4f}"
     if passed and not kept and task.layer.name in accepted:

@@ -22,7 +22,7 @@ RECALIBRATION_IMAGES = 2048
 
 
 def assemble(teacher: keras.Model, tasks: Iterable[BlockTask], accepted: Mapping[str, BlockResult]) -> keras.Model:
-    """Return a copy of the teacher with the accepted blocks in place of their layers, and no channel that nothing reads.
+    """Return a copy of the teacher with the accepted blocks in place of their layers, without channels nothing reads.
 
     Args:
         teacher: Flat and functional.
