@@ -10,6 +10,7 @@ import keras
 from pbd import blocks
 from pbd.blocks import BlockDesign
 from pbd.errors import BadInputError, UsageError, unknown_name
+from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params, layer_macs
 from pbd.networks.graph import find_convolutions
 from pbd.networks.residuals import Residual, find_residuals
@@ -64,6 +65,7 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     """Return the layers of these kinds in graph order, with their numbers of calls."""
     convolutions = {layer.name: (layer, calls) for layer, calls in find_convolutions(model) if CONVOLUTION in kinds}
     residuals = find_residuals(model) if RESIDUAL in kinds else {}
+    producers = {reader: producer for producer, reader in channels.reader_of(model).items()}
     inside: dict[str, tuple[str, ...]] = collections.defaultdict(tuple)
     for name, residual in residuals.items():
         for each in residual.operations:
@@ -75,7 +77,10 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
             layers.append((describe_layer(len(layers), layer, model), calls))
         elif operation.name in residuals:
             layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
-    return [(replace(layer, inside=inside[layer.name]), calls) for layer, calls in layers]
+    return [
+        (replace(layer, inside=inside[layer.name], producer=producers.get(layer.name, "")), calls)
+        for layer, calls in layers
+    ]
 
 
 def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -> Layer:

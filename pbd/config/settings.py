@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.config import budgets
 from pbd.config.recipes import recipe_settings
 from pbd.config.values import Section, as_kind, at_least, fraction, one_of, positive
 from pbd.errors import UsageError, unknown_name
@@ -127,6 +128,10 @@ class StudentConfig(Section):
     max_accuracy_drop: float | None = None
     """Accept a block if the teacher with only this block swapped in loses at most this much validation accuracy
     (default: 0.2)."""
+    budget: tuple[str, ...] = ()
+    """What the student may need, as macs:0.3 or params:0.25 (fractions of the teacher's) or params:100000: of all
+    candidates, those with the least divergence from the teacher are chosen that keep within it. Give several designs
+    with --block. Without a budget, blocks are accepted by their accuracy."""
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
@@ -148,8 +153,18 @@ class StudentConfig(Section):
     agreement). The student is assembled and fine-tuned again each time."""
 
     def check(self) -> None:
+        budgets.check(self.budget)
         fraction("accuracy_threshold", self.accuracy_threshold)
         fraction("max_accuracy_drop", self.max_accuracy_drop)
+        limits = {
+            name: getattr(self, name) for name in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
+        }
+        given = [f"{name} {value}" for name, value in limits.items() if value is not None]
+        if self.budget and given:
+            raise UsageError(
+                "a budget chooses the blocks, without a threshold of accuracy. "
+                f"Received: budget {' '.join(self.budget)} and {given[0]}. Give one of them, not both."
+            )
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError(
                 "accuracy_threshold and max_accuracy_drop exclude each other. "

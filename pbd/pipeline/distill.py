@@ -29,7 +29,6 @@ from pbd.records import (
 from pbd.report import rows
 from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.scheduling import cost_table
-from pbd.student import selection
 from pbd.system import devices, launcher, process, watchdog
 
 if TYPE_CHECKING:
@@ -129,6 +128,7 @@ class _BlockPhase:
 def _compress(run: _Context) -> RunReport:
     from pbd.deploy import parity
     from pbd.pipeline import remote_tasks
+    from pbd.pipeline.choosing import Chooser
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import model_files
     from pbd.student.builder import StudentBuilder
@@ -151,14 +151,15 @@ def _compress(run: _Context) -> RunReport:
 
     pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    lowest = config.student.lowest_accuracy(teacher_metrics.score)
-    accepted = selection.accept(inputs.tasks, results, lowest)
+    chooser = Chooser(inputs.teacher, inputs.tasks, config, run.display, pool)
+    chosen = chooser.choose(results, teacher_metrics.score)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
-    student_result = _write_student(inputs, builder.build(accepted), accepted, images)
+    student_result = _write_student(inputs, builder.build(chosen.accepted), chosen.accepted, images)
+    student_result = replace(student_result, events=(*chosen.events, *student_result.events))
     run.clock.lap("fine_tune")
 
     workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
-    blocks = rows.block_rows(inputs.tasks, results, accepted, lowest, student_result.restored)
+    blocks = rows.block_rows(inputs.tasks, results, chosen.accepted, chosen.lowest, student_result.restored)
     deployed = _deploy(run, student_result.model)
     finished = _report(run, pool, block_phase, teacher_metrics, student_result, deployed, blocks, workers)
     report.write(finished, journal)

@@ -61,6 +61,8 @@ class Layer:
     """`CONVOLUTION` or `RESIDUAL`."""
     inside: tuple[str, ...] = ()
     """The residual blocks, among the layers, that contain it."""
+    producer: str = ""
+    """The convolution whose output channels this layer alone reads; empty if there is none."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ def block_rows(
     tasks: Iterable[BlockTask],
     results: Mapping[BlockKey, BlockResult],
     accepted: Mapping[str, BlockResult],
-    lowest: float,
+    lowest: float | None,
     restored: Mapping[str, str],
 ) -> tuple[BlockReport, ...]:
     """Return the report's row of each layer: the decision, its reason, and the measurements.
@@ -21,7 +21,8 @@ def block_rows(
         tasks: of every convolution, including the skipped ones, those of a layer one after another.
         results: of the tasks that workers returned.
         accepted: the accepted blocks, by layer.
-        lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1].
+        lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1]; None if a
+            budget decided.
         restored: layers of the teacher that were put back into the student, with the reason.
     """
     rows = []
@@ -62,7 +63,7 @@ def _decision(
     task: BlockTask,
     result: BlockResult | None,
     accepted: Mapping[str, BlockResult],
-    lowest: float,
+    lowest: float | None,
     restored: Mapping[str, str],
 ) -> tuple[str, str]:
     """Return the status and its reason."""
@@ -70,12 +71,18 @@ def _decision(
         return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
     if result.status != "trained":
         return "failed", result.error or "no reason given"
-    kept, passed = accepted.get(task.layer.name) is result, (result.score or 0.0) >= lowest
+    kept = accepted.get(task.layer.name) is result
     if kept and task.layer.name in restored:
         return "given_back", restored[task.layer.name]
     replaced = next((name for name in task.layer.inside if name in accepted), None)
     if replaced is not None and not kept:
         return "rejected", f"inside {replaced}, which is replaced by {accepted[replaced].design}"
+    if lowest is None:
+        return (
+            "accepted" if kept else "rejected",
+            f"KL {result.val_kl:.4f}, {'' if kept else 'not '}chosen for the budget",
+        )
+    passed = (result.score or 0.0) >= lowest
     judged = "agreement" if result.val_accuracy is None else "accuracy"
     reason = f"{judged} {result.score:.4f} {'>=' if kept or passed else '<'} {lowest:.4f}"
     if passed and not kept and task.layer.name in accepted:

@@ -1,0 +1,60 @@
+"""Budgets as users write them: `latency:0.5`, `macs:0.3`, `params:0.25` or `bytes:100000`."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from pbd.errors import UsageError, unknown_name
+
+RESOURCES = {"latency": "seconds", "macs": "multiply-accumulates", "params": "parameters", "bytes": "bytes"}
+"""What a budget can limit, and its unit."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The most of a resource that a student may need."""
+
+    resource: str
+    """One of `RESOURCES`."""
+    amount: float
+    """Up to 1: a fraction of what the teacher needs; above, an absolute amount. Latency is always a fraction."""
+
+    def limit(self, of_teacher: float) -> float:
+        """Return the largest allowed cost.
+
+        Args:
+            of_teacher: the teacher's cost.
+        """
+        return self.amount * of_teacher if self.amount <= 1.0 else self.amount
+
+    def __str__(self) -> str:
+        return f"{self.resource}:{self.amount:g}"
+
+
+def parse(text: str) -> Budget:
+    """Return the budget that a text such as `latency:0.5` describes.
+
+    Raises:
+        UsageError: it describes none.
+    """
+    resource, _, amount = text.partition(":")
+    if resource not in RESOURCES:
+        raise UsageError(unknown_name("budget", resource, RESOURCES))
+    try:
+        number = float(amount)
+    except ValueError:
+        number = 0.0
+    if not 0.0 < number < float("inf") or (resource == "latency" and number > 1.0):
+        most = "a fraction of the teacher's" if resource == "latency" else "a fraction of the teacher's or an amount"
+        raise UsageError(f"a budget is RESOURCE:{most}. Received: {text!r}. Give {resource}:0.5, for example.")
+    return Budget(resource, number)
+
+
+def check(texts: Iterable[str]) -> None:
+    """Check several budgets, which must limit different resources.
+
+    Raises:
+        UsageError: one is none, or two limit the same resource.
+    """
+    resources = [parse(text).resource for text in texts]
+    if len(set(resources)) < len(resources):
+        raise UsageError(f"budgets must limit different resources. Received: {', '.join(texts)}. Give each once.")

@@ -1,0 +1,156 @@
+"""The choice among candidates as a problem for the solver: its parts, their options, damages and costs.
+
+A part is a layer, or a residual block together with the layers inside it: either a block replaces all of it, or each
+layer inside has a block of its own or none. The damage of an option is the Kullback-Leibler divergence of the teacher
+with one block alone, summed over the blocks of the option. The cost of a layer depends on how many of its output
+channels are read: all, or those that the block of its only reader reads.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from pbd import blocks
+from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask, Layer
+from pbd.student.solver import Coupling, Problem
+
+MOST_OPTIONS = 200
+"""Most options of a residual block. Of more, only those count that no other one beats in damage and every cost."""
+
+Costs = Mapping[str, float]
+"""By resource."""
+CostOf = Callable[[Layer, str | None, int], Costs]
+"""Returns the costs of a layer for a design (None: the layer is kept) and the number of output channels to compute."""
+
+
+@dataclass(frozen=True)
+class Option:
+    """Designs for the layers of a part; layers without one are kept, or vanish with the residual block around them."""
+
+    designs: Mapping[str, str]
+    damage: float
+    costs: Costs
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """The parts of a teacher with their options, as a problem for the solver."""
+
+    parts: tuple[tuple[Option, ...], ...]
+    problem: Problem
+
+    def designs(self, options: Sequence[int]) -> dict[str, str]:
+        """Return the designs of a choice (an option for each part), by layer."""
+        chosen = [part[option] for part, option in zip(self.parts, options, strict=True)]
+        return {layer: design for option in chosen for layer, design in option.designs.items()}
+
+
+def gather(
+    tasks: Iterable[BlockTask], results: Mapping[BlockKey, BlockResult], cost_of: CostOf, teacher: Costs
+) -> Candidates:
+    """Return the candidates among the results of a run; a block without a finite divergence is none.
+
+    Args:
+        tasks: of the run.
+        results: of the tasks.
+        cost_of: see `CostOf`.
+        teacher: the costs of the whole teacher.
+    """
+    maker = _Maker({task.layer.name: task.layer for task in tasks}, results, cost_of, tuple(teacher))
+    residuals = [layer for layer in maker.layers.values() if layer.kind == RESIDUAL and not layer.inside]
+    inner = {residual.name: maker.inside(residual) for residual in residuals}
+    alone = [layer for layer in maker.layers.values() if layer.kind != RESIDUAL and not layer.inside]
+    parts = [maker.of_residual(residual, inner[residual.name]) for residual in residuals]
+    parts += [maker.of_layer(layer) for layer in alone]
+    kept = [maker.total(layers, {}) for layers in (*inner.values(), *([layer] for layer in alone))]
+    numbers = {layer.name: number for number, layer in enumerate(alone, start=len(residuals))}
+    problem = Problem(
+        damages=tuple(np.array([option.damage for option in part]) for part in parts),
+        costs={name: tuple(np.array([o.costs[name] for o in part]) for part in parts) for name in teacher},
+        couplings=tuple(
+            Coupling(numbers[layer.producer], numbers[layer.name], maker.savings(layer))
+            for layer in alone
+            if layer.producer in numbers
+        ),
+        base={name: cost - sum(costs[name] for costs in kept) for name, cost in teacher.items()},
+    )
+    return Candidates(tuple(parts), problem)
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the options of parts."""
+
+    layers: Mapping[str, Layer]
+    results: Mapping[BlockKey, BlockResult]
+    cost_of: CostOf
+    resources: tuple[str, ...]
+
+    def inside(self, residual: Layer) -> list[Layer]:
+        """Return the convolutions inside a residual block."""
+        return [each for each in self.layers.values() if residual.name in each.inside and each.kind != RESIDUAL]
+
+    def designs(self, layer: Layer) -> tuple[str | None, ...]:
+        """Return None, for the layer itself, and the designs of its candidates."""
+        usable = [
+            key.design
+            for key, result in self.results.items()
+            if key.layer == layer.name and result.status == "trained"
+            if result.val_kl is not None and math.isfinite(result.val_kl)
+        ]
+        return (None, *usable)
+
+    def of_layer(self, layer: Layer) -> tuple[Option, ...]:
+        """Return the options of a layer."""
+        return tuple(self._option([layer], {layer.name: design}) for design in self.designs(layer))
+
+    def of_residual(self, residual: Layer, inner: Sequence[Layer]) -> tuple[Option, ...]:
+        """Return the options of a residual block: all combinations of those inside, and those of the whole."""
+        combinations = itertools.product(*map(self.designs, inner))
+        options = [self._option(inner, dict(zip((i.name for i in inner), each, strict=True))) for each in combinations]
+        whole = [self._option([residual], {residual.name: design}) for design in self.designs(residual)[1:]]
+        options += whole
+        return tuple(options if len(options) <= MOST_OPTIONS else _efficient(options))
+
+    def _option(self, layers: Sequence[Layer], designs: Mapping[str, str | None]) -> Option:
+        chosen = {name: design for name, design in designs.items() if design is not None}
+        damage = sum(self.results[BlockKey(name, design)].val_kl or 0.0 for name, design in chosen.items())
+        return Option(chosen, damage, self.total(layers, chosen))
+
+    def total(self, layers: Sequence[Layer], designs: Mapping[str, str]) -> Costs:
+        """Return the summed costs of layers with these designs, the others kept."""
+        readers = {layer.producer: layer for layer in layers if layer.producer}
+        costs = []
+        for layer in layers:
+            reader = readers.get(layer.name)
+            outputs = layer.output_shape[-1] if reader is None else self._read(reader, designs.get(reader.name))
+            costs.append(self.cost_of(layer, designs.get(layer.name), outputs))
+        return {resource: sum(each[resource] for each in costs) for resource in self.resources}
+
+    def savings(self, reader: Layer) -> Mapping[str, np.ndarray]:
+        """Return what the designs of a reader save in the layer before it, (designs of that layer, of the reader)."""
+        layer = self.layers[reader.producer]
+        full = layer.output_shape[-1]
+        rows = []
+        for design in self.designs(layer):
+            whole = self.cost_of(layer, design, full)
+            parts = [self.cost_of(layer, design, self._read(reader, other)) for other in self.designs(reader)]
+            rows.append([{name: part[name] - whole[name] for name in self.resources} for part in parts])
+        return {name: np.array([[cell[name] for cell in row] for row in rows]) for name in self.resources}
+
+    def _read(self, reader: Layer, design: str | None) -> int:
+        return reader.input_shape[-1] if design is None else blocks.get(design).channels_read(reader)
+
+
+def _efficient(options: Sequence[Option]) -> list[Option]:
+    """Return the options that no other one beats or equals in damage and every cost."""
+    values = np.array([[option.damage, *option.costs.values()] for option in options])
+    order = np.lexsort(values.T[::-1])
+    kept: list[int] = []
+    for number in order:
+        if not any(np.all(values[other] <= values[number]) for other in kept):
+            kept.append(int(number))
+    return [options[number] for number in sorted(kept)]
