@@ -105,8 +105,10 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     from pbd.blockwise import distiller
     from pbd.learning import loop
     from pbd.networks import graph
+    from pbd.records import BlockKey
 
-    distiller = distiller.GroupDistiller(graph.truncate(teacher, built), dict(built))
+    keyed = {BlockKey(name, "block"): block for name, block in built.items()}
+    distiller = distiller.GroupDistiller(graph.truncate(teacher, built), keyed)
     optimizer = loop.adam(TrainingConfig().learning_rate, 1000, distiller.trainable_variables)
     distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
     images = 255.0 * tf.random.stateless_uniform((batch_size, *teacher.inputs[0].shape[1:]), (0, 0))
@@ -181,7 +183,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--teacher", default="vgg16_half", help="a model file, vgg16_half, resnet56, or a built-in network"
     )
     parser.add_argument("--image-size", type=positive, default=32, help="pixels, where the teacher leaves it free")
-    parser.add_argument("--block", default=BlockConfig().block)
+    parser.add_argument("--block", default=BlockConfig().block[0])
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads, and cores")
     parser.add_argument("--rounds", type=positive, default=15, help="turns of each operation, and of the step")

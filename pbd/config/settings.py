@@ -159,11 +159,11 @@ class StudentConfig(Section):
         limits = {
             name: getattr(self, name) for name in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
         }
-        given = [f"{name} {value}" for name, value in limits.items() if value is not None]
-        if self.budget and given:
+        set_too = [f"{name} {value}" for name, value in limits.items() if value is not None]
+        if self.budget and set_too:
             raise UsageError(
                 "a budget chooses the blocks, without a threshold of accuracy. "
-                f"Received: budget {' '.join(self.budget)} and {given[0]}. Give one of them, not both."
+                f"Received: budget {' '.join(self.budget)} and {set_too[0]}. Give one of them, not both."
             )
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError(

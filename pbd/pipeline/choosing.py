@@ -66,23 +66,23 @@ class Chooser:
 
     def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> Chosen:
         """Return the best of the solver's first choices, as validation of the assembled networks has it."""
-        wanted = [budgets.parse(text) for text in self.config.student.budget]
+        requested = [budgets.parse(text) for text in self.config.student.budget]
         of_teacher = {"macs": float(cost.count_macs(self.teacher)), "params": float(cost.count_params(self.teacher))}
-        found = candidates.gather(self.tasks, results, costs_of_blocks.count, of_teacher)
-        limits = {each.resource: each.limit(of_teacher[each.resource]) for each in wanted}
+        options = candidates.gather(self.tasks, results, costs_of_blocks.count, of_teacher)
+        limits = {each.resource: each.limit(of_teacher[each.resource]) for each in requested}
         try:
-            choices = list(itertools.islice(solver.best(found.problem, limits), ASSEMBLED))
+            choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))
         except solver.InfeasibleError as error:
-            raise _refusal(wanted, error, of_teacher) from error
+            raise _refusal(requested, error, of_teacher) from error
         best_kl, best, events = math.inf, choices[0], []
         for number, choice in enumerate(choices, start=1):
-            kl = self._divergence(found.designs(choice.options), results)
+            kl = self._divergence(options.designs(choice.options), results)
             measured = f"KL {kl:.4f} assembled, {choice.damage:.4f} summed"
             events.append(f"choice {number}: {measured}; {_shares(choice, of_teacher)}")
             self.display.phase(events[-1])
             if kl < best_kl:
                 best_kl, best = kl, choice
-        designs = found.designs(best.options)
+        designs = options.designs(best.options)
         accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
         return Chosen(accepted, None, tuple(events))
 
@@ -96,14 +96,14 @@ class Chooser:
 
 
 def _refusal(
-    wanted: Sequence[budgets.Budget], error: solver.InfeasibleError, of_teacher: Mapping[str, float]
+    requested: Sequence[budgets.Budget], error: solver.InfeasibleError, of_teacher: Mapping[str, float]
 ) -> UsageError:
     least = {name: amount / of_teacher[name] for name, amount in error.least.items()}
     feasible = ", ".join(f"{name}:{math.ceil(1000 * share) / 1000:g}" for name, share in least.items())
     together = ", each alone" if len(least) > 1 else ""
     return UsageError(
         "a budget must be possible with the candidates. "
-        f"Received: {', '.join(map(str, wanted))}; the least possible: {feasible}{together}. "
+        f"Received: {', '.join(map(str, requested))}; the least possible: {feasible}{together}. "
         "Give a larger budget, or more designs with --block."
     )
 

@@ -59,9 +59,9 @@ class Problem:
 
     def cost(self, resource: str, options: Sequence[int]) -> float:
         """Return the cost of a choice: an option for each part."""
-        own = sum(float(costs[option]) for costs, option in zip(self.costs[resource], options, strict=True))
+        alone = sum(float(costs[option]) for costs, option in zip(self.costs[resource], options, strict=True))
         pairs = sum(float(c.costs[resource][options[c.first], options[c.second]]) for c in self.couplings)
-        return self.base.get(resource, 0.0) + own + pairs
+        return self.base.get(resource, 0.0) + alone + pairs
 
     def damage(self, options: Sequence[int]) -> float:
         """Return the summed damage of a choice."""
@@ -165,18 +165,18 @@ def _milp(
         taken[starts[:-1] + np.array(options)] = 1.0
         constraints.append(LinearConstraint(sparse.csr_matrix(taken), -np.inf, len(options) - 1))
     scale = max(float(np.abs(weights).max()), np.finfo(float).tiny)
-    found = milp(
+    solution = milp(
         weights / scale,
         integrality=(np.arange(size) < starts[-1]).astype(int),
         bounds=Bounds(0, 1),
         constraints=constraints,
         options={"mip_rel_gap": 0.0},
     )
-    if found.x is None:
+    if solution.x is None:
         return None
-    options = tuple(int(np.argmax(found.x[starts[i] : starts[i + 1]])) for i in range(len(counts)))
+    options = tuple(int(np.argmax(solution.x[starts[i] : starts[i + 1]])) for i in range(len(counts)))
     costs = {resource: problem.cost(resource, options) for resource in problem.costs}
-    gap = float(found.mip_gap or 0.0)
+    gap = float(solution.mip_gap or 0.0)
     return Choice(options, problem.damage(options), costs, gap, time.perf_counter() - began)
 
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from pbd.config import RunConfig
-from pbd.records import BlockReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import BlockReport, CandidateReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
 
 NASTY = """<script>alert("1")</script> 'x' & Größe 層/{{ 7*7 }}"""
 """A name that no layer should have."""
@@ -33,6 +33,7 @@ def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockRepor
         macs_after=4_423_680,
         loss_history=(0.5, 0.25) if trained else (),
         nmse_history=(0.4, 0.2, 0.127) if trained else (),
+        candidates=(CandidateReport("two_layer", status, reason, 70_272, 4_423_680),),
     )
     return dataclasses.replace(row, **changes)
 

@@ -9,9 +9,10 @@ from experiments import scaling
 from pbd import blocks
 from pbd.config import ExecutionConfig
 from pbd.costs import calibration, memory
-from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
+from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, TaskMemory
 from pbd.errors import NoWorkersError, UsageError
 from pbd.pipeline import plan
+from pbd.records import BlockKey
 from pbd.scheduling.cost_table import Conditions, CostTable, TaskTimes, Workload
 from tests.helpers.fakes import make_task
 
@@ -63,17 +64,21 @@ class Workers:
 
 def footprint_of(gigabytes: float, free: float = 100.0) -> Footprint:
     """Return the footprint of layers that take so much each."""
-    each = LayerMemory(features=int(GIGABYTE * gigabytes), activations=0, weights=0, moment=0)
-    return Footprint(-OVERHEAD, dict.fromkeys(_names(), each), int(GIGABYTE * free))
+    each = TaskMemory(features=int(GIGABYTE * gigabytes), activations=0, weights=0, moment=0)
+    return Footprint(-OVERHEAD, dict.fromkeys(_keys(), each), int(GIGABYTE * free))
 
 
 def table(**seconds: float) -> CostTable:
     times = TaskTimes(**{field.name: seconds.get(field.name, 0.0) for field in fields(TaskTimes)})
-    return CostTable(Conditions("t", "decoupled_r2", "fitted", 64), "cpu", "given", dict.fromkeys(_names(), times))
+    return CostTable(Conditions("t", "fitted", 64), "cpu", "given", dict.fromkeys(_keys(), times))
 
 
 def _names() -> list[str]:
     return [task.layer.name for task in TASKS]
+
+
+def _keys() -> list[BlockKey]:
+    return [task.key for task in TASKS]
 
 
 def make(workers: Workers, context: Context | None = None, **settings: Any) -> plan.Plan:

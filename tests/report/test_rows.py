@@ -1,12 +1,13 @@
 """Which blocks are kept and why; who was busy and who waited."""
 
 import dataclasses
+from collections.abc import Iterable
 
 import pytest
 
 from pbd.records import BlockKey, BlockResult
 from pbd.report.rows import block_rows, worker_rows
-from pbd.student.selection import accept
+from pbd.student import selection
 from tests.helpers.fakes import make_task
 
 pytestmark = pytest.mark.fast
@@ -18,6 +19,11 @@ def trained(layer: str, accuracy: float | None, **settings: object) -> BlockResu
 
 def failed(layer: str, error: str | None = "out of memory") -> BlockResult:
     return BlockResult(layer, "failed", "two_layer", error=error)
+
+
+def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
+    by_key = {result.key: result for result in results}
+    return selection.accept([make_task(0, layer_name=key.layer) for key in by_key], by_key, lowest)
 
 
 def test_a_block_at_the_threshold_is_accepted_and_one_just_below_is_not() -> None:
