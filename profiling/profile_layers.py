@@ -68,9 +68,9 @@ def measure(settings: argparse.Namespace) -> CostTable:
 
 def as_table(costs: CostTable) -> Table:
     """Return the costs for a terminal."""
-    conditions = costs.conditions
+    conditions, design = costs.conditions, next(iter(costs.tasks)).design
     table = Table(
-        title=f"{next(iter(costs.tasks)).design}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
+        title=f"{design}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
         caption=costs.source,
     )
     headings = ("layer", "prefix", "block,\ntraining", "block,\nchecking", "rest of the\nteacher", "once per\nblock, s")

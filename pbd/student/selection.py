@@ -25,7 +25,9 @@ def accept(
     best: dict[str, BlockTask] = {}
     for task in tasks:
         result = results.get(task.key)
-        if result is None or result.status != "trained" or result.score is None or result.score < lowest - ROUNDING:
+        if result is None or result.status != "trained" or result.score is None:
+            continue
+        if not result.score >= lowest - ROUNDING:  # false also for NaN
             continue
         if task.layer.name not in best or _rank(task, results) < _rank(best[task.layer.name], results):
             best[task.layer.name] = task
