@@ -130,8 +130,8 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
 
 def dealt_out(tasks: Sequence[BlockTask], workers: int) -> Assignment:
     """Return the tasks one by one, dealt out in turn: the paper's round robin."""
-    names = [task.layer.name for task in tasks]
-    equal = TaskCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, 1.0), grouped=False, source="equal")
+    keys = [task.key for task in tasks]
+    equal = TaskCosts(dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 1.0), grouped=False, source="equal")
     return SCHEDULERS["round_robin"](tasks, equal, workers)
 
 

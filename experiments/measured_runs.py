@@ -17,7 +17,7 @@ from typing import Any
 from experiments.replays import named_tasks
 from experiments.sleep_tasks import Case, cases
 from pbd.errors import EnvironmentMismatchError, PbdError
-from pbd.records import Assignment, BlockResult, BlockTask, TaskGroup, WorkerReport
+from pbd.records import Assignment, BlockKey, BlockResult, BlockTask, TaskGroup, WorkerReport
 from pbd.report.rows import worker_rows
 from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
@@ -155,10 +155,10 @@ def from_report(report: dict[str, Any], workers: int) -> Execution:
     results = [BlockResult(row["layer"], row["status"], row["block"], **{k: row[k] for k in keys}) for row in trained]
     tasks = named_tasks(result.layer for result in results)
     measured = measured_timeline(results, tasks, workers)
-    taken_s: dict[str, float] = {}
+    taken_s: dict[BlockKey, float] = {}
     for spans in measured:
         for span in spans:
-            first, *others = span.group.layer_names
+            first, *others = (task.key for task in span.group.tasks)
             taken_s |= {first: span.ended_s - span.started_s} | dict.fromkeys(others, 0.0)
     costs = TaskCosts(dict.fromkeys(taken_s, 0.0), taken_s, grouped=False, source="measured in the run")
     queues = tuple(tuple(span.group for span in spans) for spans in measured)

@@ -56,7 +56,7 @@ def train_task(context: TrainingContext, task: BlockTask, dataset: Dataset) -> B
         prefix = graph.truncate(teacher, [name])
         if first == 0:
             _initialise(context, task, block, teacher, prefix, dataset)
-        distiller = GroupDistiller(prefix, {name: block})
+        distiller = GroupDistiller(prefix, {task.key: block})
         distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())
         if first == 0 and curve.include_start:
             curve.add(_validation_error(distiller, dataset), block.get_weights())
@@ -86,7 +86,7 @@ def _initialise(
     dataset: Dataset,
 ) -> None:
     images = (batch for batch, _ in dataset.batches("train", limit=FIT_IMAGES))
-    built = {task.layer.name: block}
+    built = {task.key: block}
     initialise(built, [task], context.designs, teacher, prefix, images, context.block_init, context.seed)
 
 
@@ -100,7 +100,7 @@ def _one_epoch(distiller: GroupDistiller, dataset: Dataset, epoch: int) -> float
         shuffle=False,
         verbose=0,
     ).history
-    return float(history[distiller.layer_names[0]][0])
+    return float(history[str(distiller.keys[0])][0])
 
 
 def _validation_error(distiller: GroupDistiller, dataset: Dataset) -> float:

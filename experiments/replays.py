@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from experiments.optimum import SOLVABLE_CELLS, Optimum, optimum
-from pbd.records import BlockTask, Layer
+from pbd.records import BlockKey, BlockTask, Layer
 from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 from pbd.scheduling.simulate import Replay, lower_bound_s, replay
@@ -107,13 +107,18 @@ class Printed:
         return None if self.from_own_times is None else abs(self.from_own_times / self.printed - 1) <= REPRODUCED
 
 
-def named_tasks(names: Iterable[str]) -> tuple[BlockTask, ...]:
-    """Return tasks of these names; shapes and counts are dummies, since seconds stand in for them."""
+def keyed_tasks(keys: Iterable[BlockKey]) -> tuple[BlockTask, ...]:
+    """Return the tasks with these keys; shapes and counts are dummies, since seconds stand in for them."""
     shape, one = (1, 1, 1), (1, 1)
     return tuple(
-        BlockTask(Layer(index, name, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0), "none", 0, 0)
-        for index, name in enumerate(names)
+        BlockTask(Layer(index, name, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0), design, 0, 0)
+        for index, (name, design) in enumerate(keys)
     )
+
+
+def named_tasks(names: Iterable[str]) -> tuple[BlockTask, ...]:
+    """Return a task for each of these layers."""
+    return keyed_tasks(BlockKey(name, "none") for name in names)
 
 
 @functools.cache
@@ -124,9 +129,10 @@ def logged_runs() -> dict[str, Source]:
 
 
 def _logged(name: str, layers: Sequence[str], times_s: Sequence[float], origin: str) -> Source:
-    times = dict(zip(layers, times_s, strict=True))
+    tasks = named_tasks(layers)
+    times = {task.key: seconds for task, seconds in zip(tasks, times_s, strict=True)}
     costs = TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=f"logged: {origin}")
-    return Source(name, named_tasks(times), costs, logged=True)
+    return Source(name, tasks, costs, logged=True)
 
 
 def is_cost_table(name: str) -> bool:
@@ -141,7 +147,7 @@ def logged_sources() -> list[Source]:
 
 def both_ways(name: str, costs: TaskCosts) -> list[Source]:
     """Return a measured table twice: one task at a time, and with groups that share their prefix."""
-    tasks = named_tasks(costs.prefix_s)
+    tasks = keyed_tasks(costs.prefix_s)
     return [
         Source(f"{name}, {'grouped' if grouped else 'one by one'}", tasks, dataclasses.replace(costs, grouped=grouped))
         for grouped in (False, True)

@@ -55,7 +55,7 @@ def cases(mean_s: float, workers: int) -> list[Case]:
 def sleeping(name: str, seconds: Sequence[float]) -> Source:
     """Return tasks that take these seconds."""
     tasks = named_tasks(f"task{at}" for at in range(len(seconds)))
-    times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
+    times = {task.key: one for task, one in zip(tasks, seconds, strict=True)}
     return Source(name, tasks, TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=name))
 
 

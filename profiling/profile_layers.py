@@ -69,17 +69,18 @@ def measure(settings: argparse.Namespace) -> CostTable:
 def as_table(costs: CostTable) -> Table:
     """Return the costs for a terminal."""
     conditions = costs.conditions
+    designs = ", ".join(dict.fromkeys(key.design for key in costs.tasks))
     table = Table(
-        title=f"{conditions.block}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
+        title=f"{designs}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
         caption=costs.source,
     )
     headings = ("layer", "prefix", "block,\ntraining", "block,\nchecking", "rest of the\nteacher", "once per\nblock, s")
     for heading in (*headings, "once per\ngroup, s"):
         table.add_column(heading, justify="left" if heading == "layer" else "right", no_wrap=heading == "layer")
-    for name, times in costs.layers.items():
+    for key, times in costs.tasks.items():
         per_batch = (times.prefix_s, times.step_s, times.check_s, times.suffix_s)
         table.add_row(
-            name,
+            key.layer,
             *(f"{1e3 * seconds:.1f}" for seconds in per_batch),
             *(f"{seconds:.2f}" for seconds in (times.block_once_s, times.group_once_s)),
         )
@@ -98,7 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive, default=224, help="pixels, where the teacher leaves it free")
     parser.add_argument("--classes", type=positive, default=10, help="of a built-in network")
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
-    parser.add_argument("--block", default=BlockConfig().block)
+    parser.add_argument("--block", default=BlockConfig().block[0])
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--include-unprofitable", action="store_true", help="as in pbd-run")
     parser.add_argument("--threads", type=positive, help="CPU threads; by default all cores")

@@ -50,12 +50,12 @@ COLUMNS = {
 def cases(setting: Setting, workers: Sequence[int], sharing: Sequence[str] | None) -> list[Case]:
     """Return what is measured: one worker shares with nobody, and blocks that see a whole batch cannot share it."""
     from pbd import blocks  # loads the backend
-    from pbd.pipeline.prepare import check_design
+    from pbd.pipeline.prepare import check_designs
 
-    design = blocks.get(RunConfig.of(**setting.flags).blocks.block)
+    designs = [blocks.get(name) for name in RunConfig.of(**setting.flags).blocks.block]
     if "data" in (sharing or ()):
-        check_design(RunConfig.of(**setting.but(parallel="data").flags))
-    kinds = sharing or [kind for kind in SHARING if kind == "task" or design.per_image]
+        check_designs(RunConfig.of(**setting.but(parallel="data").flags))
+    kinds = sharing or [kind for kind in SHARING if kind == "task" or all(design.per_image for design in designs)]
     return [("task", 1), *((kind, count) for count in workers if count > 1 for kind in kinds)]
 
 

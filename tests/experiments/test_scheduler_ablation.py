@@ -17,7 +17,7 @@ from experiments.scheduler_ablation import main
 from experiments.sleep_tasks import Sleep, cases, run_sleeping, sleeping
 from pbd.config import ExecutionConfig
 from pbd.executors.serial import SerialExecutor
-from pbd.records import BlockResult, WorkerReport
+from pbd.records import BlockKey, BlockResult, WorkerReport
 from pbd.scheduling.cost_table import Conditions, CostTable, TaskTimes
 from pbd.scheduling.schedulers import SCHEDULERS, Scheduler, pull, round_robin, wfd
 from pbd.scheduling.simulate import Span, replay
@@ -34,8 +34,11 @@ def rows() -> list[Row]:
 
 @pytest.fixture
 def costs_file(tmp_path: Path) -> Path:
-    layers = {f"conv{at}": TaskTimes(prefix_s=0.01 * at, step_s=0.05, check_s=0.01, suffix_s=0.1) for at in range(8)}
-    table = CostTable(Conditions("digest", "decoupled_r2", "fitted", 64), "a device", "a test", layers)
+    tasks = {
+        BlockKey(f"conv{at}", "decoupled_r2"): TaskTimes(prefix_s=0.01 * at, step_s=0.05, check_s=0.01, suffix_s=0.1)
+        for at in range(8)
+    }
+    table = CostTable(Conditions("digest", "fitted", 64), "a device", "a test", tasks)
     path = tmp_path / "costs_tiny.json"
     path.write_text(json.dumps(table.as_json()))
     return path

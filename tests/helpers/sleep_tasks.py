@@ -54,6 +54,6 @@ class Sleeper:
 def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], TaskCosts]:
     """Return a task for each duration, and costs that predict it; none share a prefix."""
     tasks = [make_task(at) for at in range(len(seconds))]
-    names = [task.layer.name for task in tasks]
-    costs = TaskCosts(dict.fromkeys(names, 0.0), dict(zip(names, seconds, strict=True)), False, "test")
+    keys = [task.key for task in tasks]
+    costs = TaskCosts(dict.fromkeys(keys, 0.0), dict(zip(keys, seconds, strict=True)), False, "test")
     return tasks, costs

@@ -24,29 +24,33 @@ from pbd.scheduling.cost_table import (
     read_table,
     table_from_macs,
 )
-from tests.helpers.fakes import make_task
+from tests.helpers.fakes import key, make_task
 
 pytestmark = pytest.mark.fast
 
 TASKS = [make_task(0), make_task(1), make_task(2)]
-PREFIX_S = {"conv0": 1.0, "conv1": 4.0, "conv2": 2.0}
-BLOCK_S = {"conv0": 10.0, "conv1": 20.0, "conv2": 40.0}
-CONDITIONS = Conditions(teacher="a1b2", block="decoupled_r2", block_init="fitted", batch_size=8)
+KEYS = [task.key for task in TASKS]
+PREFIX_S = dict(zip(KEYS, (1.0, 4.0, 2.0), strict=True))
+BLOCK_S = dict(zip(KEYS, (10.0, 20.0, 40.0), strict=True))
+CONDITIONS = Conditions(teacher="a1b2", block_init="fitted", batch_size=8)
 WORK = Workload(epochs=3, steps_per_epoch=10, check_batches=2, fit_batches=4, score_batches=5)
 
 
-def layer_times(seed: int) -> TaskTimes:
+def task_times(seed: int) -> TaskTimes:
     rng = random.Random(seed)
     return TaskTimes(**{field.name: rng.uniform(0.1, 1.0) for field in fields(TaskTimes)})
 
 
-TABLE = CostTable(CONDITIONS, "one core", "calibrated on one core", {f"conv{at}": layer_times(at) for at in range(3)})
+TABLE = CostTable(
+    CONDITIONS, "one core", "calibrated on one core", {key: task_times(at) for at, key in enumerate(KEYS)}
+)
+FIRST_TIMES = TABLE.as_json()["tasks"]["conv0@two_layer"]
 
 
 def result(layer: str, worker: int | None, started_s: float, seconds: float, epochs: int = 3) -> BlockResult:
     errors = (0.1,) * (epochs + 1)
     return BlockResult(
-        layer, "trained", "decoupled_r2", nmse_history=errors, worker=worker, started_s=started_s, seconds=seconds
+        layer, "trained", "two_layer", nmse_history=errors, worker=worker, started_s=started_s, seconds=seconds
     )
 
 
@@ -67,7 +71,7 @@ def test_one_task_alone_costs_the_same_however_it_is_asked(grouped: bool) -> Non
 def test_run_loads_agree_with_load_of_every_run(grouped: bool) -> None:
     rng = random.Random(0)
     tasks = [make_task(at) for at in range(9)]
-    prefix_s, block_s = ({task.layer.name: rng.uniform(0, 9) for task in tasks} for _ in range(2))
+    prefix_s, block_s = ({task.key: rng.uniform(0, 9) for task in tasks} for _ in range(2))
     costs = TaskCosts(prefix_s, block_s, grouped, "test")
     table = costs.run_loads_s(tasks)
     for start, loads_s in enumerate(table):
@@ -78,11 +82,11 @@ def test_macs_become_seconds_with_three_passes_for_the_block_and_one_for_the_pre
     task = make_task(0, prefix_macs=5_000_000, block_macs=1_000_000)
     table = table_from_macs(CONDITIONS, "cpu", [task], teacher_macs=7_000_000, macs_per_s=1e9)
     costs = table.costs(Workload(2, 10, check_batches=0, fit_batches=0, score_batches=0), grouped=True)
-    assert costs.prefix_s["conv0"] == pytest.approx(GROUP_TRACING_S + 2 * 10 * 8 * 5e6 / 1e9)
-    assert costs.block_s["conv0"] == pytest.approx(BLOCK_TRACING_S + 3 * 2 * 10 * 8 * 1e6 / 1e9)
+    assert costs.prefix_s[KEYS[0]] == pytest.approx(GROUP_TRACING_S + 2 * 10 * 8 * 5e6 / 1e9)
+    assert costs.block_s[KEYS[0]] == pytest.approx(BLOCK_TRACING_S + 3 * 2 * 10 * 8 * 1e6 / 1e9)
     scored = table.costs(Workload(0, 10, check_batches=0, fit_batches=0, score_batches=1), grouped=True)
-    assert scored.prefix_s["conv0"] == pytest.approx(GROUP_TRACING_S + 8 * (5e6 + 7e6) / 1e9)
-    assert scored.block_s["conv0"] == pytest.approx(BLOCK_TRACING_S + 8 * (2e6 + 2e6) / 1e9)
+    assert scored.prefix_s[KEYS[0]] == pytest.approx(GROUP_TRACING_S + 8 * (5e6 + 7e6) / 1e9)
+    assert scored.block_s[KEYS[0]] == pytest.approx(BLOCK_TRACING_S + 8 * (2e6 + 2e6) / 1e9)
 
 
 def test_the_estimate_names_its_rate() -> None:
@@ -99,12 +103,12 @@ def test_a_useless_rate_is_refused(rate: float) -> None:
 @pytest.mark.parametrize("seconds", [-0.1, math.nan, math.inf])
 def test_a_cost_that_would_mislead_a_scheduler_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"at least 0.*for conv0"):
-        TaskCosts({"conv0": 0.0}, {"conv0": seconds}, False, "test")
+        TaskCosts({KEYS[0]: 0.0}, {KEYS[0]: seconds}, False, "test")
 
 
-def test_a_layer_with_half_its_cost_is_refused_by_name() -> None:
+def test_a_task_with_half_its_cost_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="conv2"):
-        TaskCosts({"conv1": 1.0, "conv2": 1.0}, {"conv1": 1.0}, False, "test")
+        TaskCosts({KEYS[1]: 1.0, KEYS[2]: 1.0}, {KEYS[1]: 1.0}, False, "test")
 
 
 def test_what_is_paid_once_per_group_is_in_the_prefix_and_what_each_block_pays_is_in_the_block() -> None:
@@ -120,14 +124,14 @@ def test_what_is_paid_once_per_group_is_in_the_prefix_and_what_each_block_pays_i
 
 def test_loading_counts_once_in_a_shared_group_and_not_for_single_tasks() -> None:
     times = TaskTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=0, load_s=7.0)
-    table = replace(TABLE, layers={"conv0": times, "conv1": times})
+    table = replace(TABLE, tasks={KEYS[0]: times, KEYS[1]: times})
     assert table.costs(WORK, grouped=True).load_s(TASKS[:2]) == 7.0
     assert table.costs(WORK, grouped=False).load_s(TASKS[:2]) == 0.0
 
 
-def test_no_epochs_leave_the_checks_and_the_scores() -> None:
+def test_no_epochs_leave_the_initial_weights_and_the_scores() -> None:
     times = TaskTimes(prefix_s=1.0, step_s=9.0, check_s=0, suffix_s=0, epoch_s=9.0)
-    assert times.group_s(replace(WORK, epochs=0)) == 2 + 2 + 4 + 2 * 5
+    assert times.group_s(replace(WORK, epochs=0)) == 4 + 2 * 5
     assert times.block_s(replace(WORK, epochs=0)) == 0
 
 
@@ -141,12 +145,12 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"version": 2}, "version 2"),
-        ({"layers": {"conv0": {"prefix_s": 1.0}}}, "missing 3 required"),
-        ({"layers": {"conv0": TABLE.as_json()["layers"]["conv0"] | {"step_s": -1.0}}}, "step_s of conv0 is -1.0"),
-        ({"layers": {"conv0": TABLE.as_json()["layers"]["conv0"] | {"step_s": math.nan}}}, "step_s of conv0 is nan"),
-        ({"layers": {"conv0": TABLE.as_json()["layers"]["conv0"] | {"step_s": "1"}}}, "step_s of conv0 is '1'"),
-        ({"layers": [1]}, "items"),
+        ({"version": 1}, "version 1"),
+        ({"tasks": {"conv0@two_layer": {"prefix_s": 1.0}}}, "missing 3 required"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": -1.0}}}, "step_s of conv0@two_layer is -1.0"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": math.nan}}}, "step_s of conv0@two_layer is nan"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": "1"}}}, "step_s of conv0@two_layer is '1'"),
+        ({"tasks": [1]}, "items"),
     ],
 )
 def test_a_broken_table_is_refused_in_one_line(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -170,20 +174,18 @@ def test_a_misspelt_choice_or_a_folder_is_a_missing_file(tmp_path: Path) -> None
             read_requested(wanted)
 
 
-@pytest.mark.parametrize(
-    ("name", "other"), [("teacher", "ffff"), ("block", "two_layer"), ("block_init", "noise"), ("batch_size", 64)]
-)
+@pytest.mark.parametrize(("name", "other"), [("teacher", "ffff"), ("block_init", "noise"), ("batch_size", 64)])
 def test_a_table_of_another_run_is_refused_and_both_are_named(name: str, other: str | int) -> None:
     with pytest.raises(UsageError, match=name) as refused:
-        TABLE.check(replace(CONDITIONS, **{name: other}), ["conv0"])
+        TABLE.check(replace(CONDITIONS, **{name: other}), KEYS[:1])
     assert repr(other) in str(refused.value)
     assert repr(getattr(CONDITIONS, name)) in str(refused.value)
 
 
-def test_a_table_may_know_more_layers_than_the_run_but_not_fewer() -> None:
-    TABLE.check(CONDITIONS, ["conv1"])
-    with pytest.raises(UsageError, match="conv7"):
-        TABLE.check(CONDITIONS, ["conv1", "conv7"])
+def test_a_table_may_know_more_blocks_than_the_run_but_not_fewer() -> None:
+    TABLE.check(CONDITIONS, KEYS[1:2])
+    with pytest.raises(UsageError, match="conv7@two_layer"):
+        TABLE.check(CONDITIONS, [KEYS[1], key("conv7")])
 
 
 @pytest.mark.parametrize("grouped", [True, False])
@@ -200,7 +202,7 @@ def test_a_corrected_table_predicts_what_was_measured(grouped: bool) -> None:
 def test_a_correction_counts_the_epochs_that_were_trained() -> None:
     full = TABLE.costs(WORK, grouped=True)
     short = TABLE.costs(replace(WORK, epochs=1), grouped=True)
-    taken_s = max(full.prefix_s["conv0"], full.prefix_s["conv1"]) + full.block_s["conv0"] + short.block_s["conv1"]
+    taken_s = max(full.prefix_s[KEYS[0]], full.prefix_s[KEYS[1]]) + full.block_s[KEYS[0]] + short.block_s[KEYS[1]]
     results = [result("conv0", 0, 0.0, 2 * taken_s), result("conv1", 0, 0.0, 2 * taken_s, epochs=1)]
     corrected = TABLE.corrected(results, WORK, True, "runs/one")
     assert corrected.costs(WORK, True).load_s(TASKS[:2]) == pytest.approx(2 * full.load_s(TASKS[:2]))
@@ -210,14 +212,14 @@ def test_what_no_worker_stamped_what_failed_and_what_is_unknown_corrects_nothing
     failed = replace(result("conv0", 0, 0.0, 50.0), status="failed")
     results = [failed, result("conv1", 0, 0.0, 50.0), result("conv2", None, 0.0, 9.0), result("other", 1, 0.0, 9.0)]
     corrected = TABLE.corrected(results, WORK, True, "runs/one")
-    assert corrected.layers == TABLE.layers
+    assert corrected.tasks == TABLE.tasks
     assert corrected.source == "calibrated on one core", "nothing was measured, and nothing says so"
 
 
 def test_a_group_that_was_found_in_part_corrects_nothing() -> None:
     found = replace(result("conv0", 0, 0.0, 50.0), from_journal=True)
     corrected = TABLE.corrected([found, result("conv1", 0, 0.0, 3.0)], WORK, True, "runs/one")
-    assert corrected.layers == TABLE.layers
+    assert corrected.tasks == TABLE.tasks
 
 
 def test_a_group_that_workers_shared_corrects_nothing() -> None:
@@ -227,7 +229,7 @@ def test_a_group_that_workers_shared_corrects_nothing() -> None:
 
 
 def test_of_workers_that_share_every_batch_each_pays_its_part_of_what_is_paid_per_image() -> None:
-    times = TABLE.layers["conv1"]
+    times = TABLE.tasks[KEYS[1]]
     half = times.shared(2)
     assert times.shared(1) == times
     once = {"block_once_s", "group_once_s", "epoch_s", "load_s"}

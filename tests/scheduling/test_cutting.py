@@ -9,8 +9,8 @@ from tests.helpers.fakes import make_task
 
 pytestmark = pytest.mark.fast
 TASKS = tuple(make_task(at) for at in range(6))
-NAMES = [task.layer.name for task in TASKS]
-COSTS = TaskCosts(dict.fromkeys(NAMES, 10.0), dict.fromkeys(NAMES, 1.0), grouped=True, source="given")
+KEYS = [task.key for task in TASKS]
+COSTS = TaskCosts(dict.fromkeys(KEYS, 10.0), dict.fromkeys(KEYS, 1.0), grouped=True, source="given")
 
 
 def sizes(groups: tuple[TaskGroup, ...]) -> list[int]:

@@ -35,14 +35,14 @@ def random_instance(seed: int, count: int, grouped: bool) -> tuple[list[BlockTas
     """Small whole numbers, so that ties are frequent; prefixes do not always grow (sibling branches)."""
     rng = random.Random(seed)
     tasks = [make_task(at) for at in range(count)]
-    prefix_s = {task.layer.name: float(task.layer.index + rng.randint(0, 3)) for task in tasks}
-    block_s = {task.layer.name: float(rng.randint(0, 6)) for task in tasks}
+    prefix_s = {task.key: float(task.layer.index + rng.randint(0, 3)) for task in tasks}
+    block_s = {task.key: float(rng.randint(0, 6)) for task in tasks}
     return tasks, TaskCosts(prefix_s, block_s, grouped, "random")
 
 
 def flat_costs(tasks: Sequence[BlockTask], seconds: float, grouped: bool = False) -> TaskCosts:
-    names = [task.layer.name for task in tasks]
-    return TaskCosts(dict.fromkeys(names, 0.0), dict.fromkeys(names, seconds), grouped, "flat")
+    keys = [task.key for task in tasks]
+    return TaskCosts(dict.fromkeys(keys, 0.0), dict.fromkeys(keys, seconds), grouped, "flat")
 
 
 def layout(assignment: Assignment) -> list[list[int]]:
@@ -55,7 +55,7 @@ def trained(times: Replay) -> list[list[int]]:
 
 def timed(seconds: Sequence[float]) -> tuple[list[BlockTask], TaskCosts]:
     tasks = [make_task(at) for at in range(len(seconds))]
-    times = {task.layer.name: one for task, one in zip(tasks, seconds, strict=True)}
+    times = {task.key: one for task, one in zip(tasks, seconds, strict=True)}
     return tasks, TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source="timed")
 
 
@@ -152,10 +152,8 @@ def test_contiguous_is_exact_and_then_pays_least_in_all(grouped: bool) -> None:
 def test_contiguous_leaves_workers_free_that_could_not_help() -> None:
     # The last layer alone takes 11 s, and all three together no longer: a second worker would be wasted.
     tasks = [make_task(at) for at in range(3)]
-    names = [task.layer.name for task in tasks]
-    costs = TaskCosts(
-        dict(zip(names, (8.0, 9.0, 10.0), strict=True)), dict(zip(names, (0, 0, 1), strict=True)), True, ""
-    )
+    keys = [task.key for task in tasks]
+    costs = TaskCosts(dict(zip(keys, (8.0, 9.0, 10.0), strict=True)), dict(zip(keys, (0, 0, 1), strict=True)), True, "")
     assert layout(contiguous(tasks, costs, 3)) == [[0, 1, 2], [], []]
 
 
@@ -274,10 +272,10 @@ def test_an_unknown_scheduler_is_refused_with_the_nearest_name() -> None:
 def test_layers_are_cut_finely_only_where_prefixes_are_cheap(name: str) -> None:
     """Many runs balance better; where the prefix is most of the work, each further run costs more than it gains."""
     tasks = [make_task(at) for at in range(24)]
-    names = [task.layer.name for task in tasks]
-    blocks_s = dict.fromkeys(names, 1.0)
-    cheap = TaskCosts(dict.fromkeys(names, 0.0), blocks_s, True, "test")
-    dear = TaskCosts({name: 10.0 + at for at, name in enumerate(names)}, blocks_s, True, "test")
+    keys = [task.key for task in tasks]
+    blocks_s = dict.fromkeys(keys, 1.0)
+    cheap = TaskCosts(dict.fromkeys(keys, 0.0), blocks_s, True, "test")
+    dear = TaskCosts({key: 10.0 + at for at, key in enumerate(keys)}, blocks_s, True, "test")
     assert len(SCHEDULERS[name](tasks, cheap, 4).groups) == 8
     assert len(SCHEDULERS[name](tasks, dear, 4).groups) == 4
     best = contiguous(tasks, dear, 4).predicted_makespan_s

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pbd import run
+from pbd.records import BlockKey
 from pbd.scheduling import schedulers, simulate
 from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.cost_table import read_requested
@@ -15,15 +16,15 @@ from tests.scheduling.test_cost_model import BLOCK_S, CONDITIONS, PREFIX_S, TABL
 
 pytestmark = pytest.mark.fast
 
-NAMES = tuple(TABLE.layers)
+KEYS = tuple(TABLE.tasks)
 COSTS = TaskCosts(PREFIX_S, BLOCK_S, True, "test")
 
 
-def use(costs: str, layers: tuple[str, ...] = NAMES) -> None:
-    """Read the costs that a run asks for, and check that they are those of its layers."""
+def use(costs: str, keys: tuple[BlockKey, ...] = KEYS) -> None:
+    """Read the costs that a run asks for, and check that they are those of its tasks."""
     table = read_requested(costs)
     if table is not None:
-        table.check(CONDITIONS, layers)
+        table.check(CONDITIONS, keys)
 
 
 def write(path: Path, **changes: object) -> str:
@@ -36,7 +37,7 @@ def write(path: Path, **changes: object) -> str:
     [
         ({"teacher": "ffff"}, "or a table of such a run."),
         ({"batch_size": 64}, "or a table of such a run."),
-        ({"layers": {}}, "or a table of a run that trained them."),
+        ({"tasks": {}}, "or a table of a run that trained them."),
         ({"version": 0}, "Give --costs calibrate."),
     ],
 )

@@ -15,7 +15,7 @@ from tests.helpers.fakes import make_task
 pytestmark = pytest.mark.fast
 
 TASKS = [make_task(at) for at in range(4)]
-PREFIX_S = {"conv0": 1.0, "conv1": 2.0, "conv2": 3.0, "conv3": 4.0}
+PREFIX_S = {task.key: 1.0 + at for at, task in enumerate(TASKS)}
 BLOCK_S = dict.fromkeys(PREFIX_S, 5.0)
 
 
@@ -87,7 +87,7 @@ def test_no_assignment_beats_the_lower_bound(grouped: bool) -> None:
     reached = 0
     for _ in range(40):
         tasks = [make_task(at) for at in range(rng.randint(1, 5))]
-        prefix_s, block_s = ({task.layer.name: float(rng.randint(0, 9)) for task in tasks} for _ in range(2))
+        prefix_s, block_s = ({task.key: float(rng.randint(0, 9)) for task in tasks} for _ in range(2))
         costs = TaskCosts(prefix_s, block_s, grouped, "random")
         workers = rng.randint(1, 4)
         makespans = []
