@@ -30,7 +30,7 @@ from pbd.data.images import ArrayImages
 from pbd.errors import PbdError
 from pbd.learning.loop import adam, trainer
 from pbd.networks import graph
-from pbd.records import BlockTask
+from pbd.records import BlockKey, BlockTask
 from pbd.system import devices
 
 CLASSES = 10
@@ -169,14 +169,15 @@ def pbd_epochs(
     teacher: keras.Model, built: Mapping[str, keras.Model], dataset: Dataset, all_steps: int
 ) -> Callable[[int], dict[str, list[float]]]:
     """Return what trains an epoch through pbd, until the device is done, and returns its mean losses."""
-    distiller = GroupDistiller(graph.truncate(teacher, built), dict(built))
+    keyed = {BlockKey(name, "measured"): block for name, block in built.items()}
+    distiller = GroupDistiller(graph.truncate(teacher, built), keyed)
     weights = [variable for block in built.values() for variable in block.trainable_variables]
     learner = trainer(distiller, adam(LEARNING_RATE, all_steps, weights), dataset, SINGLE)
 
     def train(epoch: int) -> dict[str, list[float]]:
         history = learner.fit(epoch, epoch + 1, [])
         jax.block_until_ready([variable.value for variable in distiller.variables])
-        return history
+        return {BlockKey.parse(name).layer: losses for name, losses in history.items()}
 
     return train
 
