@@ -168,8 +168,9 @@ def _timed(train: Callable[[int], Any], epoch: int) -> tuple[Any, float]:
 def pbd_epochs(
     teacher: keras.Model, built: Mapping[str, keras.Model], dataset: Dataset, all_steps: int
 ) -> Callable[[int], dict[str, list[float]]]:
-    """Return what trains an epoch through pbd, until the device is done, and returns its mean losses by layer."""
-    distiller = GroupDistiller(graph.truncate(teacher, built), {BlockKey(name, "block"): built[name] for name in built})
+    """Return what trains an epoch through pbd, until the device is done, and returns its mean losses."""
+    keyed = {BlockKey(name, "measured"): block for name, block in built.items()}
+    distiller = GroupDistiller(graph.truncate(teacher, built), keyed)
     weights = [variable for block in built.values() for variable in block.trainable_variables]
     learner = trainer(distiller, adam(LEARNING_RATE, all_steps, weights), dataset, SINGLE)
 

@@ -158,7 +158,7 @@ def from_report(report: dict[str, Any], workers: int) -> Execution:
     taken_s: dict[BlockKey, float] = {}
     for spans in measured:
         for span in spans:
-            first, *others = [task.key for task in span.group.tasks]
+            first, *others = (task.key for task in span.group.tasks)
             taken_s |= {first: span.ended_s - span.started_s} | dict.fromkeys(others, 0.0)
     costs = TaskCosts(dict.fromkeys(taken_s, 0.0), taken_s, grouped=False, source="measured in the run")
     queues = tuple(tuple(span.group for span in spans) for spans in measured)

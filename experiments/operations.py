@@ -26,6 +26,7 @@ from experiments.csv_table import write_csv
 from pbd import command_line
 from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BlockConfig, DataConfig, TrainingConfig
+from pbd.records import BlockKey
 from pbd.system import backend, devices
 
 if TYPE_CHECKING:
@@ -107,7 +108,7 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     from pbd.networks import graph
     from pbd.records import BlockKey
 
-    keyed = {BlockKey(name, "block"): block for name, block in built.items()}
+    keyed = {BlockKey(name, "measured"): block for name, block in built.items()}
     distiller = distiller.GroupDistiller(graph.truncate(teacher, built), keyed)
     optimizer = loop.adam(TrainingConfig().learning_rate, 1000, distiller.trainable_variables)
     distiller.compile(optimizer, jit_compile=devices.compiles_with_xla())

@@ -107,18 +107,18 @@ class Printed:
         return None if self.from_own_times is None else abs(self.from_own_times / self.printed - 1) <= REPRODUCED
 
 
-def named_tasks(names: Iterable[str]) -> tuple[BlockTask, ...]:
-    """Return tasks for layers of these names (see `keyed_tasks`)."""
-    return keyed_tasks(BlockKey(name, "none") for name in names)
-
-
 def keyed_tasks(keys: Iterable[BlockKey]) -> tuple[BlockTask, ...]:
-    """Return tasks with these keys; shapes and counts are dummies, since seconds stand in for them."""
+    """Return the tasks with these keys; shapes and counts are dummies, since seconds stand in for them."""
     shape, one = (1, 1, 1), (1, 1)
     return tuple(
-        BlockTask(Layer(index, key.layer, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0), key.design, 0, 0)
-        for index, key in enumerate(keys)
+        BlockTask(Layer(index, name, (3, 3), one, one, "same", "linear", shape, shape, 0, 0, 0), design, 0, 0)
+        for index, (name, design) in enumerate(keys)
     )
+
+
+def named_tasks(names: Iterable[str]) -> tuple[BlockTask, ...]:
+    """Return a task for each of these layers."""
+    return keyed_tasks(BlockKey(name, "none") for name in names)
 
 
 @functools.cache
@@ -130,7 +130,7 @@ def logged_runs() -> dict[str, Source]:
 
 def _logged(name: str, layers: Sequence[str], times_s: Sequence[float], origin: str) -> Source:
     tasks = named_tasks(layers)
-    times = {task.key: one for task, one in zip(tasks, times_s, strict=True)}
+    times = {task.key: seconds for task, seconds in zip(tasks, times_s, strict=True)}
     costs = TaskCosts(dict.fromkeys(times, 0.0), times, grouped=False, source=f"logged: {origin}")
     return Source(name, tasks, costs, logged=True)
 

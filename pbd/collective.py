@@ -66,7 +66,7 @@ SINGLE = SingleProcess()
 
 def all_reduce_sums(collective: Collective, arrays: list[np.ndarray]) -> list[np.ndarray]:
     """Return the sums of several arrays of one type, in a single exchange."""
-    if collective.size == 1:
+    if collective.size == 1 or not arrays:
         return arrays
     flat = collective.all_reduce_sum(np.concatenate([array.reshape(-1) for array in arrays]))
     ends = np.cumsum([array.size for array in arrays])

@@ -68,9 +68,10 @@ def measure(settings: argparse.Namespace) -> CostTable:
 
 def as_table(costs: CostTable) -> Table:
     """Return the costs for a terminal."""
-    conditions, design = costs.conditions, next(iter(costs.tasks)).design
+    conditions = costs.conditions
+    designs = ", ".join(dict.fromkeys(key.design for key in costs.tasks))
     table = Table(
-        title=f"{design}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
+        title=f"{designs}, {conditions.block_init}: milliseconds per batch of {conditions.batch_size}",
         caption=costs.source,
     )
     headings = ("layer", "prefix", "block,\ntraining", "block,\nchecking", "rest of the\nteacher", "once per\nblock, s")

@@ -37,6 +37,7 @@ def test_settings_take_paths_and_single_patterns() -> None:
         ("learning_rate", np.int32(1), 1.0),
         ("group", np.bool_(False), False),
         ("block", np.str_("two_layer"), ("two_layer",)),
+        ("block_init", np.str_("noise"), "noise"),
         ("layers", np.array(["conv1", "conv2"]), ("conv1", "conv2")),
         ("memory_limit", np.array(2.0), 2.0),
     ],

@@ -78,18 +78,22 @@ def fit(
     """Train the blocks in place and set each to the weights of its best epoch.
 
     A block stops when its own validation error stops falling or is not finite. Its stopping does not affect the
-    training of the other blocks.
+    training of the other blocks. Without epochs, no block is trained, and a block without trainable variables never is:
+    such a block keeps its weights, and its learning curve stays empty.
 
     Args:
         config: the run's training settings.
         teacher: flat and functional.
         built: the blocks, with their initial weights; trained as copies in half precision if so configured.
         dataset: this worker's part of the data.
-        variances: variance of each layer's output (see `target_variances`).
+        variances: variance of each layer's output (see `target_variances`); not used without epochs.
         curves: an empty learning curve per block; filled in here.
         emit: called after every step.
         collective: the workers that train these blocks together.
     """
+    built = {key: block for key, block in built.items() if block.trainable_variables}
+    if config.epochs == 0 or not built:
+        return
     steps = dataset.steps_per_epoch
     teacher = precision.mixed(teacher, config.precision)
     learning = {key: precision.mixed(block, config.precision) for key, block in built.items()}

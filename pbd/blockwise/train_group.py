@@ -172,7 +172,8 @@ def _train_in_one_pass(
     built = {task.key: blocks.build_block(designs[task.key], task.layer, context.seed) for task in group.tasks}
     prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced anew
     _initialise(context, group, built, teacher, prefix, dataset, collective)
-    variances = target_variances(prefix, dataset, collective)
+    # The variances normalise the errors of the learning curves, which stay empty without epochs.
+    variances = target_variances(prefix, dataset, collective) if context.training.epochs else {}
     closed_form = context.block_init != "noise"
     # Blocks with batch statistics have none before the first epoch, so their start is no candidate for the best epoch.
     curves = {key: LearningCurve(designs[key].per_image and closed_form) for key in built}

@@ -10,7 +10,10 @@ PLATEAU = 0.01
 
 @dataclass
 class LearningCurve:
-    """One block's errors, before training and after each epoch, and its weights at the lowest error."""
+    """One block's errors, before training and after each epoch, and its weights at the lowest error.
+
+    It is empty if the block was not trained.
+    """
 
     COPIES: ClassVar[int] = 1
     """Copies of the block's weights that a curve holds."""

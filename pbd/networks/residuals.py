@@ -53,10 +53,10 @@ def find_residuals(model: keras.Model) -> Mapping[str, Residual]:
     """
     graph, counts = list(calls(model)), call_counts(model)
     additions = [(operation, inputs) for operation, inputs, _ in graph if is_addition(operation) and len(inputs) == 2]
-    residuals = [_residual(addition, inputs, graph) for addition, inputs in additions]
+    candidates = [_residual(addition, inputs, graph) for addition, inputs in additions]
     return {
         residual.addition.name: residual
-        for residual in residuals
+        for residual in candidates
         if residual is not None and residual.macs > 0 and len(residual.input.shape) == 4
         if all(counts[id(each)] == 1 for each in (residual.addition, residual.source, *residual.operations))
     }
@@ -71,13 +71,13 @@ def _residual(addition: Any, inputs: list[Any], graph: list[_Call]) -> Residual 
 
     def ancestors(tensor: Any) -> dict[int, Any]:
         """Return the operations that a tensor depends on, by `id`, with the one that computes it."""
-        operations, tensors = {}, [tensor]
-        while tensors:
-            operation = producer(tensors.pop())[0]
+        operations, open_tensors = {}, [tensor]
+        while open_tensors:
+            operation = producer(open_tensors.pop())[0]
             if id(operation) not in operations:
                 operations[id(operation)] = operation
                 if id(operation) in by_operation:
-                    tensors += graph[by_operation[id(operation)]][1]
+                    open_tensors += graph[by_operation[id(operation)]][1]
         return operations
 
     first, second = ancestors(inputs[0]), ancestors(inputs[1])

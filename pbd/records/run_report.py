@@ -199,8 +199,8 @@ class RunReport:
     @property
     def failed_blocks(self) -> tuple[BlockKey, ...]:
         return tuple(
-            BlockKey(row.layer, candidate.block)
+            BlockKey(row.layer, candidate.block or "")
             for row in self.blocks
-            for candidate in row.candidates
+            for candidate in row.candidates or (row,)  # reports of earlier versions have no candidates
             if candidate.status == "failed"
         )

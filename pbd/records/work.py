@@ -149,7 +149,8 @@ class BlockResult:
     loss_history: tuple[float, ...] = ()
     """Mean squared error on the training batches, per epoch."""
     nmse_history: tuple[float, ...] = ()
-    """Normalised error, as in `nmse`, on the images for early stopping, before training and after each epoch."""
+    """Normalised error, as in `nmse`, on the images for early stopping, before training and after each epoch;
+    empty if the block was not trained."""
     nmse: float | None = None
     """Mean squared error on the validation split, divided by the variance of the layer's output."""
     val_accuracy: float | None = None

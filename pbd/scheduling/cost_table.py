@@ -47,8 +47,13 @@ class Workload:
 
     @property
     def checks(self) -> int:
-        """Validation batches of all checks: before training and after every epoch."""
-        return (self.epochs + 1) * self.check_batches
+        """Validation batches of all checks: before training and after every epoch; without epochs, none."""
+        return (self.epochs + 1) * self.check_batches if self.epochs else 0
+
+    @property
+    def target_batches(self) -> int:
+        """Validation batches from which the variance of the layers' outputs is computed; without epochs, none."""
+        return self.check_batches if self.epochs else 0
 
 
 @dataclass(frozen=True)
@@ -78,14 +83,14 @@ class TaskTimes:
 
     def group_s(self, work: Workload) -> float:
         """Return the shared cost of a group whose deepest layer this is, without loading."""
-        batches = work.steps + work.checks + work.check_batches + work.fit_batches
+        batches = work.steps + work.checks + work.target_batches + work.fit_batches
         # Scoring runs the prefix for the targets, and the whole teacher for its scores.
         scoring_s = work.score_batches * (2 * self.prefix_s + self.suffix_s)
         return self.group_once_s + work.epochs * self.epoch_s + batches * self.prefix_s + scoring_s
 
     def block_s(self, work: Workload) -> float:
         """Return the cost of the block, without its group's shared cost."""
-        training_s = work.steps * self.step_s + work.checks * self.check_s + work.check_batches * self.target_s
+        training_s = work.steps * self.step_s + work.checks * self.check_s + work.target_batches * self.target_s
         # Scoring runs the block for its error, and swapped into the teacher for its scores.
         scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)
         return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s

@@ -25,9 +25,7 @@ def accept(
     best: dict[str, BlockTask] = {}
     for task in tasks:
         result = results.get(task.key)
-        if result is None or result.status != "trained" or result.score is None:
-            continue
-        if not result.score >= lowest - ROUNDING:  # false also for NaN
+        if result is None or not _passes(result, lowest):
             continue
         if task.layer.name not in best or _rank(task, results) < _rank(best[task.layer.name], results):
             best[task.layer.name] = task
@@ -37,6 +35,10 @@ def accept(
         excluded = [residual] if residual.layer.macs - saved < residual.macs else inner
         best = {layer: task for layer, task in best.items() if task not in excluded}
     return {layer: results[task.key] for layer, task in best.items()}
+
+
+def _passes(result: BlockResult, lowest: float) -> bool:
+    return result.status == "trained" and result.score is not None and result.score >= lowest - ROUNDING
 
 
 def _rank(task: BlockTask, results: Mapping[BlockKey, BlockResult]) -> tuple[int, float]:

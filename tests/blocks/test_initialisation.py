@@ -54,11 +54,11 @@ class Subject:
     ) -> dict[str, keras.Model]:
         """Return blocks with their first weights."""
         tasks = [self.task(block, name) for name in names]
-        built = {task.layer.name: blocks.build_block(blocks.get(block), task.layer, seed) for task in tasks}
-        prefix = graph.truncate(self.teacher, built)
+        built = {task.key: blocks.build_block(blocks.get(block), task.layer, seed) for task in tasks}
+        prefix = graph.truncate(self.teacher, names)
         designs = {block: blocks.get(block)}
         initialisation.initialise(built, tasks, designs, self.teacher, prefix, self.batches(), block_init, seed)
-        return built
+        return {key.layer: block for key, block in built.items()}
 
     def outputs(self, block: keras.Model, images: np.ndarray, name: str = "layer") -> tuple[np.ndarray, np.ndarray]:
         """Return what the block makes of these images, and what the layer does."""
@@ -253,16 +253,17 @@ class Unread:
 def test_images_are_read_only_where_they_matter(block: str, block_init: str, reads: bool) -> None:
     held = subject()
     task = held.task(block)
-    built = {"layer": blocks.build_block(blocks.get(block), task.layer, 0)}
-    before = blocks.get_weights(built["layer"])
+    built = {task.key: blocks.build_block(blocks.get(block), task.layer, 0)}
+    before = blocks.get_weights(built[task.key])
     designs = {block: blocks.get(block)}
-    arguments = (built, [task], designs, held.teacher, graph.truncate(held.teacher, built), Unread(), block_init, 0)
+    prefix = graph.truncate(held.teacher, ["layer"])
+    arguments = (built, [task], designs, held.teacher, prefix, Unread(), block_init, 0)
     if reads:
         with pytest.raises(AssertionError, match="read"):
             initialisation.initialise(*arguments)
         return
     initialisation.initialise(*arguments)
-    changed = any(not np.array_equal(before[key], value) for key, value in blocks.get_weights(built["layer"]).items())
+    changed = any(not np.array_equal(before[key], value) for key, value in blocks.get_weights(built[task.key]).items())
     assert changed is (block_init != "noise")
 
 

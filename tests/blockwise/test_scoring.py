@@ -15,7 +15,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import DataConfig
 from pbd.learning import losses, metrics
 from pbd.networks import graph, variants
-from pbd.records import BlockTask
+from pbd.records import BlockKey, BlockTask
 from pbd.system import devices
 from tests.helpers.gradients import gradients
 from tests.helpers.swapping import swap_blocks
@@ -31,9 +31,9 @@ class Scored:
 
     teacher: keras.Model
     tasks: tuple[BlockTask, ...]
-    built: dict[str, keras.Model]
+    built: dict[BlockKey, keras.Model]
     dataset: data.Dataset
-    scores: dict[str, scoring.Score]
+    scores: dict[BlockKey, scoring.Score]
     images: np.ndarray
     labels: np.ndarray
 
@@ -67,7 +67,7 @@ def scored(request: pytest.FixtureRequest) -> Scored:
     dataset = data.load(config, 0)
     teacher = make_teacher(softmax)
     tasks = tuple(task for task in enumerate_tasks(teacher, blocks.get(BLOCK)) if task.skip_reason is None)
-    built = {task.layer.name: blocks.build_block(blocks.get(BLOCK), task.layer, 5) for task in tasks}
+    built = {task.key: blocks.build_block(blocks.get(BLOCK), task.layer, 5) for task in tasks}
     images, labels = (np.concatenate(part) for part in zip(*dataset.batches("validation"), strict=True))
     assert len(images) % 32 != 0, "the last batch is smaller"
     return Scored(teacher, tasks, built, dataset, scoring.score(teacher, built, dataset), images, labels)
@@ -80,7 +80,7 @@ def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
 
 
 def test_every_block_is_scored(scored: Scored) -> None:
-    assert list(scored.scores) == ["second", "third"]
+    assert [key.layer for key in scored.scores] == ["second", "third"]
 
 
 def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
@@ -88,8 +88,8 @@ def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     assert len(np.unique(expected.argmax(axis=1))) > 2, "a teacher with constant answers would hide errors"
     for task in scored.tasks:
         alone = swap_blocks(scored.teacher, [task])
-        blocks.set_weights(alone, blocks.get_weights(scored.built[task.layer.name]))
-        swapped, result = probabilities(alone, scored.images), scored.scores[task.layer.name].metrics
+        blocks.set_weights(alone, blocks.get_weights(scored.built[task.key]))
+        swapped, result = probabilities(alone, scored.images), scored.scores[task.key].metrics
         agreement = np.mean(swapped.argmax(axis=1) == expected.argmax(axis=1))
         assert 0 < agreement < 1
         assert result.agreement == pytest.approx(agreement)
@@ -102,11 +102,11 @@ def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
 
 
 def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -> None:
-    activations = graph.truncate(scored.teacher, scored.built).predict(scored.images, verbose=0)
-    for name, block in scored.built.items():
-        inputs, target = activations[name]
+    activations = graph.truncate(scored.teacher, [key.layer for key in scored.built]).predict(scored.images, verbose=0)
+    for key, block in scored.built.items():
+        inputs, target = activations[key.layer]
         error = np.mean((block.predict(inputs, verbose=0) - target) ** 2) / np.var(target)
-        assert scored.scores[name].nmse == pytest.approx(error, rel=1e-3)
+        assert scored.scores[key].nmse == pytest.approx(error, rel=1e-3)
 
 
 def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
@@ -114,7 +114,8 @@ def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     twin = keras.layers.Conv2D(16, 3, padding="same", name="twin")
     block = keras.Model(inputs, twin(inputs))
     twin.set_weights(scored.teacher.get_layer("third").get_weights())
-    score = scoring.score(scored.teacher, {"third": block}, scored.dataset)["third"]
+    key = BlockKey("third", "twin")
+    score = scoring.score(scored.teacher, {key: block}, scored.dataset)[key]
     assert score.nmse < 1e-9
     assert score.metrics.agreement == 1.0
     assert score.metrics.kl < 1e-7

@@ -14,6 +14,7 @@ import pytest
 
 from pbd import blocks
 from pbd.errors import UsageError
+from pbd.records import BlockKey
 from pbd.scheduling.cost_table import CostTable, Workload
 from tests.helpers.fakes import make_task
 
@@ -23,6 +24,10 @@ WORK = Workload(epochs=3, steps_per_epoch=3, check_batches=3, fit_batches=3, sco
 
 def designs(name: str) -> dict[str, Any]:
     return {name: blocks.get(name)}
+
+
+def decoupled(layer: str) -> BlockKey:
+    return BlockKey(layer, "decoupled_r2")
 
 
 def phase_of(seconds: float) -> Callable[[CostTable, Workload], float]:
@@ -86,8 +91,8 @@ def calibrations(table: Any, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def test_every_layer_gets_figures_and_a_deeper_prefix_costs_no_less(setup: Any, table: Any) -> None:
-    assert list(table.layers) == ["first", "second", "third", "wide"]
-    times = list(table.layers.values())
+    assert [key.layer for key in table.tasks] == ["first", "second", "third", "wide"]
+    times = list(table.tasks.values())
     assert all(t.prefix_s > 0 and t.block_once_s > 0 and t.group_once_s > 0 and t.gather_s > 0 for t in times)
     assert [t.prefix_s for t in times] == sorted(t.prefix_s for t in times)
     assert all(t.load_s == 0.25 for t in times)
@@ -98,7 +103,7 @@ def test_every_layer_gets_figures_and_a_deeper_prefix_costs_no_less(setup: Any, 
 
 def test_blocks_of_one_kind_are_timed_once(table: Any) -> None:
     for part in ("step_s", "check_s", "target_s", "gather_s"):
-        assert len({getattr(table.layers[name], part) for name in ("first", "second", "third")}) == 1
+        assert len({getattr(table.tasks[decoupled(name)], part) for name in ("first", "second", "third")}) == 1
 
 
 def test_calibration_changes_neither_the_teacher_nor_what_randomness_hangs_on(setup: Any) -> None:
@@ -108,7 +113,7 @@ def test_calibration_changes_neither_the_teacher_nor_what_randomness_hangs_on(se
     tasks = (dataclasses.replace(setup.tasks[-1], design="two_layer_skip"),)
     one_layer = dataclasses.replace(setup, tasks=tasks, designs=designs("two_layer_skip"), block_init="kernel")
     measured = layer_timing.calibrate(one_layer)
-    assert measured.layers["wide"].gather_s > 0  # the paper's designs look at images even then
+    assert measured.tasks[tasks[0].key].gather_s > 0  # the paper's designs look at images even then
     assert random.getstate() == draws
     assert setup.teacher.trainable_variables
     assert all(layer.trainable for layer in setup.teacher.layers)
@@ -135,7 +140,7 @@ def test_workers_that_outnumber_the_cores_are_predicted_to_slow_each_other_down(
     for workers, factor in ((1, 1), (2, 1), (5, 2.5)):
         monkeypatch.setattr(calibration.devices, "local_workers", lambda workers=workers: workers)
         chosen = calibration.choose("auto", None, setup, WORK, LONG_PHASE)
-        assert chosen.layers == {name: times.scaled(factor) for name, times in table.layers.items()}
+        assert chosen.tasks == {key: times.scaled(factor) for key, times in table.tasks.items()}
     assert chosen.source == f"{table.source}, times 2.5: 5 workers on 2 cores"
     assert len(calibrations) == 1, "the cached table is not scaled"
     assert calibration.choose("costs.json", table, setup, WORK, LONG_PHASE) is table
@@ -151,7 +156,7 @@ def test_a_calibration_is_kept_for_the_next_run(setup: Any, table: Any, cache: P
     calibration.choose("calibrate", None, setup, WORK, None)
     assert len(calibrations) == 2
     (kept,) = (cache / "pbd" / "costs").iterdir()
-    assert json.loads(kept.read_text())["layers"].keys() == table.layers.keys()
+    assert json.loads(kept.read_text())["tasks"].keys() == set(map(str, table.tasks))
 
 
 def test_other_blocks_batches_data_and_layers_are_measured_anew(setup: Any, cache: Path) -> None:
@@ -159,7 +164,9 @@ def test_other_blocks_batches_data_and_layers_are_measured_anew(setup: Any, cach
 
     data = setup.dataset
     others = [
-        dataclasses.replace(setup, designs=designs("decoupled_r1")),
+        dataclasses.replace(
+            setup, tasks=tuple(dataclasses.replace(task, design="decoupled_r1") for task in setup.tasks)
+        ),
         dataclasses.replace(setup, block_init="noise"),
         dataclasses.replace(setup, tasks=setup.tasks[1:]),
         dataclasses.replace(setup, dataset=dataclasses.replace(data, batch_size=4)),
@@ -211,7 +218,7 @@ def test_costs_are_estimated_if_they_decide_nothing_or_the_phase_is_short(setup:
     for source, makespan_s in (("auto", None), ("macs", LONG_PHASE), ("auto", phase_of(90.0))):
         estimated = calibration.choose(source, None, setup, WORK, makespan_s)
         assert estimated.source.startswith("multiply-accumulates")
-        assert estimated.layers.keys() == set(setup.layer_names)
+        assert estimated.tasks.keys() == set(setup.keys)
     assert not calibrations
 
 
@@ -242,13 +249,13 @@ def test_after_the_time_limit_one_kind_of_layer_is_timed_and_others_are_scaled(s
     from pbd.costs import layer_timing
 
     partial = layer_timing.calibrate(setup, time_limit_s=0.0)
-    assert list(partial.layers) == list(table.layers)
+    assert list(partial.tasks) == list(table.tasks)
     assert "(1 of 2 kinds of layer; the others are scaled by multiply-accumulates)" in partial.source
-    first, wide = partial.layers["first"], partial.layers["wide"]
+    first, wide = (partial.tasks[decoupled(name)] for name in ("first", "wide"))
     macs = {task.layer.name: task.macs for task in setup.tasks}
     assert wide.gather_s / first.gather_s == pytest.approx(macs["wide"] / macs["first"])
     assert wide.block_once_s == first.block_once_s > 0
-    assert [times.prefix_s for times in partial.layers.values()] == sorted(t.prefix_s for t in partial.layers.values())
+    assert [times.prefix_s for times in partial.tasks.values()] == sorted(t.prefix_s for t in partial.tasks.values())
 
 
 @pytest.mark.usefixtures("cache")

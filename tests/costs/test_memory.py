@@ -11,7 +11,7 @@ import pytest
 
 from pbd.blocks.initialisation import FIT_COPIES, GATHER_COPIES
 from pbd.blockwise.scoring import TENSOR_COPIES
-from pbd.costs.memory import OVERHEAD, USABLE_FRACTION, Footprint, LayerMemory
+from pbd.costs.memory import OVERHEAD, USABLE_FRACTION, Footprint, TaskMemory
 from tests.helpers.fakes import make_task
 
 MEASURE = """
@@ -66,16 +66,16 @@ def test_the_phase_that_takes_most_counts() -> None:
     tasks = [make_task(0), make_task(1)]
 
     def peak(features: int, activations: int, moment: int, collective: int = 1) -> int:
-        each = LayerMemory(features, activations, weights=7, moment=moment)
-        return Footprint(1_000, {task.layer.name: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
+        each = TaskMemory(features, activations, weights=7, moment=moment)
+        return Footprint(1_000, {task.key: each for task in tasks}).peak(tasks, collective) - OVERHEAD - 1_014
 
     assert peak(100, 50, 0) == 300, "learning"
     assert peak(100, 50, 1) == 2 * GATHER_COPIES * 100 + 2, "gathering statistics"
     assert peak(1, 1, 100) == 200 + 2 * FIT_COPIES * 100, "fitting first weights, a layer at a time"
     assert peak(100, 50, 0, collective=2) == 150
     assert peak(100, 50, 1, collective=2) == GATHER_COPIES * 100 + 1, "one block each, over whole batches"
-    layers = {task.layer.name: LayerMemory(1, 1, 0, 0) for task in tasks}
-    scored = Footprint(0, layers, batch_size=10, variant=100, most_scored=300 * 10)
+    parts = {task.key: TaskMemory(1, 1, 0, 0) for task in tasks}
+    scored = Footprint(0, parts, batch_size=10, variant=100, most_scored=300 * 10)
     assert scored.peak(tasks) - OVERHEAD == TENSOR_COPIES * 300 * 8, "scoring the network and two variants"
     assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == TENSOR_COPIES * 300 * 5
     assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == TENSOR_COPIES * 3 * 10**12, "an image"
@@ -83,7 +83,7 @@ def test_the_phase_that_takes_most_counts() -> None:
 
 
 def test_other_workers_that_have_loaded_nothing_yet_will_take_as_much() -> None:
-    alone = Footprint(base=2, layers={}, free=18, local_workers=1)
+    alone = Footprint(base=2, tasks={}, free=18, local_workers=1)
     assert alone.budget(None).limit == pytest.approx(USABLE_FRACTION * 20)
     assert dataclasses.replace(alone, local_workers=4).budget(None).limit == pytest.approx(USABLE_FRACTION * 5)
     assert dataclasses.replace(alone, free=None).budget(None).limit == math.inf

@@ -4,7 +4,7 @@ import pytest
 
 from pbd import run
 from pbd.config import DataConfig, ExecutionConfig
-from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, LayerMemory
+from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, TaskMemory
 from pbd.records import TaskGroup
 from tests.helpers.fakes import make_task
 from tests.helpers.remedies import in_message, refusal
@@ -16,8 +16,8 @@ BATCH = DataConfig().batch_size
 def check(config: ExecutionConfig, batch_size: int = BATCH, weights_gb: float = 0.5) -> None:
     """Check a group of one layer: 1.234 GB of activations with the default batch, and the weights."""
     features = int(1.234 * GIGABYTE * batch_size / BATCH)
-    layer = LayerMemory(features, activations=0, weights=int(weights_gb * GIGABYTE), moment=0)
-    footprint = Footprint(-OVERHEAD, {TASK.layer.name: layer}, batch_size=batch_size)
+    part = TaskMemory(features, activations=0, weights=int(weights_gb * GIGABYTE), moment=0)
+    footprint = Footprint(-OVERHEAD, {TASK.key: part}, batch_size=batch_size)
     footprint.budget(config.memory_limit).check([TaskGroup((TASK,))], 1, batch_size)
 
 

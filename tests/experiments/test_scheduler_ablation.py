@@ -35,7 +35,7 @@ def rows() -> list[Row]:
 @pytest.fixture
 def costs_file(tmp_path: Path) -> Path:
     tasks = {
-        BlockKey(f"conv{at}", "two_layer"): TaskTimes(prefix_s=0.01 * at, step_s=0.05, check_s=0.01, suffix_s=0.1)
+        BlockKey(f"conv{at}", "decoupled_r2"): TaskTimes(prefix_s=0.01 * at, step_s=0.05, check_s=0.01, suffix_s=0.1)
         for at in range(8)
     }
     table = CostTable(Conditions("digest", "fitted", 64), "a device", "a test", tasks)

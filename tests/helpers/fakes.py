@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable
 
 from pbd.energy.sensors import Counter, Device
-from pbd.records import BlockTask, Layer
+from pbd.records import BlockKey, BlockTask, Layer
 
 
 def make_task(
@@ -32,6 +32,11 @@ def make_task(
         params=2_320,
     )
     return BlockTask(layer, design, macs=block_macs, params=400, skip_reason=skip_reason)
+
+
+def key(layer: str, design: str = "two_layer") -> BlockKey:
+    """Return the key of the task that `make_task` makes for this layer."""
+    return BlockKey(layer, design)
 
 
 def steady(watts: float, host: str, kind: str = "package", gone: Callable[[], object] = lambda: False) -> Counter:

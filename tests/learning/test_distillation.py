@@ -11,6 +11,7 @@ from pbd.learning import ghost_batch_norm
 from pbd.learning.distillation import DistillationModel
 from pbd.learning.losses import kd_mse
 from pbd.networks import graph, variants
+from pbd.records import BlockKey
 from pbd.student.assemble import recalibrate_batch_norm
 
 layers = keras.layers
@@ -100,7 +101,7 @@ def test_statistics_and_scores_are_of_images_that_are_not_augmented(name: str, i
     np.testing.assert_allclose(*(one.get_layer("bn").moving_mean for one in (model, bare)), rtol=1e-5)
     inputs = keras.Input((8, 8, 3))
     block = keras.Model(inputs, layers.Conv2D(4, 3, kernel_initializer="zeros")(inputs))
-    scores = variants.run(model, {"conv": block}, images)
+    scores = variants.run(model, {BlockKey("conv", "zeros"): block}, images)
     np.testing.assert_allclose(scores[0], bare(images, training=False), rtol=1e-4)
 
 

@@ -11,6 +11,7 @@ from pbd.blockwise import scoring
 from pbd.config import StudentConfig
 from pbd.learning import distillation, losses, metrics
 from pbd.networks import graph
+from pbd.records import BlockKey
 
 pytestmark = pytest.mark.jax
 
@@ -81,7 +82,8 @@ def test_losses_are_those_of_two_classes(loss: str) -> None:
 def test_blocks_are_scored_by_logits() -> None:
     teacher = network(SINGLE_HEADS["Dense sigmoid"])
     inputs = keras.Input(IMAGES.shape[1:])
-    scorer = scoring.GroupScorer(teacher, {"conv": keras.Model(inputs, layers.Conv2D(4, 3, name="block")(inputs))})
+    block = keras.Model(inputs, layers.Conv2D(4, 3, name="block")(inputs))
+    scorer = scoring.GroupScorer(teacher, {BlockKey("conv", "random"): block})
     scores = np.asarray(scorer.predict_on_batch(IMAGES)["scores"])
     assert scores.shape == (12, 2, 1)
     np.testing.assert_allclose(scores[:, 0], logits_of(teacher), rtol=1e-4, atol=1e-5)

@@ -120,7 +120,12 @@ def test_layers_are_selected_with_the_flags_that_are_named(flags: list[str], fol
 
     def tasks(flags: list[str]) -> Any:
         chosen = run.parse(flags).blocks
-        return enumerate_tasks(model, blocks.get(chosen.block), chosen.layers, chosen.include_unprofitable)
+        return enumerate_tasks(
+            model,
+            *map(blocks.get, chosen.block),
+            patterns=chosen.layers,
+            include_unprofitable=chosen.include_unprofitable,
+        )
 
     refusal(lambda: tasks(flags), "First reason: conv: ", "See --layers and --include-unprofitable.")
     assert [task.skip_reason for task in tasks(followed)] == [None]

@@ -11,6 +11,7 @@ from experiments.paper_scheme import output_with
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph, variants
+from pbd.records import BlockKey
 
 layers = keras.layers
 BLOCK = "decoupled_r1"
@@ -56,7 +57,7 @@ def unused(x: Any) -> Any:
 BODIES = [chain, residual, dense, branches, shared_activation, unused]
 
 
-def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[str, keras.Model]]:
+def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[BlockKey, keras.Model]]:
     """Return a flat classifier of random weights, and a block for each of its convolutions."""
     keras.utils.clear_session()
     keras.utils.set_random_seed(3)
@@ -64,7 +65,7 @@ def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[str, keras.Mo
     x = layers.Dropout(0.5)(layers.BatchNormalization()(body(inputs)))
     flat = graph.flatten(keras.Model(inputs, layers.Dense(5)(layers.GlobalAveragePooling2D()(x))))
     tasks = enumerate_tasks(flat, blocks.get(BLOCK), include_unprofitable=True)
-    return flat, {task.layer.name: blocks.build_block(blocks.get(BLOCK), task.layer, seed=4) for task in tasks}
+    return flat, {task.key: blocks.build_block(blocks.get(BLOCK), task.layer, seed=4) for task in tasks}
 
 
 @pytest.mark.parametrize("body", BODIES)
@@ -75,10 +76,10 @@ def test_every_variant_is_the_network_with_its_block(body: Callable[[Any], Any])
     expected = flat(images, training=False)
     np.testing.assert_allclose(network_output, expected, rtol=1e-5, atol=1e-6)
     assert len(others) == len(built)
-    for outputs, (name, block) in zip(others, built.items(), strict=True):
-        alone = keras.Model(flat.inputs[0], output_with(flat, name, block))(images, training=False)
+    for outputs, (key, block) in zip(others, built.items(), strict=True):
+        alone = keras.Model(flat.inputs[0], output_with(flat, key.layer, block))(images, training=False)
         np.testing.assert_allclose(outputs, alone, rtol=1e-5, atol=1e-6)
-        assert (np.abs(alone - expected).max() > 1e-4) == (body is not unused or name == "a")
+        assert (np.abs(alone - expected).max() > 1e-4) == (body is not unused or key.layer == "a")
 
 
 def test_a_layer_runs_once_whatever_the_number_of_variants(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -87,7 +88,7 @@ def test_a_layer_runs_once_whatever_the_number_of_variants(monkeypatch: pytest.M
     call = layers.Conv2D.call
     monkeypatch.setattr(layers.Conv2D, "call", lambda self, x: ran.append((self.name, x.shape[0])) or call(self, x))
     variants.run(flat, built, np.zeros((4, *SHAPE), "float32"))
-    assert [one for one in ran if one[0] in built] == [("a", 4), ("b", 8), ("c", 12)]
+    assert [one for one in ran if one[0] in {key.layer for key in built}] == [("a", 4), ("b", 8), ("c", 12)]
 
 
 def test_the_largest_stack_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) -> None:

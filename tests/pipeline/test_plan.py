@@ -17,6 +17,7 @@ from pbd.scheduling.cost_table import Conditions, CostTable, TaskTimes, Workload
 from tests.helpers.fakes import make_task
 
 TASKS = [make_task(at) for at in range(3)]
+KEYS = [task.key for task in TASKS]
 WORK = Workload(epochs=3, steps_per_epoch=100, check_batches=2, fit_batches=4, score_batches=5)
 FEW_STEPS = Workload(epochs=3, steps_per_epoch=99, check_batches=2, fit_batches=4, score_batches=5)
 
@@ -65,12 +66,12 @@ class Workers:
 def footprint_of(gigabytes: float, free: float = 100.0) -> Footprint:
     """Return the footprint of layers that take so much each."""
     each = TaskMemory(features=int(GIGABYTE * gigabytes), activations=0, weights=0, moment=0)
-    return Footprint(-OVERHEAD, dict.fromkeys(_keys(), each), int(GIGABYTE * free))
+    return Footprint(-OVERHEAD, dict.fromkeys(KEYS, each), int(GIGABYTE * free))
 
 
 def table(**seconds: float) -> CostTable:
     times = TaskTimes(**{field.name: seconds.get(field.name, 0.0) for field in fields(TaskTimes)})
-    return CostTable(Conditions("t", "fitted", 64), "cpu", "given", dict.fromkeys(_keys(), times))
+    return CostTable(Conditions("t", "fitted", 64), "cpu", "given", dict.fromkeys(KEYS, times))
 
 
 def _names() -> list[str]:

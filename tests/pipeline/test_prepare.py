@@ -14,7 +14,7 @@ from pbd.config import RunConfig
 from pbd.data import load
 from pbd.errors import CorruptStateError, UsageError
 from pbd.pipeline import prepare
-from pbd.pipeline.prepare import check_design
+from pbd.pipeline.prepare import check_designs
 from pbd.progress import ProgressDisplay
 
 
@@ -29,8 +29,8 @@ from pbd.progress import ProgressDisplay
 )
 def test_a_block_design_that_does_not_fit_is_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        check_design(RunConfig.of(**settings))
-    check_design(RunConfig.of(parallel="data", block="decoupled_r1"))
+        check_designs(RunConfig.of(**settings))
+    check_designs(RunConfig.of(parallel="data", block="decoupled_r1"))
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 8), dtype=np.uint8)

@@ -128,8 +128,8 @@ def test_settings_are_given_once(model: Any, data: Any, settings: dict[str, Any]
     ],
 )
 def test_blocks_that_fit_are_chosen(settings: dict[str, Any], remedy: str, followed: dict[str, Any]) -> None:
-    refusal(lambda: prepare.check_design(RunConfig.of(**settings)), remedy)
-    prepare.check_design(RunConfig.of(**settings | followed))
+    refusal(lambda: prepare.check_designs(RunConfig.of(**settings)), remedy)
+    prepare.check_designs(RunConfig.of(**settings | followed))
 
 
 def test_images_too_small_for_a_network_are_resized(tmp_path: Path) -> None:

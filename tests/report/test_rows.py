@@ -21,16 +21,18 @@ def failed(layer: str, error: str | None = "out of memory") -> BlockResult:
     return BlockResult(layer, "failed", "two_layer", error=error)
 
 
-def accept(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
-    by_key = {result.key: result for result in results}
-    return selection.accept([make_task(0, layer_name=key.layer) for key in by_key], by_key, lowest)
+def accepted(results: Iterable[BlockResult], lowest: float) -> dict[str, BlockResult]:
+    """Return the accepted ones of the results of tasks that compute the same."""
+    results = list(results)
+    tasks = [make_task(at, layer_name=result.layer) for at, result in enumerate(results)]
+    return accept(tasks, by_key(*results), lowest)
 
 
 def test_a_block_at_the_threshold_is_accepted_and_one_just_below_is_not() -> None:
     threshold = 0.77 - 0.2
     assert threshold > 0.57, "in binary, a drop of exactly 0.2 misses it"
     results = [trained("at", 0.57), trained("below", 0.57 - 1e-6), trained("above", 0.6)]
-    assert list(accept(results, threshold)) == ["at", "above"]
+    assert list(accepted(results, threshold)) == ["at", "above"]
 
 
 def by_key(*results: BlockResult) -> dict[BlockKey, BlockResult]:
@@ -39,8 +41,8 @@ def by_key(*results: BlockResult) -> dict[BlockKey, BlockResult]:
 
 def test_what_failed_or_has_no_accuracy_is_never_accepted() -> None:
     no_number = trained("nan", float("nan"))
-    assert accept([failed("broken"), trained("unscored", None), no_number], 0.0) == {}
-    assert accept([], 0.0) == {}
+    assert accepted([failed("broken"), trained("unscored", None), no_number], 0.0) == {}
+    assert accepted([], 0.0) == {}
 
 
 def test_every_task_has_a_row_in_order_with_its_reason() -> None:
@@ -53,7 +55,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
         make_task(5),
     ]
     results = by_key(trained("conv1", 0.75), trained("conv2", 0.5), failed("conv3"), failed("conv5", None))
-    rows = block_rows(tasks, results, accept(results.values(), 0.6), 0.6, restored={})
+    rows = block_rows(tasks, results, accepted(results.values(), 0.6), 0.6, restored={})
     assert [(row.layer, row.status, row.reason) for row in rows] == [
         ("conv0", "skipped", "called 2 times"),
         ("conv1", "accepted", "accuracy 0.7500 >= 0.6000"),
@@ -67,7 +69,7 @@ def test_every_task_has_a_row_in_order_with_its_reason() -> None:
 def test_only_an_accepted_block_changes_size_and_cost() -> None:
     tasks = [make_task(0), make_task(1), make_task(2, skip_reason="called twice"), make_task(3)]
     results = by_key(trained("conv0", 0.9), trained("conv1", 0.1), failed("conv3"))
-    rows = block_rows(tasks, results, accept(results.values(), 0.5), 0.5, restored={})
+    rows = block_rows(tasks, results, accepted(results.values(), 0.5), 0.5, restored={})
     assert [(row.params_before, row.params_after) for row in rows] == [(2_320, 400)] + [(2_320, 2_320)] * 3
     assert [(row.macs_before, row.macs_after) for row in rows] == [(900, 200)] + [(900, 900)] * 3
 
@@ -75,7 +77,7 @@ def test_only_an_accepted_block_changes_size_and_cost() -> None:
 def test_a_row_carries_what_was_measured() -> None:
     result = trained("conv0", 0.9, worker=3, started_s=1.5, seconds=2.5, nmse=0.25, loss_history=(2.0, 1.0))
     result = dataclasses.replace(result, nmse_history=(0.9, 0.5, 0.25), val_agreement=0.92, val_kl=0.125)
-    (row,) = block_rows([make_task(0)], by_key(result), accept([result], 0.5), 0.5, restored={})
+    (row,) = block_rows([make_task(0)], by_key(result), accepted([result], 0.5), 0.5, restored={})
     assert (row.worker, row.started_s, row.seconds, row.nmse, row.val_accuracy) == (3, 1.5, 2.5, 0.25, 0.9)
     assert (row.block, row.loss_history, row.nmse_history) == ("two_layer", (2.0, 1.0), (0.9, 0.5, 0.25))
     assert (row.val_agreement, row.val_kl) == (0.92, 0.125)
@@ -83,8 +85,8 @@ def test_a_row_carries_what_was_measured() -> None:
 
 def test_without_labels_the_agreement_decides_and_is_named() -> None:
     results = by_key(trained("conv0", None, val_agreement=0.8), trained("conv1", None, val_agreement=0.79))
-    assert list(accept(results.values(), 0.8)) == ["conv0"]
-    rows = block_rows([make_task(0), make_task(1)], results, accept(results.values(), 0.8), 0.8, restored={})
+    assert list(accepted(results.values(), 0.8)) == ["conv0"]
+    rows = block_rows([make_task(0), make_task(1)], results, accepted(results.values(), 0.8), 0.8, restored={})
     assert [(row.status, row.reason) for row in rows] == [
         ("accepted", "agreement 0.8000 >= 0.8000"),
         ("rejected", "agreement 0.7900 < 0.8000"),
@@ -95,13 +97,13 @@ def test_without_labels_the_agreement_decides_and_is_named() -> None:
 def test_with_labels_the_agreement_decides_nothing() -> None:
     wrong_as_the_teacher = trained("a", 0.5, val_agreement=1.0)
     right_against_it = trained("b", 0.9, val_agreement=0.1)
-    assert list(accept([wrong_as_the_teacher, right_against_it], 0.8)) == ["b"]
+    assert list(accepted([wrong_as_the_teacher, right_against_it], 0.8)) == ["b"]
 
 
 def test_a_layer_given_back_keeps_its_size_and_says_why() -> None:
     results = by_key(trained("conv0", 0.9, nmse=0.3), trained("conv1", 0.9))
     rows = block_rows(
-        [make_task(0), make_task(1)], results, accept(results.values(), 0.5), 0.5, restored={"conv0": "hurt most"}
+        [make_task(0), make_task(1)], results, accepted(results.values(), 0.5), 0.5, restored={"conv0": "hurt most"}
     )
     assert [(row.status, row.reason) for row in rows] == [
         ("given_back", "hurt most"),

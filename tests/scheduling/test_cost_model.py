@@ -24,7 +24,7 @@ from pbd.scheduling.cost_table import (
     read_table,
     table_from_macs,
 )
-from tests.helpers.fakes import make_task
+from tests.helpers.fakes import key, make_task
 
 pytestmark = pytest.mark.fast
 
@@ -41,15 +41,16 @@ def task_times(seed: int) -> TaskTimes:
     return TaskTimes(**{field.name: rng.uniform(0.1, 1.0) for field in fields(TaskTimes)})
 
 
-FIRST = str(KEYS[0])
-TIMES = {key: task_times(at) for at, key in enumerate(KEYS)}
-TABLE = CostTable(CONDITIONS, "one core", "calibrated on one core", TIMES)
+TABLE = CostTable(
+    CONDITIONS, "one core", "calibrated on one core", {key: task_times(at) for at, key in enumerate(KEYS)}
+)
+FIRST_TIMES = TABLE.as_json()["tasks"]["conv0@two_layer"]
 
 
 def result(layer: str, worker: int | None, started_s: float, seconds: float, epochs: int = 3) -> BlockResult:
     errors = (0.1,) * (epochs + 1)
     return BlockResult(
-        layer, "trained", TASKS[0].design, nmse_history=errors, worker=worker, started_s=started_s, seconds=seconds
+        layer, "trained", "two_layer", nmse_history=errors, worker=worker, started_s=started_s, seconds=seconds
     )
 
 
@@ -105,7 +106,7 @@ def test_a_cost_that_would_mislead_a_scheduler_is_refused(seconds: float) -> Non
         TaskCosts({KEYS[0]: 0.0}, {KEYS[0]: seconds}, False, "test")
 
 
-def test_a_layer_with_half_its_cost_is_refused_by_name() -> None:
+def test_a_task_with_half_its_cost_is_refused_by_name() -> None:
     with pytest.raises(ValueError, match="conv2"):
         TaskCosts({KEYS[1]: 1.0, KEYS[2]: 1.0}, {KEYS[1]: 1.0}, False, "test")
 
@@ -128,9 +129,9 @@ def test_loading_counts_once_in_a_shared_group_and_not_for_single_tasks() -> Non
     assert table.costs(WORK, grouped=False).load_s(TASKS[:2]) == 0.0
 
 
-def test_no_epochs_leave_the_checks_and_the_scores() -> None:
+def test_no_epochs_leave_the_initial_weights_and_the_scores() -> None:
     times = TaskTimes(prefix_s=1.0, step_s=9.0, check_s=0, suffix_s=0, epoch_s=9.0)
-    assert times.group_s(replace(WORK, epochs=0)) == 2 + 2 + 4 + 2 * 5
+    assert times.group_s(replace(WORK, epochs=0)) == 4 + 2 * 5
     assert times.block_s(replace(WORK, epochs=0)) == 0
 
 
@@ -145,13 +146,10 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
     ("change", "said"),
     [
         ({"version": 1}, "version 1"),
-        ({"tasks": {FIRST: {"prefix_s": 1.0}}}, "missing 3 required"),
-        ({"tasks": {FIRST: TABLE.as_json()["tasks"][FIRST] | {"step_s": -1.0}}}, "step_s of conv0@two_layer is -1.0"),
-        (
-            {"tasks": {FIRST: TABLE.as_json()["tasks"][FIRST] | {"step_s": math.nan}}},
-            "step_s of conv0@two_layer is nan",
-        ),
-        ({"tasks": {FIRST: TABLE.as_json()["tasks"][FIRST] | {"step_s": "1"}}}, "step_s of conv0@two_layer is '1'"),
+        ({"tasks": {"conv0@two_layer": {"prefix_s": 1.0}}}, "missing 3 required"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": -1.0}}}, "step_s of conv0@two_layer is -1.0"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": math.nan}}}, "step_s of conv0@two_layer is nan"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": "1"}}}, "step_s of conv0@two_layer is '1'"),
         ({"tasks": [1]}, "items"),
     ],
 )
@@ -184,10 +182,10 @@ def test_a_table_of_another_run_is_refused_and_both_are_named(name: str, other: 
     assert repr(getattr(CONDITIONS, name)) in str(refused.value)
 
 
-def test_a_table_may_know_more_layers_than_the_run_but_not_fewer() -> None:
-    TABLE.check(CONDITIONS, [KEYS[1]])
-    with pytest.raises(UsageError, match="conv7"):
-        TABLE.check(CONDITIONS, [KEYS[1], BlockKey("conv7", TASKS[0].design)])
+def test_a_table_may_know_more_blocks_than_the_run_but_not_fewer() -> None:
+    TABLE.check(CONDITIONS, KEYS[1:2])
+    with pytest.raises(UsageError, match="conv7@two_layer"):
+        TABLE.check(CONDITIONS, [KEYS[1], key("conv7")])
 
 
 @pytest.mark.parametrize("grouped", [True, False])

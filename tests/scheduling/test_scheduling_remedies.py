@@ -21,7 +21,7 @@ COSTS = TaskCosts(PREFIX_S, BLOCK_S, True, "test")
 
 
 def use(costs: str, keys: tuple[BlockKey, ...] = KEYS) -> None:
-    """Read the costs that a run asks for, and check that they are those of its layers."""
+    """Read the costs that a run asks for, and check that they are those of its tasks."""
     table = read_requested(costs)
     if table is not None:
         table.check(CONDITIONS, keys)

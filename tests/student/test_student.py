@@ -277,7 +277,7 @@ def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult
     name, design = task.layer.name, blocks.get(FULL_RANK)
     block, prefix = blocks.build_block(design, task.layer, seed=0), graph.truncate(able, [name])
     images = [np.asarray(batches(1)[0])]
-    initialise({name: block}, [task], {FULL_RANK: design}, able, prefix, images, "kernel", 0)
+    initialise({task.key: block}, [task], {FULL_RANK: design}, able, prefix, images, "kernel", 0)
     weights = blocks.get_weights(block)
     if garbage:
         generator = np.random.default_rng(1)

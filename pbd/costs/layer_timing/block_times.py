@@ -29,7 +29,7 @@ class BlockTimes:
 
     def scaled_to(self, macs: int) -> "BlockTimes":
         """Return the times for a block of so many MACs: times per batch are proportional to them, tracing is not."""
-        factor = macs / self.macs
+        factor = macs / self.macs if self.macs else 1.0
         return dataclasses.replace(
             self,
             macs=macs,
@@ -47,7 +47,9 @@ def block_times(task: BlockTask, setup: Setup, teacher: keras.Model, baseline: B
     block = blocks.build_block(setup.designs[task.design], layer, seed=0)
     build_s = time.perf_counter() - started
     probe = BlockProbe.of(task.key, block, layer.input_shape, layer.output_shape, setup.dataset.batch_size)
-    step, check = probe.step().minus(baseline.step), probe.check().minus(baseline.check)
+    # A block without trainable variables is not trained.
+    step = probe.step().minus(baseline.step) if block.trainable_variables else StepTime(0.0, 0.0)
+    check = probe.check().minus(baseline.check)
     gather_s, fit_s = _initialisation_s(probe, task, block, setup, teacher)
     return BlockTimes(task.macs, step, check, probe.target_s(), gather_s, build_s + fit_s)
 
