@@ -106,7 +106,6 @@ def whole_step(teacher: Any, built: Mapping[str, Any], batch_size: int) -> Calla
     from pbd.blockwise import distiller
     from pbd.learning import loop
     from pbd.networks import graph
-    from pbd.records import BlockKey
 
     keyed = {BlockKey(name, "measured"): block for name, block in built.items()}
     distiller = distiller.GroupDistiller(graph.truncate(teacher, built), keyed)

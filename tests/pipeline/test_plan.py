@@ -12,7 +12,6 @@ from pbd.costs import calibration, memory
 from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, TaskMemory
 from pbd.errors import NoWorkersError, UsageError
 from pbd.pipeline import plan
-from pbd.records import BlockKey
 from pbd.scheduling.cost_table import Conditions, CostTable, TaskTimes, Workload
 from tests.helpers.fakes import make_task
 
@@ -76,10 +75,6 @@ def table(**seconds: float) -> CostTable:
 
 def _names() -> list[str]:
     return [task.layer.name for task in TASKS]
-
-
-def _keys() -> list[BlockKey]:
-    return [task.key for task in TASKS]
 
 
 def make(workers: Workers, context: Context | None = None, **settings: Any) -> plan.Plan:

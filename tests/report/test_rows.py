@@ -7,7 +7,7 @@ import pytest
 
 from pbd.records import BlockKey, BlockResult
 from pbd.report.rows import block_rows, worker_rows
-from pbd.student import selection
+from pbd.student.selection import accept
 from tests.helpers.fakes import make_task
 
 pytestmark = pytest.mark.fast

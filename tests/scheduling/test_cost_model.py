@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from pbd.errors import BadInputError, MissingInputError, UsageError
-from pbd.records import BlockKey, BlockResult
+from pbd.records import BlockResult
 from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.cost_table import (
     BLOCK_TRACING_S,
