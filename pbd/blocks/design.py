@@ -64,6 +64,10 @@ class BlockDesign(Protocol):
         """
         return None
 
+    def channels_read(self, layer: Layer) -> int:
+        """Return how many of the layer's input channels the block reads; by default, all."""
+        return layer.input_shape[-1]
+
     def build(self, x: Any, layer: Layer, seed: int) -> Any:
         """Return the block's output for the input tensor `x`.
 

@@ -10,6 +10,7 @@ import keras
 from pbd import blocks
 from pbd.blocks import BlockDesign
 from pbd.errors import BadInputError, UsageError, unknown_name
+from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params, layer_macs
 from pbd.networks.graph import find_convolutions
 from pbd.networks.residuals import Residual, find_residuals
@@ -68,11 +69,13 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     for name, residual in residuals.items():
         for each in residual.operations:
             inside[each.name] += (name,)
+    producers = {reader: producer for producer, reader in channels.reader_of(model).items()}
     layers: list[tuple[Layer, int]] = []
     for operation in model.operations:
         if operation.name in convolutions:
             layer, calls = convolutions[operation.name]
-            layers.append((describe_layer(len(layers), layer, model), calls))
+            record = describe_layer(len(layers), layer, model)
+            layers.append((replace(record, producer=producers.get(layer.name, "")), calls))
         elif operation.name in residuals:
             layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
     return [(replace(layer, inside=inside[layer.name]), calls) for layer, calls in layers]

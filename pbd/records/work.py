@@ -61,6 +61,8 @@ class Layer:
     """`CONVOLUTION` or `RESIDUAL`."""
     inside: tuple[str, ...] = ()
     """The residual blocks, among the layers, that contain it."""
+    producer: str = ""
+    """The convolution whose filters only this layer reads, so that those that a block does not read can be removed."""
 
 
 @dataclass(frozen=True)
