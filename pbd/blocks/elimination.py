@@ -44,7 +44,7 @@ def by_error(kernel: np.ndarray, moment: np.ndarray, count: int) -> np.ndarray:
         moment: of patches, (channels x positions, channels x positions), channel by channel.
         count: of channels to keep.
     """
-    channels, positions, _ = kernel.shape
+    channels = len(kernel)
     left = _Remaining(kernel, _inverse(_ridged(moment)), channels - count)
     at_once = max(1, channels // ONE_BY_ONE)
     for first in range(0, channels - count, at_once):
