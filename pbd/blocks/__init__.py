@@ -1,15 +1,17 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks import decoupled, factored, residual, separable, spatial_svd, tucker
+from pbd.blocks import decoupled, factored, narrow, residual, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.registry import build_block, designs, get, register, register_family
 from pbd.blocks.seeds import derive_seed
+from pbd.blocks.selection import constant_selections
 from pbd.blocks.weights import get_weights, set_weights
 
 __all__ = [
     "BlockDesign",
     "LayerKernel",
     "build_block",
+    "constant_selections",
     "derive_seed",
     "designs",
     "get",
@@ -19,7 +21,9 @@ __all__ = [
     "set_weights",
 ]
 
-for _design in (*decoupled.DESIGNS, *separable.DESIGNS, *spatial_svd.DESIGNS, *tucker.DESIGNS, *residual.DESIGNS):
-    register(_design)
+for _family in (decoupled, separable, spatial_svd, tucker, narrow, residual):
+    for _design in _family.DESIGNS:
+        register(_design)
 register_family(spatial_svd.PREFIX, spatial_svd.SpatialSvd, factored.PERCENTAGES)
 register_family(tucker.PREFIX, tucker.Tucker2, factored.PERCENTAGES)
+register_family(narrow.PREFIX, narrow.Narrow, factored.PERCENTAGES)

@@ -65,7 +65,7 @@ class BlockDesign(Protocol):
         return None
 
     def channels_read(self, layer: Layer) -> int:
-        """Return how many of the layer's input channels a block reads; by default all."""
+        """Return how many of the layer's input channels the block reads; by default, all."""
         return layer.input_shape[-1]
 
     def build(self, x: Any, layer: Layer, seed: int) -> Any:

@@ -210,7 +210,7 @@ def _initialise(
 def _share_weights(built: dict[BlockKey, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:
     """Give all members the weights of all blocks: the sum over the members, zero for blocks of other members."""
     mine = {task.key for task in tasks}
-    weights = [w if key in mine else 0.0 * w for key, block in built.items() for w in block.get_weights()]
+    weights = [w if key in mine else np.zeros_like(w) for key, block in built.items() for w in block.get_weights()]
     shared_weights = iter(all_reduce_sums(collective, weights))
     for block in built.values():
         block.set_weights([next(shared_weights) for _ in block.weights])

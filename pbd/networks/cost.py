@@ -38,5 +38,8 @@ def layer_calls(model: keras.Model) -> list[tuple[keras.Layer, int]]:
 
 
 def count_params(model: keras.Model) -> int:
-    """Return the number of parameters, including the moving statistics of batch normalisations."""
-    return model.count_params()
+    """Return the number of parameters, including the moving statistics of batch normalisations.
+
+    Integers, such as the indices of channels, are none.
+    """
+    return sum(math.prod(weight.shape) for weight in model.weights if keras.backend.is_float_dtype(weight.dtype))

@@ -62,7 +62,7 @@ class Layer:
     inside: tuple[str, ...] = ()
     """The residual blocks, among the layers, that contain it."""
     producer: str = ""
-    """The convolution whose output channels this layer alone reads; empty if there is none."""
+    """The convolution whose filters only this layer reads, so that those that a block does not read can be removed."""
 
 
 @dataclass(frozen=True)

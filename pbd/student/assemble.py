@@ -37,6 +37,8 @@ def assemble(teacher: keras.Model, tasks: Iterable[BlockTask], accepted: Mapping
     student = graph.swap(teacher, builders)
     for result in accepted.values():
         blocks.set_weights(student, result.weights)
+    if selections := blocks.constant_selections(student):
+        student = graph.swap(student, selections)
     return channels.remove_unread(student)
 
 

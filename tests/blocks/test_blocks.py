@@ -251,7 +251,10 @@ def test_weights_go_round_through_a_student(design: str) -> None:
     generator = np.random.default_rng(0)
     for task in tasks:
         block = blocks.build_block(blocks.get(design), task.layer, seed=1)
-        weights = {key: generator.normal(size=value.shape) for key, value in blocks.get_weights(block).items()}
+        weights = {
+            key: generator.normal(size=value.shape).astype(value.dtype)
+            for key, value in blocks.get_weights(block).items()
+        }
         blocks.set_weights(student, weights)
         blocks.set_weights(block, weights)
         held = blocks.get_weights(student)

@@ -363,6 +363,23 @@ def teacher_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("teacher_per_thread")
+def test_a_collective_trains_blocks_that_read_the_same_channels_as_those_of_one_worker(
+    context: tuple[Any, Tasks],
+) -> None:
+    """Each member chooses the channels of one block, and gets those of the other."""
+    settings = {"block": "narrow_r50", "block_init": "fitted", "epochs": 1}
+    alone = train(changed(context, **settings), context[1])
+    first = set(range(12))
+    assert any(set(result.weights[f"{name}_pbd_select/indices"]) != first for name, result in alone.items())
+    for results in train_in_threads(changed(context, **settings), context[1], 2):
+        for name, result in results.items():
+            assert result.status == "trained", result.error
+            indices, expected = (each.weights[f"{name}_pbd_select/indices"] for each in (result, alone[name]))
+            np.testing.assert_array_equal(indices, expected)
+            assert result.nmse == pytest.approx(alone[name].nmse, rel=1e-3)
+
+
+@pytest.mark.usefixtures("teacher_per_thread")
 @pytest.mark.parametrize("patience", [0, 1])
 def test_a_collective_trains_the_same_blocks_as_one_worker(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch, patience: int

@@ -1,0 +1,89 @@
+"""Channel pruning: the layer reads some of its input channels, with a kernel refitted to its output.
+
+The channels are chosen by the error of the output (see `elimination`). In the student, the filters that make the other
+channels are removed, so that the layer before becomes cheaper, too.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import keras
+
+from pbd.blocks import elimination, factored
+from pbd.blocks.activation import activated
+from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.initialisation import Statistics
+from pbd.blocks.seeds import derive_seed
+from pbd.blocks.selection import SELECTED, SelectChannels
+from pbd.records import Layer
+
+PREFIX = "narrow_r"
+NARROWED = "_pbd_narrowed"
+"""Suffix of the convolution."""
+FEWEST_CHANNELS = 4
+"""Layers with fewer input channels are left as they are."""
+
+
+@dataclass(frozen=True)
+class Narrow(BlockDesign):
+    """The layer's convolution on `percent` of its input channels, rounded, and at least one (arXiv:1707.06168)."""
+
+    percent: int
+    name: str = field(init=False)
+    per_image = True
+    needs_inputs = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "name", f"{PREFIX}{self.percent}")
+
+    def applies_to(self, layer: Layer) -> str | None:
+        if factored.groups(layer) > 1:
+            return f"groups: {factored.groups(layer)}; input channels are chosen for a convolution without groups"
+        if layer.input_shape[-1] < FEWEST_CHANNELS:
+            return f"input channels: {layer.input_shape[-1]}; from {FEWEST_CHANNELS} on, some are left out"
+        return factored.cannot_replace(layer)
+
+    def unprofitable(self, layer: Layer) -> str | None:
+        if not layer.producer:
+            return "other layers read its input channels, too, so that they all stay"
+        return None
+
+    def channels_read(self, layer: Layer) -> int:
+        return max(1, round(self.percent / 100 * layer.input_shape[-1]))
+
+    def build(self, x: Any, layer: Layer, seed: int) -> Any:
+        name = f"{layer.name}{NARROWED}"
+        x = SelectChannels(self.channels_read(layer), name=f"{layer.name}{SELECTED}", dtype=layer.dtype)(x)
+        x = keras.layers.Conv2D(
+            layer.output_shape[-1],
+            layer.kernel_size,
+            strides=layer.strides,
+            padding=layer.padding,
+            dilation_rate=layer.dilation_rate,
+            data_format=layer.data_format,
+            use_bias=layer.use_bias,
+            kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name)),
+            dtype=layer.dtype,
+            name=name,
+        )(x)
+        return activated(x, layer)
+
+    def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
+        dense, bias, count = kernel.dense, kernel.bias, self.channels_read(layer)
+        if statistics is None:
+            kept = elimination.by_norm(dense, count)
+            weights = dense[kept]
+        else:
+            # The best bias cancels the mean error, which leaves the covariance in place of the second moment.
+            moment = statistics.covariance if layer.use_bias else statistics.moment
+            kept = elimination.by_error(dense, moment, count)
+            weights = elimination.refit(dense, moment, kept)
+            error = dense.copy()
+            error[kept] -= weights
+            bias = bias + statistics.mean @ error.reshape(-1, error.shape[-1])
+        weights = weights.reshape(count, *layer.kernel_size, -1).transpose(1, 2, 0, 3)
+        block.get_layer(f"{layer.name}{SELECTED}").set_weights([kept])
+        factored.set_kernels(block, layer, NARROWED, [weights], bias if layer.use_bias else None)
+
+
+DESIGNS = tuple(Narrow(percent) for percent in (25, 33, 50, 75))
