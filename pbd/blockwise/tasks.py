@@ -70,13 +70,11 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     for name, residual in residuals.items():
         for each in residual.operations:
             inside[each.name] += (name,)
-    producers = {reader: producer for producer, reader in channels.reader_of(model).items()}
     layers: list[tuple[Layer, int]] = []
     for operation in model.operations:
         if operation.name in convolutions:
             layer, calls = convolutions[operation.name]
-            record = describe_layer(len(layers), layer, model)
-            layers.append((replace(record, producer=producers.get(layer.name, "")), calls))
+            layers.append((describe_layer(len(layers), layer, model), calls))
         elif operation.name in residuals:
             layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
     return [
