@@ -8,11 +8,11 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pbd.errors import EnvironmentMismatchError
-from pbd.system import silence
+from pbd.system import imports, silence
 
 PREFERRED = ("tensorflow", "jax", "torch")
 """The backends, in the order in which an installed one replaces a missing one."""
@@ -106,7 +106,7 @@ def load() -> None:
         return
     unused = set(_UNUSED).difference(_NEEDED.get(name(), ())) if _is_dedicated else ()
     try:
-        with _hidden(unused), _libraries_silenced(), _garbage_kept():
+        with imports.hidden(*unused), _libraries_silenced(), _garbage_kept():
             importlib.import_module("keras")
     except (ImportError, ValueError) as error:
         raise EnvironmentMismatchError(f"Keras needs a backend. Received: {name()}, {error}. {_INSTALL}") from error
@@ -124,18 +124,6 @@ def _garbage_kept() -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
-
-
-@contextlib.contextmanager
-def _hidden(packages: Iterable[str]) -> Iterator[None]:
-    """Let imports of packages fail in the block as if they were not installed; loaded packages stay."""
-    hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # the stubs omit None, which blocks an import
-    try:
-        yield
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
 
 
 @contextlib.contextmanager
