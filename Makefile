@@ -52,5 +52,6 @@ clean:
 
 $(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --editable '.[cpu,mpi,dask,dev,docs]'
+	$(BIN)/pip install --quiet --no-compile --editable '.[cpu,mpi,dask,dev,docs]'
+	$(BIN)/python -m compileall -qq -j 0 $(VENV)/lib || true  # on all cores; pip compiles on one
 	touch $@

@@ -20,7 +20,7 @@ START_LIMIT_S = 600
 
 def command(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
     """Run the command line in a process of its own; return the exit code."""
-    backend.skip_unused_imports()
+    backend.dedicate_process()
     return main(argv, program)
 
 

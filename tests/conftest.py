@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+gc.disable()  # until all modules are imported, which makes little garbage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a process per core
 
@@ -59,13 +60,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
-    """Check that modules with fast tests can be imported without TensorFlow; collect garbage more rarely.
+    """Check that modules with fast tests can be imported without TensorFlow; collect garbage from now on, but rarely.
 
     Tracing makes millions of small objects: looking through the modules of TensorFlow again and again took a tenth of
     the time of the stage `unit`.
     """
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
+    gc.enable()
     if session.config.option.markexpr == "fast" and "tensorflow" in sys.modules:
         raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
 

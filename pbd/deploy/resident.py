@@ -3,13 +3,13 @@
 `python -m pbd.deploy.resident TARGET FILE BATCH HEIGHT WIDTH CHANNELS` prints the bytes.
 """
 
-import importlib
 import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 
+from pbd.deploy.runtimes import base
 from pbd.deploy.targets import TARGETS, Target
 from pbd.system import memory
 
@@ -44,7 +44,7 @@ def main(name: str, path: str, *sizes: str) -> None:
     target = TARGETS[name]
     images = np.zeros([int(size) for size in sizes], np.float32)
     for package in target.runtime.packages_to_run:
-        importlib.import_module(package)
+        base.load_package(package)
     before = memory.reset_peak()
     target.load(Path(path), threads=1)(images)
     print(memory.peak_host_memory() - before)

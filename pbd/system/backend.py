@@ -1,17 +1,18 @@
 """Keras' backend: which one it is, and its import, fast and without the notices that libraries print."""
 
 import contextlib
+import gc
 import importlib
 import importlib.util
 import json
 import logging
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from pbd.errors import EnvironmentMismatchError
-from pbd.system import silence
+from pbd.system import imports, silence
 
 PREFERRED = ("tensorflow", "jax", "torch")
 """The backends, in the order in which an installed one replaces a missing one."""
@@ -19,17 +20,20 @@ VARIABLE = "KERAS_BACKEND"
 _INSTALL = (
     "Install one: pip install 'pbd[cpu]' or 'pbd[gpu]' for TensorFlow, 'pbd[jax]', 'pbd[jax-cuda]' or 'pbd[torch]'."
 )
-_UNUSED = ("matplotlib", "sklearn", "scipy")
+_UNUSED = ("matplotlib", "sklearn", "scipy", "jax")
 """Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
-_NEEDED = {"jax": ("scipy",)}
+_NEEDED = {"jax": ("scipy", "jax")}
 """Those of them that a backend cannot do without."""
-_skips_unused = False
+_is_dedicated = False
 
 
-def skip_unused_imports() -> None:
-    """Let `load` hide packages that only other programs need; for processes that run nothing but pbd."""
-    global _skips_unused
-    _skips_unused = True
+def dedicate_process() -> None:
+    """Let `load` be fast at the expense of other programs; for processes that run nothing but pbd.
+
+    It hides packages that pbd does not use, and exempts what it has loaded from garbage collection.
+    """
+    global _is_dedicated
+    _is_dedicated = True
 
 
 def name() -> str:
@@ -100,24 +104,26 @@ def load() -> None:
     """
     if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
         return
-    unused = set(_UNUSED).difference(_NEEDED.get(name(), ())) if _skips_unused else ()
+    unused = set(_UNUSED).difference(_NEEDED.get(name(), ())) if _is_dedicated else ()
     try:
-        with _hidden(unused), _libraries_silenced():
+        with imports.hidden(*unused), _libraries_silenced(), _garbage_kept():
             importlib.import_module("keras")
     except (ImportError, ValueError) as error:
         raise EnvironmentMismatchError(f"Keras needs a backend. Received: {name()}, {error}. {_INSTALL}") from error
+    if _is_dedicated:
+        gc.freeze()  # the modules stay to the end: no collection, nor that at the end, need look through them
 
 
 @contextlib.contextmanager
-def _hidden(packages: Iterable[str]) -> Iterator[None]:
-    """Let imports of packages fail in the block as if they were not installed; loaded packages stay."""
-    hidden = [name for name in packages if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  # the stubs omit None, which blocks an import
+def _garbage_kept() -> Iterator[None]:
+    """Collect no garbage in the block: an import makes little, and many objects to look through."""
+    was_enabled = gc.isenabled()
+    gc.disable()
     try:
         yield
     finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
+        if was_enabled:
+            gc.enable()
 
 
 @contextlib.contextmanager

@@ -18,6 +18,7 @@ MEASURE = """
 import json, sys
 from pbd.system import backend, devices
 devices.Share(threads=1).claim()
+backend.dedicate_process()
 backend.load()
 import keras
 from pbd.blockwise.context import TrainingContext

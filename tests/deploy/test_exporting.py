@@ -13,6 +13,7 @@ import pytest
 import pbd
 from pbd import cli
 from pbd.deploy import exporting, targets
+from pbd.deploy.runtimes import base
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, UsageError
 from pbd.networks import graph
 from tests.deploy.small_networks import SHAPE, classifier, data, images
@@ -94,6 +95,14 @@ assert not {{"pbd", "keras", "tensorflow"}} & set(sys.modules)
     outputs, expected = np.load(tmp_path / "y.npy"), np.asarray(model(pixels))
     limit = 0.1 if int8 else 1e-4
     assert np.abs(outputs - expected).max() <= limit * np.abs(expected).max()
+
+
+def test_the_libraries_of_openvino_send_no_telemetry() -> None:
+    """It tells a server of every operation of a network, and forks the process for each."""
+    needs("openvino-int8")
+    for package in ("openvino", "nncf"):
+        base.load_package(package)
+    assert "openvino_telemetry" not in sys.modules
 
 
 def _convolutions(*layers: Any, dtype: str = "float32") -> keras.Model:

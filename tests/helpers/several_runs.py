@@ -10,6 +10,10 @@ import sys
 def main() -> None:
     """Make the runs, one after the other."""
     import pbd
+    from pbd.system import backend
+
+    backend.dedicate_process()
+    backend.load()
     from pbd.deploy import deployment
 
     deployment.measure = lambda *_: deployment.Deployed((), ())

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from pbd.errors import EnvironmentMismatchError
-from pbd.system import backend, devices, memory
+from pbd.system import backend, devices, imports, memory
 from tests.helpers.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.fast
@@ -65,7 +65,7 @@ def test_more_workers_than_gpus_is_refused_unless_the_user_shares_them(bare_host
 
 def test_hidden_packages_cannot_be_imported(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "colorsys", raising=False)
-    with backend._hidden(["colorsys", "json", "no_such_module"]):
+    with imports.hidden("colorsys", "json", "no_such_module"):
         with pytest.raises(ImportError):
             import colorsys
         import json

@@ -1,12 +1,13 @@
 """What a runtime is: a library that runs networks from files of its own format."""
 
+import importlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from pbd.system import backend
+from pbd.system import backend, imports
 
 Runner = Callable[[np.ndarray], np.ndarray]
 """One forward pass: images, (batch, height, width, channels) float32, to class scores, (batch, classes) float32."""
@@ -15,6 +16,8 @@ KERNEL_LIMIT = 127
 """The largest integer of a kernel of 8 bits; the smallest is its negative."""
 SMALLEST_SCALE = 1e-8
 """Of tensors that are always 0."""
+_TELEMETRY = "openvino_telemetry"
+"""OpenVINO and NNCF do without. It forks the process, with TensorFlow's memory, for every operation of a network."""
 
 
 @runtime_checkable
@@ -88,6 +91,12 @@ class QuantizingRuntime(Runtime, Protocol):
 def missing(packages: tuple[str, ...]) -> list[str]:
     """Return the modules that are not installed."""
     return [name for name in packages if not backend.is_installed(name)]
+
+
+def load_package(name: str) -> Any:
+    """Import a module that sends no telemetry, unless the process has loaded it before."""
+    with imports.hidden(_TELEMETRY):
+        return importlib.import_module(name)
 
 
 def owners(constants: Mapping[str, np.ndarray], kernels: Mapping[str, np.ndarray]) -> set[str]:

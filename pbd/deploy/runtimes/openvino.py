@@ -21,9 +21,7 @@ class OpenVino(base.QuantizingRuntime):
     quantizing_packages = ("nncf",)
 
     def export(self, network: Any, path: Path) -> None:
-        import openvino
-
-        openvino.save_model(_converted(network), path, compress_to_fp16=False)
+        base.load_package("openvino").save_model(_converted(network), path, compress_to_fp16=False)
 
     def load(self, path: Path, threads: int) -> base.Runner:
         """Return the forward pass of a file, compiled for any batch size.
@@ -31,14 +29,12 @@ class OpenVino(base.QuantizingRuntime):
         Compiled for one image and one thread, passes are faster, but OpenVINO 2026.4 computes some networks of 8-bit
         integers wrongly (docs/decisions.md).
         """
-        import openvino
-
         settings = {
             "INFERENCE_NUM_THREADS": threads,
             "INFERENCE_PRECISION_HINT": "f32",  # otherwise float32 layers run in bfloat16 where the CPU can
             "PERFORMANCE_HINT": "LATENCY",
         }
-        request = openvino.Core().compile_model(path, "CPU", settings).create_infer_request()
+        request = base.load_package("openvino").Core().compile_model(path, "CPU", settings).create_infer_request()
 
         def run(images: np.ndarray) -> np.ndarray:
             request.infer([images], share_inputs=True)
@@ -51,8 +47,7 @@ class OpenVino(base.QuantizingRuntime):
 
         Sums of 8-bit products can overflow on x86 without VNNI; only there the first kernel needs 7 bits.
         """
-        import nncf
-        import openvino
+        openvino, nncf = base.load_package("openvino"), base.load_package("nncf")
         from nncf.quantization.advanced_parameters import OverflowFix
         from nncf.quantization.range_estimator import RangeEstimatorParametersSet
 
@@ -73,19 +68,16 @@ class OpenVino(base.QuantizingRuntime):
 
     def export_fake_quantized(self, network: Any, path: Path, kernels: Mapping[str, np.ndarray]) -> None:
         """Write a file with `FakeQuantize` operations, which OpenVINO computes in 8-bit integers."""
-        import openvino
-
         model = _converted(network)
         _quantize_kernels(model, kernels)
-        openvino.save_model(model, path, compress_to_fp16=False)
+        base.load_package("openvino").save_model(model, path, compress_to_fp16=False)
 
 
 def _converted(network: Any) -> Any:
     """Return a network as a model of OpenVINO."""
-    import openvino
-
     from pbd.deploy import portable  # loads Keras
 
+    openvino = base.load_package("openvino")
     model = openvino.convert_model(portable.as_function(network).get_concrete_function())
     # Functions with a gradient of their own, such as SiLU, leave further outputs that nothing uses.
     return openvino.Model([model.outputs[0]], model.get_parameters(), network.name)

@@ -42,7 +42,7 @@ _HEARTBEAT_S = 1.0
 def main() -> NoReturn:
     """Execute requests until the worker ends."""
     descriptor, buffer, parent = map(int, sys.argv[1:])
-    backend.skip_unused_imports()
+    backend.dedicate_process()
     _end_with(parent)
     _ignore_signals()
     faulthandler.enable()
