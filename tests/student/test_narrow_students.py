@@ -13,7 +13,7 @@ import pytest
 from pbd import blocks
 from pbd.blocks import initialisation
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.networks import graph, precision
+from pbd.networks import channels, graph, precision
 from pbd.records import BlockResult, BlockTask
 from pbd.student.assemble import assemble
 from tests.helpers.narrowing import difference, predict, randomise
@@ -131,3 +131,12 @@ def test_training_keeps_the_selection() -> None:
     inputs = np.random.default_rng(2).normal(size=(4, *task.layer.input_shape))
     block.fit(inputs, np.ones((4, *task.layer.output_shape)), epochs=2, verbose=0)
     np.testing.assert_array_equal(block.get_layer("b_pbd_select").get_weights()[0], before)
+
+
+def test_the_size_of_a_block_can_be_computed_for_fewer_outputs() -> None:
+    task, block = fitted(teacher())
+    plain = channels.restricted(graph.swap(block, blocks.constant_selections(block)), outputs=3)
+    assert plain.input_shape == (None, 8, 8, 6)
+    assert plain.output_shape == (None, 8, 8, 3)
+    assert not takes(plain)
+    assert task.macs == 8 * 8 * 9 * 6 * 10
