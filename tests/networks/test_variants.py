@@ -11,7 +11,7 @@ from experiments.paper_scheme import output_with
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph, variants
-from pbd.records import BlockKey
+from pbd.records import RESIDUAL, BlockKey
 
 layers = keras.layers
 BLOCK = "decoupled_r1"
@@ -102,3 +102,28 @@ def test_the_largest_stack_is_known_beforehand(monkeypatch: pytest.MonkeyPatch) 
     largest = 12 * 12 * 32 * 4 * 4  # pixels, channels of the last concatenation, the network and three variants, bytes
     assert variants.bytes_per_image(flat, list(built)) == largest
     assert max(sizes) <= 2 * largest
+
+
+def two_residuals(x: Any) -> Any:
+    y = layers.ReLU()(conv("a")(x))
+    x = layers.Add(name="first")([conv("b")(y), x])
+    z = layers.ReLU()(layers.BatchNormalization()(conv("c")(layers.ReLU()(x))))
+    return conv("e")(layers.ReLU()(x + conv("d")(z)))
+
+
+def test_variants_of_one_layer_and_of_residual_blocks_are_the_swapped_networks() -> None:
+    flat, _ = network(two_residuals)
+    designs = [blocks.get(name) for name in ("decoupled_r1", "decoupled_r2", "merge", "drop")]
+    tasks = enumerate_tasks(flat, *designs, include_unprofitable=True)
+    chosen = [task for task in tasks if task.layer.name not in ("b", "c", "d") and task.design != "decoupled_r2"]
+    chosen += [task for task in tasks if task.key == ("a", "decoupled_r2")]
+    assert {task.design for task in chosen} == {design.name for design in designs}
+    assert len([task for task in chosen if task.layer.kind == RESIDUAL]) == 4
+    built = {task.key: blocks.build_block(blocks.get(task.design), task.layer, seed=4) for task in chosen}
+    images = np.random.default_rng(1).normal(size=(3, *SHAPE)).astype("float32")
+    unchanged, *others = variants.run(flat, built, images)
+    np.testing.assert_allclose(unchanged, flat(images, training=False), rtol=1e-5, atol=1e-6)
+    for outputs, (key, block) in zip(others, built.items(), strict=True):
+        alone = graph.swap(flat, {key.layer: block})(images, training=False)
+        np.testing.assert_allclose(outputs, alone, rtol=1e-5, atol=1e-6, err_msg=str(key))
+        assert np.abs(alone - unchanged).max() > 1e-4, key

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pbd.records import ModelFacts, RunReport, WorkerReport
+from pbd.records import BlockKey, CandidateReport, ModelFacts, RunReport, WorkerReport
 from pbd.report import json_safe, located, read, render, to_json, write
+from pbd.report.files import from_json
 from pbd.report.words import count, ratio
 from pbd.run_dir.journal import Journal
 from tests.helpers.report_factory import four_rows, full_report, make_report, make_row, unlabelled
@@ -228,3 +229,19 @@ def test_ratio_names_its_direction() -> None:
     assert ratio(100, 50) == "2.0x smaller"
     assert ratio(50, 100) == "2.0x larger"
     assert ratio(0, 5) == "-"
+
+
+def test_candidates_survive_the_file_and_reports_without_them_are_read() -> None:
+    failed = CandidateReport("two_layer", "failed", "out of memory", 400, 200)
+    trained = CandidateReport("decoupled_r1", "accepted", "0.9 >= 0.8", 300, 100, nmse=0.1, val_accuracy=0.9)
+    row = make_row("conv", "accepted", "0.9 >= 0.8", candidates=(trained, failed))
+    report = make_report(blocks=(row,))
+    content = json.loads(json.dumps(to_json(report)))
+    assert from_json(content).blocks == report.blocks
+    assert report.failed_blocks == (BlockKey("conv", "two_layer"),)
+    old = make_report()
+    content = json.loads(json.dumps(to_json(old)))
+    for each in content["blocks"]:
+        del each["candidates"]
+    assert from_json(content).blocks == old.blocks
+    assert [key.layer for key in from_json(content).failed_blocks] == ["block3_conv1"]
