@@ -136,7 +136,8 @@ def _compress(run: _Context) -> RunReport:
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
     done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
-    run.display.phase(f"{len(inputs.tasks)} convolutions, {len(todo)} to replace, {len(done)} already trained")
+    layers = len({task.layer.name for task in inputs.tasks})
+    run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
     if len(done) == len(todo) and manifest.is_intact(journal):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.located(report.read(journal), journal)

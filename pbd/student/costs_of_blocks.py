@@ -4,7 +4,7 @@ import functools
 from dataclasses import replace
 
 from pbd import blocks
-from pbd.networks import channels, cost
+from pbd.networks import channels, cost, graph
 from pbd.records import Layer
 from pbd.student.candidates import Costs
 
@@ -27,5 +27,5 @@ def count(layer: Layer, design: str | None, outputs: int) -> Costs:
 def _of_block(layer: Layer, design: str, outputs: int) -> Costs:
     block = blocks.build_block(blocks.get(design), layer, seed=0)
     if outputs < layer.output_shape[-1]:
-        block = channels.restricted(block, outputs)
+        block = channels.restricted(graph.swap(block, blocks.constant_selections(block)), outputs)
     return {"macs": float(cost.count_macs(block)), "params": float(cost.count_params(block))}

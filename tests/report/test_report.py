@@ -243,5 +243,5 @@ def test_candidates_survive_the_file_and_reports_without_them_are_read() -> None
     content = json.loads(json.dumps(to_json(old)))
     for each in content["blocks"]:
         del each["candidates"]
-    assert from_json(content).blocks == old.blocks
+    assert from_json(content).blocks == tuple(dataclasses.replace(row, candidates=()) for row in old.blocks)
     assert [key.layer for key in from_json(content).failed_blocks] == ["block3_conv1"]
