@@ -1,17 +1,33 @@
 """What a network assembled from measured pieces takes: a base, and a scale times the sum of its pieces."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import numpy as np
 
 from pbd.errors import UsageError
+from pbd.system import processor
 
 SCALE_DEVIATION = 0.1
 """How far the scale is expected to be from 1."""
 NETWORK_DEVIATION = 0.03
 """How far networks are expected to be from the model, as a fraction of their time."""
+
+
+WARM_SHARE = 0.25
+"""Networks whose weights fill up to this share of the cache of the CPU find all of them there in the next pass; those
+whose weights do not fit into the cache, none. In between the share falls linearly (measured: VGG16, 6 to 56 MiB)."""
+
+
+class PieceTime(NamedTuple):
+    """How long a piece takes."""
+
+    warm_s: float
+    """Seconds that it adds to a forward pass if its weights are in the caches of the CPU since the pass before."""
+    cold_s: float
+    """The same if its weights have to be read from memory."""
+    weight_bytes: int
 
 
 class MeasuredNetwork(NamedTuple):
@@ -26,8 +42,8 @@ class MeasuredNetwork(NamedTuple):
 class LatencyModel:
     """Predicts seconds of a forward pass from the pieces of a network.
 
-    The prediction is linear in the pieces, so that an integer program can choose them under a budget: the budget less
-    `base_s`, and `piece_s` for each candidate.
+    For networks of about one size the prediction is linear in the pieces, so that an integer program can choose them
+    under a budget: the budget less `base_s`, and `piece_s` for each candidate, with the coldness of the last solution.
 
     Example:
         >>> model = LatencyModel(times).corrected([MeasuredNetwork(teacher_pieces, teacher_s)])
@@ -35,22 +51,32 @@ class LatencyModel:
         0.000231
     """
 
-    times_s: Mapping[Hashable, float]
-    """Seconds of each piece, measured alone (see `piece_times.measure`)."""
+    times: Mapping[Hashable, PieceTime]
+    """Of each piece, measured alone (see `piece_times.measure`)."""
     base_s: float = 0.0
-    """Seconds of what is not in pieces: the first and the last layers, additions, the call itself."""
+    """Seconds of what is not in pieces: the first and the last layers, the call itself."""
     scale: float = 1.0
     """Seconds of a piece in a network for each second alone."""
+    cache_bytes: int = field(default_factory=processor.cache_bytes)
+    """Of the CPU."""
 
-    def piece_s(self, piece: Hashable) -> float:
-        """Return the seconds that a piece adds to a network.
+    def coldness(self, chosen: Iterable[Hashable]) -> float:
+        """Return the share of the weights that a network reads from memory in each pass, in [0, 1].
+
+        Raises:
+            UsageError: a piece was not measured.
+        """
+        share = sum(self._time(piece).weight_bytes for piece in chosen) / self.cache_bytes
+        return min(max((share - WARM_SHARE) / (1 - WARM_SHARE), 0.0), 1.0)
+
+    def piece_s(self, piece: Hashable, coldness: float = 0.0) -> float:
+        """Return the seconds that a piece adds to a network of this coldness.
 
         Raises:
             UsageError: it was not measured.
         """
-        if piece not in self.times_s:
-            raise UsageError(f"a piece must be measured. Received: {piece!r}. Measure it with piece_times.measure.")
-        return self.scale * self.times_s[piece]
+        time = self._time(piece)
+        return self.scale * (time.warm_s + coldness * (time.cold_s - time.warm_s))
 
     def predict(self, chosen: Iterable[Hashable]) -> float:
         """Return the seconds of a forward pass of a network of these pieces.
@@ -61,7 +87,14 @@ class LatencyModel:
         Raises:
             UsageError: one was not measured.
         """
-        return self.base_s + sum(self.piece_s(piece) for piece in chosen)
+        listed = tuple(chosen)
+        coldness = self.coldness(listed)
+        return self.base_s + sum(self.piece_s(piece, coldness) for piece in listed)
+
+    def _time(self, piece: Hashable) -> PieceTime:
+        if piece not in self.times:
+            raise UsageError(f"a piece must be measured. Received: {piece!r}. Measure it with piece_times.measure.")
+        return self.times[piece]
 
     def corrected(self, measured: Sequence[MeasuredNetwork]) -> "LatencyModel":
         """Return the model with base and scale fitted to networks that were measured.

@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from pbd.deploy.runtimes.base import Runner
+from pbd.system import processor
 
 LIMIT_S = 0.25
 """About how long the passes that are compared take in all; with slow passes more, for `MIN_ROUNDS`."""
@@ -15,6 +16,8 @@ BURST = 5
 SLOW_S = 0.01
 """Passes from this length on have `SLOW_BURST` counted passes in a turn."""
 SLOW_BURST = 2
+
+COLD_PASSES = 4
 
 Clock = Callable[[], float]
 
@@ -51,6 +54,28 @@ def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threa
         for number in numbers[:: 1 if round_ % 2 else -1]:  # reversed every round: no network always follows another
             turns_s[round_, number] = _turn(runners[number], images[number], burst, clock)
     return tuple(float(least) for least in turns_s.min(axis=0))
+
+
+def cold_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threads: int) -> tuple[float, ...]:
+    """Return how long a pass of each network takes if its weights have to be read from memory.
+
+    Between passes so much is read that the caches of the CPU hold nothing of the network.
+
+    Args:
+        runners: forward passes of the networks, which have run once.
+        images: for each network, (batch, height, width, channels) float32.
+        threads: CPU threads that the passes use.
+    """
+    clock = clock_for(threads)
+    other_data = np.ones(2 * processor.cache_bytes() // 8)
+    passes_s = np.empty((COLD_PASSES, len(runners)))
+    for round_ in range(COLD_PASSES):
+        for number, (run, pixels) in enumerate(zip(runners, images, strict=True)):
+            other_data.sum()
+            start_s = clock()
+            run(pixels)
+            passes_s[round_, number] = clock() - start_s
+    return tuple(float(least) for least in passes_s.min(axis=0))
 
 
 def _turn(run: Runner, pixels: np.ndarray, burst: int, clock: Clock) -> float:

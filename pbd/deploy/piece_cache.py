@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Iterator, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import platformdirs
 
@@ -41,7 +41,16 @@ def conditions(target: Target, batch: int, threads: int) -> dict[str, Any]:
     }
 
 
-class PieceCache(MutableMapping[str, float]):
+class Seconds(NamedTuple):
+    """Seconds that a piece adds to a forward pass."""
+
+    warm_s: float
+    """If its weights are in the caches of the CPU since the pass before."""
+    cold_s: float
+    """If its weights have to be read from memory."""
+
+
+class PieceCache(MutableMapping[str, Seconds]):
     """Seconds of pieces by signature. Each assignment is written to the file at once, so nothing measured is lost."""
 
     def __init__(self, path: Path, under: dict[str, Any]) -> None:
@@ -69,10 +78,10 @@ class PieceCache(MutableMapping[str, float]):
         folder = folder or platformdirs.user_cache_path("pbd") / "latency"
         return cls(folder / f"{target.name}-batch{batch}-{digest}.json", under)
 
-    def __getitem__(self, signature: str) -> float:
+    def __getitem__(self, signature: str) -> Seconds:
         return self._seconds[signature]
 
-    def __setitem__(self, signature: str, seconds: float) -> None:
+    def __setitem__(self, signature: str, seconds: Seconds) -> None:
         self._seconds[signature] = seconds
         self._seconds = self._read() | self._seconds  # another process may have written pieces too
         self._write()
@@ -87,11 +96,11 @@ class PieceCache(MutableMapping[str, float]):
     def __len__(self) -> int:
         return len(self._seconds)
 
-    def _read(self) -> dict[str, float]:
+    def _read(self) -> dict[str, Seconds]:
         """Return what the file holds; nothing if it is absent or damaged."""
         try:
             held = json.loads(self._path.read_bytes())["seconds"]
-            return {str(signature): float(seconds) for signature, seconds in held.items()}
+            return {signature: Seconds(float(warm_s), float(cold_s)) for signature, (warm_s, cold_s) in held.items()}
         except FileNotFoundError:
             return {}
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
