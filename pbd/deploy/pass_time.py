@@ -8,9 +8,9 @@ import numpy as np
 from pbd.deploy.runtimes.base import Runner
 from pbd.system import processor
 
-LIMIT_S = 0.25
-"""About how long the passes that are compared take in all; with slow passes more, for `MIN_ROUNDS`."""
-MIN_ROUNDS, MAX_ROUNDS = 5, 60
+LIMIT_S = 0.3
+"""About how long the passes of each network take in all; with slow passes more, for `MIN_ROUNDS`."""
+MIN_ROUNDS, MAX_ROUNDS = 7, 60
 BURST = 5
 """Counted passes of a turn; one pass before them is not counted."""
 SLOW_S = 0.01
@@ -47,7 +47,7 @@ def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threa
         run(pixels)  # compiles, allocates
     first_s = [_turn(run, pixels, 1, clock) for run, pixels in zip(runners, images, strict=True)]
     burst = BURST if max(first_s) < SLOW_S else SLOW_BURST
-    rounds = int(np.clip(LIMIT_S / (sum(first_s) * (burst + 1) + 1e-9), MIN_ROUNDS, MAX_ROUNDS))
+    rounds = int(np.clip(LIMIT_S * len(runners) / (sum(first_s) * (burst + 1) + 1e-9), MIN_ROUNDS, MAX_ROUNDS))
     turns_s = np.empty((rounds, len(runners)))
     numbers = list(range(len(runners)))
     for round_ in range(rounds):
