@@ -103,7 +103,7 @@ def measure_latency(
     networks = {name: precision.in_float32(graph.flatten(model)) for name, model in models.items()}
     with tempfile.TemporaryDirectory() as folder:
         files = [
-            _written(name, network, target, Path(folder) / f"{target.name}-{number}")
+            deployed_file(name, network, target, Path(folder) / f"{target.name}-{number}")
             for target in chosen
             for number, (name, network) in enumerate(networks.items())
         ]
@@ -163,8 +163,18 @@ def _common_shape(models: Mapping[str, keras.Model]) -> tuple[int, ...]:
     return first[0]
 
 
-def _written(name: str, network: keras.Model, target: Target, folder: Path) -> DeployedFile:
-    """Export a flat network, and quantise it with ranges of random images if the target has 8-bit integers."""
+def deployed_file(name: str, network: keras.Model, target: Target, folder: Path) -> DeployedFile:
+    """Export a flat network, and quantise it with ranges of random images if the target has 8-bit integers.
+
+    Args:
+        name: of the network.
+        network: see `graph.flatten`.
+        target: of the file.
+        folder: for the file; it is created.
+
+    Raises:
+        BadInputError: the exporter fails.
+    """
     folder.mkdir()
     path = folder / f"network{target.runtime.suffix}"
     exporting.write(network, path, target)

@@ -1,4 +1,4 @@
-"""The digest of a network, by which two networks that compute the same are recognised."""
+"""Digests of networks, by which two networks that compute the same, or cost the same, are recognised."""
 
 import hashlib
 import json
@@ -6,6 +6,9 @@ from typing import Any
 
 import keras
 import numpy as np
+
+_TRAINING = ("_initializer", "_regularizer", "_constraint", "trainable", "seed")
+"""Ends of the names of settings that only training reads."""
 
 
 def model_digest(model: keras.Model) -> str:
@@ -21,6 +24,27 @@ def model_digest(model: keras.Model) -> str:
     for value in model.get_weights():
         digest.update(np.ascontiguousarray(value).tobytes())
     return digest.hexdigest()
+
+
+def structure_digest(model: keras.Model) -> str:
+    """Return a SHA-256 over what decides how long a network takes: its layers, their shapes and their connections.
+
+    Names, weights and what only training reads (initialisers, regularisers, constraints, seeds) do not count.
+
+    Args:
+        model: a functional model.
+    """
+    structure = _without_training(_structure(model.get_config()))
+    return hashlib.sha256(json.dumps(structure).encode()).hexdigest()
+
+
+def _without_training(value: Any) -> Any:
+    """Return a part of a configuration without what only training reads."""
+    if isinstance(value, list | tuple):
+        return [_without_training(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {key: _without_training(item) for key, item in value.items() if not key.endswith(_TRAINING)}
 
 
 def _structure(config: dict[str, Any]) -> list[Any]:

@@ -1,0 +1,66 @@
+"""Pieces of a network: a layer, or what replaces it, with what runtimes compute together with it."""
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from pbd.networks import fusion
+
+Builder = Callable[[Any], Any]
+_ACTIVATIONS = (
+    keras.layers.Activation,
+    keras.layers.ELU,
+    keras.layers.LeakyReLU,
+    keras.layers.ReLU,
+    keras.layers.Softmax,
+)
+
+
+def piece(network: keras.Model, layer: str, build: Builder | None = None, channels: int | None = None) -> keras.Model:
+    """Return a layer or its replacement as a model of its own, with the addition and the activation behind it.
+
+    Runtimes compute an addition to a shortcut and an activation within a convolution, but not within every block. The
+    weights are new: they do not change the speed.
+
+    Args:
+        network: in its inference form (see `inference_form.fold`).
+        layer: name of the layer.
+        build: returns the output of the replacement for an input tensor; by default the layer itself is built.
+        channels: of the input; by default those that the layer has.
+
+    Returns:
+        A model from the input of the layer, and from the other terms of additions behind it, to one feature map.
+    """
+    replaced = network.get_layer(layer)
+    users = fusion.consumers(network)
+    shape = tuple(replaced.input.shape[1:])
+    inputs = [keras.Input((*shape[:-1], channels or shape[-1]))]
+    y = (build or _copy(replaced))(inputs[0])
+    tensor = replaced.output
+    while len(users[id(tensor)]) == 1:
+        operation = users[id(tensor)][0][0]
+        if isinstance(operation, keras.layers.Add):
+            others = [keras.Input(term.shape[1:]) for term in operation.input if term is not tensor]
+            inputs += others
+            y = keras.layers.Add()([y, *others])
+        elif isinstance(operation, _ACTIVATIONS):
+            y = _copy(operation)(y)
+        else:
+            break
+        tensor = operation.output
+    return keras.Model(inputs, y, name=f"{layer}_piece")
+
+
+def narrowed(layer: keras.layers.Conv2D, filters: int) -> Builder:
+    """Return the function that builds a convolution with other numbers of input and output channels.
+
+    Args:
+        layer: a convolution with one group; the number of its input channels becomes that of the tensor.
+        filters: output channels.
+    """
+    return lambda x: keras.layers.Conv2D.from_config({**layer.get_config(), "filters": filters})(x)
+
+
+def _copy(layer: Any) -> Any:
+    return type(layer).from_config(layer.get_config())
