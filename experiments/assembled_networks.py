@@ -95,7 +95,8 @@ class Assembler:
 
     def piece(self, choice: Choice) -> keras.Model:
         """Return the piece of a choice."""
-        return pieces.piece(self.network, choice.layer, self._builder(choice), choice.inputs)
+        layer = self._layers[choice.layer]
+        return pieces.piece(self.network, choice.layer, self._builder(choice), (*layer.input_shape[:2], choice.inputs))
 
     def _whole(self, name: str, design: str) -> Choice:
         layer = self._layers[name]

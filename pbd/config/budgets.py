@@ -1,12 +1,12 @@
-"""Budgets as users write them: `latency:0.5`, `macs:0.3`, `params:0.25` or `bytes:100000`."""
+"""Budgets as users write them: `latency:0.5`, `macs:0.3`, `params:0.25` or `params:100000`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pbd.errors import UsageError, unknown_name
 
-RESOURCES = {"latency": "seconds", "macs": "multiply-accumulates", "params": "parameters", "bytes": "bytes"}
-"""What a budget can limit, and its unit."""
+RESOURCES = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
+"""What a budget can limit, and how reports call it."""
 
 
 @dataclass(frozen=True)

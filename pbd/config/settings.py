@@ -130,9 +130,11 @@ class StudentConfig(Section):
     """Accept a block if the teacher with only this block swapped in loses at most this much validation accuracy
     (default: 0.2)."""
     budget: tuple[str, ...] = ()
-    """What the student may need, as macs:0.3 or params:0.25 (fractions of the teacher's) or params:100000: of all
-    candidates, those with the least divergence from the teacher are chosen that keep within it. Give several designs
-    with --block. Without a budget, blocks are accepted by their accuracy."""
+    """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25 or
+    params:100000. Of all candidates, those with the least divergence from the teacher are chosen that keep within it.
+    Give several designs with --block. Without a budget, blocks are accepted by their accuracy."""
+    target_batch: int = 1
+    """Images in a pass, for a budget of latency."""
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
@@ -155,6 +157,7 @@ class StudentConfig(Section):
 
     def check(self) -> None:
         budgets.check(self.budget)
+        at_least("target_batch", self.target_batch, 1)
         fraction("accuracy_threshold", self.accuracy_threshold)
         fraction("max_accuracy_drop", self.max_accuracy_drop)
         limits = {
@@ -232,7 +235,7 @@ class ExecutionConfig(Section):
     target: str = "auto"
     """Where teacher and student are measured beside each other, in float32 and, where there are any, in 8-bit integers:
     openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert and keras that is
-    installed)."""
+    installed). A budget of latency holds for this target: give openvino-int8, for example, for 8-bit integers."""
     run_dir: str | None = None
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False

@@ -17,7 +17,9 @@ _ACTIVATIONS = (
 )
 
 
-def piece(network: keras.Model, layer: str, build: Builder | None = None, channels: int | None = None) -> keras.Model:
+def piece(
+    network: keras.Model, layer: str, build: Builder | None = None, input_shape: tuple[int, ...] | None = None
+) -> keras.Model:
     """Return a layer or its replacement as a model of its own, with the addition and the activation behind it.
 
     Runtimes compute an addition to a shortcut and an activation within a convolution, but not within every block. The
@@ -25,17 +27,16 @@ def piece(network: keras.Model, layer: str, build: Builder | None = None, channe
 
     Args:
         network: in its inference form (see `inference_form.fold`).
-        layer: name of the layer.
+        layer: name of the layer; of a residual block, the name of its addition.
         build: returns the output of the replacement for an input tensor; by default the layer itself is built.
-        channels: of the input; by default those that the layer has.
+        input_shape: height, width and channels of the input; by default those of the layer.
 
     Returns:
         A model from the input of the layer, and from the other terms of additions behind it, to one feature map.
     """
     replaced = network.get_layer(layer)
     users = fusion.consumers(network)
-    shape = tuple(replaced.input.shape[1:])
-    inputs = [keras.Input((*shape[:-1], channels or shape[-1]))]
+    inputs = [keras.Input(input_shape or replaced.input.shape[1:])]
     y = (build or _copy(replaced))(inputs[0])
     tensor = replaced.output
     while len(users[id(tensor)]) == 1:

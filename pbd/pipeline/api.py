@@ -73,6 +73,7 @@ def distill(
     accuracy_threshold: float | None = None,
     max_accuracy_drop: float | None = None,
     budget: Sequence[str] | str | None = None,
+    target_batch: int | None = None,
     fine_tune_epochs: int | None = None,
     fine_tune_scope: str | None = None,
     fine_tune_learning_rate: float | None = None,
@@ -118,7 +119,7 @@ def distill(
             computes least.
         epochs: passes over the training images for each block.
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
-        budget: what the student may need, such as `"macs:0.3"`: the candidates with the least divergence from the
+        budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least divergence from the
             teacher that keep within it are chosen.
         fine_tune_epochs: passes over the training images for the assembled student.
         target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.

@@ -3,21 +3,30 @@
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import keras
 
 from pbd.config import RunConfig, budgets
+from pbd.deploy import targets
+from pbd.deploy.targets import Target
 from pbd.errors import UsageError
 from pbd.networks import cost
 from pbd.pipeline.workers import WorkerPool
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockKey, BlockResult, BlockTask
-from pbd.student import candidates, costs_of_blocks, selection, solver
+from pbd.records import BlockKey, BlockResult, BlockTask, Layer
+from pbd.student import candidates, costs_of_blocks, latency_costs, selection, solver
 from pbd.student.assemble import assemble
+from pbd.student.candidates import Candidates, Costs, Piece
+from pbd.student.latency_costs import LatencyTable
 
 ASSEMBLED = 4
 """Choices of the solver that are assembled and compared: their damages add up only nearly."""
+CORRECTIONS = 3
+"""How often a choice that is too slow is replaced by one under the corrected latencies."""
+TOO_SLOW = 1.02
+"""A choice is too slow if its measured latency exceeds the limit by this factor."""
+LATENCY = "latency"
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,17 @@ class Chosen:
     events: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
+def budget_target(name: str) -> Target:
+    """Return the target that a budget of latency holds for; "auto" is the default target.
+
+    Raises:
+        UsageError: there is none of this name.
+        EnvironmentMismatchError: something that it needs is not installed.
+    """
+    return targets.default() if name == "auto" else targets.get_timed(name)
+
+
+@dataclass
 class Chooser:
     """Chooses the blocks of a run.
 
@@ -48,6 +67,7 @@ class Chooser:
     config: RunConfig
     display: ProgressDisplay
     workers: WorkerPool
+    events: list[str] = field(default_factory=list)
 
     def choose(self, results: Mapping[BlockKey, BlockResult], teacher_score: float) -> Chosen:
         """Return the accepted blocks.
@@ -62,37 +82,84 @@ class Chooser:
         if not self.config.student.budget:
             lowest = self.config.student.lowest_accuracy(teacher_score)
             return Chosen(selection.accept(self.tasks, results, lowest), lowest)
-        return self._within_budget(results)
+        designs = self._within_budget(results)
+        accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
+        return Chosen(accepted, None, tuple(self.events))
 
-    def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> Chosen:
-        """Return the best of the solver's first choices, as validation of the assembled networks has it."""
+    def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> dict[str, str]:
+        """Return the designs of the best choice; under a budget of latency, one that is measured to be fast enough."""
         requested = [budgets.parse(text) for text in self.config.student.budget]
+        if all(budget.resource != LATENCY for budget in requested):
+            return self._best(requested, results, None)[0]
+        target, batch = budget_target(self.config.execution.target), self.config.student.target_batch
+        table = self._measured(results, target, batch)
+        limit_s = next(each.limit(table.of_teacher) for each in requested if each.resource == LATENCY)
+        for _ in range(1 + CORRECTIONS):
+            designs, pieces = self._best(requested, results, table)
+            network = self._assembled(designs, results)
+            seconds = latency_costs.seconds_of({"student": network}, target, self.config.student.target_batch)[
+                "student"
+            ]
+            shares = [100 * each / table.of_teacher for each in (table.predict(pieces), seconds)]
+            self._tell(f"{target.name}: {shares[0]:.1f}% of the teacher's latency predicted, {shares[1]:.1f}% measured")
+            if seconds <= TOO_SLOW * limit_s:
+                break
+            table = table.corrected(pieces, seconds)
+        return designs
+
+    def _measured(self, results: Mapping[BlockKey, BlockResult], target: Target, batch: int) -> LatencyTable:
+        """Measure all pieces that networks under the budget can consist of."""
+        asked = dict[Piece, None]()
+
+        def note(layer: Layer, design: str | None, outputs: int) -> Costs:
+            asked[layer.name, design, outputs] = None
+            return {LATENCY: 0.0}
+
+        layers = candidates.gather(self.tasks, results, note, {LATENCY: 0.0}).layers
+        self.display.phase(f"measuring the latency of {len(asked)} layers and blocks in {target.name}")
+        return latency_costs.measure(self.teacher, layers, asked, target, batch)
+
+    def _best(
+        self, requested: Sequence[budgets.Budget], results: Mapping[BlockKey, BlockResult], table: LatencyTable | None
+    ) -> tuple[dict[str, str], list[Piece]]:
+        """Return designs and pieces of the best of the solver's first choices, as validation of the networks has it."""
         of_teacher = {"macs": float(cost.count_macs(self.teacher)), "params": float(cost.count_params(self.teacher))}
-        options = candidates.gather(self.tasks, results, costs_of_blocks.count, of_teacher)
+        if table is not None:
+            of_teacher[LATENCY] = table.of_teacher
+
+        def cost_of(layer: Layer, design: str | None, outputs: int) -> Costs:
+            counted = costs_of_blocks.count(layer, design, outputs)
+            return counted if table is None else {**counted, **table.cost_of(layer, design, outputs)}
+
+        options = candidates.gather(self.tasks, results, cost_of, of_teacher)
         limits = {each.resource: each.limit(of_teacher[each.resource]) for each in requested}
         try:
             choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))
         except solver.InfeasibleError as error:
             raise _refusal(requested, error, of_teacher) from error
-        best_kl, best, events = math.inf, choices[0], []
-        for number, choice in enumerate(choices, start=1):
-            kl = self._divergence(options.designs(choice.options), results)
-            measured = f"KL {kl:.4f} assembled, {choice.damage:.4f} summed"
-            events.append(f"choice {number}: {measured}; {_shares(choice, of_teacher)}")
-            self.display.phase(events[-1])
-            if kl < best_kl:
-                best_kl, best = kl, choice
-        designs = options.designs(best.options)
-        accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
-        return Chosen(accepted, None, tuple(events))
+        divergences = [self._divergence(options, choice, results, of_teacher) for choice in choices]
+        best = choices[divergences.index(min(divergences))]
+        return options.designs(best.options), options.pieces(best.options)
 
-    def _divergence(self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult]) -> float:
-        """Return the divergence from the teacher of a network with these blocks, after recalibration."""
+    def _divergence(
+        self, options: Candidates, choice: solver.Choice, results: Mapping[BlockKey, BlockResult], of_teacher: Costs
+    ) -> float:
+        """Return the divergence from the teacher of the network of a choice, after recalibration."""
+        designs = options.designs(choice.options)
+        kl = 0.0
+        if designs:
+            metrics = self.workers.recalibrate(self._assembled(designs, results))
+            kl = metrics.kl if metrics.kl is not None and math.isfinite(metrics.kl) else math.inf
+        self._tell(f"KL {kl:.4f} assembled, {choice.damage:.4f} summed; {_shares(choice, of_teacher)}")
+        return kl
+
+    def _assembled(self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult]) -> keras.Model:
         accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
-        if not accepted:
-            return 0.0
-        metrics = self.workers.recalibrate(assemble(self.teacher, self.tasks, accepted))
-        return metrics.kl if metrics.kl is not None and math.isfinite(metrics.kl) else math.inf
+        return assemble(self.teacher, self.tasks, accepted)
+
+    def _tell(self, event: str) -> None:
+        self.events.append(event)
+        self.display.phase(event)
 
 
 def _refusal(
@@ -108,6 +175,6 @@ def _refusal(
     )
 
 
-def _shares(choice: solver.Choice, of_teacher: Mapping[str, float]) -> str:
+def _shares(choice: solver.Choice, of_teacher: Costs) -> str:
     shares = {budgets.RESOURCES[name]: 100 * amount / of_teacher[name] for name, amount in choice.costs.items()}
     return ", ".join(f"{share:.1f}% of the {name}" for name, share in shares.items())

@@ -8,7 +8,7 @@ channels are read: all, or those that the block of its only reader reads.
 
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,8 @@ MOST_OPTIONS = 200
 
 Costs = Mapping[str, float]
 """By resource."""
+Piece = tuple[str, str | None, int]
+"""A layer, the design of its block (None: the layer is kept), and the number of its output channels to compute."""
 CostOf = Callable[[Layer, str | None, int], Costs]
 """Returns the costs of a layer for a design (None: the layer is kept) and the number of output channels to compute."""
 
@@ -39,6 +41,7 @@ class Option:
 class Candidates:
     """The parts of a teacher with their options, as a problem for the solver."""
 
+    layers: Mapping[str, Layer]
     parts: tuple[tuple[Option, ...], ...]
     problem: Problem
 
@@ -46,6 +49,17 @@ class Candidates:
         """Return the designs of a choice (an option for each part), by layer."""
         chosen = [part[option] for part, option in zip(self.parts, options, strict=True)]
         return {layer: design for option in chosen for layer, design in option.designs.items()}
+
+    def pieces(self, options: Sequence[int]) -> list[Piece]:
+        """Return what a network of a choice consists of, in place of the layers of the teacher."""
+        designs = self.designs(options)
+        replaced = {name for name in designs if self.layers[name].kind == RESIDUAL}
+        present = [
+            layer
+            for layer in self.layers.values()
+            if (layer.name in replaced if layer.kind == RESIDUAL else not replaced.intersection(layer.inside))
+        ]
+        return list(_pieces(present, designs))
 
 
 def gather(
@@ -77,7 +91,20 @@ def gather(
         ),
         base={name: cost - sum(costs[name] for costs in kept) for name, cost in teacher.items()},
     )
-    return Candidates(tuple(parts), problem)
+    return Candidates(maker.layers, tuple(parts), problem)
+
+
+def _pieces(layers: Sequence[Layer], designs: Mapping[str, str]) -> Iterator[Piece]:
+    """Yield each layer, the design of its block (None: it is kept), and the number of its outputs that are read."""
+    readers = {layer.producer: layer for layer in layers if layer.producer}
+    for layer in layers:
+        reader = readers.get(layer.name)
+        outputs = layer.output_shape[-1] if reader is None else _channels_read(reader, designs.get(reader.name))
+        yield layer.name, designs.get(layer.name), outputs
+
+
+def _channels_read(layer: Layer, design: str | None) -> int:
+    return layer.input_shape[-1] if design is None else blocks.get(design).channels_read(layer)
 
 
 @dataclass(frozen=True)
@@ -122,12 +149,8 @@ class _Maker:
 
     def total(self, layers: Sequence[Layer], designs: Mapping[str, str]) -> Costs:
         """Return the summed costs of layers with these designs, the others kept."""
-        readers = {layer.producer: layer for layer in layers if layer.producer}
-        costs = []
-        for layer in layers:
-            reader = readers.get(layer.name)
-            outputs = layer.output_shape[-1] if reader is None else self._read(reader, designs.get(reader.name))
-            costs.append(self.cost_of(layer, designs.get(layer.name), outputs))
+        pieces = _pieces(layers, designs)
+        costs = [self.cost_of(self.layers[name], design, outputs) for name, design, outputs in pieces]
         return {resource: sum(each[resource] for each in costs) for resource in self.resources}
 
     def savings(self, reader: Layer) -> Mapping[str, np.ndarray]:
@@ -137,12 +160,9 @@ class _Maker:
         rows = []
         for design in self.designs(layer):
             whole = self.cost_of(layer, design, full)
-            parts = [self.cost_of(layer, design, self._read(reader, other)) for other in self.designs(reader)]
+            parts = [self.cost_of(layer, design, _channels_read(reader, other)) for other in self.designs(reader)]
             rows.append([{name: part[name] - whole[name] for name in self.resources} for part in parts])
         return {name: np.array([[cell[name] for cell in row] for row in rows]) for name in self.resources}
-
-    def _read(self, reader: Layer, design: str | None) -> int:
-        return reader.input_shape[-1] if design is None else blocks.get(design).channels_read(reader)
 
 
 def _efficient(options: Sequence[Option]) -> list[Option]:

@@ -109,7 +109,12 @@ def test_two_processes_write_one_cache(tmp_path: Path) -> None:
 
 def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
     network = residual()
-    second = pieces.piece(network, "second", pieces.narrowed(network.get_layer("second"), 6), channels=2)
+    second = pieces.piece(
+        network,
+        "second",
+        pieces.narrowed(network.get_layer("second"), 6),
+        (*network.get_layer("second").input.shape[1:3], 2),
+    )
     assert [tuple(tensor.shape[1:]) for tensor in second.inputs] == [(8, 8, 2), (8, 8, 6)]
     kinds = [type(layer).__name__ for layer in second.layers if not isinstance(layer, keras.layers.InputLayer)]
     assert kinds == ["Conv2D", "Add", "ReLU"]
@@ -121,7 +126,7 @@ def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
 
 
 def test_the_network_around_a_piece_gives_it_its_inputs() -> None:
-    piece = pieces.piece(residual(), "second", channels=None)
+    piece = pieces.piece(residual(), "second")
     with_piece, without = (piece_times.in_context([(8, 8, 6), (8, 8, 6)], each) for each in (piece, None))
     kinds = [type(layer).__name__ for layer in with_piece.layers]
     assert kinds.count("Conv2D") == 3

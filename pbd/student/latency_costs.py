@@ -1,0 +1,95 @@
+"""The latency of layers and their blocks in a target, for the choice among candidates."""
+
+import functools
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import keras
+
+from pbd import blocks
+from pbd.deploy import inference_form, piece_times, pieces
+from pbd.deploy.latency_model import LatencyModel, MeasuredNetwork, PieceTime
+from pbd.deploy.targets import Target
+from pbd.networks import channels, graph
+from pbd.records import RESIDUAL, Layer
+from pbd.student.candidates import Costs, Piece
+
+
+@dataclass(frozen=True)
+class LatencyTable:
+    """Measured latencies of the pieces of networks that are assembled from a teacher."""
+
+    model: LatencyModel
+    teacher: tuple[Hashable, ...]
+    """The pieces of the teacher."""
+    measured: tuple[MeasuredNetwork, ...] = ()
+    """Networks whose measured latency the model was corrected with."""
+    coldness: float = 0.0
+    """Of the networks that the costs are for (see `LatencyModel.coldness`)."""
+
+    @property
+    def of_teacher(self) -> float:
+        """Seconds of a pass of the teacher."""
+        return self.model.predict(self.teacher)
+
+    def cost_of(self, layer: Layer, design: str | None, outputs: int) -> Costs:
+        """Return `latency`, the seconds of a layer or its block (see `candidates.CostOf`)."""
+        return {"latency": self.model.piece_s((layer.name, design, outputs), self.coldness)}
+
+    def predict(self, used: Iterable[Piece]) -> float:
+        """Return the predicted seconds of a pass of a network of these pieces."""
+        return self.model.predict(used)
+
+    def corrected(self, used: Sequence[Piece], seconds: float) -> "LatencyTable":
+        """Return the table corrected with a network that was assembled and measured.
+
+        Args:
+            used: its pieces.
+            seconds: of a pass.
+        """
+        measured = (*self.measured, MeasuredNetwork(tuple(used), seconds))
+        model = self.model.corrected(measured)
+        return replace(self, model=model, measured=measured, coldness=model.coldness(used))
+
+
+def measure(
+    teacher: keras.Model, layers: Mapping[str, Layer], wanted: Iterable[Piece], target: Target, batch: int
+) -> LatencyTable:
+    """Measure pieces and the teacher in a target, with one thread.
+
+    Args:
+        teacher: flat and functional.
+        layers: the layers of the run, by name.
+        wanted: the pieces, besides those of the teacher.
+        target: a runtime and a precision.
+        batch: images in a pass.
+    """
+    network = inference_form.fold(teacher)
+    whole = [(name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL]
+    models = {key: _piece(network, layers[key[0]], *key[1:]) for key in dict.fromkeys([*whole, *wanted])}
+    times: Mapping[Hashable, PieceTime] = dict(piece_times.measure(models, target, (batch,))[batch])
+    seconds = seconds_of({"teacher": teacher}, target, batch)["teacher"]
+    return LatencyTable(LatencyModel(times), tuple(whole)).corrected(whole, seconds)
+
+
+def seconds_of(networks: Mapping[str, keras.Model], target: Target, batch: int) -> dict[str, float]:
+    """Return the seconds of a pass of whole networks, measured as their pieces are."""
+    return piece_times.measure_networks(networks, target, (batch,))[batch]
+
+
+def _piece(network: keras.Model, layer: Layer, design: str | None, outputs: int) -> keras.Model:
+    """Return a layer or its block as a model, with the addition and the activation behind it."""
+    if design is None:
+        build = None
+        if outputs < layer.output_shape[-1]:
+            build = pieces.narrowed(network.get_layer(layer.name), outputs)
+        return pieces.piece(network, layer.name, build)
+    block = blocks.build_block(blocks.get(design), layer, seed=0)
+    block = graph.swap(block, blocks.constant_selections(block))
+    if layer.producer or outputs < layer.output_shape[-1]:
+        block = channels.restricted(block, outputs)
+    return pieces.piece(network, layer.name, functools.partial(_called, block), tuple(block.inputs[0].shape[1:]))
+
+
+def _called(block: keras.Model, x: object) -> object:
+    return block(x)
