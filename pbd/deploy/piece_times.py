@@ -21,6 +21,8 @@ from pbd.errors import BadInputError
 from pbd.networks import digest, graph, precision
 from pbd.system import random_state
 
+GROUP = 16
+"""Pieces that are measured in turn and then written to the cache."""
 _IMAGE_CHANNELS = 4
 Key = TypeVar("Key", bound=Hashable)
 
@@ -35,8 +37,9 @@ def measure(
 ) -> dict[int, dict[Key, PieceTime]]:
     """Return the time that each piece adds to a forward pass of a network, by batch size.
 
-    Pieces of the same structure are measured once, whatever their names and weights. What is measured is cached piece
-    by piece: if measuring is interrupted, the next call goes on with the pieces that are missing.
+    Pieces of the same structure are measured once, whatever their names and weights. `GROUP` pieces at a time are
+    measured in turn, so that moments in which the machine is busy meet all of them, and then cached: if measuring is
+    interrupted, the next call goes on with the pieces that are missing.
 
     Args:
         pieces: from one feature map (height, width, channels) or several to one, with the addition and the
@@ -52,12 +55,15 @@ def measure(
     """
     caches = {batch: PieceCache.of(target, batch, threads, cache_folder) for batch in batch_sizes}
     signatures = {key: digest.structure_digest(piece) for key, piece in pieces.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(target, threads, Path(folder))
-        for signature, piece in {signatures[key]: piece for key, piece in pieces.items()}.items():
-            missing = [batch for batch, cache in caches.items() if signature not in cache]
-            for batch, seconds in bench.seconds(piece, missing).items() if missing else ():
-                caches[batch][signature] = seconds
+    unique = {signatures[key]: piece for key, piece in pieces.items()}
+    missing = [signature for signature in unique if any(signature not in cache for cache in caches.values())]
+    for start in range(0, len(missing), GROUP):
+        group = missing[start : start + GROUP]
+        with tempfile.TemporaryDirectory() as folder:
+            bench = _Bench(target, threads, Path(folder))
+            measured = bench.seconds([unique[signature] for signature in group], batch_sizes)
+        for batch, cache in caches.items():
+            cache.update({each: found for each, found in zip(group, measured[batch], strict=True) if each not in cache})
     size = 1 if target.int8 else 4
     sizes = {key: size * piece.count_params() for key, piece in pieces.items()}
     return {
@@ -137,23 +143,25 @@ class _Bench:
 
     def __init__(self, target: Target, threads: int, folder: Path) -> None:
         self._target, self._threads, self._folder = target, threads, folder
-        self._empty: dict[tuple[tuple[int, ...], ...], Runner] = {}
         self._files = 0
 
-    def seconds(self, piece: keras.Model, batch_sizes: Sequence[int]) -> dict[int, Seconds]:
-        """Return the seconds of a piece: those of the network that contains it less those without it, at least 0."""
-        shapes = _shapes_of(piece)
-        network = in_context(shapes, piece)
-        if shapes not in self._empty:
-            self._empty[shapes] = self.runner(in_context(shapes))
-        runners = self.runner(network), self._empty[shapes]
+    def seconds(self, pieces: Sequence[keras.Model], batch_sizes: Sequence[int]) -> dict[int, list[Seconds]]:
+        """Return the seconds of each piece: those of the network that contains it less those without it, at least 0."""
+        shapes = [_shapes_of(piece) for piece in pieces]
+        empty = {each: in_context(each) for each in dict.fromkeys(shapes)}
+        networks = [*empty.values(), *map(in_context, shapes, pieces)]
+        runners = [self.runner(network) for network in networks]
+        position = {each: number for number, each in enumerate(empty)}
         seconds = {}
         for batch in batch_sizes:
-            images = [_random_images(network, batch)] * 2
+            images = [_random_images(network, batch) for network in networks]
             warm = pass_time.least_seconds(runners, images, self._threads)
             cold = pass_time.cold_seconds(runners, images, self._threads)
-            warm_s, cold_s = (max(with_piece_s - without_s, 0.0) for with_piece_s, without_s in (warm, cold))
-            seconds[batch] = Seconds(warm_s, max(warm_s, cold_s))
+            pairs = enumerate(shapes, start=len(empty))
+            seconds[batch] = [
+                _difference((warm[number], cold[number]), (warm[position[each]], cold[position[each]]))
+                for number, each in pairs
+            ]
         return seconds
 
     def runner(self, network: keras.Model) -> Runner:
@@ -161,6 +169,12 @@ class _Bench:
         self._files += 1
         file = latency.deployed_file("", network, self._target, self._folder / str(self._files))
         return self._target.load(file.path, self._threads)
+
+
+def _difference(with_piece: tuple[float, float], without: tuple[float, float]) -> Seconds:
+    """Return the seconds of a piece from those of the networks with it and without it, each warm and cold."""
+    warm_s, cold_s = (max(long_s - short_s, 0.0) for long_s, short_s in zip(with_piece, without, strict=True))
+    return Seconds(warm_s, max(warm_s, cold_s))
 
 
 def _shapes_of(piece: keras.Model) -> tuple[tuple[int, ...], ...]:
