@@ -130,15 +130,33 @@ def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
 
 
 def test_the_network_around_a_piece_gives_it_its_inputs() -> None:
-    piece = pieces.piece(residual(), "second", channels=None)
-    with_piece, without = (piece_times.in_context([(8, 8, 6), (8, 8, 6)], each) for each in (piece, None))
-    kinds = [type(layer).__name__ for layer in with_piece.layers]
-    assert kinds.count("Conv2D") == 3
-    assert kinds.count("Add") == 1
-    assert with_piece.output.shape == (None, 6)
-    assert without.output.shape == (None, 12)
+    shapes = [(8, 8, 6), (4, 8, 6)]
+    inputs = [keras.Input(shape) for shape in shapes]
+    joined = keras.layers.Concatenate(1)(inputs)
+    network = piece_times.in_context((8, 8), shapes, keras.Model(inputs, joined))
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert (kinds.count("Conv2D"), kinds.count("ReLU"), kinds.count("Concatenate")) == (2, 2, 1)
+    assert network.output.shape == (None, 6)
+    assert piece_times.in_context((8, 8), shapes[1:]).output.shape == (None, 6)
+    assert not any(isinstance(layer, keras.layers.Conv2D) for layer in piece_times.in_context((8, 8), []).layers)
     with pytest.raises(BadInputError, match=r"Received: \(8, 8\) and \(5, 5\)"):
-        piece_times.in_context([(8, 8, 6), (5, 5, 6)])
+        piece_times.in_context((8, 8), [(8, 8, 6), (5, 5, 6)])
+
+
+def test_the_seconds_of_a_piece_are_those_that_its_network_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network takes is here 100 for the call, 10 for a convolution, and 1 for an addition."""
+    costs = {"InputLayer": 100.0, "Conv2D": 10.0, "Add": 1.0}
+
+    def least(runners: list[keras.Model], *_: Any) -> tuple[float, ...]:
+        return tuple(sum(costs.get(type(layer).__name__, 0.0) for layer in network.layers) for network in runners)
+
+    monkeypatch.setattr(piece_times._Bench, "runner", lambda _, network: network)
+    monkeypatch.setattr(pass_time, "least_seconds", least)
+    monkeypatch.setattr(pass_time, "cold_seconds", lambda *arguments: [2 * each for each in least(*arguments)])
+    network = residual()
+    built = [pieces.piece(network, "second", channels=2), pieces.piece(network, "first")]
+    found = piece_times._Bench(ONNX, 1, Path()).seconds(built, [1])
+    assert found == {1: [Seconds(11.0, 22.0), Seconds(10.0, 20.0)]}
 
 
 def test_pieces_without_a_fixed_shape_are_refused(tmp_path: Path) -> None:
