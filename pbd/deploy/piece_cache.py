@@ -4,7 +4,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -50,8 +50,8 @@ class Seconds(NamedTuple):
     """If its weights have to be read from memory."""
 
 
-class PieceCache(MutableMapping[str, Seconds]):
-    """Seconds of pieces by signature. Each assignment is written to the file at once, so nothing measured is lost."""
+class PieceCache(Mapping[str, Seconds]):
+    """Seconds of pieces by signature. What is added is written to the file at once, so nothing measured is lost."""
 
     def __init__(self, path: Path, under: dict[str, Any]) -> None:
         """Read the file, if there is one.
@@ -81,13 +81,9 @@ class PieceCache(MutableMapping[str, Seconds]):
     def __getitem__(self, signature: str) -> Seconds:
         return self._seconds[signature]
 
-    def __setitem__(self, signature: str, seconds: Seconds) -> None:
-        self._seconds[signature] = seconds
-        self._seconds = self._read() | self._seconds  # another process may have written pieces too
-        self._write()
-
-    def __delitem__(self, signature: str) -> None:
-        del self._seconds[signature]
+    def update(self, measured: Mapping[str, Seconds]) -> None:
+        """Add pieces, and write the file."""
+        self._seconds = self._read() | self._seconds | dict(measured)  # another process may have written pieces too
         self._write()
 
     def __iter__(self) -> Iterator[str]:

@@ -21,8 +21,13 @@ from pbd.errors import BadInputError
 from pbd.networks import digest, graph, precision
 from pbd.system import random_state
 
+GROUP = 16
+"""Pieces that are measured in turn and then written to the cache."""
 _IMAGE_CHANNELS = 4
 Key = TypeVar("Key", bound=Hashable)
+Size = tuple[int, int]
+Shape = tuple[int, ...]
+_Around = tuple[Size, tuple[Shape, ...]]
 
 
 @random_state.preserved()
@@ -35,8 +40,9 @@ def measure(
 ) -> dict[int, dict[Key, PieceTime]]:
     """Return the time that each piece adds to a forward pass of a network, by batch size.
 
-    Pieces of the same structure are measured once, whatever their names and weights. What is measured is cached piece
-    by piece: if measuring is interrupted, the next call goes on with the pieces that are missing.
+    Pieces of the same structure are measured once, whatever their names and weights. `GROUP` pieces at a time are
+    measured in turn, so that moments in which the machine is busy meet all of them, and then cached: if measuring is
+    interrupted, the next call goes on with the pieces that are missing.
 
     Args:
         pieces: from one feature map (height, width, channels) or several to one, with the addition and the
@@ -52,12 +58,15 @@ def measure(
     """
     caches = {batch: PieceCache.of(target, batch, threads, cache_folder) for batch in batch_sizes}
     signatures = {key: digest.structure_digest(piece) for key, piece in pieces.items()}
-    with tempfile.TemporaryDirectory() as folder:
-        bench = _Bench(target, threads, Path(folder))
-        for signature, piece in {signatures[key]: piece for key, piece in pieces.items()}.items():
-            missing = [batch for batch, cache in caches.items() if signature not in cache]
-            for batch, seconds in bench.seconds(piece, missing).items() if missing else ():
-                caches[batch][signature] = seconds
+    unique = {signatures[key]: piece for key, piece in pieces.items()}
+    missing = [signature for signature in unique if any(signature not in cache for cache in caches.values())]
+    for start in range(0, len(missing), GROUP):
+        group = missing[start : start + GROUP]
+        with tempfile.TemporaryDirectory() as folder:
+            bench = _Bench(target, threads, Path(folder))
+            measured = bench.seconds([unique[signature] for signature in group], batch_sizes)
+        for batch, cache in caches.items():
+            cache.update({each: found for each, found in zip(group, measured[batch], strict=True) if each not in cache})
     size = 1 if target.int8 else 4
     sizes = {key: size * piece.count_params() for key, piece in pieces.items()}
     return {
@@ -92,30 +101,32 @@ def measure_networks(
         return measured
 
 
-def in_context(shapes: Sequence[tuple[int, ...]], piece: keras.Model | None = None) -> keras.Model:
-    """Return a small network that contains a piece, or, without one, all of the network but the piece.
+def in_context(image_size: Size, shapes: Sequence[Shape], piece: keras.Model | None = None) -> keras.Model:
+    """Return a small network that contains a piece, or, without one, what is around it.
 
     Before each input of the piece is a 1 x 1 convolution with a ReLU, so that it has the layout and, in 8-bit integers,
     the type that feature maps have between layers; behind the piece is a maximum over at most 4 pixels, which costs
     next to nothing.
 
     Args:
-        shapes: height, width and channels of the inputs of the piece.
+        image_size: height and width of the image that the network takes.
+        shapes: height, width and channels of the inputs of the piece; without a piece one shape, or none for the
+            maximum of the image itself.
         piece: the piece.
 
     Raises:
-        BadInputError: the inputs of the piece have sizes of which none is a multiple of the others.
+        BadInputError: the size of the image is not a multiple of that of an input of the piece.
     """
-    height, width = (max(shape[axis] for shape in shapes) for axis in (0, 1))
-    image = keras.Input((height, width, _IMAGE_CHANNELS))
+    image = keras.Input((*image_size, _IMAGE_CHANNELS))
     maps = [_feature_map(image, shape) for shape in shapes]
-    ends = maps if piece is None else [piece(maps if len(maps) > 1 else maps[0])]
-    pooled = [_few_pixels(end) for end in ends]
-    scores = pooled[0] if len(pooled) == 1 else keras.layers.Concatenate()(pooled)
-    return precision.in_float32(graph.flatten(keras.Model(image, scores)))
+    if piece is None:
+        (x,) = maps or [image]
+    else:
+        x = piece(maps if len(maps) > 1 else maps[0])
+    return precision.in_float32(graph.flatten(keras.Model(image, _few_pixels(x))))
 
 
-def _feature_map(image: Any, shape: tuple[int, ...]) -> Any:
+def _feature_map(image: Any, shape: Shape) -> Any:
     strides = tuple(-(-image.shape[axis + 1] // shape[axis]) for axis in (0, 1))
     x = keras.layers.Conv2D(shape[-1], 1, strides=strides, padding="same")(image)
     if tuple(x.shape[1:]) != shape:
@@ -137,23 +148,34 @@ class _Bench:
 
     def __init__(self, target: Target, threads: int, folder: Path) -> None:
         self._target, self._threads, self._folder = target, threads, folder
-        self._empty: dict[tuple[tuple[int, ...], ...], Runner] = {}
         self._files = 0
 
-    def seconds(self, piece: keras.Model, batch_sizes: Sequence[int]) -> dict[int, Seconds]:
-        """Return the seconds of a piece: those of the network that contains it less those without it, at least 0."""
-        shapes = _shapes_of(piece)
-        network = in_context(shapes, piece)
-        if shapes not in self._empty:
-            self._empty[shapes] = self.runner(in_context(shapes))
-        runners = self.runner(network), self._empty[shapes]
+    def seconds(self, pieces: Sequence[keras.Model], batch_sizes: Sequence[int]) -> dict[int, list[Seconds]]:
+        """Return the seconds of each piece, at least 0.
+
+        They are those of the network that contains it, less those of a network with each of its inputs alone. What
+        these have in common with every other network, the image and the maximum, is subtracted once.
+        """
+        inputs = [_shapes_of(piece) for piece in pieces]
+        sizes = [_image_size(shapes) for shapes in inputs]
+        around: dict[_Around, keras.Model] = {}
+        for size, shapes in zip(sizes, inputs, strict=True):
+            for each in ((), *((shape,) for shape in shapes)):
+                if (size, each) not in around:
+                    around[size, each] = in_context(size, each)
+        networks = [*map(in_context, sizes, inputs, pieces), *around.values()]
+        runners = [self.runner(network) for network in networks]
         seconds = {}
         for batch in batch_sizes:
-            images = [_random_images(network, batch)] * 2
-            warm = pass_time.least_seconds(runners, images, self._threads)
-            cold = pass_time.cold_seconds(runners, images, self._threads)
-            warm_s, cold_s = (max(with_piece_s - without_s, 0.0) for with_piece_s, without_s in (warm, cold))
-            seconds[batch] = Seconds(warm_s, max(warm_s, cold_s))
+            images = [_random_images(network, batch) for network in networks]
+            warm_s, cold_s = (
+                _added(times_s, dict(zip(around, times_s[len(pieces) :], strict=True)), sizes, inputs)
+                for times_s in (
+                    pass_time.least_seconds(runners, images, self._threads),
+                    pass_time.cold_seconds(runners, images, self._threads),
+                )
+            )
+            seconds[batch] = [Seconds(*pair) for pair in zip(warm_s, map(max, warm_s, cold_s), strict=True)]
         return seconds
 
     def runner(self, network: keras.Model) -> Runner:
@@ -163,7 +185,32 @@ class _Bench:
         return self._target.load(file.path, self._threads)
 
 
-def _shapes_of(piece: keras.Model) -> tuple[tuple[int, ...], ...]:
+def _added(
+    times_s: Sequence[float],
+    around_s: Mapping[_Around, float],
+    sizes: Sequence[Size],
+    inputs: Sequence[tuple[Shape, ...]],
+) -> list[float]:
+    """Return what each piece adds to the networks around its inputs, at least 0.
+
+    Args:
+        times_s: of the networks with the pieces, in their order.
+        around_s: of the networks without piece, with one input of a piece or with the image only.
+        sizes: for each piece, of the image.
+        inputs: for each piece, the shapes of its inputs.
+    """
+    added_s = []
+    for time_s, size, shapes in zip(times_s, sizes, inputs, strict=False):
+        image_s = around_s[size, ()]
+        added_s.append(max(time_s - image_s - sum(around_s[size, (shape,)] - image_s for shape in shapes), 0.0))
+    return added_s
+
+
+def _image_size(shapes: Sequence[Shape]) -> Size:
+    return max(shape[0] for shape in shapes), max(shape[1] for shape in shapes)
+
+
+def _shapes_of(piece: keras.Model) -> tuple[Shape, ...]:
     """Return height, width and channels of the inputs of a piece."""
     *shapes, output = (tuple(tensor.shape[1:]) for tensor in (*piece.inputs, *piece.outputs))
     if len(piece.outputs) != 1 or any(len(shape) != 3 or None in shape for shape in (*shapes, output)):

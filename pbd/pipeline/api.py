@@ -119,8 +119,8 @@ def distill(
             computes least.
         epochs: passes over the training images for each block.
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
-        budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least divergence from the
-            teacher that keep within it are chosen.
+        budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least
+            divergence from the teacher that keep within it are chosen.
         fine_tune_epochs: passes over the training images for the assembled student.
         target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.
         run_dir: the folder for the results; must be new, or that of the run to `resume`.

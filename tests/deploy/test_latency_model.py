@@ -35,12 +35,19 @@ def residual() -> keras.Model:
 
 
 def counted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Have pieces take one second for each output channel, and return the list of the pieces that are measured."""
+    """Have pieces take a second for each image and output channel, and an eighth of the number measured so far.
+
+    Returns:
+        The names of the pieces that are measured.
+    """
     names: list[str] = []
 
-    def seconds(_: Any, piece: keras.Model, batch_sizes: list[int]) -> dict[int, Seconds]:
-        names.append(piece.name)
-        return {batch: Seconds(float(batch * piece.output.shape[-1]), 2.0) for batch in batch_sizes}
+    def seconds(_: Any, group: list[keras.Model], batch_sizes: list[int]) -> dict[int, list[Seconds]]:
+        names.extend(piece.name for piece in group)
+        channels = [piece.output.shape[-1] for piece in group]
+        return {
+            batch: [Seconds(float(batch * each + len(names) / 8), 2.0) for each in channels] for batch in batch_sizes
+        }
 
     monkeypatch.setattr(piece_times._Bench, "seconds", seconds)
     return names
@@ -53,8 +60,8 @@ def test_equal_pieces_are_measured_once(monkeypatch: pytest.MonkeyPatch, tmp_pat
     others = {"wide": block(16), "active": block(activation="relu"), "strided": block(strides=2)}
     times = piece_times.measure({**equal, **others}, ONNX, [1], cache_folder=tmp_path)[1]
     assert len(names) == 4
-    assert times["a"] == times["b"] == PieceTime(8.0, 2.0, 4 * (3 * 3 * 4 * 8 + 8))
-    assert times["wide"].warm_s == 16.0
+    assert times["a"] == times["b"] == PieceTime(8.5, 2.0, 4 * (3 * 3 * 4 * 8 + 8))
+    assert times["wide"].warm_s == 16.5
 
 
 def test_only_what_is_not_in_the_cache_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -63,20 +70,21 @@ def test_only_what_is_not_in_the_cache_is_measured(monkeypatch: pytest.MonkeyPat
     assert piece_times.measure({"a": block()}, ONNX, [1], cache_folder=tmp_path) == first
     assert len(names) == 1
     again = piece_times.measure({"a": block(), "b": block(16)}, ONNX, [1, 3], cache_folder=tmp_path)
-    assert len(names) == 3, "one piece for the other batch size, one piece for both"
-    assert again[1]["a"] == first[1]["a"]
-    assert again[3]["a"].warm_s == 24.0
+    assert len(names) == 3, "the first piece for the other batch size too, the second for both"
+    assert again[1]["a"] == first[1]["a"], "what was measured before stays"
+    assert again[3]["a"].warm_s == 24 + 3 / 8
 
 
 def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     names = counted(monkeypatch)
     measured = piece_times._Bench.seconds
 
-    def interrupted(bench: Any, piece: keras.Model, batch_sizes: list[int]) -> dict[int, Seconds]:
-        if piece.output.shape[-1] == 16:
+    def interrupted(bench: Any, group: list[keras.Model], batch_sizes: list[int]) -> dict[int, list[Seconds]]:
+        if group[0].output.shape[-1] == 16:
             raise KeyboardInterrupt
-        return measured(bench, piece, batch_sizes)
+        return measured(bench, group, batch_sizes)
 
+    monkeypatch.setattr(piece_times, "GROUP", 1)
     monkeypatch.setattr(piece_times._Bench, "seconds", interrupted)
     both = {"a": block(), "b": block(16)}
     with pytest.raises(KeyboardInterrupt):
@@ -89,7 +97,7 @@ def test_what_was_measured_before_an_interruption_is_kept(monkeypatch: pytest.Mo
 def test_the_cache_depends_on_the_conditions_and_survives_damage(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    PieceCache.of(ONNX, 1, 1, tmp_path)["a"] = Seconds(1.0, 2.0)
+    PieceCache.of(ONNX, 1, 1, tmp_path).update({"a": Seconds(1.0, 2.0)})
     assert dict(PieceCache.of(ONNX, 1, 1, tmp_path)) == {"a": Seconds(1.0, 2.0)}
     assert not PieceCache.of(ONNX, 2, 1, tmp_path)
     assert not PieceCache.of(ONNX, 1, 2, tmp_path)
@@ -103,18 +111,14 @@ def test_the_cache_depends_on_the_conditions_and_survives_damage(
 
 def test_two_processes_write_one_cache(tmp_path: Path) -> None:
     one, other = PieceCache.of(ONNX, 1, 1, tmp_path), PieceCache.of(ONNX, 1, 1, tmp_path)
-    one["a"], other["b"] = Seconds(1.0, 1.0), Seconds(2.0, 2.0)
+    one.update({"a": Seconds(1.0, 1.0)})
+    other.update({"b": Seconds(2.0, 2.0)})
     assert set(PieceCache.of(ONNX, 1, 1, tmp_path)) == {"a", "b"}
 
 
 def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
     network = residual()
-    second = pieces.piece(
-        network,
-        "second",
-        pieces.narrowed(network.get_layer("second"), 6),
-        (*network.get_layer("second").input.shape[1:3], 2),
-    )
+    second = pieces.piece(network, "second", pieces.narrowed(network.get_layer("second"), 6), (8, 8, 2))
     assert [tuple(tensor.shape[1:]) for tensor in second.inputs] == [(8, 8, 2), (8, 8, 6)]
     kinds = [type(layer).__name__ for layer in second.layers if not isinstance(layer, keras.layers.InputLayer)]
     assert kinds == ["Conv2D", "Add", "ReLU"]
@@ -126,15 +130,33 @@ def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
 
 
 def test_the_network_around_a_piece_gives_it_its_inputs() -> None:
-    piece = pieces.piece(residual(), "second")
-    with_piece, without = (piece_times.in_context([(8, 8, 6), (8, 8, 6)], each) for each in (piece, None))
-    kinds = [type(layer).__name__ for layer in with_piece.layers]
-    assert kinds.count("Conv2D") == 3
-    assert kinds.count("Add") == 1
-    assert with_piece.output.shape == (None, 6)
-    assert without.output.shape == (None, 12)
+    shapes = [(8, 8, 6), (4, 8, 6)]
+    inputs = [keras.Input(shape) for shape in shapes]
+    joined = keras.layers.Concatenate(1)(inputs)
+    network = piece_times.in_context((8, 8), shapes, keras.Model(inputs, joined))
+    kinds = [type(layer).__name__ for layer in network.layers]
+    assert (kinds.count("Conv2D"), kinds.count("ReLU"), kinds.count("Concatenate")) == (2, 2, 1)
+    assert network.output.shape == (None, 6)
+    assert piece_times.in_context((8, 8), shapes[1:]).output.shape == (None, 6)
+    assert not any(isinstance(layer, keras.layers.Conv2D) for layer in piece_times.in_context((8, 8), []).layers)
     with pytest.raises(BadInputError, match=r"Received: \(8, 8\) and \(5, 5\)"):
-        piece_times.in_context([(8, 8, 6), (5, 5, 6)])
+        piece_times.in_context((8, 8), [(8, 8, 6), (5, 5, 6)])
+
+
+def test_the_seconds_of_a_piece_are_those_that_its_network_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a network takes is here 100 for the call, 10 for a convolution, and 1 for an addition."""
+    costs = {"InputLayer": 100.0, "Conv2D": 10.0, "Add": 1.0}
+
+    def least(runners: list[keras.Model], *_: Any) -> tuple[float, ...]:
+        return tuple(sum(costs.get(type(layer).__name__, 0.0) for layer in network.layers) for network in runners)
+
+    monkeypatch.setattr(piece_times._Bench, "runner", lambda _, network: network)
+    monkeypatch.setattr(pass_time, "least_seconds", least)
+    monkeypatch.setattr(pass_time, "cold_seconds", lambda *arguments: [2 * each for each in least(*arguments)])
+    network = residual()
+    built = [pieces.piece(network, "second", input_shape=(8, 8, 2)), pieces.piece(network, "first")]
+    found = piece_times._Bench(ONNX, 1, Path()).seconds(built, [1])
+    assert found == {1: [Seconds(11.0, 22.0), Seconds(10.0, 20.0)]}
 
 
 def test_pieces_without_a_fixed_shape_are_refused(tmp_path: Path) -> None:
