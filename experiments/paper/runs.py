@@ -13,6 +13,7 @@ from rich.console import Console
 
 from experiments.measured_runs import BOUND, module_command, run_module
 from pbd import RunConfig
+from pbd.config import RunConfig
 from pbd.errors import CannotCreateError
 
 if TYPE_CHECKING:
@@ -58,8 +59,8 @@ class Run:
 
     def fits(self, report: Report) -> bool:
         """Say whether the report is of a run like this one."""
-        config = report["config"]
-        return len(report["workers"]) == self.workers and all(config[name] == self.flags[name] for name in self.flags)
+        config, own = report["config"], json.loads(json.dumps(RunConfig.of(**self.flags).flat()))
+        return len(report["workers"]) == self.workers and all(config[name] == own[name] for name in self.flags)
 
 
 def _flag(name: str, value: Any) -> list[str]:
