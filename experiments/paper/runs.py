@@ -13,7 +13,6 @@ from rich.console import Console
 
 from experiments.measured_runs import BOUND, module_command, run_module
 from pbd import RunConfig
-from pbd.config import RunConfig
 from pbd.errors import CannotCreateError
 
 if TYPE_CHECKING:
