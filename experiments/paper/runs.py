@@ -58,8 +58,8 @@ class Run:
 
     def fits(self, report: Report) -> bool:
         """Say whether the report is of a run like this one."""
-        config = report["config"]
-        return len(report["workers"]) == self.workers and all(config[name] == self.flags[name] for name in self.flags)
+        config, own = report["config"], json.loads(json.dumps(RunConfig.of(**self.flags).flat()))
+        return len(report["workers"]) == self.workers and all(config[name] == own[name] for name in self.flags)
 
 
 def _flag(name: str, value: Any) -> list[str]:

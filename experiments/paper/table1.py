@@ -44,7 +44,7 @@ def planned(setting: Setting, workers: int) -> list[Run]:
 
 def row(setting: Setting, report: Report) -> Row:
     """Return what one block came to, beside what the paper says of it; accuracies are of validation images."""
-    blocks, block = runs.trained(report), report["config"]["block"]
+    blocks, (block,) = runs.trained(report), report["config"]["block"]
     accuracies = [one["val_accuracy"] for one in blocks]
     teacher, student = report["teacher"], report["student"]
     return {

@@ -83,7 +83,10 @@ def test_each_recipe_is_a_setting_of_pbd() -> None:
     from pbd.config import RunConfig
 
     for recipe, settings in accuracy.RECIPES.items():
-        assert RunConfig.of(**settings).flat().items() >= settings.items(), recipe
+        flat = RunConfig.of(**settings).flat()
+        assert flat.items() >= (settings | {"block": (settings["block"],)}).items(), recipe
     defaults = RunConfig().flat()
     whole = accuracy.RECIPES["+ least squares"]
-    assert whole == {name: defaults[name] for name in whole}, "the whole is what users get by default"
+    assert whole | {"block": (whole["block"],)} == {name: defaults[name] for name in whole}, (
+        "the whole is what users get by default"
+    )

@@ -301,5 +301,5 @@ def test_figures_are_written_as_they_are_known() -> None:
     assert paper_comparison.cell(None, ".2f") == "-"
     assert paper_comparison.cell(Spread.of([1.5, 1.25, 2.0]), ".2f") == "1.50 (1.25 to 2.00)"
     assert paper_comparison.cell(Spread.of([1.5]), ".2f") == "1.50"
-    row = table1.row(plans.SMALL, report(config={"block": "two_layer"}))
+    row = table1.row(plans.SMALL, report(config={"block": ["two_layer"]}))
     assert (row["nmse"], row["swapped_worst"], row["paper_accuracy"]) == (0.127, 0.91, None)
