@@ -96,10 +96,8 @@ class Chooser:
         limit_s = next(each.limit(table.of_teacher) for each in requested if each.resource == LATENCY)
         for _ in range(1 + CORRECTIONS):
             designs, pieces = self._best(requested, results, table)
-            network = self._assembled(designs, results)
-            seconds = latency_costs.seconds_of({"student": network}, target, self.config.student.target_batch)[
-                "student"
-            ]
+            networks = {"student": self._assembled(designs, results)}
+            seconds = latency_costs.seconds_of(networks, target, batch)["student"]
             shares = [100 * each / table.of_teacher for each in (table.predict(pieces), seconds)]
             self._tell(f"{target.name}: {shares[0]:.1f}% of the teacher's latency predicted, {shares[1]:.1f}% measured")
             if seconds <= TOO_SLOW * limit_s:
