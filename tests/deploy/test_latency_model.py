@@ -216,7 +216,7 @@ def test_the_correction_finds_base_and_scale() -> None:
 
 
 def test_the_base_is_never_negative() -> None:
-    """A large teacher that is faster than its pieces says that the scale is below 1, and not that calls cost nothing."""
+    """A teacher that is faster than its pieces shows a scale below 1."""
     model = LatencyModel({"a": PieceTime(1.0, 1.0, 0)}, cache_bytes=MIB)
     corrected = model.corrected([MeasuredNetwork(("a",) * 20, 18.0)])
     assert corrected.base_s == 0.0
