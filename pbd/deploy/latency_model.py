@@ -99,8 +99,9 @@ class LatencyModel:
     def corrected(self, measured: Sequence[MeasuredNetwork]) -> "LatencyModel":
         """Return the model with base and scale fitted to networks that were measured.
 
-        The sum of the squared relative errors is minimised, with a scale near 1: one network decides the base almost
-        alone, several decide the scale too. Give all networks measured so far, the teacher among them.
+        The sum of the squared relative errors is minimised, with a scale near 1 and a base of at least 0: one network
+        decides the base almost alone, several decide the scale too. Give all networks measured so far, the teacher
+        among them.
 
         Args:
             measured: at least one network.
@@ -119,7 +120,10 @@ class LatencyModel:
         rows = np.stack([np.ones_like(sums), sums], axis=1) / seconds[:, None]
         expected = np.array([0.0, NETWORK_DEVIATION / SCALE_DEVIATION])
         target = np.append(np.ones_like(sums), expected[1])
-        (base_s, scale), *_ = np.linalg.lstsq(np.vstack([rows, expected]), target, rcond=None)
+        system = np.vstack([rows, expected])
+        (base_s, scale), *_ = np.linalg.lstsq(system, target, rcond=None)
+        if base_s < 0:
+            base_s, ((scale,), *_) = 0.0, np.linalg.lstsq(system[:, 1:], target, rcond=None)
         return replace(self, base_s=float(base_s), scale=float(scale))
 
     def errors(self, measured: Sequence[MeasuredNetwork]) -> tuple[float, ...]:

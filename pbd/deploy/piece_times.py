@@ -66,7 +66,9 @@ def measure(
             bench = _Bench(target, threads, Path(folder))
             measured = bench.seconds([unique[signature] for signature in group], batch_sizes)
         for batch, cache in caches.items():
-            cache.update({each: found for each, found in zip(group, measured[batch], strict=True) if each not in cache})
+            cache.update(
+                {each: seconds for each, seconds in zip(group, measured[batch], strict=True) if each not in cache}
+            )
     size = 1 if target.int8 else 4
     sizes = {key: size * piece.count_params() for key, piece in pieces.items()}
     return {

@@ -215,6 +215,14 @@ def test_the_correction_finds_base_and_scale() -> None:
     assert several.corrected(measured) == several, "a correction starts from what was measured"
 
 
+def test_the_base_is_never_negative() -> None:
+    """A teacher that is faster than its pieces shows a scale below 1."""
+    model = LatencyModel({"a": PieceTime(1.0, 1.0, 0)}, cache_bytes=MIB)
+    corrected = model.corrected([MeasuredNetwork(("a",) * 20, 18.0)])
+    assert corrected.base_s == 0.0
+    assert corrected.predict(["a"] * 20) == pytest.approx(18.0, rel=0.01)
+
+
 def test_a_correction_needs_measured_networks() -> None:
     model = LatencyModel({"a": PieceTime(1.0, 1.0, 0)}, cache_bytes=MIB)
     for measured in ([], [MeasuredNetwork(("a",), 0.0)]):
