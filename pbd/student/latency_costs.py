@@ -67,8 +67,7 @@ def measure(
     network = inference_form.fold(teacher)
     whole = [(name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL]
     models = {key: _piece(network, layers[key[0]], *key[1:]) for key in dict.fromkeys([*whole, *wanted])}
-    times: dict[Hashable, PieceTime] = {}
-    times.update(piece_times.measure(models, target, (batch,))[batch])
+    times = dict[Hashable, PieceTime](piece_times.measure(models, target, (batch,))[batch].items())
     seconds = seconds_of({"teacher": teacher}, target, batch)["teacher"]
     return LatencyTable(LatencyModel(times), tuple(whole)).corrected(whole, seconds)
 
