@@ -87,23 +87,34 @@ class Chooser:
         return Chosen(accepted, None, tuple(self.events))
 
     def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> dict[str, str]:
-        """Return the designs of the best choice; under a budget of latency, one that is measured to be fast enough."""
+        """Return the designs of the best choice; under a budget of latency, one that is measured to be fast enough.
+
+        If the corrected latencies leave no choice, it is the fastest of those that were measured.
+        """
         requested = [budgets.parse(text) for text in self.config.student.budget]
         if all(budget.resource != LATENCY for budget in requested):
             return self._best(requested, results, None)[0]
         target, batch = budget_target(self.config.execution.target), self.config.student.target_batch
         table = self._measured(results, target, batch)
         limit_s = next(each.limit(table.of_teacher) for each in requested if each.resource == LATENCY)
-        for _ in range(1 + CORRECTIONS):
-            designs, pieces = self._best(requested, results, table)
+        measured: list[tuple[float, dict[str, str]]] = []
+        while len(measured) <= CORRECTIONS:
+            try:
+                designs, pieces = self._best(requested, results, table)
+            except UsageError as error:
+                if not measured:
+                    raise
+                self._tell(f"no choice is fast enough as measured: {error}")
+                break
             networks = {"student": self._assembled(designs, results)}
             seconds = latency_costs.seconds_of(networks, target, batch)["student"]
             shares = [100 * each / table.of_teacher for each in (table.predict(pieces), seconds)]
             self._tell(f"{target.name}: {shares[0]:.1f}% of the teacher's latency predicted, {shares[1]:.1f}% measured")
+            measured.append((seconds, designs))
             if seconds <= TOO_SLOW * limit_s:
                 break
             table = table.corrected(pieces, seconds)
-        return designs
+        return min(measured, key=lambda each: each[0])[1]
 
     def _measured(self, results: Mapping[BlockKey, BlockResult], target: Target, batch: int) -> LatencyTable:
         """Measure all pieces that networks under the budget can consist of."""

@@ -1,0 +1,95 @@
+"""Blocks are chosen under a budget: end to end, within the limits, and refused if that is impossible."""
+
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd.errors import UsageError
+from pbd.networks import cost
+from pbd.pipeline import choosing
+from pbd.student import latency_costs
+
+pytestmark = pytest.mark.unit
+BLOCKS = ("narrow_r50", "spatial_svd_r50", "merge", "drop")
+
+
+@pytest.fixture(scope="module")
+def teacher() -> keras.Model:
+    """Return a small residual network with random weights."""
+    keras.utils.set_random_seed(0)
+    x = inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(x)
+    for name in ("a", "b"):
+        y = keras.layers.Conv2D(16, 3, padding="same", name=f"{name}1")(x)
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+        y = keras.layers.Conv2D(16, 3, padding="same", name=f"{name}2")(y)
+        x = keras.layers.ReLU()(keras.layers.Add(name=f"{name}_add")([x, y]))
+    x = keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
+    return keras.Model(inputs, x)
+
+
+def distill(teacher: keras.Model, run_dir: Path, **settings: Any) -> pbd.Result:
+    images = np.random.default_rng(0).uniform(0, 1, (96, 8, 8, 3)).astype(np.float32)
+    data = pbd.Data(train=images, validation=images[:32], test=images[:32], batch_size=32, labels=False)
+    fixed = {"epochs": 0, "fine_tune_epochs": 0, "isolate": False, "executor": "serial", "target": "keras"}
+    return pbd.distill(teacher, data, run_dir=str(run_dir), **{**fixed, **settings})
+
+
+@pytest.fixture(autouse=True)
+def _two_choices(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(choosing, "ASSEMBLED", 2)
+
+
+@pytest.mark.parametrize("budget", ["macs:0.6", "params:3000"])
+def test_the_student_keeps_within_the_budget(teacher: keras.Model, tmp_path: Path, budget: str) -> None:
+    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget=budget)
+    resource, amount = budget.split(":")
+    counts = {"macs": cost.count_macs(result.model), "params": cost.count_params(result.model)}
+    whole = {"macs": cost.count_macs(teacher), "params": cost.count_params(teacher)}
+    limit = float(amount) * (whole[resource] if float(amount) <= 1 else 1)
+    assert 0.5 * limit < counts[resource] <= limit
+    assert any(
+        f"{100 * counts['macs'] / whole['macs']:.1f}% of the multiply-accumulates" in e for e in result.report.events
+    )
+    rows = {row.layer: row for row in result.report.blocks}
+    assert set(rows) == {"stem", "a1", "a2", "a_add", "b1", "b2", "b_add"}
+    for block in "ab":
+        if rows[f"{block}_add"].status == "accepted":
+            assert rows[f"{block}1"].status == rows[f"{block}2"].status == "rejected"
+
+
+def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Model, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"Received: macs:0.01; the least possible: macs:0\.\d+") as refused:
+        distill(teacher, tmp_path / "run", block="spatial_svd_r50", budget="macs:0.01")
+    nearest = str(refused.value).split("the least possible: ")[1].split(". ")[0]
+    result = distill(teacher, tmp_path / "other", block="spatial_svd_r50", budget=nearest)
+    assert sum(row.status == "accepted" for row in result.report.blocks) == 4
+
+
+def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Multiply-accumulates stand in for seconds; students take a fifth longer than their pieces predict."""
+    measured = []
+
+    def seconds_of(networks: dict[str, keras.Model], *_: Any) -> dict[str, float]:
+        measured.append({name: cost.count_macs(network) / 1e9 for name, network in networks.items()})
+        factor = 1.0 if "teacher" in networks else 1.2
+        return {name: factor * seconds for name, seconds in measured[-1].items()}
+
+    def measure(pieces: dict[Any, keras.Model], _: Any, batch_sizes: tuple[int, ...]) -> dict[int, dict[Any, Any]]:
+        times = {key: cost.count_macs(piece) / 1e9 for key, piece in pieces.items()}
+        return {batch_sizes[0]: {key: latency_costs.PieceTime(each, each, 0) for key, each in times.items()}}
+
+    monkeypatch.setattr(latency_costs, "seconds_of", seconds_of)
+    monkeypatch.setattr(latency_costs.piece_times, "measure", measure)
+    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget="latency:0.8", target_batch=4)
+    tried = [seconds["student"] for seconds in measured if "student" in seconds]
+    assert len(tried) > 1
+    assert 1.2 * tried[0] > choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
+    assert 1.2 * tried[-1] <= 1.01 * choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
+    assert sum("of the teacher's latency predicted" in event for event in result.report.events) == len(tried)
