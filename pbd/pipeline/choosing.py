@@ -140,7 +140,8 @@ class Chooser:
             counted = costs_of_blocks.count(layer, design, outputs)
             return counted if table is None else {**counted, **table.cost_of(layer, design, outputs)}
 
-        options = candidates.gather(self.tasks, results, cost_of, of_teacher)
+        predicted = of_teacher if table is None else {**of_teacher, LATENCY: table.model.predict(table.teacher)}
+        options = candidates.gather(self.tasks, results, cost_of, predicted)
         limits = {each.resource: each.limit(of_teacher[each.resource]) for each in requested}
         try:
             choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))

@@ -23,14 +23,14 @@ class LatencyTable:
     teacher: tuple[Hashable, ...]
     """The pieces of the teacher."""
     measured: tuple[MeasuredNetwork, ...] = ()
-    """Networks whose measured latency the model was corrected with."""
+    """Networks whose measured latency the model was corrected with, the teacher first."""
     coldness: float = 0.0
     """Of the networks that the costs are for (see `LatencyModel.coldness`)."""
 
     @property
     def of_teacher(self) -> float:
-        """Seconds of a pass of the teacher."""
-        return self.model.predict(self.teacher)
+        """Measured seconds of a pass of the teacher."""
+        return self.measured[0].seconds
 
     def cost_of(self, layer: Layer, design: str | None, outputs: int) -> Costs:
         """Return `latency`, the seconds of a layer or its block (see `candidates.CostOf`)."""
