@@ -23,7 +23,7 @@ from pbd.student.latency_costs import LatencyTable
 ASSEMBLED = 4
 """Choices of the solver that are assembled and compared: their damages add up only nearly."""
 CORRECTIONS = 3
-"""How often a choice that is too slow is replaced by one under the corrected latencies."""
+"""How often a choice that is measured to be too slow is replaced by one under a tighter limit."""
 TOO_SLOW = 1.02
 """A choice is too slow if its measured latency exceeds the limit by this factor."""
 LATENCY = "latency"
@@ -89,32 +89,42 @@ class Chooser:
     def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> dict[str, str]:
         """Return the designs of the best choice; under a budget of latency, one that is measured to be fast enough.
 
-        If the corrected latencies leave no choice, it is the fastest of those that were measured.
+        If none is, it is the fastest of those that were measured.
         """
         requested = [budgets.parse(text) for text in self.config.student.budget]
         if all(budget.resource != LATENCY for budget in requested):
             return self._best(requested, results, None)[0]
         target, batch = budget_target(self.config.execution.target), self.config.student.target_batch
         table = self._measured(results, target, batch)
-        limit_s = next(each.limit(table.of_teacher) for each in requested if each.resource == LATENCY)
+        limit = next(budget.amount for budget in requested if budget.resource == LATENCY)
         measured: list[tuple[float, dict[str, str]]] = []
+        tightened = 1.0
         while len(measured) <= CORRECTIONS:
             try:
-                designs, pieces = self._best(requested, results, table)
+                designs, pieces = self._best(requested, results, table, tightened)
             except UsageError as error:
                 if not measured:
                     raise
                 self._tell(f"no choice is fast enough as measured: {error}")
                 break
-            networks = {"student": self._assembled(designs, results)}
-            seconds = latency_costs.seconds_of(networks, target, batch)["student"]
-            shares = [100 * each / table.of_teacher for each in (table.predict(pieces), seconds)]
-            self._tell(f"{target.name}: {shares[0]:.1f}% of the teacher's latency predicted, {shares[1]:.1f}% measured")
-            measured.append((seconds, designs))
-            if seconds <= TOO_SLOW * limit_s:
+            predicted, share = table.predict(pieces) / table.of_teacher, self._share(designs, results, target, batch)
+            shares = f"{100 * predicted:.1f}% of the teacher's latency predicted, {100 * share:.1f}% measured"
+            self._tell(f"{target.name}: {shares}")
+            measured.append((share, designs))
+            if share <= TOO_SLOW * limit:
                 break
-            table = table.corrected(pieces, seconds)
+            # As much faster as it was too slow; the prediction is good enough to tell in which direction to go.
+            tightened *= limit / share
+            table = table.for_networks_like(pieces)
         return min(measured, key=lambda each: each[0])[1]
+
+    def _share(
+        self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult], target: Target, batch: int
+    ) -> float:
+        """Return the latency of a network as a fraction of the teacher's, measured in turn."""
+        networks = {"teacher": self.teacher, "student": self._assembled(designs, results)}
+        seconds = latency_costs.seconds_of(networks, target, batch)
+        return seconds["student"] / seconds["teacher"]
 
     def _measured(self, results: Mapping[BlockKey, BlockResult], target: Target, batch: int) -> LatencyTable:
         """Measure all pieces that networks under the budget can consist of."""
@@ -126,12 +136,23 @@ class Chooser:
 
         layers = candidates.gather(self.tasks, results, note, {LATENCY: 0.0}).layers
         self.display.phase(f"measuring the latency of {len(asked)} layers and blocks in {target.name}")
-        return latency_costs.measure(self.teacher, layers, asked, target, batch)
+        return latency_costs.latency_table(self.teacher, layers, asked, target, batch)
 
     def _best(
-        self, requested: Sequence[budgets.Budget], results: Mapping[BlockKey, BlockResult], table: LatencyTable | None
+        self,
+        requested: Sequence[budgets.Budget],
+        results: Mapping[BlockKey, BlockResult],
+        table: LatencyTable | None,
+        tightened: float = 1.0,
     ) -> tuple[dict[str, str], list[Piece]]:
-        """Return designs and pieces of the best of the solver's first choices, as validation of the networks has it."""
+        """Return designs and pieces of the best of the solver's first choices, as validation of the networks has it.
+
+        Args:
+            requested: the budgets.
+            results: of the tasks.
+            table: predicts latency; None if no budget limits it.
+            tightened: the limit of latency is multiplied by this factor.
+        """
         of_teacher = {"macs": float(cost.count_macs(self.teacher)), "params": float(cost.count_params(self.teacher))}
         if table is not None:
             of_teacher[LATENCY] = table.of_teacher
@@ -140,9 +161,11 @@ class Chooser:
             counted = costs_of_blocks.count(layer, design, outputs)
             return counted if table is None else {**counted, **table.cost_of(layer, design, outputs)}
 
-        predicted = of_teacher if table is None else {**of_teacher, LATENCY: table.model.predict(table.teacher)}
+        predicted = of_teacher if table is None else {**of_teacher, LATENCY: table.model.predict(table.teacher.chosen)}
         options = candidates.gather(self.tasks, results, cost_of, predicted)
         limits = {each.resource: each.limit(of_teacher[each.resource]) for each in requested}
+        if LATENCY in limits:
+            limits[LATENCY] *= tightened
         try:
             choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))
         except solver.InfeasibleError as error:

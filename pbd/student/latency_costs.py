@@ -20,17 +20,15 @@ class LatencyTable:
     """Measured latencies of the pieces of networks that are assembled from a teacher."""
 
     model: LatencyModel
-    teacher: tuple[Hashable, ...]
-    """The pieces of the teacher."""
-    measured: tuple[MeasuredNetwork, ...] = ()
-    """Networks whose measured latency the model was corrected with, the teacher first."""
+    teacher: MeasuredNetwork
+    """The teacher; the model was corrected with it."""
     coldness: float = 0.0
     """Of the networks that the costs are for (see `LatencyModel.coldness`)."""
 
     @property
     def of_teacher(self) -> float:
         """Measured seconds of a pass of the teacher."""
-        return self.measured[0].seconds
+        return self.teacher.seconds
 
     def cost_of(self, layer: Layer, design: str | None, outputs: int) -> Costs:
         """Return `latency`, the seconds of a layer or its block (see `candidates.CostOf`)."""
@@ -40,36 +38,31 @@ class LatencyTable:
         """Return the predicted seconds of a pass of a network of these pieces."""
         return self.model.predict(used)
 
-    def corrected(self, used: Sequence[Piece], seconds: float) -> "LatencyTable":
-        """Return the table corrected with a network that was assembled and measured.
-
-        Args:
-            used: its pieces.
-            seconds: of a pass.
-        """
-        measured = (*self.measured, MeasuredNetwork(tuple(used), seconds))
-        model = self.model.corrected(measured)
-        return replace(self, model=model, measured=measured, coldness=model.coldness(used))
+    def for_networks_like(self, used: Sequence[Piece]) -> "LatencyTable":
+        """Return the table with the costs for networks as large as that of these pieces."""
+        return replace(self, coldness=self.model.coldness(used))
 
 
-def measure(
-    teacher: keras.Model, layers: Mapping[str, Layer], wanted: Iterable[Piece], target: Target, batch: int
+def latency_table(
+    teacher: keras.Model, layers: Mapping[str, Layer], asked: Iterable[Piece], target: Target, batch: int
 ) -> LatencyTable:
     """Measure pieces and the teacher in a target, with one thread.
 
     Args:
         teacher: flat and functional.
         layers: the layers of the run, by name.
-        wanted: the pieces, besides those of the teacher.
+        asked: the pieces, besides those of the teacher.
         target: a runtime and a precision.
         batch: images in a pass.
     """
     network = inference_form.fold(teacher)
     whole = [(name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL]
-    models = {key: _piece(network, layers[key[0]], *key[1:]) for key in dict.fromkeys([*whole, *wanted])}
+    models = {key: _piece(network, layers[key[0]], *key[1:]) for key in dict.fromkeys([*whole, *asked])}
     times = dict[Hashable, PieceTime](piece_times.measure(models, target, (batch,))[batch].items())
     seconds = seconds_of({"teacher": teacher}, target, batch)["teacher"]
-    return LatencyTable(LatencyModel(times), tuple(whole)).corrected(whole, seconds)
+    measured = MeasuredNetwork(tuple(whole), seconds)
+    model = LatencyModel(times).corrected([measured])
+    return LatencyTable(model, measured, model.coldness(whole))
 
 
 def seconds_of(networks: Mapping[str, keras.Model], target: Target, batch: int) -> dict[str, float]:
