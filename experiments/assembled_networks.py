@@ -113,9 +113,8 @@ class Assembler:
             choice.layer: self._builder(choice) for choice in choices if choice != self._whole(choice.layer, KEEP)
         }
         for end in dropped:
-            addition, shortcut, _ = self._branches[end]
-            builders[addition] = lambda terms, shortcut=shortcut: terms[shortcut]
-        left_out = {name for end in dropped for name in self._branches[end][2]}
+            builders[self._branches[end][0]] = lambda shortcut: shortcut
+        left_out = {name for end in dropped for name in self._branches[end][1]}
         chosen = tuple(choice for choice in choices if choice.layer not in left_out)
         return Assembled(graph.swap(self.network, builders), chosen)
 
@@ -140,8 +139,8 @@ class Assembler:
                 return None
         return None
 
-    def _branch(self, end: str) -> tuple[str, int, tuple[str, ...]] | None:
-        """Return the addition behind a branch that ends with this layer, the term that skips it, and its layers.
+    def _branch(self, end: str) -> tuple[str, tuple[str, ...]] | None:
+        """Return the addition behind a branch that ends with this layer, and the layers of the branch.
 
         None if the layer does not end a branch, or the shortcut has layers of its own.
         """
@@ -154,7 +153,7 @@ class Assembler:
         start = next((name for name, reader in self._readers.items() if reader == end), None)
         if start is None or len(others) != 1 or addition.input[others[0]] is not self.network.get_layer(start).input:
             return None
-        return addition.name, others[0], (start, end)
+        return addition.name, (start, end)
 
 
 def pieces_of(assembler: Assembler, networks: Sequence[Assembled]) -> dict[Choice, keras.Model]:

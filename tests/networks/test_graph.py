@@ -335,7 +335,7 @@ def test_what_cannot_be_compressed_is_refused_in_one_line() -> None:
             graph.flatten(model)
         assert "\n" not in str(caught.value)
     with pytest.raises(BadInputError, match="'net' with none") as caught:
-        enumerate_tasks(graph.flatten(classifier(conv("c", kernel=1))), BLOCK)
+        enumerate_tasks(graph.flatten(classifier(conv("c", kernel=1))), blocks.get(BLOCK))
     assert "\n" not in str(caught.value)
 
 
