@@ -138,7 +138,7 @@ def _compress(run: _Context) -> RunReport:
     done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
     layers = len({task.layer.name for task in inputs.tasks})
     run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
-    if len(done) == len(todo) and manifest.is_intact(journal):
+    if len(done) == len(todo) and manifest.is_intact(journal) and _has_same_budget(run):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
@@ -167,6 +167,14 @@ def _compress(run: _Context) -> RunReport:
     manifest.write(journal, deployed.files)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
     return finished
+
+
+def _has_same_budget(run: _Context) -> bool:
+    """Return whether the report of a complete run is that of this budget, and of its target if it limits latency."""
+    settings, earlier = run.config.flat(), report.read(run.inputs.journal).config
+    if settings["budget"] != tuple(earlier.get("budget", ())):
+        return False
+    return not settings["budget"] or all(settings[name] == earlier[name] for name in ("target_batch", "target"))
 
 
 def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, BlockResult], images: Any) -> "Student":

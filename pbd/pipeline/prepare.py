@@ -30,6 +30,7 @@ from pbd.run_dir import damaged_images, lock
 from pbd.run_dir.journal import Journal, open_atomically
 from pbd.system import watchdog
 
+BUDGET_SETTINGS = ("budget", "target_batch")
 ARRAYS_FILE = "data.npz"
 """Arrays that were given from Python; worker processes read them from the run directory until the run ends."""
 
@@ -137,9 +138,12 @@ def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
 
 
 def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, dataset: Dataset) -> dict[str, Any]:
-    """Return the settings and the content that the results depend on; names and paths count where no digest does."""
-    by_content = {field.name for field in fields(TeacherConfig)} | {"dataset"}
-    settings = {name: value for name, value in config.student_settings().items() if name not in by_content}
+    """Return the settings and the content that the blocks depend on; names and paths count where no digest does.
+
+    A budget chooses among the blocks, so that a run can be resumed with another one.
+    """
+    left_out = {field.name for field in fields(TeacherConfig)} | {"dataset", *BUDGET_SETTINGS}
+    settings = {name: value for name, value in config.student_settings().items() if name not in left_out}
     return {
         **settings,
         **source.identity(),

@@ -62,6 +62,21 @@ def test_the_student_keeps_within_the_budget(teacher: keras.Model, tmp_path: Pat
             assert rows[f"{block}1"].status == rows[f"{block}2"].status == "rejected"
 
 
+def test_a_complete_run_is_resumed_with_another_budget_without_training(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), budget="macs:0.99")
+
+    def no_training(*_: Any) -> None:
+        raise AssertionError("no block may be trained again")
+
+    monkeypatch.setattr("pbd.pipeline.plan.make_plan", no_training)
+    resumed = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), budget="params:0.65", resume=True)
+    assert resumed.report.student.params <= 0.65 * cost.count_params(teacher) < first.report.student.params
+    again = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), budget="params:0.65", resume=True)
+    assert again.report.timing == resumed.report.timing, "the report is that of the complete run"
+
+
 def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Received: macs:0.01; the least possible: macs:0\.\d+") as refused:
         distill(teacher, tmp_path / "run", block="spatial_svd_r50", budget="macs:0.01")
