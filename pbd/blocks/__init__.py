@@ -1,7 +1,8 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks import decoupled, factored, narrow, residual, separable, spatial_svd, tucker
+from pbd.blocks import decoupled, narrow, residual, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.percentage import PERCENTAGES
 from pbd.blocks.registry import build_block, designs, get, register, register_family
 from pbd.blocks.seeds import derive_seed
 from pbd.blocks.selection import constant_selections
@@ -24,6 +25,5 @@ __all__ = [
 for _family in (decoupled, separable, spatial_svd, tucker, narrow, residual):
     for _design in _family.DESIGNS:
         register(_design)
-register_family(spatial_svd.PREFIX, spatial_svd.SpatialSvd, factored.PERCENTAGES)
-register_family(tucker.PREFIX, tucker.Tucker2, factored.PERCENTAGES)
-register_family(narrow.PREFIX, narrow.Narrow, factored.PERCENTAGES)
+for _percentage_design in (spatial_svd.SpatialSvd, tucker.Tucker2, narrow.Narrow):
+    register_family(_percentage_design.prefix, _percentage_design, PERCENTAGES)

@@ -13,8 +13,6 @@ from pbd.blocks.low_rank import Factors
 from pbd.blocks.seeds import derive_seed
 from pbd.records import Layer
 
-PERCENTAGES = range(5, 96)
-"""Percentages that names of designs may give."""
 FEWEST_CHANNELS = 8
 """Blocks with fewer input channels are not faster than their layer, such as the first of an RGB network
 (docs/measurements/2026-11-block-designs.md)."""

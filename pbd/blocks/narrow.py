@@ -4,20 +4,20 @@ The channels are chosen by the error of the output (see `elimination`). In the s
 channels are removed, so that the layer before becomes cheaper, too.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from pbd.blocks import elimination, factored
 from pbd.blocks.activation import activated
-from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
+from pbd.blocks.percentage import PercentageDesign
 from pbd.blocks.seeds import derive_seed
 from pbd.blocks.selection import SELECTED, SelectChannels
 from pbd.records import Layer
 
-PREFIX = "narrow_r"
 NARROWED = "_pbd_narrowed"
 """Suffix of the convolution."""
 FEWEST_CHANNELS = 4
@@ -25,16 +25,10 @@ FEWEST_CHANNELS = 4
 
 
 @dataclass(frozen=True)
-class Narrow(BlockDesign):
+class Narrow(PercentageDesign):
     """The layer's convolution on `percent` of its input channels, rounded, and at least one (arXiv:1707.06168)."""
 
-    percent: int
-    name: str = field(init=False)
-    per_image = True
-    needs_inputs = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"{PREFIX}{self.percent}")
+    prefix = "narrow_r"
 
     def applies_to(self, layer: Layer) -> str | None:
         if factored.groups(layer) > 1:

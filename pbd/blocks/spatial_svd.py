@@ -5,24 +5,24 @@ layer's output as in Zhang et al. 2015 (arXiv:1505.06798); see `low_rank`.
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from pbd.blocks import factored
 from pbd.blocks.activation import activated
-from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
+from pbd.blocks.percentage import PercentageDesign
 from pbd.records import Layer
 
-PREFIX = "spatial_svd_r"
 COLUMN, ROW = "_pbd_column", "_pbd_row"
 """Suffixes of the k x 1 convolution and of the 1 x k convolution."""
 
 
 @dataclass(frozen=True)
-class SpatialSvd(BlockDesign):
+class SpatialSvd(PercentageDesign):
     """A k x 1 convolution to R channels and a 1 x k convolution to the outputs (arXiv:1405.3866).
 
     R is `percent` of the rank at which the pair has as many multiply-accumulates as the layer, rounded. Per group of
@@ -36,13 +36,7 @@ class SpatialSvd(BlockDesign):
     convolution has the layer's stride and dilation over rows, the second over columns, the bias and the activation.
     """
 
-    percent: int
-    name: str = field(init=False)
-    per_image = True
-    needs_inputs = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"{PREFIX}{self.percent}")
+    prefix = "spatial_svd_r"
 
     def applies_to(self, layer: Layer) -> str | None:
         return factored.cannot_replace(layer)

@@ -4,24 +4,24 @@ The factors start from a higher-order SVD of the kernel, weighted by the second 
 of the outputs, and are refined by alternating least squares on the second moment; see `low_rank`.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 
 from pbd.blocks import factored, low_rank
 from pbd.blocks.activation import activated
-from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
+from pbd.blocks.percentage import PercentageDesign
 from pbd.records import Layer
 
-PREFIX = "tucker2_r"
 FIRST, CORE, LAST = "_pbd_first", "_pbd_core", "_pbd_last"
 """Suffixes of the pointwise convolution of the inputs, the k x k convolution, and that to the outputs."""
 
 
 @dataclass(frozen=True)
-class Tucker2(BlockDesign):
+class Tucker2(PercentageDesign):
     """A 1 x 1 convolution to R1 channels, a k x k convolution to R2, and a 1 x 1 to the outputs (arXiv:1511.06530).
 
     R1 and R2 are `percent` of the input and output channels of a group, rounded, at least 1. The core keeps the shape
@@ -30,13 +30,7 @@ class Tucker2(BlockDesign):
     percent. The core has the layer's stride, dilation and padding, the last convolution its bias and activation.
     """
 
-    percent: int
-    name: str = field(init=False)
-    per_image = True
-    needs_inputs = True
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "name", f"{PREFIX}{self.percent}")
+    prefix = "tucker2_r"
 
     def applies_to(self, layer: Layer) -> str | None:
         return factored.cannot_replace(layer)

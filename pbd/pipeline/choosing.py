@@ -183,7 +183,8 @@ class Chooser:
         if designs:
             metrics = self.workers.recalibrate(self._assembled(designs, results))
             kl = metrics.kl if metrics.kl is not None and math.isfinite(metrics.kl) else math.inf
-        self._tell(f"KL {kl:.4f} assembled, {choice.damage:.4f} summed; {_shares(choice, of_teacher)}")
+        divergence = f"KL divergence {kl:.4f}, the sum of its blocks' {choice.damage:.4f}"
+        self._tell(f"a network within the budget: {divergence}; {_shares(choice, of_teacher)}")
         return kl
 
     def _assembled(self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult]) -> keras.Model:
