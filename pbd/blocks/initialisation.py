@@ -11,6 +11,7 @@ import numpy as np
 from pbd.blocks import decoupling
 from pbd.blocks.decoupling import Factors
 from pbd.blocks.design import BlockDesign, LayerKernel
+from pbd.blocks.patches import all_patches
 from pbd.blocks.seeds import derive_seed
 from pbd.records import BlockKey, BlockTask, Layer
 from pbd.system import watchdog
@@ -284,26 +285,6 @@ class Statistics:
         step = max(1, math.isqrt(rows * columns // per_image))
         row, column = self.generator.integers(min(step, rows)), self.generator.integers(min(step, columns))
         return slice(None), slice(row, None, step), slice(column, None, step)
-
-
-def all_patches(inputs: np.ndarray, layer: Layer) -> np.ndarray:
-    """Return a view of the inputs of each output position, (images, rows, columns, channels, *kernel_size).
-
-    Args:
-        inputs: of the layer, (images, height, width, channels).
-        layer: gives kernel size, strides, dilation and padding.
-    """
-    reach = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]
-    if layer.padding == "same":
-        # As in TensorFlow: ceil(side / stride) outputs; the odd pixel of padding goes to the bottom and the right.
-        margins = [
-            max(0, (-(-side // stride) - 1) * stride + extent - side)
-            for side, stride, extent in zip(inputs.shape[1:3], layer.strides, reach, strict=True)
-        ]
-        inputs = np.pad(inputs, ((0, 0), *((margin // 2, margin - margin // 2) for margin in margins), (0, 0)))
-    windows = np.lib.stride_tricks.sliding_window_view(inputs, reach, axis=(1, 2))
-    (row_stride, column_stride), (row_rate, column_rate) = layer.strides, layer.dilation_rate
-    return windows[:, ::row_stride, ::column_stride, :, ::row_rate, ::column_rate]
 
 
 def gather(

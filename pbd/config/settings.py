@@ -135,6 +135,9 @@ class StudentConfig(Section):
     Give several designs with --block. Without a budget, blocks are accepted by their accuracy."""
     target_batch: int = 1
     """Images in a pass, for a budget of latency."""
+    refit: bool = True
+    """Before fine-tuning, correct the convolutions of the assembled student by least squares, from the first to the
+    last, each on what the student computes before it. Kept only if the divergence from the teacher falls."""
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"

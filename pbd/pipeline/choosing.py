@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import keras
@@ -12,11 +12,10 @@ from pbd.deploy import targets
 from pbd.deploy.targets import Target
 from pbd.errors import UsageError
 from pbd.networks import cost
-from pbd.pipeline.workers import WorkerPool
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockKey, BlockResult, BlockTask, Layer
 from pbd.student import candidates, costs_of_blocks, latency_costs, selection, solver
-from pbd.student.assemble import assemble
+from pbd.student.builder import Assembled
 from pbd.student.candidates import Candidates, Costs, Piece
 from pbd.student.latency_costs import LatencyTable
 
@@ -38,6 +37,8 @@ class Chosen:
     lowest: float | None
     """The lowest validation accuracy (without labels, agreement) of an accepted block; None under a budget."""
     events: tuple[str, ...] = ()
+    assembled: Assembled | None = None
+    """The student of these blocks, if it has been assembled."""
 
 
 def budget_target(name: str) -> Target:
@@ -50,6 +51,22 @@ def budget_target(name: str) -> Target:
     return targets.default() if name == "auto" else targets.get_timed(name)
 
 
+@dataclass(frozen=True)
+class _Proposal:
+    """A choice of the solver, as an assembled network."""
+
+    designs: Mapping[str, str]
+    """By layer."""
+    pieces: Sequence[Piece]
+    assembled: Assembled
+
+    @property
+    def divergence(self) -> float:
+        """From the teacher."""
+        kl = self.assembled.metrics.kl
+        return kl if math.isfinite(kl) else math.inf
+
+
 @dataclass
 class Chooser:
     """Chooses the blocks of a run.
@@ -57,23 +74,24 @@ class Chooser:
     Args:
         teacher: flat and functional.
         tasks: of the run.
+        results: of the tasks.
         config: the settings of the run.
         display: shows phases.
-        workers: recalibrate and validate assembled networks.
+        assemble: assembles the student of accepted blocks.
     """
 
     teacher: keras.Model
     tasks: Sequence[BlockTask]
+    results: Mapping[BlockKey, BlockResult]
     config: RunConfig
     display: ProgressDisplay
-    workers: WorkerPool
+    assemble: Callable[[Mapping[str, BlockResult]], Assembled]
     events: list[str] = field(default_factory=list)
 
-    def choose(self, results: Mapping[BlockKey, BlockResult], teacher_score: float) -> Chosen:
+    def choose(self, teacher_score: float) -> Chosen:
         """Return the accepted blocks.
 
         Args:
-            results: of the tasks.
             teacher_score: the teacher's validation accuracy; without labels, 1.
 
         Raises:
@@ -81,52 +99,49 @@ class Chooser:
         """
         if not self.config.student.budget:
             lowest = self.config.student.lowest_accuracy(teacher_score)
-            return Chosen(selection.accept(self.tasks, results, lowest), lowest)
-        designs = self._within_budget(results)
-        accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
-        return Chosen(accepted, None, tuple(self.events))
+            return Chosen(selection.accept(self.tasks, self.results, lowest), lowest)
+        best = self._within([budgets.parse(text) for text in self.config.student.budget])
+        return Chosen(self._accepted(best.designs), None, tuple(self.events), best.assembled)
 
-    def _within_budget(self, results: Mapping[BlockKey, BlockResult]) -> dict[str, str]:
-        """Return the designs of the best choice; under a budget of latency, one that is measured to be fast enough.
+    def _within(self, requested: Sequence[budgets.Budget]) -> _Proposal:
+        """Return the best proposal; under a budget of latency, one that is measured to be fast enough.
 
         If none is, it is the fastest of those that were measured.
         """
-        requested = [budgets.parse(text) for text in self.config.student.budget]
         if all(budget.resource != LATENCY for budget in requested):
-            return self._best(requested, results, None)[0]
+            return self._best(requested, None)
         target, batch = budget_target(self.config.execution.target), self.config.student.target_batch
-        table = self._measured(results, target, batch)
+        table = self._measured(target, batch)
         limit = next(budget.amount for budget in requested if budget.resource == LATENCY)
-        measured: list[tuple[float, dict[str, str]]] = []
+        measured: list[tuple[float, _Proposal]] = []
         tightened = 1.0
         while len(measured) <= CORRECTIONS:
             try:
-                designs, pieces = self._best(requested, results, table, tightened)
+                best = self._best(requested, table, tightened)
             except UsageError as error:
                 if not measured:
                     raise
                 self._tell(f"no choice is fast enough as measured: {error}")
                 break
-            predicted, share = table.predict(pieces) / table.of_teacher, self._share(designs, results, target, batch)
+            share = self._share(best, target, batch)
+            predicted = table.predict(best.pieces) / table.of_teacher
             shares = f"{100 * predicted:.1f}% of the teacher's latency predicted, {100 * share:.1f}% measured"
             self._tell(f"{target.name}: {shares}")
-            measured.append((share, designs))
+            measured.append((share, best))
             if share <= TOO_SLOW * limit:
                 break
             # As much faster as it was too slow; the prediction is good enough to tell in which direction to go.
             tightened *= limit / share
-            table = table.for_networks_like(pieces)
+            table = table.for_networks_like(best.pieces)
         return min(measured, key=lambda each: each[0])[1]
 
-    def _share(
-        self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult], target: Target, batch: int
-    ) -> float:
+    def _share(self, proposal: _Proposal, target: Target, batch: int) -> float:
         """Return the latency of a network as a fraction of the teacher's, measured in turn."""
-        networks = {"teacher": self.teacher, "student": self._assembled(designs, results)}
+        networks = {"teacher": self.teacher, "student": proposal.assembled.model}
         seconds = latency_costs.seconds_of(networks, target, batch)
         return seconds["student"] / seconds["teacher"]
 
-    def _measured(self, results: Mapping[BlockKey, BlockResult], target: Target, batch: int) -> LatencyTable:
+    def _measured(self, target: Target, batch: int) -> LatencyTable:
         """Measure all pieces that networks under the budget can consist of."""
         asked = dict[Piece, None]()
 
@@ -134,22 +149,17 @@ class Chooser:
             asked[layer.name, design, outputs] = None
             return {LATENCY: 0.0}
 
-        layers = candidates.gather(self.tasks, results, note, {LATENCY: 0.0}).layers
+        layers = candidates.gather(self.tasks, self.results, note, {LATENCY: 0.0}).layers
         self.display.phase(f"measuring the latency of {len(asked)} layers and blocks in {target.name}")
         return latency_costs.latency_table(self.teacher, layers, asked, target, batch)
 
     def _best(
-        self,
-        requested: Sequence[budgets.Budget],
-        results: Mapping[BlockKey, BlockResult],
-        table: LatencyTable | None,
-        tightened: float = 1.0,
-    ) -> tuple[dict[str, str], list[Piece]]:
-        """Return designs and pieces of the best of the solver's first choices, as validation of the networks has it.
+        self, requested: Sequence[budgets.Budget], table: LatencyTable | None, tightened: float = 1.0
+    ) -> _Proposal:
+        """Return the best of the solver's first choices: the assembled network with the least divergence.
 
         Args:
             requested: the budgets.
-            results: of the tasks.
             table: predicts latency; None if no budget limits it.
             tightened: the limit of latency is multiplied by this factor.
         """
@@ -162,7 +172,7 @@ class Chooser:
             return counted if table is None else {**counted, **table.cost_of(layer, design, outputs)}
 
         predicted = of_teacher if table is None else {**of_teacher, LATENCY: table.model.predict(table.teacher.chosen)}
-        options = candidates.gather(self.tasks, results, cost_of, predicted)
+        options = candidates.gather(self.tasks, self.results, cost_of, predicted)
         limits = {each.resource: each.limit(of_teacher[each.resource]) for each in requested}
         if LATENCY in limits:
             limits[LATENCY] *= tightened
@@ -170,26 +180,18 @@ class Chooser:
             choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))
         except solver.InfeasibleError as error:
             raise _refusal(requested, error, of_teacher) from error
-        divergences = [self._divergence(options, choice, results, of_teacher) for choice in choices]
-        best = choices[divergences.index(min(divergences))]
-        return options.designs(best.options), options.pieces(best.options)
+        proposals = [self._proposal(options, choice, of_teacher) for choice in choices]
+        return min(proposals, key=lambda each: each.divergence)
 
-    def _divergence(
-        self, options: Candidates, choice: solver.Choice, results: Mapping[BlockKey, BlockResult], of_teacher: Costs
-    ) -> float:
-        """Return the divergence from the teacher of the network of a choice, after recalibration."""
+    def _proposal(self, options: Candidates, choice: solver.Choice, of_teacher: Costs) -> _Proposal:
         designs = options.designs(choice.options)
-        kl = 0.0
-        if designs:
-            metrics = self.workers.recalibrate(self._assembled(designs, results))
-            kl = metrics.kl if metrics.kl is not None and math.isfinite(metrics.kl) else math.inf
-        divergence = f"KL divergence {kl:.4f}, the sum of its blocks' {choice.damage:.4f}"
-        self._tell(f"a network within the budget: {divergence}; {_shares(choice, of_teacher)}")
-        return kl
+        proposal = _Proposal(designs, options.pieces(choice.options), self.assemble(self._accepted(designs)))
+        damage = f"the sum of its blocks' {choice.damage:.4f}; {_shares(choice, of_teacher)}"
+        self._tell(f"a network within the budget: KL divergence {proposal.divergence:.4f}, {damage}")
+        return proposal
 
-    def _assembled(self, designs: Mapping[str, str], results: Mapping[BlockKey, BlockResult]) -> keras.Model:
-        accepted = {layer: results[BlockKey(layer, design)] for layer, design in designs.items()}
-        return assemble(self.teacher, self.tasks, accepted)
+    def _accepted(self, designs: Mapping[str, str]) -> dict[str, BlockResult]:
+        return {layer: self.results[BlockKey(layer, design)] for layer, design in designs.items()}
 
     def _tell(self, event: str) -> None:
         self.events.append(event)

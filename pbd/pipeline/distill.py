@@ -152,10 +152,11 @@ def _compress(run: _Context) -> RunReport:
 
     pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    chooser = Chooser(inputs.teacher, inputs.tasks, config, run.display, pool)
-    chosen = chooser.choose(results, teacher_metrics.score)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
-    student_result = _write_student(inputs, builder.build(chosen.accepted), chosen.accepted, images)
+    chooser = Chooser(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
+    chosen = chooser.choose(teacher_metrics.score)
+    built = builder.build(chosen.accepted, chosen.assembled)
+    student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))
     run.clock.lap("fine_tune")
 

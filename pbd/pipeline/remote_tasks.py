@@ -4,7 +4,7 @@ import functools
 import hashlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -21,7 +21,7 @@ from pbd.data import WorkerShare
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
-from pbd.student.assemble import recalibrate_and_validate
+from pbd.student.adaptation import Adapted, adapt
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.fine_tuning import fine_tune
 from pbd.system import initial_values, random_state
@@ -73,21 +73,23 @@ def _loaded(path: Path) -> keras.Model:
 
 
 @dataclass(frozen=True)
-class RecalibrateTask:
-    """Re-estimate the batch statistics of a student and validate it; each worker processes some of the batches."""
+class AdaptTask:
+    """Adapt a student to its own feature maps; each worker processes some of the batches."""
 
     context: TrainingContext
     student: Path
     """The student's file, in the run directory."""
+    ends: Mapping[str, str]
+    """See `adaptation.adapt`."""
 
     @_recorded
-    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Metrics]:
-        """Return the student's weights and its metrics on the validation split."""
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[np.ndarray], Adapted]:
+        """Return the student's weights, and its metrics."""
         teacher, dataset = load(self.context)
         student = _loaded(self.student)
         part = dataset.shared(WorkerShare(collective.index, collective.size))
-        metrics = recalibrate_and_validate(student, teacher, part, collective)
-        return student.get_weights(), metrics
+        adapted = adapt(student, teacher, self.ends, part, collective)
+        return student.get_weights(), adapted
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
-"""The workers of a run as one pool that evaluates, recalibrates and fine-tunes whole networks."""
+"""The workers of a run as one pool that evaluates, adapts and fine-tunes whole networks."""
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -13,8 +13,9 @@ from pbd.executors.base import Executor
 from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
-from pbd.pipeline.remote_tasks import CHECKPOINTS, EvaluateTask, FineTuneTask, RecalibrateTask
+from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask
 from pbd.records import ProgressCallback
+from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 
 
@@ -37,13 +38,13 @@ class WorkerPool:
         task = EvaluateTask(self._context, tuple(models), split)
         return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
-    def recalibrate(self, model: keras.Model) -> Metrics:
-        """Re-estimate a student's batch statistics in place; return its metrics on the validation split."""
+    def adapt(self, model: keras.Model, ends: Mapping[str, str]) -> Adapted:
+        """Adapt a student to its own feature maps, in place (see `adaptation.adapt`)."""
         with self._temporary_file(model) as path:
-            task = RecalibrateTask(self._context, path)
-            weights, metrics = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
+            task = AdaptTask(self._context, path, ends)
+            weights, adapted = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
-        return metrics
+        return adapted
 
     def fine_tune(
         self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int

@@ -11,10 +11,11 @@ from pbd import blocks
 from pbd.config import RunConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
-from pbd.networks import graph
+from pbd.networks import channels, graph
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
-from pbd.student.assemble import assemble
+from pbd.student.adaptation import Adapted
+from pbd.student.assemble import swap_blocks
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import validate
 from pbd.system import random_state
@@ -26,10 +27,10 @@ SAFETY_FACTOR = 0.8
 
 
 class StudentWorkers(Protocol):
-    """Interface of the workers that recalibrate and fine-tune a student."""
+    """Interface of the workers that adapt and fine-tune a student."""
 
-    def recalibrate(self, model: keras.Model) -> Metrics:
-        """Re-estimate batch statistics in place; return the metrics on the validation split."""
+    def adapt(self, model: keras.Model, ends: Mapping[str, str]) -> Adapted:
+        """Adapt the student to its own feature maps, in place (see `adaptation.adapt`)."""
         ...
 
     def fine_tune(
@@ -37,6 +38,17 @@ class StudentWorkers(Protocol):
     ) -> FineTuneState:
         """Fine-tune the trainable layers in place (see `fine_tuning.fine_tune`)."""
         ...
+
+
+@dataclass(frozen=True)
+class Assembled:
+    """The teacher with accepted blocks, adapted, before fine-tuning."""
+
+    model: keras.Model
+    metrics: Metrics
+    """On the validation split."""
+    events: tuple[str, ...] = ()
+    """What refitting achieved."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +79,7 @@ class StudentBuilder:
         tasks: The tasks of the run.
         config: The settings of the run.
         display: Shows phases.
-        workers: Recalibrate and fine-tune.
+        workers: Adapt and fine-tune.
     """
 
     teacher: keras.Model
@@ -77,26 +89,34 @@ class StudentBuilder:
     display: ProgressDisplay
     workers: StudentWorkers
 
-    def build(self, accepted: Mapping[str, BlockResult]) -> Student:
+    def build(self, accepted: Mapping[str, BlockResult], assembled: Assembled | None = None) -> Student:
         """Assemble a student from the accepted blocks, by layer, and fine-tune it.
 
         If the settings have a `target_accuracy_drop`, the layers with the largest KL divergence are restored and the
         student is built again from the other blocks, until it meets the target or no block is left.
+
+        Args:
+            accepted: The blocks.
+            assembled: The student before fine-tuning, if it has been assembled.
         """
         random_state.seed(blocks.derive_seed(self.config.seed, "student"))  # for layers such as dropout
-        model, assembled = self.assemble(accepted)
-        self.display.phase(f"assembled {len(accepted)} accepted blocks: {_describe(assembled)}")
-        tuned = self.fine_tune(model, accepted, assembled)
+        assembled = assembled or self.assemble(accepted)
+        model, metrics = assembled.model, assembled.metrics
+        self.display.phase(f"assembled {len(accepted)} accepted blocks: {_describe(metrics)}")
+        tuned = self.fine_tune(model, accepted, metrics)
         self.display.phase(f"fine-tuned for {tuned.epoch} epochs: {_describe(tuned.best)}")
-        student = Student(model, assembled, tuned.best, tuned.history, tuned.events)
+        student = Student(model, metrics, tuned.best, tuned.history, (*assembled.events, *tuned.events))
         if self.config.student.target_accuracy_drop is not None:
             student = self._restore_until_accurate(student, accepted, self.config.student.target_accuracy_drop)
         return replace(student, model=graph.flatten(student.model))
 
-    def assemble(self, accepted: Mapping[str, BlockResult]) -> tuple[keras.Model, Metrics]:
-        """Return the teacher with the accepted blocks and re-estimated batch statistics, and its metrics."""
-        model = assemble(self.teacher, self.tasks, accepted)
-        return model, self.workers.recalibrate(model) if accepted else self._validate(model)
+    def assemble(self, accepted: Mapping[str, BlockResult]) -> Assembled:
+        """Return the teacher with the accepted blocks, adapted to its own feature maps."""
+        model, ends = swap_blocks(self.teacher, self.tasks, accepted)
+        if not accepted:
+            return Assembled(model, self._validate(model))
+        adapted = self.workers.adapt(model, ends if self.config.student.refit else {})
+        return Assembled(channels.remove_unread(model), adapted.metrics, tuple(adapted.events()))
 
     def fine_tune(
         self, model: keras.Model, accepted: Mapping[str, BlockResult], initial: Metrics, first_epoch: int = 0
@@ -144,18 +164,18 @@ class StudentBuilder:
         self, previous: Student, accepted: Mapping[str, BlockResult], restored: Sequence[str], target: float
     ) -> Student:
         """Return a student of fewer blocks, with the history of the previous one before its own."""
-        model, assembled = self.assemble(accepted)
-        tuned = self.fine_tune(model, accepted, assembled, len(previous.history))
+        assembled = self.assemble(accepted)
+        tuned = self.fine_tune(assembled.model, accepted, assembled.metrics, len(previous.history))
         change = f"{_describe(previous.metrics)} -> {_describe(tuned.best)}"
         event = f"restored {', '.join(restored)}: {change} (target {target:.4f})"
         self.display.phase(event)
         reason = f"largest KL divergence, with the student at {previous.metrics.score:.4f} < {target:.4f}"
         return Student(
-            model=model,
+            model=assembled.model,
             assembled=previous.assembled,
             metrics=tuned.best,
             history=previous.history + tuned.history,
-            events=(*previous.events, event, *tuned.events),
+            events=(*previous.events, event, *assembled.events, *tuned.events),
             restored=previous.restored | dict.fromkeys(restored, reason),
         )
 

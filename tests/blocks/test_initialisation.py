@@ -10,7 +10,8 @@ import pytest
 
 from pbd import blocks
 from pbd.blocks import initialisation
-from pbd.blocks.initialisation import Statistics, all_patches, dense_kernel
+from pbd.blocks.initialisation import Statistics, dense_kernel
+from pbd.blocks.patches import all_patches
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph
 from pbd.records import BlockTask

@@ -1,6 +1,6 @@
 """The workers that a student builder needs, in this process alone."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import keras
@@ -9,7 +9,7 @@ from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.records import Progress
-from pbd.student.assemble import recalibrate_and_validate
+from pbd.student.adaptation import Adapted, adapt
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import fine_tune
 
@@ -22,8 +22,8 @@ class LocalWorkers:
     dataset: Dataset
     emit: Callable[[Progress], None]
 
-    def recalibrate(self, model: keras.Model) -> Metrics:
-        return recalibrate_and_validate(model, self.teacher, self.dataset)
+    def adapt(self, model: keras.Model, ends: Mapping[str, str]) -> Adapted:
+        return adapt(model, self.teacher, ends, self.dataset)
 
     def fine_tune(
         self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int

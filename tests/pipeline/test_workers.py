@@ -16,9 +16,11 @@ from pbd.executors.base import CheckpointToken, no_checkpoint
 from pbd.learning.metrics import Metrics
 from pbd.pipeline.workers import WorkerPool
 from pbd.run_dir.journal import Journal
+from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 
 METRICS = Metrics(0.5, 0.6, 0.7)
+ADAPTED = Adapted(METRICS, None)
 
 
 class Gate(keras.layers.Layer):
@@ -58,8 +60,8 @@ class Workers:
         weights = [
             value + 1 for value in keras.models.load_model(work.student, custom_objects={"Gate": Gate}).get_weights()
         ]
-        if type(work).__name__ == "RecalibrateTask":
-            return weights, METRICS
+        if type(work).__name__ == "AdaptTask":
+            return weights, ADAPTED
         return FineTuneState(METRICS, 0.1, best_weights=weights)
 
 
@@ -70,13 +72,13 @@ def worker_pool(workers: Workers, folder: Path) -> WorkerPool:
     return WorkerPool(workers, context, lambda event: None)
 
 
-@pytest.mark.parametrize("what", ["recalibrate", "fine-tune"])
+@pytest.mark.parametrize("what", ["adapt", "fine-tune"])
 def test_all_weights_come_back(what: str, tmp_path: Path) -> None:
     workers, model = Workers(), network()
     before = model.get_weights()
     pool = worker_pool(workers, tmp_path)
-    if what == "recalibrate":
-        assert pool.recalibrate(model) == METRICS
+    if what == "adapt":
+        assert pool.adapt(model, {}) == ADAPTED
     else:
         assert pool.fine_tune(model, RunConfig().student, METRICS, 0) == FineTuneState(METRICS, 0.1)
     for old, new in zip(before, model.get_weights(), strict=True):
@@ -95,5 +97,5 @@ def test_the_checkpoint_token_names_the_checkpoints(tmp_path: Path) -> None:
 
 def test_an_error_leaves_no_network_behind(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match="injected"):
-        worker_pool(Workers(fail=True), tmp_path).recalibrate(network())
+        worker_pool(Workers(fail=True), tmp_path).adapt(network(), {})
     assert not (tmp_path / "run" / "assembled.keras").exists()

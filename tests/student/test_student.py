@@ -19,7 +19,7 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
-from pbd.student import assemble
+from pbd.student import adaptation, assemble
 from pbd.student.builder import StudentBuilder, worst_blocks
 from pbd.student.checkpoints import FineTuneState
 from tests.helpers.local_workers import LocalWorkers
@@ -117,7 +117,8 @@ def test_without_accepted_blocks_the_student_is_the_teacher(
     teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...]
 ) -> None:
     students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=2))
-    copy, measured = students.assemble({})
+    assembled = students.assemble({})
+    copy, measured = assembled.model, assembled.metrics
     assert (measured.agreement, measured.kl) == (1.0, pytest.approx(0.0, abs=1e-9))
     np.testing.assert_array_equal(predict(copy, batches()[0]), predict(teacher, batches()[0]))
     before = Metrics(0.5, 1.0, 0.0)
@@ -130,7 +131,7 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
     before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
     own_momentum = assembled.get_layer("norm").momentum
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
-    assemble.recalibrate_batch_norm(assembled, batches())
+    adaptation.recalibrate_batch_norm(assembled, batches())
     reached = keras.Model(assembled.inputs[0], assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
     norm = assembled.get_layer("a_pbd_bn1")
@@ -148,11 +149,11 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
 def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> None:
     """On that batch, inference then computes what training mode does, through every block and the teacher's own."""
     (batch,) = batches(1)
-    assemble.recalibrate_batch_norm(assembled, [batch])
+    adaptation.recalibrate_batch_norm(assembled, [batch])
     normalisations = {layer.name for layer in assembled.layers if isinstance(layer, layers.BatchNormalization)}
     assert len(normalisations) == 5
     expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
-    assemble.recalibrate_batch_norm(assembled, [batch])
+    adaptation.recalibrate_batch_norm(assembled, [batch])
     np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
 
 
@@ -162,15 +163,11 @@ def test_statistics_that_workers_share_are_those_of_one(
     """Of five batches, one worker has three; validation images are shared, too."""
     dataset = replace(dataset, batch_size=20)
     models = [assemble.assemble(teacher, tasks, accepted) for _ in range(3)]
-    alone = assemble.recalibrate_and_validate(models[2], teacher, dataset)
+    alone = adaptation.adapt(models[2], teacher, {}, dataset).metrics
 
     def recalibrate(collective: Collective) -> Metrics:
-        return assemble.recalibrate_and_validate(
-            models[collective.index],
-            teacher,
-            dataset.shared(WorkerShare(collective.index, collective.size)),
-            collective,
-        )
+        part = dataset.shared(WorkerShare(collective.index, collective.size))
+        return adaptation.adapt(models[collective.index], teacher, {}, part, collective).metrics
 
     for measured, model in zip(run_threads(2, recalibrate), models, strict=False):
         assert measured.accuracy == alone.accuracy
@@ -186,7 +183,7 @@ def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
     teacher.get_layer("norm").trainable = False
     assembled = assemble.assemble(teacher, tasks, accepted)
     before = snapshot(assembled)
-    assemble.recalibrate_batch_norm(assembled, batches())
+    adaptation.recalibrate_batch_norm(assembled, batches())
     assert "norm" in moved_layers(before, assembled)
     assert not assembled.get_layer("norm").trainable
 
@@ -231,7 +228,7 @@ def test_no_epochs_leave_the_student_as_it_is(
     dataset: Dataset,
 ) -> None:
     before, measured = snapshot(assembled), Metrics(0.25, 0.5, 2.0)
-    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=0))
+    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=0, refit=False))
     assert students.fine_tune(assembled, accepted, measured) == FineTuneState(measured, 0.003)
     assert moved_layers(before, assembled) == set()
 
@@ -240,7 +237,7 @@ def test_no_epochs_leave_the_student_as_it_is(
 def test_a_student_says_how_it_came_to_be(
     epochs: int, able: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
 ) -> None:
-    config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
+    config = RunConfig.of(block=BLOCK, refit=False, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
     small = builder(able, dataset, tasks, config).build(accepted)
     assert moved_layers(before, able) == set()
@@ -286,7 +283,7 @@ def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult
 
 
 def accuracy_target(target: float | None, **settings: object) -> RunConfig:
-    config = RunConfig.of(block=FULL_RANK, **({"fine_tune_epochs": 0} | settings))
+    config = RunConfig.of(block=FULL_RANK, refit=False, **({"fine_tune_epochs": 0} | settings))
     return config if target is None else config.replace(target_accuracy_drop=target)
 
 

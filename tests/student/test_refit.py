@@ -1,0 +1,192 @@
+"""Convolutions of a student are refitted in order: what for, how well, and that nothing gets worse."""
+
+from collections.abc import Mapping
+
+import keras
+import numpy as np
+import pytest
+
+from pbd.collective import Collective
+from pbd.networks import graph
+from pbd.networks.progressive import ProgressiveRun
+from pbd.student import adaptation
+from pbd.student.refit import refit
+from pbd.student.refit.regression import PairSums, correction
+from pbd.student.refit.sites import find_sites
+from tests.helpers.thread_collective import run_threads
+
+pytestmark = [pytest.mark.unit, pytest.mark.jax]
+
+
+def residual_network() -> keras.Model:
+    """Return a network of a stem, a residual block with normalisations, and a convolution with an activation."""
+    keras.utils.set_random_seed(3)
+    x = inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(x)
+    y = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="inner")(x)
+    y = keras.layers.ReLU(name="inner_relu")(keras.layers.BatchNormalization(name="inner_norm")(y))
+    y = keras.layers.Conv2D(8, 3, padding="same", use_bias=False, name="outer")(y)
+    y = keras.layers.BatchNormalization(name="outer_norm")(y)
+    x = keras.layers.ReLU(name="relu")(keras.layers.Add(name="add")([x, y]))
+    x = keras.layers.Conv2D(6, 3, strides=2, padding="same", activation="relu", name="last")(x)
+    outputs = keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D(name="pool")(x))
+    model = keras.Model(inputs, outputs)
+    random = np.random.default_rng(1)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.set_weights([random.uniform(0.5, 1.5, 8) for _ in range(4)])
+    return model
+
+
+@pytest.fixture
+def teacher() -> keras.Model:
+    return residual_network()
+
+
+def damaged(teacher: keras.Model, name: str = "stem") -> tuple[keras.Model, dict[str, str]]:
+    """Return a student with one convolution whose kernel is far off, and where its block ends."""
+
+    def build(x: keras.KerasTensor) -> keras.KerasTensor:
+        layer = teacher.get_layer(name)
+        config = layer.get_config() | {"name": f"{name}_block", "activation": "linear"}
+        x = keras.layers.Conv2D.from_config(config)(x)
+        return keras.layers.Activation(layer.activation, name=f"{name}_end")(x)
+
+    student = graph.swap(teacher, {name: build})
+    kernel, *bias = teacher.get_layer(name).get_weights()
+    noise = np.random.default_rng(2).normal(0, 0.5 * kernel.std(), kernel.shape)
+    student.get_layer(f"{name}_block").set_weights([kernel + noise, *bias])
+    return student, {name: f"{name}_end"}
+
+
+def images(count: int = 48) -> list[np.ndarray]:
+    pixels = np.random.default_rng(0).uniform(0, 1, (count, 8, 8, 3)).astype(np.float32)
+    return [pixels[start : start + 16] for start in range(0, count, 16)]
+
+
+def feature_error(student: keras.Model, teacher: keras.Model, name: str, unseen: np.ndarray) -> float:
+    """Return the mean squared difference of a layer's output in student and teacher."""
+    outputs = [keras.Model(model.inputs[0], model.get_layer(name).output)(unseen) for model in (student, teacher)]
+    return float(np.mean((np.asarray(outputs[0]) - np.asarray(outputs[1])) ** 2))
+
+
+def test_the_first_block_and_all_that_follows_is_refitted(teacher: keras.Model) -> None:
+    student, ends = damaged(teacher)
+    names = [(site.convolution.name, site.target.name) for site in find_sites(teacher, student, ends)]
+    assert names == [("stem_block", "stem"), ("inner", "inner"), ("outer", "outer"), ("last", "last")]
+    student, ends = damaged(teacher, "outer")
+    assert [site.target.name for site in find_sites(teacher, student, ends)] == ["outer", "last"]
+    assert find_sites(teacher, student, {}) == []
+
+
+def test_the_last_convolution_of_a_residual_block_makes_up_for_its_shortcut(teacher: keras.Model) -> None:
+    student, ends = damaged(teacher)
+    sites = {site.target.name: site for site in find_sites(teacher, student, ends)}
+    assert sites["inner"].shortcuts is sites["last"].shortcuts is None
+    assert sites["inner"].normalisations is not None
+    assert sites["last"].normalisations is None
+    of_teacher, of_student = sites["outer"].shortcuts or (None, None)
+    assert of_teacher is teacher.get_layer("stem").output
+    assert of_student is student.get_layer("stem_end").output
+
+
+@pytest.mark.parametrize("name", ["stem", "inner", "outer", "last"])
+def test_refitting_brings_all_later_feature_maps_closer(teacher: keras.Model, name: str) -> None:
+    """On images that were not among those to fit."""
+    student, ends = damaged(teacher, name)
+    unseen = np.random.default_rng(9).uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
+    adaptation.recalibrate_batch_norm(student, images())
+    later = ["relu", "pool", "logits"] if name != "last" else ["pool", "logits"]
+    before = [feature_error(student, teacher, each, unseen) for each in later]
+    refit(student, teacher, ends, images())
+    after = [feature_error(student, teacher, each, unseen) for each in later]
+    assert all(new < 0.5 * old for old, new in zip(before, after, strict=True)), (before, after)
+
+
+def test_a_block_that_can_compute_its_layer_does_so_exactly(teacher: keras.Model) -> None:
+    student, ends = damaged(teacher, "last")
+    refit(student, teacher, ends, images())
+    assert feature_error(student, teacher, "logits", images()[0]) < 1e-6
+
+
+def test_normalisations_keep_their_function_when_their_statistics_are_estimated_again(teacher: keras.Model) -> None:
+    student, ends = damaged(teacher)
+    batch = np.concatenate(images())
+    refit(student, teacher, ends, [batch])
+    before = np.asarray(student(batch))
+    adaptation.recalibrate_batch_norm(student, [batch])
+    np.testing.assert_allclose(np.asarray(student(batch)), before, rtol=1e-3, atol=1e-3)
+
+
+def test_workers_that_share_the_images_refit_as_one_does(teacher: keras.Model) -> None:
+    students = [damaged(teacher) for _ in range(3)]
+    refit(students[2][0], teacher, students[2][1], images(64))
+
+    def part(collective: Collective) -> None:
+        refit(*(students[collective.index][0], teacher, students[2][1]), images(64)[collective.index :: 2], collective)
+
+    run_threads(2, part)
+    for shared in students[:2]:
+        for one, two in zip(shared[0].get_weights(), students[2][0].get_weights(), strict=True):
+            np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
+def test_the_correction_is_that_of_least_squares_on_enough_images() -> None:
+    random = np.random.default_rng(4)
+    patches, kernel = random.normal(1.0, 1.0, (4000, 5)), random.normal(size=(5, 3))
+    errors = patches @ kernel + 2.0 + random.normal(0, 0.1, (4000, 3))
+    sums = PairSums(5, 3), PairSums(5, 3)
+    for part, chosen in zip(sums, (slice(0, 3000), slice(3000, None)), strict=True):
+        part.add(patches[chosen], errors[chosen])
+    np.testing.assert_allclose(correction(*sums, centred=True), kernel, atol=0.02)
+    exact = np.linalg.lstsq(patches, errors)[0]
+    np.testing.assert_allclose(correction(*sums, centred=False), exact, atol=0.02)
+
+
+def test_noise_is_not_fitted() -> None:
+    """Eight pairs determine no kernel of 50 values: the correction stays zero, or is no worse on other images."""
+    random = np.random.default_rng(5)
+    sums = PairSums(50, 4), PairSums(50, 4)
+    for part, count in zip(sums, (8, 200), strict=True):
+        part.add(random.normal(size=(count, 50)), random.normal(size=(count, 4)))
+    other = PairSums(50, 4)
+    other.add(random.normal(size=(5000, 50)), random.normal(size=(5000, 4)))
+    moments = other.moments(centred=False)
+    assert moments.remaining(correction(*sums, centred=False)) < 1.1 * moments.energy
+    assert moments.remaining(sums[0].moments(centred=False).solve(1e-5)) > 1.1 * moments.energy
+
+
+@pytest.mark.parametrize("most_bytes", [0, 40_000, 2**30])
+def test_tensors_are_those_of_the_whole_network(teacher: keras.Model, most_bytes: int) -> None:
+    """Whatever fits in memory; also after weights behind the cut have changed."""
+    run = ProgressiveRun(teacher, images(), most_bytes)
+    for name, tensors in (("inner", ["stem"]), ("outer", ["inner_relu", "stem"]), ("last", ["relu"])):
+        layer = teacher.get_layer(name)
+        outputs = [teacher.get_layer(each).output for each in tensors]
+        expected = keras.Model(teacher.inputs[0], outputs)
+        for batch, values in zip(images(), run.values(outputs, layer), strict=True):
+            for value, reference in zip(values, keras.tree.flatten(expected(batch)), strict=True):
+                np.testing.assert_allclose(value, np.asarray(reference), rtol=1e-5, atol=1e-5)
+        layer.kernel.assign(layer.kernel * 1.5)
+
+
+def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
+    teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Images:
+        labelled = False
+
+        def batches(self, split: str, limit: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+            return [(batch, np.zeros(len(batch), int)) for batch in images()]
+
+    def spoil(student: keras.Model, teacher: keras.Model, ends: Mapping[str, str], *_: object) -> None:
+        student.get_layer("last").kernel.assign(-student.get_layer("last").kernel)
+
+    student, ends = damaged(teacher)
+    kernel = np.asarray(student.get_layer("last").kernel)
+    monkeypatch.setattr(adaptation, "refit", spoil)
+    adapted = adaptation.adapt(student, teacher, ends, Images())
+    assert adapted.refitted is not None
+    assert adapted.metrics == adapted.recalibrated
+    assert "the kernels before are kept" in next(adapted.events())
+    np.testing.assert_array_equal(np.asarray(student.get_layer("last").kernel), kernel)
