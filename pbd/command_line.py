@@ -112,7 +112,7 @@ def _add_flags(group: Any, section: Any) -> None:
 
 def _options(kind: Any, default: Any) -> dict[str, Any]:
     """Return what `add_argument` needs to read values of a type: bool, str, int, float, any of them or None, tuple."""
-    if kind is bool:
+    if bool in (kind, *get_args(kind)):
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
         return {"nargs": "*", "metavar": "NAME"}

@@ -7,6 +7,7 @@ import signal
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from types import FrameType
 
 from pbd.command_line import Parser, add_settings, path, read_settings
@@ -70,15 +71,18 @@ def _start(arguments: Sequence[str], program: str) -> RunConfig:
 
 
 def _run(config: RunConfig) -> int:
-    from pbd.pipeline.distill import run
+    from pbd.pipeline.sweep import run
 
     report = run(config, dedicated_process=True)
     if launcher.rank() in (None, 0):
         from rich.console import Console
 
-        from pbd.report import summary
+        from pbd.pipeline import sweep
+        from pbd.report import front, summary
 
         Console().print(summary(report))
+        if config.student.sweep:
+            Console().print("", front.table(sweep.read(Path(report.run_dir))), sep="\n")
     return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 

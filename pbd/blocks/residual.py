@@ -33,8 +33,9 @@ class Merge(BlockDesign):
     needs_pairs = True
 
     def applies_to(self, layer: Layer) -> str | None:
-        if layer.strides != (1, 1):
-            return f"strides: {layer.strides}; one convolution replaces a residual block that keeps the resolution"
+        sides = zip(layer.input_shape, layer.output_shape, layer.strides, strict=False)
+        if any(-(-before // stride) != after for before, after, stride in sides):
+            return f"shapes: {layer.input_shape} to {layer.output_shape}; no stride leads from one to the other"
         return None
 
     def build(self, x: Any, layer: Layer, seed: int) -> Any:
@@ -42,6 +43,7 @@ class Merge(BlockDesign):
         return keras.layers.Conv2D(
             layer.output_shape[-1],
             layer.kernel_size,
+            strides=layer.strides,
             padding=layer.padding,
             kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name)),
             dtype=layer.dtype,

@@ -5,19 +5,16 @@ from pbd.config.settings import (
     AUGMENTATIONS,
     BLOCK_INITS,
     EXECUTORS,
-    FINE_TUNE_LOSSES,
-    FINE_TUNE_SCOPES,
-    NEED_LABELS,
     PARALLEL,
     SCHEDULERS,
     BlockConfig,
     DataConfig,
     ExecutionConfig,
     RunConfig,
-    StudentConfig,
     TeacherConfig,
     TrainingConfig,
 )
+from pbd.config.student import FINE_TUNE_LOSSES, FINE_TUNE_SCOPES, NEED_LABELS, StudentConfig
 
 __all__ = [
     "AUGMENTATIONS",

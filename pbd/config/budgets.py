@@ -58,3 +58,16 @@ def check(texts: Iterable[str]) -> None:
     resources = [parse(text).resource for text in texts]
     if len(set(resources)) < len(resources):
         raise UsageError(f"budgets must limit different resources. Received: {', '.join(texts)}. Give each once.")
+
+
+def sweep(text: str) -> tuple[str, ...]:
+    """Return the budgets of a sweep: those of `latency:0.8,0.6` are `latency:0.8` and `latency:0.6`.
+
+    Raises:
+        UsageError: one is no budget, or is there twice.
+    """
+    resource, _, amounts = text.partition(":")
+    texts = tuple(f"{resource}:{amount.strip()}" for amount in amounts.split(","))
+    if len({parse(each) for each in texts}) < len(texts):
+        raise UsageError(f"the budgets of a sweep must differ. Received: {text!r}. Give each amount once.")
+    return texts

@@ -42,14 +42,15 @@ class ProgressiveRun:
         cut = self._cut(self._positions[id(operation)])
         sizes = [4 * self._images * int(np.prod(tensor.shape[1:])) for tensor in cut]
         cut = cut if sum(sizes) <= self._most_bytes else []
-        unknown = [each for each in _distinct([*tensors, *cut]) if not any(each is known for known in self._tensors)]
-        function = keras.Model(self._tensors, unknown) if unknown else None
+        before = set(map(id, self._tensors))
+        missing = [tensor for tensor in _distinct([*tensors, *cut]) if id(tensor) not in before]
+        function = keras.Model(self._tensors, missing) if missing else None
         remembered = []
-        for known_values in self._values:
+        for inputs in self._values:
             watchdog.touch()
-            outputs = keras.tree.flatten(function(known_values, training=False)) if function else []
+            outputs = keras.tree.flatten(function(inputs, training=False)) if function else []
             computed = [keras.ops.convert_to_numpy(output) for output in outputs]
-            by_tensor = dict(zip(map(id, [*self._tensors, *unknown]), [*known_values, *computed], strict=True))
+            by_tensor = dict(zip(map(id, [*self._tensors, *missing]), [*inputs, *computed], strict=True))
             remembered.append([by_tensor[id(tensor)] for tensor in cut])
             yield [np.asarray(by_tensor[id(tensor)]) for tensor in tensors]
         if cut:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.errors import UsageError
-from pbd.pipeline.distill import run
+from pbd.pipeline.sweep import run
 from pbd.records import RunReport
 from pbd.system import random_state
 
@@ -37,6 +37,13 @@ class Result:
 
         with random_state.preserved():
             return keras.models.load_model(self.run_dir / "student.keras", compile=False)
+
+    @functools.cached_property
+    def front(self) -> "Mapping[str, RunReport]":
+        """The reports of the students of a sweep, by budget; empty without a sweep."""
+        from pbd.pipeline import sweep
+
+        return sweep.read(self.run_dir)
 
     def table(self) -> str:
         """Return the report as text, as `summary.txt` in the run directory has it."""
@@ -73,7 +80,9 @@ def distill(
     accuracy_threshold: float | None = None,
     max_accuracy_drop: float | None = None,
     budget: Sequence[str] | str | None = None,
+    sweep: str | None = None,
     target_batch: int | None = None,
+    refit: bool | None = None,
     fine_tune_epochs: int | None = None,
     fine_tune_scope: str | None = None,
     fine_tune_learning_rate: float | None = None,

@@ -3,7 +3,7 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import keras
 
@@ -13,7 +13,7 @@ from pbd.deploy.targets import Target
 from pbd.errors import UsageError
 from pbd.networks import cost
 from pbd.progress import ProgressDisplay
-from pbd.records import BlockKey, BlockResult, BlockTask, Layer
+from pbd.records import BlockKey, BlockResult, BlockTask, ChoiceReport, Layer
 from pbd.student import candidates, costs_of_blocks, latency_costs, selection, solver
 from pbd.student.builder import Assembled
 from pbd.student.candidates import Candidates, Costs, Piece
@@ -39,6 +39,8 @@ class Chosen:
     events: tuple[str, ...] = ()
     assembled: Assembled | None = None
     """The student of these blocks, if it has been assembled."""
+    report: ChoiceReport | None = None
+    """The choice under a budget."""
 
 
 def budget_target(name: str) -> Target:
@@ -59,12 +61,17 @@ class _Proposal:
     """By layer."""
     pieces: Sequence[Piece]
     assembled: Assembled
+    report: ChoiceReport
 
     @property
     def divergence(self) -> float:
         """From the teacher."""
-        kl = self.assembled.metrics.kl
-        return kl if math.isfinite(kl) else math.inf
+        return self.report.divergence if math.isfinite(self.report.divergence) else math.inf
+
+    @property
+    def share(self) -> float:
+        """The latency as a fraction of the teacher's, as measured."""
+        return math.inf if self.report.measured_latency is None else self.report.measured_latency
 
 
 @dataclass
@@ -101,7 +108,7 @@ class Chooser:
             lowest = self.config.student.lowest_accuracy(teacher_score)
             return Chosen(selection.accept(self.tasks, self.results, lowest), lowest)
         best = self._within([budgets.parse(text) for text in self.config.student.budget])
-        return Chosen(self._accepted(best.designs), None, tuple(self.events), best.assembled)
+        return Chosen(self._accepted(best.designs), None, tuple(self.events), best.assembled, best.report)
 
     def _within(self, requested: Sequence[budgets.Budget]) -> _Proposal:
         """Return the best proposal; under a budget of latency, one that is measured to be fast enough.
@@ -113,7 +120,7 @@ class Chooser:
         target, batch = budget_target(self.config.execution.target), self.config.student.target_batch
         table = self._measured(target, batch)
         limit = next(budget.amount for budget in requested if budget.resource == LATENCY)
-        measured: list[tuple[float, _Proposal]] = []
+        measured: list[_Proposal] = []
         tightened = 1.0
         while len(measured) <= CORRECTIONS:
             try:
@@ -123,23 +130,24 @@ class Chooser:
                     raise
                 self._tell(f"no choice is fast enough as measured: {error}")
                 break
-            share = self._share(best, target, batch)
-            predicted = table.predict(best.pieces) / table.of_teacher
-            shares = f"{100 * predicted:.1f}% of the teacher's latency predicted, {100 * share:.1f}% measured"
-            self._tell(f"{target.name}: {shares}")
-            measured.append((share, best))
+            best = self._measure(best, target, batch)
+            measured.append(best)
+            share = best.share
             if share <= TOO_SLOW * limit:
                 break
             # As much faster as it was too slow; the prediction is good enough to tell in which direction to go.
             tightened *= limit / share
             table = table.for_networks_like(best.pieces)
-        return min(measured, key=lambda each: each[0])[1]
+        return min(measured, key=lambda each: each.share)
 
-    def _share(self, proposal: _Proposal, target: Target, batch: int) -> float:
-        """Return the latency of a network as a fraction of the teacher's, measured in turn."""
+    def _measure(self, proposal: _Proposal, target: Target, batch: int) -> _Proposal:
+        """Return the proposal with the latency of its network as a fraction of the teacher's, measured in turn."""
         networks = {"teacher": self.teacher, "student": proposal.assembled.model}
         seconds = latency_costs.seconds_of(networks, target, batch)
-        return seconds["student"] / seconds["teacher"]
+        report = replace(proposal.report, measured_latency=seconds["student"] / seconds["teacher"])
+        shares = f"{100 * report.predicted[LATENCY]:.1f}% of the teacher's latency predicted"
+        self._tell(f"{target.name}: {shares}, {100 * (report.measured_latency or math.inf):.1f}% measured")
+        return replace(proposal, report=report)
 
     def _measured(self, target: Target, batch: int) -> LatencyTable:
         """Measure all pieces that networks under the budget can consist of."""
@@ -185,10 +193,12 @@ class Chooser:
 
     def _proposal(self, options: Candidates, choice: solver.Choice, of_teacher: Costs) -> _Proposal:
         designs = options.designs(choice.options)
-        proposal = _Proposal(designs, options.pieces(choice.options), self.assemble(self._accepted(designs)))
-        damage = f"the sum of its blocks' {choice.damage:.4f}; {_shares(choice, of_teacher)}"
-        self._tell(f"a network within the budget: KL divergence {proposal.divergence:.4f}, {damage}")
-        return proposal
+        assembled = self.assemble(self._accepted(designs))
+        shares = {resource: amount / of_teacher[resource] for resource, amount in choice.costs.items()}
+        report = ChoiceReport(assembled.metrics.kl, choice.damage, shares)
+        damage = f"the sum of its blocks' {choice.damage:.4f}; {_texts(shares)}"
+        self._tell(f"a network within the budget: KL divergence {report.divergence:.4f}, {damage}")
+        return _Proposal(designs, options.pieces(choice.options), assembled, report)
 
     def _accepted(self, designs: Mapping[str, str]) -> dict[str, BlockResult]:
         return {layer: self.results[BlockKey(layer, design)] for layer, design in designs.items()}
@@ -211,6 +221,5 @@ def _refusal(
     )
 
 
-def _shares(choice: solver.Choice, of_teacher: Costs) -> str:
-    shares = {budgets.RESOURCES[name]: 100 * amount / of_teacher[name] for name, amount in choice.costs.items()}
-    return ", ".join(f"{share:.1f}% of the {name}" for name, share in shares.items())
+def _texts(shares: Mapping[str, float]) -> str:
+    return ", ".join(f"{100 * share:.1f}% of the {budgets.RESOURCES[name]}" for name, share in shares.items())

@@ -164,6 +164,7 @@ def _compress(run: _Context) -> RunReport:
     blocks = rows.block_rows(inputs.tasks, results, chosen.accepted, chosen.lowest, student_result.restored)
     deployed = _deploy(run, student_result.model)
     finished = _report(run, pool, block_phase, teacher_metrics, student_result, deployed, blocks, workers)
+    finished = replace(finished, choice=chosen.report)
     report.write(finished, journal)
     manifest.write(journal, deployed.files)
     journal.remove_folder(remote_tasks.CHECKPOINTS)

@@ -3,6 +3,7 @@
 from pbd.records.run_report import (
     BlockReport,
     CandidateReport,
+    ChoiceReport,
     Deployment,
     Latency,
     ModelFacts,
@@ -32,6 +33,7 @@ __all__ = [
     "BlockResult",
     "BlockTask",
     "CandidateReport",
+    "ChoiceReport",
     "Deployment",
     "Latency",
     "Layer",

@@ -170,6 +170,20 @@ class Deployment:
 
 
 @dataclass(frozen=True)
+class ChoiceReport:
+    """The choice of the blocks under a budget; costs are fractions of what the teacher needs."""
+
+    divergence: float
+    """Kullback-Leibler divergence of the assembled network from the teacher before fine-tuning, in nats."""
+    summed_divergence: float
+    """The sum of those of its blocks, each alone in the teacher, which the choice minimised."""
+    predicted: dict[str, float]
+    """By resource: latency, macs, params."""
+    measured_latency: float | None = None
+    """Of the assembled network beside the teacher, in the target and for the batch of the budget."""
+
+
+@dataclass(frozen=True)
 class RunReport:
     """The content of `report.json` (version 2)."""
 
@@ -194,6 +208,8 @@ class RunReport:
     run_dir: str = ""
     deployments: tuple[Deployment, ...] = ()
     """Teacher and student in the target: in float32 first, then in 8-bit integers if the target has them."""
+    choice: ChoiceReport | None = None
+    """None without a budget."""
     version: int = 2
 
     @property

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 
 from pbd.errors import CorruptStateError, MissingInputError
-from pbd.records import BlockReport, CandidateReport, Deployment, Latency, ModelFacts, RunReport, Timing, WorkerReport
+from pbd.records import (
+    BlockReport,
+    CandidateReport,
+    ChoiceReport,
+    Deployment,
+    Latency,
+    ModelFacts,
+    RunReport,
+    Timing,
+    WorkerReport,
+)
 from pbd.report.text import render
 from pbd.run_dir.journal import Journal
 
@@ -45,6 +55,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "fine_tune_history": report.fine_tune_history,
             _JSON_NAMES["events"]: report.events,
             "deployments": [asdict(row) for row in report.deployments],
+            "choice": asdict(report.choice) if report.choice else None,
             "run_dir": report.run_dir,
         }
     )
@@ -122,6 +133,7 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
             "groups": tuple(tuple(group) for group in fields["groups"]),
             "fine_tune_history": tuple(fields["fine_tune_history"]),
             "events": tuple(fields["events"]),
+            "choice": ChoiceReport(**fields["choice"]) if fields.get("choice") else None,
             "deployments": tuple(_deployment(row) for row in fields.get("deployments", ())),
         }
     )

@@ -12,7 +12,7 @@ import jinja2
 from markupsafe import Markup
 
 from pbd.records import RunReport
-from pbd.report import deployments, plots, settings, timeline, words
+from pbd.report import deployments, front, plots, settings, timeline, words
 
 UNITS = ("j", "w", "s")
 ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
@@ -48,9 +48,18 @@ def of_runs(reports: Mapping[str, RunReport]) -> str:
         judged=judged,
         title=title,
         charts=bar_charts(reports, judged),
+        picture=Markup(front_picture(reports, is_file=False)) if front.points(reports) else "",
         layers={name: [rows.get(name) for rows in by_name] for one in by_name for name in one},
         differences=settings.differences(list(reports.values())),
     )
+
+
+def front_picture(reports: Mapping[str, RunReport], is_file: bool = True) -> str:
+    """Return quality against speed of the students and the teacher in SVG, for a file or a page; see `front`."""
+    batch, target = front.batch_of(reports), next(iter(reports.values())).deployments[0].target
+    judged = "agreement" if any(report.reference == "teacher" for report in reports.values()) else "accuracy"
+    axes = f"times as fast as the teacher in float32 ({target}, {words.images(batch or 1)})", f"test {judged}, percent"
+    return _render("front.svg.j2", plot=front.plot(reports), axes=axes, is_file=is_file)
 
 
 def _render(template: str, **content: Any) -> str:

@@ -143,6 +143,35 @@ def over_epochs(
     )
 
 
+def of_points(series: Mapping[str, Sequence[tuple[float, float]]], size: tuple[float, float] = (640.0, 360.0)) -> Plot:
+    """Return a plot of points (x, y), those of each series joined by a line in their order.
+
+    Args:
+        series: the points of each series, by name.
+        size: width and height of the canvas.
+    """
+    width, height = size
+    left, right, top, bottom = 48.0, width - 12.0, 12.0, height - 44.0
+    x_scale, y_scale = (
+        Scale.around([point[axis] for points in series.values() for point in points]) for axis in (0, 1)
+    )
+
+    def place(point: tuple[float, float]) -> tuple[float, float]:
+        x, y = point
+        return left + (right - left) * x_scale.place(x), bottom - (bottom - top) * y_scale.place(y)
+
+    return Plot(
+        width,
+        height,
+        left,
+        bottom,
+        right,
+        lines=tuple(Line(name, tuple(map(place, points))) for name, points in series.items()),
+        x_ticks=tuple(Tick(place((x, y_scale.low))[0], f"{x:.4g}") for x in x_scale.ticks(8)),
+        y_ticks=tuple(Tick(place((x_scale.low, y))[1], f"{y:.4g}") for y in y_scale.ticks()),
+    )
+
+
 @dataclass(frozen=True)
 class Bar:
     """A bar in the timeline of a worker; start and lengths are percentages of the timeline."""

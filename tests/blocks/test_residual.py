@@ -15,12 +15,12 @@ L = keras.layers
 SHAPE = (7, 7, 4)
 
 
-def teacher(filters: int = 6) -> keras.Model:
+def teacher(filters: int = 6, strides: int = 1) -> keras.Model:
     keras.utils.set_random_seed(1)
     inputs = keras.Input(SHAPE)
-    y = L.Conv2D(5, 3, padding="same", activation="relu", bias_initializer="normal", name="a")(inputs)
+    y = L.Conv2D(5, 3, strides, padding="same", activation="relu", bias_initializer="normal", name="a")(inputs)
     y = L.Conv2D(filters, 3, padding="same", bias_initializer="normal", name="b")(y)
-    shortcut = inputs if filters == SHAPE[-1] else L.Conv2D(filters, 1, name="shortcut")(inputs)
+    shortcut = inputs if filters == SHAPE[-1] else L.Conv2D(filters, 1, strides, name="shortcut")(inputs)
     x = L.Add(name="sum")([y, shortcut])
     return keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
 
@@ -43,9 +43,11 @@ def images(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
     return np.random.default_rng(0).normal(0.5, 1.0, (32, *SHAPE)).astype("float32")
 
 
-@pytest.mark.parametrize("filters", [6, SHAPE[-1]], ids=["projection", "identity"])
-def test_a_merged_block_has_the_least_squared_error(filters: int, images: np.ndarray) -> None:
-    model = teacher(filters)
+@pytest.mark.parametrize(
+    ("filters", "strides"), [(6, 1), (SHAPE[-1], 1), (6, 2), (6, 3)], ids=["projection", "identity", "half", "third"]
+)
+def test_a_merged_block_has_the_least_squared_error(filters: int, strides: int, images: np.ndarray) -> None:
+    model = teacher(filters, strides)
     block = initialised(model, images)
     inputs, target = map(np.asarray, graph.truncate(model, ["sum"]).predict_on_batch(images)["sum"])
 

@@ -107,3 +107,43 @@ def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
     assert 1.2 * tried[0] > choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
     assert 1.2 * tried[-1] <= 1.01 * choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
     assert sum("of the teacher's latency predicted" in event for event in result.report.events) == len(tried)
+
+
+def test_a_sweep_gives_a_student_for_each_budget_from_one_set_of_blocks(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), sweep="macs:0.9,0.6")
+    assert list(result.front) == ["macs:0.9", "macs:0.6"]
+    macs = [report.student.macs / report.teacher.macs for report in result.front.values()]
+    assert 0.6 < macs[0] <= 0.9
+    assert macs[1] <= 0.6
+    for report in result.front.values():
+        assert report.choice is not None
+        assert report.choice.predicted["macs"] == pytest.approx(report.student.macs / report.teacher.macs, abs=1e-3)
+        student = keras.models.load_model(report.student.path)
+        assert cost.count_macs(student) == report.student.macs
+        assert report.blocks[0].seconds is None or "macs:0.9" in report.config["budget"], "blocks are fitted once"
+    assert "macs:0.9" in (tmp_path / "run" / "front.txt").read_text()
+    assert "macs:0.9" in (tmp_path / "run" / "front.html").read_text()
+    assert result.report.choice == result.front["macs:0.6"].choice, "the run directory holds the last one"
+
+    (tmp_path / "run" / "front" / "macs_0.6" / "report.json").unlink()
+    runs: list[tuple[str, ...]] = []
+    monkeypatch.setattr("pbd.pipeline.sweep.distill.run", lambda config, *_, **__: runs.append(config.student.budget))
+    with pytest.raises(AttributeError):  # the replacement returns no report
+        distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), sweep="macs:0.9,0.6", resume=True)
+    assert runs == [("macs:0.6",)], "the student that is there is not built again"
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"sweep": "macs:0.5,0.5"}, "must differ"),
+        ({"sweep": "macs:0.5", "budget": "macs:0.5"}, "one of them"),
+        ({"sweep": "time:0.5"}, "time"),
+        ({"sweep": "macs:0.5", "max_accuracy_drop": 0.1}, "not both"),
+    ],
+)
+def test_a_sweep_that_makes_no_sense_is_refused(settings: dict[str, Any], match: str) -> None:
+    with pytest.raises(UsageError, match=match):
+        pbd.RunConfig.of(**settings)

@@ -138,9 +138,9 @@ def test_the_correction_is_that_of_least_squares_on_enough_images() -> None:
     sums = PairSums(5, 3), PairSums(5, 3)
     for part, chosen in zip(sums, (slice(0, 3000), slice(3000, None)), strict=True):
         part.add(patches[chosen], errors[chosen])
-    np.testing.assert_allclose(correction(*sums, centred=True), kernel, atol=0.02)
+    np.testing.assert_allclose(correction(*sums, centred=True), kernel, atol=0.04)
     exact = np.linalg.lstsq(patches, errors)[0]
-    np.testing.assert_allclose(correction(*sums, centred=False), exact, atol=0.02)
+    np.testing.assert_allclose(correction(*sums, centred=False), exact, atol=0.04)
 
 
 def test_noise_is_not_fitted() -> None:

@@ -228,7 +228,7 @@ def test_no_epochs_leave_the_student_as_it_is(
     dataset: Dataset,
 ) -> None:
     before, measured = snapshot(assembled), Metrics(0.25, 0.5, 2.0)
-    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=0, refit=False))
+    students = builder(teacher, dataset, tasks, RunConfig.of(block=BLOCK, fine_tune_epochs=0))
     assert students.fine_tune(assembled, accepted, measured) == FineTuneState(measured, 0.003)
     assert moved_layers(before, assembled) == set()
 
@@ -237,7 +237,7 @@ def test_no_epochs_leave_the_student_as_it_is(
 def test_a_student_says_how_it_came_to_be(
     epochs: int, able: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
 ) -> None:
-    config = RunConfig.of(block=BLOCK, refit=False, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
+    config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
     small = builder(able, dataset, tasks, config).build(accepted)
     assert moved_layers(before, able) == set()
@@ -283,7 +283,7 @@ def made_block(able: keras.Model, task: BlockTask, garbage: bool) -> BlockResult
 
 
 def accuracy_target(target: float | None, **settings: object) -> RunConfig:
-    config = RunConfig.of(block=FULL_RANK, refit=False, **({"fine_tune_epochs": 0} | settings))
+    config = RunConfig.of(block=FULL_RANK, **({"fine_tune_epochs": 0} | settings))
     return config if target is None else config.replace(target_accuracy_drop=target)
 
 

@@ -13,10 +13,12 @@ from pbd.networks.progressive import ProgressiveRun
 from pbd.student.refit.regression import PairSums, correction
 from pbd.student.refit.sites import Site, find_sites
 
-PATCHES_PER_IMAGE = 64
-"""Fewest output positions for each image."""
+MOST_PATCHES = 2**17
+"""More patches determine a kernel no better."""
+MOST_OPERATIONS = 4e10
+"""Multiplications and additions for the second moment of a layer; fewer patches are used for larger kernels."""
 PATCHES_PER_VALUE = 16
-"""Fewest patches for each value of a patch, so that their second moment is well conditioned."""
+"""But as many for each value of a patch, so that their second moment is well conditioned."""
 HELD_OUT = 4
 """Every fourth image is held out to choose the ridge."""
 SMALLEST_GAIN = 1e-3
@@ -79,7 +81,8 @@ class _Refitting:
         """Return the sums over the images to fit, and over those held out."""
         layer = site.convolution
         values = math.prod(layer.kernel.shape[:-1])
-        per_image = max(PATCHES_PER_IMAGE, PATCHES_PER_VALUE * values // self._images)
+        patches = max(PATCHES_PER_VALUE * values, min(MOST_PATCHES, MOST_OPERATIONS / (2 * values**2)))
+        per_image = max(1, int(patches) // self._images)
         fitting, held_out = PairSums(values, layer.filters), PairSums(values, layer.filters)
         for inputs, errors in self._pairs(site):
             windows = all_patches(inputs, layer)

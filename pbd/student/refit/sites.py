@@ -49,13 +49,13 @@ def find_sites(teacher: keras.Model, student: keras.Model, ends: Mapping[str, st
 
 def _site(target: Any, teacher: keras.Model, graph: "_Graph", ends: Mapping[str, str]) -> Site | None:
     end = graph.operations.get(ends.get(target.name, target.name))
-    convolution = graph.last_convolution(end, {each.name for each in teacher.layers} - {target.name})
+    convolution, activations = graph.last_convolution(end, {each.name for each in teacher.layers} - {target.name})
     if convolution is None:
         return None
-    if convolution.activation is not keras.activations.linear or end is not convolution:
+    if any(each is not keras.activations.linear for each in activations):
         return Site(convolution, target)
-    normalisation = graph.normalisation(convolution)
-    last: Any = convolution if normalisation is None else normalisation
+    normalisation = graph.normalisation(end)
+    last: Any = end if normalisation is None else normalisation
     normalisations = None if normalisation is None else (teacher.get_layer(last.name), normalisation)
     addition, tensor = graph.shortcut(last, convolution)
     if addition is None:
@@ -81,23 +81,32 @@ class _Graph:
                 self._readers[producer(tensor)[0].name].append(operation)
         self._positions = {name: position for position, name in enumerate(self.operations)}
 
-    def last_convolution(self, end: Any, other_layers: set[str]) -> keras.layers.Conv2D | None:
-        """Return the convolution that computes the output of a block, activations aside; None if there is none."""
+    def last_convolution(self, end: Any, other_layers: set[str]) -> tuple[keras.layers.Conv2D | None, list[Any]]:
+        """Return the convolution that computes the output of a block, and the activations behind it, its own included.
+
+        None if something else computes the output, or a convolution that cannot be refitted.
+
+        Args:
+            end: the operation whose output is that of the block; None: there is none.
+            other_layers: names of layers that do not belong to the block.
+        """
+        activations = []
         while isinstance(end, _ELEMENTWISE) and end.name not in other_layers:
+            activations.append(getattr(end, "activation", keras.activations.relu))
             end = producer(self._inputs[end.name][0])[0]
         if end is None or end.name in other_layers or type(end) is not keras.layers.Conv2D:
-            return None
+            return None, []
         fits = end.groups == 1 and end.data_format == "channels_last" and self._counts[id(end)] == 1
-        return end if fits else None
+        return (end, [*activations, end.activation]) if fits else (None, [])
 
     def only_reader(self, operation: Any) -> Any:
         """Return the only operation that reads the output of another one, or None."""
         readers = self._readers[operation.name]
         return readers[0] if len(readers) == 1 else None
 
-    def normalisation(self, convolution: keras.layers.Conv2D) -> keras.layers.BatchNormalization | None:
-        """Return the batch normalisation of a convolution's output if it can have any scale and shift, or None."""
-        reader = self.only_reader(convolution)
+    def normalisation(self, end: Any) -> keras.layers.BatchNormalization | None:
+        """Return the batch normalisation of an output if it can have any scale and shift, or None."""
+        reader = self.only_reader(end)
         if not isinstance(reader, keras.layers.BatchNormalization):
             return None
         return reader if reader.center and reader.scale and reader.axis in (-1, 3) else None

@@ -1,0 +1,105 @@
+"""The settings of the student: the choice of its blocks, and what happens to it when it is assembled."""
+
+from dataclasses import dataclass
+
+from pbd.config import budgets
+from pbd.config.values import Section, at_least, fraction, one_of, positive
+from pbd.errors import UsageError
+
+FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
+NEED_LABELS = ("cross_entropy", "mixed")
+FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
+
+
+@dataclass(frozen=True)
+class StudentConfig(Section):
+    """The choice of the blocks, and the fine-tuning of the assembled student."""
+
+    accuracy_threshold: float | None = None
+    """Accept a block if the teacher with only this block swapped in reaches this validation accuracy (without labels:
+    agreement)."""
+    max_accuracy_drop: float | None = None
+    """Accept a block if the teacher with only this block swapped in loses at most this much validation accuracy
+    (default: 0.2)."""
+    budget: tuple[str, ...] = ()
+    """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25 or
+    params:100000. Of all candidates, those with the least divergence from the teacher are chosen that keep within it.
+    Give several designs with --block. Without a budget, blocks are accepted by their accuracy."""
+    sweep: str | None = None
+    """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
+    gets a table and a picture of all of them, and the folder front with their files."""
+    target_batch: int = 1
+    """Images in a pass, for a budget of latency."""
+    refit: bool | None = None
+    """Before fine-tuning, correct the convolutions of the assembled student by least squares, from the first to the
+    last, each on what the student computes before it; kept only if the divergence from the teacher falls (default: with
+    a budget)."""
+    fine_tune_epochs: int = 8
+    """Passes over the training images for the assembled student; 0: no fine-tuning."""
+    fine_tune_scope: str = "all"
+    """Layers to fine-tune: blocks, all, or no_1x1_dense (all but the teacher's 1x1 convolutions and dense layers)."""
+    fine_tune_learning_rate: float = 0.003
+    """Initial learning rate of Adam for the student, with cosine decay to zero."""
+    fine_tune_loss: str = "kd_mse"
+    """kd_mse (teacher's logits), kd_kl (teacher's softened outputs), cross_entropy (labels), or mixed (kd_kl and
+    cross_entropy)."""
+    temperature: float = 4.0
+    """Divides the logits before the softmax in kd_kl and mixed."""
+    distillation_weight: float = 0.9
+    """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
+    mixup: float = 0.0
+    """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
+    mixup). 1 draws them evenly from [0, 1]; 0: images are not mixed. Needs kd_mse or kd_kl."""
+    target_accuracy_drop: float | None = None
+    """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
+    agreement). The student is assembled and fine-tuned again each time."""
+
+    def check(self) -> None:
+        budgets.check(self.budget)
+        if self.sweep is not None:
+            budgets.sweep(self.sweep)
+            if self.budget:
+                raise UsageError(
+                    f"a sweep has budgets of its own. Received: {self.sweep} and a budget. Give one of them."
+                )
+        at_least("target_batch", self.target_batch, 1)
+        fraction("accuracy_threshold", self.accuracy_threshold)
+        fraction("max_accuracy_drop", self.max_accuracy_drop)
+        limits = {
+            name: getattr(self, name) for name in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
+        }
+        set_too = [f"{name} {value}" for name, value in limits.items() if value is not None]
+        if (self.budget or self.sweep) and set_too:
+            raise UsageError(
+                "a budget chooses the blocks, without a threshold of accuracy. "
+                f"Received: budget {' '.join(self.budget) or self.sweep} and {set_too[0]}. Give one of them, not both."
+            )
+        if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
+            raise UsageError(
+                "accuracy_threshold and max_accuracy_drop exclude each other. "
+                f"Received: {self.accuracy_threshold} and {self.max_accuracy_drop}. Give one of them, not both."
+            )
+        at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
+        fraction("target_accuracy_drop", self.target_accuracy_drop)
+        fraction("distillation_weight", self.distillation_weight)
+        one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
+        one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
+        at_least("mixup", self.mixup, 0)
+        if self.mixup and self.fine_tune_loss in NEED_LABELS:
+            raise UsageError(
+                f"mixup mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {self.fine_tune_loss}. "
+                "Give --fine-tune-loss kd_kl, or --mixup 0."
+            )
+        positive("temperature", self.temperature)
+        positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
+
+    @property
+    def refits(self) -> bool:
+        """Whether the assembled student is refitted."""
+        return bool(self.budget) if self.refit is None else self.refit
+
+    def lowest_accuracy(self, teacher_accuracy: float) -> float:
+        """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""
+        if self.accuracy_threshold is not None:
+            return self.accuracy_threshold
+        return teacher_accuracy - (0.2 if self.max_accuracy_drop is None else self.max_accuracy_drop)
