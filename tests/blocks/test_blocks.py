@@ -1,5 +1,6 @@
 """The designs: shapes, the last activation, what they cost, where their first weights come from."""
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,15 @@ def convolution_task(**settings: Any) -> BlockTask:
 def output_of(block: keras.Model | keras.Layer, task: BlockTask) -> np.ndarray:
     images = np.random.default_rng(0).normal(size=(4, *task.layer.input_shape)).astype("float32")
     return keras.ops.convert_to_numpy(block(images, training=False))
+
+
+def test_a_name_that_would_hide_the_layer_in_the_names_of_blocks_is_refused() -> None:
+    named = copy.copy(blocks.get("decoupled_r2"))
+    object.__setattr__(named, "name", "mine@home")
+    with pytest.raises(ValueError, match="must not contain @"):
+        blocks.register(named)
+    with pytest.raises(ValueError, match="must not contain @"):
+        blocks.register_family("mine@r", Decoupled, range(1, 3))
 
 
 def test_the_default_design_is_registered_and_an_unknown_one_is_refused_with_the_nearest_name() -> None:
