@@ -21,8 +21,8 @@ PREFIX = "grouped_g"
 GROUP_COUNTS = range(2, 65)
 """Numbers of groups that names may give."""
 FEWEST_PER_GROUP = 16
-"""Groups of fewer input or output channels are not faster than half as many groups of twice as many, in OpenVINO in
-float32 and in 8-bit integers."""
+"""Groups of fewer input or output channels are not faster than half as many groups
+(docs/measurements/2026-11-block-designs.md)."""
 GROUPED = "_pbd_grouped"
 """Suffix of the convolution."""
 
