@@ -1,6 +1,6 @@
 """Replacement designs, one file per family; knows no graph."""
 
-from pbd.blocks import decoupled, narrow, residual, separable, spatial_svd, tucker
+from pbd.blocks import decoupled, grouped, narrow, residual, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.percentage import PERCENTAGES
 from pbd.blocks.registry import build_block, designs, get, register, register_family
@@ -22,8 +22,9 @@ __all__ = [
     "set_weights",
 ]
 
-for _family in (decoupled, separable, spatial_svd, tucker, narrow, residual):
+for _family in (decoupled, separable, spatial_svd, tucker, narrow, grouped, residual):
     for _design in _family.DESIGNS:
         register(_design)
 for _percentage_design in (spatial_svd.SpatialSvd, tucker.Tucker2, narrow.Narrow):
     register_family(_percentage_design.prefix, _percentage_design, PERCENTAGES)
+register_family(grouped.PREFIX, grouped.Grouped, grouped.GROUP_COUNTS)

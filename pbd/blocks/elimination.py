@@ -45,11 +45,29 @@ def by_error(kernel: np.ndarray, moment: np.ndarray, count: int) -> np.ndarray:
         count: of channels to keep.
     """
     channels = len(kernel)
-    left = _Remaining(kernel, _inverse(_ridged(moment)), channels - count)
+    left = _Remaining(kernel, _inverse(ridged(moment)), channels - count)
     at_once = max(1, channels // ONE_BY_ONE)
     for first in range(0, channels - count, at_once):
         left.remove(left.least_errors(min(at_once, channels - count - first)))
     return np.flatnonzero(left.mask)
+
+
+def best(kernel: np.ndarray, moment: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return `count` channels and their refitted weights: of the choices `by_error` and `by_norm`, the better one.
+
+    A greedy choice is not always the best, so `by_error` can lose to `by_norm`; the result never does.
+
+    Args:
+        kernel: (channels, positions, outputs).
+        moment: of patches, (channels x positions, channels x positions), channel by channel.
+        count: of channels to keep.
+
+    Returns:
+        The channels in order, and weights of shape (count, positions, outputs).
+    """
+    choices = [by_error(kernel, moment, count), by_norm(kernel, count)]
+    refitted = [(kept, refit(kernel, moment, kept)) for kept in choices]
+    return min(refitted, key=lambda choice: refit_error(kernel, moment, *choice))  # the first if they are equal
 
 
 def refit(kernel: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> np.ndarray:
@@ -62,12 +80,27 @@ def refit(kernel: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> np.ndarra
     """
     channels, positions, outputs = kernel.shape
     rows = (kept[:, None] * positions + np.arange(positions)).ravel()
-    ridged = _ridged(moment)
-    cross = ridged[rows] @ kernel.reshape(channels * positions, outputs)
-    return np.linalg.solve(ridged[np.ix_(rows, rows)], cross).reshape(len(kept), positions, outputs)
+    metric = ridged(moment)
+    cross = metric[rows] @ kernel.reshape(channels * positions, outputs)
+    return np.linalg.solve(metric[np.ix_(rows, rows)], cross).reshape(len(kept), positions, outputs)
 
 
-def _ridged(moment: np.ndarray) -> np.ndarray:
+def refit_error(kernel: np.ndarray, moment: np.ndarray, kept: np.ndarray, weights: np.ndarray) -> float:
+    """Return the error tr((W - X)^T M (W - X)) of weights of the kept channels, with the ridge of `refit` in M.
+
+    Args:
+        kernel: W, (channels, positions, outputs).
+        moment: M, of patches, (channels x positions, channels x positions), channel by channel.
+        kept: channels.
+        weights: X on these channels, (kept channels, positions, outputs).
+    """
+    residual = kernel.copy()
+    residual[kept] -= weights
+    residual = residual.reshape(len(moment), -1)
+    return float(np.sum(residual * (ridged(moment) @ residual)))
+
+
+def ridged(moment: np.ndarray) -> np.ndarray:
     """Return a moment that has an inverse even if some inputs are always zero."""
     ridge = RIDGE * np.trace(moment) / len(moment) + np.finfo(np.float32).tiny
     return moment + ridge * np.eye(len(moment))

@@ -1,6 +1,7 @@
-"""Common to designs of consecutive convolutions: groups, the Keras layers, and the factors of a layer's kernel."""
+"""Common to designs of convolutions: the layers that suit, groups, the Keras layers, and the factors of a kernel."""
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import keras
@@ -10,6 +11,7 @@ from pbd.blocks import low_rank
 from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
 from pbd.blocks.low_rank import Factors
+from pbd.blocks.percentage import PercentageDesign
 from pbd.blocks.seeds import derive_seed
 from pbd.records import Layer
 
@@ -19,18 +21,24 @@ FEWEST_CHANNELS = 8
 
 
 def cannot_replace(layer: Layer) -> str | None:
-    """Return why consecutive convolutions cannot replace this layer, or None."""
+    """Return why convolutions cannot replace this layer, or None."""
     if layer.data_format == "channels_first":
         return "channels_first: convert the model to channels_last"
     return None
 
 
-def slow_for(layer: Layer) -> str | None:
-    """Return why consecutive convolutions are slow for this layer, or None."""
-    channels = layer.input_shape[-1]
-    if channels < FEWEST_CHANNELS:
-        return f"input channels: {channels}; consecutive convolutions are faster from {FEWEST_CHANNELS} on"
-    return None
+@dataclass(frozen=True)
+class FactoredDesign(PercentageDesign):
+    """A design that factors the layer's kernel into consecutive convolutions."""
+
+    def applies_to(self, layer: Layer) -> str | None:
+        return cannot_replace(layer)
+
+    def unprofitable(self, layer: Layer) -> str | None:
+        channels = layer.input_shape[-1]
+        if channels < FEWEST_CHANNELS:
+            return f"input channels: {channels}; consecutive convolutions are faster from {FEWEST_CHANNELS} on"
+        return None
 
 
 def groups(layer: Layer) -> int:
@@ -49,8 +57,9 @@ def convolution(
     strides: tuple[int, int] = (1, 1),
     dilation_rate: tuple[int, int] = (1, 1),
     use_bias: bool = False,
+    group_count: int | None = None,
 ) -> keras.layers.Conv2D:
-    """Return a convolution of a block without activation, with as many groups as the replaced layer.
+    """Return a convolution of a block without activation.
 
     Args:
         layer: the layer that the block replaces.
@@ -61,6 +70,7 @@ def convolution(
         strides: over rows and columns.
         dilation_rate: of rows and columns.
         use_bias: whether it has a bias.
+        group_count: number of its groups; by default, that of the replaced layer.
     """
     name = f"{layer.name}{suffix}"
     return keras.layers.Conv2D(
@@ -69,7 +79,7 @@ def convolution(
         strides=strides,
         padding=layer.padding,
         dilation_rate=dilation_rate,
-        groups=groups(layer),
+        groups=group_count or groups(layer),
         data_format=layer.data_format,
         use_bias=use_bias,
         kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name)),

@@ -36,8 +36,8 @@ def peak_bytes(activations: Sequence[int], moments: Sequence[int]) -> int:
     """Return the predicted peak memory in bytes while blocks are initialised together; 0 without moments.
 
     Args:
-        activations: per block, bytes of its layer's input and output on a batch.
-        moments: per block, `moment_bytes` of its layer; 0 if its initialisation does not use inputs.
+        activations: per layer, bytes of its input and output on a batch.
+        moments: per layer, `moment_bytes`; 0 if the initialisation of its blocks does not use inputs.
     """
     if not any(moments):
         return 0

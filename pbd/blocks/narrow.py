@@ -1,6 +1,7 @@
 """Channel pruning: the layer reads some of its input channels, with a kernel refitted to its output.
 
-The channels are chosen by the error of the output (see `elimination`). In the student, the filters that make the other
+The channels are chosen by the error of the output (see `elimination`); they are never worse than those of the largest
+weights. In the student, the filters that make the other
 channels are removed, so that the layer before becomes cheaper, too.
 """
 
@@ -14,7 +15,6 @@ from pbd.blocks.activation import activated
 from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
 from pbd.blocks.percentage import PercentageDesign
-from pbd.blocks.seeds import derive_seed
 from pbd.blocks.selection import SELECTED, SelectChannels
 from pbd.records import Layer
 
@@ -46,20 +46,10 @@ class Narrow(PercentageDesign):
         return max(1, round(self.percent / 100 * layer.input_shape[-1]))
 
     def build(self, x: Any, layer: Layer, seed: int) -> Any:
-        name = f"{layer.name}{NARROWED}"
         x = SelectChannels(self.channels_read(layer), name=f"{layer.name}{SELECTED}", dtype=layer.dtype)(x)
-        x = keras.layers.Conv2D(
-            layer.output_shape[-1],
-            layer.kernel_size,
-            strides=layer.strides,
-            padding=layer.padding,
-            dilation_rate=layer.dilation_rate,
-            data_format=layer.data_format,
-            use_bias=layer.use_bias,
-            kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name)),
-            dtype=layer.dtype,
-            name=name,
-        )(x)
+        geometry = layer.kernel_size, seed, layer.strides, layer.dilation_rate
+        outputs = layer.output_shape[-1]
+        x = factored.convolution(layer, NARROWED, outputs, *geometry, use_bias=layer.use_bias)(x)
         return activated(x, layer)
 
     def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
@@ -70,8 +60,7 @@ class Narrow(PercentageDesign):
         else:
             # The best bias cancels the mean error, which leaves the covariance in place of the second moment.
             moment = statistics.covariance if layer.use_bias else statistics.moment
-            kept = elimination.by_error(dense, moment, count)
-            weights = elimination.refit(dense, moment, kept)
+            kept, weights = elimination.best(dense, moment, count)
             error = dense.copy()
             error[kept] -= weights
             bias = bias + statistics.mean @ error.reshape(-1, error.shape[-1])

@@ -16,7 +16,12 @@ _FAMILIES: dict[str, tuple[Callable[[int], BlockDesign], range]] = {}
 
 
 def register(design: BlockDesign) -> BlockDesign:
-    """Make a design available by its name; a design registered before under that name is replaced."""
+    """Make a design available by its name; a design registered before under that name is replaced.
+
+    Raises:
+        ValueError: the name contains @, which separates layer and design in the names of blocks.
+    """
+    _check_name(design.name)
     _DESIGNS[design.name] = design
     return design
 
@@ -32,12 +37,21 @@ def register_family(prefix: str, design: Callable[[int], BlockDesign], numbers: 
         design: returns the design of a number; its name must be the prefix and the number.
         numbers: the numbers that a name may have.
 
+    Raises:
+        ValueError: the prefix contains @ (see `register`).
+
     Example:
         >>> register_family("spatial_svd_r", SpatialSvd, range(5, 96))
         >>> get("spatial_svd_r40")
         SpatialSvd(percent=40, name='spatial_svd_r40')
     """
+    _check_name(prefix)
     _FAMILIES[prefix] = design, numbers
+
+
+def _check_name(name: str) -> None:
+    if "@" in name:
+        raise ValueError(f"a design's name must not contain @. Received: {name!r}. Give it another name.")
 
 
 def get(name: str) -> BlockDesign:

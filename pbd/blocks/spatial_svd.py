@@ -14,7 +14,6 @@ from pbd.blocks import factored
 from pbd.blocks.activation import activated
 from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
-from pbd.blocks.percentage import PercentageDesign
 from pbd.records import Layer
 
 COLUMN, ROW = "_pbd_column", "_pbd_row"
@@ -22,7 +21,7 @@ COLUMN, ROW = "_pbd_column", "_pbd_row"
 
 
 @dataclass(frozen=True)
-class SpatialSvd(PercentageDesign):
+class SpatialSvd(factored.FactoredDesign):
     """A k x 1 convolution to R channels and a 1 x k convolution to the outputs (arXiv:1405.3866).
 
     R is `percent` of the rank at which the pair has as many multiply-accumulates as the layer, rounded. Per group of
@@ -37,12 +36,6 @@ class SpatialSvd(PercentageDesign):
     """
 
     prefix = "spatial_svd_r"
-
-    def applies_to(self, layer: Layer) -> str | None:
-        return factored.cannot_replace(layer)
-
-    def unprofitable(self, layer: Layer) -> str | None:
-        return factored.slow_for(layer)
 
     def rank(self, layer: Layer) -> int:
         """Return the number of channels between the convolutions, per group."""

@@ -13,7 +13,6 @@ from pbd.blocks import factored, low_rank
 from pbd.blocks.activation import activated
 from pbd.blocks.design import LayerKernel
 from pbd.blocks.initialisation import Statistics
-from pbd.blocks.percentage import PercentageDesign
 from pbd.records import Layer
 
 FIRST, CORE, LAST = "_pbd_first", "_pbd_core", "_pbd_last"
@@ -21,7 +20,7 @@ FIRST, CORE, LAST = "_pbd_first", "_pbd_core", "_pbd_last"
 
 
 @dataclass(frozen=True)
-class Tucker2(PercentageDesign):
+class Tucker2(factored.FactoredDesign):
     """A 1 x 1 convolution to R1 channels, a k x k convolution to R2, and a 1 x 1 to the outputs (arXiv:1511.06530).
 
     R1 and R2 are `percent` of the input and output channels of a group, rounded, at least 1. The core keeps the shape
@@ -31,12 +30,6 @@ class Tucker2(PercentageDesign):
     """
 
     prefix = "tucker2_r"
-
-    def applies_to(self, layer: Layer) -> str | None:
-        return factored.cannot_replace(layer)
-
-    def unprofitable(self, layer: Layer) -> str | None:
-        return factored.slow_for(layer)
 
     def ranks(self, layer: Layer) -> tuple[int, int]:
         """Return R1 and R2, per group."""

@@ -76,8 +76,8 @@ class BlockConfig(Section):
     block: tuple[str, ...] = ("decoupled_r2",)
     """Designs of the blocks; of several, each layer gets the accepted one that computes least. decoupled_r1, _r2, _r3
     (depthwise filters per channel), spatial_svd_rN (N percent of the multiply-accumulates), tucker2_rN (N percent of
-    the channels), narrow_rN (N percent of the input channels), or the paper's two_layer, three_layer, two_layer_skip,
-    three_layer_skip."""
+    the channels), narrow_rN (N percent of the input channels), grouped_gN (N groups), merge or drop (residual blocks),
+    or the paper's two_layer, three_layer, two_layer_skip, three_layer_skip."""
     block_init: str = "fitted"
     """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
     (as kernel, then refined by least squares on a few thousand images)."""

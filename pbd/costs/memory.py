@@ -82,24 +82,34 @@ class Footprint:
 
         Args:
             tasks: The tasks of the group.
-            collective: The number of workers in data parallelism. Each initialises its part of the blocks, and then
-                processes its part of every batch.
+            collective: The number of workers in data parallelism. Each initialises the blocks of its part of the
+                layers, and then processes its part of every batch.
         """
         parts = [self.tasks[task.key] for task in tasks]
+        layers = self._of_layers(tasks)
         initialisation_bytes = max(
-            (_initialisation_bytes(parts[member::collective]) for member in range(min(collective, len(parts)))),
+            (_initialisation_bytes(layers[member::collective]) for member in range(min(collective, len(layers)))),
             default=0,
         )
-        training_bytes = sum(part.features + part.activations for part in parts)
+        training_bytes = sum(layer.features for layer in layers) + sum(part.activations for part in parts)
         stack = self.variant * (1 + len(parts))
         scoring_bytes = scoring.peak_bytes(stack, self.batch_size, self.most_scored)
         # The phases follow one another, so the largest one counts.
         phases = max(initialisation_bytes, math.ceil(training_bytes / collective), scoring_bytes)
         return self.base + OVERHEAD + sum(part.weights for part in parts) + phases
 
+    def _of_layers(self, tasks: Sequence[BlockTask]) -> list[TaskMemory]:
+        """Return the memory of each layer, whose features and moment serve all its blocks."""
+        layers: dict[str, TaskMemory] = {}
+        for task in tasks:
+            part = self.tasks[task.key]
+            moment = max(part.moment, layers.get(task.layer.name, part).moment)
+            layers[task.layer.name] = replace(part, moment=moment)
+        return list(layers.values())
 
-def _initialisation_bytes(parts: Sequence[TaskMemory]) -> int:
-    return initialisation.peak_bytes([part.features for part in parts], [part.moment for part in parts])
+
+def _initialisation_bytes(layers: Sequence[TaskMemory]) -> int:
+    return initialisation.peak_bytes([layer.features for layer in layers], [layer.moment for layer in layers])
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,8 @@ def _compress(run: _Context) -> RunReport:
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
-    done = {key: result for key, result in journal.committed_blocks().items() if key in todo}
+    committed = {key: replace(result, from_journal=True) for key, result in journal.committed_blocks().items()}
+    done = {key: result for key, result in committed.items() if key in todo}
     layers = len({task.layer.name for task in inputs.tasks})
     run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
     if len(done) == len(todo) and manifest.is_intact(journal) and _has_same_budget(run):

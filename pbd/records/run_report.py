@@ -44,6 +44,16 @@ class CandidateReport:
     val_accuracy: float | None = None
     val_agreement: float | None = None
     val_kl: float | None = None
+    worker: int | None = None
+    """The worker that trained it; `None` if none did."""
+    started_s: float | None = None
+    """Start of its group, in seconds since the start of the block phase."""
+    seconds: float | None = None
+    """Wall-clock seconds that its group took."""
+    predicted_s: float | None = None
+    """Prediction of `seconds`."""
+    earlier: bool = False
+    """Whether it was trained before the run was resumed, so that its times are those of another session."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +94,7 @@ class BlockReport:
     """The share of its candidates, in joules, of the energy that workers used during their groups; `None` if it was not
     measured."""
     candidates: tuple[CandidateReport, ...] = ()
-    """All candidates for the layer, in the order of the settings."""
+    """All candidates for the layer, in the order of the settings; empty in reports of earlier versions."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
-from pbd.records import RunReport
+from pbd.records import CandidateReport, RunReport
 from pbd.report import deployments, front, plots, settings, timeline, words
 
 UNITS = ("j", "w", "s")
@@ -27,6 +27,7 @@ def of_run(report: RunReport) -> str:
         "run.html.j2",
         report=report,
         name=title(report),
+        candidates=candidates(report),
         timeline=timeline.of(report),
         phases=timeline.phases(report),
         errors=layer_plots(report, "nmse_history", first=0),
@@ -82,6 +83,13 @@ def title(report: RunReport) -> str:
     """Return the names of the teacher and the data set."""
     teacher, dataset = (str(report.config.get(name, "")) for name in ("teacher", "dataset"))
     return f"{PurePath(teacher).stem or 'teacher'} on {PurePath(dataset).stem or 'data'}"
+
+
+def candidates(report: RunReport) -> list[tuple[str, CandidateReport]]:
+    """Return each candidate with its layer; none if no layer has several."""
+    if all(len(row.candidates) < 2 for row in report.blocks):
+        return []
+    return [(row.layer, candidate) for row in report.blocks for candidate in row.candidates]
 
 
 def layer_plots(report: RunReport, history: str, first: int) -> list[tuple[str, float | None, plots.Plot]]:

@@ -2,7 +2,7 @@
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, CandidateReport, WorkerReport
 from pbd.report import words
@@ -51,12 +51,15 @@ class _Candidate:
 
     def as_record(self) -> CandidateReport:
         task, result = self.task, self.result
-        measured = {name: getattr(result, name) for name in _MEASURED} if result else {}
-        return CandidateReport(task.design, self.status, self.reason, task.params, task.macs, **measured)
+        record = CandidateReport(task.design, self.status, self.reason, task.params, task.macs)
+        if result is None:
+            return record
+        measured = {name: getattr(result, name) for name in _MEASURED}
+        return replace(record, **measured, earlier=result.from_journal)
 
 
 _RANKS = ("accepted", "given_back", "rejected", "failed", "skipped")
-_MEASURED = ("nmse", "val_accuracy", "val_agreement", "val_kl")
+_MEASURED = ("nmse", "val_accuracy", "val_agreement", "val_kl", "worker", "started_s", "seconds", "predicted_s")
 
 
 def _decision(

@@ -1,12 +1,16 @@
 """The timeline of the block phase: which worker trained which group of layers when; and the phases of the run."""
 
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
-from pbd.records import BlockReport, RunReport
+from pbd.records import BlockReport, CandidateReport, RunReport
 from pbd.report.plots import Bar, Tick, axis
 
 DATA_PARALLEL = "shared"
 """The name of the scheduler if all workers train every group, each on its part of every batch."""
+
+_Block = BlockReport | CandidateReport
+"""What has the times of a block."""
 
 
 @dataclass(frozen=True)
@@ -61,29 +65,41 @@ def of(report: RunReport) -> Timeline:
     groups = _groups(report)
     length_s = max((group.started_s + group.seconds for group in groups), default=0.0)
     lanes = tuple(Lane(**asdict(row), bars=_bars(report, groups, row.worker, length_s)) for row in report.workers)
-    scheduled = {name for group in report.groups for name in group}
-    earlier = tuple(row.layer for row in report.blocks if row.seconds and row.layer not in scheduled)
-    return Timeline(groups, lanes, length_s, tuple(axis(length_s, " s")), earlier)
+    earlier = dict.fromkeys(layer for layer, _, now in _trained(report) if not now)
+    return Timeline(groups, lanes, length_s, tuple(axis(length_s, " s")), tuple(earlier))
 
 
 def _groups(report: RunReport) -> tuple[Group, ...]:
     """Return the groups in order of their start; blocks with one worker, start and duration are one group."""
-    scheduled = {name for group in report.groups for name in group}
-    rows_by_pass: dict[tuple[float, int, float], list[BlockReport]] = {}
-    for row in report.blocks:
-        if row.layer in scheduled and row.seconds and row.worker is not None:
-            rows_by_pass.setdefault((row.started_s or 0.0, row.worker, row.seconds), []).append(row)
+    by_pass: dict[tuple[float, int, float], list[tuple[str, _Block]]] = {}
+    for layer, block, now in _trained(report):
+        if now and block.seconds and block.worker is not None:
+            by_pass.setdefault((block.started_s or 0.0, block.worker, block.seconds), []).append((layer, block))
     return tuple(
         Group(
             worker,
-            layers=tuple(row.layer for row in rows),
+            layers=tuple(dict.fromkeys(layer for layer, _ in trained)),
             started_s=started_s,
             seconds=seconds,
-            predicted_s=rows[0].predicted_s,
-            failed=any(row.status == "failed" for row in rows),
+            predicted_s=trained[0][1].predicted_s,
+            failed=any(block.status == "failed" for _, block in trained),
         )
-        for (started_s, worker, seconds), rows in sorted(rows_by_pass.items(), key=lambda item: item[0])
+        for (started_s, worker, seconds), trained in sorted(by_pass.items(), key=lambda item: item[0])
     )
+
+
+def _trained(report: RunReport) -> Iterator[tuple[str, _Block, bool]]:
+    """Yield each block that was trained, with its layer, and whether this session trained it.
+
+    The candidates of reports of earlier versions have no times; their rows have.
+    """
+    scheduled = {name for group in report.groups for name in group}
+    for row in report.blocks:
+        timed = [candidate for candidate in row.candidates if candidate.seconds]
+        for candidate in timed:
+            yield row.layer, candidate, not candidate.earlier
+        if not timed and row.seconds:
+            yield row.layer, row, row.layer in scheduled
 
 
 def _bars(report: RunReport, groups: tuple[Group, ...], worker: int, length_s: float) -> tuple[Bar, ...]:

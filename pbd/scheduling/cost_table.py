@@ -71,7 +71,7 @@ class TaskTimes:
     target_s: float = 0.0
     """The moments of the layer's output on a batch."""
     gather_s: float = 0.0
-    """The statistics of a batch from which the block's initial weights are computed."""
+    """The statistics of a batch from which initial weights of the layer's blocks are computed."""
     block_once_s: float = 0.0
     """Once per block: building, tracing, initial weights."""
     group_once_s: float = 0.0
@@ -89,11 +89,15 @@ class TaskTimes:
         return self.group_once_s + work.epochs * self.epoch_s + batches * self.prefix_s + scoring_s
 
     def block_s(self, work: Workload) -> float:
-        """Return the cost of the block, without its group's shared cost."""
-        training_s = work.steps * self.step_s + work.checks * self.check_s + work.target_batches * self.target_s
+        """Return the cost of the block, without what its layer and its group share."""
+        training_s = work.steps * self.step_s + work.checks * self.check_s
         # Scoring runs the block for its error, and swapped into the teacher for its scores.
         scoring_s = work.score_batches * (2 * self.check_s + self.suffix_s)
-        return self.block_once_s + work.fit_batches * self.gather_s + training_s + scoring_s
+        return self.block_once_s + training_s + scoring_s
+
+    def layer_s(self, work: Workload) -> float:
+        """Return the cost that all blocks of the layer in a group share: the statistics of its inputs and outputs."""
+        return work.fit_batches * self.gather_s + work.target_batches * self.target_s
 
     def shared(self, workers: int) -> "TaskTimes":
         """Return the cost on one of several workers in data parallelism.
@@ -143,6 +147,7 @@ class CostTable:
             block_s={key: times.block_s(work) for key, times in self.tasks.items()},
             grouped=grouped,
             source=self.source,
+            layer_s={key: times.layer_s(work) for key, times in self.tasks.items()},
         )
 
     def scaled(self, factor: float, reason: str) -> "CostTable":
@@ -206,7 +211,11 @@ class CostTable:
         works = {result.key: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
         longest = max(works.values(), key=lambda one: one.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
-        return max(shared_s[key] for key in works) + sum(self.tasks[key].block_s(one) for key, one in works.items())
+        layers_s: dict[str, float] = {}
+        for key, one in works.items():
+            layers_s[key.layer] = max(layers_s.get(key.layer, 0.0), self.tasks[key].layer_s(one))
+        blocks_s = sum(self.tasks[key].block_s(one) for key, one in works.items())
+        return max(shared_s[key] for key in works) + sum(layers_s.values()) + blocks_s
 
     def as_json(self) -> dict[str, Any]:
         """Return the content of `costs.json`."""

@@ -137,7 +137,7 @@ def _usable_costs(costs: TaskCosts, tasks: Sequence[BlockTask]) -> TaskCosts:
 
 
 def _by_index(tasks: Sequence[BlockTask]) -> list[BlockTask]:
-    return sorted(tasks, key=lambda task: task.layer.index)
+    return sorted(tasks, key=lambda task: (task.layer.index, task.design))
 
 
 def _check_workers(num_workers: int) -> None:

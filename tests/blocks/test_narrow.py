@@ -81,6 +81,18 @@ def test_inputs_that_are_always_zero_are_removed_first() -> None:
     assert len(elimination.by_error(kernel, 0.0 * moment, 2)) == 2
 
 
+def test_the_choice_is_never_worse_than_the_channels_of_the_largest_norm(monkeypatch: pytest.MonkeyPatch) -> None:
+    kernel, moment = problem(8)
+    smallest = np.sort(np.argsort(np.square(kernel).sum(axis=(1, 2)))[:4])
+    monkeypatch.setattr(elimination, "by_error", lambda *_: smallest)
+    largest = elimination.by_norm(kernel, 4)
+    assert error_of(kernel, moment, smallest) > error_of(kernel, moment, largest)
+    kept, weights = elimination.best(kernel, moment, 4)
+    np.testing.assert_array_equal(kept, largest)
+    np.testing.assert_array_equal(weights, elimination.refit(kernel, moment, largest))
+    assert elimination.refit_error(kernel, moment, kept, weights) == pytest.approx(error_of(kernel, moment, largest))
+
+
 @pytest.mark.parametrize("settings", GEOMETRIES, ids=str)
 def test_no_other_weights_of_the_chosen_channels_are_better(
     settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch

@@ -12,6 +12,7 @@ import pytest
 from pbd.blocks.initialisation import FIT_COPIES, GATHER_COPIES
 from pbd.blockwise.scoring import TENSOR_COPIES
 from pbd.costs.memory import OVERHEAD, USABLE_FRACTION, Footprint, TaskMemory
+from pbd.records import BlockTask
 from tests.helpers.fakes import make_task
 
 MEASURE = """
@@ -81,6 +82,23 @@ def test_the_phase_that_takes_most_counts() -> None:
     assert dataclasses.replace(scored, batch_size=5).peak(tasks) - OVERHEAD == TENSOR_COPIES * 300 * 5
     assert dataclasses.replace(scored, variant=10**12).peak(tasks) - OVERHEAD == TENSOR_COPIES * 3 * 10**12, "an image"
     assert peak(100, 50, 1, collective=8) == GATHER_COPIES * 100 + 1, "six of them have none to begin"
+
+
+def test_blocks_of_a_layer_share_its_features_and_its_statistics() -> None:
+    one, other, deeper = make_task(0, design="one"), make_task(0, design="other"), make_task(1, design="other")
+    parts = {
+        one.key: TaskMemory(features=100, activations=1, weights=0, moment=70),
+        other.key: TaskMemory(features=100, activations=2, weights=0, moment=0),
+        deeper.key: TaskMemory(features=30, activations=4, weights=0, moment=0),
+    }
+
+    def peak(*tasks: BlockTask, moment: int = 70) -> int:
+        changed = parts | {one.key: dataclasses.replace(parts[one.key], moment=moment)}
+        return Footprint(0, changed).peak(tasks) - OVERHEAD
+
+    assert peak(one, other, moment=0) == 100 + 1 + 2
+    assert peak(one, other, deeper, moment=0) == 100 + 1 + 2 + 30 + 4
+    assert peak(one, other) == peak(other, one) == 70 + max(GATHER_COPIES * 100, 2 * FIT_COPIES * 70)
 
 
 def test_other_workers_that_have_loaded_nothing_yet_will_take_as_much() -> None:

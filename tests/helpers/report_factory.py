@@ -166,3 +166,27 @@ def full_report(**changes: Any) -> RunReport:
         config=RunConfig.of(teacher="VGG16", epochs=5, labels=True, layers=["conv*", "^conv1"]).flat(),
     )
     return dataclasses.replace(report, **changes)
+
+
+def several_designs(**changes: Any) -> RunReport:
+    """Return a report of a resumed run with several candidates for a layer, on two workers."""
+
+    def candidate(block: str, status: str, worker: int, started_s: float, **fields: Any) -> CandidateReport:
+        figures = {"nmse": 0.1, "val_accuracy": 0.9, "seconds": 4.0} | fields
+        return CandidateReport(block, status, "a reason", 9, 99, worker=worker, started_s=started_s, **figures)
+
+    before = candidate("tucker2_r50", "rejected", 1, 0.0, earlier=True)
+    b1 = (candidate("decoupled_r1", "rejected", 0, 0.0), candidate("spatial_svd_r50", "accepted", 1, 0.0), before)
+    failed = CandidateReport("tucker2_r50", "failed", "no memory", 9, 99, worker=1, started_s=4.0, seconds=2.0)
+    b2 = (candidate("decoupled_r1", "accepted", 0, 0.0), candidate("spatial_svd_r50", "rejected", 0, 0.0), failed)
+    rows = (
+        make_row(
+            "stem", "skipped", "called 2 times", candidates=(CandidateReport("decoupled_r1", "skipped", "", 0, 0),)
+        ),
+        make_row("b1", "accepted", "accuracy 0.9 >= 0.8", block="spatial_svd_r50", candidates=b1),
+        make_row("b2", "accepted", "accuracy 0.9 >= 0.8", block="decoupled_r1", candidates=b2),
+    )
+    groups = (("b1", "b2"), ("b1",), ("b2",))
+    return make_report(
+        blocks=rows, groups=groups, workers=(WorkerReport(0, 4.0, 2.0), WorkerReport(1, 6.0, 0.0)), **changes
+    )

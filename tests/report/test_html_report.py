@@ -18,7 +18,16 @@ from pbd.report.__main__ import main
 from pbd.run import parse
 from pbd.run_dir import manifest
 from pbd.run_dir.journal import Journal
-from tests.helpers.report_factory import NASTY, SECTIONS, four_rows, full_report, make_report, make_row, two_rows
+from tests.helpers.report_factory import (
+    NASTY,
+    SECTIONS,
+    four_rows,
+    full_report,
+    make_report,
+    make_row,
+    several_designs,
+    two_rows,
+)
 
 pytestmark = pytest.mark.fast
 
@@ -227,6 +236,35 @@ def test_the_timeline_has_a_bar_for_each_group_of_this_session() -> None:
     assert all(bar.start + bar.length <= 100.001 for lane in made.lanes for bar in lane.bars)
     together = timeline.of(full_report(scheduler="shared"))
     assert [len(lane.bars) for lane in together.lanes] == [3, 3]
+
+
+def test_the_timeline_has_every_candidate_that_this_session_trained() -> None:
+    made = timeline.of(several_designs())
+    assert [(group.worker, group.layers, group.started_s, group.failed) for group in made.groups] == [
+        (0, ("b1", "b2"), 0.0, False),
+        (1, ("b1",), 0.0, False),
+        (1, ("b2",), 4.0, True),
+    ]
+    assert made.earlier == ("b1",)
+    assert [len(lane.bars) for lane in made.lanes] == [1, 2]
+
+
+def test_the_page_names_the_chosen_design_of_each_layer_and_lists_all_candidates() -> None:
+    text = page.of_run(several_designs())
+    assert text.count("<small>spatial_svd_r50</small>") == text.count("<small>decoupled_r1</small>") == 1
+    table = text[text.index("<h3>Candidates</h3>") :].split("</table>")[0]
+    designs = [row.split("</td>")[0] for row in table.split('<td class="text" data-value="')[1::2]]
+    assert [design.split('">')[1] for design in designs] == [
+        "decoupled_r1",
+        *("decoupled_r1", "spatial_svd_r50", "tucker2_r50"),
+        *("decoupled_r1", "spatial_svd_r50", "tucker2_r50"),
+    ]
+    assert "no memory" in table, "the reason of a candidate that does not stand for its layer"
+
+
+def test_the_page_lists_no_candidates_if_each_layer_has_one() -> None:
+    assert "Candidates" not in page.of_run(full_report())
+    assert "<small>two_layer</small>" not in page.of_run(full_report())
 
 
 def spoken(report: RunReport) -> list[str]:

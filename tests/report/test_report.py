@@ -14,7 +14,7 @@ from pbd.report import json_safe, located, read, render, to_json, write
 from pbd.report.files import from_json
 from pbd.report.words import count, ratio
 from pbd.run_dir.journal import Journal
-from tests.helpers.report_factory import four_rows, full_report, make_report, make_row, unlabelled
+from tests.helpers.report_factory import four_rows, full_report, make_report, make_row, several_designs, unlabelled
 
 pytestmark = pytest.mark.fast
 
@@ -70,7 +70,7 @@ def unlabelled_report() -> RunReport:
     )
 
 
-@pytest.mark.parametrize("made", [make_report, full_report, unlabelled_report])
+@pytest.mark.parametrize("made", [make_report, full_report, unlabelled_report, several_designs])
 def test_a_report_is_read_back_as_it_was_written(made: Callable[[], RunReport], tmp_path: Path) -> None:
     journal = Journal.create(tmp_path / "run", {})
     config = {"teacher": "VGG16", "layers": ["conv*"], "labels": False}
@@ -245,3 +245,12 @@ def test_candidates_survive_the_file_and_reports_without_them_are_read() -> None
         del each["candidates"]
     assert from_json(content).blocks == tuple(dataclasses.replace(row, candidates=()) for row in old.blocks)
     assert [key.layer for key in from_json(content).failed_blocks] == ["block3_conv1"]
+
+
+def test_of_several_candidates_each_failed_one_is_named_and_the_summary_names_the_chosen_ones() -> None:
+    report = several_designs()
+    assert report.failed_blocks == (BlockKey("b2", "tucker2_r50"),)
+    lines = render(report, 120).splitlines()
+    for layer, block in (("b1", "spatial_svd_r50"), ("b2", "decoupled_r1")):
+        assert block in next(line for line in lines if line.startswith(layer))
+    assert "two_layer" not in render(full_report(), 120), "one design for all layers is not repeated in each row"

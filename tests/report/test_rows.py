@@ -147,3 +147,31 @@ def test_workers_without_results_were_neither_busy_nor_idle() -> None:
     assert [(row.busy_s, row.idle_s) for row in worker_rows([], num_workers=2)] == [(0.0, 0.0), (0.0, 0.0)]
     resumed = [trained("a", 1.0, worker=None, seconds=9.0)]
     assert [(row.busy_s, row.idle_s) for row in worker_rows(resumed, num_workers=1)] == [(0.0, 0.0)]
+
+
+def test_a_layer_has_one_row_with_all_its_candidates() -> None:
+    names = ("small", "middle", "large", "odd")
+    tasks = [make_task(0, block_macs=100 * at, design=name) for at, name in enumerate(names, 1)]
+    tasks[3] = dataclasses.replace(tasks[3], skip_reason="needs 8 channels")
+
+    def of(design: str, accuracy: float, **settings: object) -> BlockResult:
+        return dataclasses.replace(trained("conv0", accuracy, **settings), design=design)
+
+    results = by_key(
+        of("small", 0.4, energy_j=2.0, nmse=0.5),
+        of("middle", 0.8, energy_j=3.0, nmse=0.2, worker=1, started_s=2.0, seconds=4.0, predicted_s=3.0),
+        of("large", 0.9, nmse=0.1, from_journal=True),
+    )
+    (row,) = block_rows(tasks, results, accept(tasks, results, 0.5), 0.5, restored={})
+    assert (row.layer, row.status, row.block, row.nmse, row.macs_after) == ("conv0", "accepted", "middle", 0.2, 200)
+    assert row.energy_j == 5.0
+    assert [(one.block, one.status, one.macs) for one in row.candidates] == [
+        ("small", "rejected", 100),
+        ("middle", "accepted", 200),
+        ("large", "rejected", 300),
+        ("odd", "skipped", 400),
+    ]
+    assert [one.nmse for one in row.candidates] == [0.5, 0.2, 0.1, None]
+    assert [one.earlier for one in row.candidates] == [False, False, True, False]
+    middle = row.candidates[1]
+    assert (middle.worker, middle.started_s, middle.seconds, middle.predicted_s) == (1, 2.0, 4.0, 3.0)

@@ -70,12 +70,24 @@ def test_one_task_alone_costs_the_same_however_it_is_asked(grouped: bool) -> Non
 @pytest.mark.parametrize("grouped", [True, False])
 def test_run_loads_agree_with_load_of_every_run(grouped: bool) -> None:
     rng = random.Random(0)
-    tasks = [make_task(at) for at in range(9)]
-    prefix_s, block_s = ({task.key: rng.uniform(0, 9) for task in tasks} for _ in range(2))
-    costs = TaskCosts(prefix_s, block_s, grouped, "test")
+    tasks = [make_task(at, design=design) for at in range(3) for design in ("one", "two", "three")]
+    prefix_s, block_s, layer_s = ({task.key: rng.uniform(0, 9) for task in tasks} for _ in range(3))
+    costs = TaskCosts(prefix_s, block_s, grouped, "test", layer_s)
     table = costs.run_loads_s(tasks)
     for start, loads_s in enumerate(table):
         assert loads_s == pytest.approx([costs.load_s(tasks[start:end]) for end in range(start + 1, 10)])
+
+
+def test_what_blocks_of_a_layer_share_counts_once_in_a_group_and_for_each_single_task() -> None:
+    one, two, deeper = make_task(0, design="one"), make_task(0, design="two"), make_task(1, design="one")
+    keys = [task.key for task in (one, two, deeper)]
+    layer_s = dict(zip(keys, (3.0, 5.0, 7.0), strict=True))
+    costs = TaskCosts(dict.fromkeys(keys, 0.0), dict.fromkeys(keys, 1.0), True, "test", layer_s)
+    assert costs.load_s([one, two]) == costs.load_s([two, one]) == 2 * 1.0 + 5.0, (
+        "statistics for the one that needs most"
+    )
+    assert costs.load_s([one, two, deeper]) == 3 * 1.0 + 5.0 + 7.0
+    assert replace(costs, grouped=False).load_s([one, two, deeper]) == 3 * 1.0 + 3.0 + 5.0 + 7.0
 
 
 def test_macs_become_seconds_with_three_passes_for_the_block_and_one_for_the_prefix() -> None:
@@ -104,6 +116,8 @@ def test_a_useless_rate_is_refused(rate: float) -> None:
 def test_a_cost_that_would_mislead_a_scheduler_is_refused(seconds: float) -> None:
     with pytest.raises(ValueError, match=r"at least 0.*for conv0"):
         TaskCosts({KEYS[0]: 0.0}, {KEYS[0]: seconds}, False, "test")
+    with pytest.raises(ValueError, match=r"at least 0.*for conv0"):
+        TaskCosts({KEYS[0]: 0.0}, {KEYS[0]: 0.0}, False, "test", {KEYS[0]: seconds})
 
 
 def test_a_task_with_half_its_cost_is_refused_by_name() -> None:
@@ -117,7 +131,8 @@ def test_what_is_paid_once_per_group_is_in_the_prefix_and_what_each_block_pays_i
     assert times.block_s(WORK) == 0
     own = TaskTimes(prefix_s=0, step_s=1.0, check_s=0.1, suffix_s=0, target_s=0.01, gather_s=0.001, block_once_s=100.0)
     assert own.group_s(WORK) == 0
-    assert own.block_s(WORK) == pytest.approx(100 + 30 * 1.0 + (8 + 2 * 5) * 0.1 + 2 * 0.01 + 4 * 0.001)
+    assert own.block_s(WORK) == pytest.approx(100 + 30 * 1.0 + (8 + 2 * 5) * 0.1)
+    assert own.layer_s(WORK) == pytest.approx(2 * 0.01 + 4 * 0.001)
     both = TaskTimes(prefix_s=0, step_s=0, check_s=0, suffix_s=1.0)
     assert (both.group_s(WORK), both.block_s(WORK)) == (5, 5)
 
@@ -133,6 +148,7 @@ def test_no_epochs_leave_the_initial_weights_and_the_scores() -> None:
     times = TaskTimes(prefix_s=1.0, step_s=9.0, check_s=0, suffix_s=0, epoch_s=9.0)
     assert times.group_s(replace(WORK, epochs=0)) == 4 + 2 * 5
     assert times.block_s(replace(WORK, epochs=0)) == 0
+    assert replace(times, target_s=9.0, gather_s=2.0).layer_s(replace(WORK, epochs=0)) == 4 * 2.0
 
 
 def test_a_table_survives_its_file(tmp_path: Path) -> None:
@@ -199,10 +215,23 @@ def test_a_corrected_table_predicts_what_was_measured(grouped: bool) -> None:
     assert corrected.source == "measured by the run in runs/one on one core"
 
 
+def test_designs_of_a_layer_are_corrected_by_their_own_groups() -> None:
+    designs = [make_task(0, design=name) for name in ("decoupled_r1", "spatial_svd_r50", "two_layer")]
+    table = replace(TABLE, tasks={task.key: task_times(at) for at, task in enumerate(designs)})
+    measured_s = {"decoupled_r1": (0, 40.0), "spatial_svd_r50": (0, 40.0), "two_layer": (1, 90.0)}
+    results = [
+        replace(result("conv0", worker, 0.0, seconds), design=name) for name, (worker, seconds) in measured_s.items()
+    ]
+    costs = table.corrected(results, WORK, True, "runs/one").costs(WORK, True)
+    assert costs.load_s(designs[:2]) == pytest.approx(40.0)
+    assert costs.load_s(designs[2:]) == pytest.approx(90.0)
+
+
 def test_a_correction_counts_the_epochs_that_were_trained() -> None:
     full = TABLE.costs(WORK, grouped=True)
     short = TABLE.costs(replace(WORK, epochs=1), grouped=True)
-    taken_s = max(full.prefix_s[KEYS[0]], full.prefix_s[KEYS[1]]) + full.block_s[KEYS[0]] + short.block_s[KEYS[1]]
+    taken_s = max(full.prefix_s[key] for key in KEYS[:2]) + sum(full.layer_s[key] for key in KEYS[:2])
+    taken_s += full.block_s[KEYS[0]] + short.block_s[KEYS[1]]
     results = [result("conv0", 0, 0.0, 2 * taken_s), result("conv1", 0, 0.0, 2 * taken_s, epochs=1)]
     corrected = TABLE.corrected(results, WORK, True, "runs/one")
     assert corrected.costs(WORK, True).load_s(TASKS[:2]) == pytest.approx(2 * full.load_s(TASKS[:2]))

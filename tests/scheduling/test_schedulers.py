@@ -169,6 +169,17 @@ def test_costs_of_zero_still_spread_the_tasks(name: str, grouped: bool) -> None:
 
 @EVERY_SCHEDULER
 @BOTH_MODES
+def test_designs_of_a_layer_are_tasks_of_their_own_in_any_order(name: str, grouped: bool) -> None:
+    tasks = [make_task(at, design=design) for at in range(4) for design in ("decoupled_r1", "spatial_svd_r50")]
+    costs = flat_costs(tasks, 1.0, grouped)
+    assignment = SCHEDULERS[name](tasks, costs, 2)
+    assert sorted(task.key for group in assignment.groups for task in group.tasks) == [task.key for task in tasks]
+    assert SCHEDULERS[name](tasks[::-1], costs, 2) == assignment
+    assert assignment.predicted_makespan_s == 4.0
+
+
+@EVERY_SCHEDULER
+@BOTH_MODES
 def test_no_tasks_give_empty_queues(name: str, grouped: bool) -> None:
     assignment = SCHEDULERS[name]([], flat_costs([], 0.0, grouped), 2)
     assert assignment.queues == ((), ())
