@@ -22,8 +22,8 @@ from pbd.system import devices, random_state, silence
 
 CHECKED = 1000
 """Images on which a file is compared with Keras."""
-_BESIDE = (".bin", SCRIPT_SUFFIX)
-"""Suffixes of the files of OpenVINO's weights and of the script for TensorRT."""
+_BESIDE = {".xml": ".bin", ".onnx": SCRIPT_SUFFIX}
+"""Suffixes of OpenVINO's weights and of the script for TensorRT, by that of the file that they belong to."""
 _RANDOM = 64
 """The same, if there are only random images."""
 
@@ -137,10 +137,12 @@ def replaced(path: Path) -> Iterator[Path]:
 
 
 def files_of(path: Path) -> list[Path]:
-    """Return the files of an exported network, its main file first: files beside it, or in its folder, belong to it."""
+    """Return the files of an exported network, its main file first, then what its format keeps beside it."""
     if path.is_dir():
         return [file for file in sorted(path.rglob("*")) if file.is_file()]
-    return [path, *(beside for suffix in _BESIDE if (beside := path.with_suffix(suffix)).is_file())]
+    suffix = _BESIDE.get(path.suffix)
+    beside = [path.with_suffix(suffix)] if suffix else []
+    return [path, *filter(Path.is_file, beside)]
 
 
 def size_of(path: Path) -> int:

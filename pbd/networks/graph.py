@@ -1,7 +1,7 @@
 """Rewrite the graph of a Keras model: flatten it, find its convolutions, truncate it, replace layers."""
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
@@ -159,6 +159,15 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
         )
     _, height, width, channels = shapes[0]
     return height, width, channels
+
+
+def layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
+    """Yield the layers of a model, and those of nested models in their place."""
+    for layer in model.layers:
+        if isinstance(layer, keras.Model):
+            yield from layers(layer)
+        else:
+            yield layer
 
 
 @initial_values.on_host()

@@ -105,7 +105,7 @@ class ModelTeacher:
         files.check_known(self.model)
 
     def image_shape(self) -> FreeShape | None:
-        return graph.image_shape(self.model)
+        return _image_shape(self.model)
 
     def num_outputs(self) -> int:
         return self.model.outputs[0].shape[-1]
@@ -118,6 +118,24 @@ class ModelTeacher:
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
         return self.model
+
+
+def _image_shape(model: keras.Model) -> FreeShape:
+    """Return height, width and channels of the images that a teacher takes.
+
+    Raises:
+        BadInputError: the model does not map images to class scores, or takes the channels first.
+    """
+    shape = graph.image_shape(model)
+    layers = list(graph.layers(model))
+    moved = any(isinstance(layer, keras.layers.Permute | keras.layers.Reshape) for layer in layers)
+    if not moved and {getattr(layer, "data_format", None) for layer in layers} - {None} == {"channels_first"}:
+        raise BadInputError(
+            "the teacher must take images of (height, width, channels). Received: layers of data_format "
+            "channels_first. Build it with channels_last, copy the weights by set_weights, and reorder the rows of a "
+            "Dense layer behind Flatten."
+        )
+    return shape
 
 
 def _what_it_is(path: Path) -> str:
@@ -164,7 +182,7 @@ class FileTeacher:
         return files.load(self.config.teacher)
 
     def image_shape(self) -> FreeShape | None:
-        return graph.image_shape(self._model)
+        return _image_shape(self._model)
 
     def num_outputs(self) -> int:
         return self._model.outputs[0].shape[-1]

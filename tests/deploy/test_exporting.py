@@ -97,6 +97,15 @@ assert not {{"pbd", "keras", "tensorflow"}} & set(sys.modules)
     assert np.abs(outputs - expected).max() <= limit * np.abs(expected).max()
 
 
+def test_the_size_of_a_file_is_its_own_beside_files_of_other_formats(tmp_path: Path) -> None:
+    """All formats use the stem of the model; the weights of OpenVINO belong to its .xml file alone."""
+    sizes = {".xml": 1, ".bin": 10, ".onnx": 100, ".trtexec.sh": 1_000, ".tflite": 10_000, ".keras": 100_000}
+    for suffix, size in sizes.items():
+        (tmp_path / f"student{suffix}").write_bytes(b"0" * size)
+    expected = {".xml": 11, ".onnx": 1_100, ".tflite": 10_000, ".keras": 100_000}
+    assert {suffix: exporting.size_of(tmp_path / f"student{suffix}") for suffix in expected} == expected
+
+
 def test_the_libraries_of_openvino_send_no_telemetry() -> None:
     """It tells a server of every operation of a network, and forks the process for each."""
     needs("openvino-int8")

@@ -15,7 +15,7 @@ from pbd.blockwise import context
 from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.data import load
 from pbd.networks import graph
-from pbd.pipeline import built_in, prepare
+from pbd.pipeline import built_in, prepare, teachers
 from pbd.pipeline.api import _check_given_once
 from tests.helpers.downloads import no_network
 from tests.helpers.ordinary_user import ordinary_user
@@ -98,6 +98,38 @@ def test_a_run_directory_on_shared_storage_is_seen_by_every_worker(folder: Path)
     refusal(lambda: context.load_teacher(elsewhere), "Give a --run-dir on storage that all hosts share.")
     assert context.load_teacher(str(folder / "teacher.keras"))
     context.forget()
+
+
+def two_formats(data_format: str, nested: bool) -> keras.Model:
+    """Return a network in which `data_format` changes nothing but the order of the axes."""
+    axis, shape = (1, (SHAPE[2], *SHAPE[:2])) if data_format == "channels_first" else (-1, SHAPE)
+    inputs = keras.Input(shape)
+    body = [
+        keras.layers.Conv2D(8, 3, padding="same", data_format=data_format),
+        keras.layers.BatchNormalization(axis=axis),
+        keras.layers.GlobalAveragePooling2D(data_format=data_format),
+    ]
+    x = inputs
+    for layer in [keras.Sequential(body)] if nested else body:
+        x = layer(x)
+    return keras.Model(inputs, keras.layers.Dense(CLASSES)(x))
+
+
+@pytest.mark.parametrize("nested", [True, False])
+def test_a_network_with_the_channels_first_is_built_again(nested: bool, tmp_path: Path) -> None:
+    """The images are given as the data of pbd have them; the message must name the network, not the images."""
+    first, last = (two_formats(data_format, nested) for data_format in ("channels_first", "channels_last"))
+    first.save(tmp_path / "first.keras")
+    for given in (teachers.ModelTeacher(first), source(teacher=tmp_path / "first.keras")):
+        refusal(given.image_shape, "Build it with channels_last, copy the weights by set_weights")
+    last.set_weights(first.get_weights())
+    assert teachers.ModelTeacher(last).image_shape() == SHAPE
+
+
+def test_a_network_that_moves_its_channels_takes_images_with_the_channels_last() -> None:
+    inputs = keras.Input(SHAPE)
+    x = two_formats("channels_first", nested=True)(keras.layers.Permute((3, 1, 2))(inputs))
+    assert teachers.ModelTeacher(keras.Model(inputs, x)).image_shape() == SHAPE
 
 
 @pytest.mark.parametrize(
