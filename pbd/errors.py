@@ -17,6 +17,10 @@ class UsageError(PbdError, ValueError):
     exit_code = 2
 
 
+class InfeasibleBudgetError(UsageError):
+    """No choice of the candidates keeps within a budget."""
+
+
 class BadInputError(PbdError, ValueError):
     """The teacher or the data was found, but cannot be used."""
 

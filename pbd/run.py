@@ -77,12 +77,12 @@ def _run(config: RunConfig) -> int:
     if launcher.rank() in (None, 0):
         from rich.console import Console
 
-        from pbd.pipeline import sweep
+        from pbd.pipeline import students
         from pbd.report import front, summary
 
         Console().print(summary(report))
-        if config.student.sweep:
-            Console().print("", front.table(sweep.read(Path(report.run_dir))), sep="\n")
+        if config.student.sweep or config.student.max_drop is not None:
+            Console().print("", front.table(students.read(Path(report.run_dir))), sep="\n")
     return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 

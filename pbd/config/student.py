@@ -28,6 +28,9 @@ class StudentConfig(Section):
     sweep: str | None = None
     """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
     gets a table and a picture of all of them, and the folder front with their files."""
+    max_drop: float | None = None
+    """Alone, without a budget: the fastest student in the target that loses at most this much validation accuracy
+    (without labels: agreement), by bisection over budgets of latency; each student is fine-tuned."""
     target_batch: int = 1
     """Images in a pass, for a budget of latency."""
     refit: bool | None = None
@@ -58,10 +61,13 @@ class StudentConfig(Section):
         budgets.check(self.budget)
         if self.sweep is not None:
             budgets.sweep(self.sweep)
-            if self.budget:
-                raise UsageError(
-                    f"a sweep has budgets of its own. Received: {self.sweep} and a budget. Give one of them."
-                )
+        fraction("max_drop", self.max_drop)
+        ways = {"budget": " ".join(self.budget), "sweep": self.sweep, "max_drop": self.max_drop}
+        chosen = [f"{name} {value}" for name, value in ways.items() if value not in ("", None)]
+        if len(chosen) > 1:
+            raise UsageError(
+                f"budget, sweep and max_drop exclude one another. Received: {' and '.join(chosen)}. Give one of them."
+            )
         at_least("target_batch", self.target_batch, 1)
         fraction("accuracy_threshold", self.accuracy_threshold)
         fraction("max_accuracy_drop", self.max_accuracy_drop)
@@ -69,10 +75,10 @@ class StudentConfig(Section):
             name: getattr(self, name) for name in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
         }
         set_too = [f"{name} {value}" for name, value in limits.items() if value is not None]
-        if (self.budget or self.sweep) and set_too:
+        if chosen and set_too:
             raise UsageError(
                 "a budget chooses the blocks, without a threshold of accuracy. "
-                f"Received: budget {' '.join(self.budget) or self.sweep} and {set_too[0]}. Give one of them, not both."
+                f"Received: {chosen[0]} and {set_too[0]}. Give one of them, not both."
             )
         if self.accuracy_threshold is not None and self.max_accuracy_drop is not None:
             raise UsageError(

@@ -40,10 +40,10 @@ class Result:
 
     @functools.cached_property
     def front(self) -> "Mapping[str, RunReport]":
-        """The reports of the students of a sweep, by budget; empty without a sweep."""
-        from pbd.pipeline import sweep
+        """The reports of the students of `sweep` or `max_drop`, by budget; empty without."""
+        from pbd.pipeline import students
 
-        return sweep.read(self.run_dir)
+        return students.read(self.run_dir)
 
     def table(self) -> str:
         """Return the report as text, as `summary.txt` in the run directory has it."""
@@ -81,6 +81,7 @@ def distill(
     max_accuracy_drop: float | None = None,
     budget: Sequence[str] | str | None = None,
     sweep: str | None = None,
+    max_drop: float | None = None,
     target_batch: int | None = None,
     refit: bool | None = None,
     fine_tune_epochs: int | None = None,
@@ -130,6 +131,8 @@ def distill(
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
         budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least
             divergence from the teacher that keep within it are chosen.
+        sweep: several budgets such as `"latency:0.8,0.6,0.4"`: a student for each (see `Result.front`).
+        max_drop: without a budget, the fastest student that loses at most this much validation accuracy.
         fine_tune_epochs: passes over the training images for the assembled student.
         target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.
         run_dir: the folder for the results; must be new, or that of the run to `resume`.

@@ -10,7 +10,7 @@ import keras
 from pbd.config import RunConfig, budgets
 from pbd.deploy import targets
 from pbd.deploy.targets import Target
-from pbd.errors import UsageError
+from pbd.errors import InfeasibleBudgetError
 from pbd.networks import cost
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockKey, BlockResult, BlockTask, ChoiceReport, Layer
@@ -102,7 +102,7 @@ class Chooser:
             teacher_score: the teacher's validation accuracy; without labels, 1.
 
         Raises:
-            UsageError: no choice keeps within the budget.
+            InfeasibleBudgetError: no choice keeps within the budget.
         """
         if not self.config.student.budget:
             lowest = self.config.student.lowest_accuracy(teacher_score)
@@ -125,7 +125,7 @@ class Chooser:
         while len(measured) <= CORRECTIONS:
             try:
                 best = self._best(requested, table, tightened)
-            except UsageError as error:
+            except InfeasibleBudgetError as error:
                 if not measured:
                     raise
                 self._tell(f"no choice is fast enough as measured: {error}")
@@ -210,11 +210,11 @@ class Chooser:
 
 def _refusal(
     requested: Sequence[budgets.Budget], error: solver.InfeasibleError, of_teacher: Mapping[str, float]
-) -> UsageError:
+) -> InfeasibleBudgetError:
     least = {name: amount / of_teacher[name] for name, amount in error.least.items()}
     feasible = ", ".join(f"{name}:{math.ceil(1000 * share) / 1000:g}" for name, share in least.items())
     together = ", each alone" if len(least) > 1 else ""
-    return UsageError(
+    return InfeasibleBudgetError(
         "a budget must be possible with the candidates. "
         f"Received: {', '.join(map(str, requested))}; the least possible: {feasible}{together}. "
         "Give a larger budget, or more designs with --block."

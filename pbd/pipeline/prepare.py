@@ -30,7 +30,7 @@ from pbd.run_dir import damaged_images, lock
 from pbd.run_dir.journal import Journal, open_atomically
 from pbd.system import watchdog
 
-BUDGET_SETTINGS = ("budget", "sweep", "target_batch")
+BUDGET_SETTINGS = ("budget", "sweep", "max_drop", "target_batch")
 """Settings that choose among the blocks and do not change them."""
 ARRAYS_FILE = "data.npz"
 """Arrays that were given from Python; worker processes read them from the run directory until the run ends."""

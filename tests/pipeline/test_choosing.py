@@ -139,7 +139,7 @@ def test_a_sweep_gives_a_student_for_each_budget_from_one_set_of_blocks(
     ("settings", "match"),
     [
         ({"sweep": "macs:0.5,0.5"}, "must differ"),
-        ({"sweep": "macs:0.5", "budget": "macs:0.5"}, "one of them"),
+        ({"sweep": "macs:0.5", "budget": "macs:0.5"}, "exclude one another"),
         ({"sweep": "time:0.5"}, "time"),
         ({"sweep": "macs:0.5", "max_accuracy_drop": 0.1}, "not both"),
     ],

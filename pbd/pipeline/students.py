@@ -1,0 +1,81 @@
+"""The students of several budgets in one run directory: a folder for each, and a table and a picture of all."""
+
+import shutil
+from collections.abc import Collection
+from pathlib import Path
+
+from pbd import report
+from pbd.config import RunConfig, budgets
+from pbd.records import RunReport
+from pbd.run_dir import lock, manifest
+from pbd.run_dir.journal import Journal, write_atomically
+
+FOLDER = "front"
+"""The folder of the run directory that holds a folder for each budget."""
+_TEXTS = ("report.json", "report.html", "summary.txt")
+_MODELS = ("student.keras", "student_folded.keras")
+
+
+def read(run_dir: Path) -> dict[str, RunReport]:
+    """Return the reports of the students, by budget from the largest on; none if the run had one student."""
+    reports = {}
+    for path in (run_dir / FOLDER).glob("[!.]*/report.json"):
+        journal = Journal(path.parent)
+        finished = report.located(report.read(journal), journal)
+        reports[finished.config["budget"][0]] = finished
+    return dict(sorted(reports.items(), key=lambda each: -budgets.parse(each[0]).amount))
+
+
+def is_complete(config: RunConfig) -> bool:
+    """Return whether a resumed run has the student of these settings, their budget included."""
+    if not config.execution.resume or config.execution.run_dir is None:
+        return False
+    folder = _folder(Path(config.execution.run_dir), config.student.budget[0])
+    if not (folder / "report.json").is_file():
+        return False
+    settings = config.student_settings() | {"target": config.execution.target}
+    earlier = report.read(Journal(folder)).config
+    return all(report.json_safe(value) == earlier.get(name) for name, value in settings.items())
+
+
+def keep(finished: RunReport) -> None:
+    """Copy the student of the run directory and its report into a folder of their own, complete or not at all."""
+    run_dir = Path(finished.run_dir)
+    folder = _folder(run_dir, finished.config["budget"][0])
+    partial = folder.with_name(f".{folder.name}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    for name in (*_TEXTS, *_MODELS, *_deployed(finished)):
+        shutil.copy2(run_dir / name, partial / name)
+    shutil.rmtree(folder, ignore_errors=True)
+    partial.rename(folder)
+
+
+def put_back(run_dir: Path, budget: str) -> None:
+    """Make the student of a budget that of the run directory."""
+    folder, journal = _folder(run_dir, budget), Journal(run_dir)
+    kept = report.read(Journal(folder))
+    with lock.held(run_dir):
+        manifest.withdraw(journal)
+        for name in (*_TEXTS, *_MODELS, *_deployed(kept)):
+            journal.write_bytes(name, (folder / name).read_bytes())
+        manifest.write(journal, _deployed(kept))
+
+
+def write_front(run_dir: Path, shown: Collection[str]) -> None:
+    """Write the table, the picture and the page of those of these budgets that have a student."""
+    from pbd.report import front, page  # imports the template engine
+
+    reports = {budget: one for budget, one in read(run_dir).items() if budget in shown}
+    write_atomically(run_dir / "front.txt", front.render(reports).encode())
+    write_atomically(run_dir / "front.html", page.of_runs(reports).encode())
+    if front.points(reports):
+        write_atomically(run_dir / "front.svg", page.front_picture(reports).encode())
+
+
+def _folder(run_dir: Path, budget: str) -> Path:
+    return run_dir / FOLDER / budget.replace(":", "_")
+
+
+def _deployed(finished: RunReport) -> list[str]:
+    return [file for row in finished.deployments if row.model == "student" for file in row.files]
