@@ -57,9 +57,8 @@ def convolution(
     strides: tuple[int, int] = (1, 1),
     dilation_rate: tuple[int, int] = (1, 1),
     use_bias: bool = False,
-    group_count: int | None = None,
 ) -> keras.layers.Conv2D:
-    """Return a convolution of a block without activation.
+    """Return a convolution of a block without activation, with as many groups as the replaced layer.
 
     Args:
         layer: the layer that the block replaces.
@@ -70,7 +69,6 @@ def convolution(
         strides: over rows and columns.
         dilation_rate: of rows and columns.
         use_bias: whether it has a bias.
-        group_count: number of its groups; by default, that of the replaced layer.
     """
     name = f"{layer.name}{suffix}"
     return keras.layers.Conv2D(
@@ -79,7 +77,7 @@ def convolution(
         strides=strides,
         padding=layer.padding,
         dilation_rate=dilation_rate,
-        groups=group_count or groups(layer),
+        groups=groups(layer),
         data_format=layer.data_format,
         use_bias=use_bias,
         kernel_initializer=keras.initializers.HeNormal(seed=derive_seed(seed, name)),

@@ -1,7 +1,8 @@
 """Grouped convolution (Xie et al. 2017, arXiv:1611.05431): the outputs of a group read the inputs of that group alone.
 
 The kernel of each group has the least error of the layer's output that any kernel on these inputs has; see
-`elimination.refit`. The groups are consecutive channels, so that a grouped block is one layer.
+`elimination.refit`. The groups are consecutive channels, and each is a convolution of its own: TensorFlow trains a
+grouped `Conv2D` on CPUs many times as slowly (docs/measurements/2026-11-block-designs.md).
 """
 
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.blocks import elimination, factored
+from pbd.blocks import elimination, factored, operation
 from pbd.blocks.activation import activated
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.initialisation import Statistics
@@ -23,8 +24,9 @@ GROUP_COUNTS = range(2, 65)
 FEWEST_PER_GROUP = 16
 """Groups of fewer input or output channels are not faster than half as many groups
 (docs/measurements/2026-11-block-designs.md)."""
-GROUPED = "_pbd_grouped"
-"""Suffix of the convolution."""
+SPLIT, GROUP, JOINED = "_pbd_split", "_pbd_group", "_pbd_joined"
+"""Suffixes of the operation that splits the inputs, of the convolutions, with their numbers from 1, and of the
+concatenation of their outputs."""
 
 
 @dataclass(frozen=True)
@@ -54,27 +56,30 @@ class Grouped(BlockDesign):
         return None
 
     def build(self, x: Any, layer: Layer, seed: int) -> Any:
+        split = operation.named(lambda tensor: keras.ops.split(tensor, self.groups, axis=-1), x, f"{layer.name}{SPLIT}")
         geometry = layer.kernel_size, seed, layer.strides, layer.dilation_rate, layer.use_bias
-        outputs = layer.output_shape[-1]
-        return activated(factored.convolution(layer, GROUPED, outputs, *geometry, group_count=self.groups)(x), layer)
+        filters = layer.output_shape[-1] // self.groups
+        outputs = [
+            factored.convolution(layer, f"{GROUP}{number}", filters, *geometry)(inputs)
+            for number, inputs in enumerate(split, 1)
+        ]
+        x = keras.layers.Concatenate(axis=-1, dtype=layer.dtype, name=f"{layer.name}{JOINED}")(outputs)
+        return activated(x, layer)
 
     def initialise(self, block: keras.Model, layer: Layer, kernel: LayerKernel, statistics: Statistics | None) -> None:
-        dense, bias = kernel.dense, kernel.bias
-        approximation, moment = np.zeros_like(dense), None
+        moment = None
         if statistics is not None:
             # The best bias cancels the mean error, which leaves the covariance in place of the second moment.
             moment = statistics.covariance if layer.use_bias else statistics.moment
-        for inputs, outputs in self._parts(layer):
-            part = dense[:, :, outputs]
-            refitted = part[inputs] if moment is None else elimination.refit(part, moment, inputs)
-            approximation[inputs, :, outputs] = refitted
-        if statistics is not None:
-            bias = bias + statistics.mean @ (dense - approximation).reshape(-1, dense.shape[-1])
-        kernels = [
-            approximation[inputs, :, outputs].transpose(1, 0, 2).reshape(*layer.kernel_size, len(inputs), -1)
-            for inputs, outputs in self._parts(layer)
-        ]
-        factored.set_kernels(block, layer, GROUPED, kernels, bias if layer.use_bias else None)
+        for number, (inputs, outputs) in enumerate(self._parts(layer), 1):
+            part, bias = kernel.dense[:, :, outputs], kernel.bias[outputs]
+            weights = part[inputs] if moment is None else elimination.refit(part, moment, inputs)
+            if statistics is not None:
+                error = part.copy()
+                error[inputs] -= weights
+                bias = bias + statistics.mean @ error.reshape(-1, error.shape[-1])
+            kernels = [weights.transpose(1, 0, 2).reshape(*layer.kernel_size, *weights.shape[::2])]
+            factored.set_kernels(block, layer, f"{GROUP}{number}", kernels, bias if layer.use_bias else None)
 
     def _parts(self, layer: Layer) -> list[tuple[np.ndarray, slice]]:
         """Return the input channels and the output channels of each group."""

@@ -5,6 +5,8 @@ from typing import Any
 
 import keras
 
+from pbd.blocks import operation
+
 SELECTED = "_pbd_select"
 """Suffix of the selection before a block."""
 
@@ -65,10 +67,6 @@ def _constant(layer: SelectChannels) -> Callable[[Any], Any]:
     indices = keras.ops.convert_to_numpy(layer.indices).tolist()
 
     def take(x: Any) -> Any:
-        # Keras names an operation after its class. Here it gets the layer's name, since the model may have another
-        # `take`, and names in a model are unique.
-        example = keras.Input(x.shape[1:], dtype=x.dtype)
-        operation = keras.Model(example, keras.ops.take(example, indices, axis=-1)).operations[-1]
-        return type(operation).from_config({**operation.get_config(), "name": layer.name})(x, indices)
+        return operation.named(lambda tensor: keras.ops.take(tensor, indices, axis=-1), x, layer.name, indices)
 
     return take

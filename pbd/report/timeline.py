@@ -57,7 +57,7 @@ class Timeline:
     ticks: tuple[Tick, ...]
     """Positions are percentages of `length_s`."""
     earlier: tuple[str, ...]
-    """Layers that were trained before the run was resumed; their times belong to another session."""
+    """Layers with blocks that were trained before the run was resumed; their times belong to another session."""
 
 
 def of(report: RunReport) -> Timeline:

@@ -10,7 +10,7 @@ import pytest
 
 from pbd import blocks
 from pbd.blocks import elimination
-from pbd.blocks.grouped import GROUPED, Grouped
+from pbd.blocks.grouped import GROUP, Grouped
 from pbd.errors import UsageError
 from pbd.networks.cost import count_macs, count_params
 from tests.blocks.test_factored import initialised, layer_of
@@ -31,12 +31,12 @@ def layer_with(**settings: Any) -> tuple[keras.layers.Conv2D, Any]:
 def test_without_statistics_the_kernel_of_a_group_is_that_part_of_the_layer(settings: dict[str, Any]) -> None:
     convolution, layer = layer_with(**settings)
     block = initialised(Grouped(2), convolution, layer, None)
-    kernel, *bias = block.get_layer(f"layer{GROUPED}").get_weights()
-    whole, *whole_bias = convolution.get_weights()
+    whole, *bias = convolution.get_weights()
     half = layer.output_shape[-1] // 2
-    np.testing.assert_array_equal(kernel[..., :half], whole[:, :, :4, :half])
-    np.testing.assert_array_equal(kernel[..., half:], whole[:, :, 4:, half:])
-    np.testing.assert_array_equal(bias, whole_bias)
+    for number, (inputs, outputs) in enumerate([(slice(4), slice(half)), (slice(4, 8), slice(half, 2 * half))], 1):
+        weights = block.get_layer(f"layer{GROUP}{number}").get_weights()
+        for one, other in zip(weights, [whole[:, :, inputs, outputs], *(each[outputs] for each in bias)], strict=True):
+            np.testing.assert_array_equal(one, other)
 
 
 @pytest.mark.parametrize("fitted", [False, True])
