@@ -28,6 +28,8 @@ def operations(nodes: list) -> list[str]:
     network = model(nodes)
     onnx_outputs.keep_exact(network)
     onnx.checker.check_model(network)
+    used = {name for node in network.graph.node for name in node.input}
+    assert {constant.name for constant in network.graph.initializer} <= used
     return [node.op_type for node in network.graph.node]
 
 

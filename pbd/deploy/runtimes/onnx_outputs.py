@@ -42,3 +42,6 @@ def _bypass(graph: Any, exact: Any, rounding: Any, dequantizing: Any) -> None:
     exact.output[index] = dequantizing.output[0]
     graph.node.remove(rounding)
     graph.node.remove(dequantizing)
+    unused = {*rounding.input[1:], *dequantizing.input[1:]} - {name for node in graph.node for name in node.input}
+    for scale in [constant for constant in graph.initializer if constant.name in unused]:
+        graph.initializer.remove(scale)  # ONNX Runtime warns of constants that nothing uses
