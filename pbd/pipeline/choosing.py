@@ -110,6 +110,17 @@ class Chooser:
         best = self._within([budgets.parse(text) for text in self.config.student.budget])
         return Chosen(self._accepted(best.designs), None, tuple(self.events), best.assembled, best.report)
 
+    def check_counted(self) -> None:
+        """Check whether the budgets of what is counted, not measured, are possible.
+
+        Raises:
+            InfeasibleBudgetError: no choice keeps within them.
+        """
+        requested = [budgets.parse(text) for text in self.config.student.budget]
+        counted = [budget for budget in requested if budget.resource != LATENCY]
+        if counted:
+            self._choices(counted, None, 1.0, 1)
+
     def _within(self, requested: Sequence[budgets.Budget]) -> _Proposal:
         """Return the best proposal; under a budget of latency, one that is measured to be fast enough.
 
@@ -164,12 +175,24 @@ class Chooser:
     def _best(
         self, requested: Sequence[budgets.Budget], table: LatencyTable | None, tightened: float = 1.0
     ) -> _Proposal:
-        """Return the best of the solver's first choices: the assembled network with the least divergence.
+        """Return the best of the solver's first choices: the assembled network with the least divergence."""
+        options, choices, of_teacher = self._choices(requested, table, tightened, ASSEMBLED)
+        proposals = [self._proposal(options, choice, of_teacher) for choice in choices]
+        return min(proposals, key=lambda each: each.divergence)
+
+    def _choices(
+        self, requested: Sequence[budgets.Budget], table: LatencyTable | None, tightened: float, count: int
+    ) -> tuple[Candidates, list[solver.Choice], Costs]:
+        """Return the candidates, the solver's first choices, and the costs of the teacher.
 
         Args:
             requested: the budgets.
             table: predicts latency; None if no budget limits it.
             tightened: the limit of latency is multiplied by this factor.
+            count: the number of choices.
+
+        Raises:
+            InfeasibleBudgetError: no choice keeps within the budgets.
         """
         of_teacher = {"macs": float(cost.count_macs(self.teacher)), "params": float(cost.count_params(self.teacher))}
         if table is not None:
@@ -185,11 +208,9 @@ class Chooser:
         if LATENCY in limits:
             limits[LATENCY] *= tightened
         try:
-            choices = list(itertools.islice(solver.best(options.problem, limits), ASSEMBLED))
+            return options, list(itertools.islice(solver.best(options.problem, limits), count)), of_teacher
         except solver.InfeasibleError as error:
             raise _refusal(requested, error, of_teacher) from error
-        proposals = [self._proposal(options, choice, of_teacher) for choice in choices]
-        return min(proposals, key=lambda each: each.divergence)
 
     def _proposal(self, options: Candidates, choice: solver.Choice, of_teacher: Costs) -> _Proposal:
         designs = options.designs(choice.options)

@@ -147,15 +147,20 @@ def _compress(run: _Context) -> RunReport:
     model_files.check_teacher(journal.file("teacher.keras"), inputs.teacher, images)
 
     context = _context(config, inputs)
+    pool = WorkerPool(run.executor, context, run.display.update)
+    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
+
+    def chooser(results: Mapping[BlockKey, BlockResult]) -> Chooser:
+        return Chooser(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
+
+    # Before any block is trained, as if all of them were going to be perfect.
+    chooser({key: BlockResult(key.layer, "trained", key.design, val_kl=0.0) for key in todo}).check_counted()
     block_phase = _train_blocks(run, context, list(todo.values()), done)
     shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
     results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
-    pool = WorkerPool(run.executor, context, run.display.update)
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
-    chooser = Chooser(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
-    chosen = chooser.choose(teacher_metrics.score)
+    chosen = chooser(results).choose(teacher_metrics.score)
     built = builder.build(chosen.accepted, chosen.assembled)
     student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))

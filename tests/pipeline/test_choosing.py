@@ -80,6 +80,7 @@ def test_a_complete_run_is_resumed_with_another_budget_without_training(
 def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Model, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"Received: macs:0.01; the least possible: macs:0\.\d+") as refused:
         distill(teacher, tmp_path / "run", block="spatial_svd_r50", budget="macs:0.01")
+    assert not list((tmp_path / "run" / "blocks").glob("*.npz")), "before any block is fitted"
     nearest = str(refused.value).split("the least possible: ")[1].split(". ")[0]
     result = distill(teacher, tmp_path / "other", block="spatial_svd_r50", budget=nearest)
     assert sum(row.status == "accepted" for row in result.report.blocks) == 4
