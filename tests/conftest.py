@@ -68,8 +68,22 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
     gc.enable()
-    if session.config.option.markexpr == "fast" and "tensorflow" in sys.modules:
+    if "tensorflow" not in sys.modules:
+        return
+    if session.config.option.markexpr == "fast":
         raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
+    if session.config.option.markexpr != "system":
+        _run_graphs_as_they_are()
+
+
+def _run_graphs_as_they_are() -> None:
+    """Let TensorFlow rewrite no graph: in tests a graph runs for a few steps, and rewriting it takes longer than those.
+
+    Whole runs in the stage `system` have graphs rewritten, as those of users do.
+    """
+    import tensorflow as tf
+
+    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
 
 
 @pytest.fixture(autouse=True)
