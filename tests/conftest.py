@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import short_latencies
+
 gc.disable()  # until all modules are imported, which makes little garbage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a process per core
@@ -24,8 +26,6 @@ LONGEST = (
     "test_keras_applications.py",
 )
 """Files to begin with, so that no process is left alone with one of them."""
-SHORT_S = 0.01
-"""How long runs in tests measure each latency; the figures mean nothing then."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -101,7 +101,7 @@ def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if request.node.get_closest_marker("unit"):
         from pbd.deploy import latency, resident
 
-        monkeypatch.setattr(latency, "LIMIT_S", SHORT_S)
+        monkeypatch.setattr(latency, "LIMIT_S", short_latencies.SHORT_S)
         monkeypatch.setattr(resident, "measure", lambda *_: None)
 
 
