@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import short_latencies
+from tests.helpers import short_graphs, short_latencies
 
 gc.disable()  # until all modules are imported, which makes little garbage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -27,6 +27,15 @@ LONGEST = (
 )
 """Files to begin with, so that no process is left alone with one of them."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load Keras as whole runs do, without what it needs for no test, where tests of the stage `system` are run."""
+    if hasattr(config, "workerinput") and config.option.markexpr == "system":
+        from pbd.system import backend
+
+        backend.dedicate_process()
+        backend.load()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -73,17 +82,7 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     if session.config.option.markexpr == "fast":
         raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
     if session.config.option.markexpr != "system":
-        _run_graphs_as_they_are()
-
-
-def _run_graphs_as_they_are() -> None:
-    """Let TensorFlow rewrite no graph: in tests a graph runs for a few steps, and rewriting it takes longer than those.
-
-    Whole runs in the stage `system` have graphs rewritten, as those of users do.
-    """
-    import tensorflow as tf
-
-    tf.config.optimizer.set_experimental_options({"disable_meta_optimizer": True})
+        short_graphs.rewrite_little()  # most whole runs, in the stage `system`, rewrite them as those of users do
 
 
 @pytest.fixture(autouse=True)
