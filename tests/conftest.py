@@ -30,7 +30,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load Keras as whole runs do, without what it needs for no test, where tests of the stage `system` are run."""
+    """Load Keras in the processes of the stage `system` as whole runs do, without packages that they do not need."""
     if hasattr(config, "workerinput") and config.option.markexpr == "system":
         from pbd.system import backend
 
