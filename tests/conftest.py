@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import short_graphs, short_latencies
+
 gc.disable()  # until all modules are imported, which makes little garbage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a process per core
@@ -24,9 +26,16 @@ LONGEST = (
     "test_keras_applications.py",
 )
 """Files to begin with, so that no process is left alone with one of them."""
-SHORT_S = 0.01
-"""How long runs in tests measure each latency; the figures mean nothing then."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load Keras in the processes of the stage `system` as whole runs do, without packages that they do not need."""
+    if hasattr(config, "workerinput") and config.option.markexpr == "system":
+        from pbd.system import backend
+
+        backend.dedicate_process()
+        backend.load()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
@@ -68,8 +77,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
     gc.enable()
-    if session.config.option.markexpr == "fast" and "tensorflow" in sys.modules:
+    if "tensorflow" not in sys.modules:
+        return
+    if session.config.option.markexpr == "fast":
         raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
+    if session.config.option.markexpr != "system":
+        short_graphs.rewrite_little()  # most whole runs, in the stage `system`, rewrite them as those of users do
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +100,7 @@ def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
     if request.node.get_closest_marker("unit"):
         from pbd.deploy import latency, resident
 
-        monkeypatch.setattr(latency, "LIMIT_S", SHORT_S)
+        monkeypatch.setattr(latency, "LIMIT_S", short_latencies.SHORT_S)
         monkeypatch.setattr(resident, "measure", lambda *_: None)
 
 

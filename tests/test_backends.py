@@ -17,6 +17,8 @@ DIGITS += ["--train-limit", "160", "--batch-size", "32", "--layers", "conv3_1", 
 PROGRAM = """
 import sys
 from pbd import run
+from tests.helpers import short_latencies
+short_latencies.install()
 code = run.command(sys.argv[1:])
 assert "tensorflow" not in sys.modules, "a run on another backend loads no TensorFlow"
 sys.exit(code)

@@ -1,4 +1,4 @@
-"""Every example runs as it stands, on small data."""
+"""Every example runs as it stands, on small data; latencies are measured for a moment only."""
 
 import os
 import subprocess
@@ -9,6 +9,7 @@ import keras
 import numpy as np
 import pytest
 
+from tests.helpers import short_latencies
 from tests.helpers.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.system
@@ -51,7 +52,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(command: list[str | Path], **environment: str) -> str:
-    settings = os.environ | {"PYTHONPATH": str(ROOT)} | environment
+    settings = os.environ | {"PYTHONPATH": short_latencies.PATHS} | environment
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=settings, cwd=ROOT)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout

@@ -17,6 +17,10 @@ ROOT = Path(__file__).resolve().parents[1]
 COLLECT = """
 import json, sys
 import pytest
+from pbd.system import backend
+
+backend.dedicate_process()
+backend.load()
 
 class Collector:
     def pytest_collection_finish(self, session):

@@ -1,6 +1,7 @@
 """`report.html`: one self-contained page for a run, or one that compares several runs; it loads nothing else."""
 
 import base64
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +65,14 @@ def front_picture(reports: Mapping[str, RunReport], is_file: bool = True) -> str
 
 
 def _render(template: str, **content: Any) -> str:
+    script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _environment().get_template(template).render(content, script=Markup(script), script_digest=digest)
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    """Return what all pages share; it keeps the templates, which take longer to compile than to fill in."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pbd.report"),
         autoescape=True,  # names of layers, paths and settings come from the user
@@ -74,9 +83,7 @@ def _render(template: str, **content: Any) -> str:
     environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
     environment.tests |= {"slower": words.is_slower, "in_int8": deployments.is_int8}
     environment.globals["deployments"] = deployments
-    script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
-    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return environment.get_template(template).render(content, script=Markup(script), script_digest=digest)
+    return environment
 
 
 def title(report: RunReport) -> str:

@@ -318,6 +318,7 @@ def test_two_loads_agree_whatever_the_global_seed_and_two_seeds_do_not(npz: Call
 def test_two_processes_agree(npz: Callable[..., Path]) -> None:
     code = (
         "import hashlib, sys; from pbd.config import DataConfig; from pbd.data import load\n"
+        "from pbd.system import backend; backend.dedicate_process(); backend.load()\n"
         "data = load(DataConfig(dataset=sys.argv[1], batch_size=8, augment='paper'), 7)\n"
         "print(hashlib.sha256(b''.join(x.numpy().tobytes() for x, _ in data.training_batches(1, 3))).hexdigest())"
     )

@@ -50,7 +50,7 @@ def test_what_was_found_keeps_the_seconds_that_it_took_once() -> None:
 
 @pytest.mark.parametrize("scheduler", ["pull", "round_robin"])
 def test_serial_workers_share_as_if_they_ran_at_once(scheduler: str, tmp_path: Path) -> None:
-    seconds = [0.3, 0.05, 0.05, 0.05, 0.05]
+    seconds = [0.8, 0.05, 0.05, 0.05, 0.05]
     tasks, costs = sleeping(seconds)
     assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, 2)
     sleeper = Sleeper(tmp_path, {task.layer.name: s for task, s in zip(tasks, seconds, strict=True)})

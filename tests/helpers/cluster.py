@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import short_latencies
+
 ROOT = Path(__file__).resolve().parents[2]
 LAUNCH = ROOT / "launch"
 PATIENCE_S = 300.0
@@ -26,10 +28,14 @@ _PR_SET_PDEATHSIG = 1
 
 
 def environment(**changes: str) -> dict[str, str]:
-    """Return an environment in which every program is this Python's, and no thread setting of the tests counts."""
+    """Return an environment in which every program is this Python's, and no thread setting of the tests counts.
+
+    Runs measure latencies for a moment only.
+    """
     own = {name: value for name, value in os.environ.items() if "THREADS" not in name and "DASK" not in name}
     path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    return own | {"PATH": path, "PBD_PYTHON": sys.executable, "TF_CPP_MIN_LOG_LEVEL": "3"} | changes
+    own |= {"PATH": path, "PYTHONPATH": short_latencies.PATHS, "PBD_PYTHON": sys.executable}
+    return own | {"TF_CPP_MIN_LOG_LEVEL": "3"} | changes
 
 
 def without_backend(**changes: str) -> dict[str, str]:

@@ -19,6 +19,7 @@ import keras
 import numpy as np
 
 import pbd
+from tests.helpers import lean_keras
 
 SIDE = 12
 IMAGES = {"train": 64, "validation": 32, "test": 32}
@@ -33,7 +34,6 @@ TOLERANCE = {"float32": 1e-3, "mixed_float16": 3e-2, "float16": 3e-2, "mixed_bfl
 CHEAP = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
 CHEAP |= {"max_accuracy_drop": 1.0, "allow_weak_teacher": True, "target": "keras"}
 READER = """
-import sys
 import keras, numpy as np
 images = np.load(sys.argv[1])
 outputs = [np.asarray(keras.models.load_model(path)(images, training=False), "float32") for path in sys.argv[3:]]
@@ -218,7 +218,14 @@ def read_elsewhere(outcomes: Iterable[Outcome], folder: Path) -> list[str]:
     pixels = folder / "images.npy"
     np.save(pixels, images(8, 9))
     students = {str(path): outcome for outcome in outcomes for path in outcome.files}
-    command = [sys.executable, "-c", READER, str(pixels), str(folder / "outputs.npz"), *students]
+    command = [
+        sys.executable,
+        "-c",
+        lean_keras.HIDE_OPTIONAL + READER,
+        str(pixels),
+        str(folder / "outputs.npz"),
+        *students,
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         return [done.stderr.strip().splitlines()[-1]]

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers.cluster import LAUNCH, ROOT, Process, environment, wait_until
+from tests.helpers import short_latencies
+from tests.helpers.cluster import LAUNCH, Process, environment, wait_until
 from tests.helpers.hosts import Host, cut_link, mend_link, several_hosts
 from tests.helpers.launching import DIGITS, QUICK, assert_done, finished_blocks, run_to_its_end
 from tests.helpers.ssh import ssh_servers
@@ -19,7 +20,7 @@ LOST_DAEMON = 205
 """The exit code of Open MPI's mpirun after it has lost a host."""
 WRAPPER = """#!/bin/sh
 # Python as it would be on a host where Open MPI is the only MPI.
-export PYTHONPATH="{root}" MPI4PY_MPIABI=openmpi TF_CPP_MIN_LOG_LEVEL=3
+export PYTHONPATH="{paths}" MPI4PY_MPIABI=openmpi TF_CPP_MIN_LOG_LEVEL=3
 exec "{python}" "$@"
 """
 
@@ -41,7 +42,7 @@ def two_hosts(tmp_path: Path) -> Iterator[tuple[list[Host], dict[str, str]]]:
     if OPEN_MPI is None:
         pytest.skip("Open MPI (openmpi-bin) is absent")
     python, keys = tmp_path / "python", tmp_path / "ssh"
-    python.write_text(WRAPPER.format(root=ROOT, python=sys.executable))
+    python.write_text(WRAPPER.format(paths=short_latencies.PATHS, python=sys.executable))
     python.chmod(0o755)
     keys.mkdir()
     with several_hosts(2) as hosts, ssh_servers(keys, hosts) as server:

@@ -3,6 +3,7 @@
 import dataclasses
 import inspect
 import json
+import os
 import random
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import pbd
 from pbd.config import RunConfig
 from pbd.errors import UsageError
 from pbd.pipeline import api, distill
+from tests.helpers import short_latencies
 from tests.helpers.cluster import PATIENCE_S
 
 
@@ -90,9 +92,9 @@ print(json.dumps([list(scores.shape), result.report.student.params, result.table
 
 def test_arrays_from_python_and_the_process_is_left_as_it_was(tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    done = subprocess.run(
-        [sys.executable, "-c", ARRAYS, str(run_dir)], capture_output=True, text=True, timeout=PATIENCE_S
-    )
+    command = [sys.executable, "-c", ARRAYS, str(run_dir)]
+    paths = os.environ | {"PYTHONPATH": short_latencies.PATHS}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=paths)
     assert done.returncode == 0, done.stderr
     shape, params, rows, directory = json.loads(done.stdout.splitlines()[-1])
     assert shape == [4, 3]

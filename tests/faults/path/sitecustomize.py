@@ -4,5 +4,7 @@ import os
 
 if "PBD_FAULTS" in os.environ:
     from tests.faults import injection
+    from tests.helpers import short_latencies
 
+    short_latencies.install()
     injection.prepare()
