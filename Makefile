@@ -8,12 +8,12 @@ SHELL := bash
 TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
 	python -m pytest -m $@ -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
-.PHONY: run test fast unit jax system soak lint docs bench experiments clean
+.PHONY: run test fast unit unit_and_launch launch jax system soak lint docs bench experiments clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
 
-test: fast unit jax system  ## the whole test suite, stage by stage
+test: fast unit_and_launch jax system  ## the whole test suite, stage by stage
 
 fast: $(READY)  ## tests that load no TensorFlow: seconds
 	$(TEST)
@@ -21,13 +21,19 @@ fast: $(READY)  ## tests that load no TensorFlow: seconds
 unit: $(READY)  ## tests that train and score in the process of the tests: minutes
 	$(TEST)
 
+launch: $(READY)  ## tests of launchers on a real Slurm, two hosts of Open MPI, SSH: minutes of waiting
+	$(TEST)
+
+unit_and_launch: $(READY)  # the cores are busy while the launchers wait
+	$(MAKE) --jobs 2 --no-print-directory unit launch
+
 jax: export KERAS_BACKEND = jax
 jax: export XLA_FLAGS = --xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true
 jax: $(READY)  ## tests of the core again, on the JAX backend: a minute
 	$(TEST)
 
-system: PROCESSES = 4  # much of this stage is waiting
-system: $(READY)  ## tests that start whole runs, launchers and clusters: minutes
+system: PROCESSES = 3  # much of this stage is waiting
+system: $(READY)  ## tests that start whole runs and clusters: minutes
 	$(TEST)
 
 soak: $(READY)  ## inject faults into real runs, many times: hours (ARGS="--share 0.1" for fewer)

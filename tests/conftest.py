@@ -14,8 +14,8 @@ gc.disable()  # until all modules are imported, which makes little garbage
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a process per core
 
-STAGES = ("fast", "unit", "system")
-"""`make test` runs them one after the other; each is a marker, and every test has exactly one of them."""
+STAGES = ("fast", "unit", "launch", "system")
+"""Each is a marker, and every test has exactly one of them. `make test` runs `launch` beside `unit`."""
 LONGEST = (
     "test_random_networks.py",
     "test_same_student.py",
@@ -39,13 +39,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
-    """Under `-m fast`, `-m system` and `-m jax`, leave out modules that do not name the marker: many load Keras."""
+    """Under `-m` with any stage but `unit`, leave out modules that do not name the marker: many load Keras."""
     return is_left_out(collection_path, config.option.markexpr) or None
 
 
 def is_left_out(path: Path, stage: str) -> bool:
     """Return whether a run of this stage does not read a module."""
-    if stage not in ("fast", "system", "jax") or path.suffix != ".py":
+    if stage not in ("fast", "launch", "system", "jax") or path.suffix != ".py":
         return False
     return f"pytest.mark.{stage}" not in path.read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""The three stages of the test suite: together they select every test, and no test twice."""
+"""The stages of the test suite: together they select every test, and no test twice."""
 
 import json
 import subprocess
@@ -24,7 +24,7 @@ backend.load()
 
 class Collector:
     def pytest_collection_finish(self, session):
-        stages = {"fast", "unit", "system"}
+        stages = {"fast", "unit", "launch", "system"}
         rows = [(item.nodeid, str(item.path), sorted(stages & {mark.name for mark in item.iter_markers()}))
                 for item in session.items]
         print("COLLECTED", json.dumps(rows))
@@ -47,4 +47,8 @@ def test_every_test_is_in_one_stage_whose_run_reads_its_module() -> None:
 @pytest.mark.parametrize("file", ["Makefile", ".ci/run"])
 def test_every_stage_is_run(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
-    assert "\ntest: fast unit jax system" in text if file == "Makefile" else "\nmake test" in text
+    if file == "Makefile":
+        assert "\ntest: fast unit_and_launch jax system" in text
+        assert "$(MAKE) --jobs 2 unit launch\n" in text
+    else:
+        assert "\nmake test" in text

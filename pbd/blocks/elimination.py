@@ -21,8 +21,6 @@ from pbd.blocks.decoupling import RIDGE
 
 ONE_BY_ONE = 128
 """Up to this number of channels, one is removed in each step; of more, as many as this number is contained in them."""
-SMALL = 128
-"""Smaller halves of a matrix are inverted by LAPACK."""
 
 
 def by_norm(kernel: np.ndarray, count: int) -> np.ndarray:
@@ -107,15 +105,19 @@ def ridged(moment: np.ndarray) -> np.ndarray:
 
 
 def _inverse(matrix: np.ndarray) -> np.ndarray:
-    """Return the inverse of a positive definite matrix by halves: half the operations of `np.linalg.inv`."""
-    half = len(matrix) // 2
-    if half < SMALL:
-        return np.linalg.inv(matrix)
-    first, across = _inverse(matrix[:half, :half]), matrix[:half, half:]
-    projected = first @ across
-    last = _inverse(matrix[half:, half:] - across.T @ projected)
-    mixed = -projected @ last
-    return np.block([[first - mixed @ projected.T, mixed], [mixed.T, last]])
+    """Return the inverse of a positive definite matrix, from its Cholesky factor.
+
+    Raises:
+        np.linalg.LinAlgError: it is not positive definite.
+    """
+    from scipy.linalg import lapack  # takes long to load
+
+    factor, failed = lapack.dpotrf(matrix, lower=True)
+    inverse, failed = lapack.dpotri(factor, lower=True) if not failed else (factor, failed)
+    if failed:
+        raise np.linalg.LinAlgError("the second moment of patches is not positive definite")
+    lower = np.tril(inverse)
+    return lower + np.tril(inverse, -1).T
 
 
 class _Remaining:

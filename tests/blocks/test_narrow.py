@@ -68,12 +68,6 @@ def test_several_at_once_are_nearly_as_good(monkeypatch: pytest.MonkeyPatch) -> 
     assert error_of(kernel, moment, kept) < 1.1 * one_by_one
 
 
-def test_an_inverse_by_halves_is_the_inverse(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(elimination, "SMALL", 3)
-    _, moment = problem(7, 3)
-    np.testing.assert_allclose(elimination._inverse(moment) @ moment, np.eye(21), atol=1e-8)
-
-
 def test_inputs_that_are_always_zero_are_removed_first() -> None:
     kernel, moment = problem(6, 4)
     moment[4:8] = moment[:, 4:8] = moment[20:] = moment[:, 20:] = 0.0
@@ -159,3 +153,15 @@ def test_names_and_layers_that_do_not_suit() -> None:
     assert "input channels: 3" in str(design.applies_to(layer_of(channels=3)[1]))
     assert "other layers" in str(design.unprofitable(layer))
     assert design.unprofitable(replace(layer, producer="before")) is None
+
+
+def test_a_large_moment_of_channels_that_are_much_alike_is_inverted_exactly() -> None:
+    """As of VGG16's, with 4,608 values: an inverse by halves lost 14 digits there."""
+    random = np.random.default_rng(0)
+    rows = random.normal(size=(1024, 64)) @ random.normal(size=(64, 1024)) + 0.01 * random.normal(size=(1024, 1024))
+    matrix = rows @ rows.T / 1024 + 1e-4 * np.eye(1024)
+    inverse = elimination._inverse(matrix)
+    np.testing.assert_allclose(inverse @ matrix, np.eye(1024), atol=1e-7)
+    np.testing.assert_array_equal(inverse, inverse.T)
+    with pytest.raises(np.linalg.LinAlgError):
+        elimination._inverse(-np.eye(3))

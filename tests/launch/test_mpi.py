@@ -14,7 +14,7 @@ from tests.helpers.hosts import Host, cut_link, mend_link, several_hosts
 from tests.helpers.launching import DIGITS, QUICK, assert_done, finished_blocks, run_to_its_end
 from tests.helpers.ssh import ssh_servers
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.launch
 OPEN_MPI = shutil.which("mpirun.openmpi")
 LOST_DAEMON = 205
 """The exit code of Open MPI's mpirun after it has lost a host."""

@@ -19,7 +19,7 @@ from tests.helpers.launching import (
 )
 from tests.helpers.slurm import Slurm, slurm_cluster, stopped_until_signalled
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.launch
 PLAYED_JOBQUEUE = """
 import runpy, sys
 from tests.helpers import played_run

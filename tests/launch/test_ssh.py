@@ -12,7 +12,7 @@ from tests.helpers.hosts import Host
 from tests.helpers.launching import LONGER, QUICK, assert_done, finished_blocks, run_to_its_end
 from tests.helpers.ssh import SshServer, ssh_servers
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.launch
 
 
 @pytest.fixture(scope="module")
