@@ -49,6 +49,6 @@ def test_every_stage_is_run(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")
     if file == "Makefile":
         assert "\ntest: fast unit_and_launch jax system" in text
-        assert "$(MAKE) --jobs 2 unit launch\n" in text
+        assert "$(MAKE) --jobs 2 --no-print-directory unit launch\n" in text
     else:
         assert "\nmake test" in text

@@ -12,7 +12,7 @@ from pbd.learning.distillation import DistillationModel
 from pbd.learning.losses import kd_mse
 from pbd.networks import graph, variants
 from pbd.records import BlockKey
-from pbd.student.assemble import recalibrate_batch_norm
+from pbd.student.adaptation import recalibrate_batch_norm
 
 layers = keras.layers
 ON_PIXELS: dict[str, Callable[[], keras.Layer]] = {
