@@ -118,9 +118,14 @@ def test_a_part_that_a_block_cannot_replace_is_not_found(body: Callable[[Any], A
 
 
 def test_designs_say_why_they_do_not_replace_a_block() -> None:
-    tasks = enumerate_tasks(
-        network(projection), *map(blocks.get, ("decoupled_r1", "merge", "drop")), include_unprofitable=True
-    )
-    reasons = {task.design: task.skip_reason for task in tasks if task.layer.kind == RESIDUAL}
-    assert "keeps the resolution" in reasons["merge"]
-    assert "keeps the shape" in reasons["drop"]
+    def shrinking(x: keras.KerasTensor) -> keras.KerasTensor:
+        return L.Add(name="sum")([L.Conv2D(x.shape[-1], 3, name="valid")(x), L.Cropping2D(1)(x)])
+
+    for block, replaces in ((projection, ["merge"]), (shrinking, [])):
+        tasks = enumerate_tasks(
+            network(block), *map(blocks.get, ("decoupled_r1", "merge", "drop")), include_unprofitable=True
+        )
+        reasons = {task.design: task.skip_reason for task in tasks if task.layer.kind == RESIDUAL}
+        assert [design for design, reason in reasons.items() if reason is None] == replaces
+        assert "keeps the shape" in (reasons["drop"] or "")
+    assert "no stride leads" in (reasons["merge"] or "")

@@ -1,7 +1,7 @@
 """Which convolutions of a student are refitted, and to which feature maps of the teacher."""
 
 import collections
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,21 +48,21 @@ def find_sites(teacher: keras.Model, student: keras.Model, ends: Mapping[str, st
 
 
 def _site(target: Any, teacher: keras.Model, graph: "_Graph", ends: Mapping[str, str]) -> Site | None:
+    kept = {each.name: inputs for each, inputs, _ in calls(teacher)}
     end = graph.operations.get(ends.get(target.name, target.name))
-    convolution, activations = graph.last_convolution(end, {each.name for each in teacher.layers} - {target.name})
+    convolution, activations = graph.last_convolution(end, kept.keys() - {target.name})
     if convolution is None:
         return None
     if any(each is not keras.activations.linear for each in activations):
         return Site(convolution, target)
-    normalisation = graph.normalisation(end)
+    normalisation = graph.normalisation(end, kept)
     last: Any = end if normalisation is None else normalisation
     normalisations = None if normalisation is None else (teacher.get_layer(last.name), normalisation)
-    addition, tensor = graph.shortcut(last, convolution)
+    addition, tensor = graph.shortcut(last, convolution, kept)
     if addition is None:
         return Site(convolution, target, normalisations)
     before = target if normalisations is None else normalisations[0]
-    in_teacher = next(inputs for operation, inputs, _ in calls(teacher) if operation.name == addition.name)
-    (other,) = (each for each in in_teacher if producer(each)[0] is not before)
+    (other,) = (each for each in kept[addition.name] if producer(each)[0] is not before)
     return Site(convolution, target, normalisations, (other, tensor))
 
 
@@ -81,7 +81,7 @@ class _Graph:
                 self._readers[producer(tensor)[0].name].append(operation)
         self._positions = {name: position for position, name in enumerate(self.operations)}
 
-    def last_convolution(self, end: Any, other_layers: set[str]) -> tuple[keras.layers.Conv2D | None, list[Any]]:
+    def last_convolution(self, end: Any, other_layers: Container[str]) -> tuple[keras.layers.Conv2D | None, list[Any]]:
         """Return the convolution that computes the output of a block, and the activations behind it, its own included.
 
         None if something else computes the output, or a convolution that cannot be refitted.
@@ -104,21 +104,23 @@ class _Graph:
         readers = self._readers[operation.name]
         return readers[0] if len(readers) == 1 else None
 
-    def normalisation(self, end: Any) -> keras.layers.BatchNormalization | None:
-        """Return the batch normalisation of an output if it can have any scale and shift, or None."""
+    def normalisation(self, end: Any, kept: Container[str]) -> keras.layers.BatchNormalization | None:
+        """Return the teacher's batch normalisation of an output if it can have any scale and shift, or None."""
         reader = self.only_reader(end)
-        if not isinstance(reader, keras.layers.BatchNormalization):
+        if not isinstance(reader, keras.layers.BatchNormalization) or reader.name not in kept:
             return None
         return reader if reader.center and reader.scale and reader.axis in (-1, 3) else None
 
-    def shortcut(self, last: Any, convolution: keras.layers.Conv2D) -> tuple[Any, Any]:
-        """Return the addition that reads an output, and the other tensor that it adds.
+    def shortcut(self, last: Any, convolution: keras.layers.Conv2D, kept: Container[str]) -> tuple[Any, Any]:
+        """Return the teacher's addition that reads an output, and the other tensor that it adds.
 
         None twice if there is no such addition, or if a convolution behind this one has a part in the other tensor:
         that one is refitted later and makes up for the error of both.
         """
         addition = self.only_reader(last)
-        if addition is None or not is_addition(addition) or len(self._inputs[addition.name]) != 2:
+        if addition is None or addition.name not in kept or not is_addition(addition):
+            return None, None
+        if len(self._inputs[addition.name]) != 2:
             return None, None
         (tensor,) = (each for each in self._inputs[addition.name] if producer(each)[0] is not last)
         position = self._positions[convolution.name]
