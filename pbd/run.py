@@ -82,7 +82,7 @@ def _run(config: RunConfig) -> int:
 
         Console().print(summary(report))
         if config.student.sweep or config.student.max_drop is not None:
-            Console().print("", front.table(students.read(Path(report.run_dir))), sep="\n")
+            print(f"\n{front.render(students.read(Path(report.run_dir)))}", end="")
     return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 
