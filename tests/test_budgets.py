@@ -1,9 +1,11 @@
 """Budgets as users write them."""
 
+import itertools
+
 import pytest
 
 from pbd.config import RunConfig
-from pbd.config.budgets import Budget, parse
+from pbd.config.budgets import Budget, parse, sweep
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -42,3 +44,15 @@ def test_budgets_limit_different_resources_and_exclude_thresholds() -> None:
     for threshold in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop"):
         with pytest.raises(UsageError, match=f"{threshold} 0.1"):
             RunConfig.of(budget="macs:0.3", **{threshold: 0.1})
+
+
+def test_the_remedies_of_sweeps_and_limits_of_accuracy_work() -> None:
+    with pytest.raises(UsageError, match="Give each amount once"):
+        RunConfig.of(sweep="latency:0.5,0.5")
+    assert sweep(str(RunConfig.of(sweep="latency:0.5,0.4").student.sweep)) == ("latency:0.5", "latency:0.4")
+    ways = {"sweep": "macs:0.5,0.4", "budget": "macs:0.5", "max_drop": 0.01}
+    for one, other in itertools.combinations(ways, 2):
+        with pytest.raises(UsageError, match="Give one of them"):
+            RunConfig.of(**{one: ways[one], other: ways[other]})
+    for name, value in ways.items():
+        RunConfig.of(**{name: value})

@@ -74,6 +74,8 @@ def test_impossible_budgets_bound_the_bisection(runs: Runs) -> None:
 def test_if_no_student_keeps_the_accuracy_the_error_says_what_was_lost(runs: Runs) -> None:
     with pytest.raises(UsageError, match=r"latency:0\.9375: 0\.006.*--max-drop"):
         sweep.run(RunConfig.of(max_drop=0.001))
+    followed = RunConfig.of(max_drop=0.01, resume=True, run_dir=str(runs.run_dir))
+    assert sweep.run(followed).config["budget"] == ["latency:0.9375"]
 
 
 def test_without_labels_the_agreement_counts(runs: Runs) -> None:

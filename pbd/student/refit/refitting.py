@@ -18,7 +18,7 @@ MOST_PATCHES = 2**17
 MOST_OPERATIONS = 4e10
 """Multiplications and additions for the second moment of a layer; fewer patches are used for larger kernels."""
 PATCHES_PER_VALUE = 16
-"""But as many for each value of a patch, so that their second moment is well conditioned."""
+"""Fewest patches for each value of a patch, whatever they cost, so that their second moment is well conditioned."""
 HELD_OUT = 4
 """Every fourth image is held out to choose the ridge."""
 SMALLEST_GAIN = 1e-3
