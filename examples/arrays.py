@@ -32,7 +32,7 @@ def main(run_dir: str) -> None:
     teacher = trained_teacher(x[:1400], y[:1400])
 
     data = pbd.Data(train=(x[:1200], y[:1200]), validation=(x[1200:1400], y[1200:1400]), test=(x[1400:], y[1400:]))
-    result = pbd.distill(teacher, data, epochs=2, fine_tune_epochs=3, run_dir=run_dir)
+    result = pbd.distill(teacher, data, fine_tune_epochs=3, run_dir=run_dir)
 
     student = result.model  # a keras.Model
     print(f"{student.count_params():,} of {teacher.count_params():,} parameters")

@@ -13,7 +13,7 @@ import pbd
 def main(model_file: str, images_file: str, run_dir: str) -> None:
     """Distill with unlabelled images and print how often the student gives the teacher's answer."""
     data = pbd.Data(train=np.load(images_file), batch_size=32)
-    result = pbd.distill(teacher=model_file, data=data, epochs=2, fine_tune_epochs=3, run_dir=run_dir)
+    result = pbd.distill(teacher=model_file, data=data, fine_tune_epochs=3, run_dir=run_dir)
     print(f"the student agrees with the teacher on {result.report.student.test_agreement:.1%} of the test images")
 
 

@@ -17,7 +17,6 @@ def main(model_file: str, data_file: str, run_dir: str) -> None:
         teacher=model_file,
         dataset=data_file,
         augment="flip",
-        epochs=3,
         fine_tune_epochs=4,
         run_dir=run_dir,
     )

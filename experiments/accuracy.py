@@ -48,7 +48,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "no labels": DECOUPLED | {"block_init": "fitted", "labels": False},
     "promise": DECOUPLED | {"block_init": "fitted", "target_accuracy_drop": 0.01},
 }
-"""Each adds to the one before it; the last two vary the one they follow, which is pbd's default."""
+"""Each adds to the one before it; the last two vary the one they follow."""
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ import numpy as np
 
 from pbd.run_dir.journal import Journal
 
-SETTINGS = ["--executor", "serial", "--threads-per-worker", "1", "--costs", "macs", "--target", "keras"]
+SETTINGS = ["--block", "decoupled_r2", "--executor", "serial", "--threads-per-worker", "1", "--costs", "macs"]
+SETTINGS += ["--target", "keras"]
 
 
 def main() -> None:

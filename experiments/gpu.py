@@ -64,7 +64,7 @@ def _add_phases(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip_crop")
     parser.add_argument("--epochs", type=positive, default=3, help="for each block")
     parser.add_argument("--fine-tune-epochs", type=positive, default=3)
-    parser.add_argument("--block", default=BlockConfig().block[0])
+    parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--caches", nargs="+", choices=("cold", "warm"), default=["cold", "warm"])
     parser.add_argument("--isolate", action="store_true", help="train blocks in a child process, as a run does")
     parser.add_argument("--most-callers", type=positive, default=20, help="functions that compile, to list")
@@ -94,7 +94,7 @@ def _add_groups(parser: argparse.ArgumentParser) -> None:
 
 def _add_measured(parser: argparse.ArgumentParser, networks: Sequence[str]) -> None:
     parser.add_argument("--networks", nargs="+", default=networks, metavar="NAME[@PIXELS]")
-    parser.add_argument("--block", default=BlockConfig().block[0])
+    parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--batch-size", type=positive, default=256)
     parser.add_argument("--steps", type=positive, default=50, help="of an epoch")
     parser.add_argument("--epochs", type=positive, default=5, help="that are timed")

@@ -61,7 +61,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--student", help="a model file; without it, students are made with --block")
     parser.add_argument(
-        "--block", nargs="+", default=BlockConfig().block, metavar="NAME", help="as in pbd-run; one or more"
+        "--block", nargs="+", default=BlockConfig().designs, metavar="NAME", help="as in pbd-run; one or more"
     )
     parser.add_argument(
         "--target", nargs="+", metavar="NAME", help="as in pbd latency (default: all that are installed)"

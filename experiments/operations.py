@@ -183,7 +183,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--teacher", default="vgg16_half", help="a model file, vgg16_half, resnet56, or a built-in network"
     )
     parser.add_argument("--image-size", type=positive, default=32, help="pixels, where the teacher leaves it free")
-    parser.add_argument("--block", default=BlockConfig().block[0])
+    parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads, and cores")
     parser.add_argument("--rounds", type=positive, default=15, help="turns of each operation, and of the step")

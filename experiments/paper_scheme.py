@@ -45,7 +45,7 @@ def train_task(context: TrainingContext, task: BlockTask, dataset: Dataset) -> B
 
     `nmse_history` stays empty: the errors are not normalised. The accuracy is the best that a round ended with.
     """
-    epochs, name = context.training.epochs, task.layer.name
+    epochs, name = context.training.block_epochs, task.layer.name
     design = context.designs[task.design]
     block = blocks.build_block(design, task.layer, context.seed)
     optimizer = adam(context.training.learning_rate, dataset.steps_per_epoch * epochs, block.trainable_variables)

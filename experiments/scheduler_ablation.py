@@ -111,7 +111,18 @@ def training(settings: argparse.Namespace) -> Iterator[list[Execution]]:
     """Compress the teacher under every scheduler on each executor; yield what came of each executor's runs."""
     runs = settings.runs or Path("runs") / time.strftime("scheduler-ablation-%Y%m%d-%H%M%S")
     flags = ["--teacher", settings.teacher, "--dataset", settings.dataset, "--epochs", str(settings.epochs)]
-    flags += ["--threads-per-worker", "1", "--fine-tune-epochs", "0", "--patience", "0", "--target", "keras"]
+    flags += [
+        "--block",
+        "decoupled_r2",
+        "--threads-per-worker",
+        "1",
+        "--fine-tune-epochs",
+        "0",
+        "--patience",
+        "0",
+        "--target",
+        "keras",
+    ]
     flags += [] if settings.grouped else ["--no-group"]
     flags += ["--train-limit", str(settings.train_limit)] if settings.train_limit else []
     for executor in settings.executors:

@@ -214,7 +214,7 @@ def add_what_is_trained(parser: Parser) -> None:
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip_crop")
     parser.add_argument("--epochs", type=positive, default=2, help="for each block")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
-    parser.add_argument("--block", default=BlockConfig().block[0])
+    parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--seed", type=int, default=0)
 

@@ -16,7 +16,17 @@ import numpy as np
 
 from pbd.run_dir.journal import Journal
 
-FLAGS = ["--executor", "serial", "--threads-per-worker", "1", "--layers", "conv2_1", "conv2_2"]
+FLAGS = [
+    "--block",
+    "decoupled_r2",
+    "--executor",
+    "serial",
+    "--threads-per-worker",
+    "1",
+    "--layers",
+    "conv2_1",
+    "conv2_2",
+]
 FLAGS += ["--epochs", "1", "--fine-tune-epochs", "1", "--costs", "macs", "--seed", "0", "--target", "keras"]
 
 

@@ -81,7 +81,7 @@ def _run(config: RunConfig) -> int:
         from pbd.report import front, summary
 
         Console().print(summary(report))
-        if config.student.sweep or config.student.max_drop is not None:
+        if config.student.sweep:
             print(f"\n{front.render(students.read(Path(report.run_dir)))}", end="")
     return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 

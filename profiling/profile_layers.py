@@ -99,7 +99,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--image-size", type=positive, default=224, help="pixels, where the teacher leaves it free")
     parser.add_argument("--classes", type=positive, default=10, help="of a built-in network")
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
-    parser.add_argument("--block", default=BlockConfig().block[0])
+    parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
     parser.add_argument("--include-unprofitable", action="store_true", help="as in pbd-run")
     parser.add_argument("--threads", type=positive, help="CPU threads; by default all cores")

@@ -1,10 +1,11 @@
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from pbd.config import BLOCK_INITS, RECIPES, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
+from pbd.config import BLOCK_INITS, LIBRARY, RECIPES, BlockConfig, DataConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast
@@ -219,3 +220,26 @@ def test_remedies_for_settings_work(settings: dict, remedy: str, followed: dict)
         RunConfig.of(**settings)
     assert remedy in str(refusal.value)
     RunConfig.of(**followed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "block", "epochs", "max_drop"),
+    [
+        ({}, LIBRARY, 0, 0.01),
+        ({"max_drop": 0.02}, LIBRARY, 0, 0.02),
+        ({"budget": "macs:0.5"}, LIBRARY, 0, None),
+        ({"sweep": "macs:0.5,0.4", "epochs": 2}, LIBRARY, 2, None),
+        ({"budget": "macs:0.5", "refit": False}, LIBRARY, 3, None),
+        ({"block": "tucker2_r50"}, ("tucker2_r50",), 3, None),
+        ({"block": ["merge", "narrow_r50"], "budget": "macs:0.5"}, ("merge", "narrow_r50"), 0, None),
+        ({"max_accuracy_drop": 0.1}, ("decoupled_r2",), 3, None),
+        ({"target_accuracy_drop": 0.1, "refit": True}, ("decoupled_r2",), 0, None),
+        ({"recipe": "paper"}, ("two_layer",), 3, None),
+    ],
+)
+def test_defaults_depend_on_how_blocks_are_chosen(
+    settings: dict[str, Any], block: tuple[str, ...], epochs: int, max_drop: float | None
+) -> None:
+    resolved = RunConfig.of(**settings).resolved()
+    assert (resolved.blocks.block, resolved.training.epochs, resolved.student.max_drop) == (block, epochs, max_drop)
+    assert resolved.resolved() == resolved

@@ -52,7 +52,7 @@ def cases(setting: Setting, workers: Sequence[int], sharing: Sequence[str] | Non
     from pbd import blocks  # loads the backend
     from pbd.pipeline.prepare import check_designs
 
-    designs = [blocks.get(name) for name in RunConfig.of(**setting.flags).blocks.block]
+    designs = [blocks.get(name) for name in RunConfig.of(**setting.flags).blocks.designs]
     if "data" in (sharing or ()):
         check_designs(RunConfig.of(**setting.but(parallel="data").flags))
     kinds = sharing or [kind for kind in SHARING if kind == "task" or all(design.per_image for design in designs)]

@@ -92,21 +92,21 @@ def fit(
         collective: the workers that train these blocks together.
     """
     built = {key: block for key, block in built.items() if block.trainable_variables}
-    if config.epochs == 0 or not built:
+    if config.block_epochs == 0 or not built:
         return
     steps = dataset.steps_per_epoch
     teacher = precision.mixed(teacher, config.precision)
     learning = {key: precision.mixed(block, config.precision) for key, block in built.items()}
     weights = [variable for block in learning.values() for variable in block.trainable_variables]
-    optimizer = adam(config.learning_rate, steps * config.epochs, weights, config.precision)
+    optimizer = adam(config.learning_rate, steps * config.block_epochs, weights, config.precision)
     traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
     # Pass 0 only measures the error of the initial weights; training epochs count from 1.
-    for epoch in range(config.epochs + 1):
+    for epoch in range(config.block_epochs + 1):
         if traced.should_retrace(learning):
             # The remaining blocks keep their moments, and the learning rate its schedule.
             optimizer = restricted(optimizer, [v for block in learning.values() for v in block.trainable_variables])
             traced = TracedGroup(teacher, learning, optimizer, dataset, collective)
-        losses = traced.train(learning, epoch - 1, config.epochs, emit) if epoch > 0 else {}
+        losses = traced.train(learning, epoch - 1, config.block_epochs, emit) if epoch > 0 else {}
         for key, error in traced.errors(learning).items():
             curves[key].add(error / variances[key.layer], learning[key].get_weights(), losses.get(key))
         ended = {key for key in learning if curves[key].diverged or curves[key].has_plateaued(config.patience)}

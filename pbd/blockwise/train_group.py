@@ -173,13 +173,13 @@ def _train_in_one_pass(
     prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced anew
     _initialise(context, group, built, teacher, prefix, dataset, collective)
     # The variances normalise the errors of the learning curves, which stay empty without epochs.
-    variances = target_variances(prefix, dataset, collective) if context.training.epochs else {}
+    variances = target_variances(prefix, dataset, collective) if context.training.block_epochs else {}
     closed_form = context.block_init != "noise"
     # Blocks with batch statistics have none before the first epoch, so their start is no candidate for the best epoch.
     curves = {key: LearningCurve(designs[key].per_image and closed_form) for key in built}
     fit(context.training, teacher, built, dataset, variances, curves, emit, collective)
-    total = dataset.steps_per_epoch * context.training.epochs
-    emit(Progress(0, f"scoring {group_label(group.layer_names)}", total, total, context.training.epochs))
+    total = dataset.steps_per_epoch * context.training.block_epochs
+    emit(Progress(0, f"scoring {group_label(group.layer_names)}", total, total, context.training.block_epochs))
     scores = score(teacher, built, dataset, collective)
     return [_result(task, built[task.key], curves[task.key], scores[task.key]) for task in group.tasks]
 

@@ -16,6 +16,21 @@ SCHEDULERS = ("auto", "round_robin", "wfd", "contiguous", "pull", "work_stealing
 BLOCK_INITS = ("noise", "kernel", "fitted")
 PARALLEL = ("auto", "task", "data")
 PRECISIONS = ("float32", "bfloat16", "float16")
+LIBRARY = (
+    "merge",
+    "drop",
+    "narrow_r75",
+    "narrow_r50",
+    "narrow_r25",
+    "spatial_svd_r50",
+    "tucker2_r50",
+    "decoupled_r2",
+)
+"""The designs from which blocks are chosen by default: each is the fastest one for some layer and target."""
+DEFAULT_DESIGN = "decoupled_r2"
+"""The design that replaces every layer by default, where blocks are accepted by their accuracy."""
+DEFAULT_EPOCHS = 3
+DEFAULT_MAX_DROP = 0.01
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
 
 
@@ -73,11 +88,13 @@ class DataConfig(Section):
 class BlockConfig(Section):
     """The layers to replace, and the blocks that replace them."""
 
-    block: tuple[str, ...] = ("decoupled_r2",)
-    """Designs of the blocks; of several, each layer gets the accepted one that computes least. decoupled_r1, _r2, _r3
-    (depthwise filters per channel), spatial_svd_rN (N percent of the multiply-accumulates), tucker2_rN (N percent of
-    the channels), narrow_rN (N percent of the input channels), grouped_gN (N groups), merge or drop (residual blocks),
-    or the paper's two_layer, three_layer, two_layer_skip, three_layer_skip."""
+    block: tuple[str, ...] = ()
+    """Designs of the blocks, from which a budget, sweep or max_drop chooses; without these, each layer gets the
+    accepted one that computes least. decoupled_r1, _r2, _r3 (depthwise filters per channel), spatial_svd_rN (N percent
+    of the multiply-accumulates), tucker2_rN (N percent of the channels), narrow_rN (N percent of the input channels),
+    grouped_gN (N groups), merge or drop (residual blocks), or the paper's two_layer, three_layer, two_layer_skip,
+    three_layer_skip. Default: merge, drop, narrow_r75, narrow_r50, narrow_r25, spatial_svd_r50, tucker2_r50 and
+    decoupled_r2; decoupled_r2 alone with a threshold of accuracy."""
     block_init: str = "fitted"
     """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
     (as kernel, then refined by least squares on a few thousand images)."""
@@ -88,19 +105,24 @@ class BlockConfig(Section):
 
     def check(self) -> None:
         one_of("block initialisation", self.block_init, BLOCK_INITS)
-        if not self.block or len(set(self.block)) < len(self.block):
+        if len(set(self.block)) < len(self.block):
             raise UsageError(
-                "block must be one or more designs, each given once. "
-                f"Received: {' '.join(self.block) or 'none'}. Give decoupled_r2, for example."
+                f"block must be designs, each given once. Received: {' '.join(self.block)}. Leave out the second."
             )
+
+    @property
+    def designs(self) -> tuple[str, ...]:
+        """The names of the designs; `DEFAULT_DESIGN` if none was chosen."""
+        return self.block or (DEFAULT_DESIGN,)
 
 
 @dataclass(frozen=True)
 class TrainingConfig(Section):
     """The training of each block."""
 
-    epochs: int = 3
-    """Passes over the training images for each block; 0 keeps the initial weights (a baseline)."""
+    epochs: int | None = None
+    """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 3; 0 where the
+    assembled student is refitted, which has the same effect."""
     learning_rate: float = 0.003
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
@@ -114,6 +136,11 @@ class TrainingConfig(Section):
         one_of("precision", self.precision, PRECISIONS)
         at_least("patience", self.patience, 0)
         positive("learning_rate", self.learning_rate)
+
+    @property
+    def block_epochs(self) -> int:
+        """The passes for each block."""
+        return DEFAULT_EPOCHS if self.epochs is None else self.epochs
 
 
 @dataclass(frozen=True)
@@ -247,6 +274,20 @@ class RunConfig:
             changes.setdefault(owner[name], {})[name] = value
         parts = {name: dataclasses.replace(sections[name], **fields) for name, fields in changes.items()}
         return dataclasses.replace(self, seed=seed, **parts)
+
+    def resolved(self) -> "RunConfig":
+        """Return the settings with those defaults that depend on other settings.
+
+        Without any choice, pbd looks for the fastest student of the library that loses at most `DEFAULT_MAX_DROP`.
+        """
+        student, block = self.student, self.blocks.block
+        if not block and not student.chooses_together and not student.limits_accuracy:
+            student = dataclasses.replace(student, max_drop=DEFAULT_MAX_DROP)
+        block = block or (LIBRARY if student.chooses_together else (DEFAULT_DESIGN,))
+        epochs = self.training.epochs
+        if epochs is None:
+            epochs = 0 if student.refits else DEFAULT_EPOCHS
+        return self.replace(block=block, epochs=epochs, max_drop=student.max_drop)
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by name, without sections, as TOML files have them."""

@@ -9,6 +9,7 @@ from pbd.errors import UsageError
 FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
+_LIMITS = ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
 
 
 @dataclass(frozen=True)
@@ -24,19 +25,21 @@ class StudentConfig(Section):
     budget: tuple[str, ...] = ()
     """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25 or
     params:100000. Of all candidates, those with the least divergence from the teacher are chosen that keep within it.
-    Give several designs with --block. Without a budget, blocks are accepted by their accuracy."""
+    The default is max_drop 0.01; if designs or thresholds of accuracy are given alone, blocks are accepted by their
+    accuracy."""
     sweep: str | None = None
     """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
     gets a table and a picture of all of them, and the folder front with their files."""
     max_drop: float | None = None
     """Alone, without a budget: the fastest student in the target that loses at most this much validation accuracy
-    (without labels: agreement), by bisection over budgets of latency; each student is fine-tuned."""
+    (without labels: agreement). Before fine-tuning it may lose 8 times as much; if fine-tuning does not recover that, a
+    student that loses 3 times as much is tried, then one that loses no more to begin with."""
     target_batch: int = 1
-    """Images in a pass, for a budget of latency."""
+    """Images in a pass, for a budget of latency and for max_drop."""
     refit: bool | None = None
     """Before fine-tuning, correct the convolutions of the assembled student by least squares, from the first to the
     last, each on what the student computes before it; kept only if the divergence from the teacher falls (default: with
-    a budget)."""
+    a budget, a sweep or max_drop)."""
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
@@ -71,10 +74,7 @@ class StudentConfig(Section):
         at_least("target_batch", self.target_batch, 1)
         fraction("accuracy_threshold", self.accuracy_threshold)
         fraction("max_accuracy_drop", self.max_accuracy_drop)
-        limits = {
-            name: getattr(self, name) for name in ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
-        }
-        set_too = [f"{name} {value}" for name, value in limits.items() if value is not None]
+        set_too = [f"{name} {getattr(self, name)}" for name in _LIMITS if getattr(self, name) is not None]
         if chosen and set_too:
             raise UsageError(
                 "a budget chooses the blocks, without a threshold of accuracy. "
@@ -100,9 +100,19 @@ class StudentConfig(Section):
         positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 
     @property
+    def chooses_together(self) -> bool:
+        """Whether blocks are chosen together, by what the student needs or loses, and not each by its accuracy."""
+        return bool(self.budget) or self.sweep is not None or self.max_drop is not None
+
+    @property
+    def limits_accuracy(self) -> bool:
+        """Whether a block or layer has to keep an accuracy of its own."""
+        return any(getattr(self, name) is not None for name in _LIMITS)
+
+    @property
     def refits(self) -> bool:
         """Whether the assembled student is refitted."""
-        return bool(self.budget) if self.refit is None else self.refit
+        return self.chooses_together if self.refit is None else self.refit
 
     def lowest_accuracy(self, teacher_accuracy: float) -> float:
         """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""

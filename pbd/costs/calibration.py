@@ -46,7 +46,7 @@ def load_workload(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> tup
     started = time.perf_counter()
     load(context)
     load_s = time.perf_counter() - started
-    return _setup(context, tasks, load_s).workload(context.training.epochs), load_s
+    return _setup(context, tasks, load_s).workload(context.training.block_epochs), load_s
 
 
 def predict(

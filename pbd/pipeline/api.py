@@ -40,7 +40,7 @@ class Result:
 
     @functools.cached_property
     def front(self) -> "Mapping[str, RunReport]":
-        """The reports of the students of `sweep` or `max_drop`, by budget; empty without."""
+        """The reports of the students of `sweep`, by budget; empty without."""
         from pbd.pipeline import students
 
         return students.read(self.run_dir)
@@ -121,18 +121,19 @@ def distill(
             class scores. Alternatively `teacher` names a file or a built-in network.
         data: the images. Alternatively `dataset` names a file, a folder or a data set.
         config: settings for everything that no other argument gives.
-        recipe: `quick`, `standard` or `patient`: other values for the settings, those of `data` too, that are at their
-            defaults. An argument wins.
+        recipe: `quick`, `standard`, `patient` or `paper`: other values for the settings, those of `data` too, that are
+            at their defaults. An argument wins.
         teacher: a `.keras` or `.h5` file, `digits_cnn`, or a `keras.applications` name.
         dataset: see `pbd.Data.load`.
-        block: replacement designs, for example `decoupled_r2`; of several, each layer gets the accepted one that
-            computes least.
-        epochs: passes over the training images for each block.
+        block: replacement designs, from which `budget`, `sweep` or `max_drop` chooses; by default the library. With
+            designs alone, such as `decoupled_r2`, each layer gets the accepted one that computes least.
+        epochs: passes over the training images for each block; by default 0 where the student is refitted, else 3.
         max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
         budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least
             divergence from the teacher that keep within it are chosen.
         sweep: several budgets such as `"latency:0.8,0.6,0.4"`: a student for each (see `Result.front`).
-        max_drop: without a budget, the fastest student that loses at most this much validation accuracy.
+        max_drop: without a budget, the fastest student that loses at most this much validation accuracy; without any
+            other choice of blocks, 0.01.
         fine_tune_epochs: passes over the training images for the assembled student.
         target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.
         run_dir: the folder for the results; must be new, or that of the run to `resume`.

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from pbd.config import RunConfig
 from pbd.energy import accounting
 from pbd.executors import open_executor
 from pbd.executors.base import Executor
+from pbd.pipeline import students
 from pbd.pipeline.versions import versions
 from pbd.records import (
     Assignment,
@@ -38,9 +39,13 @@ if TYPE_CHECKING:
     from pbd.data import Data
     from pbd.deploy.deployment import Deployed
     from pbd.learning.metrics import Metrics
+    from pbd.pipeline.choosing import Chosen
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student.builder import Student
+    from pbd.student.builder import Student, StudentBuilder
+
+ROUNDING = 1e-9
+"""Tolerance with which a limit of accuracy counts as kept."""
 
 
 def run(
@@ -127,8 +132,8 @@ class _BlockPhase:
 
 def _compress(run: _Context) -> RunReport:
     from pbd.deploy import parity
-    from pbd.pipeline import remote_tasks
-    from pbd.pipeline.choosing import Chooser
+    from pbd.pipeline import choosing, remote_tasks
+    from pbd.pipeline.proposals import Proposer
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import model_files
     from pbd.student.builder import StudentBuilder
@@ -139,7 +144,7 @@ def _compress(run: _Context) -> RunReport:
     done = {key: result for key, result in committed.items() if key in todo}
     layers = len({task.layer.name for task in inputs.tasks})
     run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
-    if len(done) == len(todo) and manifest.is_intact(journal) and _has_same_budget(run):
+    if len(done) == len(todo) and manifest.is_intact(journal) and students.has_settings(report.read(journal), config):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
@@ -150,18 +155,18 @@ def _compress(run: _Context) -> RunReport:
     pool = WorkerPool(run.executor, context, run.display.update)
     builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
 
-    def chooser(results: Mapping[BlockKey, BlockResult]) -> Chooser:
-        return Chooser(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
+    def proposer(results: Mapping[BlockKey, BlockResult]) -> Proposer:
+        return Proposer(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
 
-    # Before any block is trained, as if all of them were going to be perfect.
-    chooser({key: BlockResult(key.layer, "trained", key.design, val_kl=0.0) for key in todo}).check_counted()
+    perfect = {key: BlockResult(key.layer, "trained", key.design, val_kl=0.0) for key in todo}
+    choosing.check_counted(proposer(perfect), config.student)
     block_phase = _train_blocks(run, context, list(todo.values()), done)
     shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
     results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    chosen = chooser(results).choose(teacher_metrics.score)
-    built = builder.build(chosen.accepted, chosen.assembled)
+    choices = choosing.choices(proposer(results), config.student, teacher_metrics.score)
+    chosen, built = _build(run, builder, choices, teacher_metrics.score)
     student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))
     run.clock.lap("fine_tune")
@@ -177,12 +182,19 @@ def _compress(run: _Context) -> RunReport:
     return finished
 
 
-def _has_same_budget(run: _Context) -> bool:
-    """Return whether the report of a complete run is that of this budget, and of its target if it limits latency."""
-    settings, earlier = run.config.flat(), report.read(run.inputs.journal).config
-    if settings["budget"] != tuple(earlier.get("budget", ())):
-        return False
-    return not settings["budget"] or all(settings[name] == earlier[name] for name in ("target_batch", "target"))
+def _build(
+    run: _Context, builder: "StudentBuilder", choices: "Iterable[Chosen]", teacher_score: float
+) -> "tuple[Chosen, Student]":
+    """Return the first choice whose student keeps the accuracy, if it has to, and the student."""
+    max_drop, failed = run.config.student.max_drop, list[str]()
+    for chosen in choices:
+        built = builder.build(chosen.accepted, chosen.assembled)
+        drop = teacher_score - built.metrics.score
+        if max_drop is None or drop <= max_drop + ROUNDING:
+            break
+        failed.append(f"a student loses {100 * drop:.2f} points of {100 * max_drop:g}: a more careful choice")
+        run.display.phase(failed[-1])
+    return replace(chosen, events=(*chosen.events, *failed)), built
 
 
 def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, BlockResult], images: Any) -> "Student":

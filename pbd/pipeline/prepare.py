@@ -13,7 +13,7 @@ import keras
 from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import NEED_LABELS, DataConfig, RunConfig, TeacherConfig
+from pbd.config import NEED_LABELS, DataConfig, RunConfig, StudentConfig, TeacherConfig
 from pbd.data import Data, Dataset, IndexedSplit
 from pbd.data.shapes import as_text, fit_shape
 from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
@@ -30,8 +30,6 @@ from pbd.run_dir import damaged_images, lock
 from pbd.run_dir.journal import Journal, open_atomically
 from pbd.system import watchdog
 
-BUDGET_SETTINGS = ("budget", "sweep", "max_drop", "target_batch")
-"""Settings that choose among the blocks and do not change them."""
 ARRAYS_FILE = "data.npz"
 """Arrays that were given from Python; worker processes read them from the run directory until the run ends."""
 
@@ -132,7 +130,7 @@ def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
     choice = config.blocks
     return enumerate_tasks(
         teacher,
-        *map(blocks.get, choice.block),
+        *map(blocks.get, choice.designs),
         patterns=choice.layers,
         include_unprofitable=choice.include_unprofitable,
     )
@@ -141,9 +139,9 @@ def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
 def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, dataset: Dataset) -> dict[str, Any]:
     """Return the settings and the content that the blocks depend on; names and paths count where no digest does.
 
-    A budget chooses among the blocks, so that a run can be resumed with another one.
+    The settings of the student choose among the blocks and train it, so that a run can be resumed with others.
     """
-    left_out = {field.name for field in fields(TeacherConfig)} | {"dataset", *BUDGET_SETTINGS}
+    left_out = {field.name for part in (TeacherConfig, StudentConfig) for field in fields(part)} | {"dataset"}
     settings = {name: value for name, value in config.student_settings().items() if name not in left_out}
     return {
         **settings,
@@ -178,7 +176,7 @@ def check_designs(config: RunConfig) -> None:
         UsageError: a name is that of no design; or workers are to share batches, and a design has batch statistics or
             blocks are trained in float16.
     """
-    designs = [blocks.get(name) for name in config.blocks.block]
+    designs = [blocks.get(name) for name in config.blocks.designs]
     if config.execution.parallel != "data":
         return
     if config.training.precision == "float16":

@@ -126,10 +126,12 @@ class FineTuneTask:
     def _checkpoint(self, student: keras.Model, collective: Collective) -> CheckpointFile:
         """Return this task's checkpoint.
 
-        A run can fine-tune several students. They differ in their layers or in their first epoch, so a digest of both
-        names the file.
+        A run can fine-tune several students. They differ in their layers, in the shapes of their weights, in their
+        first epoch or in the settings, so a digest of these names the file.
         """
-        layers = [(layer.name, layer.trainable) for layer in student.layers]
+        layers = [
+            (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
+        ]
         identity = [layers, self.first_epoch, asdict(self.settings)]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)

@@ -2,12 +2,12 @@
 
 import shutil
 from collections.abc import Collection
+from dataclasses import asdict
 from pathlib import Path
 
 from pbd import report
 from pbd.config import RunConfig, budgets
 from pbd.records import RunReport
-from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal, write_atomically
 
 FOLDER = "front"
@@ -33,9 +33,15 @@ def is_complete(config: RunConfig) -> bool:
     folder = _folder(Path(config.execution.run_dir), config.student.budget[0])
     if not (folder / "report.json").is_file():
         return False
-    settings = config.student_settings() | {"target": config.execution.target}
-    earlier = report.read(Journal(folder)).config
-    return all(report.json_safe(value) == earlier.get(name) for name, value in settings.items())
+    return has_settings(report.read(Journal(folder)), config)
+
+
+def has_settings(finished: RunReport, config: RunConfig) -> bool:
+    """Return whether a report is that of the student of these settings; its blocks are known to be."""
+    settings = asdict(config.student)
+    if config.student.chooses_together:
+        settings["target"] = config.execution.target
+    return all(report.json_safe(value) == finished.config.get(name) for name, value in settings.items())
 
 
 def keep(finished: RunReport) -> None:
@@ -49,17 +55,6 @@ def keep(finished: RunReport) -> None:
         shutil.copy2(run_dir / name, partial / name)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
-
-
-def put_back(run_dir: Path, budget: str) -> None:
-    """Make the student of a budget that of the run directory."""
-    folder, journal = _folder(run_dir, budget), Journal(run_dir)
-    kept = report.read(Journal(folder))
-    with lock.held(run_dir):
-        manifest.withdraw(journal)
-        for name in (*_TEXTS, *_MODELS, *_deployed(kept)):
-            journal.write_bytes(name, (folder / name).read_bytes())
-        manifest.write(journal, _deployed(kept))
 
 
 def write_front(run_dir: Path, shown: Collection[str]) -> None:

@@ -1,4 +1,4 @@
-"""Runs with several students from one set of blocks: one for each budget, or the fastest that keeps the accuracy."""
+"""Runs with several students from one set of blocks: one for each budget."""
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pbd.config import RunConfig, budgets
-from pbd.errors import InfeasibleBudgetError, UsageError
 from pbd.pipeline import distill, students
 from pbd.records import RunReport
 from pbd.system import launcher
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
 
     from pbd.data import Data
 
-BISECTIONS = 4
-"""Budgets that are tried to find the fastest student."""
-
 
 def run(
     config: RunConfig,
@@ -27,19 +23,18 @@ def run(
     *,
     dedicated_process: bool = False,
 ) -> RunReport:
-    """Run the method once, for each budget of a sweep, or for the budgets of a bisection; see `distill.run`.
+    """Run the method once, or for each budget of a sweep; see `distill.run`.
 
     Returns:
-        The report of the run directory: that of the only student, of the last one of a sweep, or of the fastest.
+        The report of the run directory: that of the only student, or of the last one of a sweep.
     """
 
     def run_one(one: RunConfig) -> RunReport:
         return distill.run(one, model, data, dedicated_process=dedicated_process)
 
+    config = config.resolved()
     if config.student.sweep is not None:
         return _each(_Students(config, run_one), budgets.sweep(config.student.sweep))
-    if config.student.max_drop is not None:
-        return _fastest(_Students(config, run_one), config.student.max_drop)
     return run_one(config)
 
 
@@ -56,7 +51,7 @@ class _Students:
         Raises:
             InfeasibleBudgetError: no student keeps within the budget.
         """
-        one = self.config.replace(budget=(budget,), sweep=None, max_drop=None)
+        one = self.config.replace(budget=(budget,), sweep=None)
         if not anew and students.is_complete(one):
             return students.read(Path(str(one.execution.run_dir)))[budget]
         finished = self.run_one(one)
@@ -72,45 +67,3 @@ def _each(of_run: _Students, texts: tuple[str, ...]) -> RunReport:
     for number, budget in enumerate(texts, start=1):
         finished = of_run.build(budget, texts, anew=number == len(texts))
     return finished
-
-
-def _fastest(of_run: _Students, max_drop: float) -> RunReport:
-    """Return the report of the fastest student that loses at most `max_drop` of validation accuracy.
-
-    Raises:
-        UsageError: none of the students that were tried does.
-    """
-    too_small, enough, best, tried = 0.0, 1.0, "", dict[str, float]()
-    resumed = of_run.config.execution.resume
-    for _ in range(BISECTIONS):
-        amount = (too_small + enough) / 2
-        budget = f"latency:{amount:g}"
-        try:
-            tried[budget] = _drop(of_run.build(budget, tried))
-        except InfeasibleBudgetError:
-            too_small = amount
-            continue
-        if tried[budget] <= max_drop:
-            enough, best = amount, budget
-        else:
-            too_small = amount
-    if not best:
-        drops = ", ".join(f"{budget}: {drop:.4f}" for budget, drop in tried.items()) or "no budget is possible"
-        raise UsageError(
-            f"the student must lose at most max_drop {max_drop:g} of accuracy. Received: students that lose more "
-            f"({drops}). Give more designs with --block, more --fine-tune-epochs, or a larger --max-drop."
-        )
-    run_dir = Path(str(of_run.config.execution.run_dir))
-    if launcher.rank() in (None, 0) and best != [*tried][-1]:
-        students.put_back(run_dir, best)
-    if resumed:  # the run directory is complete: nothing is built, but settings, teacher and data are compared
-        return of_run.build(best, tried, anew=True)
-    return students.read(run_dir)[best]
-
-
-def _drop(finished: RunReport) -> float:
-    """Return the loss of validation accuracy, or without labels the share of images with another prediction."""
-    teacher, student = finished.teacher, finished.student
-    if teacher.val_accuracy is None or student.val_accuracy is None:
-        return 1.0 - (student.val_agreement or 0.0)
-    return teacher.val_accuracy - student.val_accuracy

@@ -12,15 +12,27 @@ from pbd.deploy.latency_model import LatencyModel, MeasuredNetwork, PieceTime
 from pbd.deploy.targets import Target
 from pbd.networks import channels, graph
 from pbd.records import RESIDUAL, Layer
+from pbd.student import costs_of_blocks
 from pbd.student.candidates import Costs, Piece
 
 
 @dataclass(frozen=True)
 class LatencyTable:
-    """Measured latencies of the pieces of networks that are assembled from a teacher."""
+    """Latencies of the pieces of networks that are assembled from a teacher.
 
+    The layers of the teacher are measured, and blocks that were asked for with `with_measured`. The latency of another
+    block is estimated as if it computed at the rate of its layer. Few blocks do, so that estimates are too low rather
+    than too high: a choice that rests on them is tried, its blocks are measured, and what is not in it need not be.
+    """
+
+    teacher: keras.Model
+    """Written for inference."""
+    layers: Mapping[str, Layer]
+    target: Target
+    batch: int
+    """Images in a pass."""
     model: LatencyModel
-    teacher: MeasuredNetwork
+    whole: MeasuredNetwork
     """The teacher; the model was corrected with it."""
     coldness: float = 0.0
     """Of the networks that the costs are for (see `LatencyModel.coldness`)."""
@@ -28,46 +40,70 @@ class LatencyTable:
     @property
     def of_teacher(self) -> float:
         """Measured seconds of a pass of the teacher."""
-        return self.teacher.seconds
+        return self.whole.seconds
 
     def cost_of(self, layer: Layer, design: str | None, outputs: int) -> Costs:
-        """Return `latency`, the seconds of a layer or its block (see `candidates.CostOf`)."""
-        return {"latency": self.model.piece_s((layer.name, design, outputs), self.coldness)}
+        """Return `latency`, the seconds of a layer or its block, measured or estimated (see `candidates.CostOf`)."""
+        piece = (layer.name, design, outputs)
+        if piece in self.model.times:
+            return {"latency": self.model.piece_s(piece, self.coldness)}
+        kept = self._layers_of(layer)
+        macs = sum(self.layers[name].macs for name, _, _ in kept)
+        seconds = sum(self.model.piece_s(each, self.coldness) for each in kept)
+        return {"latency": costs_of_blocks.count(layer, design, outputs)["macs"] * seconds / max(macs, 1)}
 
-    def predict(self, used: Iterable[Piece]) -> float:
-        """Return the predicted seconds of a pass of a network of these pieces."""
+    def _layers_of(self, layer: Layer) -> list[Piece]:
+        """Return the layer, or those inside a residual block."""
+        if layer.kind != RESIDUAL:
+            return [(layer.name, None, layer.output_shape[-1])]
+        inside = [each for each in self.layers.values() if layer.name in each.inside and each.kind != RESIDUAL]
+        return [(each.name, None, each.output_shape[-1]) for each in inside]
+
+    def predict(self, used: Iterable[Hashable]) -> float:
+        """Return the predicted seconds of a pass of a network of these pieces, which were measured."""
         return self.model.predict(used)
 
     def for_networks_like(self, used: Sequence[Piece]) -> "LatencyTable":
         """Return the table with the costs for networks as large as that of these pieces."""
         return replace(self, coldness=self.model.coldness(used))
 
+    def unmeasured(self, used: Iterable[Piece]) -> list[Piece]:
+        """Return those of these pieces whose latency is an estimate, each once."""
+        return [piece for piece in dict.fromkeys(used) if piece not in self.model.times]
 
-def latency_table(
-    teacher: keras.Model, layers: Mapping[str, Layer], asked: Iterable[Piece], target: Target, batch: int
-) -> LatencyTable:
-    """Measure pieces and the teacher in a target, with one thread.
+    def with_measured(self, used: Iterable[Piece]) -> "LatencyTable":
+        """Return the table with these pieces measured, too."""
+        times = _measured(self.teacher, self.layers, self.unmeasured(used), self.target, self.batch)
+        return replace(self, model=replace(self.model, times={**self.model.times, **times}))
+
+
+def latency_table(teacher: keras.Model, layers: Mapping[str, Layer], target: Target, batch: int) -> LatencyTable:
+    """Measure a teacher and its layers in a target, with one thread.
 
     Args:
         teacher: flat and functional.
         layers: the layers of the run, by name.
-        asked: the pieces, besides those of the teacher.
         target: a runtime and a precision.
         batch: images in a pass.
     """
     network = inference_form.fold(teacher)
-    whole = [(name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL]
-    models = {key: _piece(network, layers[key[0]], *key[1:]) for key in dict.fromkeys([*whole, *asked])}
-    times = dict[Hashable, PieceTime](piece_times.measure(models, target, (batch,))[batch].items())
-    seconds = seconds_of({"teacher": teacher}, target, batch)["teacher"]
-    measured = MeasuredNetwork(tuple(whole), seconds)
-    model = LatencyModel(times).corrected([measured])
-    return LatencyTable(model, measured, model.coldness(whole))
+    kept = tuple((name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL)
+    times = _measured(network, layers, kept, target, batch)
+    whole = MeasuredNetwork(kept, seconds_of({"teacher": teacher}, target, batch)["teacher"])
+    model = LatencyModel(times).corrected([whole])
+    return LatencyTable(network, layers, target, batch, model, whole, model.coldness(kept))
 
 
 def seconds_of(networks: Mapping[str, keras.Model], target: Target, batch: int) -> dict[str, float]:
     """Return the seconds of a pass of whole networks, measured as their pieces are."""
     return piece_times.measure_networks(networks, target, (batch,))[batch]
+
+
+def _measured(
+    network: keras.Model, layers: Mapping[str, Layer], asked: Iterable[Piece], target: Target, batch: int
+) -> dict[Hashable, PieceTime]:
+    models = {key: _piece(network, layers[key[0]], *key[1:]) for key in asked}
+    return dict[Hashable, PieceTime](piece_times.measure(models, target, (batch,))[batch].items())
 
 
 def _piece(network: keras.Model, layer: Layer, design: str | None, outputs: int) -> keras.Model:

@@ -108,16 +108,15 @@ def best(problem: Problem, limits: Mapping[str, float]) -> Iterator[Choice]:
         yield choice
         excluded.append(choice.options)
     if not excluded:
-        raise InfeasibleError({resource: least(problem, resource) for resource in limits})
+        raise InfeasibleError({resource: cheapest(problem, resource).costs[resource] for resource in limits})
 
 
-def least(problem: Problem, resource: str) -> float:
-    """Return the least possible cost of a resource, base included."""
+def cheapest(problem: Problem, resource: str) -> Choice:
+    """Return the choice that costs least of a resource."""
     zero = tuple(np.zeros(len(damages)) for damages in problem.damages)
-    cheapest = replace(problem, damages=zero)
-    solution = _milp(cheapest, {}, [], objective=resource)
-    assert solution is not None  # without limits there is always a choice
-    return problem.cost(resource, solution.options)
+    choice = _milp(replace(problem, damages=zero), {}, [], objective=resource)
+    assert choice is not None  # without limits there is always a choice
+    return replace(choice, damage=problem.damage(choice.options))
 
 
 def _solved(problem: Problem, limits: Mapping[str, float], excluded: Sequence[tuple[int, ...]]) -> Choice | None:

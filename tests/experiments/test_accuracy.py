@@ -85,8 +85,10 @@ def test_each_recipe_is_a_setting_of_pbd() -> None:
     for recipe, settings in accuracy.RECIPES.items():
         flat = RunConfig.of(**settings).flat()
         assert flat.items() >= (settings | {"block": (settings["block"],)}).items(), recipe
-    defaults = RunConfig().flat()
+    paper = RunConfig.of(recipe="paper", max_drop=None)
+    assert paper == RunConfig.of(**accuracy.RECIPES["paper"])
+    defaults = RunConfig.of(block="decoupled_r2").flat()
     whole = accuracy.RECIPES["+ least squares"]
     assert whole | {"block": (whole["block"],)} == {name: defaults[name] for name in whole}, (
-        "the whole is what users get by default"
+        "the whole is what users get with this design"
     )

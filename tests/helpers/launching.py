@@ -8,7 +8,7 @@ QUICK = ["--epochs", "1", "--no-isolate", "--run-dir", "my run"]
 LONGER = ["--epochs", "3", "--no-group", "--no-isolate"]
 """A played run that can be stopped in the middle: the blocks one by one, about a second each."""
 SMALL = ["--teacher-epochs", "1", "--train-limit", "256", "--epochs", "1", "--fine-tune-epochs", "0"]
-SMALL += ["--target", "keras"]
+SMALL += ["--target", "keras", "--block", "decoupled_r2"]
 THREE_LAYERS = ["--layers", "conv1_2", "conv2_1", "conv2_2", "--no-group"]
 DIGITS = [*SMALL, *THREE_LAYERS, "--costs", "macs", "--no-isolate", "--allow-weak-teacher"]
 """A real run that is as short as can be: three blocks of the built-in network."""

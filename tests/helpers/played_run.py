@@ -119,7 +119,7 @@ def _run(config: RunConfig, model: Any, data: Any, executor: Executor, display: 
         missing = [task for task in tasks if task.key not in done]
         scheduler = schedulers.choose(config.execution.scheduler, config.execution.group, executor.elastic)
         assignment = scheduler(missing, costs, executor.num_workers)
-        training, results = PlayedTraining(journal, EPOCH_S * config.training.epochs), []
+        training, results = PlayedTraining(journal, EPOCH_S * config.training.block_epochs), []
         display.phase(f"playing {len(missing)} blocks on {executor.num_workers} workers; {len(done)} were done before")
         began = time.monotonic()
         for result in executor.run(training, assignment, display.update):

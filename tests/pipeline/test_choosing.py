@@ -19,21 +19,29 @@ BLOCKS = ("narrow_r50", "spatial_svd_r50", "merge", "drop")
 
 @pytest.fixture(scope="module")
 def teacher() -> keras.Model:
-    """Return a small residual network with random weights."""
+    """Return a small residual network with random weights that predicts each class about as often."""
     keras.utils.set_random_seed(0)
     x = inputs = keras.Input((8, 8, 3))
     x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="stem")(x)
     for name in ("a", "b"):
         y = keras.layers.Conv2D(16, 3, padding="same", name=f"{name}1")(x)
-        y = keras.layers.ReLU()(keras.layers.BatchNormalization()(y))
+        y = keras.layers.ReLU()(keras.layers.BatchNormalization(momentum=0.0)(y))
         y = keras.layers.Conv2D(16, 3, padding="same", name=f"{name}2")(y)
         x = keras.layers.ReLU()(keras.layers.Add(name=f"{name}_add")([x, y]))
     x = keras.layers.Dense(4, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, x)
+    network = keras.Model(inputs, x)
+    network(random_images(), training=True)  # the statistics of these images
+    network.get_layer("logits").kernel.assign(100 * network.get_layer("logits").kernel)
+    network.get_layer("logits").bias.assign(-network.predict(random_images(), verbose=0).mean(axis=0))
+    return network
+
+
+def random_images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 1, (96, 8, 8, 3)).astype(np.float32)
 
 
 def distill(teacher: keras.Model, run_dir: Path, **settings: Any) -> pbd.Result:
-    images = np.random.default_rng(0).uniform(0, 1, (96, 8, 8, 3)).astype(np.float32)
+    images = random_images()
     data = pbd.Data(train=images, validation=images[:32], test=images[:32], batch_size=32, labels=False)
     fixed = {"epochs": 0, "fine_tune_epochs": 0, "isolate": False, "executor": "serial", "target": "keras"}
     return pbd.distill(teacher, data, run_dir=str(run_dir), **{**fixed, **settings})
@@ -73,8 +81,11 @@ def test_a_complete_run_is_resumed_with_another_budget_without_training(
     monkeypatch.setattr("pbd.pipeline.plan.make_plan", no_training)
     resumed = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), budget="params:0.65", resume=True)
     assert resumed.report.student.params <= 0.65 * cost.count_params(teacher) < first.report.student.params
-    again = distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), budget="params:0.65", resume=True)
+    settings: dict[str, Any] = {"block": ("narrow_r50", "merge"), "budget": "params:0.65", "resume": True}
+    again = distill(teacher, tmp_path / "run", **settings)
     assert again.report.timing == resumed.report.timing, "the report is that of the complete run"
+    tuned = distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1)
+    assert [row["epoch"] for row in tuned.report.fine_tune_history] == [1], "fine-tuned, with the same blocks"
 
 
 def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Model, tmp_path: Path) -> None:
@@ -86,28 +97,73 @@ def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Mod
     assert sum(row.status == "accepted" for row in result.report.blocks) == 4
 
 
+class Stopwatch:
+    """Multiply-accumulates stand in for seconds, of whole networks and of pieces."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, seconds_of_student: float = 1.0) -> None:
+        self.seconds_of_student = seconds_of_student
+        self.networks, self.pieces = list[dict[str, float]](), list[Any]()
+        monkeypatch.setattr(latency_costs, "seconds_of", self.seconds_of)
+        monkeypatch.setattr(latency_costs.piece_times, "measure", self.measure)
+
+    def seconds_of(self, networks: dict[str, keras.Model], *_: Any) -> dict[str, float]:
+        seconds = {name: cost.count_macs(network) / 1e9 for name, network in networks.items()}
+        self.networks.append(
+            {name: (self.seconds_of_student if name == "student" else 1.0) * each for name, each in seconds.items()}
+        )
+        return self.networks[-1]
+
+    def measure(
+        self, pieces: dict[Any, keras.Model], _: Any, batch_sizes: tuple[int, ...]
+    ) -> dict[int, dict[Any, latency_costs.PieceTime]]:
+        self.pieces += pieces
+        times = {key: sum(map(cost.count_macs, (piece, *nested(piece)))) / 1e9 for key, piece in pieces.items()}
+        return {batch_sizes[0]: {key: latency_costs.PieceTime(each, each, 0) for key, each in times.items()}}
+
+
+def nested(model: keras.Model) -> list[keras.Model]:
+    return [layer for layer in model.layers if isinstance(layer, keras.Model)]
+
+
 def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
     teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Multiply-accumulates stand in for seconds; students take a fifth longer than their pieces predict."""
-    measured = []
-
-    def seconds_of(networks: dict[str, keras.Model], *_: Any) -> dict[str, float]:
-        measured.append({name: cost.count_macs(network) / 1e9 for name, network in networks.items()})
-        return {name: (1.2 if name == "student" else 1.0) * seconds for name, seconds in measured[-1].items()}
-
-    def measure(pieces: dict[Any, keras.Model], _: Any, batch_sizes: tuple[int, ...]) -> dict[int, dict[Any, Any]]:
-        times = {key: cost.count_macs(piece) / 1e9 for key, piece in pieces.items()}
-        return {batch_sizes[0]: {key: latency_costs.PieceTime(each, each, 0) for key, each in times.items()}}
-
-    monkeypatch.setattr(latency_costs, "seconds_of", seconds_of)
-    monkeypatch.setattr(latency_costs.piece_times, "measure", measure)
+    stopwatch = Stopwatch(monkeypatch, seconds_of_student=1.2)
     result = distill(teacher, tmp_path / "run", block=BLOCKS, budget="latency:0.8", target_batch=4)
-    tried = [seconds["student"] for seconds in measured if "student" in seconds]
+    tried = [seconds["student"] for seconds in stopwatch.networks if "student" in seconds]
+    limit = choosing.TOO_SLOW * 0.8 * stopwatch.networks[0]["teacher"]
     assert len(tried) > 1
-    assert 1.2 * tried[0] > choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
-    assert 1.2 * tried[-1] <= 1.01 * choosing.TOO_SLOW * 0.8 * measured[0]["teacher"]
+    assert tried[0] > limit
+    assert tried[-1] <= 1.01 * limit
     assert sum("of the teacher's latency predicted" in event for event in result.report.events) == len(tried)
+
+
+def test_only_pieces_of_networks_that_could_be_chosen_are_measured(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopwatch = Stopwatch(monkeypatch)
+    blocks = (*BLOCKS, "narrow_r25", "narrow_r75", "spatial_svd_r25", "tucker2_r50")
+    result = distill(teacher, tmp_path / "run", block=blocks, budget="latency:0.8")
+    assert len(stopwatch.pieces) == len(set(stopwatch.pieces)), "none is measured twice"
+    candidates = 5 * 6 + 2 * 2  # of convolutions and of residual blocks, without the widths of their outputs
+    assert 5 < len(stopwatch.pieces) < candidates
+    assert result.report.choice is not None
+    assert result.report.choice.predicted["latency"] == pytest.approx(result.report.choice.measured_latency, abs=1e-3)
+
+
+def test_the_fastest_student_that_keeps_the_accuracy_is_chosen(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Stopwatch(monkeypatch)
+    careful, bold = (
+        distill(teacher, tmp_path / str(max_drop), block=BLOCKS, max_drop=max_drop).report for max_drop in (0.15, 0.9)
+    )
+    for report, max_drop in ((careful, 0.15), (bold, 0.9)):
+        assert report.student.val_agreement is not None
+        assert report.student.val_agreement >= 1 - max_drop
+    assert bold.student.macs < careful.student.macs < careful.teacher.macs
+    again = distill(teacher, tmp_path / "0.9", block=BLOCKS, max_drop=0.15, resume=True).report
+    assert again.student.macs == careful.student.macs, "a complete run is resumed with another limit"
 
 
 def test_a_sweep_gives_a_student_for_each_budget_from_one_set_of_blocks(

@@ -16,6 +16,7 @@ from pbd.run_dir.journal import Journal
 from tests.helpers.fakes import steady
 
 SMALL = {
+    "block": "decoupled_r2",
     "train_limit": 256,
     "batch_size": 32,
     "epochs": 1,

@@ -12,7 +12,8 @@ import pbd
 from pbd.errors import BadInputError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 8), dtype=np.uint8)
-CHEAP: dict[str, Any] = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
+CHEAP: dict[str, Any] = {"block": "decoupled_r2", "executor": "serial", "isolate": False, "costs": "macs"}
+CHEAP |= {"epochs": 1, "fine_tune_epochs": 1}
 
 
 def teacher_of(activation: str | None, outputs: int = 1) -> keras.Model:
