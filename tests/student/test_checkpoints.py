@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 
 import keras
 import numpy as np
@@ -15,6 +16,7 @@ from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
+from pbd.pipeline.remote_tasks import FineTuneTask
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
@@ -160,3 +162,14 @@ def test_a_damaged_checkpoint_is_ignored(
     file.write_bytes(content)
     assert_equal(tune(tmp_path), whole)
     assert "starts from the beginning" in caplog.text
+
+
+def test_students_that_differ_only_in_their_widths_have_checkpoints_of_their_own(tmp_path: Path) -> None:
+    def file_name(width: int) -> str:
+        inputs = keras.Input((8, 8, 3))
+        outputs = keras.layers.Conv2D(4, 3, name="b")(keras.layers.Conv2D(width, 3, name="a")(inputs))
+        context = SimpleNamespace(journal=Journal.create(tmp_path / str(width), {}))
+        task = FineTuneTask(context, Path("student.keras"), StudentConfig(), Metrics(1.0, 1.0, 0.0), first_epoch=0)  # type: ignore[arg-type]
+        return task._checkpoint(keras.Model(inputs, outputs), SINGLE)._name
+
+    assert file_name(8) != file_name(4)
