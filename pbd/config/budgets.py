@@ -1,12 +1,15 @@
-"""Budgets as users write them: `latency:0.5`, `macs:0.3`, `params:0.25` or `params:100000`."""
+"""Budgets as users write them: `latency:0.5`, `macs:0.3`, `params:0.25`, `params:100000` or `bytes:100000`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from pbd.errors import UsageError, unknown_name
 
-RESOURCES = {"latency": "latency", "macs": "multiply-accumulates", "params": "parameters"}
+LATENCY, BYTES = "latency", "bytes"
+RESOURCES = {LATENCY: "latency", "macs": "multiply-accumulates", "params": "parameters", BYTES: "bytes"}
 """What a budget can limit, and how reports call it."""
+MEASURED = (LATENCY, BYTES)
+"""Predicted from the pieces of a network for its choice, and then measured: the latency and the file in the target."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ def parse(text: str) -> Budget:
         number = float(amount)
     except ValueError:
         number = 0.0
-    if not 0.0 < number < float("inf") or (resource == "latency" and number > 1.0):
-        most = "a fraction of the teacher's" if resource == "latency" else "a fraction of the teacher's or an amount"
+    if not 0.0 < number < float("inf") or (resource == LATENCY and number > 1.0):
+        most = "a fraction of the teacher's" if resource == LATENCY else "a fraction of the teacher's or an amount"
         raise UsageError(f"a budget is RESOURCE:{most}. Received: {text!r}. Give {resource}:0.5, for example.")
     return Budget(resource, number)
 

@@ -23,10 +23,10 @@ class StudentConfig(Section):
     """Accept a block if the teacher with only this block swapped in loses at most this much validation accuracy
     (default: 0.2)."""
     budget: tuple[str, ...] = ()
-    """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25 or
-    params:100000. Of all candidates, those with the least divergence from the teacher are chosen that keep within it.
-    The default is max_drop 0.01; if designs or thresholds of accuracy are given alone, blocks are accepted by their
-    accuracy."""
+    """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25,
+    params:100000 or bytes:100000 (its file in the target). Of all candidates, those with the least divergence from the
+    teacher are chosen that keep within it. The default is max_drop 0.01; if designs or thresholds of accuracy are given
+    alone, blocks are accepted by their accuracy."""
     sweep: str | None = None
     """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
     gets a table and a picture of all of them, and the folder front with their files."""

@@ -185,6 +185,24 @@ def deployed_file(name: str, network: keras.Model, target: Target, folder: Path)
     return DeployedFile(name, target, path)
 
 
+@random_state.preserved()
+def file_size(model: keras.Model, target: Target) -> int:
+    """Return the bytes of the file of a model in a target, and of the files beside it.
+
+    In 8-bit integers, all layers are quantised.
+
+    Args:
+        model: functional or sequential, one input of images of a fixed shape.
+        target: of the file.
+
+    Raises:
+        BadInputError: the exporter fails.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        network = precision.in_float32(graph.flatten(model))
+        return exporting.size_of(deployed_file("", network, target, Path(folder) / "file").path)
+
+
 def _row(file: DeployedFile, number: int, times: Times, memory_bytes: int | None) -> ModelLatency:
     q1_s, median_s, q3_s = times.quartiles(number)
     return ModelLatency(

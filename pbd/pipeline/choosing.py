@@ -5,8 +5,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from pbd.config import StudentConfig, budgets
+from pbd.config.budgets import BYTES, LATENCY, MEASURED
 from pbd.errors import InfeasibleBudgetError
-from pbd.pipeline.proposals import LATENCY, Proposal, Proposer
+from pbd.pipeline.proposals import Proposal, Proposer
 from pbd.records import BlockResult, ChoiceReport
 from pbd.student import selection
 from pbd.student.builder import Assembled
@@ -14,9 +15,9 @@ from pbd.student.builder import Assembled
 ASSEMBLED = 4
 """Choices of the solver that are assembled and compared."""
 CORRECTIONS = 3
-"""How often a choice that is measured to be too slow is replaced by one under a tighter limit."""
-TOO_SLOW = 1.02
-"""A choice is too slow if its measured latency exceeds the limit by this factor."""
+"""How often a choice that takes too much, as measured, is replaced by one under a tighter limit."""
+TOLERANCE = {LATENCY: 1.02, BYTES: 1.0}
+"""A choice takes too much if what is measured exceeds the limit by this factor."""
 RECOVERED = (8.0, 3.0, 1.0)
 """With `max_drop`, an assembled network may lose so many times as much, because fine-tuning recovers some of it. The
 first is tried first; with the last, fine-tuning need not recover anything."""
@@ -47,7 +48,7 @@ def check_counted(proposer: Proposer, settings: StudentConfig) -> None:
         InfeasibleBudgetError: no choice keeps within them.
     """
     requested = [budgets.parse(text) for text in settings.budget]
-    counted = [budget for budget in requested if budget.resource != LATENCY]
+    counted = [budget for budget in requested if budget.resource not in MEASURED]
     if counted:
         proposer.check(counted)
 
@@ -84,30 +85,31 @@ def _chosen(proposer: Proposer, proposal: Proposal | None) -> Chosen:
 
 
 def _within(proposer: Proposer, requested: Sequence[budgets.Budget]) -> Proposal:
-    """Return the best proposal; under a budget of latency, one that is measured to be fast enough.
+    """Return the best proposal; if a budget limits what is measured, one that keeps within it as measured.
 
-    If none is, it is the fastest of those that were measured.
+    If none does, it is the one of those that were measured that exceeds its budgets least.
     """
-    limit = next((budget.amount for budget in requested if budget.resource == LATENCY), None)
-    if limit is None:
+    limits = {each.resource: proposer.share(each) for each in requested if each.resource in MEASURED}
+    if not limits:
         return proposer.best(requested, ASSEMBLED)
-    measured: list[Proposal] = []
-    tightened = 1.0
+    measured = list[tuple[float, Proposal]]()
+    tightened = dict.fromkeys(limits, 1.0)
     while len(measured) <= CORRECTIONS:
         try:
-            best = proposer.measure(proposer.best(requested, ASSEMBLED, tightened))
+            best = proposer.measure(proposer.best(requested, ASSEMBLED, tightened), limits)
         except InfeasibleBudgetError as error:
             if not measured:
                 raise
-            proposer.tell(f"no choice is fast enough as measured: {error}")
+            proposer.tell(f"no choice keeps within the budget as measured: {error}")
             break
-        measured.append(best)
-        if best.share <= TOO_SLOW * limit:
+        excess = {name: best.report.measured[name] / limit for name, limit in limits.items()}
+        measured.append((max(excess[name] / TOLERANCE[name] for name in limits), best))
+        if measured[-1][0] <= 1.0:
             break
-        # As much faster as it was too slow; the prediction is good enough to tell in which direction to go.
-        tightened *= limit / best.share
+        # As much less as it was too much; the prediction is good enough to tell in which direction to go.
+        tightened = {name: factor / max(excess[name], 1.0) for name, factor in tightened.items()}
         proposer.predict_for_networks_like(best)
-    return min(measured, key=lambda each: each.share)
+    return min(measured, key=lambda each: each[0])[1]
 
 
 def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
@@ -131,7 +133,7 @@ def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
     best = proposer.best([_latency(enough)], ASSEMBLED)
     if best.assembled.metrics.score < lowest:
         best = proposer.best([_latency(enough)], 1)
-    return proposer.measure(best)
+    return proposer.measure(best, [LATENCY])
 
 
 def _latency(share: float) -> budgets.Budget:

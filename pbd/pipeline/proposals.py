@@ -1,14 +1,18 @@
 """Networks within a budget: the solver chooses their blocks, and they are assembled and compared."""
 
+import functools
 import itertools
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import keras
 
 from pbd.config import RunConfig, budgets
+from pbd.config.budgets import BYTES, LATENCY
 from pbd.deploy import targets
+from pbd.deploy.latency import file_size
 from pbd.deploy.targets import Target
 from pbd.errors import InfeasibleBudgetError
 from pbd.networks import cost
@@ -18,8 +22,6 @@ from pbd.student import candidates, costs_of_blocks, latency_costs, solver
 from pbd.student.builder import Assembled
 from pbd.student.candidates import Candidates, Costs, Piece
 from pbd.student.latency_costs import LatencyTable
-
-LATENCY = "latency"
 
 
 def budget_target(name: str) -> Target:
@@ -47,11 +49,6 @@ class Proposal:
         """From the teacher."""
         return self.report.divergence if math.isfinite(self.report.divergence) else math.inf
 
-    @property
-    def share(self) -> float:
-        """The latency as a fraction of the teacher's, as measured."""
-        return math.inf if self.report.measured_latency is None else self.report.measured_latency
-
 
 @dataclass
 class Proposer:
@@ -75,15 +72,18 @@ class Proposer:
     events: list[str] = field(default_factory=list)
     """What was proposed, and how predictions held."""
     _assembled: dict[frozenset[tuple[str, str]], Assembled] = field(default_factory=dict)
+    _counted: dict[str, float] = field(default_factory=dict)
     _table: LatencyTable | None = None
 
-    def best(self, requested: Sequence[budgets.Budget], count: int, tightened: float = 1.0) -> Proposal:
+    def best(
+        self, requested: Sequence[budgets.Budget], count: int, tightened: Mapping[str, float] = MappingProxyType({})
+    ) -> Proposal:
         """Return the best of the solver's first choices: the assembled network with the least divergence.
 
         Args:
             requested: the budgets.
             count: how many choices are assembled: damages of blocks add up only nearly.
-            tightened: the limit of latency is multiplied by this factor.
+            tightened: by resource, a factor for its limit.
 
         Raises:
             InfeasibleBudgetError: no choice keeps within the budgets.
@@ -98,43 +98,59 @@ class Proposer:
         Raises:
             InfeasibleBudgetError: no choice keeps within them.
         """
-        self._choices(requested, 1, 1.0)
+        self._choices(requested, 1, {})
 
-    def measure(self, proposal: Proposal) -> Proposal:
-        """Return the proposal with the latency of its network as a fraction of the teacher's, measured in turn."""
+    def measure(self, proposal: Proposal, resources: Iterable[str]) -> Proposal:
+        """Return the proposal with what its network takes of these resources, as fractions of what the teacher takes.
+
+        Args:
+            proposal: of a budget of these resources.
+            resources: latency, for which both networks take turns, or bytes.
+        """
         networks = {"teacher": self.teacher, "student": proposal.assembled.model}
-        seconds = latency_costs.seconds_of(networks, self._target, self.config.student.target_batch)
-        report = replace(proposal.report, measured_latency=seconds["student"] / seconds["teacher"])
-        shares = f"{100 * report.predicted[LATENCY]:.1f}% of the teacher's latency predicted"
-        self.tell(f"{self._target.name}: {shares}, {100 * (report.measured_latency or math.inf):.1f}% measured")
-        return replace(proposal, report=report)
+        measured = dict[str, float]()
+        for resource in resources:
+            amounts = (
+                latency_costs.seconds_of(networks, self._target, self.config.student.target_batch)
+                if resource == LATENCY
+                else {name: file_size(network, self._target) for name, network in networks.items()}
+            )
+            measured[resource] = amounts["student"] / amounts["teacher"]
+            predicted = f"{100 * proposal.report.predicted[resource]:.1f}% of the teacher's {resource} predicted"
+            self.tell(f"{self._target.name}: {predicted}, {100 * measured[resource]:.1f}% measured")
+        return replace(proposal, report=replace(proposal.report, measured=measured))
+
+    def share(self, budget: budgets.Budget) -> float:
+        """Return a budget as a fraction of what the teacher takes."""
+        return budget.limit(self._of_teacher(budget.resource)) / self._of_teacher(budget.resource)
 
     def predict_for_networks_like(self, proposal: Proposal) -> None:
         """Predict latencies from now on for networks as large as this one."""
-        self._table = self._latencies().for_networks_like(proposal.pieces)
+        if self._table is not None:
+            self._table = self._table.for_networks_like(proposal.pieces)
 
     def least_latency(self) -> float:
         """Return the least latency that is possible, as a fraction of the teacher's."""
         while True:
-            options = self._candidates(latency=True)
+            options = self._candidates({LATENCY})
             fastest = solver.cheapest(options.problem, LATENCY)
             if not self._measure_pieces(options.pieces(fastest.options)):
                 return fastest.costs[LATENCY] / self._latencies().of_teacher
 
     def _choices(
-        self, requested: Sequence[budgets.Budget], count: int, tightened: float
+        self, requested: Sequence[budgets.Budget], count: int, tightened: Mapping[str, float]
     ) -> tuple[Candidates, list[solver.Choice]]:
         """Return the candidates and the solver's first choices, all pieces of which were measured if latency counts.
 
         Raises:
             InfeasibleBudgetError: no choice keeps within the budgets.
         """
-        latency = any(each.resource == LATENCY for each in requested)
+        limited = {each.resource for each in requested}
+        latency = LATENCY in limited
+        limits = {each.resource: each.limit(self._of_teacher(each.resource)) for each in requested}
+        limits = {resource: limit * tightened.get(resource, 1.0) for resource, limit in limits.items()}
         while True:
-            options = self._candidates(latency)
-            limits = {each.resource: each.limit(self._of_teacher(each.resource)) for each in requested}
-            if latency:
-                limits[LATENCY] *= tightened
+            options = self._candidates(limited)
             try:
                 choices = list(itertools.islice(solver.best(options.problem, limits), count))
             except solver.InfeasibleError as error:
@@ -147,23 +163,31 @@ class Proposer:
     def _pieces_of_the_fastest(self, options: Candidates) -> list[Piece]:
         return options.pieces(solver.cheapest(options.problem, LATENCY).options)
 
-    def _candidates(self, latency: bool) -> Candidates:
-        """Return the candidates, with their latencies if those count."""
-        counted = {resource: self._of_teacher(resource) for resource in ("macs", "params")}
-        if not latency:
-            return candidates.gather(self.tasks, self.results, costs_of_blocks.count, counted)
-        table = self._latencies()
+    def _candidates(self, limited: Container[str]) -> Candidates:
+        """Return the candidates with their costs: macs, params, and of `MEASURED` those that are limited."""
+        whole = {name: self._of_teacher(name) for name in ("macs", "params", BYTES) if name in limited or name != BYTES}
+        table = self._latencies() if LATENCY in limited else None
+        if table is not None:
+            whole[LATENCY] = table.predict(table.whole.chosen)
+        bytes_of_weight = 1 if self._target.int8 else 4
 
         def cost_of(layer: Layer, design: str | None, outputs: int) -> Costs:
-            return {**costs_of_blocks.count(layer, design, outputs), **table.cost_of(layer, design, outputs)}
+            counted = costs_of_blocks.count(layer, design, outputs)
+            weights = {BYTES: bytes_of_weight * counted["params"]} if BYTES in limited else {}
+            latency = {} if table is None else table.cost_of(layer, design, outputs)
+            return {**counted, **weights, **latency}
 
-        whole = {**counted, LATENCY: table.predict(table.whole.chosen)}
         return candidates.gather(self.tasks, self.results, cost_of, whole)
 
     def _of_teacher(self, resource: str) -> float:
+        """Return what the teacher takes of a resource."""
         if resource == LATENCY:
             return self._latencies().of_teacher
-        return float((cost.count_macs if resource == "macs" else cost.count_params)(self.teacher))
+        if resource not in self._counted:
+            counts: dict[str, Callable[[keras.Model], int]] = {"macs": cost.count_macs, "params": cost.count_params}
+            counts[BYTES] = functools.partial(file_size, target=self._target)
+            self._counted[resource] = float(counts[resource](self.teacher))
+        return self._counted[resource]
 
     @property
     def _target(self) -> Target:

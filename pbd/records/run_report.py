@@ -1,6 +1,6 @@
 """Records of a finished run: the content of `report.json`."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pbd.records.work import BlockKey
@@ -188,9 +188,10 @@ class ChoiceReport:
     summed_divergence: float
     """The sum of those of its blocks, each alone in the teacher, which the choice minimised."""
     predicted: dict[str, float]
-    """By resource: latency, macs, params."""
-    measured_latency: float | None = None
-    """Of the assembled network beside the teacher, in the target and for the batch of the budget."""
+    """By resource: latency, macs, params, bytes."""
+    measured: dict[str, float] = field(default_factory=dict)
+    """Of latency and bytes, those that a budget limits: of the assembled network beside the teacher, in the target and
+    for the batch of the budget."""
 
 
 @dataclass(frozen=True)

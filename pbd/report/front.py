@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from rich.console import Console
 from rich.table import Table
 
+from pbd.config import budgets
 from pbd.records import RunReport
 from pbd.report import deployments, plots
 from pbd.report.words import percent, times
@@ -98,7 +99,7 @@ def _choice(report: RunReport) -> Sequence[str]:
         return _ABSENT, _ABSENT
     resource = report.config["budget"][0].partition(":")[0]
     predicted = report.choice.predicted[resource]
-    measured = report.choice.measured_latency if resource == "latency" else predicted
+    measured = report.choice.measured.get(resource) if resource in budgets.MEASURED else predicted
     return percent(predicted, 1), _ABSENT if measured is None else percent(measured, 1)
 
 

@@ -1,6 +1,6 @@
 """With `max_drop`: which networks are tried, and which one is chosen, by their latency and what they lose."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,9 +25,11 @@ class Networks:
     def least_latency(self) -> float:
         return LEAST
 
-    def best(self, requested: Sequence[budgets.Budget], count: int, tightened: float = 1.0) -> Any:
+    def best(
+        self, requested: Sequence[budgets.Budget], count: int, tightened: Mapping[str, float] | None = None
+    ) -> Any:
         (budget,) = requested
-        share = int(20 * budget.amount * tightened + 1e-4) / 20
+        share = int(20 * budget.amount * (tightened or {}).get(budget.resource, 1.0) + 1e-4) / 20
         if share < LEAST:
             raise InfeasibleBudgetError("the least possible: latency:0.2")
         self.assembled.append(share)
@@ -38,8 +40,11 @@ class Networks:
             report=ChoiceReport(0.0, 0.0, {"latency": share}),
         )
 
-    def measure(self, proposal: Any) -> Any:
+    def measure(self, proposal: Any, resources: Any) -> Any:
         return proposal
+
+    def share(self, budget: budgets.Budget) -> float:
+        return budget.amount
 
 
 def shares(networks: Networks, max_drop: float) -> list[float | None]:
@@ -69,10 +74,10 @@ def test_if_every_network_loses_too_much_the_teacher_is_left() -> None:
 
 def test_a_budget_gives_one_choice_and_is_repeated_under_a_tighter_limit_if_it_is_measured_too_slow() -> None:
     class Slow(Networks):
-        def measure(self, proposal: Any) -> Any:
+        def measure(self, proposal: Any, resources: Any) -> Any:
             self.events.append("measured")
-            share = 1.2 * proposal.report.predicted["latency"]
-            return SimpleNamespace(**vars(proposal) | {"share": share})
+            measured = {name: 1.2 * proposal.report.predicted[name] for name in resources}
+            return SimpleNamespace(**vars(proposal) | {"report": SimpleNamespace(measured=measured)})
 
         def predict_for_networks_like(self, _: Any) -> None:
             pass

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 
 import pbd
+from pbd.deploy import targets
+from pbd.deploy.latency import file_size
 from pbd.errors import UsageError
 from pbd.networks import cost
 from pbd.pipeline import choosing
@@ -131,11 +133,20 @@ def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
     stopwatch = Stopwatch(monkeypatch, seconds_of_student=1.2)
     result = distill(teacher, tmp_path / "run", block=BLOCKS, budget="latency:0.8", target_batch=4)
     tried = [seconds["student"] for seconds in stopwatch.networks if "student" in seconds]
-    limit = choosing.TOO_SLOW * 0.8 * stopwatch.networks[0]["teacher"]
+    limit = choosing.TOLERANCE["latency"] * 0.8 * stopwatch.networks[0]["teacher"]
     assert len(tried) > 1
     assert tried[0] > limit
     assert tried[-1] <= 1.01 * limit
     assert sum("of the teacher's latency predicted" in event for event in result.report.events) == len(tried)
+
+
+def test_the_file_of_the_student_keeps_within_its_bytes(teacher: keras.Model, tmp_path: Path) -> None:
+    whole = file_size(teacher, targets.get("keras"))
+    limit = int(0.75 * whole)
+    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget=f"bytes:{limit}")
+    assert result.report.choice is not None
+    assert 0.8 * limit < file_size(result.model, targets.get("keras")) <= limit
+    assert result.report.choice.measured["bytes"] * whole <= limit
 
 
 def test_only_pieces_of_networks_that_could_be_chosen_are_measured(
@@ -147,8 +158,9 @@ def test_only_pieces_of_networks_that_could_be_chosen_are_measured(
     assert len(stopwatch.pieces) == len(set(stopwatch.pieces)), "none is measured twice"
     candidates = 5 * 6 + 2 * 2  # of convolutions and of residual blocks, without the widths of their outputs
     assert 5 < len(stopwatch.pieces) < candidates
-    assert result.report.choice is not None
-    assert result.report.choice.predicted["latency"] == pytest.approx(result.report.choice.measured_latency, abs=1e-3)
+    choice = result.report.choice
+    assert choice is not None
+    assert choice.predicted["latency"] == pytest.approx(choice.measured["latency"], abs=1e-3)
 
 
 def test_the_fastest_student_that_keeps_the_accuracy_is_chosen(

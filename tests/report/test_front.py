@@ -14,7 +14,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 def report(budget: str, ms: tuple[float, float], accuracy: float) -> RunReport:
     rows = four_rows(student={"ms": ms, "accuracy": accuracy})
-    choice = ChoiceReport(0.02, 0.03, {"latency": 0.61, "macs": 0.5}, measured_latency=0.63)
+    choice = ChoiceReport(0.02, 0.03, {"latency": 0.61, "macs": 0.5}, measured={"latency": 0.63})
     config = {"teacher": "t.keras", "dataset": "d.npz", "budget": [budget], "target_batch": 32}
     return full_report(deployments=rows, choice=choice, config=config)
 
