@@ -60,11 +60,11 @@ class TfDataFeed:
         if isinstance(split, StreamSplit):
             batches = _stream_in_order(split, dataset.batch_size, limit, dataset.worker)
             return _prefetched(batches.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
-        made = _IN_ORDER.setdefault(split, {})
+        pipelines = _IN_ORDER.setdefault(split, {})
         settings = (dataset.preprocess, dataset.batch_size, limit, dataset.worker, PARALLEL_CALLS)
-        if settings not in made:
-            made[settings] = _prefetched(_rows_in_order(split, dataset.batch_size, limit, dataset.worker, finish))
-        return made[settings]
+        if settings not in pipelines:
+            pipelines[settings] = _prefetched(_rows_in_order(split, dataset.batch_size, limit, dataset.worker, finish))
+        return pipelines[settings]
 
     def damaged_files(self, paths: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(PARALLEL_CALLS) as threads:
