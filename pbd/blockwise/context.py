@@ -13,6 +13,7 @@ from pbd.config import DataConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.data import load as load_data
 from pbd.errors import MissingInputError
+from pbd.networks import files
 from pbd.run_dir import damaged_images, error_files
 from pbd.run_dir.journal import Journal
 from pbd.system import initial_values, watchdog
@@ -59,7 +60,7 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
             "Give a --run-dir on storage that all hosts share."
         )
     with watchdog.waiting(), initial_values.on_host():
-        return keras.models.load_model(path, compile=False)
+        return files.read(path)
 
 
 @functools.lru_cache(maxsize=1)

@@ -47,8 +47,9 @@ def enumerate_tasks(
             "Give another teacher: there is nothing to replace in this one."
         )
     _check_patterns(patterns, [layer.name for layer, _ in layers])
+    sizes = _BlockSizes()
     tasks = tuple(
-        _task(layer, calls, design, patterns, include_unprofitable)
+        _task(layer, calls, design, sizes, patterns, include_unprofitable)
         for layer, calls in layers
         for design in designs
         if design.replaces == layer.kind
@@ -127,15 +128,35 @@ def describe_residual(index: int, residual: Residual, model: keras.Model) -> Lay
     )
 
 
+class _BlockSizes:
+    """Sizes of blocks, counted once for all layers of a network that are alike."""
+
+    def __init__(self) -> None:
+        self._sizes: dict[tuple[str, str], tuple[int, int]] = {}
+
+    def of(self, design: BlockDesign, layer: Layer) -> tuple[int, int]:
+        """Return the multiply-accumulates and the parameters of the design's block for a layer."""
+        alike = replace(layer, index=0, name="layer", prefix_macs=0, inside=(), producer="")
+        key = (design.name, repr(alike))  # an activation may be a dictionary
+        if key not in self._sizes:
+            block = blocks.build_block(design, layer, seed=0)
+            self._sizes[key] = count_macs(block), count_params(block)
+        return self._sizes[key]
+
+
 def _task(
-    layer: Layer, calls: int, design: BlockDesign, patterns: Sequence[str], include_unprofitable: bool
+    layer: Layer,
+    calls: int,
+    design: BlockDesign,
+    sizes: _BlockSizes,
+    patterns: Sequence[str],
+    include_unprofitable: bool,
 ) -> BlockTask:
     macs = params = 0
     reason = f"called {calls} times: one block cannot learn from several inputs" if calls > 1 else None
     reason = reason or design.applies_to(layer)
     if reason is None:
-        block = blocks.build_block(design, layer, seed=0)
-        macs, params = count_macs(block), count_params(block)
+        macs, params = sizes.of(design, layer)
     if not _selected(layer.name, patterns):
         reason = "excluded by --layers"
     elif reason is None and not include_unprofitable:

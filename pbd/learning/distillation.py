@@ -58,7 +58,7 @@ def logits_model(model: keras.Model, images: Any) -> keras.Model:
     logits = graph.logits(model)
     if logits.output.shape[-1] == 1:
         return keras.Model(model.inputs[0], class_scores(logits.outputs[0]), name=logits.name)
-    if not outputs_probabilities(logits, images):
+    if graph.ends_in_logits(model) or not outputs_probabilities(logits, images):
         return logits
     logarithms = keras.ops.log(keras.ops.maximum(logits.outputs[0], SMALLEST_PROBABILITY))
     return keras.Model(model.inputs[0], logarithms, name=logits.name)

@@ -30,7 +30,7 @@ def load(path: str) -> keras.Model:
     _check("a model file must be a whole Keras model", path)
     with _one_line_errors("a model file must be a whole Keras model", path, file_remedies.for_model):
         _load_without_variables(path)
-        model = keras.models.load_model(path, compile=False, safe_mode=True)
+        model = read(path)
         _check_finite(model)
     return model
 
@@ -46,7 +46,7 @@ def load_own(path: Path) -> keras.Model:
         BadInputError: the file is missing or damaged.
     """
     with _one_line_errors("a model file of pbd must be whole", str(path), file_remedies.for_damage):
-        return keras.models.load_model(path, compile=False, safe_mode=True)
+        return read(path)
 
 
 @watchdog.waiting()
@@ -104,7 +104,7 @@ def _load_without_variables(path: str) -> None:
         Exception: configuration and weights do not fit; the type is Keras' choice.
     """
     with _without_variables():
-        keras.models.load_model(path, compile=False, safe_mode=True)
+        read(path)
 
 
 @contextlib.contextmanager
@@ -123,8 +123,15 @@ def _check_finite(model: keras.Model) -> None:
             raise ValueError(f"{variable.path} {file_remedies.NOT_FINITE}")
 
 
+def read(path: str | Path) -> keras.Model:
+    """Return the model in a file, not compiled, as Keras reads it; errors are Keras'."""
+    keras_state.remember_skipped_attributes()
+    return keras.models.load_model(path, compile=False, safe_mode=True)
+
+
 def model_bytes(model: keras.Model) -> bytes:
     """Return the model as the content of a `.keras` file."""
+    keras_state.remember_skipped_attributes()
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         model.save(path)

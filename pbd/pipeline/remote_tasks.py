@@ -19,6 +19,7 @@ from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import WorkerShare
 from pbd.learning.metrics import Metrics, evaluate
+from pbd.networks import files
 from pbd.records import BlockResult, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
 from pbd.student.adaptation import Adapted, adapt
@@ -69,7 +70,7 @@ class TrainGroupTask:
 
 @initial_values.on_host()
 def _loaded(path: Path) -> keras.Model:
-    return keras.models.load_model(path, compile=False)
+    return files.read(path)
 
 
 @dataclass(frozen=True)

@@ -109,8 +109,9 @@ def claimed(share: Share) -> Iterator[None]:
         EnvironmentMismatchError: there are GPUs, but fewer than workers.
     """
     before = dict(os.environ)
-    libraries = {library.filepath for library in threadpoolctl.ThreadpoolController().lib_controllers}
-    with threadpoolctl.threadpool_limits():  # without a limit it only restores the limits at the end
+    controller = threadpoolctl.ThreadpoolController()
+    libraries = {library.filepath for library in controller.lib_controllers}
+    with controller.limit():  # without a limit it only restores the limits at the end
         share.claim()
         changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
         try:

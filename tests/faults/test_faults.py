@@ -1,6 +1,7 @@
 """A few faults in real runs; `make soak` injects many. Each run ends in time, loses nothing and does nothing twice."""
 
 import random
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,13 +11,17 @@ from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.faults import jobs, saving
 from tests.faults.injection import Fault
 from tests.faults.jobs import Range
+from tests.helpers import bare_runs
 
 pytestmark = pytest.mark.system
 
 
 @pytest.fixture(scope="module")
-def place(tmp_path_factory: pytest.TempPathFactory) -> Range:
-    return Range.at(tmp_path_factory.mktemp("faults") / "range")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
+    """Provide a place for runs that only compute blocks and students: no fault strikes elsewhere."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(bare_runs.ENVIRONMENT, "1")
+        yield Range.at(tmp_path_factory.mktemp("faults") / "range")
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,11 @@ A whole run in a process of its own otherwise spends four to eight seconds on th
 `PYTHONPATH` call `install` as they start.
 """
 
-import importlib.abc
-import importlib.machinery
 import os
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
+
+from tests.helpers import after_import
 
 SHORT_S = 0.01
 """How long each latency is measured."""
@@ -20,26 +18,10 @@ PATHS = os.pathsep.join([str(Path(__file__).with_name("path")), str(ROOT)])
 MODULE = "pbd.deploy.latency"
 
 
-class _Finder(importlib.abc.MetaPathFinder):
-    """Finds modules as ever, and shortens the measurement once its module is loaded."""
-
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        spec = importlib.machinery.PathFinder.find_spec(name, path, target) if name == MODULE else None
-        if spec is None or spec.loader is None:
-            return None
-        load = spec.loader.exec_module
-
-        def exec_module(module: ModuleType) -> None:
-            load(module)
-            module.LIMIT_S = SHORT_S  # type: ignore[attr-defined]
-
-        spec.loader.exec_module = exec_module  # type: ignore[method-assign]
-        return spec
+def _shorten(module: ModuleType) -> None:
+    module.LIMIT_S = SHORT_S  # type: ignore[attr-defined]
 
 
 def install() -> None:
     """Shorten the measurements of this process, which has not loaded their module yet."""
-    assert MODULE not in sys.modules
-    sys.meta_path.insert(0, _Finder())
+    after_import.change(MODULE, _shorten)

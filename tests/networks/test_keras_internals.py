@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from pbd.networks import keras_internals
+from pbd.system import keras_state
 
 layers = keras.layers
 
@@ -76,3 +77,11 @@ def test_the_call_that_computes_a_tensor_and_its_inputs_are_found(model: keras.M
     assert keras_internals.call_inputs(shared, 0)[0] is model.inputs[0]
     (before,) = keras_internals.call_inputs(shared, 1)
     assert keras_internals.call_inputs(*keras_internals.producer(before))[0] is first
+
+
+def test_keras_looks_up_what_it_skips_when_it_saves() -> None:
+    from keras.src.saving import saving_lib
+
+    keras.utils.clear_session()
+    keras_state.remember_skipped_attributes()
+    assert saving_lib.get_attr_skipset("Layer") is saving_lib.get_attr_skipset("Layer")

@@ -4,7 +4,8 @@ import os
 
 if "PBD_FAULTS" in os.environ:
     from tests.faults import injection
-    from tests.helpers import short_latencies
+    from tests.helpers import bare_runs, short_latencies
 
     short_latencies.install()
+    bare_runs.install_if_asked()
     injection.prepare()
