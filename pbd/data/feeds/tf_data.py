@@ -1,9 +1,8 @@
 """The feed that makes batches with `tf.data` pipelines."""
 
-import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -26,8 +25,6 @@ PREFETCHED = 2
 """Batches that are ready before they are asked for."""
 SHUFFLE_BUFFER = 4096
 """Images of a stream among which an epoch is shuffled."""
-_IN_ORDER: "weakref.WeakKeyDictionary[IndexedSplit, dict[Any, tf.data.Dataset]]" = weakref.WeakKeyDictionary()
-"""Pipelines that read a split in order, by their settings: to trace one again takes longer than to read a batch."""
 
 
 class TfDataFeed:
@@ -53,18 +50,13 @@ class TfDataFeed:
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
         preprocess = preprocessor(dataset.preprocess)
-
-        def finish(images: "tf.Tensor", labels: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-            return preprocess(images), labels
-
         if isinstance(split, StreamSplit):
             batches = _stream_in_order(split, dataset.batch_size, limit, dataset.worker)
-            return _prefetched(batches.map(finish, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
-        pipelines = _IN_ORDER.setdefault(split, {})
-        settings = (dataset.preprocess, dataset.batch_size, limit, dataset.worker, PARALLEL_CALLS)
-        if settings not in pipelines:
-            pipelines[settings] = _prefetched(_rows_in_order(split, dataset.batch_size, limit, dataset.worker, finish))
-        return pipelines[settings]
+        else:
+            batches = _rows_in_order(split, dataset.batch_size, limit, dataset.worker)
+        return _prefetched(
+            batches.map(lambda x, y: (preprocess(x), y), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+        )
 
     def damaged_files(self, paths: Sequence[str]) -> list[str]:
         with ThreadPoolExecutor(PARALLEL_CALLS) as threads:
@@ -126,23 +118,13 @@ def _row_steps(
     return tf.data.Dataset.range(first_epoch, end_epoch).flat_map(one_epoch)
 
 
-def _rows_in_order(
-    split: IndexedSplit,
-    batch_size: int,
-    limit: int | None,
-    share: WorkerShare,
-    finish: Callable[["tf.Tensor", "tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]],
-) -> "tf.data.Dataset":
+def _rows_in_order(split: IndexedSplit, batch_size: int, limit: int | None, share: WorkerShare) -> "tf.data.Dataset":
     import tensorflow as tf
 
     count = len(split) if limit is None else min(limit, len(split))
     read = _row_reader(split)
     bounds = tf.data.Dataset.from_tensor_slices(batch_bounds(count, batch_size, share))
-
-    def batch(at: "tf.Tensor") -> tuple["tf.Tensor", "tf.Tensor"]:
-        return finish(*read(tf.range(at[0], at[1])))
-
-    return bounds.map(batch, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
+    return bounds.map(lambda at: read(tf.range(at[0], at[1])), num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
 def _row_reader(split: IndexedSplit) -> Callable[["tf.Tensor"], tuple["tf.Tensor", "tf.Tensor"]]:
