@@ -58,7 +58,7 @@ def adapt(
 ) -> Adapted:
     """Re-estimate the student's batch statistics and refit its convolutions, in place.
 
-    A student that refitting does not bring closer to the teacher keeps its kernels.
+    A student that refitting does not bring closer to the teacher keeps its kernels, with batch statistics of its own.
 
     Args:
         student: Changed in place; with all its channels (see `assemble.swap_blocks`).
@@ -68,16 +68,16 @@ def adapt(
         collective: The workers that have the other parts.
     """
     batches = [images for images, _ in dataset.batches("train", limit=ADAPTATION_IMAGES)]
-    recalibrate_batch_norm(student, batches, collective)
-    recalibrated = validate(student, teacher, dataset, collective)
-    if not ends:
-        return Adapted(recalibrated, None)
-    weights = student.get_weights()
-    refit(student, teacher, ends, batches, collective)
-    recalibrate_batch_norm(student, batches, collective)
-    adapted = Adapted(recalibrated, validate(student, teacher, dataset, collective))
-    if not adapted.is_better:
+    refitted, weights = None, student.get_weights()
+    if ends:
+        # Refitting starts from the teacher's batch statistics: those of few images are less exact.
+        refit(student, teacher, ends, batches, collective)
+        refitted, new = validate(student, teacher, dataset, collective), student.get_weights()
         student.set_weights(weights)
+    recalibrate_batch_norm(student, batches, collective)
+    adapted = Adapted(validate(student, teacher, dataset, collective), refitted)
+    if adapted.is_better:
+        student.set_weights(new)
     return adapted
 
 

@@ -1,17 +1,18 @@
 """Convolutions of a student are refitted in order: what for, how well, and that nothing gets worse."""
 
+import functools
 from collections.abc import Mapping
 
 import keras
 import numpy as np
 import pytest
 
-from pbd.collective import Collective
+from pbd.collective import SINGLE, Collective
 from pbd.networks import graph
 from pbd.networks.progressive import ProgressiveRun
 from pbd.student import adaptation
-from pbd.student.refit import refit
-from pbd.student.refit.regression import PairSums, correction
+from pbd.student.refit import refit, refitting
+from pbd.student.refit.regression import RIDGES, Moments, choose_ridge
 from pbd.student.refit.sites import find_sites
 from tests.helpers.thread_collective import run_threads
 
@@ -118,6 +119,17 @@ def test_normalisations_keep_their_function_when_their_statistics_are_estimated_
     np.testing.assert_allclose(np.asarray(student(batch)), before, rtol=1e-3, atol=1e-3)
 
 
+def test_a_place_with_its_final_weights_is_left_alone(teacher: keras.Model) -> None:
+    """So a student that begins as another one does is refitted from where they differ."""
+    (first, ends), (second, _) = damaged(teacher), damaged(teacher)
+    refit(first, teacher, ends, images())
+    for name in ("stem_block", "inner", "inner_norm"):
+        second.get_layer(name).set_weights(first.get_layer(name).get_weights())
+    refit(second, teacher, ends, images(), fitted={"stem", "inner"})
+    for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
+
+
 def test_workers_that_share_the_images_refit_as_one_does(teacher: keras.Model) -> None:
     students = [damaged(teacher) for _ in range(3)]
     refit(students[2][0], teacher, students[2][1], images(64))
@@ -131,29 +143,83 @@ def test_workers_that_share_the_images_refit_as_one_does(teacher: keras.Model) -
             np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
 
 
+def moments(patches: np.ndarray, errors: np.ndarray, has_shift: bool = False) -> Moments:
+    return Moments.of(patches.astype(np.float32), errors.astype(np.float32), has_shift, SINGLE)
+
+
+def correction(fitting: Moments, held_out: Moments) -> np.ndarray:
+    ridge, both = choose_ridge(fitting, held_out), fitting + held_out
+    return np.zeros_like(both.cross) if ridge is None else both.solver(ridge)(both.covariance)
+
+
 def test_the_correction_is_that_of_least_squares_on_enough_images() -> None:
     random = np.random.default_rng(4)
-    patches, kernel = random.normal(1.0, 1.0, (4000, 5)), random.normal(size=(5, 3))
+    patches, kernel = random.normal(0.0, 1.0, (4000, 5)), random.normal(size=(5, 3))
+    patches -= patches.mean(axis=0)
     errors = patches @ kernel + 2.0 + random.normal(0, 0.1, (4000, 3))
-    sums = PairSums(5, 3), PairSums(5, 3)
-    for part, chosen in zip(sums, (slice(0, 3000), slice(3000, None)), strict=True):
-        part.add(patches[chosen], errors[chosen])
-    np.testing.assert_allclose(correction(*sums, centred=True), kernel, atol=0.04)
-    exact = np.linalg.lstsq(patches, errors)[0]
-    np.testing.assert_allclose(correction(*sums, centred=False), exact, atol=0.04)
+    parts = slice(0, 3000), slice(3000, None)
+    shifted = [moments(patches[part], errors[part], has_shift=True) for part in parts]
+    np.testing.assert_allclose(correction(*shifted), kernel, atol=0.04)
+    np.testing.assert_allclose((shifted[0] + shifted[1]).shift, 2.0, atol=0.04)
+    patches += 1.0
+    fixed = [moments(patches[part], errors[part]) for part in parts]
+    np.testing.assert_allclose(correction(*fixed), np.linalg.lstsq(patches, errors)[0], atol=0.04)
+    assert not (fixed[0] + fixed[1]).shift.any()
 
 
 def test_noise_is_not_fitted() -> None:
     """Eight pairs determine no kernel of 50 values: the correction stays zero, or is no worse on other images."""
     random = np.random.default_rng(5)
-    sums = PairSums(50, 4), PairSums(50, 4)
-    for part, count in zip(sums, (8, 200), strict=True):
-        part.add(random.normal(size=(count, 50)), random.normal(size=(count, 4)))
-    other = PairSums(50, 4)
-    other.add(random.normal(size=(5000, 50)), random.normal(size=(5000, 4)))
-    moments = other.moments(centred=False)
-    assert moments.remaining(correction(*sums, centred=False)) < 1.1 * moments.energy
-    assert moments.remaining(sums[0].moments(centred=False).solve(1e-5)) > 1.1 * moments.energy
+    fitting, held_out, other = (
+        moments(random.normal(size=(count, 50)), random.normal(size=(count, 4))) for count in (8, 200, 5000)
+    )
+    unchanged = float(other.squares.sum())
+    assert other.remaining(correction(fitting, held_out)) < 1.1 * unchanged
+    assert other.remaining(fitting.solver(1e-5)(fitting.cross)) > 1.1 * unchanged
+
+
+def test_the_ridge_is_the_best_of_all() -> None:
+    """The search from one ridge on finds the one with the least error, for much noise and for little."""
+    random = np.random.default_rng(6)
+    for noise in (0.0, 1.0, 30.0):
+        patches, kernel = random.normal(size=(300, 40)) * np.geomspace(1, 1e-3, 40), random.normal(size=(40, 3))
+        errors = patches @ kernel + noise * random.normal(size=(300, 3))
+        fitting, held_out = (moments(patches[part], errors[part]) for part in (slice(0, 200), slice(200, None)))
+        left = {ridge: held_out.remaining(fitting.solver(ridge)(fitting.cross)) for ridge in RIDGES}
+        best = min(RIDGES, key=lambda ridge: left[ridge])
+        chosen = choose_ridge(fitting, held_out)
+        assert left[best] >= held_out.squares.sum() if chosen is None else left[chosen] <= 1.001 * left[best]
+
+
+def test_where_the_output_is_rectified_only_its_positive_part_counts(
+    teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution on half of its input channels comes closer to the rectified feature map."""
+    unseen = np.random.default_rng(9).uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
+
+    def error(steps: int) -> float:
+        monkeypatch.setattr(refitting, "RECTIFIED_STEPS", steps)
+        build = functools.partial(pbd_narrow, teacher.get_layer("last"))
+        student = graph.swap(teacher, {"last": build})
+        refit(student, teacher, {"last": "last_end"}, images(256))
+        ends = teacher.get_layer("last"), student.get_layer("last_end")
+        maps = [
+            keras.Model(model.inputs[0], end.output)(unseen)
+            for model, end in zip((teacher, student), ends, strict=True)
+        ]
+        return float(np.mean((np.asarray(maps[0]) - np.asarray(maps[1])) ** 2))
+
+    assert find_sites(teacher, *damaged(teacher, "last"))[-1].is_rectified
+    errors = [error(steps) for steps in (0, 1, 2)]
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 0.97 * errors[0]
+
+
+def pbd_narrow(layer: keras.layers.Conv2D, x: keras.KerasTensor) -> keras.KerasTensor:
+    """Return a convolution on the first channels, with the activation of a layer behind it."""
+    config = layer.get_config() | {"name": "last_block", "activation": "linear"}
+    x = keras.layers.Conv2D.from_config(config)(x[..., :3])
+    return keras.layers.Activation(layer.activation, name="last_end")(x)
 
 
 @pytest.mark.parametrize("most_bytes", [0, 40_000, 2**30])
@@ -180,7 +246,7 @@ def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
             return [(batch, np.zeros(len(batch), int)) for batch in images()]
 
     def spoil(student: keras.Model, teacher: keras.Model, ends: Mapping[str, str], *_: object) -> None:
-        student.get_layer("last").kernel.assign(-student.get_layer("last").kernel)
+        student.get_layer("last").kernel.assign(-50 * student.get_layer("last").kernel)
 
     student, ends = damaged(teacher)
     kernel = np.asarray(student.get_layer("last").kernel)

@@ -1,28 +1,25 @@
 """Correct the convolutions of a student by least squares, from the first to the last."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import keras
 import numpy as np
 
-from pbd.blocks.patches import all_patches
 from pbd.collective import SINGLE, Collective
 from pbd.networks.progressive import ProgressiveRun
-from pbd.student.refit.regression import PairSums, correction
+from pbd.student.refit.regression import Moments, choose_ridge
+from pbd.student.refit.samples import Maps, Samples, take
 from pbd.student.refit.sites import Site, find_sites
 
-MOST_PATCHES = 2**17
-"""More patches determine a kernel no better."""
-MOST_OPERATIONS = 4e10
-"""Multiplications and additions for the second moment of a layer; fewer patches are used for larger kernels."""
-PATCHES_PER_VALUE = 16
-"""Fewest patches for each value of a patch, whatever they cost, so that their second moment is well conditioned."""
-HELD_OUT = 4
-"""Every fourth image is held out to choose the ridge."""
 SMALLEST_GAIN = 1e-3
 """A channel that its normalisation multiplies by less than this cannot make up for what its shortcut lacks."""
+RECTIFIED_STEPS = 2
+"""Further regressions of an output that is rectified; more improve little."""
+RECTIFIED_FROM = 0.01
+"""Share of the output's mean square that the first regression leaves, from where on there are further ones."""
 
 
 def refit(
@@ -31,12 +28,15 @@ def refit(
     ends: Mapping[str, str],
     batches: Sequence[Any],
     collective: Collective = SINGLE,
+    fitted: Container[str] = (),
 ) -> None:
     """Correct the convolutions of a student in place, each on what the student computes before it.
 
-    The target of a convolution is the teacher's feature map at its place and, if a shortcut is added to it, what that
-    shortcut lacks. A batch normalisation behind it gets the statistics of the new outputs, and a scale and shift with
-    which it computes what the teacher's normalisation would make of them.
+    The target of a convolution is the teacher's feature map at its place. If a shortcut is added to it, the target of
+    the sum is that of the teacher. If the output is rectified, only the output of the rectifier counts (Zhang et al.
+    2015, arXiv:1505.06798): where the teacher's is 0, any negative value is as good. A batch normalisation behind the
+    convolution gets the statistics of the new outputs, and a scale and shift with which it computes what the teacher's
+    normalisation would make of them.
 
     Args:
         student: flat and functional, before unread channels are removed.
@@ -44,10 +44,58 @@ def refit(
         ends: by name of each replaced layer, the name of the student's layer whose output is that of its block.
         batches: this worker's training images, preprocessed.
         collective: the workers that have the other images.
+        fitted: names of the teacher's layers whose place in the student has its final weights.
     """
     run = _Refitting(teacher, student, batches, collective)
     for site in find_sites(teacher, student, ends):
-        run.correct(site)
+        if site.target.name not in fitted:
+            run.correct(site)
+
+
+@dataclass(frozen=True)
+class _Behind:
+    """What a convolution's output becomes: gain * output + shift + what a shortcut adds, and perhaps a rectifier."""
+
+    gain: np.ndarray
+    """(channels,) or one for all."""
+    shift: np.ndarray
+    """Likewise."""
+    has_shift: bool
+    """Whether any offset can be added to the output: by a bias, or a normalisation."""
+    is_rectified: bool
+
+    @classmethod
+    def of(cls, site: Site) -> "_Behind":
+        """Return what is behind a convolution in the teacher."""
+        if site.normalisations is None:
+            return cls(np.ones(()), np.zeros(()), site.convolution.use_bias, site.is_rectified)
+        reference = site.normalisations[0]
+        gain = _gain(reference)
+        shift = _numpy(reference.beta) - gain * _numpy(reference.moving_mean)
+        return cls(gain, shift, True, site.is_rectified)
+
+    def __call__(self, outputs: np.ndarray) -> np.ndarray:
+        """Return what outputs become, before anything is added."""
+        return outputs * self.gain.astype(np.float32) + self.shift.astype(np.float32)
+
+    def lacks(self, samples: Samples, kernel: np.ndarray, output: np.ndarray, rectified: bool) -> np.ndarray:
+        """Return what the output of a kernel lacks, (places, channels).
+
+        Args:
+            samples: inputs and targets.
+            kernel: (values, channels).
+            output: its mean output, which is added to that of the patches, (channels,).
+            rectified: whether only the rectified output counts.
+        """
+        value = self(samples.patches @ kernel.astype(np.float32) + output.astype(np.float32))
+        if samples.added is not None:
+            value = value + samples.added
+        target = samples.target
+        if rectified:
+            # The nearest value with the teacher's rectified output: a majorant of the error that touches it.
+            target = np.where(target > 0, target, np.minimum(value, 0))
+        gain = np.where(np.abs(self.gain) < SMALLEST_GAIN, np.inf, self.gain)
+        return (target - value) / gain.astype(np.float32)
 
 
 class _Refitting:
@@ -63,58 +111,59 @@ class _Refitting:
 
     def correct(self, site: Site) -> None:
         """Correct one convolution, and the normalisation behind it."""
-        layer, centred = site.convolution, site.convolution.use_bias or site.normalisations is not None
-        fitting, held_out = (sums.reduced(self._collective) for sums in self._gather(site))
-        change, moments = correction(fitting, held_out, centred), (fitting + held_out).moments(centred)
-        kernel = _flat(_numpy(layer.kernel)) + change
-        layer.kernel.assign(_unflat(kernel, layer.kernel.shape))
-        missing = moments.error - moments.patch @ change
-        if layer.use_bias:
-            layer.bias.assign(_numpy(layer.bias) + missing)
-        if site.normalisations is not None:
-            mean, variance = moments.patch @ kernel, np.sum(kernel * (moments.second @ kernel), axis=0)
-            if layer.use_bias:
-                mean, missing = mean + _numpy(layer.bias), 0.0
-            _adapt(*site.normalisations, mean, variance, mean + missing)
-
-    def _gather(self, site: Site) -> tuple[PairSums, PairSums]:
-        """Return the sums over the images to fit, and over those held out."""
-        layer = site.convolution
+        layer, behind = site.convolution, _Behind.of(site)
         values = math.prod(layer.kernel.shape[:-1])
-        patches = max(PATCHES_PER_VALUE * values, min(MOST_PATCHES, MOST_OPERATIONS / (2 * values**2)))
-        per_image = max(1, int(patches) // self._images)
-        fitting, held_out = PairSums(values, layer.filters), PairSums(values, layer.filters)
-        for inputs, errors in self._pairs(site):
-            windows = all_patches(inputs, layer)
-            step = max(1, math.isqrt(math.prod(windows.shape[1:3]) // per_image))
-            # The images have grids with different offsets, so that all parts of a map count, borders included.
-            for offset in range(min(step, len(inputs))):
-                images = np.arange(offset, len(inputs), step)
-                grid = slice(offset, None, step), slice(offset, None, step)
-                is_held_out = np.arange(len(images)) % HELD_OUT == 0
-                for sums, chosen in ((fitting, images[~is_held_out]), (held_out, images[is_held_out])):
-                    place = chosen, *grid
-                    sums.add(windows[place].reshape(-1, values), errors[place].reshape(-1, layer.filters))
-        return fitting, held_out
+        samples = take(self._maps(site), layer, self._images, values, layer.filters)
+        mean = samples.centre(self._collective) if behind.has_shift else np.zeros(values)
+        kernel, bias = _flat(_numpy(layer.kernel)), _numpy(layer.bias) if layer.use_bias else np.zeros(layer.filters)
+        kernel, output, second = self._regressed(samples, behind, kernel, mean @ kernel + bias)
+        layer.kernel.assign(_unflat(kernel, layer.kernel.shape))
+        if layer.use_bias:
+            bias = output - mean @ kernel
+            layer.bias.assign(bias)
+        if site.normalisations is not None:
+            variance = np.sum(kernel * (second @ kernel), axis=0)
+            _adapt(*site.normalisations, mean @ kernel + bias, variance, output)
 
-    def _pairs(self, site: Site) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Yield the inputs of a convolution on each batch, and what its output lacks."""
-        layer, target = site.convolution, site.target
+    def _regressed(
+        self, samples: Samples, behind: _Behind, kernel: np.ndarray, output: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Return a better kernel, its mean output, and the second moment of the patches.
+
+        Args:
+            samples: inputs and targets.
+            behind: what is behind the convolution.
+            kernel: the kernel before, (values, channels).
+            output: its mean output, (channels,).
+        """
+        errors = behind.lacks(samples, kernel, output, rectified=False)
+        parts = samples.parts(errors)
+        fitting, held_out = (Moments.of(*pairs, behind.has_shift, self._collective) for pairs in parts)
+        ridge, moments = choose_ridge(fitting, held_out), fitting + held_out
+        change, output = np.zeros(kernel.shape), output + moments.shift
+        if ridge is not None:
+            solve = moments.solver(ridge)
+            change = solve(moments.covariance)
+            further = behind.is_rectified and moments.share_left(kernel, change) > RECTIFIED_FROM
+            for _ in range(RECTIFIED_STEPS if further else 0):
+                errors = behind.lacks(samples, kernel + change, output, rectified=True)
+                moments = moments.with_errors(samples.patches, errors, self._collective)
+                # The ridge is on the whole change, not on that of this step.
+                change, output = solve(moments.covariance + moments.second @ change), output + moments.shift
+        return kernel + change, output, moments.second
+
+    def _maps(self, site: Site) -> Iterator[Maps]:
+        """Yield the feature maps around a convolution on each batch, with the target behind the normalisation."""
+        layer, target, behind = site.convolution, site.target, _Behind.of(site)
         is_convolution = isinstance(target, keras.layers.Conv2D)
         of_teacher, of_student = [target.input if is_convolution else target.output], [layer.input]
-        gain: Any = 1.0
         if site.shortcuts is not None:
             of_teacher.append(site.shortcuts[0])
             of_student.append(site.shortcuts[1])
-        if site.normalisations is not None:
-            gain = _gain(site.normalisations[0])
-        gain = np.where(np.abs(gain) < SMALLEST_GAIN, np.inf, gain)
         teacher, student = self._of_teacher.values(of_teacher, target), self._of_student.values(of_student, layer)
         for (goal, *shortcut), (inputs, *other) in zip(teacher, student, strict=True):
-            errors = (_linear(target, goal) if is_convolution else goal) - _linear(layer, inputs)
-            if site.shortcuts is not None:
-                errors = errors + (shortcut[0] - other[0]) / gain
-            yield inputs, errors
+            goal = behind(_linear(target, goal) if is_convolution else goal)
+            yield Maps(inputs, other[0], goal + shortcut[0]) if shortcut else Maps(inputs, None, goal)
 
 
 def _adapt(

@@ -1,6 +1,8 @@
 """Least-squares corrections of a kernel, from sums over patches, with a ridge that is chosen on other images."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import scipy.linalg
@@ -8,106 +10,168 @@ import scipy.linalg
 from pbd.collective import Collective, all_reduce_sums
 
 RIDGES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
-"""Candidates for the ridge, as multiples of the mean eigenvalue."""
-
-
-@dataclass
-class PairSums:
-    """Sums over pairs of an input patch p, (values,), and what the output lacks there, e, (channels,), in float64."""
-
-    values: int
-    channels: int
-    sums: list[np.ndarray] = field(init=False)
-    """Of 1, p, e, p p^T, p e^T, and the squares of e."""
-
-    def __post_init__(self) -> None:
-        shapes = (
-            (),
-            (self.values,),
-            (self.channels,),
-            (self.values,) * 2,
-            (self.values, self.channels),
-            (self.channels,),
-        )
-        self.sums = [np.zeros(shape) for shape in shapes]
-
-    def add(self, patches: np.ndarray, errors: np.ndarray) -> None:
-        """Add pairs.
-
-        Args:
-            patches: (pairs, values).
-            errors: (pairs, channels).
-        """
-        terms = (
-            np.float64(len(patches)),
-            patches.sum(axis=0, dtype=np.float64),
-            errors.sum(axis=0, dtype=np.float64),
-            patches.T @ patches,
-            patches.T @ errors,
-            np.square(errors).sum(axis=0, dtype=np.float64),
-        )
-        self.sums = [total + term for total, term in zip(self.sums, terms, strict=True)]
-
-    def reduced(self, collective: Collective) -> "PairSums":
-        """Return the sums over all members of a collective."""
-        return self._with(all_reduce_sums(collective, self.sums))
-
-    def __add__(self, other: "PairSums") -> "PairSums":
-        return self._with([one + two for one, two in zip(self.sums, other.sums, strict=True)])
-
-    def _with(self, sums: list[np.ndarray]) -> "PairSums":
-        pairs = PairSums(self.values, self.channels)
-        pairs.sums = sums
-        return pairs
-
-    def moments(self, centred: bool) -> "Moments":
-        """Return the means; with `centred`, those of products are covariances."""
-        pairs = max(float(self.sums[0]), 1.0)
-        patch, error, second, cross, squares = (each / pairs for each in self.sums[1:])
-        if centred:
-            second, cross = second - np.outer(patch, patch), cross - np.outer(patch, error)
-            squares = squares - error**2
-        return Moments(patch, error, second, cross, float(squares.sum()))
+"""Candidates for the ridge, as multiples of the mean eigenvalue, in ascending order."""
+FIRST_RIDGE = 3
+"""Position of the ridge that is tried first; from there the search goes on as long as the error falls."""
+MOST_CHANNELS = 64
+"""Most output channels by which the ridge is chosen and the error is estimated."""
+IN_FLOAT64 = 1024
+"""Most values of a patch for which the ridge is chosen in float64; for more, float32 takes half of the time."""
+ROWS = 2**14
+"""Rows that are multiplied in float32 before they are added in float64."""
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Means over pairs of a patch and what the output lacks there."""
+    """Means over pairs of an input patch p, (values,), and what the output lacks there, e, (channels,), in float64."""
 
+    pairs: float
+    """Their number."""
     patch: np.ndarray
-    """(values,)."""
-    error: np.ndarray
-    """(channels,)."""
+    """Mean of p, (values,)."""
     second: np.ndarray
-    """Second moment or covariance of the patches, (values, values)."""
+    """Mean of p p^T, (values, values)."""
+    error: np.ndarray
+    """Mean of e, (channels,)."""
     cross: np.ndarray
-    """The same of patches and errors, (values, channels)."""
-    energy: float
-    """Mean square or variance of the errors, summed over channels."""
+    """Mean of p e^T, (values, channels)."""
+    squares: np.ndarray
+    """Mean square of e, (channels,)."""
+    has_shift: bool
+    """Whether something shifts the output, so that the mean of e does not count. The mean of p must be near 0 then."""
 
-    def solve(self, ridge: float) -> np.ndarray:
-        """Return the correction of the kernel that minimises the error, (values, channels)."""
-        scale = np.trace(self.second) / len(self.second) + np.finfo(np.float32).tiny
-        system = self.second + ridge * scale * np.eye(len(self.second))
-        return scipy.linalg.solve(system, self.cross, assume_a="pos")
+    @classmethod
+    def of(cls, patches: np.ndarray, errors: np.ndarray, has_shift: bool, collective: Collective) -> "Moments":
+        """Return the moments over the pairs of all members.
 
-    def remaining(self, correction: np.ndarray) -> float:
-        """Return the mean square of the error after a correction."""
-        return float(self.energy + np.sum(correction * (self.second @ correction - 2 * self.cross)))
+        Args:
+            patches: (pairs, values), in float32; of this member.
+            errors: (pairs, channels), likewise.
+            has_shift: see `Moments`.
+            collective: the members.
+        """
+        sums = [np.array(float(len(patches))), patches.sum(axis=0, dtype=np.float64), _product(patches, patches)]
+        count, patch, second = all_reduce_sums(collective, sums)
+        pairs, empty = max(float(count), 1.0), np.zeros(0)
+        second /= pairs
+        return cls(pairs, patch / pairs, second, empty, empty, empty, has_shift).with_errors(
+            patches, errors, collective
+        )
+
+    def with_errors(self, patches: np.ndarray, errors: np.ndarray, collective: Collective) -> "Moments":
+        """Return the moments of the same patches with other errors."""
+        squares = np.square(errors).sum(axis=0, dtype=np.float64)
+        sums = [errors.sum(axis=0, dtype=np.float64), _product(patches, errors), squares]
+        error, cross, squares = (total / self.pairs for total in all_reduce_sums(collective, sums))
+        return replace(self, error=error, cross=cross, squares=squares)
+
+    @property
+    def shift(self) -> np.ndarray:
+        """Of the output, (channels,)."""
+        return self.error if self.has_shift else np.zeros_like(self.error)
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Return the moments over the pairs of both."""
+        pairs = self.pairs + other.pairs
+        shares = self.pairs / pairs, other.pairs / pairs
+        names = ("patch", "second", "error", "cross", "squares")
+        means = {name: shares[0] * getattr(self, name) + shares[1] * getattr(other, name) for name in names}
+        return replace(self, pairs=pairs, **means)
+
+    @property
+    def covariance(self) -> np.ndarray:
+        """`cross`, with a shift about the means."""
+        return self.cross - np.outer(self.patch, self.error) if self.has_shift else self.cross
+
+    @property
+    def energy(self) -> np.ndarray:
+        """`squares`, with a shift about the mean."""
+        return self.squares - self.error**2 if self.has_shift else self.squares
+
+    def solver(self, ridge: float, precision: Any = np.float64) -> "Solver":
+        """Return what solves the regression with a ridge.
+
+        Raises:
+            LinAlgError: the precision is too low for this ridge.
+        """
+        system: np.ndarray = self.second.astype(precision)
+        scale = np.trace(self.second) / len(system) + np.finfo(np.float32).tiny
+        system[np.diag_indices(len(system))] += precision(ridge * scale)
+        return Solver(scipy.linalg.cho_factor(system, lower=True, overwrite_a=True, check_finite=False)[0])
+
+    def remaining(self, change: np.ndarray, channels: slice = slice(None)) -> float:
+        """Return the mean square of the error of some channels after a change of the kernel, summed over channels."""
+        cross = self.covariance[:, channels]
+        return float(self.energy[channels].sum() + np.sum(change * (self.second @ change - 2 * cross)))
+
+    def share_left(self, kernel: np.ndarray, change: np.ndarray) -> float:
+        """Return the mean square of the error after a change of a kernel, as a share of that of the kernel's output.
+
+        Args:
+            kernel: before the change, (values, channels).
+            change: likewise.
+        """
+        channels = self.some_channels
+        before, change = kernel[:, channels], change[:, channels]
+        output = float(np.sum(before * (self.second @ before)))
+        return self.remaining(change, channels) / max(output, float(np.finfo(np.float32).tiny))
+
+    @property
+    def some_channels(self) -> slice:
+        """At most `MOST_CHANNELS` output channels, which stand for all."""
+        return slice(None, None, -(-len(self.squares) // MOST_CHANNELS))
 
 
-def correction(fitting: PairSums, held_out: PairSums, centred: bool) -> np.ndarray:
-    """Return the correction of a kernel, (values, channels); zero if none lowers the error on the images held out.
+def _product(patches: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Return the sum of the outer products of rows; float32 rounds only sums of `ROWS` of them."""
+    total = (patches[:ROWS].T @ others[:ROWS]).astype(np.float64)
+    for start in range(ROWS, len(patches), ROWS):
+        total += patches[start : start + ROWS].T @ others[start : start + ROWS]
+    return total
 
-    Few images determine a large kernel badly. Therefore the ridge is the one with the least error on images that were
-    not fitted; the correction is then computed from all of them.
+
+@dataclass(frozen=True)
+class Solver:
+    """The Cholesky factor of a second moment with a ridge."""
+
+    factor: np.ndarray
+
+    def __call__(self, cross: np.ndarray) -> np.ndarray:
+        """Return the change of the kernel that minimises the error, (values, channels), for a `Moments.covariance`."""
+        cross = cross.astype(self.factor.dtype, copy=False)
+        return scipy.linalg.cho_solve((self.factor, True), cross, check_finite=False)
+
+
+def choose_ridge(fitting: Moments, held_out: Moments) -> float | None:
+    """Return the ridge with the least error on images that were not fitted; None if none lowers it.
+
+    Few images determine a large kernel badly. The error has one minimum over the ridges, or nearly so: the search
+    starts at one of them and ends where the error rises on both sides.
 
     Args:
         fitting: over the images to fit.
         held_out: over the others.
-        centred: whether something adapts the mean of the output (a bias, or a normalisation).
     """
-    train, test, both = (sums.moments(centred) for sums in (fitting, held_out, fitting + held_out))
-    errors = {ridge: test.remaining(train.solve(ridge)) for ridge in RIDGES}
-    best = min(errors, key=lambda ridge: errors[ridge])
-    return both.solve(best) if errors[best] < test.energy else np.zeros_like(both.cross)
+    channels = fitting.some_channels
+    errors: dict[int, float] = {}
+
+    def error(position: int) -> float:
+        if position not in errors:
+            errors[position] = _error(fitting, held_out, RIDGES[position], channels)
+        return errors[position]
+
+    best = FIRST_RIDGE
+    for direction in (1, -1):
+        while 0 <= best + direction < len(RIDGES) and error(best + direction) < error(best):
+            best += direction
+    return RIDGES[best] if error(best) < held_out.energy[channels].sum() else None
+
+
+def _error(fitting: Moments, held_out: Moments, ridge: float, channels: slice) -> float:
+    """Return the error on the images held out; infinite if float32, for large kernels, does not suffice."""
+    precision = np.float32 if len(fitting.second) > IN_FLOAT64 else np.float64
+    try:
+        change = fitting.solver(ridge, precision)(fitting.covariance[:, channels])
+    except np.linalg.LinAlgError:
+        return math.inf
+    return held_out.remaining(change.astype(np.float64), channels)

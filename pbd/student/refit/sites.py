@@ -26,6 +26,8 @@ class Site:
     """The layers behind the target and behind the convolution."""
     shortcuts: tuple[Any, Any] | None = None
     """The tensors that are added to the output, in the teacher and in the student."""
+    is_rectified: bool = False
+    """Whether only the positive part of the output counts, with what is added to it."""
 
 
 def find_sites(teacher: keras.Model, student: keras.Model, ends: Mapping[str, str]) -> list[Site]:
@@ -53,17 +55,18 @@ def _site(target: Any, teacher: keras.Model, graph: "_Graph", ends: Mapping[str,
     convolution, activations = graph.last_convolution(end, kept.keys() - {target.name})
     if convolution is None:
         return None
-    if any(each is not keras.activations.linear for each in activations):
-        return Site(convolution, target)
+    functions = {each for each in activations if each is not keras.activations.linear}
+    if functions:
+        return Site(convolution, target, is_rectified=functions == {keras.activations.relu})
     normalisation = graph.normalisation(end, kept)
     last: Any = end if normalisation is None else normalisation
     normalisations = None if normalisation is None else (teacher.get_layer(last.name), normalisation)
     addition, tensor = graph.shortcut(last, convolution, kept)
     if addition is None:
-        return Site(convolution, target, normalisations)
+        return Site(convolution, target, normalisations, is_rectified=graph.is_rectified(last, kept))
     before = target if normalisations is None else normalisations[0]
     (other,) = (each for each in kept[addition.name] if producer(each)[0] is not before)
-    return Site(convolution, target, normalisations, (other, tensor))
+    return Site(convolution, target, normalisations, (other, tensor), graph.is_rectified(addition, kept))
 
 
 class _Graph:
@@ -92,7 +95,7 @@ class _Graph:
         """
         activations = []
         while isinstance(end, _ELEMENTWISE) and end.name not in other_layers:
-            activations.append(getattr(end, "activation", keras.activations.relu))
+            activations.append(_function(end))
             end = producer(self._inputs[end.name][0])[0]
         if end is None or end.name in other_layers or type(end) is not keras.layers.Conv2D:
             return None, []
@@ -103,6 +106,12 @@ class _Graph:
         """Return the only operation that reads the output of another one, or None."""
         readers = self._readers[operation.name]
         return readers[0] if len(readers) == 1 else None
+
+    def is_rectified(self, operation: Any, kept: Container[str]) -> bool:
+        """Return whether only a rectifier of the teacher reads an output."""
+        reader = self.only_reader(operation)
+        rectifies = isinstance(reader, _ELEMENTWISE) and _function(reader) is keras.activations.relu
+        return rectifies and reader.name in kept
 
     def normalisation(self, end: Any, kept: Container[str]) -> keras.layers.BatchNormalization | None:
         """Return the teacher's batch normalisation of an output if it can have any scale and shift, or None."""
@@ -138,3 +147,11 @@ class _Graph:
             open_tensors += self._inputs.get(operation.name, [])
             if isinstance(operation, keras.layers.Conv2D):
                 yield operation
+
+
+def _function(layer: Any) -> Any:
+    """Return what an elementwise layer computes; the layer itself if it is a ReLU with a slope or a limit."""
+    if isinstance(layer, keras.layers.Activation):
+        return layer.activation
+    is_plain = layer.max_value is None and not layer.negative_slope and not layer.threshold
+    return keras.activations.relu if is_plain else layer
