@@ -119,17 +119,6 @@ def test_normalisations_keep_their_function_when_their_statistics_are_estimated_
     np.testing.assert_allclose(np.asarray(student(batch)), before, rtol=1e-3, atol=1e-3)
 
 
-def test_a_place_with_its_final_weights_is_left_alone(teacher: keras.Model) -> None:
-    """So a student that begins as another one does is refitted from where they differ."""
-    (first, ends), (second, _) = damaged(teacher), damaged(teacher)
-    refit(first, teacher, ends, images())
-    for name in ("stem_block", "inner", "inner_norm"):
-        second.get_layer(name).set_weights(first.get_layer(name).get_weights())
-    refit(second, teacher, ends, images(), fitted={"stem", "inner"})
-    for one, two in zip(first.get_weights(), second.get_weights(), strict=True):
-        np.testing.assert_allclose(one, two, rtol=1e-3, atol=1e-4)
-
-
 def test_workers_that_share_the_images_refit_as_one_does(teacher: keras.Model) -> None:
     students = [damaged(teacher) for _ in range(3)]
     refit(students[2][0], teacher, students[2][1], images(64))
@@ -196,6 +185,9 @@ def test_where_the_output_is_rectified_only_its_positive_part_counts(
 ) -> None:
     """A convolution on half of its input channels comes closer to the rectified feature map."""
     unseen = np.random.default_rng(9).uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
+    last = teacher.get_layer("last")
+    positive = np.asarray(keras.Model(teacher.inputs[0], last.output)(unseen))
+    last.bias.assign(last.bias - np.quantile(positive, 0.7, axis=(0, 1, 2)))  # about a third stays positive
 
     def error(steps: int) -> float:
         monkeypatch.setattr(refitting, "RECTIFIED_STEPS", steps)

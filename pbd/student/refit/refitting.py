@@ -1,7 +1,7 @@
 """Correct the convolutions of a student by least squares, from the first to the last."""
 
 import math
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,7 +28,6 @@ def refit(
     ends: Mapping[str, str],
     batches: Sequence[Any],
     collective: Collective = SINGLE,
-    fitted: Container[str] = (),
 ) -> None:
     """Correct the convolutions of a student in place, each on what the student computes before it.
 
@@ -44,12 +43,10 @@ def refit(
         ends: by name of each replaced layer, the name of the student's layer whose output is that of its block.
         batches: this worker's training images, preprocessed.
         collective: the workers that have the other images.
-        fitted: names of the teacher's layers whose place in the student has its final weights.
     """
     run = _Refitting(teacher, student, batches, collective)
     for site in find_sites(teacher, student, ends):
-        if site.target.name not in fitted:
-            run.correct(site)
+        run.correct(site)
 
 
 @dataclass(frozen=True)
