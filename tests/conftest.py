@@ -1,5 +1,6 @@
 """What all tests share: threads, the stage of each test, and where the optional shared material lies."""
 
+import contextlib
 import gc
 import os
 import sys
@@ -147,9 +148,8 @@ def no_backend() -> Iterator[None]:
         yield
 
 
-@pytest.fixture
-def eager() -> Iterator[None]:
-    """Trace nothing: for tests whose trainings have a few steps, and which look at what happens between them."""
+@contextlib.contextmanager
+def _tracing_nothing() -> Iterator[None]:
     import keras
 
     if keras.backend.backend() != "tensorflow":  # JAX compiles every operation by itself then; torch traces nothing
@@ -160,6 +160,20 @@ def eager() -> Iterator[None]:
     tf.config.run_functions_eagerly(True)
     yield
     tf.config.run_functions_eagerly(False)
+
+
+@pytest.fixture
+def eager() -> Iterator[None]:
+    """Trace nothing: for tests whose trainings have a few steps, and which look at what happens between them."""
+    with _tracing_nothing():
+        yield
+
+
+@pytest.fixture(scope="module")
+def eager_module() -> Iterator[None]:
+    """Trace nothing in all tests of a module, and in its fixtures."""
+    with _tracing_nothing():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -9,13 +9,15 @@ import keras
 import numpy as np
 import pytest
 
-from tests.helpers import short_latencies
+from tests.helpers import bare_runs, short_latencies
 from tests.helpers.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.system
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = ROOT / "examples"
+BARE = {bare_runs.ENVIRONMENT: "1"}
+"""One example is measured where it is deployed and has its teacher checked; the others leave both out."""
 SBATCH = """#!/usr/bin/env bash
 # Runs the batch script here and now, as a job of two tasks.
 while [[ $1 == --* ]]; do shift; done
@@ -69,7 +71,8 @@ def run(command: list[str | Path], **environment: str) -> str:
 )
 def test_scripts_run(script: str, inputs: list[str], expected: str, files: Path, tmp_path: Path) -> None:
     run_dir = tmp_path / "run"
-    output = run([sys.executable, EXAMPLES / script, *(files / name for name in inputs), run_dir])
+    bare = {} if script == "own_model.py" else BARE
+    output = run([sys.executable, EXAMPLES / script, *(files / name for name in inputs), run_dir], **bare)
     assert expected in output
     assert (run_dir / "student.keras").exists()
 
@@ -80,7 +83,7 @@ def test_the_slurm_script_submits_a_job_that_runs(files: Path, tmp_path: Path) -
     sbatch.write_text(SBATCH)
     sbatch.chmod(0o755)
     path = f"{sbatch.parent}:{Path(sys.executable).parent}:{os.environ['PATH']}"
-    run([EXAMPLES / "slurm.sh", files / "model.keras", files / "data.npz", tmp_path / "run"], PATH=path)
+    run([EXAMPLES / "slurm.sh", files / "model.keras", files / "data.npz", tmp_path / "run"], PATH=path, **BARE)
     assert (tmp_path / "run" / "complete.json").exists()
 
 

@@ -63,7 +63,7 @@ class Subject:
 
     def outputs(self, block: keras.Model, images: np.ndarray, name: str = "layer") -> tuple[np.ndarray, np.ndarray]:
         """Return what the block makes of these images, and what the layer does."""
-        fed, target = graph.truncate(self.teacher, [name]).predict_on_batch(images)[name]
+        fed, target = graph.truncate(self.teacher, [name])(images, training=False)[name]
         return keras.ops.convert_to_numpy(block(fed, training=False)), np.asarray(target)
 
     def nmse(self, block: keras.Model, name: str = "layer") -> float:
@@ -185,7 +185,7 @@ def test_the_bias_makes_up_for_the_mean_of_what_is_missed() -> None:
 def see(block: keras.Model, held: Subject) -> None:
     """Let the block's normalisations, one behind the other, take the statistics of the images."""
     normalisations = [layer for layer in block.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    fed = graph.truncate(held.teacher, ["layer"]).predict_on_batch(held.images)["layer"][0]
+    fed = graph.truncate(held.teacher, ["layer"])(held.images, training=False)["layer"][0]
     for layer in normalisations:
         layer.momentum = 0.0
     for _ in normalisations:

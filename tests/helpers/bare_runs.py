@@ -10,7 +10,7 @@ from types import ModuleType
 from tests.helpers import after_import
 
 ENVIRONMENT = "PBD_TESTS_BARE_RUNS"
-"""If it is set, the processes of a run whose `PYTHONPATH` has `tests/faults/path` leave them out."""
+"""If it is set, the processes of a run with `tests/faults/path` or `tests/helpers/path` on `PYTHONPATH` omit them."""
 
 
 def install() -> None:

@@ -91,7 +91,7 @@ def student_weights(data: pbd.Data, run_dir: Path) -> list[np.ndarray]:
 
 
 def test_global_defaults_of_keras_do_not_change_the_student(
-    expected: list[np.ndarray], other_defaults: None, data: pbd.Data, tmp_path: Path
+    eager: None, expected: list[np.ndarray], other_defaults: None, data: pbd.Data, tmp_path: Path
 ) -> None:
     for one, other in zip(expected, student_weights(data, tmp_path / "run"), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -15,7 +15,7 @@ from pbd.networks import cost
 from pbd.pipeline import choosing
 from pbd.student import latency_costs
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("eager_module")]
 BLOCKS = ("narrow_r50", "spatial_svd_r50", "merge", "drop")
 
 

@@ -288,10 +288,23 @@ def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
         assert "agreement" in row["reason"]
 
 
+def tiny_digits_network(shape: tuple[int, int, int], classes: int) -> Any:
+    """Return what stands in for the built-in network: a hundredth of its multiply-accumulates."""
+    import keras
+
+    x = inputs = keras.Input(shape)
+    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)
+    for name, filters in (("conv1_1", 16), ("conv3_1", 32)):
+        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu", name=name)(x)
+    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(x)), name="digits_cnn")
+
+
 def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in teacher itself is trained on the labels all the same."""
     import pbd
+    from pbd.pipeline import built_in
 
+    monkeypatch.setitem(built_in.BUILT_IN, "digits_cnn", tiny_digits_network)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     settings = SMALL | {"train_limit": 640, "teacher_epochs": 2, "layers": ["conv3_1"]}
     report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings).report

@@ -10,6 +10,7 @@ import pytest
 import pbd
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 
+pytestmark = pytest.mark.usefixtures("eager_module")
 IMAGES = np.random.default_rng(0).integers(0, 256, (64, 8, 8, 3), dtype=np.uint8)
 CHEAP: dict[str, Any] = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 2}
 CHEAP |= {"include_unprofitable": True, "max_accuracy_drop": 1.0, "allow_weak_teacher": True}

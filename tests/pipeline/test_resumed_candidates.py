@@ -9,7 +9,7 @@ import pytest
 import pbd
 from pbd.report import timeline
 
-pytestmark = pytest.mark.unit
+pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("eager")]
 
 
 def test_the_report_tells_blocks_of_an_earlier_session_from_those_of_this_one(tmp_path: Path) -> None:

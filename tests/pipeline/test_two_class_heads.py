@@ -11,6 +11,7 @@ import pytest
 import pbd
 from pbd.errors import BadInputError
 
+pytestmark = pytest.mark.usefixtures("eager")
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 8), dtype=np.uint8)
 CHEAP: dict[str, Any] = {"block": "decoupled_r2", "executor": "serial", "isolate": False, "costs": "macs"}
 CHEAP |= {"epochs": 1, "fine_tune_epochs": 1}
