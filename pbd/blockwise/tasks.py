@@ -40,10 +40,12 @@ def enumerate_tasks(
         BadInputError: the model has no layer to replace.
         UsageError: a pattern matches no layer.
     """
-    layers = _layers(model, {design.replaces for design in designs})
+    kinds = {design.replaces for design in designs}
+    layers = _layers(model, kinds)
     if not layers:
+        needed = " or ".join(_WANTED[kind] for kind in _WANTED if kind in kinds)
         raise BadInputError(
-            f"the teacher must have {_WANTED[designs[0].replaces]}. Received: {model.name!r} with none. "
+            f"the teacher must have {needed}. Received: {model.name!r} with none. "
             "Give another teacher: there is nothing to replace in this one."
         )
     _check_patterns(patterns, [layer.name for layer, _ in layers])

@@ -122,7 +122,7 @@ def test_layers_are_selected_with_the_flags_that_are_named(flags: list[str], fol
         chosen = run.parse(flags).blocks
         return enumerate_tasks(
             model,
-            *map(blocks.get, chosen.block),
+            *map(blocks.get, chosen.designs),
             patterns=chosen.layers,
             include_unprofitable=chosen.include_unprofitable,
         )
