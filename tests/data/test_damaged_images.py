@@ -166,9 +166,10 @@ def test_a_run_with_a_damaged_file_says_so_in_its_report(
     inputs = keras.Input((8, 8, 3))
     features = keras.layers.Conv2D(8, 3, name="conv")(keras.layers.Rescaling(1 / 255)(inputs))
     teacher = keras.Model(inputs, keras.layers.Dense(2)(keras.layers.GlobalAveragePooling2D()(features)))
-    settings = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 0}
+    settings = {"block": "decoupled_r2", "executor": "serial", "isolate": False, "costs": "macs", "epochs": 1}
     data = pbd.Data.load(folder, batch_size=BATCH)
-    result = pbd.distill(teacher, data, **settings, include_unprofitable=True, run_dir=str(tmp_path / "run"))
+    settings |= {"fine_tune_epochs": 0, "include_unprofitable": True}
+    result = pbd.distill(teacher, data, **settings, run_dir=str(tmp_path / "run"))
     (event,) = result.report.events
     assert event == f"1 image file could not be decoded, black images took their place: {str(damaged)!r}"
     for name in ("report.json", "report.html", "summary.txt"):
