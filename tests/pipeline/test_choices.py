@@ -11,7 +11,6 @@ from pbd.errors import InfeasibleBudgetError
 from pbd.pipeline import choosing
 from pbd.records import ChoiceReport
 
-pytestmark = pytest.mark.fast
 LEAST = 0.2
 """The least latency that is possible, as a fraction of the teacher's."""
 
