@@ -1,8 +1,8 @@
 """Choose the blocks of the student: under a budget, by what it may lose, or by the accuracy of each block alone."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from pbd.config import StudentConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY, MEASURED
@@ -10,7 +10,8 @@ from pbd.errors import InfeasibleBudgetError
 from pbd.pipeline.proposals import Proposal, Proposer
 from pbd.records import BlockResult, ChoiceReport
 from pbd.student import selection
-from pbd.student.builder import Assembled
+from pbd.student.builder import Assembled, Student, StudentBuilder
+from pbd.student.selection import ROUNDING
 
 ASSEMBLED = 4
 """Choices of the solver that are assembled and compared."""
@@ -78,6 +79,28 @@ def choices(proposer: Proposer, settings: StudentConfig, teacher_score: float) -
         yield Chosen(selection.accept(proposer.tasks, proposer.results, lowest), lowest)
 
 
+def build(
+    candidates: Iterable[Chosen], builder: StudentBuilder, max_drop: float | None, teacher_score: float
+) -> tuple[Chosen, Student]:
+    """Return the first choice whose student loses at most `max_drop`, if it is limited, and the student.
+
+    Args:
+        candidates: see `choices`; with the last one, any student is returned.
+        builder: assembles and fine-tunes.
+        max_drop: see `StudentConfig`.
+        teacher_score: see `choices`.
+    """
+    failed = list[str]()
+    for chosen in candidates:
+        built = builder.build(chosen.accepted, chosen.assembled)
+        drop = teacher_score - built.metrics.score
+        if max_drop is None or drop <= max_drop + ROUNDING:
+            break
+        failed.append(f"a student loses {100 * drop:.2f} points of {100 * max_drop:g}: a more careful choice")
+        builder.display.phase(failed[-1])
+    return replace(chosen, events=(*chosen.events, *failed)), built
+
+
 def _chosen(proposer: Proposer, proposal: Proposal | None) -> Chosen:
     if proposal is None:
         return Chosen({}, None, tuple(proposer.events))
@@ -121,7 +144,7 @@ def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
     share = too_small
     for _ in range(1 + BISECTIONS):
         proposal = proposer.best([_latency(share)], 1)
-        if proposal.assembled.metrics.score >= lowest:
+        if proposal.assembled.metrics.score >= lowest - ROUNDING:
             enough = share
         else:
             too_small = share
@@ -131,7 +154,7 @@ def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
     if enough == math.inf:
         return None
     best = proposer.best([_latency(enough)], ASSEMBLED)
-    if best.assembled.metrics.score < lowest:
+    if best.assembled.metrics.score < lowest - ROUNDING:
         best = proposer.best([_latency(enough)], 1)
     return proposer.measure(best, [LATENCY])
 

@@ -4,7 +4,7 @@ import contextlib
 import sys
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -39,13 +39,9 @@ if TYPE_CHECKING:
     from pbd.data import Data
     from pbd.deploy.deployment import Deployed
     from pbd.learning.metrics import Metrics
-    from pbd.pipeline.choosing import Chosen
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
-    from pbd.student.builder import Student, StudentBuilder
-
-ROUNDING = 1e-9
-"""Tolerance with which a limit of accuracy counts as kept."""
+    from pbd.student.builder import Student
 
 
 def run(
@@ -166,7 +162,7 @@ def _compress(run: _Context) -> RunReport:
 
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
     choices = choosing.choices(proposer(results), config.student, teacher_metrics.score)
-    chosen, built = _build(run, builder, choices, teacher_metrics.score)
+    chosen, built = choosing.build(choices, builder, config.student.max_drop, teacher_metrics.score)
     student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))
     run.clock.lap("fine_tune")
@@ -180,21 +176,6 @@ def _compress(run: _Context) -> RunReport:
     manifest.write(journal, deployed.files)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
     return finished
-
-
-def _build(
-    run: _Context, builder: "StudentBuilder", choices: "Iterable[Chosen]", teacher_score: float
-) -> "tuple[Chosen, Student]":
-    """Return the first choice whose student keeps the accuracy, if it has to, and the student."""
-    max_drop, failed = run.config.student.max_drop, list[str]()
-    for chosen in choices:
-        built = builder.build(chosen.accepted, chosen.assembled)
-        drop = teacher_score - built.metrics.score
-        if max_drop is None or drop <= max_drop + ROUNDING:
-            break
-        failed.append(f"a student loses {100 * drop:.2f} points of {100 * max_drop:g}: a more careful choice")
-        run.display.phase(failed[-1])
-    return replace(chosen, events=(*chosen.events, *failed)), built
 
 
 def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, BlockResult], images: Any) -> "Student":

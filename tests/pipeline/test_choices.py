@@ -85,3 +85,25 @@ def test_a_budget_gives_one_choice_and_is_repeated_under_a_tighter_limit_if_it_i
     chosen = list(choosing.choices(networks, StudentConfig(budget=("latency:0.6",)), 0.9))  # type: ignore[arg-type]
     assert [each.accepted for each in chosen] == [{"conv": 0.5}]
     assert networks.events == ["measured", "measured"]
+
+
+def test_a_more_careful_choice_is_fine_tuned_only_if_the_student_loses_too_much() -> None:
+    class Builder:
+        """Students of bolder choices lose more, fine-tuned or not."""
+
+        display = SimpleNamespace(phase=lambda _: None)
+
+        def __init__(self) -> None:
+            self.built = list[Any]()
+
+        def build(self, accepted: Any, _: Any) -> Any:
+            self.built.append(accepted)
+            return SimpleNamespace(metrics=SimpleNamespace(score=0.9 - accepted["conv"]))
+
+    candidates = [choosing.Chosen({"conv": drop}, None) for drop in (0.08, 0.01, 0.0)]  # type: ignore[dict-item]
+    builder = Builder()
+    chosen, student = choosing.build(candidates, builder, 0.01, 0.9)  # type: ignore[arg-type]
+    assert builder.built == [{"conv": 0.08}, {"conv": 0.01}]
+    assert student.metrics.score == pytest.approx(0.89)
+    assert chosen.events == ("a student loses 8.00 points of 1: a more careful choice",)
+    assert choosing.build(candidates, builder, None, 0.9)[0].accepted == {"conv": 0.08}  # type: ignore[arg-type]
