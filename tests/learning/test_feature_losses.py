@@ -1,4 +1,4 @@
-"""Losses of feature maps have the values of published code, compare images within parts only, and have finite gradients.
+"""Losses of feature maps have the values of published code and compare images within parts only; gradients are finite.
 
 The literals come from RepDistiller (github.com/HobbitLong/RepDistiller, commit b84f547), `distiller_zoo` and, for CRD,
 `crd/criterion.py` with the scores of the batch, run with PyTorch 2.15 on the tensors of `tensors`, channels first.
