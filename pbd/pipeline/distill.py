@@ -1,7 +1,5 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
-import contextlib
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pbd import progress, report
 from pbd.config import RunConfig
 from pbd.energy import accounting
-from pbd.executors import open_executor
 from pbd.executors.base import Executor
-from pbd.pipeline import students
+from pbd.pipeline import session, students
 from pbd.pipeline.versions import versions
 from pbd.records import (
     Assignment,
@@ -30,7 +27,7 @@ from pbd.records import (
 from pbd.report import rows
 from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.scheduling import cost_table
-from pbd.system import devices, launcher, process, watchdog
+from pbd.system import devices
 
 if TYPE_CHECKING:
     import keras
@@ -57,43 +54,26 @@ def run(
         config: of the run.
         model: the teacher, if it is not a file or a built-in network that the settings name.
         data: the images, if they are not what the settings name.
-        dedicated_process: this process exists for the run, so it is ended if it hangs. So is a rank of an MPI job, for
-            which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
+        dedicated_process: see `session.run`.
 
     Raises:
         PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
-    executor = open_executor(config.execution)
-    watched = dedicated_process or launcher.rank() is not None
-    with watchdog.watching(config.execution.stall_limit, executor.abort) if watched else contextlib.nullcontext():
-        try:
-            if not executor.coordinates:
-                return executor.serve()
-            with process.prepared(executor.share), progress.open_progress() as display:
-                finished = _run(config, model, data, executor, display)
-            executor.finish(finished)
-        except BaseException as error:
-            executor.stop(error)
-            raise
-        finally:
-            _free_memory()
-    return finished
+
+    def work(executor: Executor, display: progress.ProgressDisplay) -> RunReport:
+        return run_on(executor, display, config, model, data)
+
+    return session.run(config.execution, work, dedicated_process=dedicated_process)
 
 
-def _free_memory() -> None:
-    """Free what this process has loaded for training in it (`isolate=False`)."""
-    context = sys.modules.get("pbd.blockwise.context")  # without it, nothing was loaded
-    if context is not None:
-        context.forget()
-
-
-def _run(
-    config: RunConfig,
-    model: "keras.Model | None",
-    data: "Data | None",
+def run_on(
     executor: Executor,
     display: progress.ProgressDisplay,
+    config: RunConfig,
+    model: "keras.Model | None" = None,
+    data: "Data | None" = None,
 ) -> RunReport:
+    """Run the method on the workers of a session that is open; see `run`."""
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
