@@ -38,8 +38,8 @@ TEST_IMAGES = 10_000
 class Deployed:
     """The rows of the report, and its events."""
 
-    deployments: tuple[Deployment, ...]
-    events: tuple[str, ...]
+    deployments: tuple[Deployment, ...] = ()
+    events: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:

@@ -72,8 +72,18 @@ def run_on(
     config: RunConfig,
     model: "keras.Model | None" = None,
     data: "Data | None" = None,
+    is_step: bool = False,
 ) -> RunReport:
-    """Run the method on the workers of a session that is open; see `run`."""
+    """Run the method on the workers of a session that is open; see `run`.
+
+    Args:
+        executor: the workers.
+        display: of the progress.
+        config: see `run`, as for `model` and `data`.
+        model: the teacher.
+        data: the images.
+        is_step: the run is a step of a recipe, which reads the test images and measures latency itself, at its end.
+    """
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
@@ -81,7 +91,7 @@ def run_on(
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
         with error_files.recorded(inputs.journal, "run"):
-            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
+            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display, is_step))
 
 
 @dataclass(frozen=True)
@@ -95,6 +105,7 @@ class _Context:
     clock: "_Clock"
     account: accounting.EnergyAccount
     display: progress.ProgressDisplay
+    is_step: bool
 
 
 @dataclass(frozen=True)
@@ -207,6 +218,9 @@ def _train_blocks(
 def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
     """Measure teacher and student where they are deployed; keep the student's files."""
     from pbd.deploy import deployment
+
+    if run.is_step:
+        return deployment.Deployed()
     from pbd.networks import precision
 
     inputs = run.inputs
@@ -231,9 +245,11 @@ def _report(
 ) -> RunReport:
     """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    run.display.phase("evaluating teacher and student on the test split")
     paths = journal.file("teacher.keras"), journal.file("student.keras")
-    tested = pool.evaluate(paths, "test")
+    tested: Sequence[Metrics | None] = (None, None)
+    if not run.is_step:
+        run.display.phase("evaluating teacher and student on the test split")
+        tested = pool.evaluate(paths, "test")
     return RunReport(
         config=config.flat(),
         versions=versions(),
