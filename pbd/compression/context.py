@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from pbd.blockwise.context import TrainingContext
-from pbd.config import RunConfig, StudentConfig, TrainingConfig
+from pbd.config import DistillationConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.deploy.targets import Target
 from pbd.executors.base import Executor
@@ -60,6 +60,7 @@ class Context:
         initial: Metrics | None = None,
         teacher: keras.Model | None = None,
         first_epoch: int = 0,
+        distillation: DistillationConfig | None = None,
     ) -> FineTuneState:
         """Train a network in place on all workers, and leave it with the weights of its best epoch.
 
@@ -71,6 +72,7 @@ class Context:
             initial: its validation metrics, if they are known.
             teacher: the network whose logits it learns; by default the first one of the recipe.
             first_epoch: the epoch of the data with which to start.
+            distillation: what it learns from besides logits and labels, and how the learning rate rises.
         """
         with self._teacher_file(teacher) as path:
             reference = self.teacher if teacher is None else teacher
@@ -80,7 +82,7 @@ class Context:
             trainable = {layer.name: layer.trainable for layer in model.layers}
             builder.set_trainable(model, {}, settings.fine_tune_scope)
             try:
-                return self._pool(path).fine_tune(model, settings, initial, first_epoch)
+                return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
             finally:
                 for layer in model.layers:
                     layer.trainable = trainable[layer.name]
