@@ -85,7 +85,7 @@ def test_zeros_of_kernels_stay_zero_and_everything_else_is_trained_as_before(pre
 
 def test_restricted_to_some_variables_the_same_zeros_stay() -> None:
     ours, start = with_zeros(), with_zeros()
-    optimizer = FlatAdam(0.01, keep_zeros=True)
+    optimizer = FlatAdam(schedule(), keep_zeros=True)
     optimizer.build(ours)
     ours[0].assign(variables()[0])  # a zero is one of the start, not one of now
     restricted = optimizer.restricted_to([ours[3], ours[0]])
