@@ -86,7 +86,7 @@ class FlatAdam(keras.optimizers.Optimizer):
             raise ValueError("the loss must depend on at least one of the variables. Received: no gradient.")
         gradient = concatenate([gradients.get(id(v)) for v in self._trainable_variables], self._trainable_variables)
         if self.keep_zeros:
-            gradient = ops.where(self._trained, gradient, 0.0)
+            gradient = ops.where(ops.convert_to_tensor(self._trained), gradient, 0.0)
         ends = np.cumsum(list(map(size, self._trainable_variables)))
         changes = ops.split(self._update_moments(gradient), ends[:-1].tolist())
         for variable, change in zip(self._trainable_variables, changes, strict=True):

@@ -67,6 +67,18 @@ def with_zeros() -> list[keras.Variable]:
     return [keras.Variable(value) for value in values]
 
 
+def take_step(optimizer: keras.optimizers.Optimizer, given: list[np.ndarray], updated: list[keras.Variable]) -> None:
+    """Take a step; JAX lets an optimiser that scales the loss compute new values only, and change no variable."""
+    tensors = [keras.ops.convert_to_tensor(gradient) for gradient in given]
+    if keras.backend.backend() != "jax":
+        optimizer.apply(tensors, updated)
+        return
+    state = [variable.value for variable in optimizer.variables]
+    values, state = optimizer.stateless_apply(state, tensors, [variable.value for variable in updated])
+    for variable, value in zip([*updated, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)
+
+
 @pytest.mark.parametrize("precision", ["float32", "float16"])
 def test_zeros_of_kernels_stay_zero_and_everything_else_is_trained_as_before(precision: str) -> None:
     ours, theirs, start = with_zeros(), with_zeros(), with_zeros()
@@ -74,9 +86,9 @@ def test_zeros_of_kernels_stay_zero_and_everything_else_is_trained_as_before(pre
     plain = loop.adam(0.01, 5, theirs, precision)
     scale = 1.0 if precision == "float32" else float(kept.dynamic_scale.numpy())
     for step in range(4):
-        given = [keras.ops.convert_to_tensor(scale * gradient) for gradient in gradients(step)]
-        kept.apply(given, ours)
-        plain.apply(given, theirs)
+        given = [scale * gradient for gradient in gradients(step)]
+        take_step(kept, given, ours)
+        take_step(plain, given, theirs)
     for own, other, first in zip(ours, theirs, start, strict=True):
         free = (first.numpy() != 0) | (len(first.shape) < 2)
         assert np.array_equal(own.numpy(), np.where(free, other.numpy(), 0))
