@@ -23,10 +23,11 @@ class Subcommand:
 
 SUBCOMMANDS = {
     "distill": Subcommand("pbd.run", "command", "make a trained Keras CNN smaller"),
+    "compress": Subcommand("pbd.compression.compress_command", "main", "prune, quantise, distil and more, in a row"),
     "status": Subcommand("pbd.status", "main", "show whether a run is complete, and what is missing"),
     "report": Subcommand("pbd.report.__main__", "main", "write the HTML page of a run, or compare several runs"),
     "export": Subcommand("pbd.deploy.export_command", "main", "write a model for another runtime, and compare it"),
-    "quantize": Subcommand("pbd.compress.quantize_command", "main", "write a model with 8-bit integers for a runtime"),
+    "quantize": Subcommand("pbd.compression.quantize_command", "main", "write a model in 8-bit integers for a runtime"),
     "latency": Subcommand("pbd.deploy.latency_command", "main", "measure how fast models are on this machine"),
 }
 

@@ -111,7 +111,7 @@ def _not_deployed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     if request.node.get_closest_marker("unit") and request.path.name not in ("test_deployment.py", "test_pipeline.py"):
         from pbd.deploy import deployment
 
-        monkeypatch.setattr(deployment, "measure", lambda *_: deployment.Deployed((), ()))
+        monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed((), ()))
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -23,7 +23,7 @@ LINES = (
     {"blockwise", "student", "analysis"},
     {"costs"},
     {"pipeline", "status"},
-    {"compress"},
+    {"compression"},
     {"run", "cli"},
 )
 """The import order of DESIGN.md: a folder may import folders on earlier lines, and itself."""

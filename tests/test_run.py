@@ -9,6 +9,7 @@ import pytest
 
 from pbd import run
 from pbd.errors import PbdError, UsageError
+from pbd.pipeline import command
 from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
 from tests.helpers.cluster import PATIENCE_S
@@ -169,8 +170,8 @@ def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> Non
 @pytest.mark.parametrize(("before", "goes_on"), [("SIG_DFL", False), ("SIG_IGN", True)])
 def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on: bool) -> None:
     code = (
-        f"import os, signal; from pbd import run; signal.signal(signal.SIGHUP, signal.{before}); "
-        "run._stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+        f"import os, signal; from pbd.pipeline import command; signal.signal(signal.SIGHUP, signal.{before}); "
+        "command.stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on
@@ -186,7 +187,7 @@ def test_an_unexpected_error_is_one_line_that_names_its_file(
             raise RuntimeError("Graph execution error:\n\nno room")
 
     monkeypatch.setattr(run, "_run", fail)
-    monkeypatch.setattr(run, "_stop_on_signals", lambda: None)
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     assert run.main([]) == 70
     (file,) = (tmp_path / "errors").iterdir()
     line = f"pbd-run: RuntimeError: Graph execution error: no room. The whole error is in {file}."

@@ -1,9 +1,10 @@
-"""Teacher and student as they are deployed: in files of a target, in float32 and in 8-bit integers, side by side."""
+"""Networks as they are deployed: in files of a target, in float32 and in 8-bit integers, side by side."""
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -37,8 +38,8 @@ TEST_IMAGES = 10_000
 class Deployed:
     """The rows of the report, and its events."""
 
-    deployments: tuple[Deployment, ...]
-    events: tuple[str, ...]
+    deployments: tuple[Deployment, ...] = ()
+    events: tuple[str, ...] = ()
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -60,20 +61,22 @@ def measure(
     target: Target,
     batch_sizes: Sequence[int],
     keep: Callable[[Path], object],
+    in_int8: Mapping[str, Path] = MappingProxyType({}),
 ) -> Deployed:
-    """Deploy teacher and student in a target, and measure accuracy, size and latency, with one thread.
+    """Deploy a teacher and its students in a target, and measure accuracy, size and latency, with one thread.
 
-    If one of them cannot be exported, both are measured as they are, in Keras.
+    If one of them cannot be exported, all are measured as they are, in Keras.
 
     Args:
-        networks: `TEACHER` and `STUDENT`, in this order; flat, in float32.
+        networks: by name, `TEACHER` first; flat, in float32.
         dataset: of the run.
         target: in float32; its form in 8-bit integers is measured too, if there is one.
         batch_sizes: numbers of images in a pass.
-        keep: stores a file of the student, under its name.
+        keep: stores a file of `STUDENT`, under its name.
+        in_int8: files in 8-bit integers that exist, by the name of the network; the others are quantised here.
     """
     with tempfile.TemporaryDirectory() as name:
-        candidates, events = _candidates(networks, dataset, target, Path(name))
+        candidates, events = _candidates(networks, dataset, target, Path(name), in_int8)
         files = [candidate.file for candidate in candidates]
         shape = tuple(networks[TEACHER].inputs[0].shape[1:])
         times = latency.measure_files(files, shape, batch_sizes, threads=1)
@@ -105,7 +108,11 @@ def _kept(file: DeployedFile, keep: Callable[[Path], object]) -> tuple[str, ...]
 
 
 def _candidates(
-    networks: Mapping[str, keras.Model], dataset: Dataset, target: Target, folder: Path
+    networks: Mapping[str, keras.Model],
+    dataset: Dataset,
+    target: Target,
+    folder: Path,
+    in_int8: Mapping[str, Path],
 ) -> tuple[list[_Candidate], list[str]]:
     """Write the networks in float32 and in 8-bit integers, the teacher in float32 first; also return events."""
     events = []
@@ -113,7 +120,7 @@ def _candidates(
     try:
         candidates = [_exported(name, network, target, pixels, folder) for name, network in networks.items()]
     except PbdError as error:
-        events.append(f"teacher and student are measured as they are, in Keras: {error}")
+        events.append(f"{' and '.join(networks)} are measured as they are, in Keras: {error}")
         return _in_keras(networks, folder), events
     int8 = targets.TARGETS.get(f"{target.name}-int8")
     if int8 is None:
@@ -122,6 +129,9 @@ def _candidates(
     if (obstacle := int8.obstacle()) is not None:
         return candidates, [obstacle]
     for name, network in networks.items():
+        if name in in_int8:
+            candidates.append(_Candidate(DeployedFile(name, int8, in_int8[name])))
+            continue
         try:
             candidate, notes = _quantized(name, network, dataset, int8, folder)
         except PbdError as error:

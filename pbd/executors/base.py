@@ -4,10 +4,10 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from pbd.collective import Collective
-from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system.devices import Share
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ class Executor(Protocol):
         """
         ...
 
-    def serve(self) -> RunReport:
-        """Execute the coordinator's commands until the run ends, and return its report; for other processes only."""
+    def serve(self) -> Any:
+        """Execute the coordinator's commands until the run ends, and return its result; for other processes only."""
         ...
 
-    def finish(self, report: RunReport) -> None:
-        """Send the report to all other processes and end the run; for the coordinator only."""
+    def finish(self, result: object) -> None:
+        """Send the result, which is not None, to all other processes and end the run; for the coordinator only."""
         ...
 
     def stop(self, error: BaseException) -> None:

@@ -3,14 +3,14 @@
 import heapq
 import time
 from collections.abc import Callable, Iterator
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from pbd import energy
 from pbd.collective import Collective
 from pbd.config import ExecutionConfig
 from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
-from pbd.records import Assignment, BlockResult, ProgressCallback, RunReport
+from pbd.records import Assignment, BlockResult, ProgressCallback
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.system import devices, watchdog
 
@@ -58,10 +58,10 @@ class SerialExecutor:
     def readings(self) -> dict[int, energy.Reading]:
         return {0: energy.unread()} if self.num_workers == 1 else {}  # simulated workers share one worker's energy
 
-    def serve(self) -> RunReport:
+    def serve(self) -> Any:
         raise RuntimeError("the serial executor has no other process to serve")
 
-    def finish(self, report: RunReport) -> None:
+    def finish(self, result: object) -> None:
         self._runner.close()
 
     def stop(self, error: BaseException) -> None:

@@ -1,7 +1,5 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
-import contextlib
-import sys
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -12,9 +10,8 @@ from typing import TYPE_CHECKING, Any
 from pbd import progress, report
 from pbd.config import RunConfig
 from pbd.energy import accounting
-from pbd.executors import open_executor
 from pbd.executors.base import Executor
-from pbd.pipeline import students
+from pbd.pipeline import session, students
 from pbd.pipeline.versions import versions
 from pbd.records import (
     Assignment,
@@ -30,7 +27,7 @@ from pbd.records import (
 from pbd.report import rows
 from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.scheduling import cost_table
-from pbd.system import devices, launcher, process, watchdog
+from pbd.system import devices
 
 if TYPE_CHECKING:
     import keras
@@ -57,43 +54,36 @@ def run(
         config: of the run.
         model: the teacher, if it is not a file or a built-in network that the settings name.
         data: the images, if they are not what the settings name.
-        dedicated_process: this process exists for the run, so it is ended if it hangs. So is a rank of an MPI job, for
-            which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
+        dedicated_process: see `session.run`.
 
     Raises:
         PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
     """
-    executor = open_executor(config.execution)
-    watched = dedicated_process or launcher.rank() is not None
-    with watchdog.watching(config.execution.stall_limit, executor.abort) if watched else contextlib.nullcontext():
-        try:
-            if not executor.coordinates:
-                return executor.serve()
-            with process.prepared(executor.share), progress.open_progress() as display:
-                finished = _run(config, model, data, executor, display)
-            executor.finish(finished)
-        except BaseException as error:
-            executor.stop(error)
-            raise
-        finally:
-            _free_memory()
-    return finished
+
+    def work(executor: Executor, display: progress.ProgressDisplay) -> RunReport:
+        return run_on(executor, display, config, model, data)
+
+    return session.run(config.execution, work, dedicated_process=dedicated_process)
 
 
-def _free_memory() -> None:
-    """Free what this process has loaded for training in it (`isolate=False`)."""
-    context = sys.modules.get("pbd.blockwise.context")  # without it, nothing was loaded
-    if context is not None:
-        context.forget()
-
-
-def _run(
-    config: RunConfig,
-    model: "keras.Model | None",
-    data: "Data | None",
+def run_on(
     executor: Executor,
     display: progress.ProgressDisplay,
+    config: RunConfig,
+    model: "keras.Model | None" = None,
+    data: "Data | None" = None,
+    is_step: bool = False,
 ) -> RunReport:
+    """Run the method on the workers of a session that is open; see `run`.
+
+    Args:
+        executor: the workers.
+        display: of the progress.
+        config: see `run`, as for `model` and `data`.
+        model: the teacher.
+        data: the images.
+        is_step: the run is a step of a recipe, which reads the test images and measures latency itself, at its end.
+    """
     from pbd.pipeline import prepare  # loads the backend
 
     clock = _Clock()
@@ -101,7 +91,7 @@ def _run(
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
         with error_files.recorded(inputs.journal, "run"):
-            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display))
+            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display, is_step))
 
 
 @dataclass(frozen=True)
@@ -115,6 +105,7 @@ class _Context:
     clock: "_Clock"
     account: accounting.EnergyAccount
     display: progress.ProgressDisplay
+    is_step: bool
 
 
 @dataclass(frozen=True)
@@ -227,6 +218,9 @@ def _train_blocks(
 def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
     """Measure teacher and student where they are deployed; keep the student's files."""
     from pbd.deploy import deployment
+
+    if run.is_step:
+        return deployment.Deployed()
     from pbd.networks import precision
 
     inputs = run.inputs
@@ -251,9 +245,11 @@ def _report(
 ) -> RunReport:
     """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    run.display.phase("evaluating teacher and student on the test split")
     paths = journal.file("teacher.keras"), journal.file("student.keras")
-    tested = pool.evaluate(paths, "test")
+    tested: Sequence[Metrics | None] = (None, None)
+    if not run.is_step:
+        run.display.phase("evaluating teacher and student on the test split")
+        tested = pool.evaluate(paths, "test")
     return RunReport(
         config=config.flat(),
         versions=versions(),

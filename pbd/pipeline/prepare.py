@@ -3,9 +3,10 @@
 import contextlib
 import functools
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -54,9 +55,24 @@ class Inputs:
     """Of the preparation, for the report."""
 
 
+def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
+    choice = config.blocks
+    return enumerate_tasks(
+        teacher,
+        *map(blocks.get, choice.designs),
+        patterns=choice.layers,
+        include_unprofitable=choice.include_unprofitable,
+    )
+
+
 @contextlib.contextmanager
 def prepare(
-    config: RunConfig, model: keras.Model | None, data: Data | None, display: ProgressDisplay
+    config: RunConfig,
+    model: keras.Model | None,
+    data: Data | None,
+    display: ProgressDisplay,
+    tasks_of: Callable[[RunConfig, keras.Model], tuple[BlockTask, ...]] = _tasks,
+    kind: Mapping[str, Any] = MappingProxyType({}),
 ) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory and lock it until the block ends.
 
@@ -67,6 +83,8 @@ def prepare(
         model: the teacher, if it was given from Python.
         data: the data, if they were given from Python.
         display: receives phases and progress.
+        tasks_of: returns the tasks of a teacher; by default those of the settings.
+        kind: settings beside those of `config` that a resumed run must share.
 
     Raises:
         PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
@@ -74,7 +92,7 @@ def prepare(
     check_designs(config)
     target = targets.for_run(config.execution.target)
     directory = _directory(config)
-    source = teachers.resolve(config, model, directory, display, functools.partial(_tasks, config))
+    source = teachers.resolve(config, model, directory, display, functools.partial(tasks_of, config))
     source.check()
     if data is None and config.data.dataset == DataConfig.dataset:
         _check_default_data(config, source)
@@ -88,11 +106,11 @@ def prepare(
     teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
     events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
-    identity = _identity(config, source, teacher, dataset)
+    identity = _identity(config, source, teacher, dataset) | dict(kind)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
-        keys = [task.key for task in _tasks(config, teacher) if task.skip_reason is None]
+        keys = [task.key for task in tasks_of(config, teacher) if task.skip_reason is None]
         journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
         dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
@@ -103,7 +121,7 @@ def prepare(
             display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
-            yield Inputs(teacher, half, dataset, reachable, journal, _tasks(config, teacher), target, events)
+            yield Inputs(teacher, half, dataset, reachable, journal, tasks_of(config, teacher), target, events)
 
 
 def _check_default_data(config: RunConfig, source: TeacherSource) -> None:
@@ -123,16 +141,6 @@ def _check_default_data(config: RunConfig, source: TeacherSource) -> None:
         "a trained teacher needs data that fit it. Received: no data, or the built-in digits "
         f"({as_text(DIGITS_SHAPE)}, {DIGITS_CLASSES} classes), for {config.teacher.teacher!r} "
         f"({as_text(shape)}, {outputs} outputs). Give --dataset; in Python, data."
-    )
-
-
-def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
-    choice = config.blocks
-    return enumerate_tasks(
-        teacher,
-        *map(blocks.get, choice.designs),
-        patterns=choice.layers,
-        include_unprofitable=choice.include_unprofitable,
     )
 
 

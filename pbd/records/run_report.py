@@ -158,7 +158,7 @@ class Deployment:
     """A network in a file of the target: its quality, its size, and its latency."""
 
     model: str
-    """`teacher` or `student`."""
+    """`teacher` or `student`; in a recipe, `teacher` or the name of a step."""
     target: str
     """Runtime and precision, such as `onnx` or `onnx-int8`."""
     size_bytes: int

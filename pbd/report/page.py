@@ -13,7 +13,8 @@ import jinja2
 from markupsafe import Markup
 
 from pbd.records import CandidateReport, RunReport
-from pbd.report import deployments, front, plots, settings, timeline, words
+from pbd.records.recipe_report import RecipeReport
+from pbd.report import deployments, front, plots, recipes, settings, timeline, words
 
 UNITS = ("j", "w", "s")
 ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
@@ -64,10 +65,34 @@ def front_picture(reports: Mapping[str, RunReport], is_file: bool = True) -> str
     return _render("front.svg.j2", plot=front.plot(reports), axes=axes, is_file=is_file)
 
 
+def of_recipe(report: RecipeReport) -> str:
+    """Return the page of a recipe; it depends on the report only."""
+    return _render(
+        "recipe.html.j2",
+        report=report,
+        name=title(report),
+        recipes=recipes,
+        source=recipes.REPORT,
+        picture=Markup(recipe_picture(report, is_file=False)) if report.deployments else "",
+    )
+
+
+def recipe_picture(report: RecipeReport, is_file: bool = True) -> str:
+    """Return quality against speed of the networks of a recipe in SVG, for a file or a page."""
+    batch = max(deployments.batches(report.deployments))
+    axes = f"times as fast as the teacher in float32 ({words.images(batch)})", f"test {recipes.judged(report)}, percent"
+    plot = plots.of_points(recipes.series(report, batch))
+    return _render("front.svg.j2", plot=plot, axes=axes, is_file=is_file)
+
+
 def _render(template: str, **content: Any) -> str:
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _environment().get_template(template).render(content, script=Markup(script), script_digest=digest)
+    return (
+        _environment()
+        .get_template(template)
+        .render({"source": "report.json", **content}, script=Markup(script), script_digest=digest)
+    )
 
 
 @functools.cache
@@ -86,7 +111,7 @@ def _environment() -> jinja2.Environment:
     return environment
 
 
-def title(report: RunReport) -> str:
+def title(report: RunReport | RecipeReport) -> str:
     """Return the names of the teacher and the data set."""
     teacher, dataset = (str(report.config.get(name, "")) for name in ("teacher", "dataset"))
     return f"{PurePath(teacher).stem or 'teacher'} on {PurePath(dataset).stem or 'data'}"

@@ -12,24 +12,20 @@ from rich.text import Text
 
 from pbd.records import BlockReport, Deployment, ModelFacts, RunReport, WorkerReport
 from pbd.report import deployments
+from pbd.report.deployment_table import WIDE, DeploymentTable
 from pbd.report.words import (
     ABSENT,
     count,
     decisions,
     error,
-    images,
-    is_slower,
-    latency,
     names,
     percent,
     points,
     ratio,
     status_word,
-    times,
 )
 
 _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
-_WIDE = 100  # columns that a terminal needs to show the reasons in the table
 
 
 def render(report: RunReport, width: int = 120) -> str:
@@ -42,7 +38,7 @@ def render(report: RunReport, width: int = 120) -> str:
 
 def summary(report: RunReport) -> Group:
     """Return the summary for a terminal: whether to deploy the student, then each layer, both networks, and facts."""
-    deployed: list[RenderableType] = [_Deployments(report.deployments), Text("")] if report.deployments else []
+    deployed: list[RenderableType] = [DeploymentTable(report.deployments), Text("")] if report.deployments else []
     return Group(
         Text(""),
         _advice(report),
@@ -66,47 +62,6 @@ def _advice(report: RunReport) -> Text:
 
 
 @dataclass(frozen=True)
-class _Deployments:
-    """The table of teacher and student in the target; a narrow terminal has no room for the number of kept layers."""
-
-    rows: tuple[Deployment, ...]
-
-    def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= _WIDE
-        judged = "agreement" if self.rows[0].test_accuracy is None else "accuracy"
-        table = Table(box=None, padding=(0, 2 if wide else 1, 0, 0), pad_edge=False, header_style="bold")
-        table.add_column("model", no_wrap=True)
-        table.add_column("target", overflow="fold")
-        for name in (f"test\n{judged}" if wide else f"{judged[:3]}.", "kB", *["layers in\nfloat32"] * wide):
-            table.add_column(name, justify="right", no_wrap=True)
-        sizes = deployments.batches(self.rows)
-        for batch in sizes:
-            for name in (images(batch).replace("one", "1"), "x\nteacher", "x\nint8"):
-                table.add_column(name, justify="right", no_wrap=True)
-        for row in self.rows:
-            cells = [percent(_quality_of(row), 2 if wide else 1), f"{row.size_bytes / 1000:.0f}"]
-            if wide:
-                cells.append(str(len(row.kept_float)) if deployments.is_int8(row) else "all")
-            table.add_row(row.model, row.target, *cells, *[cell for batch in sizes for cell in _speed(row, batch)])
-        yield table
-        yield Text("Median time of a pass; x: times as fast as the teacher, and as the teacher in int8.", style="dim")
-
-
-def _quality_of(row: Deployment) -> float:
-    return row.test_agreement if row.test_accuracy is None else row.test_accuracy
-
-
-def _speed(row: Deployment, batch: int) -> tuple[Text | str, ...]:
-    """Return the median time and both relative speeds with one batch size."""
-    measured = deployments.at_batch(row, batch)
-    if measured is None:
-        return ("-", "-", "-")
-    speeds = (measured.times_as_fast, measured.times_as_fast_as_int8)
-    shown = [Text(times(speed), "yellow" if speed is not None and is_slower(speed) else "") for speed in speeds]
-    return (latency(measured.seconds), *shown)
-
-
-@dataclass(frozen=True)
 class _Layers:
     """The table of layers; on a narrow terminal, the reasons follow the table instead of being a column of it."""
 
@@ -114,7 +69,7 @@ class _Layers:
     judged: str
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        wide = options.max_width >= _WIDE
+        wide = options.max_width >= WIDE
         yield _layer_table(self.rows, self.judged, wide)
         yield Text("")
         if wide:

@@ -103,7 +103,7 @@ def _block(task: BlockTask) -> BlockResult:
     return BlockResult(task.layer.name, "trained", task.design, weights_of(task.layer.name), nmse=0.1, val_accuracy=0.9)
 
 
-def _run(config: RunConfig, model: Any, data: Any, executor: Executor, display: ProgressDisplay) -> RunReport:
+def _run(executor: Executor, display: ProgressDisplay, config: RunConfig, model: Any, data: Any) -> RunReport:
     """Do as `pbd.pipeline.distill` does, but for the teacher, the data and the student."""
     tasks, costs = sleeping([1.0] * LAYERS)
     run_dir, identity = Path(config.execution.run_dir).absolute(), config.student_settings()
@@ -149,7 +149,7 @@ def _report(
 def play() -> None:
     """Replace, in this process, the training of a run; no process that it starts loads TensorFlow."""
     os.environ["TF_CPP_MIN_LOG_LEVEL"] = "0"
-    distill._run = _run
+    distill.run_on = _run
 
 
 def main() -> int:

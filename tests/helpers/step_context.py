@@ -14,7 +14,7 @@ from tests.helpers.palette import ignore
 
 
 class StepContext:
-    """Stands for `pbd.compress.context.Context`."""
+    """Stands for `pbd.compression.context.Context`."""
 
     def __init__(self, teacher: keras.Model, dataset: Dataset, folder: Path, keeps_zeros: bool = False) -> None:
         self.teacher, self.dataset, self.journal = teacher, dataset, Journal(folder)

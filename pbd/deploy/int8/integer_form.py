@@ -22,11 +22,12 @@ class _TensorFlowFakeQuantize(keras.layers.Layer):
         return tf.quantization.fake_quant_with_min_max_args(x, *self._limits, num_bits=8)
 
 
-def exportable(network: keras.Model) -> keras.Model:
+def exportable(network: keras.Model, rounds_activations: bool = True) -> keras.Model:
     """Return a network that computes the same outputs from rounded kernels and biases, with operations of TensorFlow.
 
     Args:
         network: of `fake_quantization.fake_quantized`; the new network shares the layers that are not rounded.
+        rounds_activations: whether activations are rounded, too; else the network has layers of Keras alone.
     """
     rounded: list[tuple[keras.Layer, RoundedKernels]] = []
     copies: dict[int, keras.Layer] = {}
@@ -40,7 +41,7 @@ def exportable(network: keras.Model) -> keras.Model:
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(operation, FakeQuantize):
-            return _TensorFlowFakeQuantize(operation.range)(*args)
+            return _TensorFlowFakeQuantize(operation.range)(*args) if rounds_activations else args[0]
         if isinstance(operation, RoundedKernels):
             return copy(operation)(*args)
         return operation(*args, **graph.in_mode(operation, False, kwargs))

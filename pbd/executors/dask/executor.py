@@ -29,7 +29,7 @@ from pbd.executors.dask.collective import members
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.results import LostWorkError, first_result, result_of, wait_for_any
 from pbd.executors.isolation.retry import failed_results, retry_lost
-from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.scheduling.retry import split_for_retry
 from pbd.system import devices, watchdog
@@ -298,10 +298,10 @@ class DaskExecutor:
     def readings(self) -> dict[int, energy.Reading]:
         return self._meters.read()
 
-    def serve(self) -> RunReport:
+    def serve(self) -> Any:
         raise RuntimeError("Dask's workers are processes of their own; there is none here to serve")
 
-    def finish(self, report: RunReport) -> None:
+    def finish(self, result: object) -> None:
         self._leave()
 
     def stop(self, error: BaseException) -> None:

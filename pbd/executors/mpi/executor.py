@@ -25,7 +25,7 @@ from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.counter import SharedCounter
 from pbd.executors.mpi.heartbeat import HeartbeatMonitor
-from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, RunReport, TaskGroup
+from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system import backend, devices, watchdog
 
 _COMMAND, _PROGRESS = 1, 2  # tags of messages
@@ -59,9 +59,9 @@ class _ReadEnergy:
 
 @dataclass(frozen=True)
 class _Stop:
-    """Command: leave, with the report or with the error that ended the run."""
+    """Command: leave, with the result of the run or with the error that ended it."""
 
-    report: RunReport | None = None
+    result: Any = None
     error: PbdError | None = None
 
 
@@ -213,12 +213,12 @@ class MpiExecutor:
             self._send_all(_ReadEnergy())
             return dict(enumerate(self._gather(energy.unread(), _ignore)))
 
-    def serve(self) -> RunReport:
+    def serve(self) -> Any:
         measures = self.share.local_rank == 0  # on rank 0's host that is rank 0, which coordinates
         with energy.measure() if measures else contextlib.nullcontext(energy.NoMeter()) as meter:
             return self._serve(meter)
 
-    def _serve(self, meter: energy.HostMeter | energy.NoMeter) -> RunReport:
+    def _serve(self, meter: energy.HostMeter | energy.NoMeter) -> Any:
         while True:
             while not self._comm.iprobe(source=0, tag=_COMMAND):
                 watchdog.touch()
@@ -226,9 +226,9 @@ class MpiExecutor:
             command = pickle.loads(self._comm.recv(source=0, tag=_COMMAND))
             if isinstance(command, _Stop):
                 self._end()
-                if command.report is None:
+                if command.result is None:
                     raise command.error or StoppedError()
-                return command.report
+                return command.result
             if isinstance(command, _ReadEnergy):
                 self._gather(meter.read(), _ignore)
             elif isinstance(command, _RunCollective):
@@ -241,8 +241,8 @@ class MpiExecutor:
         if self._sending_progress is None or self._sending_progress.Test():
             self._sending_progress = self._comm.isend(event, dest=0, tag=_PROGRESS)
 
-    def finish(self, report: RunReport) -> None:
-        self._send_all(_Stop(report=report))
+    def finish(self, result: object) -> None:
+        self._send_all(_Stop(result=result))
         self._end()
 
     def stop(self, error: BaseException) -> None:

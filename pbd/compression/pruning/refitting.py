@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.compress.pruning.selection import Kept
+from pbd.compression.pruning.selection import Kept
 from pbd.data import Dataset
 from pbd.networks import channels, graph
 from pbd.networks.keras_internals import call_counts

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from pbd.compress import quantize_command
-from pbd.compress.settings import Training
+from pbd.compression import quantize_command
+from pbd.compression.settings import Training
 from pbd.errors import UsageError
 
 pytestmark = pytest.mark.fast

@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from pbd import blocks
-from pbd.compress.pruning import gates
+from pbd.compression.pruning import gates
 from pbd.data import Dataset
 from pbd.networks.channels import ChannelGroup, Placement, find_placements, kernels
 

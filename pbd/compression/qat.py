@@ -7,7 +7,7 @@ import keras
 import numpy as np
 
 from pbd.collective import SINGLE, Collective
-from pbd.compress.settings import Training
+from pbd.compression.settings import Training
 from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, portable

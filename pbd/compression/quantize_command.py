@@ -16,7 +16,7 @@ from rich.text import Text
 
 from pbd import command_line
 from pbd.command_line import Parser, positive
-from pbd.compress.settings import METHODS, Training
+from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
 from pbd.deploy.export_command import as_json, output_beside, paths, percent
 from pbd.errors import UsageError
@@ -91,7 +91,7 @@ def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
     from pbd.system import devices, process  # load NumPy, which --help does not need
 
     with process.prepared(devices.Share()):
-        from pbd.compress import quantization
+        from pbd.compression import quantization
         from pbd.deploy.int8 import quantizing
         from pbd.networks import files
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-from pbd.compress.importance import Values, normalised
+from pbd.compression.importance import Values, normalised
 
 FLOOR = 0.1
 """Least share of the channels of a group that remain where groups are compared with each other."""

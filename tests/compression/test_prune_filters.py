@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.compress.importance import IMPORTANCES, Subject
-from pbd.compress.prune_filters import PruneFilters
-from pbd.compress.pruning import refitting, schedule, selection
+from pbd.compression.importance import IMPORTANCES, Subject
+from pbd.compression.prune_filters import PruneFilters
+from pbd.compression.pruning import refitting, schedule, selection
 from pbd.data import Dataset
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import channels, graph

@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.compress import importance
-from pbd.compress.importance import IMPORTANCES, Subject
-from pbd.compress.pruning import gates
+from pbd.compression import importance
+from pbd.compression.importance import IMPORTANCES, Subject
+from pbd.compression.pruning import gates
 from pbd.data import Dataset
 from pbd.networks import channels
 from tests.helpers.palette import SHAPE, make_dataset, make_teacher, predict

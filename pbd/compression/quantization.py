@@ -6,12 +6,13 @@ from pathlib import Path
 
 import keras
 
-from pbd.compress import qat
-from pbd.compress.settings import METHODS, Training
-from pbd.data import Data
+from pbd.compression import qat
+from pbd.compression.settings import METHODS, Training
+from pbd.data import Data, Dataset
 from pbd.deploy import exporting, images, targets
-from pbd.deploy.int8 import quantizing
+from pbd.deploy.int8 import integer_form, quantizing
 from pbd.deploy.int8.quantizing import Files, Quantized
+from pbd.deploy.targets import Target
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import graph, precision
 from pbd.system import random_state
@@ -71,19 +72,47 @@ def quantize(
     quantizing.check_settings(max_drop, calibration_images)
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(data, network, seed)
+    return written(network, dataset, path, chosen, method, max_drop, calibration_images, training).file
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Written:
+    """A file in 8-bit integers, and the network that it computes in float32."""
+
+    file: Quantized
+    network: keras.Model
+    """As before with `ptq`; with `qat`, it has the rounded kernels that were trained."""
+
+
+def written(
+    network: keras.Model,
+    dataset: Dataset,
+    path: Path,
+    target: Target,
+    method: str,
+    max_drop: float,
+    calibration_images: int,
+    training: Training,
+) -> Written:
+    """Write a network, flat and in float32, with 8-bit weights and activations; see `quantize`.
+
+    Raises:
+        BadInputError: the network cannot be quantised, or loses more even with its layers in float32.
+    """
     with tempfile.TemporaryDirectory() as folder, exporting.replaced(path) as draft:
-        files = Files(network, dataset, chosen, Path(folder) / f"float32{chosen.runtime.suffix}", draft)
+        files = Files(network, dataset, target, Path(folder) / f"float32{target.runtime.suffix}", draft)
         if method == "ptq":
-            return files.result(path, *files.write(max_drop, calibration_images))
-        kept = _write_trained(files, calibration_images, training)
-        return dataclasses.replace(files.result(path, (), {}), method=kept)
+            return Written(files.result(path, *files.write(max_drop, calibration_images)), network)
+        trained = _write_trained(files, calibration_images, training)
+        file = files.result(path, (), {})
+        return Written(file, network) if trained is None else Written(dataclasses.replace(file, method="qat"), trained)
 
 
-def _write_trained(files: Files, calibration_images: int, settings: Training) -> str:
+def _write_trained(files: Files, calibration_images: int, settings: Training) -> keras.Model | None:
     """Train a network for 8-bit integers, and write it, or what quantisation after training gives if that is better.
 
     Returns:
-        The method of the file that was written.
+        The network that was trained, without the rounding of its activations; `None` if the file is the other one.
     """
     network, dataset, target = files.network, files.dataset, files.target
     files.write(1.0, calibration_images)
@@ -94,6 +123,6 @@ def _write_trained(files: Files, calibration_images: int, settings: Training) ->
     qat.write(trained, files.quantized, target)
     qat.check(files.quantized, trained, dataset, target)
     if files.accuracies("validation")[0] >= after_training:
-        return "qat"
+        return integer_form.exportable(trained, rounds_activations=False)
     files.write(1.0, calibration_images)
-    return "ptq"
+    return None

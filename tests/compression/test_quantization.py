@@ -11,8 +11,8 @@ import pytest
 import pbd
 from pbd import cli
 from pbd.collective import SINGLE, Collective
-from pbd.compress import qat
-from pbd.compress.settings import Training
+from pbd.compression import qat
+from pbd.compression.settings import Training
 from pbd.deploy import images, targets
 from pbd.deploy.int8 import fake_quantization
 from pbd.errors import UsageError

@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compress.importance import IMPORTANCES, Subject
-from pbd.compress.pruning import refitting, schedule, selection
-from pbd.compress.pruning.rounds import RoundFiles
-from pbd.compress.step import StepResult
+from pbd.compression.importance import IMPORTANCES, Subject
+from pbd.compression.pruning import refitting, schedule, selection
+from pbd.compression.pruning.rounds import RoundFiles
+from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, patterns
 from pbd.config.values import Section, at_least, one_of
 from pbd.errors import BadInputError, UsageError
@@ -17,7 +17,7 @@ from pbd.networks.channels import ChannelGroup
 from pbd.networks.cost import count_macs, count_params
 
 if TYPE_CHECKING:
-    from pbd.compress.context import Context
+    from pbd.compression.context import Context
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,54 @@
+"""The steps by name, as recipe files name them."""
+
+import dataclasses
+import importlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pbd.compression.step import Step
+from pbd.errors import UsageError, unknown_name
+
+HOMES = {
+    "fine_tune": "FineTune",
+    "quantize": "Quantize",
+    "replace_blocks": "ReplaceBlocks",
+}
+"""By the name of a step, its class, in the module of that name."""
+
+
+def get(name: str) -> type:
+    """Return the class of the step of this name.
+
+    Raises:
+        UsageError: there is none.
+    """
+    if name not in HOMES:
+        raise UsageError(unknown_name("step", name, HOMES))
+    return getattr(importlib.import_module(f"pbd.compression.{name}"), HOMES[name])
+
+
+def made(entries: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
+    """Return the steps that the `[[step]]` tables of a recipe file describe.
+
+    Args:
+        entries: of each step, its name under `use`, and its settings.
+
+    Raises:
+        UsageError: a name or setting is unknown, or a value is out of its range.
+    """
+    return tuple(_made(number, entry) for number, entry in enumerate(entries, start=1))
+
+
+def _made(number: int, entry: Mapping[str, Any]) -> Step:
+    if "use" not in entry:
+        raise UsageError(f'a step names what it does. Received: step {number} without use. Write use = "fine_tune".')
+    kind = get(str(entry["use"]))
+    settings = {name.replace("-", "_"): value for name, value in entry.items() if name != "use"}
+    names = [one.name for one in dataclasses.fields(kind)]
+    for name in settings:
+        if name not in names:
+            raise UsageError(unknown_name(f"setting of {entry['use']}", name, names))
+    try:
+        return kind(**settings)
+    except TypeError as error:
+        raise UsageError(f"step {number}, {entry['use']}, lacks a setting: {error}. See its documentation.") from error

@@ -1,0 +1,125 @@
+"""What a step can use: the first network, the images, the workers of the session, and a folder of its own."""
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import keras
+
+from pbd.blockwise.context import TrainingContext
+from pbd.config import RunConfig, StudentConfig, TrainingConfig
+from pbd.data import Dataset
+from pbd.deploy.targets import Target
+from pbd.executors.base import Executor
+from pbd.learning.metrics import Metrics
+from pbd.networks.digest import model_digest
+from pbd.pipeline import prepare, remote_tasks
+from pbd.pipeline.workers import WorkerPool
+from pbd.progress import ProgressDisplay
+from pbd.run_dir.journal import Journal
+from pbd.student import builder
+from pbd.student.checkpoints import FineTuneState
+from pbd.student.fine_tuning import validate
+from pbd.system import random_state
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a step can use."""
+
+    teacher: keras.Model
+    """The first network of the recipe; flat, in float32."""
+    teacher_path: Path
+    """Its file in the run directory."""
+    dataset: Dataset
+    config: RunConfig
+    """Of the recipe, with the settings of the data with which every worker loads the same images."""
+    target: Target
+    """Where the networks of the recipe are measured, in float32."""
+    journal: Journal
+    """The folder of the step, which survives if the recipe is interrupted."""
+    executor: Executor
+    display: ProgressDisplay
+    seed: int
+    """For the random numbers of the step; it differs from step to step."""
+    session: str
+    """Names the run of the recipe: a worker loads its images once."""
+    keeps_zeros: bool = False
+    """Whether a step before has set weights to zero that have to stay zero."""
+
+    def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
+        """Return the quality of a network beside the first one of the recipe, on all workers."""
+        with self._file(model) as path:
+            return self._pool(self.teacher_path).evaluate([path], split)[0]
+
+    def fine_tune(
+        self,
+        model: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics | None = None,
+        teacher: keras.Model | None = None,
+        first_epoch: int = 0,
+    ) -> FineTuneState:
+        """Train a network in place on all workers, and leave it with the weights of its best epoch.
+
+        If the recipe was interrupted, training goes on after the last epoch that was complete.
+
+        Args:
+            model: flat; which of its layers are trainable does not change.
+            settings: number of epochs, loss, learning rate, mixup, and the scope.
+            initial: its validation metrics, if they are known.
+            teacher: the network whose logits it learns; by default the first one of the recipe.
+            first_epoch: the epoch of the data with which to start.
+        """
+        with self._teacher_file(teacher) as path:
+            reference = self.teacher if teacher is None else teacher
+            initial = initial or validate(model, reference, self.dataset)
+            if settings.fine_tune_epochs == 0:
+                return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
+            trainable = {layer.name: layer.trainable for layer in model.layers}
+            builder.set_trainable(model, {}, settings.fine_tune_scope)
+            try:
+                return self._pool(path).fine_tune(model, settings, initial, first_epoch)
+            finally:
+                for layer in model.layers:
+                    layer.trainable = trainable[layer.name]
+
+    def forget_checkpoints(self) -> None:
+        """Delete the checkpoints of fine-tuning, once the step is complete."""
+        self.journal.remove_folder(remote_tasks.CHECKPOINTS)
+
+    def seeded(self) -> None:
+        """Start the random numbers of Keras, such as those of initial weights, with the seed of the step."""
+        random_state.seed(self.seed)
+
+    def _pool(self, teacher_path: Path) -> WorkerPool:
+        training = TrainingContext(
+            teacher_path=str(teacher_path),
+            data=self.config.data,
+            image_shape=self.dataset.image_shape,
+            training=TrainingConfig(),
+            designs={},
+            block_init=self.config.blocks.block_init,
+            seed=self.config.seed,
+            journal=self.journal,
+            session=self.session,
+        )
+        return WorkerPool(self.executor, training, self.display.update)
+
+    @contextlib.contextmanager
+    def _teacher_file(self, teacher: keras.Model | None) -> Iterator[Path]:
+        if teacher is None:
+            yield self.teacher_path
+        else:
+            with self._file(teacher, f"teacher-{model_digest(teacher)[:16]}.keras") as path:
+                yield path
+
+    @contextlib.contextmanager
+    def _file(self, model: keras.Model, name: str = "evaluated.keras") -> Iterator[Path]:
+        """Yield the path of a file of the network, which is deleted at the end of the block."""
+        path = prepare.save_model(self.journal, name, model)
+        try:
+            yield path
+        finally:
+            path.unlink(missing_ok=True)

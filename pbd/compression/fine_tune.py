@@ -1,0 +1,78 @@
+"""The step that trains a network on the logits of the first one, or on the labels."""
+
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import keras
+
+from pbd.compression.step import StepResult
+from pbd.config import RECIPES, StudentConfig
+from pbd.config.values import Section, one_of
+from pbd.errors import UsageError
+from pbd.networks import graph
+
+if TYPE_CHECKING:
+    from pbd.compression.context import Context
+
+
+@dataclass(frozen=True)
+class FineTune(Section):
+    """Trains the network as it is; the best epoch on the validation images counts, which may be the start."""
+
+    epochs: int = StudentConfig.fine_tune_epochs
+    """Passes over the training images."""
+    loss: str = StudentConfig.fine_tune_loss
+    """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), or mixed (kd_kl and
+    cross_entropy)."""
+    learning_rate: float = StudentConfig.fine_tune_learning_rate
+    """Initial learning rate of Adam, with cosine decay to zero."""
+    temperature: float = StudentConfig.temperature
+    """Divides the logits before the softmax in kd_kl and mixed."""
+    distillation_weight: float = StudentConfig.distillation_weight
+    """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
+    mixup: float = StudentConfig.mixup
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: images are not mixed."""
+    scope: str = StudentConfig.fine_tune_scope
+    """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
+    recipe: str | None = None
+    """`patient`: 80 epochs of kd_kl at temperature 2 with mixup 1, unless they are set (arXiv:2106.05237)."""
+
+    def check(self) -> None:
+        if self.scope == "blocks":
+            raise UsageError("a step trains all layers or no_1x1_dense. Received: scope blocks. Give all.")
+        if self.recipe is not None:
+            one_of("recipe", self.recipe, RECIPES)
+        _ = self.settings
+
+    @property
+    def settings(self) -> StudentConfig:
+        """The settings of the fine-tuning.
+
+        Raises:
+            UsageError: one is out of its range.
+        """
+        settings = StudentConfig(
+            fine_tune_epochs=self.epochs,
+            fine_tune_loss=self.loss,
+            fine_tune_learning_rate=self.learning_rate,
+            temperature=self.temperature,
+            distillation_weight=self.distillation_weight,
+            mixup=self.mixup,
+            fine_tune_scope=self.scope,
+        )
+        return settings if self.recipe is None else _with_recipe(settings, self.recipe)
+
+    def apply(self, model: keras.Model, context: "Context") -> StepResult:
+        tuned = graph.flatten(model)
+        state = context.fine_tune(tuned, self.settings)
+        return StepResult(tuned, {"history": list(state.history)}, state.events)
+
+
+def _with_recipe(settings: StudentConfig, recipe: str) -> StudentConfig:
+    """Return the settings with those of a recipe in place of the defaults; its settings of the data do not count."""
+    changes = {
+        name: value
+        for name, value in RECIPES[recipe].items()
+        if hasattr(settings, name) and getattr(settings, name) == getattr(StudentConfig, name)
+    }
+    return replace(settings, **changes)

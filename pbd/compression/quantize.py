@@ -1,0 +1,82 @@
+"""The step that puts the network into 8-bit integers, after training or with training for them."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import keras
+
+from pbd.compression import quantization
+from pbd.compression.settings import METHODS, Training
+from pbd.compression.step import StepResult
+from pbd.config.values import Section, one_of
+from pbd.deploy import targets
+from pbd.deploy.int8 import quantizing
+from pbd.errors import EnvironmentMismatchError
+
+if TYPE_CHECKING:
+    from pbd.compression.context import Context
+    from pbd.deploy.targets import Target
+
+
+@dataclass(frozen=True)
+class Quantize(Section):
+    """Writes the network in 8-bit integers; see `pbd.quantize`.
+
+    With method `ptq` the network goes on as it is. With `qat` it goes on with the weights that were trained, rounded.
+    """
+
+    method: str = METHODS[0]
+    """ptq (after training), or qat (trained for 8-bit integers on the logits of the network)."""
+    target: str | None = None
+    """Such as onnx-int8; by default the target of the recipe."""
+    max_drop: float = quantizing.MAX_DROP
+    """For ptq: the validation accuracy that may be lost before layers stay in float32."""
+    calibration_images: int = quantizing.CALIBRATION_IMAGES
+    """Training images from which the ranges of the activations are taken."""
+    epochs: int = Training.epochs
+    """For qat: passes over the training images."""
+    learning_rate: float = Training.learning_rate
+    """For qat: of Adam, at the start of a cosine decay to zero."""
+
+    def check(self) -> None:
+        one_of("method", self.method, METHODS)
+        quantizing.check_settings(self.max_drop, self.calibration_images)
+        _ = self.training
+
+    @property
+    def training(self) -> Training:
+        """The settings of quantisation-aware training."""
+        return Training(self.epochs, self.learning_rate)
+
+    def apply(self, model: keras.Model, context: "Context") -> StepResult:
+        target = self._target(context)
+        path = context.journal.file(f"network_int8{target.runtime.suffix}")
+        written = quantization.written(
+            model, context.dataset, path, target, self.method, self.max_drop, self.calibration_images, self.training
+        )
+        file = written.file
+        details = {
+            "target": target.name,
+            "method": file.method,
+            "validation_accuracy": file.val_accuracy,
+            "float32_validation_accuracy": file.float_val_accuracy,
+            "kept_float": list(file.kept_float),
+        }
+        return StepResult(written.network, details, quantized={target.name: path})
+
+    def _target(self, context: "Context") -> "Target":
+        """Return the target.
+
+        Raises:
+            UsageError: it is unknown, or has no 8-bit integers.
+            EnvironmentMismatchError: it is not installed, or the target of the recipe has no 8-bit integers.
+        """
+        if self.target is not None:
+            return quantizing.get_target(self.target)
+        name = f"{context.target.name}-int8"
+        if name not in targets.TARGETS:
+            raise EnvironmentMismatchError(
+                f"a target must have 8-bit integers. Received: {context.target.name}. "
+                "pip install 'pbd[openvino]', or set the target of the step."
+            )
+        return quantizing.get_target(name)

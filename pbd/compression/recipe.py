@@ -1,0 +1,70 @@
+"""A recipe: compression steps in a row, each on the network of the one before, and a table of all of them."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from pbd.compression.step import Step
+from pbd.config import RunConfig
+from pbd.config.values import fraction
+from pbd.errors import UsageError
+from pbd.executors.base import Executor
+from pbd.pipeline import session
+from pbd.progress import ProgressDisplay
+from pbd.records.recipe_report import RecipeReport
+
+if TYPE_CHECKING:
+    import keras
+
+    from pbd.data import Data
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The steps, and what holds for all of them."""
+
+    steps: tuple[Step, ...]
+    max_drop: float | None = None
+    """The result is the network of the last step that loses at most this much validation accuracy (without labels:
+    agreement)."""
+    targets: tuple[str, ...] = ()
+    """Where every network is measured, in float32 and in 8-bit integers; by default that of the execution."""
+
+    def __post_init__(self) -> None:
+        fraction("max_drop", self.max_drop)
+        if not self.steps:
+            raise UsageError("a recipe needs steps. Received: none. Give one, such as FineTune().")
+        for step in self.steps:
+            if not isinstance(step, Step):
+                raise UsageError(
+                    f"a step is an object with a method apply. Received: {step!r}. Give one of pbd, such as FineTune()."
+                )
+
+
+def run(
+    recipe: Callable[[], Recipe],
+    config: RunConfig,
+    model: "keras.Model | None" = None,
+    data: "Data | None" = None,
+    *,
+    dedicated_process: bool = False,
+) -> RecipeReport:
+    """Do the steps on every worker there is, and return the report.
+
+    Args:
+        recipe: returns the steps; called when the devices of this process are chosen, so that it may load Keras.
+        config: teacher, data, execution and seed; every other setting is one of a step.
+        model: the first network, if it is not a file or a built-in network that the settings name.
+        data: the images, if they are not what the settings name.
+        dedicated_process: see `session.run`.
+
+    Raises:
+        PbdError: the network, the data or a setting does not fit; the message is one line and names the remedy.
+    """
+
+    def work(executor: Executor, display: ProgressDisplay) -> RecipeReport:
+        from pbd.compression import steps_in_a_row  # loads the backend
+
+        return steps_in_a_row.run(recipe(), config, model, data, executor, display)
+
+    return session.run(config.execution, work, dedicated_process=dedicated_process)

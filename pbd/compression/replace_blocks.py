@@ -1,0 +1,53 @@
+"""The step that is pbd's own method: blocks learn the feature maps of the network, and the best replace layers."""
+
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import keras
+
+from pbd.compression.step import StepResult
+from pbd.config import StudentConfig
+from pbd.config.settings import BlockConfig, TrainingConfig
+from pbd.errors import UsageError
+from pbd.networks import files, graph, precision
+from pbd.pipeline import distill
+from pbd.report import words
+
+if TYPE_CHECKING:
+    from pbd.compression.context import Context
+    from pbd.records import RunReport
+
+RUN = "run"
+"""The folder of the step that holds the run."""
+
+
+@dataclass(frozen=True)
+class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
+    """Parallel blockwise distillation; see `pbd.distill` for the settings. The network before the step is the teacher.
+
+    Without any setting, it looks for the fastest student of the library that loses at most one point.
+    """
+
+    def check(self) -> None:
+        for section in (BlockConfig, TrainingConfig, StudentConfig):
+            section.check(self)
+        if self.sweep is not None:
+            raise UsageError(f"a step makes one network. Received: sweep {self.sweep}. Give a budget.")
+
+    def apply(self, model: keras.Model, context: "Context") -> StepResult:
+        run_dir = context.journal.file(RUN)
+        config = context.config.replace(
+            **{one.name: getattr(self, one.name) for one in fields(self)},
+            run_dir=str(run_dir),
+            resume=(run_dir / "run.json").exists(),
+            allow_weak_teacher=True,  # the recipe's teacher was checked
+        )
+        report = distill.run_on(context.executor, context.display, config.resolved(), model, is_step=True)
+        student = graph.flatten(precision.in_float32(files.load_own(run_dir / "student.keras")))
+        return StepResult(student, _details(report), report.events)
+
+
+def _details(report: "RunReport") -> dict[str, object]:
+    chosen = {row.layer: row.block for row in report.blocks if row.status == "accepted"}
+    choice = {"predicted": report.choice.predicted, "measured": report.choice.measured} if report.choice else {}
+    return {"replaced": words.replaced(report.blocks), "blocks": chosen, "history": report.fine_tune_history, **choice}

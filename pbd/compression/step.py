@@ -1,0 +1,78 @@
+"""A step of a recipe: it takes a network and returns another one."""
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+if TYPE_CHECKING:
+    import keras
+
+    from pbd.compression.context import Context
+
+
+@dataclass(frozen=True, eq=False)
+class StepResult:
+    """What a step made of a network."""
+
+    model: "keras.Model"
+    """Flat and functional, in float32; not compiled."""
+    details: Mapping[str, Any] = field(default_factory=dict)
+    """What there is to know about the step, in plain JSON types."""
+    events: tuple[str, ...] = ()
+    """What its reader has to know, one line each."""
+    keeps_zeros: bool = False
+    """Whether later training has to leave weights that are zero at zero."""
+    quantized: Mapping[str, Path] = field(default_factory=dict)
+    """Files in 8-bit integers that the step wrote, by target."""
+
+
+@runtime_checkable
+class Step(Protocol):
+    """A step: a frozen dataclass of its settings, which checks them when it is made.
+
+    The name of its class in lower case with underscores is its name in recipe files and reports.
+    """
+
+    def apply(self, model: "keras.Model", context: "Context") -> StepResult:
+        """Return the network that the step makes of `model`, which stays as it is.
+
+        Args:
+            model: flat and functional, in float32.
+            context: the images, the workers, and the step's folder.
+
+        Raises:
+            PbdError: the step cannot be applied to this network or these images.
+        """
+        ...
+
+
+def name_of(step: Step) -> str:
+    """Return the name of a step: `prune_filters` for `PruneFilters`."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(step).__name__).lower()
+
+
+def settings_of(step: Step) -> dict[str, Any]:
+    """Return the settings of a step in plain JSON types; a network is represented by its digest."""
+    assert dataclasses.is_dataclass(step)
+    return {one.name: _plain(getattr(step, one.name)) for one in dataclasses.fields(step)}
+
+
+def _plain(value: Any) -> Any:
+    if hasattr(value, "get_weights"):
+        from pbd.networks import digest, graph  # Keras is loaded
+
+        return digest.model_digest(graph.flatten(value))
+    if isinstance(value, Step) and dataclasses.is_dataclass(value):
+        return {"use": name_of(value), **settings_of(value)}
+    if dataclasses.is_dataclass(value):
+        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if hasattr(value, "get_config"):
+        return {"class": type(value).__name__, **_plain(value.get_config())}
+    return value if isinstance(value, bool | int | float | str | None) else repr(value)

@@ -1,0 +1,136 @@
+"""The folder of a step in the run directory: its network and a record, by which a resumed recipe leaves it out."""
+
+import hashlib
+import json
+import logging
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pbd.compression.step import StepResult
+from pbd.deploy import exporting
+from pbd.errors import BadInputError
+from pbd.learning.metrics import Metrics
+from pbd.networks import files
+from pbd.networks.digest import model_digest
+from pbd.pipeline import prepare
+from pbd.report import json_safe
+from pbd.run_dir.archive import json_digest
+from pbd.run_dir.journal import Journal
+
+STEPS = "steps"
+"""The folder of the run directory that holds a folder for each step."""
+_RECORD = "step.json"
+MODEL = "model.keras"
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """A step that is complete."""
+
+    result: StepResult
+    metrics: Metrics
+    """Of its network on the validation split, beside the first network."""
+    seconds: float
+    energy_j: float | None
+
+
+@dataclass(frozen=True)
+class StepFolder:
+    """The folder of one step.
+
+    Args:
+        journal: the folder.
+        inputs: what the network depends on: the step and its settings, the network before it, the images, the seed.
+    """
+
+    journal: Journal
+    inputs: Mapping[str, Any]
+
+    @classmethod
+    def opened(cls, run_dir: Path, number: int, name: str, inputs: Mapping[str, Any]) -> "StepFolder":
+        """Return the folder of a step; what it holds of a step with other inputs is deleted."""
+        path = run_dir / STEPS / f"{number:02d}-{name}"
+        for other in path.parent.glob(f"{number:02d}-*"):
+            if other != path:
+                shutil.rmtree(other)
+        folder = cls(Journal(path), inputs)
+        if folder._record().get("inputs") != folder._digest:
+            shutil.rmtree(path, ignore_errors=True)
+            folder.journal.write_json(_RECORD, {"inputs": folder._digest})
+        return folder
+
+    def read(self) -> Finished | None:
+        """Return the step if it is complete; a damaged one is logged, and has to be done again."""
+        record = self._record()
+        if "network" not in record:
+            return None
+        try:
+            model = files.load_own(self.journal.file(MODEL))
+            if model_digest(model) != record["network"]:
+                raise BadInputError("its network is another one")
+            quantized = {target: self._unchanged(parts) for target, parts in record["quantized"].items()}
+        except (BadInputError, OSError) as error:
+            _log.warning("%s is damaged (%s): its step is done again.", self.journal.path, error)
+            return None
+        result = StepResult(model, record["details"], tuple(record["events"]), record["keeps_zeros"], quantized)
+        return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
+
+    def write(self, finished: Finished) -> Finished:
+        """Write a complete step, and return it with the network that the file holds."""
+        result = finished.result
+        prepare.save_model(self.journal, MODEL, result.model)
+        model = files.load_own(self.journal.file(MODEL))
+        quantized = {
+            target: {part.name: _sha256(part) for part in exporting.files_of(path)}
+            for target, path in result.quantized.items()
+        }
+        record = {
+            "inputs": self._digest,
+            **self.inputs,
+            "network": model_digest(model),
+            "details": result.details,
+            "events": result.events,
+            "keeps_zeros": result.keeps_zeros,
+            "quantized": quantized,
+            "metrics": asdict(finished.metrics),
+            "seconds": finished.seconds,
+            "energy_j": finished.energy_j,
+        }
+        self.journal.write_json(_RECORD, json_safe(record))
+        read = self.read()
+        assert read is not None, "a record that was just written is whole"
+        return read
+
+    def _unchanged(self, parts: Mapping[str, str]) -> Path:
+        """Return the main file of a network in 8-bit integers.
+
+        Args:
+            parts: the digests of its files, by name, the main file first.
+
+        Raises:
+            BadInputError: a file has changed.
+            OSError: a file is missing.
+        """
+        for name, digest in parts.items():
+            if _sha256(self.journal.file(name)) != digest:
+                raise BadInputError(f"{name} has changed")
+        return self.journal.file(next(iter(parts)))
+
+    @property
+    def _digest(self) -> str:
+        return json_digest(json_safe(dict(self.inputs)))
+
+    def _record(self) -> dict[str, Any]:
+        try:
+            return dict(json.loads(self.journal.file(_RECORD).read_bytes()))
+        except (OSError, ValueError, TypeError):
+            return {}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

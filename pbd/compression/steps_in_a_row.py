@@ -1,0 +1,246 @@
+"""Do the steps of a recipe, leave out those that are complete, measure all networks, and write the report."""
+
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from pbd import blocks
+from pbd.compression.context import Context
+from pbd.compression.recipe import Recipe
+from pbd.compression.step import Step, StepResult, name_of, settings_of
+from pbd.compression.step_folder import MODEL, Finished, StepFolder
+from pbd.config import RunConfig
+from pbd.deploy import deployment, targets
+from pbd.energy import accounting
+from pbd.executors.base import Executor
+from pbd.learning.metrics import Metrics
+from pbd.networks import cost, graph
+from pbd.networks.digest import model_digest
+from pbd.pipeline import prepare
+from pbd.pipeline.prepare import Inputs
+from pbd.pipeline.versions import versions
+from pbd.progress import ProgressDisplay
+from pbd.records import Deployment, ModelFacts
+from pbd.records.recipe_report import RecipeReport, StepReport
+from pbd.report import json_safe, recipes
+from pbd.run_dir import damaged_images, error_files
+from pbd.run_dir.journal import Journal
+from pbd.system import devices
+
+if TYPE_CHECKING:
+    from pbd.data import Data
+
+ROUNDING = 1e-9
+"""Tolerance with which `max_drop` counts as kept."""
+
+
+def run(
+    recipe: Recipe,
+    config: RunConfig,
+    model: keras.Model | None,
+    data: "Data | None",
+    executor: Executor,
+    display: ProgressDisplay,
+) -> RecipeReport:
+    """Do the steps on the workers of a session that is open; see `recipe.run`."""
+    chosen = [targets.for_run(name).name for name in recipe.targets or (config.execution.target,)]
+    prepared = prepare.prepare(
+        config, model, data, display, tasks_of=lambda config, teacher: (), kind={"kind": "recipe"}
+    )
+    with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
+        return _Run(recipe, config, inputs, executor, display, tuple(dict.fromkeys(chosen))).report()
+
+
+@dataclass(frozen=True)
+class _Run:
+    recipe: Recipe
+    config: RunConfig
+    inputs: Inputs
+    executor: Executor
+    display: ProgressDisplay
+    targets: tuple[str, ...]
+    session: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def report(self) -> RecipeReport:
+        """Do the steps that are missing, measure all networks, write the report, and return it."""
+        began = time.monotonic()
+        inputs, journal = self.inputs, self.inputs.journal
+        teacher = inputs.teacher
+        context = self._context(Journal(journal.path))
+        start = Finished(StepResult(teacher), context.evaluate(teacher), 0.0, None)
+        finished = {deployment.TEACHER: start}
+        with accounting.account(self.executor.readings) as account:
+            for number, name, step in self._steps():
+                before = next(reversed(finished.values())).result.model
+                zeros = any(one.result.keeps_zeros for one in finished.values())
+                finished[name] = self._finished(number, name, step, before, zeros, account)
+        chosen = _last_within(finished, self.recipe.max_drop)
+        prepare.save_model(journal, "student.keras", finished[chosen].result.model)
+        report = RecipeReport(
+            config=_settings(self.config),
+            versions=versions(),
+            device=devices.describe(),
+            steps=tuple(self._rows(finished)),
+            result=chosen,
+            max_drop=self.recipe.max_drop,
+            reference="labels" if inputs.dataset.labelled else "teacher",
+            targets=self.targets,
+            events=(*inputs.events, *damaged_images.events(journal)),
+            seconds=time.monotonic() - began,
+            run_dir=str(journal.path),
+        )
+        recipes.write(report, journal)
+        return report
+
+    def _steps(self) -> Iterator[tuple[int, str, Step]]:
+        for number, step in enumerate(self.recipe.steps, start=1):
+            yield number, f"{number} {name_of(step)}", step
+
+    def _finished(
+        self,
+        number: int,
+        name: str,
+        step: Step,
+        before: keras.Model,
+        keeps_zeros: bool,
+        account: accounting.EnergyAccount,
+    ) -> Finished:
+        """Return a step's result, from its folder if the step is complete there."""
+        seed = blocks.derive_seed(self.config.seed, f"step {number}")
+        dataset = self.inputs.dataset
+        identity = {
+            "use": name_of(step),
+            "settings": settings_of(step),
+            "before": model_digest(before),
+            "first": model_digest(self.inputs.teacher),
+            "data": dataset.digest(),
+            "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
+            "keep_zeros": keeps_zeros,
+            "seed": seed,
+        }
+        folder = StepFolder.opened(self.inputs.journal.path, number, name_of(step), identity)
+        done = folder.read()
+        if done is not None:
+            self.display.phase(f"step {name}: already complete")
+            return done
+        self.display.phase(f"step {name}")
+        began, joules = time.monotonic(), account.read().total_j
+        context = replace(self._context(folder.journal), seed=seed, keeps_zeros=keeps_zeros)
+        context.seeded()
+        result = step.apply(before, context)
+        result = replace(result, model=graph.flatten(result.model))
+        seconds, spent = time.monotonic() - began, _difference(account.read().total_j, joules)
+        metrics = context.evaluate(result.model)
+        self.display.phase(f"step {name}: {_describe(metrics)}")
+        finished = folder.write(Finished(result, metrics, seconds, spent))
+        context.forget_checkpoints()
+        return finished
+
+    def _context(self, journal: Journal) -> Context:
+        inputs = self.inputs
+        return Context(
+            teacher=inputs.teacher,
+            teacher_path=inputs.journal.file("teacher.keras"),
+            dataset=inputs.dataset,
+            config=replace(self.config, data=inputs.data_config),
+            target=inputs.target,
+            journal=journal,
+            executor=self.executor,
+            display=self.display,
+            seed=self.config.seed,
+            session=self.session,
+        )
+
+    def _rows(self, finished: dict[str, Finished]) -> Iterator[StepReport]:
+        """Yield the report of each network: measured side by side in every target, and on the test images."""
+        deployed, events = self._deployed(finished)
+        context = self._context(self.inputs.journal)
+        self.display.phase("evaluating all networks on the test split")
+        settings = {name: settings_of(step) for _, name, step in self._steps()}
+        for name, one in finished.items():
+            network = one.result.model
+            yield StepReport(
+                name=name,
+                network=self._facts(name, one, context.evaluate(network, "test")),
+                nonzero_params=sum(int(np.count_nonzero(weight)) for weight in network.get_weights()),
+                settings=settings.get(name, {}),
+                seconds=one.seconds,
+                energy_j=one.energy_j,
+                details=dict(one.result.details),
+                events=(*one.result.events, *(events if name == deployment.TEACHER else ())),
+                deployments=tuple(row for row in deployed if row.model == name),
+            )
+
+    def _deployed(self, finished: dict[str, Finished]) -> tuple[list[Deployment], list[str]]:
+        """Return the networks as measured in each target, and events."""
+        rows: list[Deployment] = []
+        events: list[str] = []
+        networks = {name: one.result.model for name, one in finished.items()}
+        for name in self.targets:
+            self.display.phase(f"measuring {len(networks)} networks in {name}")
+            target = targets.TARGETS[name]
+            int8 = {step: one.result.quantized.get(f"{name}-int8") for step, one in finished.items()}
+            deployed = deployment.measure(
+                networks,
+                self.inputs.dataset,
+                target,
+                deployment.BATCH_SIZES,
+                keep=lambda path: None,
+                in_int8={step: path for step, path in int8.items() if path is not None},
+            )
+            rows += deployed.deployments
+            events += deployed.events
+        return rows, events
+
+    def _facts(self, name: str, one: Finished, test: Metrics) -> ModelFacts:
+        run_dir, network = self.inputs.journal.path, one.result.model
+        is_teacher = name == deployment.TEACHER
+        path = run_dir / "teacher.keras" if is_teacher else self._folder(name) / MODEL
+        return ModelFacts(
+            params=cost.count_params(network),
+            macs=cost.count_macs(network),
+            val_accuracy=one.metrics.accuracy,
+            test_accuracy=test.accuracy,
+            path=str(path.relative_to(run_dir)),
+            size_bytes=path.stat().st_size,
+            val_agreement=one.metrics.agreement,
+            test_agreement=test.agreement,
+            val_kl=one.metrics.kl,
+            test_kl=test.kl,
+        )
+
+    def _folder(self, name: str) -> Path:
+        number, _, use = name.partition(" ")
+        return self.inputs.journal.file(f"steps/{int(number):02d}-{use}")
+
+
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings that are not those of steps, in plain JSON types."""
+    sections = (config.teacher, config.data, config.execution)
+    return json_safe(
+        {name: value for section in sections for name, value in asdict(section).items()} | {"seed": config.seed}
+    )
+
+
+def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:
+    """Return the name of the last network that keeps within `max_drop` of the first one."""
+    first = finished[deployment.TEACHER].metrics.score
+    within = [
+        name for name, one in finished.items() if max_drop is None or first - one.metrics.score <= max_drop + ROUNDING
+    ]
+    return within[-1]
+
+
+def _difference(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def _describe(metrics: Metrics) -> str:
+    name = "agreement" if metrics.accuracy is None else "accuracy"
+    return f"validation {name} {metrics.score:.4f}"

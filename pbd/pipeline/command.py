@@ -1,0 +1,87 @@
+"""A command line that uses all workers: started in every process of an MPI job, it speaks and fails as one command."""
+
+import contextlib
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
+from typing import TypeVar
+
+from pbd.errors import PbdError, StoppedError
+from pbd.system import launcher
+
+START_LIMIT_S = 600
+T = TypeVar("T")
+
+
+def run(
+    argv: Sequence[str] | None, program: str, parse: Callable[[Sequence[str], str], T], work: Callable[[T], int]
+) -> int:
+    """Run a command that uses all workers, in every process of an MPI job; return its exit code.
+
+    Args:
+        argv: the arguments; by default those of this process.
+        program: the command as the user typed it; error lines begin with it.
+        parse: returns the settings in the arguments of a program.
+        work: does what the settings say, and returns the exit code.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence():
+        try:
+            settings = _start(lambda: parse(arguments, program))
+            stop_on_signals()
+            return work(settings)
+        except PbdError as error:
+            if "--verbose" in arguments:
+                traceback.print_exc()
+            print(f"{program}: {error}", file=sys.stderr)
+            return error.exit_code
+        except KeyboardInterrupt:
+            print(f"{program}: {StoppedError()}", file=sys.stderr)
+            return StoppedError.exit_code
+        except Exception as error:
+            from pbd.run_dir import error_files
+
+            line = error_files.summary(error)
+            if line is None or "--verbose" in arguments:
+                traceback.print_exc()
+            if line is not None:
+                print(f"{program}: {line}", file=sys.stderr)
+            return PbdError.exit_code
+
+
+def _start(parse: Callable[[], T]) -> T:
+    """Return the settings; if an MPI rank fails to read them, it reports the error to the ranks that wait for it."""
+    os.environ.setdefault(launcher.START_LIMIT, str(START_LIMIT_S))
+    try:
+        return parse()
+    except Exception as error:
+        if launcher.size() > 1:
+            from pbd.executors.mpi import world
+
+            world.report_failed_start(error if isinstance(error, PbdError) else PbdError(repr(error)))
+        raise
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """Discard the output of every rank but 0, which prints the same lines."""
+    with (
+        open(os.devnull, "w", encoding="utf-8") as devnull,
+        contextlib.redirect_stdout(devnull),
+        contextlib.redirect_stderr(devnull),
+    ):
+        yield
+
+
+def stop_on_signals() -> None:
+    """Treat SIGTERM, Slurm's SIGUSR1 and a closed terminal (SIGHUP, unless under nohup) like Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)

@@ -1,0 +1,173 @@
+"""The files of a recipe: `recipe.json`, and `summary.txt`, `recipe.html` and `recipe.svg` made from it."""
+
+import io
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from pbd.errors import CorruptStateError, MissingInputError
+from pbd.records import Deployment, Latency, ModelFacts
+from pbd.records.recipe_report import RecipeReport, StepReport
+from pbd.report import deployments
+from pbd.report.deployment_table import DeploymentTable
+from pbd.report.files import json_safe
+from pbd.report.words import count, duration, percent, points
+from pbd.run_dir.journal import Journal
+
+REPORT = "recipe.json"
+PAGE = "recipe.html"
+PICTURE = "recipe.svg"
+_TEACHER = "teacher"
+
+
+def write(report: RecipeReport, journal: Journal) -> None:
+    """Write the files of the report into the run directory."""
+    from pbd.report import page  # imports the template engine
+
+    journal.write_bytes("summary.txt", render(report).encode())
+    journal.write_json(REPORT, json_safe(asdict(report)))
+    journal.write_bytes(PAGE, page.of_recipe(report).encode())
+    if report.deployments:
+        journal.write_bytes(PICTURE, page.recipe_picture(report).encode())
+
+
+def read(journal: Journal) -> RecipeReport:
+    """Return the report of a complete recipe, as it was written.
+
+    Raises:
+        MissingInputError: the directory has no such report.
+        CorruptStateError: it is damaged.
+    """
+    path = journal.file(REPORT)
+    try:
+        return from_json(json.loads(path.read_bytes()))
+    except OSError as error:
+        raise MissingInputError(f"there is no complete recipe in {journal.path}. Give its command again.") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptStateError(f"{path} is damaged. Give the command of the recipe again, with --resume.") from error
+
+
+def from_json(content: Mapping[str, Any]) -> RecipeReport:
+    """Return the report with this content."""
+    steps = tuple(_step(row) for row in content["steps"])
+    return RecipeReport(**{**content, "steps": steps} | {name: tuple(content[name]) for name in ("targets", "events")})
+
+
+def _step(row: Mapping[str, Any]) -> StepReport:
+    changes = {
+        "network": ModelFacts(**row["network"]),
+        "events": tuple(row["events"]),
+        "deployments": tuple(_deployment(each) for each in row["deployments"]),
+    }
+    return StepReport(**{**row, **changes})
+
+
+def _deployment(row: Mapping[str, Any]) -> Deployment:
+    latency = tuple(Latency(**each) for each in row["latency"])
+    return Deployment(
+        **{**row, "latency": latency, "files": tuple(row["files"]), "kept_float": tuple(row["kept_float"])}
+    )
+
+
+def render(report: RecipeReport, width: int = 120) -> str:
+    """Return the summary as plain text, for `summary.txt`."""
+    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
+    with console.capture() as capture:
+        console.print(summary(report))
+    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+
+
+def summary(report: RecipeReport) -> Group:
+    """Return the summary for a terminal: the result, a row for each network, and the networks in their targets."""
+    deployed: list[RenderableType] = [Text(""), DeploymentTable(report.deployments)] if report.deployments else []
+    events = [Text(event) for event in report.events]
+    events += [Text(f"{step.name}: {event}") for step in report.steps for event in step.events]
+    return Group(Text(headline(report), style="bold"), Text(""), _table(report), *deployed, *events)
+
+
+def judged(report: RecipeReport) -> str:
+    """Return what networks are compared by: `accuracy`, or without labels `agreement` with the first network."""
+    return "accuracy" if report.reference == "labels" else "agreement"
+
+
+def quality(report: RecipeReport, step: StepReport, split: str) -> float:
+    """Return the accuracy or agreement of a network on `val` or `test` images, in [0, 1]."""
+    return getattr(step.network, f"{split}_{judged(report)}")
+
+
+def headline(report: RecipeReport) -> str:
+    """Return which network is the result, and why it is not the last one if it is not."""
+    *_, last = report.steps
+    (result,) = (step for step in report.steps if step.name == report.result)
+    first = report.steps[0]
+    kept = f"{percent(quality(report, result, 'test'))} test {judged(report)}"
+    change = points(quality(report, first, "test"), quality(report, result, "test"))
+    text = f"The result is the network of step {result.name}: {kept} ({change})."
+    if result.name == _TEACHER:
+        text = "No step keeps within max_drop: the result is the first network."
+    if last is not result and report.max_drop is not None:
+        lost = quality(report, first, "val") - quality(report, last, "val")
+        allowed = percent(report.max_drop)
+        text += f" Step {last.name} loses {percent(lost)} of validation {judged(report)}; {allowed} may be lost."
+    return text
+
+
+def _table(report: RecipeReport) -> Table:
+    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("network", overflow="fold")
+    for name in headings(report):
+        table.add_column(name, justify="right", no_wrap=True)
+    for step in report.steps:
+        mark = " *" if step.name == report.result else ""
+        table.add_row(f"{step.name}{mark}", *(text for _, text in cells(report, step)))
+    return table
+
+
+def headings(report: RecipeReport) -> list[str]:
+    """Return the headings of the columns behind the name of a network."""
+    zeros = ["not zero"] if _has_zeros(report) else []
+    energy = ["energy"] if any(step.energy_j is not None for step in report.steps) else []
+    return [f"test {judged(report)}", "change", "agreement", "parameters", *zeros, "MACs", "time", *energy]
+
+
+def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None, str]]:
+    """Yield the value and the text of each of these columns."""
+    first, network = report.steps[0], step.network
+    tested, before = quality(report, step, "test"), quality(report, first, "test")
+    yield tested, percent(tested)
+    yield tested - before, "-" if step is first else points(before, tested)
+    yield network.test_agreement, percent(network.test_agreement)
+    yield network.params, count(network.params)
+    if _has_zeros(report):
+        yield step.nonzero_params, count(step.nonzero_params)
+    yield network.macs, count(network.macs)
+    yield step.seconds, "-" if step is first else duration(step.seconds)
+    if any(each.energy_j is not None for each in report.steps):
+        yield step.energy_j, "-" if step.energy_j is None else count(step.energy_j, "J")
+
+
+def _has_zeros(report: RecipeReport) -> bool:
+    """Return whether a step has set weights to zero: the numbers of weights that are not zero are worth a column."""
+    return any(step.nonzero_params < 0.99 * step.network.params for step in report.steps)
+
+
+def series(report: RecipeReport, batch: int) -> dict[str, list[tuple[float, float]]]:
+    """Return (times as fast as the teacher, quality in percent) of the networks in each target, in order of the steps.
+
+    Args:
+        report: of the recipe.
+        batch: images in a pass.
+    """
+    lines: dict[str, list[tuple[float, float]]] = {}
+    for row in report.deployments:
+        latency = deployments.at_batch(row, batch)
+        if latency is not None:
+            reached = row.test_agreement if row.test_accuracy is None else row.test_accuracy
+            name = f"{'teacher' if row.model == _TEACHER else 'steps'}, {row.target}"
+            lines.setdefault(name, []).append((latency.times_as_fast, 100 * reached))
+    return lines

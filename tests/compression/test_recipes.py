@@ -1,0 +1,174 @@
+"""Compression steps in a row: `pbd.compress`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd.compression import catalogue
+from pbd.compression.context import Context
+from pbd.compression.step import StepResult, name_of, settings_of
+from pbd.errors import CorruptStateError, PbdError, UsageError
+from pbd.networks import graph
+from pbd.report import recipes
+from pbd.run_dir.journal import Journal
+
+layers = keras.layers
+pytestmark = pytest.mark.usefixtures("eager")
+PIXELS = np.random.default_rng(0).integers(0, 256, (96, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(96) % 4
+DATA = pbd.Data(
+    train=(PIXELS, LABELS),
+    validation=(PIXELS[:32], LABELS[:32]),
+    test=(PIXELS[32:64], LABELS[32:64]),
+    batch_size=16,
+)
+
+
+def teacher() -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(layers.Rescaling(1 / 128, -1.0)(inputs))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="second")(x)
+    return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def head_of_teacher() -> np.ndarray:
+    return teacher().get_layer("head").get_weights()[0]
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Multiplies the weights of the head; it counts how often it is applied."""
+
+    factor: float = 2.0
+    applied: Callable[[], object] = lambda: None
+    fails: bool = False
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        self.applied()
+        if self.fails:
+            raise PbdError("stopped")
+        scaled = graph.flatten(model)
+        head = scaled.get_layer("head")
+        head.set_weights([self.factor * weight for weight in head.get_weights()])
+        return StepResult(scaled, {"factor": self.factor}, ("scaled",))
+
+
+def compress(tmp_path: Path, *steps: Any, data: pbd.Data = DATA, **settings: Any) -> Any:
+    settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), **settings}
+    return pbd.compress(teacher(), data, steps, **settings)
+
+
+def test_each_step_gets_the_network_of_the_one_before(tmp_path: Path) -> None:
+    result = compress(tmp_path, Scaled(2.0), Scaled(3.0))
+    assert np.allclose(result.network("1 scaled").get_layer("head").get_weights()[0], 2.0 * head_of_teacher())
+    assert np.allclose(result.model.get_layer("head").get_weights()[0], 6.0 * head_of_teacher())
+    assert [step.name for step in result.report.steps] == ["teacher", "1 scaled", "2 scaled"]
+    assert result.report.steps[2].details == {"factor": 3.0}
+    assert "2 scaled" in result.table()
+    assert recipes.read(Journal(result.run_dir)) == result.report
+
+
+def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: Path) -> None:
+    calls: list[str] = []
+    first, second = (Scaled(factor, lambda name=name: calls.append(name)) for factor, name in ((2.0, "a"), (3.0, "b")))
+    with pytest.raises(PbdError, match="stopped"):
+        compress(tmp_path, first, replace(second, fails=True))
+    whole = compress(tmp_path, first, second, resume=True)
+    assert calls == ["a", "b", "b"]
+    assert np.allclose(whole.model.get_layer("head").get_weights()[0], 6.0 * head_of_teacher())
+    compress(tmp_path, first, second, resume=True)
+    assert calls == ["a", "b", "b"]
+    changed = compress(tmp_path, replace(first, factor=4.0), second, resume=True)
+    assert calls == ["a", "b", "b", "a", "b"]
+    assert np.allclose(changed.model.get_layer("head").get_weights()[0], 12.0 * head_of_teacher())
+
+
+def test_a_damaged_step_is_done_again(tmp_path: Path) -> None:
+    calls: list[int] = []
+    step = Scaled(2.0, lambda: calls.append(1))
+    compress(tmp_path, step)
+    (tmp_path / "run/steps/01-scaled/model.keras").write_bytes(b"damaged")
+    compress(tmp_path, step, resume=True)
+    assert len(calls) == 2
+
+
+def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> None:
+    unlabelled = replace(DATA, labels=False)
+    steps = Scaled(2.0), Scaled(-1.0)  # the second turns every answer around
+    result = compress(tmp_path, *steps, data=unlabelled, max_drop=0.0)
+    assert result.report.result == "1 scaled"
+    assert "2 scaled" in recipes.headline(result.report)
+    assert np.array_equal(result.model.get_weights()[-1], result.network("1 scaled").get_weights()[-1])
+
+
+def test_steps_train_and_quantise(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    steps = [pbd.FineTune(epochs=2, loss="kd_kl", scope="no_1x1_dense"), pbd.Quantize(target="onnx-int8")]
+    result = compress(tmp_path, *steps)
+    tuned, quantized = result.report.steps[1:]
+    assert len(tuned.details["history"]) == 2
+    assert quantized.details["target"] == "onnx-int8"
+    assert (result.run_dir / "steps/02-quantize/network_int8.onnx").is_file()
+    assert not list(result.run_dir.rglob("fine_tuning"))
+
+
+def test_a_recipe_is_no_run_and_a_run_no_recipe(tmp_path: Path) -> None:
+    compress(tmp_path, Scaled())
+    with pytest.raises(CorruptStateError, match="kind was 'recipe'"):
+        pbd.distill(teacher(), DATA, executor="serial", run_dir=str(tmp_path / "run"), resume=True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "message"),
+    [
+        ((), "a recipe needs steps"),
+        (("fine_tune",), "a step is an object with a method apply"),
+    ],
+)
+def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=message):
+        compress(tmp_path, *steps)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"use": "fine_tun"}, "Did you mean 'fine_tune'"),
+        ({"epochs": 3}, "step 1 without use"),
+        ({"use": "fine_tune", "epoch": 3}, "Did you mean 'epochs'"),
+        ({"use": "fine_tune", "epochs": "three"}, "epochs must be of type int"),
+        ({"use": "fine_tune", "recipe": "patience"}, "patient"),
+        ({"use": "quantize", "method": "later"}, "method"),
+        ({"use": "replace_blocks", "sweep": "macs:0.5,0.4"}, "a step makes one network"),
+        ({"use": "replace_blocks", "budget": "macs:0.5", "max_drop": 0.1}, "exclude one another"),
+    ],
+)
+def test_entries_of_a_recipe_file_are_checked(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError, match=message) as error:
+        catalogue.made([entry])
+    assert "\n" not in str(error.value)
+
+
+def test_every_step_is_public_and_has_its_name() -> None:
+    for name, kind in catalogue.HOMES.items():
+        assert getattr(pbd, kind) is catalogue.get(name)
+
+
+def test_settings_are_plain_whatever_they_hold() -> None:
+    settings = settings_of(Scaled(2.0, applied=len))
+    assert json.loads(json.dumps(settings))["factor"] == 2.0
+    assert settings_of(Scaled()) != settings_of(Scaled(3.0))
+    assert name_of(pbd.FineTune()) == "fine_tune"
+
+
+def test_a_patient_recipe_changes_what_is_not_set() -> None:
+    settings = pbd.FineTune(recipe="patient", epochs=2).settings
+    assert (settings.fine_tune_epochs, settings.fine_tune_loss, settings.mixup) == (2, "kd_kl", 1.0)
