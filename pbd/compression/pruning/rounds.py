@@ -12,6 +12,7 @@ from pbd.errors import BadInputError
 from pbd.networks import files
 from pbd.networks.digest import model_digest
 from pbd.pipeline import prepare
+from pbd.report import json_safe
 from pbd.run_dir.journal import Journal
 
 _FILE = "rounds.json"
@@ -45,5 +46,6 @@ class RoundFiles:
         """Replace the last complete round."""
         name = f"round_{len(records)}.keras"
         prepare.save_model(self.journal, name, model)
-        self.journal.write_json(_FILE, {"network": name, "sha256": model_digest(model), "records": list(records)})
+        content = {"network": name, "sha256": model_digest(model), "records": list(records)}
+        self.journal.write_json(_FILE, json_safe(content))
         self.journal.file(f"round_{len(records) - 1}.keras").unlink(missing_ok=True)
