@@ -17,7 +17,11 @@ from pbd.system import devices, initial_values, watchdog
 
 @initial_values.on_host()
 def adam(
-    learning_rate: float, steps: int, variables: Iterable[Any], precision: str = "float32"
+    learning_rate: float,
+    steps: int,
+    variables: Iterable[Any],
+    precision: str = "float32",
+    keep_zeros: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
@@ -25,8 +29,15 @@ def adam(
 
     All training in pbd gets its optimiser here. It is already built: Keras would trace the first step twice if that
     step created the optimiser's variables.
+
+    Args:
+        learning_rate: At the first step.
+        steps: Until the learning rate is zero.
+        variables: Trained; with `keep_zeros` they have the values with which training starts.
+        precision: In which the model computes.
+        keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
     """
-    optimizer: Any = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)))
+    optimizer: Any = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)), keep_zeros)
     if precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(list(variables))

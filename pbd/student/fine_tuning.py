@@ -44,6 +44,8 @@ class FineTuner:
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
     state: FineTuneState
+    keep_zeros: bool = False
+    """Whether weights of kernels that are zero at the start stay zero."""
     _divergence: str | None = None
     """Why the current epoch diverged."""
 
@@ -60,14 +62,16 @@ class FineTuner:
         """Train until the last epoch is complete or one diverges."""
         state, steps = self.state, self.dataset.steps_per_epoch
         variables = self.distillation_model.trainable_variables
-        # The cosine schedule always ends with the last epoch, wherever it started.
-        optimizer = adam(state.learning_rate, steps * (self.epochs - state.schedule_start), variables)
         if state.variables:  # read from a checkpoint: continue exactly where it was written
             _assign(self.student, state.variables)
-            _assign(optimizer, state.optimizer_variables)
-            self.state = replace(state, variables=(), optimizer_variables=())
         else:
             self.student.set_weights(state.best_weights)
+        # The cosine schedule always ends with the last epoch, wherever it started.
+        schedule_steps = steps * (self.epochs - state.schedule_start)
+        optimizer = adam(state.learning_rate, schedule_steps, variables, keep_zeros=self.keep_zeros)
+        if state.variables:
+            _assign(optimizer, state.optimizer_variables)
+            self.state = replace(state, variables=(), optimizer_variables=())
         self._divergence = None
         normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
         trainer(self.distillation_model, optimizer, self.dataset, self.collective).fit(
@@ -184,6 +188,7 @@ def fine_tune(
         emit=emit,
         checkpoint=checkpoint,
         state=(checkpoint and checkpoint.read()) or start,
+        keep_zeros=config.keep_zeros,
     ).run()
 
 
