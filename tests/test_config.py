@@ -150,6 +150,7 @@ def test_every_block_initialisation_is_accepted() -> None:
         {"temperature": 2.0},
         {"distillation_weight": 0.5},
         {"mixup": 1.0},
+        {"keep_zeros": True},
         {"target_accuracy_drop": 0.05},
     ],
 )

@@ -1,15 +1,15 @@
 """The tasks of a run: each design for every layer that it can replace, with the reason if it is skipped."""
 
 import collections
-import fnmatch
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import keras
 
 from pbd import blocks
 from pbd.blocks import BlockDesign
-from pbd.errors import BadInputError, UsageError, unknown_name
+from pbd.config import patterns as name_patterns
+from pbd.errors import BadInputError
 from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params, layer_macs
 from pbd.networks.graph import find_convolutions
@@ -48,7 +48,7 @@ def enumerate_tasks(
             f"the teacher must have {needed}. Received: {model.name!r} with none. "
             "Give another teacher: there is nothing to replace in this one."
         )
-    _check_patterns(patterns, [layer.name for layer, _ in layers])
+    name_patterns.check(patterns, [layer.name for layer, _ in layers])
     sizes = _BlockSizes()
     tasks = tuple(
         _task(layer, calls, design, sizes, patterns, include_unprofitable)
@@ -159,7 +159,7 @@ def _task(
     reason = reason or design.applies_to(layer)
     if reason is None:
         macs, params = sizes.of(design, layer)
-    if not _selected(layer.name, patterns):
+    if not name_patterns.selects(patterns, layer.name):
         reason = "excluded by --layers"
     elif reason is None and not include_unprofitable:
         reason = _costs_more(layer, macs) or design.unprofitable(layer)
@@ -170,18 +170,3 @@ def _costs_more(layer: Layer, block_macs: int) -> str | None:
     if block_macs < layer.macs:
         return None
     return f"its block costs {block_macs:,} multiply-accumulates, the layer {layer.macs:,}"
-
-
-def _check_patterns(patterns: Iterable[str], names: Sequence[str]) -> None:
-    for pattern in patterns:
-        if not any(fnmatch.fnmatchcase(name, pattern.removeprefix("^")) for name in names):
-            mark = "^" if pattern.startswith("^") else ""
-            raise UsageError(unknown_name("layer or pattern", pattern, [mark + name for name in names]))
-
-
-def _selected(name: str, patterns: Sequence[str]) -> bool:
-    included = [pattern for pattern in patterns if not pattern.startswith("^")]
-    excluded = [pattern[1:] for pattern in patterns if pattern.startswith("^")]
-    if any(fnmatch.fnmatchcase(name, pattern) for pattern in excluded):
-        return False
-    return not included or any(fnmatch.fnmatchcase(name, pattern) for pattern in included)

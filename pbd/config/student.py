@@ -56,6 +56,8 @@ class StudentConfig(Section):
     mixup: float = 0.0
     """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
     mixup). 1 draws them evenly from [0, 1]; 0: images are not mixed. Needs kd_mse or kd_kl."""
+    keep_zeros: bool = False
+    """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed."""
     target_accuracy_drop: float | None = None
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""

@@ -29,6 +29,8 @@ class FlatAdam(keras.optimizers.Optimizer):
 
     Args:
         learning_rate: A number, or a schedule of steps.
+        keep_zeros: Whether the elements of kernels (variables with at least 2 dimensions) that are zero when the
+            optimiser is built stay zero. Their gradient counts as 0, so both moments and each change are exactly 0.
         **options: Of `keras.optimizers.Optimizer`.
 
     Raises:
@@ -39,8 +41,14 @@ class FlatAdam(keras.optimizers.Optimizer):
     """Arrays of the variables' total size that a step holds besides the variables: the gradient by variable and
     concatenated, both moments before and after the step, and the change."""
 
-    def __init__(self, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, **options: Any) -> None:
+    def __init__(
+        self,
+        learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+        keep_zeros: bool = False,
+        **options: Any,
+    ) -> None:
         super().__init__(learning_rate, **options)
+        self.keep_zeros = keep_zeros
         self._check_options()
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -50,6 +58,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         length = sum(map(size, variables))
         self._momentum = self.add_variable((length,), dtype="float32", name="momentum")
         self._velocity = self.add_variable((length,), dtype="float32", name="velocity")
+        if self.keep_zeros:
+            # A variable, so that a checkpoint has it and no compiled step holds it as a constant.
+            self._trained = self.add_variable((length,), dtype="bool", name="trained")
+            self._trained.assign(np.concatenate([trained_elements(variable) for variable in variables]))
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step.
@@ -73,6 +85,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         if not gradients:
             raise ValueError("the loss must depend on at least one of the variables. Received: no gradient.")
         gradient = concatenate([gradients.get(id(v)) for v in self._trainable_variables], self._trainable_variables)
+        if self.keep_zeros:
+            gradient = ops.where(ops.convert_to_tensor(self._trained), gradient, 0.0)
         ends = np.cumsum(list(map(size, self._trainable_variables)))
         changes = ops.split(self._update_moments(gradient), ends[:-1].tolist())
         for variable, change in zip(self._trainable_variables, changes, strict=True):
@@ -91,15 +105,19 @@ class FlatAdam(keras.optimizers.Optimizer):
             variables: Some of those that this optimiser was built on, in any order.
         """
         kept = list(variables)
-        restricted = FlatAdam(self._learning_rate)
+        restricted = FlatAdam(self._learning_rate, self.keep_zeros)
         restricted.build(kept)
         restricted.iterations.assign(self.iterations)
         ends = np.cumsum(list(map(size, self._trainable_variables)))
         place = {id(v): slice(end - size(v), end) for v, end in zip(self._trainable_variables, ends, strict=True)}
-        for old, new in ((self._momentum, restricted._momentum), (self._velocity, restricted._velocity)):
+        names = ("_momentum", "_velocity", "_trained") if self.keep_zeros else ("_momentum", "_velocity")
+        for old, new in ((getattr(self, name), getattr(restricted, name)) for name in names):
             values = keras.ops.convert_to_numpy(old)
             new.assign(np.concatenate([values[place[id(variable)]] for variable in kept]))
         return restricted
+
+    def get_config(self) -> dict[str, Any]:
+        return super().get_config() | {"keep_zeros": self.keep_zeros}
 
     def _check_options(self) -> None:
         names = [name for name in UNSUPPORTED if getattr(self, name, None)]
@@ -133,3 +151,10 @@ def concatenate(values: Sequence[Any], variables: Sequence[Any]) -> Any:
 def size(variable: Any) -> int:
     """Return the number of elements of a variable."""
     return math.prod(variable.shape)
+
+
+def trained_elements(variable: Any) -> np.ndarray:
+    """Return, as one vector, which elements of a variable are trained if zeros are kept: not the zeros of kernels."""
+    if len(variable.shape) < 2:
+        return np.ones(size(variable), bool)
+    return (keras.ops.convert_to_numpy(variable) != 0).reshape(-1)

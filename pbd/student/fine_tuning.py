@@ -47,6 +47,8 @@ class FineTuner:
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
     state: FineTuneState
+    keep_zeros: bool = False
+    """Whether weights of kernels that are zero at the start stay zero."""
     _divergence: str | None = None
     """Why the current epoch diverged."""
 
@@ -63,16 +65,18 @@ class FineTuner:
         """Train until the last epoch is complete or one diverges."""
         state, steps = self.state, self.dataset.steps_per_epoch
         variables = self.distillation_model.trainable_variables
-        # The cosine schedule always ends with the last epoch, wherever it started.
-        total = steps * (self.epochs - state.schedule_start)
-        optimizer = adam(state.learning_rate, total, variables, warmup=round(self._warmup * total))
         if state.variables:  # read from a checkpoint: continue exactly where it was written
             _assign(self._variables, state.variables)
-            _assign(optimizer.variables, state.optimizer_variables)
-            self.state = replace(state, variables=(), optimizer_variables=())
         else:
             self.student.set_weights(state.best_weights)
             _assign(self.distillation_model.projector_variables, state.best_projectors)
+        # The cosine schedule always ends with the last epoch, wherever it started.
+        total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
+        warmup = round(self._warmup * total)
+        optimizer = adam(state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup)
+        if state.variables:
+            _assign(optimizer.variables, state.optimizer_variables)
+            self.state = replace(state, variables=(), optimizer_variables=())
         self._divergence = None
         normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
         trainer(self.distillation_model, optimizer, self.dataset, self.collective).fit(
@@ -214,6 +218,7 @@ def fine_tune(
         emit=emit,
         checkpoint=checkpoint,
         state=(checkpoint and checkpoint.read()) or start,
+        keep_zeros=config.keep_zeros,
     ).run()
 
 

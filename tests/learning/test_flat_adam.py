@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from pbd.learning import loop
 from pbd.learning.flat_adam import FlatAdam
 
 pytestmark = pytest.mark.jax
@@ -55,6 +56,55 @@ def test_restricted_to_some_variables_it_goes_on_as_before() -> None:
             reference.apply([given[1], given[3]], [theirs[1], theirs[3]])
     same(ours, theirs)
     assert int(optimizer.iterations.numpy()) == 4
+
+
+def with_zeros() -> list[keras.Variable]:
+    """Return variables of which each has zeros, both signs, at every third element."""
+    values = [variable.numpy().copy() for variable in variables()]
+    for value in values:
+        value.reshape(-1)[::3] = 0.0
+        value.reshape(-1)[::6] = -0.0
+    return [keras.Variable(value) for value in values]
+
+
+def take_step(optimizer: keras.optimizers.Optimizer, given: list[np.ndarray], updated: list[keras.Variable]) -> None:
+    """Take a step; JAX lets an optimiser that scales the loss compute new values only, and change no variable."""
+    tensors = [keras.ops.convert_to_tensor(gradient) for gradient in given]
+    if keras.backend.backend() != "jax":
+        optimizer.apply(tensors, updated)
+        return
+    state = [variable.value for variable in optimizer.variables]
+    values, state = optimizer.stateless_apply(state, tensors, [variable.value for variable in updated])
+    for variable, value in zip([*updated, *optimizer.variables], [*values, *state], strict=True):
+        variable.assign(value)
+
+
+@pytest.mark.parametrize("precision", ["float32", "float16"])
+def test_zeros_of_kernels_stay_zero_and_everything_else_is_trained_as_before(precision: str) -> None:
+    ours, theirs, start = with_zeros(), with_zeros(), with_zeros()
+    kept = loop.adam(0.01, 5, ours, precision, keep_zeros=True)
+    plain = loop.adam(0.01, 5, theirs, precision)
+    scale = 1.0 if precision == "float32" else float(kept.dynamic_scale.numpy())
+    for step in range(4):
+        given = [scale * gradient for gradient in gradients(step)]
+        take_step(kept, given, ours)
+        take_step(plain, given, theirs)
+    for own, other, first in zip(ours, theirs, start, strict=True):
+        free = (first.numpy() != 0) | (len(first.shape) < 2)
+        assert np.array_equal(own.numpy(), np.where(free, other.numpy(), 0))
+        assert np.all(other.numpy() != 0)
+
+
+def test_restricted_to_some_variables_the_same_zeros_stay() -> None:
+    ours, start = with_zeros(), with_zeros()
+    optimizer = FlatAdam(schedule(), keep_zeros=True)
+    optimizer.build(ours)
+    ours[0].assign(variables()[0])  # a zero is one of the start, not one of now
+    restricted = optimizer.restricted_to([ours[3], ours[0]])
+    given = gradients(0)
+    restricted.apply([keras.ops.convert_to_tensor(given[index]) for index in (3, 0)], [ours[3], ours[0]])
+    assert np.array_equal(ours[3].numpy() != 0, start[3].numpy() != 0)
+    assert np.array_equal(ours[0].numpy() == variables()[0].numpy(), start[0].numpy() == 0)
 
 
 def test_a_variable_without_a_gradient_keeps_its_value() -> None:
@@ -122,3 +172,5 @@ def test_unsupported_options_are_refused(options: dict[str, float]) -> None:
 def test_it_is_rebuilt_from_its_config() -> None:
     optimizer = FlatAdam.from_config(FlatAdam(schedule()).get_config())
     assert float(optimizer.learning_rate) == pytest.approx(0.01)
+    assert not optimizer.keep_zeros
+    assert FlatAdam.from_config(FlatAdam(0.1, keep_zeros=True).get_config()).keep_zeros

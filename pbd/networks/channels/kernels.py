@@ -55,6 +55,24 @@ def reads(call: Call) -> np.ndarray:
     return (depthwise[:, :, None] & pointwise).any(axis=1)
 
 
+def filters(layer: Any) -> np.ndarray:
+    """Return the filters of a layer, (outputs, values): all weights of each output channel but the bias.
+
+    Those of a separable convolution are the products of both kernels, which are what it computes with.
+
+    Args:
+        layer: of a type in `WIDTH`.
+    """
+    if type(layer) is keras.layers.SeparableConv2D:
+        depthwise = keras.ops.convert_to_numpy(layer.depthwise_kernel)
+        pointwise = keras.ops.convert_to_numpy(layer.pointwise_kernel)
+        both = depthwise.reshape(*depthwise.shape[:2], -1, 1) * pointwise
+        return both.reshape(-1, both.shape[-1]).T
+    (axis,) = (axis for axis, end in AXES[type(layer)]["kernel"].items() if end == OUTPUT)
+    kernel = np.moveaxis(keras.ops.convert_to_numpy(layer.kernel), axis, 0)
+    return kernel.reshape(len(kernel), -1)
+
+
 def select(call: Call, kept: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Return a layer's weights for some of its channels.
 

@@ -1,0 +1,1 @@
+"""What the steps that prune networks share."""

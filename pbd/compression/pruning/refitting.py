@@ -1,0 +1,130 @@
+"""Refit a network without some of its channels, by least squares, to what it computed before.
+
+The refit of `pbd.student.refit` compares two networks with the same feature maps. So the student here has all channels;
+its layers read only those that remain. Dense layers are 1x1 convolutions in both networks, which are refitted too.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from pbd.compression.pruning.selection import Kept
+from pbd.data import Dataset
+from pbd.networks import channels, graph
+from pbd.networks.keras_internals import call_counts
+from pbd.student.adaptation import Adapted, adapt
+
+MOST_INPUTS = 8192
+"""A dense layer with more inputs is not refitted: the second moment of its inputs would take too much memory."""
+
+
+@dataclass(frozen=True, eq=False)
+class Refitted:
+    """A network without some of its channels, refitted."""
+
+    model: keras.Model
+    layers: tuple[str, ...]
+    """That read fewer channels than before, and were refitted first of all."""
+    adapted: Adapted | None
+    """None if there are no such layers."""
+
+
+def remove_and_refit(model: keras.Model, kept: Kept, dataset: Dataset) -> Refitted:
+    """Return a copy of a network without some of its channels, whose layers make up for that as far as they can.
+
+    All convolutions and dense layers behind the first one that reads fewer channels are corrected in order, and batch
+    statistics are estimated again. If refitting does not bring the network closer to the one before, it keeps its
+    kernels, with the new statistics.
+
+    Args:
+        model: flat and functional.
+        kept: by group, the channels that remain.
+        dataset: its first training images count.
+    """
+    lists = {name: each.tolist() for name, each in kept.items()}
+    whole = channels.masked(model, lists)
+    positions = _positions_read(model, kept)
+    student = _as_convolutions(whole, positions)
+    if not positions:
+        return Refitted(channels.remove(whole, lists), (), None)
+    adapted = adapt(student, _as_convolutions(model, {}), {name: name for name in positions}, dataset)
+    for layer in whole.layers:
+        if layer.weights:
+            layer.set_weights(_weights(layer, student.get_layer(layer.name), positions.get(layer.name)))
+    return Refitted(channels.remove(whole, lists), tuple(positions), adapted)
+
+
+def _positions_read(model: keras.Model, kept: Kept) -> Mapping[str, np.ndarray]:
+    """Return, by name of each layer that can be refitted and loses inputs, the positions of the others."""
+    counts, lost = call_counts(model), dict[str, np.ndarray]()
+    widths: dict[str, int] = {}
+    for each in channels.find_placements(model).readers:
+        if each.group in kept and counts[id(each.layer)] == 1 and _can_be_refitted(each.layer):
+            of_group = each.positions[~np.isin(each.channels, kept[each.group])]
+            lost[each.layer.name] = np.union1d(lost.get(each.layer.name, np.zeros(0, int)), of_group)
+            widths[each.layer.name] = each.width
+    return {name: np.setdiff1d(np.arange(widths[name]), each) for name, each in lost.items() if len(each)}
+
+
+def _can_be_refitted(layer: keras.Layer) -> bool:
+    if type(layer) is keras.layers.Conv2D:
+        return layer.groups == 1 and layer.data_format == "channels_last"
+    return type(layer) is keras.layers.Dense and len(layer.kernel.shape) == 2 and _is_small(layer)
+
+
+def _is_small(layer: keras.layers.Dense) -> bool:
+    return len(layer.input.shape) in (2, 4) and layer.kernel.shape[0] <= MOST_INPUTS
+
+
+def _as_convolutions(model: keras.Model, positions: Mapping[str, np.ndarray]) -> keras.Model:
+    """Return a copy of a network whose dense layers are convolutions, and where some layers read a part of their input.
+
+    Args:
+        model: flat and functional.
+        positions: by layer, the input channels that it reads; all layers that are not named read all.
+    """
+    counts = call_counts(model)
+    builders: dict[str, Callable[[Any], Any]] = {}
+    for layer in model.layers:
+        is_dense = type(layer) is keras.layers.Dense
+        if layer.name in positions or (is_dense and counts[id(layer)] == 1 and _can_be_refitted(layer)):
+            builders[layer.name] = functools.partial(_build, layer, positions.get(layer.name))
+    return graph.swap(model, builders)
+
+
+def _build(layer: Any, positions: np.ndarray | None, x: Any) -> Any:
+    """Return the output of the convolution of the same name that computes what a layer does."""
+    kernel, *bias = layer.get_weights()
+    kernel = kernel.reshape(*(1, 1)[: 4 - kernel.ndim], *kernel.shape)
+    is_flat = len(x.shape) == 2
+    if positions is not None:
+        x, kernel = keras.ops.take(x, positions.tolist(), axis=-1), kernel[:, :, positions]
+    if is_flat:
+        x = keras.layers.Reshape((1, 1, kernel.shape[2]))(x)
+    convolution = keras.layers.Conv2D.from_config(_config(layer))
+    y = convolution(x)
+    convolution.set_weights([kernel, *bias])
+    return keras.layers.Reshape((kernel.shape[3],))(y) if is_flat else y
+
+
+def _config(layer: Any) -> dict[str, Any]:
+    """Return the configuration of a layer as a convolution."""
+    config = layer.get_config()
+    if type(layer) is keras.layers.Conv2D:
+        return config
+    names = ("name", "dtype", "trainable", "use_bias", "activation")
+    return {name: config[name] for name in names} | {"filters": layer.units, "kernel_size": 1}
+
+
+def _weights(layer: Any, refitted: Any, positions: np.ndarray | None) -> list[np.ndarray]:
+    """Return the weights of a layer, with zeros where it reads channels that do not remain."""
+    weights = refitted.get_weights()
+    if positions is None:
+        return [value.reshape(weight.shape) for value, weight in zip(weights, layer.weights, strict=True)]
+    kernel = np.zeros(layer.kernel.shape, np.float32)
+    kernel[..., positions, :] = weights[0].reshape(*kernel.shape[:-2], len(positions), -1)
+    return [kernel, *weights[1:]]

@@ -1,0 +1,27 @@
+"""How much is pruned after each round."""
+
+
+def cubic(ratio: float, number: int, rounds: int) -> float:
+    """Return the share that is pruned after a round: fast at first, slowly at the end.
+
+    The schedule of Zhu and Gupta 2017 (AGP, arXiv:1710.01878), which begins with nothing pruned.
+
+    Args:
+        ratio: the share after the last round.
+        number: of the round, from 1.
+        rounds: their number.
+    """
+    return ratio * (1.0 - (1.0 - number / rounds) ** 3)
+
+
+def geometric(ratio: float, number: int, per_round: float) -> float:
+    """Return the share that is pruned after a round that prunes the same share of what is left as all others.
+
+    The schedule of Frankle and Carbin 2019, arXiv:1803.03635.
+
+    Args:
+        ratio: the most that is pruned.
+        number: of the round, from 1.
+        per_round: the share of what is left.
+    """
+    return min(ratio, 1.0 - (1.0 - per_round) ** number)

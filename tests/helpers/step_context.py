@@ -1,0 +1,54 @@
+"""What a step of compression can use, in this process: without workers, and with counted calls."""
+
+from pathlib import Path
+
+import keras
+
+from pbd.config import StudentConfig
+from pbd.data import Dataset
+from pbd.learning.metrics import Metrics
+from pbd.run_dir.journal import Journal
+from pbd.student import fine_tuning
+from pbd.student.checkpoints import FineTuneState
+from tests.helpers.palette import ignore
+
+
+class StepContext:
+    """Stands for `pbd.compression.context.Context`."""
+
+    def __init__(self, teacher: keras.Model, dataset: Dataset, folder: Path, keeps_zeros: bool = False) -> None:
+        self.teacher, self.dataset, self.journal = teacher, dataset, Journal(folder)
+        self.keeps_zeros, self.seed, self.display = keeps_zeros, 5, self
+        self.trainings: list[tuple[StudentConfig, int]] = []
+        """Settings and first epoch of each training."""
+        self.phases: list[str] = []
+        self.stop_at: int | None = None
+        """The number of trainings after which the process ends."""
+
+    def phase(self, text: str) -> None:
+        self.phases.append(text)
+
+    def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
+        return fine_tuning.validate(model, self.teacher, self.dataset)
+
+    def fine_tune(
+        self,
+        model: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics | None = None,
+        teacher: keras.Model | None = None,
+        first_epoch: int = 0,
+    ) -> FineTuneState:
+        if len(self.trainings) == self.stop_at:
+            raise Interruption
+        self.trainings.append((settings, first_epoch))
+        initial = initial or self.evaluate(model)
+        if settings.fine_tune_epochs == 0:
+            return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
+        return fine_tuning.fine_tune(
+            model, teacher or self.teacher, self.dataset, settings, initial, ignore, first_epoch
+        )
+
+
+class Interruption(Exception):
+    """Stands for the end of the process."""
