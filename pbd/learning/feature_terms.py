@@ -36,7 +36,7 @@ class FeatureTerm(keras.layers.Layer):
         images_together: images of a batch that are compared with one another.
 
     Raises:
-        UsageError: the loss does not compare features of these shapes.
+        UsageError: the loss does not compare features of these shapes, or it compares images and there is only one.
     """
 
     def __init__(
@@ -47,6 +47,10 @@ class FeatureTerm(keras.layers.Layer):
         images_together: int,
     ) -> None:
         super().__init__(dtype="float32")
+        if feature.compares_images and images_together < 2:
+            raise UsageError(
+                f"the feature loss {feature.loss} compares images. Received: batches of 1. Give --batch-size 2."
+            )
         _check_shapes(feature, students, teachers)
         self._feature, self._images_together = feature, images_together
         self._keras_loss: Any = None

@@ -286,7 +286,7 @@ def front(scale: float, flips: bool, width: int = 4) -> keras.Model:
     inputs = keras.Input((8, 8, 3))
     x = layers.Rescaling(scale)(inputs)
     x = layers.RandomFlip(seed=1)(x) if flips else x
-    x = layers.Flatten()(layers.Conv2D(width, 3)(x))
+    x = layers.Flatten()(layers.Conv2D(width, 3, name="conv")(x))
     return graph.flatten(keras.Model(inputs, layers.Dense(3)(x)))
 
 
@@ -303,3 +303,20 @@ def test_each_scales_pixels_as_it_was_built_to(flips: tuple[bool, bool]) -> None
     assert augmented == flips[0]
     assert math.isfinite(float(model.compute_loss(images, None, [of_student, of_teacher])))
     assert logits_model(student, images).output_shape == (None, 3)
+
+
+def test_features_behind_the_same_augmentation() -> None:
+    """Student and teacher see the same flipped images, so the features of a copy are equal."""
+    student = front(1 / 255, True)
+    images = np.random.default_rng(0).uniform(0, 255, (8, 8, 8, 3)).astype("float32")
+    model = DistillationModel(student, graph.flatten(student), kd_mse, 4, [Feature("mse", "conv", "conv", 1.0)])
+    outputs = model(keras.ops.convert_to_tensor(images), training=True)
+    assert float(model.compute_loss(images, None, outputs)) == pytest.approx(0.0, abs=1e-9)
+    assert np.abs(np.asarray(outputs[0]) - predict(student, images)).max() > 1e-4
+    assert model.projector_variables == []
+
+
+@pytest.mark.parametrize("loss", ["sp", "pkt", "crd"])
+def test_one_image_cannot_be_compared(loss: str, teacher: keras.Model) -> None:
+    with pytest.raises(UsageError, match="Received: batches of 1"):
+        DistillationModel(make_student(), graph.flatten(teacher), kd_mse, 1, [FEATURES[loss]])
