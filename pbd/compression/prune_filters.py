@@ -12,7 +12,7 @@ from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, patterns
 from pbd.config.values import Section, at_least, one_of
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import channels, graph
+from pbd.networks import channels
 from pbd.networks.channels import ChannelGroup
 from pbd.networks.cost import count_macs, count_params
 
@@ -77,7 +77,7 @@ class PruneFilters(Section):
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         groups = self.groups(model)
         files = RoundFiles(context.journal)
-        current, records = files.read(graph.flatten(model))
+        current, records = files.read(model)
         for number in range(len(records) + 1, self.rounds + 1):
             context.display.phase(f"removing channels, round {number} of {self.rounds}")
             current, record = self._round(current, groups, number, context)
