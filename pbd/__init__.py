@@ -14,6 +14,7 @@ _HOMES = {
     "compress": "pbd.compression.api",
     "measure_latency": "pbd.deploy.latency",
     "Result": "pbd.pipeline.api",
+    "Ensemble": "pbd.compression.ensemble",
     "FineTune": "pbd.compression.fine_tune",
     "Quantize": "pbd.compression.quantize",
     "ReplaceBlocks": "pbd.compression.replace_blocks",

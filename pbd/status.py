@@ -14,7 +14,7 @@ from typing import Any
 from pbd import command_line, report
 from pbd.command_line import Parser, path
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, CorruptStateError, StoppedError
-from pbd.run_dir import lock, manifest
+from pbd.run_dir import lock, manifest, steps
 from pbd.run_dir.journal import Journal
 
 PROGRAM = "pbd-status"
@@ -40,6 +40,8 @@ class Status:
     """Files that changed after the run was complete."""
     holder: dict[str, Any] | None
     """The process that works in the run directory: its host, its id, and when it started."""
+    unit: str = "blocks trained"
+    """What is counted; `steps complete` in the directory of a recipe."""
 
     @property
     def exit_code(self) -> int:
@@ -57,7 +59,7 @@ def read(run_dir: str | Path) -> Status:
         CorruptStateError: its `run.json` is damaged.
     """
     journal = Journal(Path(run_dir))
-    keys, committed = journal.keys(), journal.committed_blocks()
+    keys = journal.keys()
     holder, damaged = lock.holder(journal.path), manifest.damaged(journal)
     if holder is not None:
         state = RUNNING
@@ -65,6 +67,12 @@ def read(run_dir: str | Path) -> Status:
         state = STOPPED
     else:
         state = DAMAGED if damaged else COMPLETE
+    names = steps.names(journal)
+    if names is not None:
+        is_done = {name: steps.is_complete(steps.read_record(steps.folder(journal.path, name))) for name in names}
+        done, left = (tuple(name for name in names if is_done[name] == whether) for whether in (True, False))
+        return Status(str(journal.path), state, done, (), left, tuple(damaged or ()), holder, "steps complete")
+    committed = journal.committed_blocks()
     finished = report.read(journal) if state == COMPLETE else None
     done = tuple(str(key) for key in sorted(committed))
     failed = tuple(str(key) for key in finished.failed_blocks) if finished else ()
@@ -81,7 +89,7 @@ def describe(status: Status) -> str:
         STOPPED: "stopped: continue with --resume",
         DAMAGED: "complete, but damaged since: repair with --resume",
     }
-    lines = [f"{status.run_dir}: {states[status.state]}", f"{len(status.done)} of {total} blocks trained"]
+    lines = [f"{status.run_dir}: {states[status.state]}", f"{len(status.done)} of {total} {status.unit}"]
     for field in ("failed", "left", "damaged"):
         names = getattr(status, field)
         if names:

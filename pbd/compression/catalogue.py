@@ -9,6 +9,7 @@ from pbd.compression.step import Step
 from pbd.errors import UsageError, unknown_name
 
 HOMES = {
+    "ensemble": "Ensemble",
     "fine_tune": "FineTune",
     "quantize": "Quantize",
     "replace_blocks": "ReplaceBlocks",
@@ -39,11 +40,18 @@ def made(entries: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
     return tuple(_made(number, entry) for number, entry in enumerate(entries, start=1))
 
 
+def _value(value: Any) -> Any:
+    """Return the value of a setting; a table with `use`, in a list as well, is a step."""
+    if isinstance(value, list):
+        return [_value(each) for each in value]
+    return _made(1, value) if isinstance(value, dict) and "use" in value else value
+
+
 def _made(number: int, entry: Mapping[str, Any]) -> Step:
     if "use" not in entry:
         raise UsageError(f'a step names what it does. Received: step {number} without use. Write use = "fine_tune".')
     kind = get(str(entry["use"]))
-    settings = {name.replace("-", "_"): value for name, value in entry.items() if name != "use"}
+    settings = {name.replace("-", "_"): _value(value) for name, value in entry.items() if name != "use"}
     names = [one.name for one in dataclasses.fields(kind)]
     for name in settings:
         if name not in names:

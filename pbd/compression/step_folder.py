@@ -1,7 +1,6 @@
 """The folder of a step in the run directory: its network and a record, by which a resumed recipe leaves it out."""
 
 import hashlib
-import json
 import logging
 import shutil
 from collections.abc import Mapping
@@ -17,12 +16,10 @@ from pbd.networks import files
 from pbd.networks.digest import model_digest
 from pbd.pipeline import prepare
 from pbd.report import json_safe
+from pbd.run_dir import steps
 from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
-STEPS = "steps"
-"""The folder of the run directory that holds a folder for each step."""
-_RECORD = "step.json"
 MODEL = "model.keras"
 _log = logging.getLogger(__name__)
 
@@ -51,22 +48,23 @@ class StepFolder:
     inputs: Mapping[str, Any]
 
     @classmethod
-    def opened(cls, run_dir: Path, number: int, name: str, inputs: Mapping[str, Any]) -> "StepFolder":
-        """Return the folder of a step; what it holds of a step with other inputs is deleted."""
-        path = run_dir / STEPS / f"{number:02d}-{name}"
-        for other in path.parent.glob(f"{number:02d}-*"):
+    def opened(cls, run_dir: Path, name: str, inputs: Mapping[str, Any]) -> "StepFolder":
+        """Return the folder of a step; what it holds of a step with other inputs, or of another step, is deleted."""
+        path = steps.folder(run_dir, name)
+        number, _, _ = path.name.partition("-")
+        for other in path.parent.glob(f"{number}-*"):
             if other != path:
                 shutil.rmtree(other)
         folder = cls(Journal(path), inputs)
-        if folder._record().get("inputs") != folder._digest:
+        if steps.read_record(path).get("inputs") != folder._digest:
             shutil.rmtree(path, ignore_errors=True)
-            folder.journal.write_json(_RECORD, {"inputs": folder._digest})
+            steps.write_record(path, {"inputs": folder._digest})
         return folder
 
     def read(self) -> Finished | None:
         """Return the step if it is complete; a damaged one is logged, and has to be done again."""
-        record = self._record()
-        if "network" not in record:
+        record = steps.read_record(self.journal.path)
+        if not steps.is_complete(record):
             return None
         try:
             model = files.load_own(self.journal.file(MODEL))
@@ -100,7 +98,7 @@ class StepFolder:
             "seconds": finished.seconds,
             "energy_j": finished.energy_j,
         }
-        self.journal.write_json(_RECORD, json_safe(record))
+        steps.write_record(self.journal.path, json_safe(record))
         read = self.read()
         assert read is not None, "a record that was just written is whole"
         return read
@@ -123,12 +121,6 @@ class StepFolder:
     @property
     def _digest(self) -> str:
         return json_digest(json_safe(dict(self.inputs)))
-
-    def _record(self) -> dict[str, Any]:
-        try:
-            return dict(json.loads(self.journal.file(_RECORD).read_bytes()))
-        except (OSError, ValueError, TypeError):
-            return {}
 
 
 def _sha256(path: Path) -> str:

@@ -4,24 +4,22 @@ import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from pbd import blocks
+from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
-from pbd.compression.step import Step, StepResult, name_of, settings_of
-from pbd.compression.step_folder import MODEL, Finished, StepFolder
+from pbd.compression.step import StepResult, settings_of
+from pbd.compression.step_folder import MODEL, Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, targets
 from pbd.energy import accounting
 from pbd.executors.base import Executor
 from pbd.learning.metrics import Metrics
-from pbd.networks import cost, graph
-from pbd.networks.digest import model_digest
+from pbd.networks import cost
 from pbd.pipeline import prepare
 from pbd.pipeline.prepare import Inputs
 from pbd.pipeline.versions import versions
@@ -29,8 +27,8 @@ from pbd.progress import ProgressDisplay
 from pbd.records import Deployment, ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
 from pbd.report import json_safe, recipes
-from pbd.run_dir import damaged_images, error_files
-from pbd.run_dir.journal import Journal
+from pbd.run_dir import damaged_images, error_files, manifest
+from pbd.run_dir import steps as of_steps
 from pbd.system import devices
 
 if TYPE_CHECKING:
@@ -71,15 +69,13 @@ class _Run:
         """Do the steps that are missing, measure all networks, write the report, and return it."""
         began = time.monotonic()
         inputs, journal = self.inputs, self.inputs.journal
-        teacher = inputs.teacher
-        context = self._context(Journal(journal.path))
-        start = Finished(StepResult(teacher), context.evaluate(teacher), 0.0, None)
+        manifest.withdraw(journal)
+        start = Finished(StepResult(inputs.teacher), self._context().evaluate(inputs.teacher), 0.0, None)
         finished = {deployment.TEACHER: start}
         with accounting.account(self.executor.readings) as account:
-            for number, name, step in self._steps():
-                before = next(reversed(finished.values())).result.model
-                zeros = any(one.result.keeps_zeros for one in finished.values())
-                finished[name] = self._finished(number, name, step, before, zeros, account)
+            chain = Chain(self._context(), self.recipe.steps, lambda: account.read().total_j)
+            of_steps.write_names(journal, chain.names)
+            finished |= dict(chain.networks(inputs.teacher))
         chosen = _last_within(finished, self.recipe.max_drop)
         prepare.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
@@ -95,54 +91,10 @@ class _Run:
             seconds=time.monotonic() - began,
             run_dir=str(journal.path),
         )
-        recipes.write(report, journal)
+        manifest.record(journal, recipes.write(report, journal))
         return report
 
-    def _steps(self) -> Iterator[tuple[int, str, Step]]:
-        for number, step in enumerate(self.recipe.steps, start=1):
-            yield number, f"{number} {name_of(step)}", step
-
-    def _finished(
-        self,
-        number: int,
-        name: str,
-        step: Step,
-        before: keras.Model,
-        keeps_zeros: bool,
-        account: accounting.EnergyAccount,
-    ) -> Finished:
-        """Return a step's result, from its folder if the step is complete there."""
-        seed = blocks.derive_seed(self.config.seed, f"step {number}")
-        dataset = self.inputs.dataset
-        identity = {
-            "use": name_of(step),
-            "settings": settings_of(step),
-            "before": model_digest(before),
-            "first": model_digest(self.inputs.teacher),
-            "data": dataset.digest(),
-            "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
-            "keep_zeros": keeps_zeros,
-            "seed": seed,
-        }
-        folder = StepFolder.opened(self.inputs.journal.path, number, name_of(step), identity)
-        done = folder.read()
-        if done is not None:
-            self.display.phase(f"step {name}: already complete")
-            return done
-        self.display.phase(f"step {name}")
-        began, joules = time.monotonic(), account.read().total_j
-        context = replace(self._context(folder.journal), seed=seed, keeps_zeros=keeps_zeros)
-        context.seeded()
-        result = step.apply(before, context)
-        result = replace(result, model=graph.flatten(result.model))
-        seconds, spent = time.monotonic() - began, _difference(account.read().total_j, joules)
-        metrics = context.evaluate(result.model)
-        self.display.phase(f"step {name}: {_describe(metrics)}")
-        finished = folder.write(Finished(result, metrics, seconds, spent))
-        context.forget_checkpoints()
-        return finished
-
-    def _context(self, journal: Journal) -> Context:
+    def _context(self) -> Context:
         inputs = self.inputs
         return Context(
             teacher=inputs.teacher,
@@ -150,7 +102,7 @@ class _Run:
             dataset=inputs.dataset,
             config=replace(self.config, data=inputs.data_config),
             target=inputs.target,
-            journal=journal,
+            journal=inputs.journal,
             executor=self.executor,
             display=self.display,
             seed=self.config.seed,
@@ -160,16 +112,16 @@ class _Run:
     def _rows(self, finished: dict[str, Finished]) -> Iterator[StepReport]:
         """Yield the report of each network: measured side by side in every target, and on the test images."""
         deployed, events = self._deployed(finished)
-        context = self._context(self.inputs.journal)
+        context = self._context()
         self.display.phase("evaluating all networks on the test split")
-        settings = {name: settings_of(step) for _, name, step in self._steps()}
-        for name, one in finished.items():
+        settings = [{}, *map(settings_of, self.recipe.steps)]
+        for (name, one), of_step in zip(finished.items(), settings, strict=True):
             network = one.result.model
             yield StepReport(
                 name=name,
                 network=self._facts(name, one, context.evaluate(network, "test")),
                 nonzero_params=sum(int(np.count_nonzero(weight)) for weight in network.get_weights()),
-                settings=settings.get(name, {}),
+                settings=of_step,
                 seconds=one.seconds,
                 energy_j=one.energy_j,
                 details=dict(one.result.details),
@@ -201,7 +153,7 @@ class _Run:
     def _facts(self, name: str, one: Finished, test: Metrics) -> ModelFacts:
         run_dir, network = self.inputs.journal.path, one.result.model
         is_teacher = name == deployment.TEACHER
-        path = run_dir / "teacher.keras" if is_teacher else self._folder(name) / MODEL
+        path = run_dir / "teacher.keras" if is_teacher else of_steps.folder(run_dir, name) / MODEL
         return ModelFacts(
             params=cost.count_params(network),
             macs=cost.count_macs(network),
@@ -214,10 +166,6 @@ class _Run:
             val_kl=one.metrics.kl,
             test_kl=test.kl,
         )
-
-    def _folder(self, name: str) -> Path:
-        number, _, use = name.partition(" ")
-        return self.inputs.journal.file(f"steps/{int(number):02d}-{use}")
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
@@ -235,12 +183,3 @@ def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:
         name for name, one in finished.items() if max_drop is None or first - one.metrics.score <= max_drop + ROUNDING
     ]
     return within[-1]
-
-
-def _difference(after: float | None, before: float | None) -> float | None:
-    return None if after is None or before is None else after - before
-
-
-def _describe(metrics: Metrics) -> str:
-    name = "agreement" if metrics.accuracy is None else "accuracy"
-    return f"validation {name} {metrics.score:.4f}"

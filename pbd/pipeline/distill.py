@@ -152,7 +152,8 @@ def _compress(run: _Context) -> RunReport:
     results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
 
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    choices = choosing.choices(proposer(results), config.student, teacher_metrics.score)
+    damages = _refitted(run, pool, results) if config.student.chooses_together and config.student.refits else results
+    choices = choosing.choices(proposer(damages), config.student, teacher_metrics.score)
     chosen, built = choosing.build(choices, builder, config.student.max_drop, teacher_metrics.score)
     student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))
@@ -185,6 +186,25 @@ def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, Bl
     model = precision.restored(built.model, inputs.half, layers, accepted.keys() - built.restored.keys())
     events = model_files.write(inputs.journal, model, images)
     return replace(built, model=model, events=(*built.events, *events))
+
+
+def _refitted(
+    run: _Context, pool: "WorkerPool", results: Mapping[BlockKey, BlockResult]
+) -> Mapping[BlockKey, BlockResult]:
+    """Return the results with the divergences that are left when the layers behind a block are refitted.
+
+    They are kept in the run directory, for the other budgets of a sweep.
+    """
+    from pbd.student import refitted_damages
+
+    tasks = refitted_damages.to_measure(run.inputs.tasks, results)
+    measured = refitted_damages.read(run.inputs.journal)
+    missing = [task for task in tasks if task.key not in measured]
+    if missing:
+        run.display.phase(f"measuring {len(missing)} residual blocks, the convolutions behind each refitted")
+        measured |= dict(zip((task.key for task in missing), pool.refitted_damages(missing), strict=True))
+        refitted_damages.write(run.inputs.journal, measured)
+    return refitted_damages.corrected(run.inputs.tasks, results, measured) if tasks else results
 
 
 def _train_blocks(

@@ -18,10 +18,12 @@ from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import WorkerShare
+from pbd.errors import MissingInputError
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import files
-from pbd.records import BlockResult, ProgressCallback, TaskGroup
+from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
+from pbd.student import refitted_damages
 from pbd.student.adaptation import Adapted, adapt
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.fine_tuning import fine_tune
@@ -91,6 +93,29 @@ class AdaptTask:
         part = dataset.shared(WorkerShare(collective.index, collective.size))
         adapted = adapt(student, teacher, self.ends, part, collective)
         return student.get_weights(), adapted
+
+
+@dataclass(frozen=True)
+class RefittedDamagesTask:
+    """Measure blocks of the run directory, each with the convolutions behind it refitted."""
+
+    context: TrainingContext
+    tasks: tuple[BlockTask, ...]
+    """Of the blocks."""
+
+    @_recorded
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> list[float]:
+        """Return the divergence of the teacher with each block."""
+        teacher, dataset = load(self.context)
+        results = [self.context.journal.committed_block(task.key) for task in self.tasks]
+        readable = [result for result in results if result is not None]
+        if len(readable) < len(results):
+            raise MissingInputError(
+                "every worker must see the blocks of the run directory. "
+                f"Received: {len(readable)} of {len(results)} readable. Run again with --resume."
+            )
+        part = dataset.shared(WorkerShare(collective.index, collective.size))
+        return refitted_damages.divergences(teacher, self.tasks, readable, part, collective)
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from pbd.executors.base import Executor
 from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
-from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask
-from pbd.records import ProgressCallback
+from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask, RefittedDamagesTask
+from pbd.records import BlockTask, ProgressCallback
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 
@@ -45,6 +45,11 @@ class WorkerPool:
             weights, adapted = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
         return adapted
+
+    def refitted_damages(self, tasks: Sequence[BlockTask]) -> list[float]:
+        """Return the divergence of the teacher with the block of each task (see `refitted_damages.divergences`)."""
+        task = RefittedDamagesTask(self._context, tuple(tasks))
+        return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
     def fine_tune(
         self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int

@@ -1,4 +1,4 @@
-"""`pbd report RUN_DIR ...`: write report.html of a run anew, or one page that compares several runs."""
+"""`pbd report RUN_DIR ...`: write the page of a run or recipe anew, or one page that compares several runs."""
 
 import sys
 from collections.abc import Sequence
@@ -6,10 +6,10 @@ from pathlib import Path
 
 from pbd import command_line
 from pbd.command_line import Parser, path
-from pbd.errors import CannotCreateError
+from pbd.errors import CannotCreateError, UsageError
 from pbd.records import RunReport
-from pbd.report import files, page
-from pbd.run_dir import lock, manifest
+from pbd.report import files, page, recipes
+from pbd.run_dir import lock, manifest, steps
 from pbd.run_dir.journal import Journal, write_atomically
 
 PROGRAM = "pbd-report"
@@ -36,6 +36,11 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
 def _write_page(run_dirs: list[str], output: str | None) -> Path:
     """Write the page of one run, or the comparison of several, and return its path."""
+    recipe_pages = [_write_recipe_page(Journal(Path(name)), output) for name in run_dirs if _is_recipe(name)]
+    if recipe_pages:
+        if len(run_dirs) > 1:
+            raise UsageError("recipes are shown one by one. Received: several run directories. Give one of them.")
+        return recipe_pages[0]
     reports = {name: _read(Journal(Path(name))) for name in run_dirs}
     if len(reports) == 1 and output is None:
         return _rewrite(Journal(Path(run_dirs[0])), reports[run_dirs[0]])
@@ -49,6 +54,19 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
         return write_atomically(target, html.encode())
     except OSError as error:
         raise CannotCreateError(f"cannot write {target}: {error.strerror}. Give another --output.") from error
+
+
+def _is_recipe(run_dir: str) -> bool:
+    return steps.names(Journal(Path(run_dir))) is not None
+
+
+def _write_recipe_page(journal: Journal, output: str | None) -> Path:
+    """Write the page of a recipe, and return its path."""
+    html = page.of_recipe(recipes.read(journal)).encode()
+    try:
+        return write_atomically(Path(output) if output else journal.file(recipes.PAGE), html)
+    except OSError as error:
+        raise CannotCreateError(f"cannot write the page: {error.strerror}. Give --output FILE.") from error
 
 
 def _read(journal: Journal) -> RunReport:

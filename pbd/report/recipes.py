@@ -25,8 +25,8 @@ PICTURE = "recipe.svg"
 _TEACHER = "teacher"
 
 
-def write(report: RecipeReport, journal: Journal) -> None:
-    """Write the files of the report into the run directory."""
+def write(report: RecipeReport, journal: Journal) -> list[str]:
+    """Write the files of the report into the run directory; return the names of all files of the result."""
     from pbd.report import page  # imports the template engine
 
     journal.write_bytes("summary.txt", render(report).encode())
@@ -34,6 +34,8 @@ def write(report: RecipeReport, journal: Journal) -> None:
     journal.write_bytes(PAGE, page.of_recipe(report).encode())
     if report.deployments:
         journal.write_bytes(PICTURE, page.recipe_picture(report).encode())
+    networks = [str(step.network.path) for step in report.steps]
+    return ["student.keras", "summary.txt", REPORT, PAGE, *[PICTURE] * bool(report.deployments), *networks]
 
 
 def read(journal: Journal) -> RecipeReport:

@@ -30,7 +30,16 @@ def write(journal: Journal, deployed: Iterable[str] = ()) -> None:
     """
     blocks = sorted(str(path.relative_to(journal.path)) for path in journal.path.glob("blocks/[!.]*.npz"))
     measured = [COSTS] if journal.file(COSTS).exists() else []
-    files = {name: _file_digest(journal.file(name)) for name in (*MODELS, *TEXTS, *measured, *blocks, *deployed)}
+    record(journal, (*MODELS, *TEXTS, *measured, *blocks, *deployed))
+
+
+def record(journal: Journal, names: Iterable[str]) -> None:
+    """Record that what these files hold is complete, with their digests.
+
+    Raises:
+        OSError: a file is missing, or cannot be read.
+    """
+    files = {name: _file_digest(journal.file(name)) for name in names}
     journal.write_json(RECORD, {"files": files, "sha256": json_digest(files)})
 
 

@@ -9,8 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import scipy.special
 
 import pbd
+from pbd import cli
 from pbd.compression import catalogue
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of, settings_of
@@ -120,6 +122,40 @@ def test_steps_train_and_quantise(tmp_path: Path) -> None:
     assert not list(result.run_dir.rglob("fine_tuning"))
 
 
+def test_status_and_report_know_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(PbdError, match="stopped"):
+        compress(tmp_path, Scaled(), Scaled(3.0, fails=True))
+    run_dir = str(tmp_path / "run")
+    assert cli.command(["status", run_dir]) == 75
+    assert "1 of 2 steps complete\nleft: 2 scaled" in capsys.readouterr().out
+    compress(tmp_path, Scaled(), Scaled(3.0), resume=True)
+    assert cli.command(["status", run_dir]) == 0
+    page = tmp_path / "run/recipe.html"
+    before = page.read_bytes()
+    page.unlink()
+    assert cli.command(["report", run_dir]) == 0
+    assert page.read_bytes() == before
+    assert b"2 scaled" in before
+
+
+@pytest.mark.parametrize("ending", ["softmax", None])
+@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str, tmp_path: Path) -> None:
+    flat = graph.flatten(teacher())
+    model = keras.Model(flat.inputs, layers.Activation(ending)(flat.outputs[0])) if ending else flat
+    members = [[Scaled(2.0)], [Scaled(-1.0), Scaled(3.0)]]
+    settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run")}
+    result = pbd.compress(model, DATA, [pbd.Ensemble(members, mean=mean)], **settings)
+    logits = graph.logits(flat).predict_on_batch(PIXELS[:8].astype(np.float32))
+    several = np.stack([2.0 * logits, -3.0 * logits])
+    softmax = scipy.special.softmax
+    expected = softmax(several, axis=-1).mean(axis=0) if mean == "probabilities" else several.mean(axis=0)
+    if ending and mean == "logits":
+        expected = softmax(expected, axis=-1)
+    assert np.allclose(result.model.predict_on_batch(PIXELS[:8].astype(np.float32)), expected, atol=1e-4)
+    assert len(result.report.steps[1].details["members"]) == 2
+
+
 def test_a_recipe_is_no_run_and_a_run_no_recipe(tmp_path: Path) -> None:
     compress(tmp_path, Scaled())
     with pytest.raises(CorruptStateError, match="kind was 'recipe'"):
@@ -147,6 +183,9 @@ def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_pa
         ({"use": "fine_tune", "epochs": "three"}, "epochs must be of type int"),
         ({"use": "fine_tune", "recipe": "patience"}, "patient"),
         ({"use": "quantize", "method": "later"}, "method"),
+        ({"use": "ensemble", "members": [[{"use": "fine_tune"}]]}, "an ensemble needs two members"),
+        ({"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]}, "members are lists of steps"),
+        ({"use": "ensemble", "members": [[{"use": "fine"}], []]}, "Did you mean 'fine_tune'"),
         ({"use": "replace_blocks", "sweep": "macs:0.5,0.4"}, "a step makes one network"),
         ({"use": "replace_blocks", "budget": "macs:0.5", "max_drop": 0.1}, "exclude one another"),
     ],

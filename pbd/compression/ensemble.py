@@ -1,0 +1,102 @@
+"""The step that makes several networks of one, and answers with the mean of their answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import keras
+
+from pbd import blocks
+from pbd.compression.chain import Chain
+from pbd.compression.step import Step, StepResult
+from pbd.config.values import at_least
+from pbd.errors import UsageError
+from pbd.networks import graph, heads
+from pbd.run_dir.journal import Journal
+
+if TYPE_CHECKING:
+    from pbd.compression.context import Context
+
+PROBABILITIES, LOGITS = "probabilities", "logits"
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """Several networks on the same image, each made of the network before the step by steps of its own.
+
+    The members are made one after the other, each on all workers. Members of the same steps differ by the seed of the
+    step, thus by their initial weights; steps without random weights give the same network each time.
+
+    Args:
+        members: the steps of each member.
+        copies: of each member, with other seeds.
+        mean: of the `probabilities`, or of the `logits`; networks with a single output have the mean of their logits.
+
+    Raises:
+        UsageError: there are fewer than two members, or something else is no step.
+    """
+
+    members: Sequence[Sequence[Step]]
+    copies: int = 1
+    mean: str = PROBABILITIES
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "members", tuple(tuple(steps) for steps in self.members))
+        at_least("copies", self.copies, 1)
+        if self.mean not in (PROBABILITIES, LOGITS):
+            raise UsageError(f"mean is {PROBABILITIES} or {LOGITS}. Received: {self.mean!r}. Give one of them.")
+        if len(self.members) * self.copies < 2:
+            raise UsageError(f"an ensemble needs two members. Received: {len(self.members)}. Add one, or give copies.")
+        if not all(self.members):
+            raise UsageError("each member needs steps. Received: one without. Add a step, such as FineTune().")
+        for step in (step for steps in self.members for step in steps):
+            if not isinstance(step, Step):
+                raise UsageError(
+                    f"members are lists of steps. Received: {step!r} in one. Give FineTune(), for example."
+                )
+
+    def apply(self, model: keras.Model, context: "Context") -> StepResult:
+        networks, rows, zeros = [], [], []
+        members = [*self.members] * self.copies
+        for number, steps in enumerate(members, start=1):
+            context.display.phase(f"member {number} of {len(members)}")
+            folder = Journal(context.journal.file(f"member-{number:02d}"))
+            seed = blocks.derive_seed(context.seed, f"member {number}")
+            *_, (_, last) = Chain(replace(context, journal=folder, seed=seed), steps).networks(model)
+            networks.append(last.result.model)
+            zeros.append(last.result.keeps_zeros)
+            rows.append({"validation_score": last.metrics.score, "parameters": last.result.model.count_params()})
+        return StepResult(joined(networks, self.mean), {"members": rows}, keeps_zeros=any(zeros))
+
+
+def joined(networks: Sequence[keras.Model], mean: str = PROBABILITIES) -> keras.Model:
+    """Return one network that answers with the mean of the answers of several.
+
+    Args:
+        networks: flat, for the same images and classes.
+        mean: `probabilities` or `logits`.
+
+    Raises:
+        UsageError: their inputs or outputs differ.
+    """
+    shapes = {(network.inputs[0].shape, network.outputs[0].shape) for network in networks}
+    if len(shapes) > 1:
+        raise UsageError(f"members have the same images and classes. Received: {shapes}. Leave out the others.")
+    inputs = keras.Input(networks[0].inputs[0].shape[1:], name="images")
+    single = networks[0].outputs[0].shape[-1] == 1
+    of_logits = single or mean == LOGITS
+    named = [keras.Model(one.inputs[0], one.outputs[0], name=f"member{n}") for n, one in enumerate(networks, start=1)]
+    answers = [_answers(network, inputs, of_logits) for network in named]
+    outputs = keras.layers.Average(name="ensemble")(answers)
+    if of_logits and heads.head_of(networks[0]) is not heads.Head.NONE:
+        activation = "sigmoid" if single else "softmax"
+        outputs = keras.layers.Activation(activation, name=activation)(outputs)
+    return graph.flatten(keras.Model(inputs, outputs, name="ensemble"))
+
+
+def _answers(network: keras.Model, inputs: Any, of_logits: bool) -> Any:
+    """Return the logits or the probabilities of a member for Keras inputs."""
+    if of_logits:
+        return graph.logits(network)(inputs)
+    outputs = network(inputs)
+    return outputs if heads.head_of(network) is heads.Head.SOFTMAX else keras.layers.Softmax()(outputs)

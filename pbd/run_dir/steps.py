@@ -1,0 +1,52 @@
+"""The steps of a recipe in its run directory: their names, and a folder for each, with a record of what it holds."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pbd.run_dir.journal import Journal
+
+STEPS = "steps"
+"""The folder of the run directory that holds a folder for each step."""
+_NAMES = "steps.json"
+_RECORD = "step.json"
+_NETWORK = "network"
+"""The entry of a record that a step has when it is complete: the digest of its network."""
+
+
+def write_names(journal: Journal, names: Sequence[str]) -> None:
+    """Write the names of the steps of a recipe, in their order: `1 prune_filters`, `2 fine_tune`."""
+    journal.write_json(_NAMES, list(names))
+
+
+def names(journal: Journal) -> tuple[str, ...] | None:
+    """Return the names of the steps; `None` if the run directory is not that of a recipe."""
+    try:
+        return tuple(map(str, json.loads(journal.file(_NAMES).read_bytes())))
+    except (OSError, ValueError, TypeError):
+        return None
+
+
+def folder(run_dir: Path, name: str) -> Path:
+    """Return the folder of a step: `steps/01-prune_filters` of the step `1 prune_filters`."""
+    number, _, use = name.partition(" ")
+    return run_dir / STEPS / f"{int(number):02d}-{use}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """Return the record in the folder of a step; empty if there is none, or a damaged one."""
+    try:
+        return dict(json.loads((path / _RECORD).read_bytes()))
+    except (OSError, ValueError, TypeError):
+        return {}
+
+
+def write_record(path: Path, record: dict[str, Any]) -> None:
+    """Write the record into the folder of a step, atomically."""
+    Journal(path).write_json(_RECORD, record)
+
+
+def is_complete(record: dict[str, Any]) -> bool:
+    """Return whether a record is that of a complete step."""
+    return _NETWORK in record

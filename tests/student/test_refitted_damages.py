@@ -1,0 +1,71 @@
+"""The divergences after refitting, on which the choice under a budget rests."""
+
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+
+from pbd import blocks
+from pbd.blockwise.tasks import enumerate_tasks
+from pbd.records import BlockKey, BlockResult
+from pbd.run_dir.journal import Journal
+from pbd.student import refitted_damages
+from pbd.student.assemble import swap_blocks
+from pbd.student.fine_tuning import validate
+from tests.student.test_refit import images, residual_network
+
+pytestmark = [pytest.mark.unit, pytest.mark.jax]
+
+
+class Images:
+    labelled = False
+
+    def batches(self, split: str, limit: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
+        return [(batch, np.zeros(len(batch), int)) for batch in images(96)]
+
+
+def of(*designs: str) -> tuple[keras.Model, tuple, dict[BlockKey, BlockResult]]:
+    """Return a teacher, its tasks, and results with divergences of 0.4, 0.2, 0.1 and so on."""
+    teacher = residual_network()
+    tasks = enumerate_tasks(teacher, *map(blocks.get, designs), include_unprofitable=True)
+    used = [task for task in tasks if task.skip_reason is None]
+    results = {t.key: BlockResult(t.layer.name, "trained", t.design, val_kl=0.4 / 2**n) for n, t in enumerate(used)}
+    return teacher, tasks, results
+
+
+def test_a_residual_block_is_measured_and_lends_its_ratio_to_the_layers_inside() -> None:
+    _, tasks, results = of("narrow_r50", "drop", "merge")
+    measured = {task.key: 0.0 for task in refitted_damages.to_measure(tasks, results)}
+    assert set(measured) == {BlockKey("add", "drop"), BlockKey("add", "merge")}
+    measured = {
+        BlockKey("add", "drop"): 0.001,
+        BlockKey("add", "merge"): 0.5 * results[BlockKey("add", "merge")].val_kl,
+    }
+    new = refitted_damages.corrected(tasks, results, measured)
+    for key, result in results.items():
+        expected = measured.get(key, result.val_kl * (0.5 if key.layer in ("inner", "outer") else 1.0))
+        assert new[key].val_kl == pytest.approx(expected), key
+
+
+def test_nothing_is_measured_without_candidates_for_residual_blocks() -> None:
+    _, tasks, results = of("narrow_r50")
+    assert refitted_damages.to_measure(tasks, results) == []
+
+
+def test_refitting_makes_up_for_most_of_a_dropped_block() -> None:
+    teacher, tasks, results = of("drop")
+    (result,) = results.values()
+    (after,) = refitted_damages.divergences(teacher, tasks, [result], Images())
+    student, _ = swap_blocks(teacher, tasks, {"add": result})
+    assert after < 0.5 * validate(student, teacher, Images()).kl
+
+
+def test_divergences_are_kept_in_the_run_directory(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    assert refitted_damages.read(journal) == {}
+    measured = {BlockKey("add", "drop"): 0.25, BlockKey("add", "merge"): float("inf")}
+    refitted_damages.write(journal, measured)
+    assert refitted_damages.read(journal) == measured
+    journal.write_bytes("refitted.json", b"[1, 2")
+    assert refitted_damages.read(journal) == {}
