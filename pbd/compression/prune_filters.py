@@ -153,8 +153,12 @@ class PruneFilters(Section):
 def _details(
     model: keras.Model, pruned: keras.Model, groups: tuple[ChannelGroup, ...], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    sizes = {group.name: group.size for group in channels.find_groups(pruned)}
-    counts = {group.name: [group.size, sizes[group.name]] for group in groups}
+    sizes = {group.producers: group.size for group in channels.find_groups(pruned)}
+    counts = {
+        # Without the channels that connect its layers, a group falls into several.
+        group.name: [group.size, sum(size for names, size in sizes.items() if names[0] in group.producers)]
+        for group in groups
+    }
     before, after = (sum(each) for each in zip(*counts.values(), strict=True))
     return {
         "channels": [before, after],
