@@ -70,6 +70,9 @@ class DistillationConfig:
     """Losses between layers."""
     warmup: float = 0.0
     """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value."""
+    undoes_collapse: bool = True
+    """Whether an epoch after which the accuracy collapsed is undone. From random weights the accuracy fluctuates at
+    first, so there only numbers that are not finite should count as divergence."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))

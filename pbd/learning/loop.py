@@ -26,20 +26,18 @@ def adam(
 ) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
-    In the first `warmup` of the steps, it rises from 0 to `learning_rate`.
-
     For a model that computes in float16, the loss is scaled: gradients of a mean over a feature map would be 0.
 
     All training in pbd gets its optimiser here. It is already built: Keras would trace the first step twice if that
     step created the optimiser's variables.
 
     Args:
-        learning_rate: At the first step.
+        learning_rate: At the first step, or after the warm-up.
         steps: Until the learning rate is zero.
         variables: Trained; with `keep_zeros` they have the values with which training starts.
         precision: In which the model computes.
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
-        warmup: Steps in which the learning rate rises from zero first.
+        warmup: Number of the steps in which the learning rate rises from 0 first.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     if warmup:

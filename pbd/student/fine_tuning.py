@@ -41,8 +41,8 @@ class FineTuner:
     epochs: int
     first_epoch: int
     """The epoch of the data with which fine-tuning starts."""
-    warmup: float
-    """Share of the epochs in which the learning rate rises, unless an epoch diverged."""
+    distillation: DistillationConfig
+    """Its warm-up holds unless an epoch diverged."""
     collective: Collective
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
@@ -71,9 +71,9 @@ class FineTuner:
             self.student.set_weights(state.best_weights)
             _assign(self.distillation_model.projector_variables, state.best_projectors)
         # The cosine schedule always ends with the last epoch, wherever it started.
-        total = steps * (self.epochs - state.schedule_start)
+        total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
         warmup = round(self._warmup * total)
-        optimizer = adam(state.learning_rate, total, variables, keep_zeros=self.keep_zeros, warmup=warmup)
+        optimizer = adam(state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup)
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
             self.state = replace(state, variables=(), optimizer_variables=())
@@ -106,7 +106,8 @@ class FineTuner:
         if self._divergence:
             return
         metrics = validate(self.student, self.teacher, self.dataset, self.collective)
-        reason = divergence(metrics, self.state.best, chance=1.0 / max(2, self.student.output_shape[-1]))
+        chance, undoes_collapse = 1.0 / max(2, self.student.output_shape[-1]), self.distillation.undoes_collapse
+        reason = divergence(metrics, self.state.best if undoes_collapse else None, chance)
         if reason:
             self._stop(reason)
             return
@@ -129,7 +130,7 @@ class FineTuner:
     @property
     def _warmup(self) -> float:
         """The share of the current schedule in which the learning rate rises."""
-        return 0.0 if self.state.rollbacks else self.warmup
+        return 0.0 if self.state.rollbacks else self.distillation.warmup
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started; while it rises, the one that it rises to."""
@@ -212,7 +213,7 @@ def fine_tune(
         dataset=replace(dataset.shared(WorkerShare(collective.index, collective.size), unit), mixup=config.mixup),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
-        warmup=distillation.warmup,
+        distillation=distillation,
         collective=collective,
         emit=emit,
         checkpoint=checkpoint,
@@ -236,16 +237,18 @@ def split_unit(student: keras.Model, batch_size: int, distillation: Distillation
     return max(unit, ghost_batch_norm.ghost_batch_size(batch_size)) if compares_images else unit
 
 
-def divergence(metrics: Metrics, best: Metrics, chance: float) -> str | None:
+def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | None:
     """Return why an epoch with these metrics diverged, or None if it did not.
 
     Args:
         metrics: After the epoch.
-        best: The best metrics before it.
+        best: The best metrics before it; None if a collapse is no divergence.
         chance: The score of a random guess.
     """
     if not math.isfinite(metrics.kl):
         return "the outputs are not finite numbers"
+    if best is None:
+        return None
     lead = best.score - chance
     if lead > MIN_LEAD and metrics.score - chance < COLLAPSE * lead:
         name = "agreement" if metrics.accuracy is None else "accuracy"

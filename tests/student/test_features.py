@@ -268,6 +268,19 @@ def test_the_learning_rate_rises_first(dataset: Dataset, teacher: keras.Model, m
     assert rates[6] == pytest.approx(0.002)
 
 
+def test_from_random_weights_a_collapse_is_no_divergence(
+    dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scores = iter([0.6, 0.34, math.nan, 0.7])
+    monkeypatch.setattr(fine_tuning, "validate", lambda *a: Metrics(s := next(scores), s, s))
+    config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.004)
+    distillation = DistillationConfig(undoes_collapse=False)
+    state = fine_tuning.fine_tune(make_student(), teacher, dataset, config, START, ignore, distillation=distillation)
+    assert [row["val_accuracy"] for row in state.history] == [0.6, 0.34, 0.7]
+    assert len(state.events) == 1
+    assert "not finite" in state.events[0]
+
+
 def front(scale: float, flips: bool, width: int = 4) -> keras.Model:
     keras.utils.set_random_seed(4)
     inputs = keras.Input((8, 8, 3))
