@@ -2,7 +2,7 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
@@ -79,6 +79,7 @@ class Context:
             initial = initial or validate(model, reference, self.dataset)
             if settings.fine_tune_epochs == 0:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
+            settings = replace(settings, keep_zeros=settings.keep_zeros or self.keeps_zeros)
             trainable = {layer.name: layer.trainable for layer in model.layers}
             builder.set_trainable(model, {}, settings.fine_tune_scope)
             try:

@@ -12,7 +12,7 @@ from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, patterns
 from pbd.config.values import Section, at_least, one_of
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import channels, graph
+from pbd.networks import channels
 from pbd.networks.channels import ChannelGroup
 from pbd.networks.cost import count_macs, count_params
 
@@ -77,7 +77,7 @@ class PruneFilters(Section):
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         groups = self.groups(model)
         files = RoundFiles(context.journal)
-        current, records = files.read(graph.flatten(model))
+        current, records = files.read(model)
         for number in range(len(records) + 1, self.rounds + 1):
             context.display.phase(f"removing channels, round {number} of {self.rounds}")
             current, record = self._round(current, groups, number, context)
@@ -153,8 +153,12 @@ class PruneFilters(Section):
 def _details(
     model: keras.Model, pruned: keras.Model, groups: tuple[ChannelGroup, ...], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    sizes = {group.name: group.size for group in channels.find_groups(pruned)}
-    counts = {group.name: [group.size, sizes[group.name]] for group in groups}
+    sizes = {group.producers: group.size for group in channels.find_groups(pruned)}
+    counts = {
+        # Without the channels that connect its layers, a group falls into several.
+        group.name: [group.size, sum(size for names, size in sizes.items() if names[0] in group.producers)]
+        for group in groups
+    }
     before, after = (sum(each) for each in zip(*counts.values(), strict=True))
     return {
         "channels": [before, after],

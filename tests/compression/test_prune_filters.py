@@ -113,6 +113,7 @@ def test_a_narrow_tensor_of_a_wide_group_keeps_a_channel(dataset: Dataset, tmp_p
     assert widths(result.model) == {"narrow": 1, "wide": 5, "classes": 3}
 
 
+@pytest.mark.jax
 def test_layers_that_are_excluded_keep_their_channels(teacher: keras.Model, context: StepContext) -> None:
     result = PruneFilters(ratio=0.5, layers=("^a",)).apply(teacher, context)
     assert widths(result.model)["a"] == widths(result.model)["b"] == 8

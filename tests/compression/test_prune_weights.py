@@ -53,6 +53,7 @@ def zeros_of(model: keras.Model) -> np.ndarray:
     return np.concatenate([(kernel == 0).ravel() for kernel in kernels_of(model).values()])
 
 
+@pytest.mark.jax
 def test_the_smallest_weights_of_each_kernel_become_zero(teacher: keras.Model, context: StepContext) -> None:
     before = all_weights(teacher)
     result = PruneWeights(ratio=0.5).apply(teacher, context)
