@@ -9,8 +9,11 @@ from pbd.compression.step import Step
 from pbd.errors import UsageError, unknown_name
 
 HOMES = {
+    "distill_into": "DistillInto",
     "ensemble": "Ensemble",
     "fine_tune": "FineTune",
+    "prune_filters": "PruneFilters",
+    "prune_weights": "PruneWeights",
     "quantize": "Quantize",
     "replace_blocks": "ReplaceBlocks",
 }

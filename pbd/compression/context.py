@@ -2,13 +2,13 @@
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 
 from pbd.blockwise.context import TrainingContext
-from pbd.config import RunConfig, StudentConfig, TrainingConfig
+from pbd.config import DistillationConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.deploy.targets import Target
 from pbd.executors.base import Executor
@@ -60,6 +60,7 @@ class Context:
         initial: Metrics | None = None,
         teacher: keras.Model | None = None,
         first_epoch: int = 0,
+        distillation: DistillationConfig | None = None,
     ) -> FineTuneState:
         """Train a network in place on all workers, and leave it with the weights of its best epoch.
 
@@ -71,16 +72,18 @@ class Context:
             initial: its validation metrics, if they are known.
             teacher: the network whose logits it learns; by default the first one of the recipe.
             first_epoch: the epoch of the data with which to start.
+            distillation: what it learns from besides logits and labels, and how the learning rate rises.
         """
         with self._teacher_file(teacher) as path:
             reference = self.teacher if teacher is None else teacher
             initial = initial or validate(model, reference, self.dataset)
             if settings.fine_tune_epochs == 0:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
+            settings = replace(settings, keep_zeros=settings.keep_zeros or self.keeps_zeros)
             trainable = {layer.name: layer.trainable for layer in model.layers}
             builder.set_trainable(model, {}, settings.fine_tune_scope)
             try:
-                return self._pool(path).fine_tune(model, settings, initial, first_epoch)
+                return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
             finally:
                 for layer in model.layers:
                     layer.trainable = trainable[layer.name]

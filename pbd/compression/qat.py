@@ -34,6 +34,7 @@ def train(
     rounds_outputs: bool = True,
     collective: Collective = SINGLE,
     emit: ProgressCallback = lambda progress: None,
+    keeps_zeros: bool = False,
 ) -> keras.Model:
     """Return a network with fake quantisation that has learned the logits of the network in float32.
 
@@ -51,6 +52,7 @@ def train(
         rounds_outputs: whether the outputs are rounded too.
         collective: the workers that train the same network at the same time, each on its part of every batch.
         emit: called with the progress of every step.
+        keeps_zeros: whether weights that are zero stay zero.
     """
     form = separable_form.with_separate_convolutions(portable.portable(network, int8=True))
     corrected = rounding.with_corrected_biases(form, calibration, limit)
@@ -60,6 +62,7 @@ def train(
         fine_tune_epochs=settings.epochs,
         fine_tune_learning_rate=settings.learning_rate,
         fine_tune_loss=LOSS,
+        keep_zeros=keeps_zeros,
     )
     dataset = dataclasses.replace(dataset, labelled=False)
     initial = fine_tuning.validate(student, network, dataset)

@@ -93,6 +93,7 @@ def written(
     max_drop: float,
     calibration_images: int,
     training: Training,
+    keeps_zeros: bool = False,
 ) -> Written:
     """Write a network, flat and in float32, with 8-bit weights and activations; see `quantize`.
 
@@ -103,12 +104,12 @@ def written(
         files = Files(network, dataset, target, Path(folder) / f"float32{target.runtime.suffix}", draft)
         if method == "ptq":
             return Written(files.result(path, *files.write(max_drop, calibration_images)), network)
-        trained = _write_trained(files, calibration_images, training)
+        trained = _write_trained(files, calibration_images, training, keeps_zeros)
         file = files.result(path, (), {})
         return Written(file, network) if trained is None else Written(dataclasses.replace(file, method="qat"), trained)
 
 
-def _write_trained(files: Files, calibration_images: int, settings: Training) -> keras.Model | None:
+def _write_trained(files: Files, calibration_images: int, settings: Training, keeps_zeros: bool) -> keras.Model | None:
     """Train a network for 8-bit integers, and write it, or what quantisation after training gives if that is better.
 
     Returns:
@@ -119,7 +120,8 @@ def _write_trained(files: Files, calibration_images: int, settings: Training) ->
     after_training, _ = files.accuracies("validation")
     calibration = images.first(dataset, "train", calibration_images)
     quantizer = target.quantizer
-    trained = qat.train(network, dataset, calibration, settings, quantizer.kernel_limit, quantizer.rounds_outputs)
+    limits = quantizer.kernel_limit, quantizer.rounds_outputs
+    trained = qat.train(network, dataset, calibration, settings, *limits, keeps_zeros=keeps_zeros)
     qat.write(trained, files.quantized, target)
     qat.check(files.quantized, trained, dataset, target)
     if files.accuracies("validation")[0] >= after_training:

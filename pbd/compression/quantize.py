@@ -52,7 +52,15 @@ class Quantize(Section):
         target = self._target(context)
         path = context.journal.file(f"network_int8{target.runtime.suffix}")
         written = quantization.written(
-            model, context.dataset, path, target, self.method, self.max_drop, self.calibration_images, self.training
+            model,
+            context.dataset,
+            path,
+            target,
+            self.method,
+            self.max_drop,
+            self.calibration_images,
+            self.training,
+            context.keeps_zeros,
         )
         file = written.file
         details = {

@@ -25,7 +25,8 @@ RUN = "run"
 class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
     """Parallel blockwise distillation; see `pbd.distill` for the settings. The network before the step is the teacher.
 
-    Without any setting, it looks for the fastest student of the library that loses at most one point.
+    If a step before has set weights to zero, layers are refitted only if `refit` is set, which gives such weights other
+    values. Without any setting, it looks for the fastest student of the library that loses at most one point.
     """
 
     def check(self) -> None:
@@ -36,8 +37,11 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         run_dir = context.journal.file(RUN)
+        settings = {one.name: getattr(self, one.name) for one in fields(self)}
+        if context.keeps_zeros:
+            settings |= {"keep_zeros": True, "refit": bool(self.refit)}
         config = context.config.replace(
-            **{one.name: getattr(self, one.name) for one in fields(self)},
+            **settings,
             run_dir=str(run_dir),
             resume=(run_dir / "run.json").exists(),
             allow_weak_teacher=True,  # the recipe's teacher was checked

@@ -1,5 +1,6 @@
 """The settings of a run."""
 
+from pbd.config.features import FEATURE_WEIGHTS, DistillationConfig, Feature
 from pbd.config.recipes import RECIPE_HELP, RECIPES
 from pbd.config.settings import (
     AUGMENTATIONS,
@@ -21,6 +22,7 @@ __all__ = [
     "AUGMENTATIONS",
     "BLOCK_INITS",
     "EXECUTORS",
+    "FEATURE_WEIGHTS",
     "FINE_TUNE_LOSSES",
     "FINE_TUNE_SCOPES",
     "LIBRARY",
@@ -31,7 +33,9 @@ __all__ = [
     "SCHEDULERS",
     "BlockConfig",
     "DataConfig",
+    "DistillationConfig",
     "ExecutionConfig",
+    "Feature",
     "RunConfig",
     "StudentConfig",
     "TeacherConfig",

@@ -1,10 +1,12 @@
-"""A student and its frozen teacher as one Keras model that learns the teacher's logits."""
+"""A student and its frozen teacher as one Keras model that learns the teacher's logits and features."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 
-from pbd.learning import ghost_batch_norm
+from pbd.config import Feature
+from pbd.learning import feature_terms, ghost_batch_norm
 from pbd.learning.losses import Loss
 from pbd.learning.metrics import class_scores, outputs_probabilities
 from pbd.networks import augmentation, graph
@@ -17,36 +19,85 @@ class DistillationModel(keras.Model):
     """The student and its frozen teacher on the same images, with a distillation loss on their logits.
 
     Random layers that change pixels, before every layer with weights, are called once: both networks see the same
-    images. Random layers after weights, such as dropout, act in the student only.
+    images. Random layers after weights, such as dropout, act in the student only. If student and teacher begin with
+    other layers, each computes its own from the images, and random layers on pixels act in the student only.
 
     Args:
         student: Maps images to logits.
-        teacher: Maps images to logits, with the same augmentation layers; it runs in inference mode.
+        teacher: Maps images to logits; it runs in inference mode.
         loss: Compares the two.
-        ghost_batch_size: Number of images that batch normalisation normalises together.
+        ghost_batch_size: Number of images that batch normalisation normalises together, and that are compared with
+            one another by losses that compare images.
+        features: Losses between layers, which are added.
+
+    Raises:
+        UsageError: A layer of a feature is missing, or its outputs do not suit the loss.
     """
 
-    def __init__(self, student: keras.Model, teacher: keras.Model, loss: Loss, ghost_batch_size: int) -> None:
+    def __init__(
+        self,
+        student: keras.Model,
+        teacher: keras.Model,
+        loss: Loss,
+        ghost_batch_size: int,
+        features: Sequence[Feature] = (),
+    ) -> None:
         super().__init__(name="distillation_model", dtype="float32")
-        self._augmentation, self.student = augmentation.split_augmentation(student)
-        _, self.teacher = augmentation.split_augmentation(teacher)
+        self._augmentation, self.student, self.teacher = _split(student, teacher)
+        self._terms = feature_terms.terms(features, self.student, self.teacher, ghost_batch_size)
+        if features:
+            of_student, of_teacher = [one.student for one in features], [one.teacher for one in features]
+            self.student = feature_terms.with_features(self.student, "student", of_student)
+            self.teacher = feature_terms.with_features(self.teacher, "teacher", of_teacher)
         self.teacher.trainable = False
         self._loss = loss
         self._ghost_batch_size = ghost_batch_size
 
+    @property
+    def projector_variables(self) -> list[Any]:
+        """The variables of the projectors of the features."""
+        return [variable for term in self._terms for variable in term.variables]
+
     def call(self, images: Any, training: bool = False) -> list[Any]:
         if self._augmentation is not None:
             images = self._augmentation(images, training=training)
-        teacher_logits = self.teacher(images, training=False)
+        teacher_outputs = self.teacher(images, training=False)
         if training and ghost_batch_norm.normalisations(self.student):
-            return [ghost_batch_norm.train(self.student, images, self._ghost_batch_size), teacher_logits]
-        return [self.student(images, training=training), teacher_logits]
+            student_outputs = ghost_batch_norm.train(self.student, images, self._ghost_batch_size)
+        else:
+            student_outputs = self.student(images, training=training)
+        if not self._terms:
+            return [student_outputs, teacher_outputs]
+        (student_logits, *students), (teacher_logits, *teachers) = student_outputs, teacher_outputs
+        compared = [term(*maps) for term, *maps in zip(self._terms, students, teachers, strict=True)]
+        return [student_logits, teacher_logits, *compared]
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
-        student_logits, teacher_logits = y_pred
-        return self._loss(y, student_logits, keras.ops.stop_gradient(teacher_logits))
+        student_logits, teacher_logits, *compared = y_pred
+        loss = self._loss(y, student_logits, keras.ops.stop_gradient(teacher_logits))
+        for term, maps in zip(self._terms, compared, strict=True):
+            loss = loss + term.value(maps)
+        return loss
+
+
+def _split(student: keras.Model, teacher: keras.Model) -> tuple[keras.Model | None, keras.Model, keras.Model]:
+    """Return the augmentation that both begin with, if they do, and the networks after it."""
+    (shared, student_rest), (other, teacher_rest) = map(augmentation.split_augmentation, (student, teacher))
+    if shared is None or other is None or _layers(shared) != _layers(other):
+        return None, student, teacher
+    return shared, student_rest, teacher_rest
+
+
+def _layers(model: keras.Model) -> list[tuple[str, str]]:
+    """Return what the layers of a model compute: their kinds, and their settings and weights as texts."""
+    return [(type(layer).__name__, _settings(layer)) for layer in model.layers]
+
+
+def _settings(layer: keras.layers.Layer) -> str:
+    config = {name: value for name, value in layer.get_config().items() if name not in ("name", "dtype", "seed")}
+    return repr((sorted(config.items()), [weight.tolist() for weight in layer.get_weights()]))
 
 
 def logits_model(model: keras.Model, images: Any) -> keras.Model:

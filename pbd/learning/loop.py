@@ -22,6 +22,7 @@ def adam(
     variables: Iterable[Any],
     precision: str = "float32",
     keep_zeros: bool = False,
+    warmup: int = 0,
 ) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
@@ -31,13 +32,19 @@ def adam(
     step created the optimiser's variables.
 
     Args:
-        learning_rate: At the first step.
+        learning_rate: At the first step, or after the warm-up.
         steps: Until the learning rate is zero.
         variables: Trained; with `keep_zeros` they have the values with which training starts.
         precision: In which the model computes.
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
+        warmup: Number of the steps in which the learning rate rises from 0 first.
     """
-    optimizer: Any = FlatAdam(keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps)), keep_zeros)
+    schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
+    if warmup:
+        schedule = keras.optimizers.schedules.CosineDecay(
+            0.0, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
+        )
+    optimizer: Any = FlatAdam(schedule, keep_zeros)
     if precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(list(variables))

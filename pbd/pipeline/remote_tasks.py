@@ -5,7 +5,7 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -16,7 +16,7 @@ from pbd import blocks
 from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import WorkerShare
 from pbd.errors import MissingInputError
 from pbd.learning.metrics import Metrics, evaluate
@@ -130,6 +130,8 @@ class FineTuneTask:
     """The student's validation metrics before fine-tuning."""
     first_epoch: int
     """The epoch of the data with which to start."""
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    """What the student learns from besides logits and labels."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
@@ -147,6 +149,7 @@ class FineTuneTask:
             self.first_epoch,
             collective,
             self._checkpoint(student, collective),
+            self.distillation,
         )
 
     def _checkpoint(self, student: keras.Model, collective: Collective) -> CheckpointFile:
@@ -159,6 +162,8 @@ class FineTuneTask:
             (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
         ]
         identity = [layers, self.first_epoch, asdict(self.settings)]
+        if self.distillation != DistillationConfig():  # a run that began before there was one resumes
+            identity.append(asdict(self.distillation))
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

@@ -8,15 +8,15 @@ from pathlib import Path
 import keras
 
 from pbd.blockwise.context import TrainingContext
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.executors.base import Executor
-from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
 from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask, RefittedDamagesTask
 from pbd.records import BlockTask, ProgressCallback
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
+from pbd.student.fine_tuning import split_unit
 
 
 class WorkerPool:
@@ -52,7 +52,12 @@ class WorkerPool:
         return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
     def fine_tune(
-        self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
+        self,
+        model: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics,
+        first_epoch: int,
+        distillation: DistillationConfig | None = None,
     ) -> FineTuneState:
         """Fine-tune the trainable layers of a student in place.
 
@@ -61,13 +66,14 @@ class WorkerPool:
             settings: Loss, number of epochs and initial learning rate.
             initial: Its validation metrics before fine-tuning.
             first_epoch: The epoch of the data with which to start.
+            distillation: What the student learns from besides logits and labels; by default nothing.
         """
-        batch_size = self._context.data.batch_size
+        batch_size, distillation = self._context.data.batch_size, distillation or DistillationConfig()
         # A worker needs at least one split unit of every batch.
-        max_workers = batch_size // ghost_batch_norm.split_unit(model, batch_size)
+        max_workers = batch_size // split_unit(model, batch_size, distillation)
         checkpoint_token = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
         with self._temporary_file(model) as path:
-            task = FineTuneTask(self._context, path, settings, initial, first_epoch)
+            task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation)
             state = self._executor.run_collective(task, self._emit, max_workers, checkpoint_token)
         model.set_weights(state.best_weights)
         return state

@@ -11,7 +11,7 @@ from pbd.learning.metrics import Metrics
 from pbd.run_dir.archive import pack, unpack
 from pbd.run_dir.journal import Journal
 
-_ARRAYS = ("best_weights", "variables", "optimizer_variables")
+_ARRAYS = ("best_weights", "variables", "optimizer_variables", "best_projectors")
 _MAX_EPOCHS = 1_000_000  # bounds the epoch within a progress number
 _log = logging.getLogger(__name__)
 
@@ -34,9 +34,12 @@ class FineTuneState:
     """One line per rollback."""
     best_weights: Sequence[np.ndarray] = field(default=(), compare=False)
     variables: Sequence[np.ndarray] = field(default=(), compare=False)
-    """All current variables of the student, including random generator states; empty except in a checkpoint."""
+    """All current variables of the student, including random generator states, then those of the projectors of its
+    features; empty except in a checkpoint."""
     optimizer_variables: Sequence[np.ndarray] = field(default=(), compare=False)
     """All current variables of the optimiser; empty except in a checkpoint."""
+    best_projectors: Sequence[np.ndarray] = field(default=(), compare=False)
+    """The variables of the projectors at `best_weights`."""
 
     @property
     def epoch(self) -> int:
@@ -94,7 +97,8 @@ def _pack(state: FineTuneState) -> bytes:
 def _unpack(data: bytes) -> FineTuneState:
     values, arrays = unpack(data)
     remaining = iter(arrays)
-    groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, values.pop("lengths"), strict=True)}
+    lengths = [*values.pop("lengths"), 0]  # a checkpoint without projectors has no length for them
+    groups = {name: [next(remaining) for _ in range(n)] for name, n in zip(_ARRAYS, lengths, strict=False)}
     values |= {
         "best": Metrics(**values["best"]),
         "history": tuple(values["history"]),

@@ -1,13 +1,14 @@
 """Fine-tune a student against its frozen teacher: keep the best epoch, undo and repeat epochs that diverge."""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import keras
 
 from pbd.collective import SINGLE, Collective
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, WorkerShare
 from pbd.learning import ghost_batch_norm
 from pbd.learning.distillation import DistillationModel, logits_model
@@ -40,6 +41,8 @@ class FineTuner:
     epochs: int
     first_epoch: int
     """The epoch of the data with which fine-tuning starts."""
+    distillation: DistillationConfig
+    """Its warm-up holds unless an epoch diverged."""
     collective: Collective
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
@@ -63,14 +66,16 @@ class FineTuner:
         state, steps = self.state, self.dataset.steps_per_epoch
         variables = self.distillation_model.trainable_variables
         if state.variables:  # read from a checkpoint: continue exactly where it was written
-            _assign(self.student, state.variables)
+            _assign(self._variables, state.variables)
         else:
             self.student.set_weights(state.best_weights)
+            _assign(self.distillation_model.projector_variables, state.best_projectors)
         # The cosine schedule always ends with the last epoch, wherever it started.
-        schedule_steps = steps * (self.epochs - state.schedule_start)
-        optimizer = adam(state.learning_rate, schedule_steps, variables, keep_zeros=self.keep_zeros)
+        total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
+        warmup = round(self._warmup * total)
+        optimizer = adam(state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup)
         if state.variables:
-            _assign(optimizer, state.optimizer_variables)
+            _assign(optimizer.variables, state.optimizer_variables)
             self.state = replace(state, variables=(), optimizer_variables=())
         self._divergence = None
         normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
@@ -101,7 +106,8 @@ class FineTuner:
         if self._divergence:
             return
         metrics = validate(self.student, self.teacher, self.dataset, self.collective)
-        reason = divergence(metrics, self.state.best, chance=1.0 / max(2, self.student.output_shape[-1]))
+        chance, undoes_collapse = 1.0 / max(2, self.student.output_shape[-1]), self.distillation.undoes_collapse
+        reason = divergence(metrics, self.state.best if undoes_collapse else None, chance)
         if reason:
             self._stop(reason)
             return
@@ -109,15 +115,28 @@ class FineTuner:
         row["learning_rate"] = self._learning_rate()
         self.state = replace(self.state, history=(*self.state.history, row))
         if (metrics.score, -metrics.kl) > (self.state.best.score, -self.state.best.kl):
-            self.state = replace(self.state, best=metrics, best_weights=self.student.get_weights())
+            weights, projectors = self.student.get_weights(), _values(self.distillation_model.projector_variables)
+            self.state = replace(self.state, best=metrics, best_weights=weights, best_projectors=projectors)
         if self.checkpoint is not None:
-            current = replace(self.state, variables=_values(self.student), optimizer_variables=_values(optimizer))
+            variables, of_optimizer = _values(self._variables), _values(optimizer.variables)
+            current = replace(self.state, variables=variables, optimizer_variables=of_optimizer)
             self.checkpoint.write(current)
 
+    @property
+    def _variables(self) -> list[Any]:
+        """All variables that a checkpoint holds besides those of the optimiser."""
+        return [*self.student.variables, *self.distillation_model.projector_variables]
+
+    @property
+    def _warmup(self) -> float:
+        """The share of the current schedule in which the learning rate rises."""
+        return 0.0 if self.state.rollbacks else self.distillation.warmup
+
     def _learning_rate(self) -> float:
-        """Return the learning rate with which the current epoch started."""
-        start = self.state.schedule_start
-        return cosine_decay(self.state.learning_rate, (self.state.epoch - start) / (self.epochs - start))
+        """Return the learning rate with which the current epoch started; while it rises, the one that it rises to."""
+        start, warmup = self.state.schedule_start, self._warmup
+        progress = (self.state.epoch - start) / (self.epochs - start)
+        return cosine_decay(self.state.learning_rate, max(0.0, progress - warmup) / (1.0 - warmup))
 
     def _roll_back(self, reason: str) -> FineTuneState:
         """Return the state from which the epoch that diverged is repeated, with a new cosine schedule."""
@@ -145,6 +164,7 @@ def fine_tune(
     first_epoch: int = 0,
     collective: Collective = SINGLE,
     checkpoint: CheckpointFile | None = None,
+    distillation: DistillationConfig | None = None,
 ) -> FineTuneState:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
@@ -153,37 +173,47 @@ def fine_tune(
 
     Args:
         student: Its trainable layers are changed in place.
-        teacher: The network whose logits the student learns; it is copied.
+        teacher: The network whose logits the student learns; it is copied. The student may have other layers.
         dataset: The whole data; only the losses `cross_entropy` and `mixed` need labels.
         config: Loss, number of epochs and initial learning rate.
         initial: The student's validation metrics before fine-tuning.
         emit: Called with the progress of every step.
         first_epoch: The epoch of the data with which to start.
         collective: The workers that fine-tune the same student with the same arguments at the same time, each on its
-            part of every batch; at most as many as the batch has split units (see `ghost_batch_norm.split_unit`).
+            part of every batch; at most as many as the batch has split units (see `split_unit`).
         checkpoint: Where to resume from and to write the state after every epoch; None for neither.
+        distillation: What the student learns from besides, and how the learning rate rises; by default nothing.
 
     Returns:
         The final state: best metrics and weights, history, events.
 
     Raises:
+        UsageError: A layer that `distillation` names is missing, or its outputs do not suit the loss.
         CollectiveAbortedError: Another worker failed.
         CollectiveLostError: Another worker was lost.
     """
+    distillation = distillation or DistillationConfig()
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     student_logits, teacher_logits = logits_model(student, images), logits_model(graph.flatten(teacher), images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
     if not math.isfinite(initial.kl):  # the outputs are not finite: let any epoch count as better
         initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
-    unit = ghost_batch_norm.split_unit(student_logits, dataset.batch_size)
-    start = FineTuneState(initial, config.fine_tune_learning_rate, best_weights=student.get_weights())
+    model = DistillationModel(student_logits, teacher_logits, make_loss(config), size, distillation.features)
+    unit = split_unit(student_logits, dataset.batch_size, distillation)
+    start = FineTuneState(
+        initial,
+        config.fine_tune_learning_rate,
+        best_weights=student.get_weights(),
+        best_projectors=_values(model.projector_variables),
+    )
     return FineTuner(
         student=student,
         teacher=teacher,
-        distillation_model=DistillationModel(student_logits, teacher_logits, make_loss(config), size),
+        distillation_model=model,
         dataset=replace(dataset.shared(WorkerShare(collective.index, collective.size), unit), mixup=config.mixup),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
+        distillation=distillation,
         collective=collective,
         emit=emit,
         checkpoint=checkpoint,
@@ -192,16 +222,33 @@ def fine_tune(
     ).run()
 
 
-def divergence(metrics: Metrics, best: Metrics, chance: float) -> str | None:
+def split_unit(student: keras.Model, batch_size: int, distillation: DistillationConfig | None = None) -> int:
+    """Return the smallest slice, in images, into which workers may split a training batch.
+
+    Losses that compare images do so within ghost batches, which are not split.
+
+    Args:
+        student: Flat and functional.
+        batch_size: Images per batch.
+        distillation: What the student learns from besides logits and labels.
+    """
+    unit = ghost_batch_norm.split_unit(student, batch_size)
+    compares_images = distillation is not None and distillation.compares_images
+    return max(unit, ghost_batch_norm.ghost_batch_size(batch_size)) if compares_images else unit
+
+
+def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | None:
     """Return why an epoch with these metrics diverged, or None if it did not.
 
     Args:
         metrics: After the epoch.
-        best: The best metrics before it.
+        best: The best metrics before it; None if a collapse is no divergence.
         chance: The score of a random guess.
     """
     if not math.isfinite(metrics.kl):
         return "the outputs are not finite numbers"
+    if best is None:
+        return None
     lead = best.score - chance
     if lead > MIN_LEAD and metrics.score - chance < COLLAPSE * lead:
         name = "agreement" if metrics.accuracy is None else "accuracy"
@@ -224,10 +271,10 @@ def _as_row(metrics: Metrics) -> dict[str, float]:
     return {name: value for name, value in row.items() if value is not None}
 
 
-def _values(owner: keras.Model | keras.optimizers.Optimizer) -> list[Any]:
-    return [keras.ops.convert_to_numpy(variable) for variable in owner.variables]
+def _values(variables: Sequence[Any]) -> list[Any]:
+    return [keras.ops.convert_to_numpy(variable) for variable in variables]
 
 
-def _assign(owner: keras.Model | keras.optimizers.Optimizer, values: Any) -> None:
-    for variable, value in zip(owner.variables, values, strict=True):
+def _assign(variables: Sequence[Any], values: Sequence[Any]) -> None:
+    for variable, value in zip(variables, values, strict=True):
         variable.assign(value)

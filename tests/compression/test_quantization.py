@@ -114,8 +114,8 @@ def test_training_that_loses_accuracy_is_discarded(tmp_path: Path, monkeypatch: 
         pytest.skip(str(target.obstacle()))
     train = qat.train
 
-    def failing(*args: Any) -> keras.Model:
-        network = train(*args)
+    def failing(*args: Any, **options: Any) -> keras.Model:
+        network = train(*args, **options)
         kernel = network.layers[-1].layer.kernel
         kernel.assign(-kernel)
         return network

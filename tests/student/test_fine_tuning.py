@@ -238,7 +238,7 @@ def test_divergence_is_detected_undone_and_reported(
     rate, told = 1e4, " ("
     if kind == "no number":
         rate, told = 1e-3, "the loss is not a finite number"
-        monkeypatch.setattr(losses, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
+        monkeypatch.setattr(losses.logits, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
     student = graph.flatten(teacher)
     damage(student, 0.3)
     start = fine_tuning.validate(student, teacher, dataset)

@@ -1,10 +1,9 @@
-"""Losses: distillation of a student on its teacher's logits and the labels, and the squared error of a block.
+"""Losses of a student on its teacher's logits and on the labels.
 
 `keras.distillation.LogitsDistillation` is not used for `kd_mse` and `kd_kl`: its KL divergence clips probabilities at
 1e-7, where the gradient vanishes, and it divides logits by the temperature for the squared error, too.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,28 +44,3 @@ def make_loss(config: StudentConfig) -> Loss:
         return weight * kl(labels, student, teacher) + (1.0 - weight) * cross_entropy(labels, student, teacher)
 
     return {"kd_mse": kd_mse, "kd_kl": kl, "cross_entropy": cross_entropy, "mixed": mixed}[config.fine_tune_loss]
-
-
-def squared_error(output: Any, target: Any) -> Any:
-    """Mean squared error of each image in float32, shape `(batch,)`.
-
-    Args:
-        output: `(batch, height, width, channels)`.
-        target: The same shape.
-    """
-    ops = keras.ops
-    output, target = ops.cast(output, "float32"), ops.cast(target, "float32")  # half precision would lose small errors
-
-    # Backends differentiate mean and square one by one. Written out, the gradient reads the difference only once.
-    @ops.custom_gradient
-    def error(output: Any, target: Any) -> Any:
-        difference = output - target
-
-        def gradients(*upstreams: Any, upstream: Any = None) -> tuple[Any, Any]:
-            upstream = upstreams[0] if upstream is None else upstream  # positional in TensorFlow, by name in torch
-            output_gradient = ops.reshape(2.0 / math.prod(output.shape[1:]) * upstream, (-1, 1, 1, 1)) * difference
-            return output_gradient, -output_gradient
-
-        return ops.mean(ops.square(difference), axis=(1, 2, 3)), gradients
-
-    return error(output, target)

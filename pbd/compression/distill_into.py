@@ -1,0 +1,212 @@
+"""The step that trains another network, a student of any architecture, on what the network before the step computes."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import keras
+import numpy as np
+
+from pbd.compression import keras_losses
+from pbd.compression.step import StepResult
+from pbd.config import NEED_LABELS, DistillationConfig, Feature, StudentConfig
+from pbd.config.values import as_kind
+from pbd.data import Dataset
+from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
+from pbd.learning import feature_terms, ghost_batch_norm
+from pbd.learning.distillation import logits_model
+from pbd.networks import cost, files, graph, precision, small_nets
+
+if TYPE_CHECKING:
+    from pbd.compression.context import Context
+
+RESCALING_IMAGES = 512
+"""Training images of which the mean and the deviation scale the pixels of a built-in student."""
+_SUFFIXES = (".keras", ".h5")
+
+
+@dataclass(frozen=True, eq=False)
+class DistillInto:
+    """Distils the network before the step, the teacher, into a student, which replaces it.
+
+    The best epoch on the validation images counts, which may be the start. Of `keras.distillation`, a
+    `LogitsDistillation` with the KL divergence or the squared error is accepted as `loss`, and a `FeatureDistillation`
+    with an error or the cosine similarity among `features`; what they compute, pbd computes (see `keras_losses`).
+
+    Losses between layers that compare the images of a batch (sp, pkt, crd) do so within parts of it, the same parts for
+    every number of workers: the least divisor of the batch size that is at least 32.
+
+    Example:
+        >>> DistillInto("conv4_dense1", epochs=30, features=[Feature("at", "conv3_relu", "stage2_block3_relu")])
+    """
+
+    student: Any
+    """A network, the path of a .keras file, or the name of a built-in network (see `small_nets`): conv4_dense1,
+    resnet20, ... Given weights are trained on, in all layers; those of a built-in network are random."""
+    loss: Any = "mixed"
+    """mixed (Hinton et al. 2015: alpha T^2 KL + (1 - alpha) cross entropy; without labels, kd_kl), kd_kl (the teacher's
+    softened outputs), kd_mse (its logits), cross_entropy (labels alone, to compare with), or a LogitsDistillation."""
+    temperature: float = StudentConfig.temperature
+    """Divides the logits before the softmax in kd_kl and mixed."""
+    alpha: float = StudentConfig.distillation_weight
+    """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
+    epochs: int = 30
+    """Passes over the training images."""
+    learning_rate: float = 0.003
+    """Of Adam, from which it decays to zero along a cosine."""
+    warmup: float = 0.05
+    """Share of the steps, in [0, 1), in which the learning rate rises from 0 first."""
+    features: Any = ()
+    """Losses between layers, which are added: each a `Feature`, its fields as a mapping, or a FeatureDistillation."""
+    mixup: float = StudentConfig.mixup
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: images are not mixed. Needs
+    kd_mse or kd_kl."""
+    file_digest: str = field(default="", init=False)
+    """SHA-256 of the student's file: if it changes, the step is done again."""
+
+    def __post_init__(self) -> None:
+        loss, temperature = self.loss, self.temperature
+        if isinstance(loss, keras.distillation.LogitsDistillation):
+            loss, temperature = keras_losses.of_logits(loss)
+        self._set("loss", loss)
+        self._set("temperature", temperature)
+        kinds = {"loss": str, "epochs": int, "temperature": float, "alpha": float, "learning_rate": float}
+        for name, kind in {**kinds, "warmup": float, "mixup": float}.items():
+            self._set(name, as_kind(name, kind, getattr(self, name)))
+        self._set("features", tuple(map(_feature, _listed(self.features))))
+        if not isinstance(self.student, keras.Model):
+            self._set("student", as_kind("student", str, self.student))
+            self._set("file_digest", _digest(self.student))
+        if self.epochs < 1:
+            raise UsageError(f"epochs must be at least 1. Received: {self.epochs}. Give 30.")
+        _ = self.settings(labelled=True), self.distillation
+
+    def _set(self, name: str, value: Any) -> None:
+        object.__setattr__(self, name, value)
+
+    def settings(self, labelled: bool) -> StudentConfig:
+        """Return the settings of the training.
+
+        Args:
+            labelled: whether there are labels.
+
+        Raises:
+            UsageError: a setting is out of its range, or needs labels.
+        """
+        if self.loss == "cross_entropy" and not labelled:
+            raise UsageError("cross_entropy needs labels. Received: data without labels. Give loss kd_kl.")
+        loss = self.loss if labelled or self.loss not in NEED_LABELS else "kd_kl"
+        if self.mixup and loss in NEED_LABELS:
+            raise UsageError(
+                f"mixup mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {loss}. "
+                "Give loss kd_kl, or mixup 0."
+            )
+        return StudentConfig(
+            fine_tune_epochs=self.epochs,
+            fine_tune_learning_rate=self.learning_rate,
+            fine_tune_loss=loss,
+            temperature=self.temperature,
+            distillation_weight=self.alpha,
+            mixup=self.mixup,
+        )
+
+    @property
+    def distillation(self) -> DistillationConfig:
+        """What the student learns from besides logits and labels, and how the learning rate rises."""
+        return DistillationConfig(self.features, self.warmup, undoes_collapse=False)
+
+    def apply(self, model: keras.Model, context: "Context") -> StepResult:
+        dataset = context.dataset
+        student, settings = self.network(model, dataset), self.settings(dataset.labelled)
+        self._check_layers(student, model, dataset)
+        state = context.fine_tune(student, settings, teacher=model, distillation=self.distillation)
+        details = {"student": student.name, "params": cost.count_params(student), "history": list(state.history)}
+        return StepResult(student, details, (*self._events(settings), *state.events))
+
+    def network(self, teacher: keras.Model, dataset: Dataset) -> keras.Model:
+        """Return the student, flat and in float32.
+
+        Raises:
+            BadInputError: it does not take these images, or has other classes than the teacher.
+        """
+        student = self.student
+        if isinstance(student, str):
+            if student in small_nets.SMALL_NETS:
+                classes = max(2, teacher.output_shape[-1])
+                student = small_nets.build(student, dataset.image_shape, classes, _rescaled(dataset))
+            else:
+                student = files.load(student)
+        shape = graph.image_shape(student)
+        if any(one not in (None, other) for one, other in zip(shape, dataset.image_shape, strict=True)):
+            raise BadInputError(
+                f"the student must take the images of the data, {dataset.image_shape}. Received: one for {shape}. "
+                "Give another student, or resize the images."
+            )
+        student = graph.flatten(precision.in_float32(graph.flatten(student, dataset.image_shape)))
+        classes = [max(2, network.output_shape[-1]) for network in (student, teacher)]
+        if classes[0] != classes[1]:
+            raise BadInputError(
+                f"student and teacher must have the same classes. Received: {classes[0]} and {classes[1]}. "
+                "Give another student."
+            )
+        return student
+
+    def _check_layers(self, student: keras.Model, teacher: keras.Model, dataset: Dataset) -> None:
+        """Check that both networks have the layers of the features, before workers begin.
+
+        Raises:
+            UsageError: one is missing, or its outputs do not suit the loss.
+        """
+        if self.features:
+            images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
+            size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
+            feature_terms.terms(self.features, logits_model(student, images), logits_model(teacher, images), size)
+
+    def _events(self, settings: StudentConfig) -> Iterator[str]:
+        if settings.fine_tune_loss != self.loss:
+            yield f"there are no labels: the loss is {settings.fine_tune_loss} instead of {self.loss}"
+
+
+def _rescaled(dataset: Dataset) -> small_nets.Rescaled:
+    """Return the scaling by which pixels have mean 0 and deviation 1."""
+    batches = [np.asarray(images, np.float64) for images, _ in dataset.batches("train", limit=RESCALING_IMAGES)]
+    pixels = np.concatenate(batches)
+    deviation = float(pixels.std()) or 1.0
+    return small_nets.Rescaled(1.0 / deviation, -float(pixels.mean()) / deviation)
+
+
+def _digest(student: str) -> str:
+    """Return the SHA-256 of the file of a student, or "" for the name of a built-in one.
+
+    Raises:
+        UsageError: it is neither.
+        MissingInputError: the file does not exist.
+    """
+    if student in small_nets.SMALL_NETS:
+        return ""
+    if not student.endswith(_SUFFIXES):
+        raise UsageError(unknown_name("student", student, small_nets.SMALL_NETS))
+    if not Path(student).is_file():
+        raise MissingInputError(f"the student must be a file. Received: {student}. Check the path.")
+    return hashlib.sha256(Path(student).read_bytes()).hexdigest()
+
+
+def _listed(features: Any) -> list[Any]:
+    single = isinstance(features, Feature | Mapping | keras.distillation.FeatureDistillation)
+    return [features] if single else list(features)
+
+
+def _feature(value: Any) -> Feature:
+    if isinstance(value, keras.distillation.FeatureDistillation):
+        return keras_losses.of_features(value)
+    if isinstance(value, Feature):
+        return value
+    names = [one.name for one in fields(Feature)]
+    if not isinstance(value, Mapping) or not {"loss", "student", "teacher"} <= set(value) <= set(names):
+        raise UsageError(
+            f'a feature is a mapping such as {{loss = "at", student = "conv3_relu", teacher = "relu_12"}}. '
+            f"Received: {value!r}. Give loss, student, teacher, and perhaps weight."
+        )
+    return Feature(**value)

@@ -1,0 +1,96 @@
+"""The settings of distillation by feature maps: which layers of student and teacher are compared, and how."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from pbd.config.values import at_least, one_of
+from pbd.errors import UsageError
+
+FEATURE_WEIGHTS = {"at": 1000.0, "sp": 3000.0, "pkt": 30000.0, "fsp": 50.0, "crd": 0.8, "mse": 100.0, "keras": 1.0}
+"""Default weight of each loss beside that of the logits: as in RepDistiller, the code of Tian et al. 2020
+(arXiv:1910.10699); for `keras`, a loss of Keras, 1."""
+COMPARES_IMAGES = ("sp", "pkt", "crd")
+"""Losses that compare the images of a batch with one another."""
+LOGITS = ""
+"""The name that stands for the logits of a network, in place of a layer's."""
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A loss between layers of the student and of the teacher, added to the loss of the logits.
+
+    Example:
+        >>> Feature("at", "conv3_relu", "stage2_block3_relu")
+    """
+
+    loss: str
+    """at, sp, pkt, fsp, crd, mse (see `pbd.learning.losses`), or keras."""
+    student: str | tuple[str, ...]
+    """The name of a layer of the student, whose outputs are compared; for fsp, of two layers."""
+    teacher: str | tuple[str, ...]
+    """The same of the teacher."""
+    weight: float | None = None
+    """Factor of the loss (default: see `FEATURE_WEIGHTS`)."""
+    keras_loss: str | None = None
+    """For keras: the loss, as JSON of `keras.losses.serialize`."""
+
+    def __post_init__(self) -> None:
+        one_of("feature loss", self.loss, FEATURE_WEIGHTS)
+        at_least("the weight of a feature loss", self.weight, 0)
+        object.__setattr__(self, "student", _names("student", self.loss, self.student))
+        object.__setattr__(self, "teacher", _names("teacher", self.loss, self.teacher))
+        if (self.loss == "keras") != (self.keras_loss is not None):
+            raise UsageError(
+                f"the feature loss keras, and no other, needs keras_loss. Received: {self.loss}, {self.keras_loss}. "
+                "Give a keras.distillation.FeatureDistillation."
+            )
+
+    @property
+    def factor(self) -> float:
+        """The weight of the loss."""
+        return FEATURE_WEIGHTS[self.loss] if self.weight is None else self.weight
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether the loss compares the images of a batch with one another."""
+        return self.loss in COMPARES_IMAGES
+
+    @property
+    def seed(self) -> str:
+        """What initial weights of the projectors derive from."""
+        return json.dumps([self.loss, self.student, self.teacher])
+
+
+@dataclass(frozen=True)
+class DistillationConfig:
+    """What fine-tuning learns from beside logits and labels, and how it begins; the default adds nothing."""
+
+    features: tuple[Feature, ...] = ()
+    """Losses between layers."""
+    warmup: float = 0.0
+    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value."""
+    undoes_collapse: bool = True
+    """Whether an epoch after which the accuracy collapsed is undone. From random weights the accuracy fluctuates at
+    first, so there only numbers that are not finite should count as divergence."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "features", tuple(self.features))
+        if not 0.0 <= self.warmup < 1.0:
+            raise UsageError(f"warmup must lie in [0, 1). Received: {self.warmup}. 0.05 is 5% of the steps.")
+
+    @property
+    def compares_images(self) -> bool:
+        """Whether a loss compares the images of a batch with one another."""
+        return any(feature.compares_images for feature in self.features)
+
+
+def _names(whose: str, loss: str, received: Any) -> tuple[str, ...]:
+    names = (received,) if isinstance(received, str) else tuple(received)
+    count = 2 if loss == "fsp" else 1
+    if len(names) != count or not all(isinstance(name, str) for name in names):
+        layers = "the name of one layer" if count == 1 else "the names of two layers"
+        raise UsageError(
+            f"the feature loss {loss} takes {layers} of the {whose}. Received: {received!r}. Give {layers}."
+        )
+    return names
