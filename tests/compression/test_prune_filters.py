@@ -160,7 +160,8 @@ def test_channels_that_others_represent_cost_nothing(dataset: Dataset) -> None:
 
 def test_the_share_follows_the_cubic_schedule(teacher: keras.Model, context: StepContext) -> None:
     assert [schedule.cubic(0.8, number, 4) for number in (0, 1, 2, 4)] == pytest.approx([0, 0.4625, 0.7, 0.8])
-    step = PruneFilters(ratio=0.5, rounds=2, epochs=1, learning_rate=0.01, loss="kd_kl")
+    training = {"epochs": 1, "learning_rate": 0.01, "loss": "kd_kl"}
+    step = PruneFilters(ratio=0.5, importance="batch_norm", rounds=2, refit=False, **training)
     result = step.apply(teacher, context)
     records = result.details["rounds"]
     assert [record["share"] for record in records] == pytest.approx([0.5 * (1 - 1 / 8), 0.5])
@@ -170,25 +171,25 @@ def test_the_share_follows_the_cubic_schedule(teacher: keras.Model, context: Ste
     assert {config.fine_tune_loss for config, _ in context.trainings} == {"kd_kl"}
     assert [row["epoch"] for row in result.details["history"]] == [1, 2]
     assert records[-1]["trained"]["kl"] <= records[-1]["pruned"]["kl"]
-    assert [event[:8] for event in result.events] == ["round 1:", "round 2:"]
+    assert {event[:8] for event in result.events} == {"round 1:", "round 2:"}
 
 
 def test_an_interrupted_step_goes_on_after_its_last_round(
     teacher: keras.Model, dataset: Dataset, tmp_path: Path
 ) -> None:
-    step = PruneFilters(ratio=0.5, rounds=3, importance="random", refit=False)
+    step = PruneFilters(ratio=0.5, rounds=2, importance="random", refit=False)
     whole = step.apply(teacher, StepContext(teacher, dataset, tmp_path / "whole"))
     first = StepContext(teacher, dataset, tmp_path / "parts")
-    first.stop_at = 2
+    first.stop_at = 1
     with pytest.raises(Interruption):
         step.apply(teacher, first)
     second = StepContext(teacher, dataset, tmp_path / "parts")
     resumed = step.apply(teacher, second)
-    assert second.phases == ["removing channels, round 3 of 3"]
+    assert second.phases == ["removing channels, round 2 of 2"]
     assert np.array_equal(weights(resumed.model), weights(whole.model))
     assert resumed.details == whole.details
-    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["round_3.keras", "rounds.json"]
-    (tmp_path / "parts" / "round_3.keras").write_bytes(b"damaged")
+    assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == ["round_2.keras", "rounds.json"]
+    (tmp_path / "parts" / "round_2.keras").write_bytes(b"damaged")
     assert step.apply(teacher, StepContext(teacher, dataset, tmp_path / "parts")).details == whole.details
 
 
