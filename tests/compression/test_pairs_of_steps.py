@@ -1,0 +1,112 @@
+"""Every step, alone and behind every other one, and a recipe that is stopped after each of its steps."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits
+
+import pbd
+from pbd.compression import catalogue
+from pbd.compression.chain import Chain
+from pbd.compression.context import Context
+from pbd.compression.step import StepResult, name_of
+from pbd.compression.step_folder import StepFolder
+from pbd.errors import PbdError
+from pbd.run_dir.journal import Journal
+
+pytestmark = pytest.mark.usefixtures("eager")
+layers = keras.layers
+DIGITS = load_digits()
+PIXELS, LABELS = (15.9 * DIGITS.images[..., None]).astype(np.uint8), DIGITS.target
+
+
+def part(first: int, count: int) -> tuple[np.ndarray, np.ndarray]:
+    return PIXELS[first : first + count], LABELS[first : first + count]
+
+
+DATA = pbd.Data(train=part(0, 96), validation=part(96, 48), test=part(144, 48), batch_size=32)
+
+
+def network(seed: int, width: int) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((8, 8, 1))
+    x = layers.Rescaling(1 / 128, -1.0)(inputs)
+    for number in range(3):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False, name=f"conv{number}")(x)
+        x = layers.ReLU()(layers.BatchNormalization(name=f"norm{number}")(x))
+    return keras.Model(inputs, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+STEPS: dict[str, Any] = {
+    "distill_into": pbd.DistillInto(network(1, 4), epochs=1, loss="kd_kl"),
+    "ensemble": pbd.Ensemble([[pbd.FineTune(epochs=1)], [pbd.PruneWeights(0.3)]]),
+    "fine_tune": pbd.FineTune(epochs=1),
+    "prune_filters": pbd.PruneFilters(0.25),
+    "prune_weights": pbd.PruneWeights(0.3),
+    "quantize": pbd.Quantize(target="onnx-int8", max_drop=1.0, calibration_images=32),
+    "replace_blocks": pbd.ReplaceBlocks(
+        block="decoupled_r1", accuracy_threshold=0.0, epochs=0, fine_tune_epochs=0, include_unprofitable=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class AllPairs:
+    """Applies each step, and each step behind it, in a folder of its own."""
+
+    finished: dict[tuple[str, ...], Any]
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        for name, first in STEPS.items():
+            folder = replace(context, journal=Journal(context.journal.file(name)))
+            for second in STEPS.values():  # the first step is done once, and read for all pairs
+                chain = Chain(folder, [first, second])
+                *_, (_, last) = chain.networks(model)
+                self.finished[name, name_of(second)] = last
+        return StepResult(model)
+
+
+def test_every_step_works_behind_every_step(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    assert set(STEPS) == set(catalogue.HOMES), "a new step belongs here"
+    finished: dict[tuple[str, ...], Any] = {}
+    run_dir = str(tmp_path / "run")
+    pbd.compress(network(0, 8), DATA, [AllPairs(finished)], executor="serial", isolate=False, run_dir=run_dir)
+    assert len(finished) == len(STEPS) ** 2
+    for pair, each in finished.items():
+        assert each.metrics.accuracy is not None, pair
+        assert np.isfinite(each.metrics.kl), pair
+    smaller = {name: finished["prune_filters", name].result.model.count_params() for name in ("fine_tune", "quantize")}
+    assert set(smaller.values()) < {*range(network(0, 8).count_params())}
+    zeros = finished["prune_weights", "fine_tune"].result.model.get_layer("conv2").get_weights()[0] == 0
+    assert zeros.mean() == pytest.approx(0.3, abs=0.01), "weights that were pruned stay zero"
+
+
+RECIPE = ("prune_filters", "prune_weights", "fine_tune", "distill_into", "quantize")
+
+
+def test_a_recipe_that_is_stopped_after_each_step_ends_with_the_same_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    settings = {"executor": "serial", "isolate": False, "steps": [STEPS[name] for name in RECIPE]}
+    whole = pbd.compress(network(0, 8), DATA, **settings, run_dir=str(tmp_path / "whole"))
+    write = StepFolder.write
+
+    def write_and_stop(folder: StepFolder, finished: Any) -> None:
+        write(folder, finished)
+        raise PbdError("stopped")
+
+    with monkeypatch.context() as stopping:
+        stopping.setattr(StepFolder, "write", write_and_stop)
+        for number in range(len(RECIPE)):
+            with pytest.raises(PbdError, match="stopped"):
+                pbd.compress(network(0, 8), DATA, **settings, run_dir=str(tmp_path / "parts"), resume=number > 0)
+    parts = pbd.compress(network(0, 8), DATA, **settings, run_dir=str(tmp_path / "parts"), resume=True)
+    assert [row.name for row in parts.report.steps] == [row.name for row in whole.report.steps]
+    for expected, actual in zip(whole.model.get_weights(), parts.model.get_weights(), strict=True):
+        assert np.allclose(expected, actual, atol=1e-6)
