@@ -78,10 +78,13 @@ class StepFolder:
         return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
 
     def write(self, finished: Finished) -> Finished:
-        """Write a complete step, and return it with the network that the file holds."""
+        """Write a complete step, and return it with the network that the file holds.
+
+        Raises:
+            BadInputError: the file holds another network.
+        """
         result = finished.result
         prepare.save_model(self.journal, MODEL, result.model)
-        model = files.load_own(self.journal.file(MODEL))
         quantized = {
             target: {part.name: _sha256(part) for part in exporting.files_of(path)}
             for target, path in result.quantized.items()
@@ -89,7 +92,7 @@ class StepFolder:
         record = {
             "inputs": self._digest,
             **self.inputs,
-            "network": model_digest(model),
+            "network": model_digest(result.model),
             "details": result.details,
             "events": result.events,
             "keeps_zeros": result.keeps_zeros,
@@ -100,7 +103,11 @@ class StepFolder:
         }
         steps.write_record(self.journal.path, json_safe(record))
         read = self.read()
-        assert read is not None, "a record that was just written is whole"
+        if read is None:
+            raise BadInputError(
+                f"the network of a step must be read back from its file as it is. Received: another one from "
+                f"{self.journal.file(MODEL)}. Use layers that Keras writes with all their settings."
+            )
         return read
 
     def _unchanged(self, parts: Mapping[str, str]) -> Path:
