@@ -120,10 +120,10 @@ def headline(report: RecipeReport) -> str:
 
 
 def _table(report: RecipeReport) -> Table:
-    table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
-    table.add_column("network", overflow="fold")
+    table = Table(box=None, padding=(0, 1, 0, 0), pad_edge=False, header_style="bold")
+    table.add_column("network", no_wrap=True)
     for name in headings(report):
-        table.add_column(name, justify="right", no_wrap=True)
+        table.add_column(name.replace(" ", "\n"), justify="right", no_wrap=True)
     for step in report.steps:
         mark = " *" if step.name == report.result else ""
         table.add_row(f"{step.name}{mark}", *(text for _, text in cells(report, step)))
@@ -134,7 +134,7 @@ def headings(report: RecipeReport) -> list[str]:
     """Return the headings of the columns behind the name of a network."""
     zeros = ["not zero"] if _has_zeros(report) else []
     energy = ["energy"] if any(step.energy_j is not None for step in report.steps) else []
-    return [f"test {judged(report)}", "change", "agreement", "parameters", *zeros, "MACs", "time", *energy]
+    return [f"test {judged(report)}", "change, points", "agreement", "parameters", *zeros, "MACs", "time", *energy]
 
 
 def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None, str]]:
@@ -142,7 +142,7 @@ def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None
     first, network = report.steps[0], step.network
     tested, before = quality(report, step, "test"), quality(report, first, "test")
     yield tested, percent(tested)
-    yield tested - before, "-" if step is first else points(before, tested)
+    yield tested - before, "-" if step is first else points(before, tested).removesuffix(" points")
     yield network.test_agreement, percent(network.test_agreement)
     yield network.params, count(network.params)
     if _has_zeros(report):
