@@ -149,4 +149,6 @@ class AnalysisReport:
     """`None` if the students are no population."""
     absent: tuple[str, ...]
     """What could not be computed, and why."""
+    notes: tuple[str, ...]
+    """What to know before reading the figures."""
     version: int = 1

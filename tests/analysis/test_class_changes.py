@@ -78,7 +78,7 @@ def test_the_expected_calibration_error_by_hand() -> None:
 
 
 def test_a_confidence_on_the_edge_of_a_bin_belongs_to_the_lower_one() -> None:
-    """Confidences 0.5 (right) and 0.4 (wrong) lie in (0, 1/2]: |1 - 0.9| over 2 images; in two bins it would be 0.45."""
+    """Confidences 0.5 (right) and 0.4 (wrong) lie in (0, 1/2]: |1 - 0.9| over 2 images; in both bins 0.45."""
     probabilities = np.array([[0.5, 0.3, 0.2], [0.4, 0.3, 0.3]])
     error = calibration.expected_calibration_error(probabilities, np.array([0, 1]), bins=2)
     assert error == pytest.approx(0.05)
