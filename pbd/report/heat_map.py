@@ -7,6 +7,8 @@ CELL = 16.0
 _LETTER = 6.2
 """Width of a letter of a label."""
 _GAP = 6.0
+_LONGEST = 32
+"""Letters of a label; longer names are cut."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,8 @@ def of(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[fl
         columns: names.
         values: one sequence for each row; `None` leaves a cell empty.
     """
-    left, top = (_GAP + _LETTER * max(map(len, names), default=0) for names in (rows, columns))
+    row_labels, column_labels = ([_shortened(name) for name in names] for names in (rows, columns))
+    left, top = (2 * _GAP + _LETTER * max(map(len, names), default=0) for names in (row_labels, column_labels))
     cells = tuple(
         Cell(left + CELL * j, top + CELL * i, value, f"{row}, {column}: {'-' if value is None else f'{value:.3f}'}")
         for i, (row, line) in enumerate(zip(rows, values, strict=True))
@@ -57,6 +60,10 @@ def of(rows: Sequence[str], columns: Sequence[str], values: Sequence[Sequence[fl
         left + CELL * len(columns) + _GAP,
         top + CELL * len(rows) + _GAP,
         cells,
-        tuple(Label(left - _GAP, top + CELL * (i + 0.5), name) for i, name in enumerate(rows)),
-        tuple(Label(left + CELL * (j + 0.5), top - _GAP, name) for j, name in enumerate(columns)),
+        tuple(Label(left - _GAP, top + CELL * (i + 0.5), name) for i, name in enumerate(row_labels)),
+        tuple(Label(left + CELL * (j + 0.5), top - _GAP, name) for j, name in enumerate(column_labels)),
     )
+
+
+def _shortened(name: str) -> str:
+    return name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…"
