@@ -113,7 +113,7 @@ class ExemplarImage:
     """A compression-identified exemplar (PIE): compression changes the most frequent answer to this image."""
 
     image: int
-    """Position in the split."""
+    """Position among the images used."""
     label: int | None
     """`None` without labels."""
     teachers: int
