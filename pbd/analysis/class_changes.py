@@ -9,22 +9,43 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from pbd.records.analysis_report import ClassRates, ConfusionChange
+from pbd.learning.class_counts import ClassCounts
+from pbd.records.analysis_report import ClassChanges, ClassRates, ConfusionChange
 
 MOST_CONFUSIONS = 10
 
 
-def confusion_matrix(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """Return how many images of each class (row) are classified as each class (column), (classes, classes)."""
-    pairs = np.asarray(labels, np.int64) * classes + predicted
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+def changes(counts: ClassCounts, calibration_errors: tuple[float | None, float | None] = (None, None)) -> ClassChanges:
+    """Return what changed per class and in flips.
+
+    Args:
+        counts: the answers of teacher and student to the same images, of which there is at least one.
+        calibration_errors: expected calibration errors of teacher and student, if they were measured.
+    """
+    classes = rates(counts.teacher, counts.student)
+    images = counts.teacher.sum()
+    negative, positive = (counts.flips / images).tolist()
+    old_ece, new_ece = calibration_errors
+    return ClassChanges(
+        teacher_accuracy=float(np.trace(counts.teacher) / images),
+        student_accuracy=float(np.trace(counts.student) / images),
+        classes=classes,
+        cev=cev(classes),
+        sde=sde(classes),
+        left_out=left_out(classes),
+        negative_flips=negative,
+        positive_flips=positive,
+        teacher_ece=old_ece,
+        student_ece=new_ece,
+        confusions=confusion_changes(counts.teacher, counts.student),
+    )
 
 
 def rates(teacher: np.ndarray, student: np.ndarray) -> tuple[ClassRates, ...]:
     """Return the error rates of each class.
 
     Args:
-        teacher: confusion matrix of the teacher (see `confusion_matrix`).
+        teacher: confusion matrix of the teacher (see `ClassCounts`).
         student: that of the student, of the same images.
     """
     return tuple(_class_rates(label, teacher, student) for label in range(len(teacher)))

@@ -11,6 +11,7 @@ from pbd.analysis.checks import AVERAGE, FOURIER
 from pbd.analysis.similarity import Network
 from pbd.data import Data, Dataset
 from pbd.deploy import images
+from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import class_scores, log_probabilities
 from pbd.records.analysis_report import AnalysisReport, ClassChanges, PopulationAnalysis, StudentAnalysis
 from pbd.system import random_state
@@ -156,34 +157,17 @@ def _student(
         layers=layers,
         unmatched=tuple(layer for layer in teacher.points if layer not in student.points),
         similarity=pairs,
-        changes=None if labels is None else changes(before, after, labels),
+        changes=None if labels is None else _changes(before, after, labels),
     )
 
 
-def changes(teacher: Predictions, student: Predictions, labels: np.ndarray) -> ClassChanges:
-    """Return what changed per class and in flips and calibration.
-
-    Args:
-        teacher: its predictions.
-        student: its predictions for the same images.
-        labels: (images,).
-    """
-    count = teacher.probabilities.shape[-1]
-    before, after = (class_changes.confusion_matrix(labels, each.classes, count) for each in (teacher, student))
-    classes = class_changes.rates(before, after)
-    return ClassChanges(
-        teacher_accuracy=float(np.trace(before) / len(labels)),
-        student_accuracy=float(np.trace(after) / len(labels)),
-        classes=classes,
-        cev=class_changes.cev(classes),
-        sde=class_changes.sde(classes),
-        left_out=class_changes.left_out(classes),
-        negative_flips=image_changes.negative_flips(labels, teacher.classes, student.classes),
-        positive_flips=image_changes.negative_flips(labels, student.classes, teacher.classes),
-        teacher_ece=calibration.expected_calibration_error(teacher.probabilities, labels),
-        student_ece=calibration.expected_calibration_error(student.probabilities, labels),
-        confusions=class_changes.confusion_changes(before, after),
+def _changes(teacher: Predictions, student: Predictions, labels: np.ndarray) -> ClassChanges:
+    counts = ClassCounts(teacher.probabilities.shape[-1])
+    counts.add(labels, teacher.classes, student.classes)
+    old_ece, new_ece = (
+        calibration.expected_calibration_error(each.probabilities, labels) for each in (teacher, student)
     )
+    return class_changes.changes(counts, (old_ece, new_ece))
 
 
 def _population(

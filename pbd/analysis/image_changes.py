@@ -1,4 +1,4 @@
-"""What compression changes for single images: flips, churn, and the exemplars of a population of networks."""
+"""What compression changes for single images: churn, and the exemplars of a population of networks."""
 
 from collections.abc import Sequence
 
@@ -10,11 +10,6 @@ from pbd.records.analysis_report import ExemplarImage, PopulationAnalysis
 def churn(teacher: np.ndarray, student: np.ndarray) -> float:
     """Return the share of images for which two networks predict different classes; (images,) each."""
     return float(np.mean(teacher != student))
-
-
-def negative_flips(labels: np.ndarray, teacher: np.ndarray, student: np.ndarray) -> float:
-    """Return the share of images that the teacher classifies correctly and the student does not; (images,) each."""
-    return float(np.mean((teacher == labels) & (student != labels)))
 
 
 def most_frequent(predictions: Sequence[np.ndarray]) -> np.ndarray:

@@ -86,9 +86,9 @@ class ClassChanges:
     """Share of all images that the teacher classifies correctly and the student does not."""
     positive_flips: float
     """The reverse."""
-    teacher_ece: float
-    """Expected calibration error, 15 bins."""
-    student_ece: float
+    teacher_ece: float | None
+    """Expected calibration error, 15 bins; `None` if it was not measured."""
+    student_ece: float | None
     confusions: tuple[ConfusionChange, ...]
     """The largest changes, in images, largest first."""
 

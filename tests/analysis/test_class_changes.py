@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from pbd.analysis import calibration, class_changes, image_changes
+from pbd.learning.class_counts import ClassCounts, confusion_matrix
 from pbd.records.analysis_report import ConfusionChange, ExemplarImage
 
 pytestmark = pytest.mark.fast
@@ -17,7 +18,15 @@ STUDENT = np.array([0, 0, 1, 1, 1, 1, 1, 0])
 
 
 def matrices(*predictions: np.ndarray, classes: int = 2) -> list[np.ndarray]:
-    return [class_changes.confusion_matrix(LABELS, each, classes) for each in predictions]
+    return [confusion_matrix(LABELS, each, classes) for each in predictions]
+
+
+def counted(teacher: np.ndarray, student: np.ndarray) -> ClassCounts:
+    """Return the counts of two batches."""
+    counts = ClassCounts(2)
+    for part in (slice(0, 3), slice(3, None)):
+        counts.add(LABELS[part], teacher[part], student[part])
+    return counts
 
 
 def test_rates_and_their_relative_changes() -> None:
@@ -40,7 +49,7 @@ def test_identical_networks_change_nothing() -> None:
     rows = class_changes.rates(*matrices(TEACHER, TEACHER))
     assert (class_changes.cev(rows), class_changes.sde(rows)) == (0.0, 0.0)
     assert class_changes.confusion_changes(*matrices(TEACHER, TEACHER)) == ()
-    assert image_changes.churn(TEACHER, TEACHER) == image_changes.negative_flips(LABELS, TEACHER, TEACHER) == 0.0
+    assert image_changes.churn(TEACHER, TEACHER) == class_changes.changes(counted(TEACHER, TEACHER)).negative_flips == 0
 
 
 def test_a_class_with_a_rate_of_0_is_named_and_left_out() -> None:
@@ -65,8 +74,10 @@ def test_the_largest_changes_of_confusion_come_first() -> None:
 
 def test_flips_and_churn() -> None:
     """Image 2 was right and is wrong, image 6 was wrong and is right."""
-    assert image_changes.negative_flips(LABELS, TEACHER, STUDENT) == 1 / 8
-    assert image_changes.negative_flips(LABELS, STUDENT, TEACHER) == 1 / 8
+    changes = class_changes.changes(counted(TEACHER, STUDENT))
+    assert (changes.negative_flips, changes.positive_flips) == (1 / 8, 1 / 8)
+    assert (changes.teacher_accuracy, changes.student_accuracy) == (5 / 8, 5 / 8)
+    assert (changes.cev, changes.left_out, changes.teacher_ece) == (11250.0, (), None)
     assert image_changes.churn(TEACHER, STUDENT) == 2 / 8
 
 
