@@ -1,6 +1,8 @@
 """Records of an analysis: what compression did to the representations, the classes and the images of a network."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -91,6 +93,16 @@ class ClassChanges:
     student_ece: float | None
     confusions: tuple[ConfusionChange, ...]
     """The largest changes, in images, largest first."""
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "ClassChanges":
+        """Return the record with this content, as `dataclasses.asdict` returns it."""
+        rows = {
+            "classes": tuple(ClassRates(**row) for row in content["classes"]),
+            "confusions": tuple(ConfusionChange(**row) for row in content["confusions"]),
+            "left_out": tuple(content["left_out"]),
+        }
+        return cls(**{**content, **rows})
 
 
 @dataclass(frozen=True)

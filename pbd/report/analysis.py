@@ -1,12 +1,13 @@
 """An analysis as text for a terminal: networks, layers, classes, confusions and the exemplars of a population."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pbd.records.analysis_report import AnalysisReport, ClassRates, PopulationAnalysis, StudentAnalysis
+from pbd.report.classes import left_out, most_changed, number, relative
 from pbd.report.words import percent
 
 MOST_CLASSES = 20
@@ -24,7 +25,7 @@ def summary(report: AnalysisReport) -> Group:
             parts.append(Text(f"No counterpart: {', '.join(student.unmatched)}."))
         if student.changes:
             parts += [Text(""), Text(f"{title}classes", style="bold"), _classes(student.changes.classes)]
-            parts.append(Text(left_out(student)))
+            parts.append(Text(left_out(student.changes)))
             if student.changes.confusions:
                 parts += [Text(""), Text(f"{title}confusions", style="bold"), _confusions(student)]
     if report.population:
@@ -41,15 +42,6 @@ def headline(report: AnalysisReport) -> str:
     )
 
 
-def left_out(student: StudentAnalysis) -> str:
-    """Return which classes CEV and SDE leave out."""
-    classes = student.changes.left_out if student.changes else ()
-    if not classes:
-        return "CEV and SDE are over all classes."
-    names = ", ".join(map(str, classes))
-    return f"CEV and SDE leave out classes with a rate of 0 in the teacher, or without images: {names}."
-
-
 def population(analysis: PopulationAnalysis, images: int) -> str:
     """Return how many images get another most frequent class."""
     return (
@@ -60,25 +52,6 @@ def population(analysis: PopulationAnalysis, images: int) -> str:
 
 def _teachers(count: int) -> str:
     return "the teacher" if count == 1 else f"{count} teachers"
-
-
-def number(value: float | None, digits: int = 4) -> str:
-    """Return a number with some decimals; a dash if it is undefined."""
-    return "-" if value is None else f"{value:.{digits}f}"
-
-
-def relative(value: float | None) -> str:
-    """Return a relative change that is given in percent: +12.5%."""
-    return "-" if value is None else f"{value:+.1f}%"
-
-
-def most_changed(classes: Iterable[ClassRates]) -> list[ClassRates]:
-    """Return the classes, those that lose most accuracy first."""
-
-    def gain(row: ClassRates) -> float:
-        return (row.student_accuracy or 0.0) - (row.teacher_accuracy or 0.0)
-
-    return sorted(classes, key=gain)
 
 
 def _table(*headings: str, names: int = 1) -> Table:

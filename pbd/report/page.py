@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pbd.records import CandidateReport, RunReport
 from pbd.records.recipe_report import RecipeReport
-from pbd.report import deployments, front, plots, recipes, settings, timeline, words
+from pbd.report import classes, deployments, front, plots, recipes, settings, timeline, words
 
 UNITS = ("j", "w", "s")
 ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
@@ -108,7 +108,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
     environment.tests |= {"slower": words.is_slower, "in_int8": deployments.is_int8}
-    environment.globals["deployments"] = deployments
+    environment.globals |= {"deployments": deployments, "classes": classes}
     return environment
 
 
