@@ -1,14 +1,16 @@
 """An analysis as text and as a page: it says everything, what is absent too, and names are text, not markup."""
 
 import io
+import json
 
 import pytest
 from rich.console import Console
 
 from pbd.records.analysis_report import AnalysisReport
-from pbd.report import analysis, analysis_page, heat_map
+from pbd.report import analysis, analysis_page, heat_map, page
+from pbd.report.files import from_json, to_json
 from tests.helpers.analysis_factory import make_analysis, make_changes, make_student
-from tests.helpers.report_factory import NASTY
+from tests.helpers.report_factory import NASTY, full_report
 
 pytestmark = pytest.mark.fast
 
@@ -40,27 +42,27 @@ def test_the_text_says_everything() -> None:
 def test_without_labels_the_text_and_the_page_name_what_is_absent() -> None:
     report = make_analysis(make_student(changes=None), absent=("CEV and more: no labels",), population=None)
     assert "Not computed: CEV and more: no labels." in text(report)
-    page = analysis_page.render(report)
-    assert "Not computed: CEV and more: no labels." in page
-    assert "12.50%" in page
-    assert "Accuracy per class" not in page
+    drawn = analysis_page.render(report)
+    assert "Not computed: CEV and more: no labels." in drawn
+    assert "12.50%" in drawn
+    assert "Accuracy per class" not in drawn
 
 
 def test_the_page_draws_the_map_the_points_and_the_bars() -> None:
-    page = analysis_page.render(make_analysis())
-    assert page.count('class="cell"') == 6
-    assert "<title>conv2, conv1: 0.500</title>" in page
-    assert "<title>logits, logits: -</title>" in page
-    assert page.count("<circle") == 2  # the class without deltas has no point
-    assert "class 0, teacher" in page
-    assert "models/resnet20.keras on 8 test images" in page
-    assert "report.json" not in page
+    drawn = analysis_page.render(make_analysis())
+    assert drawn.count('class="cell"') == 6
+    assert "<title>conv2, conv1: 0.500</title>" in drawn
+    assert "<title>logits, logits: -</title>" in drawn
+    assert drawn.count("<circle") == 2  # the class without deltas has no point
+    assert "class 0, teacher" in drawn
+    assert "models/resnet20.keras on 8 test images" in drawn
+    assert "report.json" not in drawn
 
 
 def test_names_are_text() -> None:
-    page = analysis_page.render(make_analysis(make_student(NASTY, NASTY), teacher=NASTY))
-    assert "<script>alert" not in page
-    assert "49" not in page.partition("<h2")[0].rpartition("</style>")[2]  # {{ 7*7 }} is not computed
+    drawn = analysis_page.render(make_analysis(make_student(NASTY, NASTY), teacher=NASTY))
+    assert "<script>alert" not in drawn
+    assert "49" not in drawn.partition("<h2")[0].rpartition("</style>")[2]  # {{ 7*7 }} is not computed
 
 
 def test_a_network_without_a_class_that_has_both_deltas() -> None:
@@ -80,3 +82,15 @@ def test_long_labels_of_a_heat_map_are_cut() -> None:
     assert len(drawn.rows[0].text) == 32
     assert drawn.width < 300
     assert drawn.cells[0].title.startswith("x" * 100)
+
+
+def test_the_page_of_a_run_shows_its_classes_and_report_json_keeps_them() -> None:
+    report = full_report(classes=make_changes())
+    assert from_json(json.loads(json.dumps(to_json(report)))).classes == report.classes
+    shown = page.of_run(report)
+    assert '<section id="classes"' in shown
+    assert '<a href="#classes">' in shown
+    assert "6.25% are negative flips" in " ".join(shown.split())
+    assert 'id="classes"' not in page.of_run(full_report())
+    earlier = {name: value for name, value in to_json(full_report()).items() if name != "classes"}
+    assert from_json(earlier).classes is None
