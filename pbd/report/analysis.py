@@ -19,18 +19,29 @@ def summary(report: AnalysisReport) -> Group:
     """Return the analysis for a terminal."""
     parts: list[RenderableType] = [Text(headline(report)), Text(""), _students(report)]
     for student in report.students:
-        title = f"{student.name}: " if len(report.students) > 1 else ""
-        parts += [Text(""), Text(f"{title}layers", style="bold"), _layers(student)]
-        if student.unmatched:
-            parts.append(Text(f"No counterpart: {', '.join(student.unmatched)}."))
-        if student.changes:
-            parts += [Text(""), Text(f"{title}classes", style="bold"), _classes(student.changes.classes)]
-            parts.append(Text(left_out(student.changes)))
-            if student.changes.confusions:
-                parts += [Text(""), Text(f"{title}confusions", style="bold"), _confusions(student)]
+        parts += _student(student, f"{student.name}: " if len(report.students) > 1 else "")
     if report.population:
+        exemplars = report.population.exemplars
         parts += [Text(""), Text(population(report.population, report.images)), _exemplars(report.population)]
+        if len(exemplars) > MOST_EXEMPLARS:
+            parts.append(Text(f"The first {MOST_EXEMPLARS} of {len(exemplars)}; --json has all."))
     return Group(*parts, *map(Text, report.notes), *(Text(f"Not computed: {line}.") for line in report.absent))
+
+
+def _student(student: StudentAnalysis, title: str) -> list[RenderableType]:
+    parts: list[RenderableType] = [Text(""), Text(f"{title}layers", style="bold"), _layers(student)]
+    if student.unmatched:
+        parts.append(Text(f"No counterpart: {', '.join(student.unmatched)}."))
+    if student.changes is None:
+        return parts
+    classes = student.changes.classes
+    parts += [Text(""), Text(f"{title}classes", style="bold"), _classes(classes)]
+    if len(classes) > MOST_CLASSES:
+        parts.append(Text(f"The {MOST_CLASSES} of {len(classes)} classes that lose most accuracy."))
+    parts.append(Text(left_out(student.changes)))
+    if student.changes.confusions:
+        parts += [Text(""), Text(f"{title}confusions", style="bold"), _confusions(student)]
+    return parts
 
 
 def headline(report: AnalysisReport) -> str:
@@ -101,8 +112,6 @@ def _classes(classes: Sequence[ClassRates]) -> Table:
             "-" if value is None else percent(value, 1) for value in (row.teacher_accuracy, row.student_accuracy)
         )
         table.add_row(str(row.label), str(row.images), *accuracies, relative(row.delta_fpr), relative(row.delta_fnr))
-    if len(classes) > MOST_CLASSES:
-        table.caption = f"The {MOST_CLASSES} of {len(classes)} classes that lose most accuracy."
     return table
 
 
@@ -117,6 +126,4 @@ def _exemplars(analysis: PopulationAnalysis) -> Table:
     table = _table("image", "label", "teachers", "students")
     for row in analysis.exemplars[:MOST_EXEMPLARS]:
         table.add_row(str(row.image), number(row.label, 0), str(row.teachers), str(row.students))
-    if len(analysis.exemplars) > MOST_EXEMPLARS:
-        table.caption = f"The first {MOST_EXEMPLARS} of {len(analysis.exemplars)}; --json has all."
     return table
