@@ -8,6 +8,7 @@ from pbd.system import backend as _backend
 __version__ = "0.2.0"
 
 _HOMES = {
+    "analyse": "pbd.analysis.comparison",
     "distill": "pbd.pipeline.api",
     "export": "pbd.deploy.exporting",
     "quantize": "pbd.compression.quantization",

@@ -1,7 +1,8 @@
-"""What the commands that export and quantise share: their flags, and their data, given or those of the model's run."""
+"""What the commands on model files share: their flags, and their data, given or those of the model's run."""
 
 import argparse
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,6 +35,11 @@ def add_flags(parser: Parser, targets: str) -> None:
     parser.add_argument("--target", metavar="NAME", nargs="+", required=True, help=targets)
     parser.add_argument("--output", metavar="FILE", type=path, help="the new file, with one target")
     parser.add_argument("--json", action="store_true", help="print JSON in place of a table")
+    add_data_flags(parser)
+
+
+def add_data_flags(parser: Parser) -> None:
+    """Add the flags that describe data (see `read`)."""
     parser.add_argument(
         "--dataset",
         metavar="DATA",
@@ -47,6 +53,9 @@ def add_flags(parser: Parser, targets: str) -> None:
 
 def read(settings: argparse.Namespace) -> SeededData | None:
     """Return the data that the flags describe, or else those of the run that wrote the model; `None` if there are none.
+
+    Args:
+        settings: `model`, the path of a model, and the flags of `add_data_flags`.
 
     Raises:
         PbdError: a setting is out of its range.
@@ -77,6 +86,12 @@ def check_flags(settings: argparse.Namespace) -> None:
     if settings.output is not None and len(settings.target) > 1:
         raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
     check_folder("--output", Path(settings.output) if settings.output else None)
+
+
+def short_names(paths: Collection[str]) -> dict[str, str]:
+    """Return a short name for each path: the file's name without its suffix, if no two are the same."""
+    stems = {path: Path(path).stem for path in paths}
+    return stems if len(set(stems.values())) == len(paths) else {path: path for path in paths}
 
 
 def _config_of_run(folder: Path) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ are medians over rounds, with quartiles.
 import argparse
 import dataclasses
 import json
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from rich.text import Text
 
 from pbd import command_line
 from pbd.command_line import Parser, path, positive
+from pbd.deploy import file_commands
 from pbd.errors import MissingInputError
 from pbd.system.permissions import check_readable
 
@@ -86,7 +87,7 @@ def measure(settings: argparse.Namespace) -> "tuple[ModelLatency, ...]":
 def as_table(rows: "Iterable[ModelLatency]") -> Table:
     """Return the figures for a terminal: size of the file in kB, memory in MB, times in milliseconds."""
     rows = tuple(rows)
-    names = _short_names({row.model for row in rows})
+    names = file_commands.short_names({row.model for row in rows})
     table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     table.add_column("model", overflow="fold", min_width=12)
     table.add_column("target", no_wrap=True)
@@ -104,9 +105,3 @@ def as_table(rows: "Iterable[ModelLatency]") -> Table:
             f"{row.times_as_fast:.2f}",
         )
     return table
-
-
-def _short_names(paths: Collection[str]) -> dict[str, str]:
-    """Return a short name for each path: the file's name without its suffix, if no two are the same."""
-    stems = {path: Path(path).stem for path in paths}
-    return stems if len(set(stems.values())) == len(paths) else {path: path for path in paths}

@@ -8,6 +8,7 @@ import keras
 import numpy as np
 
 from pbd.collective import SINGLE, Collective, all_reduce_sums
+from pbd.learning.class_counts import ClassCounts
 from pbd.networks import graph
 from pbd.system import watchdog
 
@@ -140,6 +141,7 @@ def evaluate(
     batches: Iterable[tuple[Any, Any]],
     labelled: bool,
     collective: Collective = SINGLE,
+    counts: ClassCounts | None = None,
 ) -> list[Metrics]:
     """Return the metrics of each model, in one pass over the images.
 
@@ -149,13 +151,19 @@ def evaluate(
         batches: This worker's batches: pairs of images and integer labels of shape `(batch,)`.
         labelled: Whether the labels are valid.
         collective: The workers that have the other batches.
+        counts: Gets the answers of the teacher and of the last model, with those of the other workers.
     """
     accumulator = MetricAccumulator(len(models), labelled)
     for images, labels, count in pad_batches(batches):
         reference = predict(teacher, images)[:count]
         outputs = [reference if m is teacher else predict(m, images)[:count] for m in models]
         accumulator.add(reference, outputs, np.asarray(labels))
+        if counts:
+            before, after = (np.argmax(class_scores(each), axis=-1) for each in (reference, outputs[-1]))
+            counts.add(np.asarray(labels), before, after)
     accumulator.all_reduce_sum(collective)
+    if counts:
+        counts.all_reduce_sum(collective)
     return accumulator.result()
 
 

@@ -19,7 +19,6 @@ from pbd.records import (
     BlockReport,
     BlockResult,
     BlockTask,
-    ModelFacts,
     RunReport,
     Timing,
     WorkerReport,
@@ -264,22 +263,27 @@ def _report(
     workers: Sequence[WorkerReport],
 ) -> RunReport:
     """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
+    from pbd.analysis import class_changes
+    from pbd.pipeline import model_facts
+
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     paths = journal.file("teacher.keras"), journal.file("student.keras")
     tested: Sequence[Metrics | None] = (None, None)
+    counts = None
     if not run.is_step:
         run.display.phase("evaluating teacher and student on the test split")
-        tested = pool.evaluate(paths, "test")
+        tested, counts = pool.evaluate_classes(paths, "test")
     return RunReport(
         config=config.flat(),
         versions=versions(),
         device=devices.describe(),
-        teacher=_facts(inputs.teacher, teacher_metrics, tested[0], paths[0]),
-        assembled=_facts(student_result.model, student_result.assembled),
-        student=_facts(student_result.model, student_result.metrics, tested[1], paths[1]),
+        teacher=model_facts.of(inputs.teacher, teacher_metrics, tested[0], paths[0]),
+        assembled=model_facts.of(student_result.model, student_result.assembled),
+        student=model_facts.of(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
         workers=tuple(workers),
         deployments=deployed.deployments,
+        classes=class_changes.changes(counts) if counts else None,
         timing=run.clock.timing(block_phase),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
@@ -312,23 +316,6 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
         seed=config.seed,
         journal=inputs.journal,
         session=uuid.uuid4().hex,
-    )
-
-
-def _facts(model: "keras.Model", val: "Metrics", test: "Metrics | None" = None, path: Path | None = None) -> ModelFacts:
-    from pbd.networks import cost
-
-    return ModelFacts(
-        params=cost.count_params(model),
-        macs=cost.count_macs(model),
-        val_accuracy=val.accuracy,
-        test_accuracy=test.accuracy if test else None,
-        path=str(path) if path else None,
-        size_bytes=path.stat().st_size if path else None,
-        val_agreement=val.agreement,
-        test_agreement=test.agreement if test else None,
-        val_kl=val.kl,
-        test_kl=test.kl if test else None,
     )
 
 

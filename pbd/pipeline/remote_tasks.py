@@ -19,6 +19,7 @@ from pbd.collective import Collective
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import WorkerShare
 from pbd.errors import MissingInputError
+from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import files
 from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
@@ -175,12 +176,17 @@ class EvaluateTask:
     context: TrainingContext
     models: tuple[Path, ...]
     split: str
+    by_class: bool = False
+    """Also count the answers of the teacher and of the last network, class by class, if there are labels."""
 
     @_recorded
-    def __call__(self, collective: Collective, emit: ProgressCallback) -> list[Metrics]:
-        """Return the metrics of each network, in the order of `models`."""
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[Metrics], ClassCounts | None]:
+        """Return the metrics of each network, in the order of `models`, and the counts."""
         teacher, dataset = load(self.context)
         # The teacher object itself, if it is among them, so that its outputs are computed once.
         models = [teacher if str(p) == self.context.teacher_path else _loaded(p) for p in self.models]
         batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
-        return evaluate(teacher, models, batches, dataset.labelled, collective)
+        counts = None
+        if self.by_class and dataset.labelled:
+            counts = ClassCounts(max(2, teacher.outputs[0].shape[-1]))  # a single output is the score of one of two
+        return evaluate(teacher, models, batches, dataset.labelled, collective, counts), counts

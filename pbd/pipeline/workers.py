@@ -10,6 +10,7 @@ import keras
 from pbd.blockwise.context import TrainingContext
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.executors.base import Executor
+from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
 from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask, RefittedDamagesTask
@@ -35,7 +36,13 @@ class WorkerPool:
 
     def evaluate(self, models: Sequence[Path], split: str) -> list[Metrics]:
         """Return the metrics of the networks in these files on a split."""
-        task = EvaluateTask(self._context, tuple(models), split)
+        return self._evaluate(EvaluateTask(self._context, tuple(models), split))[0]
+
+    def evaluate_classes(self, models: Sequence[Path], split: str) -> tuple[list[Metrics], ClassCounts | None]:
+        """Return the same, and what the teacher and the last network answer class by class; `None` without labels."""
+        return self._evaluate(EvaluateTask(self._context, tuple(models), split, by_class=True))
+
+    def _evaluate(self, task: EvaluateTask) -> tuple[list[Metrics], ClassCounts | None]:
         return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
     def adapt(self, model: keras.Model, ends: Mapping[str, str]) -> Adapted:

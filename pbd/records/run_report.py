@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from pbd.records.analysis_report import ClassChanges
 from pbd.records.work import BlockKey
 
 
@@ -221,6 +222,8 @@ class RunReport:
     """Teacher and student in the target: in float32 first, then in 8-bit integers if the target has them."""
     choice: ChoiceReport | None = None
     """None without a budget."""
+    classes: ClassChanges | None = None
+    """What changed per class, on the test images; None without labels, or in reports of earlier versions."""
     version: int = 2
 
     @property

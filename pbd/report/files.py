@@ -22,6 +22,7 @@ from pbd.records import (
     Timing,
     WorkerReport,
 )
+from pbd.records.analysis_report import ClassChanges
 from pbd.report.text import render
 from pbd.run_dir.journal import Journal
 
@@ -56,6 +57,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             _JSON_NAMES["events"]: report.events,
             "deployments": [asdict(row) for row in report.deployments],
             "choice": asdict(report.choice) if report.choice else None,
+            "classes": asdict(report.classes) if report.classes else None,
             "run_dir": report.run_dir,
         }
     )
@@ -134,6 +136,7 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
             "fine_tune_history": tuple(fields["fine_tune_history"]),
             "events": tuple(fields["events"]),
             "choice": ChoiceReport(**fields["choice"]) if fields.get("choice") else None,
+            "classes": ClassChanges.from_json(fields["classes"]) if fields.get("classes") else None,
             "deployments": tuple(_deployment(row) for row in fields.get("deployments", ())),
         }
     )

@@ -14,7 +14,7 @@ from markupsafe import Markup
 
 from pbd.records import CandidateReport, RunReport
 from pbd.records.recipe_report import RecipeReport
-from pbd.report import deployments, front, plots, recipes, settings, timeline, words
+from pbd.report import classes, deployments, front, plots, recipes, settings, timeline, words
 
 UNITS = ("j", "w", "s")
 ENERGY_TEXT_FIELDS = ("source", "partial", "notes")
@@ -25,7 +25,7 @@ SMALL = (168.0, 104.0)
 
 def of_run(report: RunReport) -> str:
     """Return the page of one run; it depends on the report only."""
-    return _render(
+    return render(
         "run.html.j2",
         report=report,
         name=title(report),
@@ -45,7 +45,7 @@ def of_runs(reports: Mapping[str, RunReport]) -> str:
     """Return the page that compares runs, given by name."""
     by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
     judged = "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"
-    return _render(
+    return render(
         "runs.html.j2",
         reports=reports,
         judged=judged,
@@ -62,12 +62,12 @@ def front_picture(reports: Mapping[str, RunReport], is_file: bool = True) -> str
     batch, target = front.batch_of(reports), next(iter(reports.values())).deployments[0].target
     judged = "agreement" if any(report.reference == "teacher" for report in reports.values()) else "accuracy"
     axes = f"times as fast as the teacher in float32 ({target}, {words.images(batch or 1)})", f"test {judged}, percent"
-    return _render("front.svg.j2", plot=front.plot(reports), axes=axes, is_file=is_file)
+    return render("front.svg.j2", plot=front.plot(reports), axes=axes, is_file=is_file)
 
 
 def of_recipe(report: RecipeReport) -> str:
     """Return the page of a recipe; it depends on the report only."""
-    return _render(
+    return render(
         "recipe.html.j2",
         report=report,
         name=title(report),
@@ -82,10 +82,11 @@ def recipe_picture(report: RecipeReport, is_file: bool = True) -> str:
     batch = max(deployments.batches(report.deployments))
     axes = f"times as fast as the teacher in float32 ({words.images(batch)})", f"test {recipes.judged(report)}, percent"
     plot = plots.of_points(recipes.series(report, batch))
-    return _render("front.svg.j2", plot=plot, axes=axes, is_file=is_file)
+    return render("front.svg.j2", plot=plot, axes=axes, is_file=is_file)
 
 
-def _render(template: str, **content: Any) -> str:
+def render(template: str, **content: Any) -> str:
+    """Return a page: a template with its content, in the frame of all pages."""
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -107,7 +108,7 @@ def _environment() -> jinja2.Environment:
     )
     environment.filters |= dict(inspect.getmembers(words, inspect.isfunction))
     environment.tests |= {"slower": words.is_slower, "in_int8": deployments.is_int8}
-    environment.globals["deployments"] = deployments
+    environment.globals |= {"deployments": deployments, "classes": classes}
     return environment
 
 

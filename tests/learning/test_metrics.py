@@ -7,9 +7,12 @@ import keras
 import numpy as np
 import pytest
 
+from pbd.collective import Collective
 from pbd.costs import calibration
 from pbd.learning import metrics
+from pbd.learning.class_counts import ClassCounts
 from pbd.networks import cost
+from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 
@@ -75,6 +78,25 @@ def test_accuracy_weighs_images_and_not_batches() -> None:
     assert metrics.accuracy(scores(0), uneven_batches()) == pytest.approx(3 / 5)
     results = metrics.evaluate(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True)
     assert [result.accuracy for result in results] == pytest.approx([3 / 5, 2 / 5])
+
+
+def test_answers_are_counted_class_by_class_over_all_workers() -> None:
+    """The images have the labels 0, 1, 2, 0, 1; the teacher answers 0, 1, 2, 3, 0, the other network 1, 2, 3, 0, 1."""
+    whole = ClassCounts(4)
+    metrics.evaluate(scores(0), [scores(0), scores(1)], uneven_batches(), labelled=True, counts=whole)
+    assert whole.teacher[0].tolist() == [1, 0, 0, 1]
+    assert whole.student[0].tolist() == [1, 1, 0, 0]
+    assert whole.flips.tolist() == [3, 2]
+
+    def member(collective: Collective) -> ClassCounts:
+        counts, batches = ClassCounts(4), uneven_batches()[collective.index :: 2]
+        metrics.evaluate(scores(0), [scores(1)], batches, labelled=True, collective=collective, counts=counts)
+        return counts
+
+    for part in run_threads(2, member):
+        assert np.array_equal(part.teacher, whole.teacher)
+        assert np.array_equal(part.student, whole.student)
+        assert part.flips.tolist() == [3, 2]
 
 
 def test_a_smaller_last_batch_is_padded_and_counted() -> None:

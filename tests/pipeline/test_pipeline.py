@@ -68,6 +68,18 @@ def metered(lost_with: Path) -> energy.DetectedSensors:
     )
 
 
+def assert_counted_by_class(report: dict[str, Any]) -> None:
+    """Check that what changed per class agrees with the accuracies of the networks on the test split."""
+    changes = report["classes"]
+    for network in ("teacher", "student"):
+        accuracy = sum(row["images"] * row[f"{network}_accuracy"] for row in changes["classes"])
+        assert accuracy / sum(row["images"] for row in changes["classes"]) == pytest.approx(
+            report[network]["test_accuracy"]
+        )
+    change = report["student"]["test_accuracy"] - report["teacher"]["test_accuracy"]
+    assert changes["positive_flips"] - changes["negative_flips"] == pytest.approx(change)
+
+
 def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     said = json.loads((run_dir / "report.json").read_text())
     assert said["version"] == 2
@@ -87,6 +99,7 @@ def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     saved = sum(row["macs_before"] - row["macs_after"] for row in said["blocks"])
     assert said["teacher"]["macs"] - said["student"]["macs"] == saved > 0
     assert said["timing"]["total_s"] >= said["timing"]["distill_s"] > 0
+    assert_counted_by_class(said)
     assert [(row["model"], row["target"]) for row in said["deployments"]] == [
         ("teacher", "keras"),
         ("student", "keras"),
@@ -311,6 +324,7 @@ def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch
     said = json.loads((tmp_path / "run" / "report.json").read_text())
     assert_judged_by_the_teacher(said)
     assert report.reference == "teacher"
+    assert report.classes is None
     assert report.student.test_agreement > 0.5
     assert "agreement with the teacher" in (tmp_path / "run" / "summary.txt").read_text()
     import keras

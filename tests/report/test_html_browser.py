@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from pbd.report import page
+from pbd.report import analysis_page, page
 from tests.helpers import browser
+from tests.helpers.analysis_factory import make_analysis, make_changes, make_student
 from tests.helpers.report_factory import NASTY, SECTIONS, four_rows, full_report, make_row
 
 pytestmark = pytest.mark.system
@@ -27,7 +28,7 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Brows
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A page of one run, and one of two, with names that would break a careless one."""
+    """Pages of one run, of two, of an analysis and of a run with classes; the names would break a careless one."""
     folder = tmp_path_factory.mktemp("pages")
     long_name = "block4_" + "conv" * 30
     rows = (*full_report().blocks, make_row(NASTY, "rejected", NASTY, nmse=0.05), make_row(long_name, "accepted", "ok"))
@@ -35,12 +36,15 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     deployments = four_rows(teacher_int8={"ms": (0.3, 9.0)}, student_int8=kept)  # the teacher is the better choice
     report = full_report(blocks=rows, groups=(*full_report().groups, (NASTY, long_name)), deployments=deployments)
     made = {"run": page.of_run(report), "runs": page.of_runs({"runs/first": report, "runs/" + "x" * 80: full_report()})}
+    student = make_student(NASTY, long_name)
+    made["analysis"] = analysis_page.render(make_analysis(student, make_student("runs/" + "x" * 80), teacher=NASTY))
+    made["classes"] = page.of_run(full_report(classes=make_changes()))
     for name, text in made.items():
         (folder / f"{name}.html").write_text(text)
     return {name: folder / f"{name}.html" for name in made}
 
 
-@pytest.mark.parametrize("name", ["run", "runs"])
+@pytest.mark.parametrize("name", ["run", "runs", "analysis", "classes"])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [380, 1280])
 def test_a_browser_shows_it_without_complaint(

@@ -1,0 +1,135 @@
+"""`pbd analyse TEACHER STUDENT [STUDENT ...]`: show what compression changed in a network.
+
+For each student: the similarity of its layers with those of the teacher (SVCCA and CKA), and with labels the changes
+per class (error rates, CEV, SDE, confusions), flips and calibration.
+"""
+
+import argparse
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, path, positive
+from pbd.deploy import file_commands
+from pbd.errors import MissingInputError, UsageError
+from pbd.system.permissions import check_readable
+
+if TYPE_CHECKING:
+    from pbd.records.analysis_report import AnalysisReport
+
+
+def main(argv: Sequence[str] | None = None, program: str = "pbd analyse") -> int:
+    """Run the command line; return the exit code."""
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        write(measure(settings), settings)
+
+    return command_line.run(program, command, argv)
+
+
+def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
+    """Return the parsed command-line arguments.
+
+    Raises:
+        SystemExit: help was printed.
+        UsageError: a flag or a value is wrong.
+        MissingInputError: a model file, or the folder of `--html`, does not exist.
+    """
+    parser = Parser(program, __doc__ or "")
+    parser.add_argument("teacher", metavar="TEACHER", type=path, help="a .keras or .h5 file: the original network")
+    parser.add_argument("students", metavar="STUDENT", nargs="+", type=path, help="the compressed network, or several")
+    file_commands.add_data_flags(parser)
+    parser.add_argument("--split", metavar="NAME", default="test", help="train, validation or test (default: test)")
+    parser.add_argument("--limit", metavar="N", type=positive, help="images of the split (default: all)")
+    parser.add_argument(
+        "--similarity-images",
+        metavar="N",
+        type=positive,
+        help="images that layers are compared on (default: 2000, with --positions fourier 500)",
+    )
+    parser.add_argument(
+        "--layers",
+        metavar="NAME",
+        nargs="+",
+        default=[],
+        help="globs over layers of the teacher (default: convolutions and ends of residual blocks)",
+    )
+    parser.add_argument(
+        "--positions",
+        metavar="NAME",
+        default="average",
+        help="average: feature maps are averaged over positions; fourier: compared by frequency (default: average)",
+    )
+    parser.add_argument(
+        "--population", action="store_true", help="also name images whose most frequent class over the students differs"
+    )
+    parser.add_argument(
+        "--teachers", metavar="FILE", nargs="+", type=path, default=[], help="more originals, for --population"
+    )
+    parser.add_argument("--html", metavar="FILE", type=path, help="write a self-contained page")
+    parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
+    settings = parser.parse_args(arguments)
+    _check(settings)
+    return settings
+
+
+def _check(settings: argparse.Namespace) -> None:
+    for name in (settings.teacher, *settings.students, *settings.teachers):
+        check_readable("a model file", name)
+        if not Path(name).is_file():
+            raise MissingInputError(f"a model file must exist. Received: {name!r}. Check the path.")
+    if settings.teachers and not settings.population:
+        raise UsageError("--teachers is for a population. Received: no --population. Give it, or leave --teachers out.")
+    check_folder("--html", Path(settings.html) if settings.html else None)
+
+
+def measure(settings: argparse.Namespace) -> "AnalysisReport":
+    """Load the models and the data, and compare the models.
+
+    Raises:
+        UsageError: no data are given, and the first student is not in the folder of a run with data.
+    """
+    from pbd.system import devices, process  # load NumPy, which --help does not need
+
+    with process.prepared(devices.Share()):
+        from pbd.analysis.comparison import analyse
+        from pbd.networks import files
+
+        settings.model = settings.students[0]  # the data are those of its run, unless others are given
+        data = file_commands.read(settings)
+        if data is None:
+            raise UsageError("an analysis needs images. Received: none. Give --dataset.")
+        names = file_commands.short_names(dict.fromkeys(settings.students))
+        report = analyse(
+            files.load(settings.teacher),
+            {names[name]: files.load(name) for name in names},
+            data.data,
+            teachers=[files.load(name) for name in settings.teachers],
+            population=settings.population,
+            layers=settings.layers,
+            split=settings.split,
+            limit=settings.limit,
+            similarity_images=settings.similarity_images,
+            positions=settings.positions,
+            seed=data.seed,
+        )
+    return dataclasses.replace(report, teacher=settings.teacher)
+
+
+def write(report: "AnalysisReport", settings: argparse.Namespace) -> None:
+    """Print the report, and write the page if one is asked for."""
+    from pbd.report import analysis, analysis_page
+    from pbd.report.files import json_safe
+
+    if settings.html:
+        Path(settings.html).write_text(analysis_page.render(report), encoding="utf-8")
+    if settings.json:
+        print(json.dumps(json_safe(dataclasses.asdict(report)), indent=2))
+    else:
+        Console().print(analysis.summary(report))

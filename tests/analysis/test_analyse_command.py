@@ -1,0 +1,62 @@
+"""The command line of `pbd analyse`."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from pbd.analysis import analyse_command
+from pbd.errors import MissingInputError, PbdError, UsageError
+
+
+@pytest.fixture
+def models(tmp_path: Path) -> list[str]:
+    paths = [tmp_path / name for name in ("teacher.keras", "student.keras")]
+    for path in paths:
+        path.touch()
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "message"),
+    [
+        (["--teachers", "TEACHER"], UsageError, "--teachers is for a population"),
+        (["--html", "nowhere/page.html"], MissingInputError, "--html must lie in a folder"),
+        (["missing.keras"], MissingInputError, "a model file must exist. Received: 'missing.keras'"),
+        (["--limit", "0"], UsageError, "--limit: must be a whole number above 0"),
+    ],
+)
+def test_a_wrong_flag_is_refused(models: list[str], flags: list[str], error: type[PbdError], message: str) -> None:
+    arguments = [*models, *(models[0] if flag == "TEACHER" else flag for flag in flags)]
+    with pytest.raises(error, match=message):
+        analyse_command.parse(arguments, "pbd analyse")
+
+
+def test_networks_are_compared_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from tests.deploy import small_networks
+
+    paths = [tmp_path / "teacher.keras", tmp_path / "a" / "student.keras", tmp_path / "b" / "student.keras"]
+    for seed, path in enumerate(paths):
+        path.parent.mkdir(exist_ok=True)
+        small_networks.classifier(seed=seed).save(path)
+    splits = {f"x_{name}": small_networks.images(64, seed) for seed, name in enumerate(("train", "val", "test"))}
+    labels = {name.replace("x", "y"): np.arange(64) % 4 for name in splits}
+    np.savez(tmp_path / "data.npz", **splits, **labels)
+    page = tmp_path / "page.html"
+    arguments = [*map(str, paths), "--dataset", str(tmp_path / "data.npz"), "--html", str(page), "--json"]
+    assert analyse_command.main([*arguments, "--population", "--layers", "stem"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert report["teacher"] == str(paths[0])
+    assert [row["name"] for row in report["students"]] == list(map(str, paths[1:]))  # two files of one name
+    assert [row["layer"] for row in report["students"][0]["layers"]] == ["stem", "logits"]
+    assert report["students"][0]["changes"]["classes"][0]["images"] == 16
+    assert report["population"]["students"] == 2
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
+
+
+def test_without_data_the_command_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(tmp_path / "model.keras")
+    Path(path).touch()
+    assert analyse_command.main([path, path]) == 2
+    assert "an analysis needs images. Received: none. Give --dataset." in capsys.readouterr().err
