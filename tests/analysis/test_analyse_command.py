@@ -33,9 +33,13 @@ def test_a_wrong_flag_is_refused(models: list[str], flags: list[str], error: typ
         analyse_command.parse(arguments, "pbd analyse")
 
 
-def test_networks_are_compared_by_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_networks_are_compared_by_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd.networks import files
     from tests.deploy import small_networks
 
+    monkeypatch.setattr(files, "load", files.read)  # not checked in a process of its own, which takes seconds
     paths = [tmp_path / "teacher.keras", tmp_path / "a" / "student.keras", tmp_path / "b" / "student.keras"]
     for seed, path in enumerate(paths):
         path.parent.mkdir(exist_ok=True)
