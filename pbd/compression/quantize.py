@@ -85,6 +85,6 @@ class Quantize(Section):
         if name not in targets.TARGETS:
             raise EnvironmentMismatchError(
                 f"a target must have 8-bit integers. Received: {context.target.name}. "
-                "pip install 'pbd[openvino]', or set the target of the step."
+                "Set the target of the step, or install one: pip install 'pbd[openvino]'."
             )
         return quantizing.get_target(name)

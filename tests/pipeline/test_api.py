@@ -18,7 +18,7 @@ import pytest
 import pbd
 from pbd.config import RunConfig
 from pbd.errors import UsageError
-from pbd.pipeline import api, distill
+from pbd.pipeline import api, distill, session
 from tests.helpers import short_latencies
 from tests.helpers.cluster import PATIENCE_S
 
@@ -109,9 +109,9 @@ def test_a_script_or_notebook_is_not_ended_if_it_is_idle(
 ) -> None:
     """Its user may have stopped it in a debugger; a process of a job would let others wait."""
     limits: list[float] = []
-    monkeypatch.setattr(distill.watchdog, "watching", lambda limit, _: limits.append(limit) or nullcontext())
-    monkeypatch.setattr(distill, "_run", lambda *_: None)
-    monkeypatch.setattr(distill.launcher, "rank", lambda: 0 if started_by == "mpirun" else None)
+    monkeypatch.setattr(session.watchdog, "watching", lambda limit, _: limits.append(limit) or nullcontext())
+    monkeypatch.setattr(distill, "run_on", lambda *_: None)
+    monkeypatch.setattr(session.launcher, "rank", lambda: 0 if started_by == "mpirun" else None)
     settings = RunConfig.of(executor="serial", isolate=False, stall_limit=7.0)
     distill.run(settings, dedicated_process=True) if started_by == "pbd-run" else pbd.distill(config=settings)
     assert limits == [7.0] * watched
