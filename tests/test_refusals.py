@@ -36,7 +36,13 @@ def refusals() -> Iterator[tuple[str, str]]:
 
 PLACES = dict(refusals())
 FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]*")
-OTHER_FLAGS = {"--output": "pbd report", "--help": "argparse", "--config": "pbd distill"}
+OTHER_FLAGS = {
+    "--output": "pbd report",
+    "--help": "argparse",
+    "--config": "pbd distill",
+    "--population": "pbd analyse",
+    "--teachers": "pbd analyse",
+}
 DASK_FLAGS = {"--host", "--nthreads", "--scheduler-file"}
 """Flags of `dask scheduler` and `dask worker`; test_dask_remedies.py gives them to Dask."""
 

@@ -77,7 +77,7 @@ class DistillationConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if not 0.0 <= self.warmup < 1.0:
-            raise UsageError(f"warmup must lie in [0, 1). Received: {self.warmup}. 0.05 is 5% of the steps.")
+            raise UsageError(f"warmup must lie in [0, 1). Received: {self.warmup}. Give 0.05 for 5% of the steps.")
 
     @property
     def compares_images(self) -> bool:
