@@ -51,7 +51,9 @@ def read(journal: Journal) -> RecipeReport:
     except OSError as error:
         raise MissingInputError(f"there is no complete recipe in {journal.path}. Give its command again.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptStateError(f"{path} is damaged. Give the command of the recipe again, with --resume.") from error
+        raise CorruptStateError(
+            f"{path} is damaged. Give the command of the recipe again, with --resume --run-dir {path.parent}."
+        ) from error
 
 
 def from_json(content: Mapping[str, Any]) -> RecipeReport:
