@@ -113,7 +113,8 @@ class RefittedDamagesTask:
         if len(readable) < len(results):
             raise MissingInputError(
                 "every worker must see the blocks of the run directory. "
-                f"Received: {len(readable)} of {len(results)} readable. Give a --run-dir on storage that all hosts share."
+                f"Received: {len(readable)} of {len(results)} readable. "
+                "Give a --run-dir on storage that all hosts share."
             )
         part = dataset.shared(WorkerShare(collective.index, collective.size))
         return refitted_damages.divergences(teacher, self.tasks, readable, part, collective)
