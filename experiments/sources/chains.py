@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from experiments.paper.paper_comparison import Row
-from experiments.sources import common
+from experiments.sources import common, quantization_table
 from experiments.sources.common import Settings, percent
 from pbd import command_line
 from pbd.records.recipe_report import StepReport
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 NAME = "experiments.sources.chains"
 STUDENT = "conv4_dense1"
 RATIO = 0.77
-KD_EPOCHS, PRUNE_EPOCHS, QAT_EPOCHS = (3, 30), (1, 10), (1, 10)
+KD_EPOCHS, PRUNE_EPOCHS, QAT_EPOCHS = (3, 30), (1, 10), quantization_table.EPOCHS
 ROUNDS = (2, 9)
 """Rounds of pruning, each retrained; 9 rounds of 15% of what is left are 77%."""
 RECIPES = (
-    ("QAT",),
     ("KD", "prune 77%", "QAT"),
     ("prune 77%", "QAT"),
     ("KD", "QAT"),
 )
-"""The longest chains: the networks behind their first steps are the shorter chains."""
+"""The longest chains: the networks behind their first steps are shorter chains; `quantization_table` has QAT alone."""
 COLUMNS = {
     "chain": ("chain", ""),
     "accuracy": ("test\naccuracy, %", ".2f"),
@@ -45,11 +44,12 @@ COLUMNS = {
 
 def make(settings: Settings) -> None:
     """Run the recipes, print and write the table."""
-    target, found = settings.inference_target, dict[str, Row]()
+    target = settings.inference_target
+    teacher, *_, trained = quantization_table.recipe(settings).steps
+    found = {"teacher": _row(teacher, int8=False), "QAT": _row(trained, int8=True)}
     for parts in RECIPES:
         name = "chain-" + "-".join(part.split()[0].lower() for part in parts)
         report = common.compress(settings, name, [_step(settings, part) for part in parts], target).report
-        found.setdefault("teacher", _row(report.steps[0], int8=False))
         for length, step in enumerate(report.steps[1:], start=1):
             found.setdefault(" > ".join(parts[:length]), _row(step, int8=parts[length - 1] == "QAT"))
     theirs = {row["chain"]: row for row in settings.source("analysis", "combinations")}

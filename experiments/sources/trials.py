@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import keras
+    import numpy as np
 
 ROUNDS = 25
 """Latency trials of each network."""
@@ -53,10 +54,13 @@ def measure(models: "Mapping[str, keras.Model]", target: str, rounds: int = ROUN
         pixels = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype(np.float32)
         times_s = latency.alternate(runners, pixels, rounds)
         return {
-            file.model: Trials(
-                *(1000 * np.quantile(each, (0.5, 0.25, 0.75, 0.0, 1.0))).tolist(),
-                times_as_fast=float(np.median(times_s[0] / each)),
-                size_bytes=exporting.size_of(file.path),
-            )
+            file.model: _trials(each, times_s[0], exporting.size_of(file.path))
             for file, each in zip(files, times_s, strict=True)
         }
+
+
+def _trials(times_s: "np.ndarray", reference_s: "np.ndarray", size_bytes: int) -> Trials:
+    import numpy as np
+
+    low, q1, median, q3, high = (1000 * np.quantile(times_s, (0.0, 0.25, 0.5, 0.75, 1.0))).tolist()
+    return Trials(median, q1, q3, low, high, float(np.median(reference_s / times_s)), size_bytes)
