@@ -61,7 +61,7 @@ def _by_rounds(settings: Settings) -> None:
         IMP_COLUMNS,
         rows,
         settings.ours(f"{settings.epochs_of(*EPOCHS)} epoch(s) per round ({settings.loss}); the classifier stays"),
-        "Theirs: ResNet18, CIFAR-10, retrained each round for a number of epochs that is not printed.",
+        "Theirs: ResNet18, CIFAR-10, retrained each round; for how many epochs is not known.",
     )
 
 

@@ -59,7 +59,7 @@ def make(settings: Settings) -> None:
             f"{settings.inference_target}, {trials.ROUNDS} trials in turn, one thread"
         ),
         "Theirs (NNI report): a CNN on MNIST retrained 3 epochs and ResNet-101 on CIFAR-10 retrained 20; their figures "
-        "are plots, not tables. Ours really removes filters, with all channels that depend on them.",
+        "were not at hand. Ours really removes filters, with all channels that depend on them.",
     )
     _draw(settings, rows)
 
