@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_TABLES = ROOT.parent / "shared" / "facts" / "source_tables.json"
 DIGITS = "digits"
+WIDTH = 170
+"""Characters of the widest table, so that none is folded."""
 T = TypeVar("T")
 Columns = Mapping[str, tuple[str, str]]
 """By key, the heading and how numbers are written."""
@@ -86,7 +88,7 @@ class Settings:
         """Print a table and write it as `tables/NAME.csv`; see `paper_comparison.show`."""
         if not self.source_tables.is_file():
             remarks = (*remarks, f"The sources' tables are not there ({self.source_tables}): only ours.")
-        paper_comparison.show(title, columns, rows, remarks)
+        paper_comparison.show(title, columns, rows, remarks, WIDTH)
         self.tables.mkdir(parents=True, exist_ok=True)
         write_csv([{key: row.get(key) for key in columns} for row in rows], self.tables / f"{name}.csv")
 

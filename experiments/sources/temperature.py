@@ -85,7 +85,7 @@ def _compiled(settings: Settings, models: "dict[str, keras.Model]") -> None:
         rows,
         "Ours: the student of the best T on validation images; one thread. OpenVINO and ONNX Runtime take the place of "
         "TVM, to which pbd does not export: both optimise the graph and choose kernels without a search.",
-        "Theirs: a framework, and TVM with tuning, on a Xeon Gold 6248; 10% of the student's filters are pruned as well.",
+        "Theirs: a framework, and tuned TVM, on a Xeon Gold 6248; 10% of the student's filters are pruned as well.",
     )
 
 
