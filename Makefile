@@ -8,7 +8,7 @@ SHELL := bash
 TEST = @mkdir -p build && PATH="$(abspath $(BIN)):$$PATH" \
 	python -m pytest -m $@ -n $(PROCESSES) --dist loadfile --no-loadscope-reorder --durations=25 $(ARGS) | tee build/durations-$@.txt
 
-.PHONY: run test fast unit unit_and_launch launch jax system soak lint docs bench experiments clean
+.PHONY: run test fast unit unit_and_launch launch jax system soak lint docs bench experiments sources clean
 
 run: $(READY)  ## compress the built-in digits network with four MPI workers
 	PATH="$(abspath $(BIN)):$$PATH" mpirun -n 4 python -m pbd.run $(ARGS)
@@ -52,6 +52,9 @@ bench: $(READY)  ## replay the paper's logged run times under every scheduler
 
 experiments: $(READY)  ## the paper's tables and figures, small (TEACHER=MODEL.keras DATASET=DATA.npz for your own)
 	PATH="$(abspath $(BIN)):$$PATH" python -m experiments.paper --quick $(TEACHER:%=--teacher %) $(DATASET:%=--dataset %) $(ARGS)
+
+sources: $(READY)  ## the tables of the other sources, small (TEACHER=MODEL.keras DATASET=DATA.npz for your own)
+	PATH="$(abspath $(BIN)):$$PATH" python -m experiments.sources --quick $(TEACHER:%=--teacher %) $(DATASET:%=--dataset %) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build *.egg-info

@@ -52,7 +52,13 @@ def paper(section: str) -> list[Row]:
     return json.loads((DATA / "paper_figures.json").read_text(encoding="utf-8"))[section]
 
 
-def show(title: str, columns: Mapping[str, tuple[str, str]], rows: Sequence[Row], remarks: Sequence[str]) -> None:
+def show(
+    title: str,
+    columns: Mapping[str, tuple[str, str]],
+    rows: Sequence[Row],
+    remarks: Sequence[str],
+    width: int = WIDTH,
+) -> None:
     """Print a table.
 
     Args:
@@ -60,9 +66,10 @@ def show(title: str, columns: Mapping[str, tuple[str, str]], rows: Sequence[Row]
         columns: by key, the heading and how numbers are written (a format specification).
         rows: the lines; what is missing or None is a dash.
         remarks: printed below, a line each.
+        width: of the table, at least, in characters.
     """
     console = Console()
-    console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
+    console.width = max(console.width, width)  # a narrower table would cut its figures
     table = Table(title=title)
     for heading, form in columns.values():
         table.add_column(heading, justify="right" if form else "left", overflow="fold")

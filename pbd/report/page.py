@@ -4,7 +4,7 @@ import base64
 import functools
 import hashlib
 import inspect
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import resources
 from pathlib import PurePath
 from typing import Any
@@ -81,19 +81,26 @@ def recipe_picture(report: RecipeReport, is_file: bool = True) -> str:
     """Return quality against speed of the networks of a recipe in SVG, for a file or a page."""
     batch = max(deployments.batches(report.deployments))
     axes = f"times as fast as the teacher in float32 ({words.images(batch)})", f"test {recipes.judged(report)}, percent"
-    plot = plots.of_points(recipes.series(report, batch))
-    return render("front.svg.j2", plot=plot, axes=axes, is_file=is_file)
+    return picture(recipes.series(report, batch), axes, is_file)
+
+
+def picture(series: Mapping[str, Sequence[tuple[float, float]]], axes: tuple[str, str], is_file: bool = True) -> str:
+    """Return points (x, y), those of each series joined by a line, in SVG, for a file or a page.
+
+    Args:
+        series: the points, by name.
+        axes: what x and y are.
+        is_file: whether it is a file of its own.
+    """
+    return render("front.svg.j2", plot=plots.of_points(series), axes=axes, is_file=is_file)
 
 
 def render(template: str, **content: Any) -> str:
     """Return a page: a template with its content, in the frame of all pages."""
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _environment()
-        .get_template(template)
-        .render({"source": "report.json", **content}, script=Markup(script), script_digest=digest)
-    )
+    named = {"source": "report.json", **content}
+    return _environment().get_template(template).render(named, script=Markup(script), script_digest=digest)
 
 
 @functools.cache

@@ -1,0 +1,53 @@
+"""All tables of the other sources, one after the other, with the same arguments: those that every script has.
+
+python -m experiments.sources --quick --teacher resnet20.keras --dataset cifar10.npz --run-dir runs/sources
+"""
+
+import sys
+import time
+from collections.abc import Sequence
+
+from experiments.sources import (
+    chains,
+    common,
+    ensemble_table,
+    iterative_pruning,
+    pruning_sweep,
+    quantization_table,
+    student_designs,
+    temperature,
+)
+from pbd import command_line
+
+NAME = "experiments.sources"
+SCRIPTS = (
+    pruning_sweep,
+    iterative_pruning,
+    student_designs,
+    quantization_table,
+    ensemble_table,
+    chains,
+    temperature,
+)
+
+
+def run_all(argv: Sequence[str]) -> None:
+    """Make each table.
+
+    Raises:
+        PbdError: an argument is wrong, or a recipe failed.
+    """
+    settings = common.parse(NAME, __doc__, argv)
+    for script in SCRIPTS:
+        began = time.monotonic()
+        script.make(settings)
+        print(f"{script.__name__.rpartition('.')[-1]}: {time.monotonic() - began:.0f} s\n", file=sys.stderr)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code (see `pbd.errors`)."""
+    return command_line.run(NAME, run_all, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
