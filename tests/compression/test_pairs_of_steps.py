@@ -42,9 +42,11 @@ def network(seed: int, width: int) -> keras.Model:
 
 
 STEPS: dict[str, Any] = {
+    "craft": pbd.Craft(layers=("conv1",), epochs=1, tune_epochs=1, include_unprofitable=True),
     "distill_into": pbd.DistillInto(network(1, 4), epochs=1, loss="kd_kl"),
     "ensemble": pbd.Ensemble([[pbd.FineTune(epochs=1)], [pbd.PruneWeights(0.3)]]),
     "fine_tune": pbd.FineTune(epochs=1),
+    "progressive": pbd.Progressive(layers=("conv1",), epochs=1, include_unprofitable=True),
     "prune_filters": pbd.PruneFilters(0.25),
     "prune_weights": pbd.PruneWeights(0.3),
     "quantize": pbd.Quantize(target="onnx-int8", max_drop=1.0, calibration_images=32),
