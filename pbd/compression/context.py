@@ -50,10 +50,10 @@ class Context:
     keeps_zeros: bool = False
     """Whether a step before has set weights to zero that have to stay zero."""
 
-    def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
-        """Return the quality of a network beside the first one of the recipe, on all workers."""
-        with self._file(model) as path:
-            return self._pool(self.teacher_path).evaluate([path], split)[0]
+    def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
+        """Return the quality of a network beside a teacher, by default the first one of the recipe, on all workers."""
+        with self._file(model) as path, self._teacher_file(teacher) as other:
+            return self._pool(other).evaluate([path], split)[0]
 
     def fine_tune(
         self,

@@ -57,10 +57,11 @@ class Craft(InStages):
         context = stage.context
         training = TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
         inserted = self.insert(stage, training)
-        before = context.evaluate(inserted.model)
+        before = context.evaluate(inserted.model, teacher=stage.first)
         tuned = context.fine_tune(
             inserted.model,
             stages.tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate, context.dataset.labelled),
+            initial=before,
             teacher=stage.first,
             first_epoch=(stage.number - 1) * self.tune_epochs,
             trainable=inserted.layers,

@@ -42,10 +42,11 @@ class Progressive(InStages):
     def replaced(self, stage: Stage) -> tuple[keras.Model, dict[str, Any]]:
         context = stage.context
         inserted = self.insert(stage, TrainingConfig(epochs=0))
-        before = context.evaluate(inserted.model)
+        before = context.evaluate(inserted.model, teacher=stage.first)
         trained = context.fine_tune(
             inserted.model,
             stages.tuning(self.loss, self.epochs, self.learning_rate, context.dataset.labelled),
+            initial=before,
             teacher=stage.first,
             first_epoch=(stage.number - 1) * self.epochs,
             distillation=self.distillation(inserted),

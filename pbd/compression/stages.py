@@ -16,10 +16,12 @@ from pbd.config.settings import BLOCK_INITS
 from pbd.config.student import FINE_TUNE_LOSSES, NEED_LABELS
 from pbd.config.values import Section, at_least, one_of, positive
 from pbd.errors import UsageError
+from pbd.learning.metrics import Metrics
 from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params
 from pbd.records import BlockResult, BlockTask
 from pbd.student.assemble import swap_blocks
+from pbd.student.checkpoints import FineTuneState
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
@@ -115,13 +117,9 @@ class InStages(Section, ABC):
             BadInputError: there is no layer to replace.
             UsageError: a pattern matches no layer.
         """
-        found = enumerate_tasks(
-            model,
-            blocks.get(self.block),
-            patterns=self.layers,
-            include_unprofitable=self.include_unprofitable,
-        )
-        return tuple(task for task in found if task.skip_reason is None)
+        design, include = blocks.get(self.block), self.include_unprofitable
+        tasks = enumerate_tasks(model, design, patterns=self.layers, include_unprofitable=include)
+        return tuple(task for task in tasks if task.skip_reason is None)
 
     def insert(self, stage: Stage, training: TrainingConfig) -> Inserted:
         """Train the blocks of a stage on the feature maps of its current network, and put them into it.
@@ -172,7 +170,7 @@ def check_tuning(loss: str | None, epochs: int, learning_rate: float, least_epoc
     positive("the learning rate", learning_rate)
 
 
-def record(stage: Stage, inserted: Inserted, before: Any, tuned: Any) -> dict[str, Any]:
+def record(stage: Stage, inserted: Inserted, before: Metrics, tuned: FineTuneState) -> dict[str, Any]:
     """Return what there is to know about a stage.
 
     Args:

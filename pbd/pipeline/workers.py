@@ -12,7 +12,14 @@ from pbd.config import DistillationConfig, StudentConfig
 from pbd.executors.base import Executor
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
-from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask, RefittedDamagesTask, TrainGroupTask
+from pbd.pipeline.remote_tasks import (
+    CHECKPOINTS,
+    AdaptTask,
+    EvaluateTask,
+    FineTuneTask,
+    RefittedDamagesTask,
+    TrainGroupTask,
+)
 from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState

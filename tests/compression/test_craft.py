@@ -1,6 +1,5 @@
 """Layers are replaced in stages: in the order that is said, each on the network so far, all others as they were."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -91,18 +90,20 @@ class Probe:
 
 
 @pytest.fixture(scope="module")
-def seen(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[keras.Model, Context]]:
+def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Context]:
     """The network and the context of a step."""
     found: list[tuple[keras.Model, Context]] = []
     folder = tmp_path_factory.mktemp("run")
-    parts = {"train": images(64, 0), "val": images(32, 1), "test": images(8, 2)}
-    arrays = {f"{axis}_{part}": each for part, both in parts.items() for axis, each in zip("xy", both, strict=True)}
+    parts = {"train": images(64, 0), "val": images(16, 1), "test": images(8, 2)}
+    arrays: dict[str, Any] = {
+        f"{axis}_{part}": each for part, both in parts.items() for axis, each in zip("xy", both, strict=True)
+    }
     np.savez(folder / "images.npz", **arrays)
-    data = pbd.Data.load(str(folder / "images.npz"), batch_size=32)
+    data = pbd.Data.load(str(folder / "images.npz"), batch_size=64)
     step: Step = Probe(found)
     with pytest.raises(Stop):
         pbd.compress(teacher(), data, [step], executor="serial", isolate=False, run_dir=str(folder / "run"))
-    yield found[0]
+    return found[0]
 
 
 def done(
@@ -128,10 +129,8 @@ class SerialInProcess:
 
 
 ORDERS = {
-    ("top_down", 1): [["conv2"], ["conv1"], ["conv0"]],
-    ("bottom_up", 1): [["conv0"], ["conv1"], ["conv2"]],
     ("top_down", 2): [["conv1", "conv2"], ["conv0"]],
-    ("bottom_up", 2): [["conv0", "conv1"], ["conv2"]],
+    ("bottom_up", 1): [["conv0"], ["conv1"], ["conv2"]],
     ("parallel", 1): [CONVOLUTIONS],
 }
 
@@ -140,9 +139,17 @@ def craft(order: str = "top_down", size: int = 1, **settings: Any) -> Craft:
     return Craft(order=order, layers_per_stage=size, epochs=1, tune_epochs=1, **(SETTINGS | settings))
 
 
+TWO: dict[str, Any] = {"layers": ("conv0", "conv2")}
+STEPS = {
+    "craft": craft(**TWO, tune_learning_rate=0.03),
+    "progressive": Progressive(epochs=1, learning_rate=0.03, **(SETTINGS | TWO)),
+}
+
+
 @pytest.mark.parametrize(("order", "size"), ORDERS)
 def test_each_stage_learns_from_the_network_so_far(order: str, size: int, seen: Any, tmp_path: Path) -> None:
-    result, watched = done(craft(order, size), seen, tmp_path)
+    step = replace(craft(order, size), epochs=0, tune_epochs=0)
+    result, watched = done(step, seen, tmp_path)
     assert result is not None
     assert [names for names, _ in watched.taught] == ORDERS[order, size]
     so_far = [model_digest(seen[0]), *(digest for *_, digest in watched.tuned)]
@@ -154,40 +161,30 @@ def test_each_stage_learns_from_the_network_so_far(order: str, size: int, seen: 
     assert result.details["macs"][1] < result.details["macs"][0]
 
 
-@pytest.mark.parametrize("step", [craft(size=2), Progressive(epochs=1, layers_per_stage=2, **SETTINGS)], ids=type)
-def test_the_other_layers_of_a_stage_do_not_move(step: InStages, seen: Any, tmp_path: Path) -> None:
-    changes = {"learning_rate": 0.03} if isinstance(step, Progressive) else {"tune_learning_rate": 0.03}
-    _, watched = done(replace(step, block_init="noise", **changes), seen, tmp_path)
-    assert len(watched.tuned) == 2
-    for before, after, trained, _ in watched.tuned:
-        moved = {
-            name
-            for name in before
-            if any(not np.array_equal(one, two) for one, two in zip(before[name], after[name], strict=True))
-        }
-        assert moved <= trained
-        assert trained < set(before)
-    assert any(model_digest(seen[0]) != digest for *_, digest in watched.tuned)
-
-
-STEPS = {"craft": craft(), "progressive": Progressive(epochs=1, **SETTINGS)}
+def moved(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
+    """Return the layers whose weights differ."""
+    pairs = {name: zip(before[name], after[name], strict=True) for name in before}
+    return {name for name, each in pairs.items() if any(not np.array_equal(one, two) for one, two in each)}
 
 
 @pytest.mark.parametrize("name", STEPS)
 def test_a_step_that_is_stopped_between_stages_goes_on(name: str, seen: Any, tmp_path: Path) -> None:
-    whole, _ = done(STEPS[name], seen, tmp_path / "whole")
+    whole, watched = done(STEPS[name], seen, tmp_path / "whole")
+    changes = [(moved(before, after), trained) for before, after, trained, _ in watched.tuned]
+    assert all(changed in (trained, set()) for changed, trained in changes), "the other layers do not move"
+    assert any(changed for changed, _ in changes)
+
     stopped, _ = done(STEPS[name], seen, tmp_path / "parts", stop_at=1)
     assert stopped is None
     resumed, watched = done(STEPS[name], seen, tmp_path / "parts")
     assert whole is not None
     assert resumed is not None
-    assert len(watched.taught) == 2
+    assert len(watched.taught) == 1
     assert model_digest(resumed.model) == model_digest(whole.model)
     assert resumed.details == whole.details
 
 
-@pytest.mark.parametrize("block", ["decoupled_r1", "two_layer"])
-@pytest.mark.parametrize("name", STEPS)
+@pytest.mark.parametrize(("name", "block"), [("craft", "decoupled_r1"), ("progressive", "two_layer")])
 def test_two_workers_make_the_same_student(name: str, block: str, seen: Any, tmp_path: Path) -> None:
     step = replace(STEPS[name], block=block, layers=("conv1",))
     alone, _ = done(step, seen, tmp_path / "alone")
@@ -200,7 +197,7 @@ def test_two_workers_make_the_same_student(name: str, block: str, seen: Any, tmp
 
 def test_the_loss_of_a_stage_is_the_local_one_plus_lambda_times_that_of_the_classes(seen: Any, tmp_path: Path) -> None:
     step, weight = Progressive(epochs=1, class_weight=0.25, **SETTINGS), 0.25
-    inputs = {}
+    inputs: dict[str, Any] = {}
 
     def noted(watched: Watched, model: keras.Model, settings: StudentConfig, **options: Any) -> Any:
         inputs.setdefault("first", (keras.models.clone_model(model), model.get_weights(), settings, options))
