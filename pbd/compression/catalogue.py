@@ -9,9 +9,11 @@ from pbd.compression.step import Step
 from pbd.errors import UsageError, unknown_name
 
 HOMES = {
+    "craft": "Craft",
     "distill_into": "DistillInto",
     "ensemble": "Ensemble",
     "fine_tune": "FineTune",
+    "progressive": "Progressive",
     "prune_filters": "PruneFilters",
     "prune_weights": "PruneWeights",
     "quantize": "Quantize",

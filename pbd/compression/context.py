@@ -1,12 +1,13 @@
 """What a step can use: the first network, the images, the workers of the session, and a folder of its own."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
 
+from pbd import blocks
 from pbd.blockwise.context import TrainingContext
 from pbd.config import DistillationConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.data import Dataset
@@ -17,6 +18,7 @@ from pbd.networks.digest import model_digest
 from pbd.pipeline import prepare, remote_tasks
 from pbd.pipeline.workers import WorkerPool
 from pbd.progress import ProgressDisplay
+from pbd.records import BlockResult, BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.student import builder
 from pbd.student.checkpoints import FineTuneState
@@ -48,10 +50,10 @@ class Context:
     keeps_zeros: bool = False
     """Whether a step before has set weights to zero that have to stay zero."""
 
-    def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
-        """Return the quality of a network beside the first one of the recipe, on all workers."""
-        with self._file(model) as path:
-            return self._pool(self.teacher_path).evaluate([path], split)[0]
+    def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
+        """Return the quality of a network beside a teacher, by default the first one of the recipe, on all workers."""
+        with self._file(model) as path, self._teacher_file(teacher) as other:
+            return self._pool(other).evaluate([path], split)[0]
 
     def fine_tune(
         self,
@@ -61,6 +63,7 @@ class Context:
         teacher: keras.Model | None = None,
         first_epoch: int = 0,
         distillation: DistillationConfig | None = None,
+        trainable: Collection[str] | None = None,
     ) -> FineTuneState:
         """Train a network in place on all workers, and leave it with the weights of its best epoch.
 
@@ -73,20 +76,36 @@ class Context:
             teacher: the network whose logits it learns; by default the first one of the recipe.
             first_epoch: the epoch of the data with which to start.
             distillation: what it learns from besides logits and labels, and how the learning rate rises.
+            trainable: names of the layers to train, in place of the scope; all others are frozen.
         """
         with self._teacher_file(teacher) as path:
             reference = self.teacher if teacher is None else teacher
             initial = initial or validate(model, reference, self.dataset)
-            if settings.fine_tune_epochs == 0:
+            learns = trainable is None or any(layer.weights for layer in model.layers if layer.name in trainable)
+            if settings.fine_tune_epochs == 0 or not learns:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
             settings = replace(settings, keep_zeros=settings.keep_zeros or self.keeps_zeros)
-            trainable = {layer.name: layer.trainable for layer in model.layers}
-            builder.set_trainable(model, {}, settings.fine_tune_scope)
-            try:
+            with _trainable(model, settings.fine_tune_scope, trainable):
                 return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
-            finally:
-                for layer in model.layers:
-                    layer.trainable = trainable[layer.name]
+
+    def train_blocks(
+        self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str
+    ) -> list[BlockResult]:
+        """Train a block for each task, together, on the feature maps of a network; its layers stay as they are.
+
+        All workers train the same blocks, each on its part of every batch, if the designs allow it; else one worker
+        does. Blocks that the folder of the step already holds are not trained again.
+
+        Args:
+            model: the teacher of the blocks; flat, in float32.
+            tasks: of its layers; in a step, each is trained once.
+            training: number of epochs and learning rate; without epochs, blocks keep their initial weights.
+            block_init: see `BlockConfig`.
+        """
+        designs = {task.design: blocks.get(task.design) for task in tasks}
+        with self._teacher_file(model) as path:
+            context = replace(self._training(path), training=training, designs=designs, block_init=block_init)
+            return WorkerPool(self.executor, context, self.display.update).train_blocks(tasks)
 
     def forget_checkpoints(self) -> None:
         """Delete the checkpoints of fine-tuning, once the step is complete."""
@@ -97,7 +116,10 @@ class Context:
         random_state.seed(self.seed)
 
     def _pool(self, teacher_path: Path) -> WorkerPool:
-        training = TrainingContext(
+        return WorkerPool(self.executor, self._training(teacher_path), self.display.update)
+
+    def _training(self, teacher_path: Path) -> TrainingContext:
+        return TrainingContext(
             teacher_path=str(teacher_path),
             data=self.config.data,
             image_shape=self.dataset.image_shape,
@@ -108,7 +130,6 @@ class Context:
             journal=self.journal,
             session=self.session,
         )
-        return WorkerPool(self.executor, training, self.display.update)
 
     @contextlib.contextmanager
     def _teacher_file(self, teacher: keras.Model | None) -> Iterator[Path]:
@@ -126,3 +147,19 @@ class Context:
             yield path
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _trainable(model: keras.Model, scope: str, names: Collection[str] | None) -> Iterator[None]:
+    """Make the layers of a scope trainable until the end of the block; in its place, those of these names."""
+    before = {layer.name: layer.trainable for layer in model.layers}
+    if names is None:
+        builder.set_trainable(model, {}, scope)
+    else:
+        for layer in model.layers:
+            layer.trainable = layer.name in names
+    try:
+        yield
+    finally:
+        for layer in model.layers:
+            layer.trainable = before[layer.name]

@@ -13,8 +13,15 @@ from pbd.executors.base import Executor
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
 from pbd.pipeline import prepare
-from pbd.pipeline.remote_tasks import CHECKPOINTS, AdaptTask, EvaluateTask, FineTuneTask, RefittedDamagesTask
-from pbd.records import BlockTask, ProgressCallback
+from pbd.pipeline.remote_tasks import (
+    CHECKPOINTS,
+    AdaptTask,
+    EvaluateTask,
+    FineTuneTask,
+    RefittedDamagesTask,
+    TrainGroupTask,
+)
+from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import split_unit
@@ -52,6 +59,11 @@ class WorkerPool:
             weights, adapted = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
         return adapted
+
+    def train_blocks(self, tasks: Sequence[BlockTask]) -> list[BlockResult]:
+        """Return the trained blocks, one for each task; where batches cannot be shared, one worker trains all."""
+        most = self._context.data.batch_size if self._context.can_share_batches else 1
+        return self._executor.run_collective(TrainGroupTask(self._context, TaskGroup(tuple(tasks))), self._emit, most)
 
     def refitted_damages(self, tasks: Sequence[BlockTask]) -> list[float]:
         """Return the divergence of the teacher with the block of each task (see `refitted_damages.divergences`)."""

@@ -1,0 +1,69 @@
+"""The step that replaces one layer after the other, each on the network as it is by then: craft distillation."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+
+from pbd.compression import stages
+from pbd.compression.stages import InStages, Stage, Tasks
+from pbd.config import TrainingConfig
+from pbd.config.values import at_least, one_of, positive
+
+TOP_DOWN, BOTTOM_UP, PARALLEL = "top_down", "bottom_up", "parallel"
+ORDERS = (TOP_DOWN, BOTTOM_UP, PARALLEL)
+
+
+@dataclass(frozen=True)
+class Craft(InStages):
+    """Craft distillation (Blakeney, dissertation, Texas State University, chapter 4).
+
+    In each stage, blocks learn the feature maps of the network as it is by then, take the place of their layers, and
+    are trained alone, all other layers frozen. The better of the weights before and after that are kept, and the result
+    is the teacher of the next stage.
+    """
+
+    order: str = TOP_DOWN
+    """top_down (from the classifier to the images), bottom_up (the other way), or parallel (all layers in one stage, on
+    the feature maps of the network before the step)."""
+    epochs: int = 3
+    """Passes over the training images for the blocks of a stage."""
+    learning_rate: float = 0.01
+    """Of Adam while blocks learn feature maps, with cosine decay to zero."""
+    tune_epochs: int = 1
+    """Passes for the blocks in the network."""
+    tune_learning_rate: float = 0.003
+    """The same while the blocks are trained in the network."""
+    tune_loss: str | None = None
+    """Loss of the blocks in the network: kd_mse, kd_kl (on the network before the step), cross_entropy or mixed
+    (default: cross_entropy; without labels kd_mse)."""
+
+    def check(self) -> None:
+        super().check()
+        one_of("order", self.order, ORDERS)
+        at_least("epochs", self.epochs, 0)
+        positive("learning_rate", self.learning_rate)
+        stages.check_tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate)
+
+    def grouped(self, tasks: Tasks) -> list[Tasks]:
+        if self.order == PARALLEL:
+            return [tasks]
+        if self.order == BOTTOM_UP:
+            return stages.in_groups(tasks, self.layers_per_stage)
+        from_the_end = stages.in_groups(tasks[::-1], self.layers_per_stage)
+        return [group[::-1] for group in from_the_end]
+
+    def replaced(self, stage: Stage) -> tuple[keras.Model, dict[str, Any]]:
+        context = stage.context
+        training = TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
+        inserted = self.insert(stage, training)
+        before = context.evaluate(inserted.model, teacher=stage.first)
+        tuned = context.fine_tune(
+            inserted.model,
+            stages.tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate, context.dataset.labelled),
+            initial=before,
+            teacher=stage.first,
+            first_epoch=(stage.number - 1) * self.tune_epochs,
+            trainable=inserted.layers,
+        )
+        return inserted.model, stages.record(stage, inserted, before, tuned)
