@@ -83,8 +83,8 @@ def _compiled(settings: Settings, models: "dict[str, keras.Model]") -> None:
         "Inference in Keras and in runtimes that compile the network",
         LATENCIES,
         rows,
-        "Ours: the student of the best T on validation images; one thread. OpenVINO and ONNX Runtime take the place of "
-        "TVM, to which pbd does not export: both optimise the graph and choose kernels without a search.",
+        "Ours: the student of the best T on validation images; one thread, Keras with those of this process.",
+        "OpenVINO and ONNX Runtime take the place of TVM, to which pbd does not export.",
         "Theirs: a framework, and tuned TVM, on a Xeon Gold 6248; 10% of the student's filters are pruned as well.",
     )
 

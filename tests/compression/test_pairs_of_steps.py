@@ -40,18 +40,18 @@ def network(seed: int, width: int) -> keras.Model:
     return keras.Model(inputs, layers.Dense(10, name="head")(layers.GlobalAveragePooling2D()(x)))
 
 
-IN_STAGES: dict[str, Any] = {"block": "tucker2_r50", "layers": ("conv1*",), "include_unprofitable": True}
-"""Behind itself, such a step replaces the core of its block."""
+ONE_LAYER: dict[str, Any] = {"block": "tucker2_r50", "layers": ("conv1*",), "include_unprofitable": True}
+"""Behind itself, a step with these settings replaces the core of its block."""
 STEPS: dict[str, Any] = {
-    "craft": pbd.Craft(**IN_STAGES, epochs=1, tune_epochs=1),
+    "craft": pbd.Craft(**ONE_LAYER, epochs=0, tune_epochs=1),
     "distill_into": pbd.DistillInto(network(1, 8), epochs=1, loss="kd_kl"),
     "ensemble": pbd.Ensemble([[pbd.FineTune(epochs=1)], [pbd.PruneWeights(0.3)]]),
     "fine_tune": pbd.FineTune(epochs=1),
-    "progressive": pbd.Progressive(**IN_STAGES, epochs=1),
+    "progressive": pbd.Progressive(**ONE_LAYER, epochs=1),
     "prune_filters": pbd.PruneFilters(0.25),
     "prune_weights": pbd.PruneWeights(0.3),
     "quantize": pbd.Quantize(target="onnx-int8", max_drop=1.0, calibration_images=32),
-    "replace_blocks": pbd.ReplaceBlocks(block="narrow_r75", accuracy_threshold=0.0, epochs=0, fine_tune_epochs=0),
+    "replace_blocks": pbd.ReplaceBlocks(**ONE_LAYER, accuracy_threshold=0.0, epochs=0, fine_tune_epochs=0),
 }
 
 
