@@ -18,6 +18,7 @@ os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")  # pytest runs a process pe
 STAGES = ("fast", "unit", "launch", "system")
 """Each is a marker, and every test has exactly one of them. `make test` runs `launch` beside `unit`."""
 LONGEST = (
+    "test_pairs_of_steps.py",
     "test_random_networks.py",
     "test_same_student.py",
     "test_faults.py",

@@ -139,7 +139,9 @@ def test_what_keras_computes_between_logits_is_what_pbd_computes() -> None:
     assert float(value) == pytest.approx(float(loss.compute_loss(theirs, ours)), rel=1e-5)
 
 
-@pytest.mark.parametrize("loss", ["mse", "cosine_similarity", keras.losses.MeanAbsoluteError()], ids=str)
+@pytest.mark.parametrize(
+    "loss", ["mse", "cosine_similarity", keras.losses.MeanAbsoluteError()], ids=["mse", "cosine", "mae"]
+)
 def test_losses_of_keras_between_layers(loss: Any) -> None:
     from pbd.learning.feature_terms import FeatureTerm
 

@@ -45,7 +45,7 @@ ONE_LAYER: dict[str, Any] = {"block": "tucker2_r50", "layers": ("conv1*",), "inc
 STEPS: dict[str, Any] = {
     "craft": pbd.Craft(**ONE_LAYER, epochs=0, tune_epochs=1),
     "distill_into": pbd.DistillInto(network(1, 8), epochs=1, loss="kd_kl"),
-    "ensemble": pbd.Ensemble([[pbd.FineTune(epochs=1)], [pbd.PruneWeights(0.3)]]),
+    "ensemble": pbd.Ensemble([[pbd.PruneWeights(0.2)], [pbd.PruneWeights(0.3)]]),
     "fine_tune": pbd.FineTune(epochs=1),
     "progressive": pbd.Progressive(**ONE_LAYER, epochs=1),
     "prune_filters": pbd.PruneFilters(0.25),

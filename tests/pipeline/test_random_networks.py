@@ -9,10 +9,10 @@ from pbd.deploy import deployment
 from tests.helpers import network_fuzz
 from tests.helpers.network_fuzz import Outcome
 
-COUNT = 12
+COUNT = 8
 """`python -m tests.helpers.network_fuzz FIRST_SEED COUNT` makes more, and each costs three seconds of CPU time."""
 
-CLEARED_AFTER = 10
+CLEARED_AFTER = 4
 """Networks after which Keras' state is cleared, which looks for garbage for a third of a second."""
 
 
