@@ -132,8 +132,12 @@ def _field_docs(section: type) -> dict[str, str]:
     return docs
 
 
-def read_settings(path: str) -> dict[str, Any]:
+def read_settings(path: str, remedy: str = "Check --config.") -> dict[str, Any]:
     """Return the settings in a TOML file by name, with `_` for `-`.
+
+    Args:
+        path: of the file.
+        remedy: what to do if it cannot be read.
 
     Raises:
         MissingInputError: the file cannot be read.
@@ -144,7 +148,7 @@ def read_settings(path: str) -> dict[str, Any]:
             settings = tomllib.load(file)
     except OSError as error:
         raise MissingInputError(
-            f"the settings file must be readable. Received: {path!r}: {error.strerror}. Check --config."
+            f"the settings file must be readable. Received: {path!r}: {error.strerror}. {remedy}"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise UsageError(

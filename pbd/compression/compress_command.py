@@ -76,7 +76,7 @@ def parse(arguments: Sequence[str], program: str) -> Settings:
     parser.add_argument("recipe", metavar="RECIPE.toml", type=path, help="the file")
     command_line.add_settings(parser, _Sections())
     flags = vars(parser.parse_args(arguments))
-    file = command_line.read_settings(flags.pop("recipe"))
+    file = command_line.read_settings(flags.pop("recipe"), "Check the path.")
     steps, max_drop, targets = (file.pop(name, None) for name in _OF_RECIPE)
     _check(file)
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
