@@ -10,7 +10,6 @@ from pbd import blocks
 from pbd.compression.context import Context
 from pbd.compression.step import Step, name_of, settings_of
 from pbd.compression.step_folder import Finished, StepFolder
-from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.networks.digest import model_digest
 
@@ -68,7 +67,7 @@ class Chain:
         result = replace(result, model=graph.flatten(result.model))
         seconds, spent = time.monotonic() - began, _difference(self.joules(), joules)
         metrics = context.evaluate(result.model)
-        display.phase(f"step {name}: {_describe(metrics)}")
+        display.phase(f"step {name}: {metrics.on_validation()}")
         finished = folder.write(Finished(result, metrics, seconds, spent))
         context.forget_checkpoints()
         return finished
@@ -88,8 +87,3 @@ class Chain:
 
 def _difference(after: float | None, before: float | None) -> float | None:
     return None if after is None or before is None else after - before
-
-
-def _describe(metrics: Metrics) -> str:
-    name = "agreement" if metrics.accuracy is None else "accuracy"
-    return f"validation {name} {metrics.score:.4f}"

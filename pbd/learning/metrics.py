@@ -29,6 +29,11 @@ class Metrics:
         """The accuracy, or without labels the agreement: the number by which networks are compared."""
         return self.agreement if self.accuracy is None else self.accuracy
 
+    def on_validation(self) -> str:
+        """Return the score in words, as one on the validation split."""
+        name = "agreement" if self.accuracy is None else "accuracy"
+        return f"validation {name} {self.score:.4f}"
+
 
 class MetricAccumulator:
     """Accumulates the metrics of several networks batch by batch.

@@ -137,7 +137,7 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
             "events": tuple(fields["events"]),
             "choice": ChoiceReport(**fields["choice"]) if fields.get("choice") else None,
             "classes": ClassChanges.from_json(fields["classes"]) if fields.get("classes") else None,
-            "deployments": tuple(_deployment(row) for row in fields.get("deployments", ())),
+            "deployments": tuple(deployment(row) for row in fields.get("deployments", ())),
         }
     )
 
@@ -148,7 +148,8 @@ def _block(row: dict[str, Any]) -> BlockReport:
     return BlockReport(**row | histories | {"candidates": candidates})
 
 
-def _deployment(row: dict[str, Any]) -> Deployment:
+def deployment(row: dict[str, Any]) -> Deployment:
+    """Return the record of a network in a target, from its JSON."""
     latency = tuple(Latency(**each) for each in row["latency"])
     return Deployment(**row | {"latency": latency} | {name: tuple(row[name]) for name in ("files", "kept_float")})
 

@@ -1,16 +1,15 @@
 """The front of a sweep: for each budget, how fast and how good its student is, beside the teacher."""
 
-import io
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rich.console import Console
 from rich.table import Table
 
 from pbd.config import budgets
 from pbd.records import RunReport
 from pbd.report import deployments, plots
+from pbd.report.plain_text import plain_text
 from pbd.report.words import percent, times
 
 _ABSENT = "-"
@@ -73,10 +72,7 @@ def plot(reports: Mapping[str, RunReport]) -> plots.Plot:
 
 def render(reports: Mapping[str, RunReport], width: int = 120) -> str:
     """Return the table as plain text."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(table(reports))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()) + "\n"
+    return plain_text(table(reports), width)
 
 
 def table(reports: Mapping[str, RunReport]) -> Table:

@@ -1,21 +1,21 @@
 """The files of a recipe: `recipe.json`, and `summary.txt`, `recipe.html` and `recipe.svg` made from it."""
 
-import io
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pbd.errors import CorruptStateError, MissingInputError
-from pbd.records import Deployment, Latency, ModelFacts
+from pbd.records import ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
 from pbd.report import deployments
 from pbd.report.deployment_table import DeploymentTable
-from pbd.report.files import json_safe
+from pbd.report.files import deployment, json_safe
+from pbd.report.plain_text import plain_text
 from pbd.report.words import count, duration, percent, points
 from pbd.run_dir.journal import Journal
 
@@ -66,24 +66,14 @@ def _step(row: Mapping[str, Any]) -> StepReport:
     changes = {
         "network": ModelFacts(**row["network"]),
         "events": tuple(row["events"]),
-        "deployments": tuple(_deployment(each) for each in row["deployments"]),
+        "deployments": tuple(deployment(each) for each in row["deployments"]),
     }
     return StepReport(**{**row, **changes})
 
 
-def _deployment(row: Mapping[str, Any]) -> Deployment:
-    latency = tuple(Latency(**each) for each in row["latency"])
-    return Deployment(
-        **{**row, "latency": latency, "files": tuple(row["files"]), "kept_float": tuple(row["kept_float"])}
-    )
-
-
 def render(report: RecipeReport, width: int = 120) -> str:
     """Return the summary as plain text, for `summary.txt`."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(summary(report))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+    return plain_text(summary(report), width)
 
 
 def summary(report: RecipeReport) -> Group:

@@ -1,6 +1,5 @@
 """The summary of a run as text, for a terminal and for `summary.txt`."""
 
-import io
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from rich.text import Text
 from pbd.records import BlockReport, Deployment, ModelFacts, RunReport, WorkerReport
 from pbd.report import deployments
 from pbd.report.deployment_table import WIDE, DeploymentTable
+from pbd.report.plain_text import plain_text
 from pbd.report.words import (
     ABSENT,
     count,
@@ -30,10 +30,7 @@ _STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "f
 
 def render(report: RunReport, width: int = 120) -> str:
     """Return the summary as plain text, for `summary.txt`."""
-    console = Console(file=io.StringIO(), width=width, color_system=None, force_terminal=False)
-    with console.capture() as capture:
-        console.print(summary(report))
-    return "\n".join(line.rstrip() for line in capture.get().splitlines()).strip("\n") + "\n"
+    return plain_text(summary(report), width)
 
 
 def summary(report: RunReport) -> Group:

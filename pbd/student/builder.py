@@ -102,9 +102,9 @@ class StudentBuilder:
         random_state.seed(blocks.derive_seed(self.config.seed, "student"))  # for layers such as dropout
         assembled = assembled or self.assemble(accepted)
         model, metrics = assembled.model, assembled.metrics
-        self.display.phase(f"assembled {len(accepted)} accepted blocks: {_describe(metrics)}")
+        self.display.phase(f"assembled {len(accepted)} accepted blocks: {metrics.on_validation()}")
         tuned = self.fine_tune(model, accepted, metrics)
-        self.display.phase(f"fine-tuned for {tuned.epoch} epochs: {_describe(tuned.best)}")
+        self.display.phase(f"fine-tuned for {tuned.epoch} epochs: {tuned.best.on_validation()}")
         student = Student(model, metrics, tuned.best, tuned.history, (*assembled.events, *tuned.events))
         if self.config.student.target_accuracy_drop is not None:
             student = self._restore_until_accurate(student, accepted, self.config.student.target_accuracy_drop)
@@ -166,7 +166,7 @@ class StudentBuilder:
         """Return a student of fewer blocks, with the history of the previous one before its own."""
         assembled = self.assemble(accepted)
         tuned = self.fine_tune(assembled.model, accepted, assembled.metrics, len(previous.history))
-        change = f"{_describe(previous.metrics)} -> {_describe(tuned.best)}"
+        change = f"{previous.metrics.on_validation()} -> {tuned.best.on_validation()}"
         event = f"restored {', '.join(restored)}: {change} (target {target:.4f})"
         self.display.phase(event)
         reason = f"largest KL divergence, with the student at {previous.metrics.score:.4f} < {target:.4f}"
@@ -215,8 +215,3 @@ def worst_blocks(accepted: Mapping[str, BlockResult], share: float) -> tuple[str
 
 def _divergence(result: BlockResult) -> float:
     return result.val_kl if result.val_kl is not None and math.isfinite(result.val_kl) else math.inf
-
-
-def _describe(metrics: Metrics) -> str:
-    name = "agreement" if metrics.accuracy is None else "accuracy"
-    return f"validation {name} {metrics.score:.4f}"
