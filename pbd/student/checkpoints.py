@@ -24,6 +24,8 @@ class FineTuneState:
     """Validation metrics of `best_weights`."""
     learning_rate: float
     """The learning rate at which the current cosine schedule starts."""
+    highest_score: float = 0.0
+    """The highest validation score so far, perhaps not that of `best_weights`."""
     schedule_start: int = 0
     """The epoch at which the current cosine schedule starts, from 0; greater than 0 after a rollback."""
     rollbacks: int = 0

@@ -47,6 +47,8 @@ class FineTuner:
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
     state: FineTuneState
+    learns_from_teacher: bool
+    """Whether the loss has a term of the teacher's outputs."""
     keep_zeros: bool = False
     """Whether weights of kernels that are zero at the start stay zero."""
     _divergence: str | None = None
@@ -114,13 +116,20 @@ class FineTuner:
         row = {"epoch": self.first_epoch + self.state.epoch + 1, "loss": float(logs["loss"]), **_as_row(metrics)}
         row["learning_rate"] = self._learning_rate()
         self.state = replace(self.state, history=(*self.state.history, row))
-        if (metrics.score, -metrics.kl) > (self.state.best.score, -self.state.best.kl):
+        self.state = replace(self.state, highest_score=max(self.state.highest_score, metrics.score))
+        if is_better(metrics, self.state.best, self.state.highest_score, self._tolerance):
             weights, projectors = self.student.get_weights(), _values(self.distillation_model.projector_variables)
             self.state = replace(self.state, best=metrics, best_weights=weights, best_projectors=projectors)
         if self.checkpoint is not None:
             variables, of_optimizer = _values(self._variables), _values(optimizer.variables)
             current = replace(self.state, variables=variables, optimizer_variables=of_optimizer)
             self.checkpoint.write(current)
+
+    @property
+    def _tolerance(self) -> float:
+        """The difference of two scores that tells nothing; 0 if the student learns from labels alone."""
+        images = len(self.dataset.validation)
+        return standard_error(self.state.highest_score, images) if self.learns_from_teacher else 0.0
 
     @property
     def _variables(self) -> list[Any]:
@@ -168,6 +177,10 @@ def fine_tune(
 ) -> FineTuneState:
     """Train the student and leave it at its best epoch on the validation split, which may be the start.
 
+    The score on the validation images, accuracy or agreement, is a count with a standard error: among the epochs that
+    lie within one of the highest score, the best is the one whose outputs diverge least from the teacher's. If the
+    student learns from labels alone, the highest score counts.
+
     If an epoch diverges, training returns to the best weights so far and repeats it, and the epochs after it, with a
     new cosine schedule from a quarter of the learning rate with which the epoch started; at most `MAX_ROLLBACKS` times.
 
@@ -203,6 +216,7 @@ def fine_tune(
     start = FineTuneState(
         initial,
         config.fine_tune_learning_rate,
+        initial.score,
         best_weights=student.get_weights(),
         best_projectors=_values(model.projector_variables),
     )
@@ -218,6 +232,7 @@ def fine_tune(
         emit=emit,
         checkpoint=checkpoint,
         state=(checkpoint and checkpoint.read()) or start,
+        learns_from_teacher=config.fine_tune_loss != "cross_entropy",
         keep_zeros=config.keep_zeros,
     ).run()
 
@@ -235,6 +250,32 @@ def split_unit(student: keras.Model, batch_size: int, distillation: Distillation
     unit = ghost_batch_norm.split_unit(student, batch_size)
     compares_images = distillation is not None and distillation.compares_images
     return max(unit, ghost_batch_norm.ghost_batch_size(batch_size)) if compares_images else unit
+
+
+def is_better(metrics: Metrics, best: Metrics, highest_score: float, tolerance: float) -> bool:
+    """Return whether an epoch with these metrics is better than the best before it.
+
+    Args:
+        metrics: After the epoch.
+        best: The best metrics before it.
+        highest_score: The highest score so far, this epoch's included.
+        tolerance: Epochs that score at most this much less than `highest_score` are ranked by their divergence from
+            the teacher.
+    """
+
+    def rank(of: Metrics) -> tuple[float, float]:
+        return min(of.score, highest_score - tolerance), -of.kl
+
+    return rank(metrics) > rank(best)
+
+
+def standard_error(score: float, images: int) -> float:
+    """Return the standard error of a share of images, an accuracy or an agreement, after Agresti and Coull 1998.
+
+    Two right and two wrong images are added, so that it is not zero for a perfect score.
+    """
+    share = (score * images + 2.0) / (images + 4.0)
+    return math.sqrt(share * (1.0 - share) / (images + 4.0))
 
 
 def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | None:

@@ -274,10 +274,11 @@ def follow(
 ) -> Iterator[Callable[..., tuple[FineTuneState, Script]]]:
     """Return a function that tunes the student from (0.5, 1.0) under such a script."""
 
-    def run(*measures: tuple[float, float], epochs: int) -> tuple[FineTuneState, Script]:
+    def run(*measures: tuple[float, float], epochs: int, loss: str = "kd_mse") -> tuple[FineTuneState, Script]:
         script = Script(*measures)
         monkeypatch.setattr(fine_tuning, "validate", script)
-        config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.008)
+        monkeypatch.setattr(fine_tuning, "standard_error", lambda score, images: 0.02)
+        config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss)
         return fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
     return run
@@ -287,24 +288,40 @@ def is_at(student: keras.Model, weights: list[np.ndarray]) -> bool:
     return all(np.array_equal(one, other) for one, other in zip(student.get_weights(), weights, strict=True))
 
 
-def test_the_best_epoch_wins_and_of_equals_the_one_nearest_to_the_teacher(
-    student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
+@pytest.mark.parametrize(
+    ("loss", "best"),
+    [("kd_mse", 2), ("cross_entropy", 3)],
+    ids=["of those near the highest score, the nearest to the teacher", "from labels alone, the highest score"],
+)
+def test_the_best_epoch_wins(
+    loss: str, best: int, student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
-    tuning, script = follow((0.6, 1.0), (0.7, 0.9), (0.7, 0.3), (0.7, 0.4), (0.65, 0.1), epochs=5)
-    assert tuning.best == Metrics(0.7, 0.7, 0.3)
-    assert is_at(student, script.seen[2])
-    assert not is_at(student, script.seen[3])
+    measures = [(0.6, 1.0), (0.7, 0.9), (0.69, 0.3), (0.7, 0.4), (0.65, 0.1)]
+    tuning, script = follow(*measures, epochs=5, loss=loss)
+    score, kl = measures[best]
+    assert tuning.best == Metrics(score, score, kl)
+    assert [is_at(student, weights) for weights in script.seen] == [epoch == best for epoch in range(5)]
     assert len(tuning.history) == 5
+
+
+def test_small_losses_of_score_do_not_add_up(follow: Callable[..., tuple[FineTuneState, Script]]) -> None:
+    tuning, _ = follow((0.69, 0.9), (0.675, 0.8), (0.66, 0.7), (0.645, 0.6), epochs=4)
+    assert tuning.best == Metrics(0.675, 0.675, 0.8)
+
+
+def test_the_standard_error_is_that_of_a_share_of_images() -> None:
+    assert fine_tuning.standard_error(0.9, 10_000) == pytest.approx(0.003, rel=0.01)
+    assert fine_tuning.standard_error(1.0, 32) > 1 / 32, "one image proves nothing"
 
 
 def test_the_start_remains_if_no_epoch_is_better(
     student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     start = student.get_weights()
-    tuning, _ = follow((0.5, 1.0), (0.49, 0.1), epochs=2)
+    tuning, _ = follow((0.5, 1.0), (0.47, 0.1), epochs=2)
     assert tuning.best == Metrics(0.5, 0.5, 1.0)
     assert is_at(student, start)
-    assert [row["val_accuracy"] for row in tuning.history] == [0.5, 0.49]
+    assert [row["val_accuracy"] for row in tuning.history] == [0.5, 0.47]
 
 
 def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the_learning_rate(
