@@ -120,7 +120,7 @@ def _write_trained(files: Files, calibration_images: int, settings: Training, ke
     after_training, _ = files.accuracies("validation")
     calibration = images.first(dataset, "train", calibration_images)
     quantizer = target.quantizer
-    limits = quantizer.kernel_limit, quantizer.rounds_outputs
+    limits = quantizer.trained_kernel_limit, quantizer.rounds_outputs
     trained = qat.train(network, dataset, calibration, settings, *limits, keeps_zeros=keeps_zeros)
     qat.write(trained, files.quantized, target)
     qat.check(files.quantized, trained, dataset, target)

@@ -70,6 +70,17 @@ def with_fused_sum(activation: Any) -> keras.Model:
     return graph.flatten(keras.Model(inputs, keras.layers.Dense(3)(x)))
 
 
+def is_computed_right(model: keras.Model) -> bool:
+    """Return whether TensorFlow computes a network right here; it uses the faulty kernels on newer CPUs only."""
+    from tensorflow.errors import OpError
+
+    try:
+        outputs = model.predict_on_batch(IMAGES)
+    except OpError:
+        return False
+    return np.allclose(outputs, model(IMAGES), rtol=1e-3, atol=1e-4)
+
+
 WITHOUT_FUSED_KERNELS = """
 import sys
 from pathlib import Path
@@ -88,6 +99,8 @@ def test_a_teacher_that_tensorflow_computes_wrongly_is_refused(
     activation: Any, reason: str, follow: bool, journal: Journal
 ) -> None:
     teacher = with_fused_sum(activation)
+    if is_computed_right(teacher):
+        pytest.skip("TensorFlow's kernels for this CPU compute it right")
     path = journal.write_bytes("teacher.keras", files.model_bytes(teacher))
     message = refusal(lambda: model_files.check_teacher(path, teacher, IMAGES), reason)
     name, value = in_message(r"Set (\w+=\w+) in the environment and go on with --resume", message).split("=")

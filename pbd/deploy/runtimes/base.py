@@ -87,6 +87,11 @@ class QuantizingRuntime(Runtime, Protocol):
         """The largest integer of kernels."""
         return KERNEL_LIMIT
 
+    @property
+    def trained_kernel_limit(self) -> int:
+        """The largest integer of kernels that `export_fake_quantized` writes."""
+        return self.kernel_limit
+
 
 def missing(packages: tuple[str, ...]) -> list[str]:
     """Return the modules that are not installed."""

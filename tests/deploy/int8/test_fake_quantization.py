@@ -9,6 +9,7 @@ import pytest
 from pbd.deploy import agreement, portable, targets
 from pbd.deploy.int8 import fake_quantization, integer_form
 from pbd.deploy.int8.fake_quantization import FakeQuantize, RoundedKernels
+from pbd.deploy.runtimes.base import KERNEL_LIMIT
 
 layers = keras.layers
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 3)).astype(np.float32)
@@ -31,8 +32,8 @@ def network(activation: str = "silu") -> keras.Model:
     return keras.Model(inputs, layers.Dense(10)(layers.Dense(16, activation="relu")(x)))
 
 
-def calibrated(images: np.ndarray = IMAGES, activation: str = "silu") -> keras.Model:
-    rounded = fake_quantization.fake_quantized(portable.portable(network(activation), int8=True))
+def calibrated(images: np.ndarray = IMAGES, activation: str = "silu", limit: int = KERNEL_LIMIT) -> keras.Model:
+    rounded = fake_quantization.fake_quantized(portable.portable(network(activation), int8=True), limit)
     fake_quantization.calibrate(rounded, images)
     return rounded
 
@@ -101,7 +102,7 @@ def test_the_file_computes_what_the_network_computes(name: str, tmp_path: Path) 
     target = targets.TARGETS[name]
     if target.obstacle():
         pytest.skip(str(target.obstacle()))
-    rounded = calibrated(activation="relu")
+    rounded = calibrated(activation="relu", limit=target.quantizer.trained_kernel_limit)
     path = tmp_path / f"network{target.runtime.suffix}"
     kernels = fake_quantization.rounded_kernels(rounded)
     target.quantizer.export_fake_quantized(integer_form.exportable(rounded), path, kernels)
@@ -119,7 +120,7 @@ def test_the_onnx_file_holds_integers(tmp_path: Path) -> None:
     if target.obstacle():
         pytest.skip(str(target.obstacle()))
     onnx = pytest.importorskip("onnx", reason="the file is read with onnx")
-    rounded = calibrated()
+    rounded = calibrated(limit=target.quantizer.trained_kernel_limit)
     path = tmp_path / "network.onnx"
     kernels = fake_quantization.rounded_kernels(rounded)
     target.quantizer.export_fake_quantized(integer_form.exportable(rounded), path, kernels)

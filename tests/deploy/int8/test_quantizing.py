@@ -11,6 +11,7 @@ from pbd import cli
 from pbd.deploy import portable, targets
 from pbd.deploy.int8 import quantizing, sensitivity
 from pbd.errors import BadInputError, PbdError
+from pbd.system import processor
 from tests.deploy.small_networks import classifier, data, images
 
 TARGETS = ("onnx-int8", "openvino-int8", "litert-int8")
@@ -42,7 +43,8 @@ def test_a_network_keeps_its_accuracy_in_8_bits(target: str, tmp_path: Path) -> 
     path = tmp_path / f"a{SUFFIXES[target]}"
     quantized = pbd.quantize(model, data(model), path, max_drop=0.2)
     assert quantized.target == target
-    assert quantized.kept_float == ()
+    if target != "openvino-int8" or processor.has_int8_dot_products():  # else sums may overflow in 16 bits
+        assert quantized.kept_float == ()
     assert quantized.float_val_accuracy == quantized.float_test_accuracy == 1.0
     assert quantized.val_accuracy >= 0.8
     assert quantized.test_accuracy >= 0.8
