@@ -9,7 +9,7 @@ from pbd.deploy import deployment
 from tests.helpers import network_fuzz
 from tests.helpers.network_fuzz import Outcome
 
-COUNT = 8
+COUNT = 5
 """`python -m tests.helpers.network_fuzz FIRST_SEED COUNT` makes more, and each costs three seconds of CPU time."""
 
 CLEARED_AFTER = 4
