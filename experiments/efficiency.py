@@ -9,7 +9,7 @@ has another. Trainings of as many epochs have the same schedule of the learning 
 accuracy of the training on labels alone. Seconds leave out compilation and validation. Those of a student include the
 passes of its teachers, but not their training, which is stated separately.
 
-Each training is kept in the folder --runs: with the same folder, a table that was stopped goes on.
+Each training is kept in the folder --run-dir: a table that was stopped goes on with the same folder.
 """
 
 import argparse
@@ -74,8 +74,8 @@ class Study:
             self.train(self.teachers[name])
         if plan.name not in self.done:
             training = self.done[plan.name] = self.folder.train(plan)
-            seconds, best = sum(training.seconds), max(training.val_accuracies)
-            accuracy = f"validation accuracy {training.val_accuracies[-1]:.2%}, best {best:.2%}"
+            accuracy = f"validation accuracy {training.val_accuracies[-1]:.2%}, best {max(training.val_accuracies):.2%}"
+            seconds = training.spent().seconds
             self.console.print(f"{plan.name}: {plan.epochs} epochs in {seconds:.1f} s, {accuracy}", highlight=False)
         return self.done[plan.name]
 
@@ -86,27 +86,25 @@ class Study:
     def row(self, method: str, plan: Plan, baseline: Training) -> Row:
         """Run a method, and return its line beside the training on labels alone."""
         training, target = self.train(plan), max(baseline.val_accuracies)
-        of_teachers = sum(sum(self.done[name].seconds) for name in self.teachers_of(plan))
-        epochs, of_baseline = training.epochs_until(target), baseline.epochs_until(target)
-        seconds, cpu = sum(training.seconds[:epochs]), sum(training.cpu_seconds[:epochs])
-        baseline_s, baseline_cpu = sum(baseline.seconds[:of_baseline]), sum(baseline.cpu_seconds[:of_baseline])
-        reached = epochs is not None
+        whole, reached, of_baseline = training.spent(), training.spent_until(target), baseline.spent_until(target)
+        assert of_baseline is not None, "the target is the best accuracy of the baseline"
+        teachers_s = sum(self.done[name].spent().seconds for name in self.teachers_of(plan))
         return Row(
             method=method,
             epochs=plan.epochs,
             distilled_share=plan.share if plan.teachers else 0.0,
             test_accuracy=training.test_accuracy,
             change_points=100 * (training.test_accuracy - baseline.test_accuracy),
-            seconds=sum(training.seconds),
-            cpu_seconds=sum(training.cpu_seconds),
+            seconds=whole.seconds,
+            cpu_seconds=whole.cpu_seconds,
             target=target,
-            epochs_to_target=epochs,
-            seconds_to_target=seconds if reached else None,
-            cpu_seconds_to_target=cpu if reached else None,
-            times_as_fast=baseline_s / seconds if reached else None,
-            cpu_times_as_fast=baseline_cpu / cpu if reached else None,
-            teachers_seconds=of_teachers,
-            times_as_fast_with_teachers=baseline_s / (seconds + of_teachers) if reached else None,
+            epochs_to_target=reached and reached.epochs,
+            seconds_to_target=reached and reached.seconds,
+            cpu_seconds_to_target=reached and reached.cpu_seconds,
+            times_as_fast=reached and of_baseline.seconds / reached.seconds,
+            cpu_times_as_fast=reached and of_baseline.cpu_seconds / reached.cpu_seconds,
+            teachers_seconds=teachers_s,
+            times_as_fast_with_teachers=reached and of_baseline.seconds / (reached.seconds + teachers_s),
             source=SOURCES.get(method, NO_SOURCE),
         )
 
@@ -126,7 +124,7 @@ def compare(settings: argparse.Namespace) -> None:
         rows: list[Row] = []
         for method, plan in plans.items():
             rows.append(study.row(method, plan, baseline))
-            write_csv(rows, settings.csv or settings.runs / "efficiency.csv")
+            write_csv(rows, settings.csv or settings.run_dir / "efficiency.csv")
         teachers = [study.done[name] for name, plan in study.teachers.items() if not plan.teachers]
         show(study.console, rows, remarks(settings, [baseline, *teachers]))
 
@@ -174,10 +172,10 @@ def _journal(settings: argparse.Namespace) -> "Journal":
     """Return the folder of the trainings, which must have the same settings if it holds some."""
     from pbd.run_dir.journal import Journal
 
-    apart = ("quick", "full", "runs", "csv", "threads")
+    apart = ("quick", "full", "run_dir", "csv", "threads")
     identity = {name: value for name, value in vars(settings).items() if name not in apart}
-    begin = Journal.resume if (settings.runs / "run.json").is_file() else Journal.create
-    return begin(settings.runs, identity)
+    begin = Journal.resume if (settings.run_dir / "run.json").is_file() else Journal.create
+    return begin(settings.run_dir, identity)
 
 
 def _dataset(settings: argparse.Namespace) -> "Dataset":
@@ -233,8 +231,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         settings.augment = "none" if settings.dataset == DIGITS else "flip_crop"
     if settings.dataset == DIGITS:
         settings.image_size = None
-    if settings.runs is None:
-        settings.runs = Path("runs") / time.strftime("efficiency-%Y%m%d-%H%M%S")
+    if settings.run_dir is None:
+        settings.run_dir = Path("runs") / time.strftime("efficiency-%Y%m%d-%H%M%S")
     return settings
 
 
@@ -257,8 +255,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--weight", type=float, default=1.0, help="of the distillation loss (default 1)")
     parser.add_argument("--seed", type=int, default=0, help="of the students; teachers have the next ones")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
-    parser.add_argument("--runs", type=Path, help="folder of the trainings; complete ones are not done again")
-    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table (default: efficiency.csv in --runs)")
+    parser.add_argument(
+        "--run-dir", type=Path, metavar="DIR", help="folder of the trainings; complete ones are not done again"
+    )
+    parser.add_argument("--csv", type=Path, metavar="FILE", help="the table (default: efficiency.csv in --run-dir)")
     return parser
 
 

@@ -42,20 +42,35 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Spent:
+    """What a number of epochs took."""
+
+    epochs: int
+    seconds: float
+    cpu_seconds: float
+    """Processor time of all threads: on a shared machine, it changes less than the time of the clock."""
+
+
+@dataclass(frozen=True)
 class Training:
     """A complete training; all lists have an entry per epoch."""
 
     seconds: list[float]
     cpu_seconds: list[float]
-    """Processor time of all threads: on a shared machine, it changes less than the time of the clock."""
     val_accuracies: list[float]
     test_accuracy: float
     """After the last epoch."""
 
-    def epochs_until(self, accuracy: float) -> int | None:
-        """Return after how many epochs the validation accuracy first reached a target; None if it never did."""
+    def spent(self, epochs: int | None = None) -> Spent:
+        """Return what the first epochs took; by default, all."""
+        seconds, cpu_seconds = self.seconds[:epochs], self.cpu_seconds[:epochs]
+        return Spent(len(seconds), sum(seconds), sum(cpu_seconds))
+
+    def spent_until(self, accuracy: float) -> Spent | None:
+        """Return what it took until the validation accuracy first reached a target; None if it never did."""
         epochs = (number for number, each in enumerate(self.val_accuracies, start=1) if each >= accuracy)
-        return next(epochs, None)
+        reached = next(epochs, None)
+        return None if reached is None else self.spent(reached)
 
 
 def student_plans(seed: int, epochs: int, teachers: int) -> dict[str, Plan]:

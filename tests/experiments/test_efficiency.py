@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from experiments import efficiency, timed_training
-from experiments.efficiency_plans import LABELS, Plan, Training, student_plans, teacher_plans
+from experiments.efficiency_plans import LABELS, Plan, Spent, Training, student_plans, teacher_plans
 from experiments.timed_training import TaughtModel
 from pbd.data import feeds
 from pbd.data.feeds.numpy_feed import NumpyFeed
@@ -35,7 +35,7 @@ def arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         arrays[f"y_{name}"] = np.arange(count) % 3
     np.savez(tmp_path / "images.npz", **arrays)
     sizes = ["--epochs", "1", "--teachers", "2", "--batch-size", "24"]
-    return ["--quick", "--dataset", str(tmp_path / "images.npz"), "--runs", str(tmp_path / "runs"), *sizes]
+    return ["--quick", "--dataset", str(tmp_path / "images.npz"), "--run-dir", str(tmp_path / "runs"), *sizes]
 
 
 def constant(logits: list[float], name: str) -> keras.Model:
@@ -114,8 +114,32 @@ def test_the_clock_runs_during_training_steps_only(arguments: list[str], monkeyp
 
 
 def test_the_first_epoch_at_the_target_counts() -> None:
-    training = Training([1.0, 1.0, 1.0], [1.0, 1.0, 1.0], [0.2, 0.5, 0.4], 0.4)
-    assert [training.epochs_until(target) for target in (0.1, 0.5, 0.6)] == [1, 2, None]
+    training = Training([1.0, 2.0, 3.0], [0.1, 0.2, 0.3], [0.2, 0.5, 0.4], 0.4)
+    assert training.spent_until(0.1) == Spent(1, 1.0, 0.1)
+    assert training.spent_until(0.5) == Spent(2, 3.0, pytest.approx(0.3))
+    assert training.spent_until(0.6) is None
+    assert training.spent() == Spent(3, 6.0, pytest.approx(0.6))
+
+
+def test_a_line_compares_the_times_to_the_target_with_and_without_the_teachers() -> None:
+    class Folder:
+        def train(self, plan: Plan) -> Training:
+            assert not plan.teachers
+            return Training([10.0], [10.0], [0.3], 0.3)
+
+    plans = teacher_plans(0, 1, 2)
+    drawn = Plan("drawn", 0, 2, ("teacher-1", "teacher-2"))
+    baseline = Training([4.0, 4.0], [3.0, 3.0], [0.3, 0.6], 0.5)
+    study = efficiency.Study(Folder(), plans, done={"drawn": Training([5.0, 5.0], [4.0, 4.0], [0.6, 0.7], 0.6)})
+    row = study.row("teacher drawn per step", drawn, baseline)
+    assert (row.target, row.epochs_to_target, row.teachers_seconds) == (0.6, 1, 20.0)
+    assert (row.times_as_fast, row.cpu_times_as_fast) == (8 / 5, 6 / 4)
+    assert row.times_as_fast_with_teachers == 8 / 25
+    assert row.change_points == pytest.approx(10)
+    assert "5.7" in row.source
+    study.done["drawn"] = Training([5.0, 5.0], [4.0, 4.0], [0.1, 0.2], 0.2)
+    row = study.row("teacher drawn per step", drawn, baseline)
+    assert (row.epochs_to_target, row.times_as_fast, row.times_as_fast_with_teachers) == (None, None, None)
 
 
 @pytest.mark.usefixtures("eager")
