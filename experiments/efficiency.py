@@ -88,7 +88,8 @@ class Study:
         training, target = self.train(plan), max(baseline.val_accuracies)
         whole, reached, of_baseline = training.spent(), training.spent_until(target), baseline.spent_until(target)
         assert of_baseline is not None, "the target is the best accuracy of the baseline"
-        teachers_s = sum(self.done[name].spent().seconds for name in self.teachers_of(plan))
+        teachers = [self.done[name].spent() for name in self.teachers_of(plan)]
+        teachers_s, teachers_cpu_s = sum(one.seconds for one in teachers), sum(one.cpu_seconds for one in teachers)
         return Row(
             method=method,
             epochs=plan.epochs,
@@ -104,7 +105,10 @@ class Study:
             times_as_fast=reached and of_baseline.seconds / reached.seconds,
             cpu_times_as_fast=reached and of_baseline.cpu_seconds / reached.cpu_seconds,
             teachers_seconds=teachers_s,
+            teachers_cpu_seconds=teachers_cpu_s,
             times_as_fast_with_teachers=reached and of_baseline.seconds / (reached.seconds + teachers_s),
+            cpu_times_as_fast_with_teachers=reached
+            and of_baseline.cpu_seconds / (reached.cpu_seconds + teachers_cpu_s),
             source=SOURCES.get(method, NO_SOURCE),
         )
 
