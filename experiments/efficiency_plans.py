@@ -8,7 +8,7 @@ LABELS = 0
 """In a schedule, a step without a teacher; the teachers are numbered from 1."""
 BASELINE = "labels alone"
 DRAWN, MEAN, MATRYOSHKA = "teacher drawn per step", "mean of the teachers", "Matryoshka"
-HALF = ", half the epochs"
+HALF = ", half"
 SHARES = (0.25, 0.5, 1.0)
 """Of the steps, from the first on, that have a teacher."""
 
