@@ -135,7 +135,7 @@ class DistillInto:
         if isinstance(student, str):
             if student in small_nets.SMALL_NETS:
                 classes = max(2, teacher.output_shape[-1])
-                student = small_nets.build(student, dataset.image_shape, classes, _rescaled(dataset))
+                student = small_nets.build(student, dataset.image_shape, classes, rescaled(dataset))
             else:
                 student = files.load(student)
         shape = graph.image_shape(student)
@@ -169,7 +169,7 @@ class DistillInto:
             yield f"there are no labels: the loss is {settings.fine_tune_loss} instead of {self.loss}"
 
 
-def _rescaled(dataset: Dataset) -> small_nets.Rescaled:
+def rescaled(dataset: Dataset) -> small_nets.Rescaled:
     """Return the scaling by which pixels have mean 0 and deviation 1."""
     batches = [np.asarray(images, np.float64) for images, _ in dataset.batches("train", limit=RESCALING_IMAGES)]
     pixels = np.concatenate(batches)
