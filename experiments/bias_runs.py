@@ -207,19 +207,18 @@ class Run:
         return session.run(config.execution, work)
 
     def _figures(self, methods: Sequence[str], context: "Context", data: pbd.Data) -> dict[str, Any]:
-        blocks = self.training.blocks or find_blocks(context.teacher)
-        students = {method: self._student(method, blocks, context) for method in methods}
-        files = {
-            method: _Figures(self._path(method), model, blocks, self.training) for method, model in students.items()
-        }
-        missing = {method: students[method] for method, file in files.items() if file.read() is None}
-        if missing:
-            context.display.phase(f"analysing {len(missing)} networks")
-            images = self.training.similarity_images
-            report = pbd.analyse(context.teacher, missing, data, layers=blocks, similarity_images=images)
-            for student in report.students:
-                files[student.name].write(student)
-        return {method: file.read() for method, file in files.items()}
+        """Return the figures by method; those of a method are written before the next one begins."""
+        blocks, figures = self.training.blocks or find_blocks(context.teacher), {}
+        for method in methods:
+            student = self._student(method, blocks, context)
+            file = _Figures(self._path(method), student, blocks, self.training)
+            if file.read() is None:
+                context.display.phase(f"{method}: analysis")
+                images = self.training.similarity_images
+                report = pbd.analyse(context.teacher, student, data, layers=blocks, similarity_images=images)
+                file.write(report.students[0])
+            figures[method] = file.read()
+        return figures
 
     def _student(self, method: str, blocks: Sequence[str], context: "Context") -> "keras.Model":
         context.display.phase(f"{method}, seed {self.seed}")
