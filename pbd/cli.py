@@ -29,7 +29,7 @@ SUBCOMMANDS = {
     "export": Subcommand("pbd.deploy.export_command", "main", "write a model for another runtime, and compare it"),
     "quantize": Subcommand("pbd.compression.quantize_command", "main", "write a model in 8-bit integers for a runtime"),
     "latency": Subcommand("pbd.deploy.latency_command", "main", "measure how fast models are on this machine"),
-    "analyse": Subcommand("pbd.analysis.analyse_command", "main", "show what compression changed in a network"),
+    "analyse": Subcommand("pbd.compression.analyse_command", "main", "show what compression changed in a network"),
 }
 
 

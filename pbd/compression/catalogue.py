@@ -57,6 +57,7 @@ def _made(number: int, entry: Mapping[str, Any]) -> Step:
         raise UsageError(f'a step names what it does. Received: step {number} without use. Write use = "fine_tune".')
     kind = get(str(entry["use"]))
     settings = {name.replace("-", "_"): _value(value) for name, value in entry.items() if name != "use"}
+    settings = {name: value for name, value in settings.items() if name not in _computed(kind)}
     names = [one.name for one in dataclasses.fields(kind)]
     for name in settings:
         if name not in names:
@@ -65,3 +66,8 @@ def _made(number: int, entry: Mapping[str, Any]) -> Step:
         return kind(**settings)
     except TypeError as error:
         raise UsageError(f"step {number}, {entry['use']}, lacks a setting: {error}. See its documentation.") from error
+
+
+def _computed(kind: type) -> set[str]:
+    """Return the fields of a step that it computes itself, which reports have among its settings."""
+    return {one.name for one in dataclasses.fields(kind) if not one.init}

@@ -1,22 +1,20 @@
 """The step that trains another network, a student of any architecture, on what the network before the step computes."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
 
-from pbd.compression import keras_losses
+from pbd.compression import keras_losses, layer_losses
 from pbd.compression.step import StepResult
-from pbd.config import NEED_LABELS, DistillationConfig, Feature, StudentConfig
+from pbd.config import NEED_LABELS, DistillationConfig, StudentConfig
 from pbd.config.values import as_kind
 from pbd.data import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
-from pbd.learning import feature_terms, ghost_batch_norm
-from pbd.learning.distillation import logits_model
 from pbd.networks import cost, files, graph, precision, small_nets
 
 if TYPE_CHECKING:
@@ -75,7 +73,7 @@ class DistillInto:
         kinds = {"loss": str, "epochs": int, "temperature": float, "alpha": float, "learning_rate": float}
         for name, kind in {**kinds, "warmup": float, "mixup": float}.items():
             self._set(name, as_kind(name, kind, getattr(self, name)))
-        self._set("features", tuple(map(_feature, _listed(self.features))))
+        self._set("features", layer_losses.read(self.features))
         if not isinstance(self.student, keras.Model):
             self._set("student", as_kind("student", str, self.student))
             self._set("file_digest", _digest(self.student))
@@ -120,7 +118,7 @@ class DistillInto:
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         dataset = context.dataset
         student, settings = self.network(model, dataset), self.settings(dataset.labelled)
-        self._check_layers(student, model, dataset)
+        layer_losses.check(self.features, student, model, dataset)
         state = context.fine_tune(student, settings, teacher=model, distillation=self.distillation)
         details = {"student": student.name, "params": cost.count_params(student), "history": list(state.history)}
         return StepResult(student, details, (*self._events(settings), *state.events))
@@ -153,17 +151,6 @@ class DistillInto:
             )
         return student
 
-    def _check_layers(self, student: keras.Model, teacher: keras.Model, dataset: Dataset) -> None:
-        """Check that both networks have the layers of the features, before workers begin.
-
-        Raises:
-            UsageError: one is missing, or its outputs do not suit the loss.
-        """
-        if self.features:
-            images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-            size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
-            feature_terms.terms(self.features, logits_model(student, images), logits_model(teacher, images), size)
-
     def _events(self, settings: StudentConfig) -> Iterator[str]:
         if settings.fine_tune_loss != self.loss:
             yield f"there are no labels: the loss is {settings.fine_tune_loss} instead of {self.loss}"
@@ -191,22 +178,3 @@ def _digest(student: str) -> str:
     if not Path(student).is_file():
         raise MissingInputError(f"the student must be a file. Received: {student}. Check the path.")
     return hashlib.sha256(Path(student).read_bytes()).hexdigest()
-
-
-def _listed(features: Any) -> list[Any]:
-    single = isinstance(features, Feature | Mapping | keras.distillation.FeatureDistillation)
-    return [features] if single else list(features)
-
-
-def _feature(value: Any) -> Feature:
-    if isinstance(value, keras.distillation.FeatureDistillation):
-        return keras_losses.of_features(value)
-    if isinstance(value, Feature):
-        return value
-    names = [one.name for one in fields(Feature)]
-    if not isinstance(value, Mapping) or not {"loss", "student", "teacher"} <= set(value) <= set(names):
-        raise UsageError(
-            f'a feature is a mapping such as {{loss = "at", student = "conv3_relu", teacher = "relu_12"}}. '
-            f"Received: {value!r}. Give loss, student, teacher, and perhaps weight."
-        )
-    return Feature(**value)

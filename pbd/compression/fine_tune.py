@@ -1,12 +1,13 @@
 """The step that trains a network on the logits of the first one, or on the labels."""
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import keras
 
+from pbd.compression import layer_losses
 from pbd.compression.step import StepResult
-from pbd.config import RECIPES, StudentConfig
+from pbd.config import RECIPES, DistillationConfig, StudentConfig
 from pbd.config.values import Section, one_of
 from pbd.errors import UsageError
 from pbd.networks import graph
@@ -34,6 +35,9 @@ class FineTune(Section):
     """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: images are not mixed."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
+    features: Any = ()
+    """Losses between layers of the network and of the first one, which are added, as in `DistillInto`: each a
+    `Feature`, its fields as a mapping, or a FeatureDistillation."""
     recipe: str | None = None
     """`patient`: 80 epochs of kd_kl at temperature 2 with mixup 1, unless they are set (arXiv:2106.05237)."""
 
@@ -42,6 +46,7 @@ class FineTune(Section):
             raise UsageError("a step trains all layers or no_1x1_dense. Received: scope blocks. Give all.")
         if self.recipe is not None:
             one_of("recipe", self.recipe, RECIPES)
+        object.__setattr__(self, "features", layer_losses.read(self.features))
         _ = self.settings
 
     @property
@@ -64,7 +69,8 @@ class FineTune(Section):
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         tuned = graph.flatten(model)
-        state = context.fine_tune(tuned, self.settings)
+        layer_losses.check(self.features, tuned, context.teacher, context.dataset)
+        state = context.fine_tune(tuned, self.settings, distillation=DistillationConfig(self.features))
         return StepResult(tuned, {"history": list(state.history)}, state.events)
 
 

@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from pbd.compression import layer_losses
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.pruning import refitting, schedule, selection
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
-from pbd.config import StudentConfig, patterns
+from pbd.config import DistillationConfig, StudentConfig, patterns
 from pbd.config.values import Section, at_least, one_of
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import channels
@@ -35,7 +36,10 @@ class PruneFilters(Section):
     scope: str = "layer"
     """layer: the same share of each group. global: the channels with the lowest scores of the network."""
     rounds: int = 1
-    """Rounds in which the share grows to the ratio, fast at first (cubic schedule, arXiv:1710.01878)."""
+    """Rounds in which the share grows to the ratio, fast at first (cubic schedule of AGP, arXiv:1710.01878)."""
+    first_ratio: float | None = None
+    """Share that the first of several rounds removes, such as 0.1 (default: as if the schedule began before it with
+    nothing removed)."""
     epochs: int = 0
     """Passes over the training images after each round."""
     refit: bool = True
@@ -48,6 +52,8 @@ class PruneFilters(Section):
     """See `FineTune`."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
     """Initial learning rate of Adam in each round, with cosine decay to zero."""
+    features: Any = ()
+    """See `FineTune`."""
 
     def check(self) -> None:
         if not 0.0 < self.ratio < 1.0:
@@ -56,7 +62,17 @@ class PruneFilters(Section):
         one_of("scope", self.scope, selection.SCOPES)
         at_least("rounds", self.rounds, 1)
         at_least("epochs", self.epochs, 0)
+        self._check_first_ratio()
+        object.__setattr__(self, "features", layer_losses.read(self.features))
         _ = self.training(keep_zeros=False)
+
+    def _check_first_ratio(self) -> None:
+        first = self.first_ratio
+        if first is not None and not (0.0 < first < self.ratio and self.rounds > 1):
+            raise UsageError(
+                "first_ratio must lie strictly between 0 and ratio, with 2 rounds or more. "
+                f"Received: {first} with ratio {self.ratio} and rounds {self.rounds}. Leave it out, or raise rounds."
+            )
 
     def training(self, keep_zeros: bool) -> StudentConfig:
         """Return the settings of the training after each round.
@@ -76,6 +92,7 @@ class PruneFilters(Section):
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         groups = self.groups(model)
+        layer_losses.check(self.features, model, context.teacher, context.dataset)
         files = RoundFiles(context.journal)
         current, records = files.read(model)
         for number in range(len(records) + 1, self.rounds + 1):
@@ -108,7 +125,7 @@ class PruneFilters(Section):
         self, model: keras.Model, groups: tuple[ChannelGroup, ...], number: int, context: "Context"
     ) -> tuple[keras.Model, dict[str, Any]]:
         """Return the network after a round, and what there is to know about it."""
-        share = schedule.cubic(self.ratio, number, self.rounds)
+        share = schedule.cubic(self.ratio, number, self.rounds, self.first_ratio)
         kept, events = self.choose(model, groups, share, context)
         refits = self.refit and not context.keeps_zeros
         if refits:
@@ -121,7 +138,11 @@ class PruneFilters(Section):
             events.append("not refitted, since weights that are zero have to stay zero")
         metrics = context.evaluate(pruned)
         state = context.fine_tune(
-            pruned, self.training(context.keeps_zeros), metrics, first_epoch=(number - 1) * self.epochs
+            pruned,
+            self.training(context.keeps_zeros),
+            metrics,
+            first_epoch=(number - 1) * self.epochs,
+            distillation=DistillationConfig(self.features),
         )
         record = {"round": number, "share": share, "pruned": asdict(metrics), "trained": asdict(state.best)}
         prefix = f"round {number}: " if self.rounds > 1 else ""

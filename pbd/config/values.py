@@ -50,13 +50,15 @@ def fraction(name: str, received: float | None) -> None:
 
 
 def as_kind(name: str, kind: Any, value: Any) -> Any:
-    """Convert a value to the type of its field if that loses nothing.
+    """Convert a value to the type of its field if that loses nothing; a field of type `Any` reads its value itself.
 
     NumPy values become plain ones, a path str, int float, and a list a tuple; a leading `~` becomes the home folder.
 
     Raises:
         UsageError: the value has another type.
     """
+    if kind is Any:
+        return value
     value = _plain(value)
     if get_origin(kind) is tuple:
         values = (value,) if isinstance(value, str) else value

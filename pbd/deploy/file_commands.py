@@ -1,6 +1,7 @@
 """What the commands on model files share: their flags, and their data, given or those of the model's run."""
 
 import argparse
+import contextlib
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -95,8 +96,8 @@ def short_names(paths: Collection[str]) -> dict[str, str]:
 
 
 def _config_of_run(folder: Path) -> dict[str, Any] | None:
-    """Return the settings of the run with this folder, `None` if it is no run directory."""
-    try:
-        return json.loads((folder / "report.json").read_text(encoding="utf-8"))["config"]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+    """Return the settings of the run or recipe with this folder, `None` if it is no run directory."""
+    for name in ("report.json", "recipe.json"):
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            return json.loads((folder / name).read_text(encoding="utf-8"))["config"]
+    return None

@@ -135,6 +135,15 @@ class Journal:
         """
         return tuple(BlockKey(*key) for key in self._read_run_file()["blocks"])
 
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that the results depend on, with which the run was started.
+
+        Raises:
+            MissingInputError: the directory holds no run.
+            CorruptStateError: its `run.json` is damaged.
+        """
+        return dict(self._read_run_file()["identity"])
+
     def file(self, name: str) -> Path:
         """Return the path of `name` in the run directory."""
         return self.path / name

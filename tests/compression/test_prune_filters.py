@@ -12,6 +12,7 @@ import pytest
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.prune_filters import PruneFilters
 from pbd.compression.pruning import refitting, schedule, selection
+from pbd.config import Feature
 from pbd.data import Dataset
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import channels, graph
@@ -174,6 +175,21 @@ def test_the_share_follows_the_cubic_schedule(teacher: keras.Model, context: Ste
     assert {event[:8] for event in result.events} == {"round 1:", "round 2:"}
 
 
+def test_the_first_of_several_rounds_removes_its_share() -> None:
+    shares = [schedule.cubic(0.45, number, 3, first=0.1) for number in (1, 2, 3)]
+    assert shares == pytest.approx([0.1, 0.45 - 0.35 / 8, 0.45])
+
+
+def test_losses_between_layers_hold_in_every_round(teacher: keras.Model, context: StepContext) -> None:
+    at, fsp = Feature("at", "a", "a"), {"loss": "fsp", "student": ["a", "b"], "teacher": ["a", "b"]}
+    step = PruneFilters(ratio=0.5, rounds=2, first_ratio=0.2, epochs=1, refit=False, features=[at, fsp])
+    result = step.apply(teacher, context)
+    assert [record["share"] for record in result.details["rounds"]] == pytest.approx([0.2, 0.5])
+    assert [each and each.features for each in context.distillations] == 2 * [(at, Feature(**fsp))]
+    with pytest.raises(UsageError, match="layer of the student"):
+        PruneFilters(features=Feature("at", "aa", "a")).apply(teacher, context)
+
+
 def test_an_interrupted_step_goes_on_after_its_last_round(
     teacher: keras.Model, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -214,6 +230,9 @@ def test_weights_that_have_to_stay_zero_are_not_refitted(
         ({"epochs": -1}, "Give 0 or more.", {"epochs": 0}),
         ({"learning_rate": 0.0}, "Give a number above 0.", {"learning_rate": 0.1}),
         ({"loss": "kd"}, "kd_kl", {"loss": "kd_kl"}),
+        ({"first_ratio": 0.1}, "with 2 rounds or more", {"first_ratio": 0.1, "rounds": 2}),
+        ({"first_ratio": 0.4, "rounds": 2}, "between 0 and ratio", {"first_ratio": 0.2, "rounds": 2}),
+        ({"features": ["at"]}, "a feature is a mapping", {"features": ()}),
         ({"ratio": "half"}, "must be of type float", {"ratio": 0.5}),
     ],
 )

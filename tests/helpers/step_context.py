@@ -4,7 +4,7 @@ from pathlib import Path
 
 import keras
 
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.run_dir.journal import Journal
@@ -21,6 +21,8 @@ class StepContext:
         self.keeps_zeros, self.seed, self.display = keeps_zeros, 5, self
         self.trainings: list[tuple[StudentConfig, int]] = []
         """Settings and first epoch of each training."""
+        self.distillations: list[DistillationConfig | None] = []
+        """What each training learns from besides."""
         self.phases: list[str] = []
         self.stop_at: int | None = None
         """The number of trainings after which the process ends."""
@@ -38,15 +40,24 @@ class StepContext:
         initial: Metrics | None = None,
         teacher: keras.Model | None = None,
         first_epoch: int = 0,
+        distillation: DistillationConfig | None = None,
     ) -> FineTuneState:
         if len(self.trainings) == self.stop_at:
             raise Interruption
         self.trainings.append((settings, first_epoch))
+        self.distillations.append(distillation)
         initial = initial or self.evaluate(model)
         if settings.fine_tune_epochs == 0:
             return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
         return fine_tuning.fine_tune(
-            model, teacher or self.teacher, self.dataset, settings, initial, ignore, first_epoch
+            model,
+            teacher or self.teacher,
+            self.dataset,
+            settings,
+            initial,
+            ignore,
+            first_epoch,
+            distillation=distillation,
         )
 
 

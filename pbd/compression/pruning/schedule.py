@@ -1,17 +1,21 @@
 """How much is pruned after each round."""
 
 
-def cubic(ratio: float, number: int, rounds: int) -> float:
+def cubic(ratio: float, number: int, rounds: int, first: float | None = None) -> float:
     """Return the share that is pruned after a round: fast at first, slowly at the end.
 
-    The schedule of Zhu and Gupta 2017 (AGP, arXiv:1710.01878), which begins with nothing pruned.
+    The schedule of automated gradual pruning (AGP; Zhu and Gupta 2017, arXiv:1710.01878).
 
     Args:
         ratio: the share after the last round.
         number: of the round, from 1.
         rounds: their number.
+        first: the share after the first of several rounds; by default the schedule begins with nothing pruned, a round
+            before the first one.
     """
-    return ratio * (1.0 - (1.0 - number / rounds) ** 3)
+    if first is None:
+        return ratio * (1.0 - (1.0 - number / rounds) ** 3)
+    return ratio + (first - ratio) * (1.0 - (number - 1) / (rounds - 1)) ** 3
 
 
 def geometric(ratio: float, number: int, per_round: float) -> float:

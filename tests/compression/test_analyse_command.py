@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pbd.analysis import analyse_command
+from pbd.compression import analyse_command
 from pbd.errors import MissingInputError, PbdError, UsageError
 
 
@@ -22,6 +22,9 @@ def models(tmp_path: Path) -> list[str]:
     ("flags", "error", "message"),
     [
         (["--teachers", "TEACHER"], UsageError, "--teachers is for a population"),
+        (["--population", "1"], UsageError, "two students or more"),
+        (["TEACHER", "--population", "3"], UsageError, "repeats the run of one student. Received: 2 students"),
+        (["--population", "--workers", "2"], UsageError, "--workers is for --population N"),
         (["--html", "nowhere/page.html"], MissingInputError, "--html must lie in a folder"),
         (["missing.keras"], MissingInputError, "a model file must exist. Received: 'missing.keras'"),
         (["--limit", "0"], UsageError, "--limit: must be a whole number above 0"),

@@ -1,36 +1,64 @@
 """`pbd analyse TEACHER STUDENT [STUDENT ...]`: show what compression changed in a network.
 
 For each student: the similarity of its layers with those of the teacher (SVCCA and CKA), and with labels the changes
-per class (error rates, CEV, SDE, confusions), flips and calibration.
+per class (error rates, CEV, SDE, confusions), flips and calibration. With --population N, the run that wrote the
+student is repeated with other seeds on all workers (under mpirun, on all ranks), until there are N students; images
+whose most frequent class over them differs from that over the originals are named.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from pbd import command_line
 from pbd.command_line import Parser, check_folder, path, positive
+from pbd.config.settings import EXECUTORS
 from pbd.deploy import file_commands
 from pbd.errors import MissingInputError, UsageError
+from pbd.pipeline import command
+from pbd.system import launcher
 from pbd.system.permissions import check_readable
 
 if TYPE_CHECKING:
     from pbd.records.analysis_report import AnalysisReport
 
+FILES = 0
+"""The value of --population without a number: the students are the files that are given."""
+_EXECUTION = ("executor", "workers", "dask_address")
+
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd analyse") -> int:
     """Run the command line; return the exit code."""
 
-    def command(arguments: Sequence[str]) -> None:
-        settings = parse(arguments, program)
-        write(measure(settings), settings)
+    return command.run(argv, program, parse, _run)
 
-    return command_line.run(program, command, argv)
+
+def _run(settings: argparse.Namespace) -> int:
+    if settings.population:  # a number of students
+        _add_population(settings)
+    if launcher.rank() in (None, 0):
+        write(measure(settings), settings)
+    return 0
+
+
+def _add_population(settings: argparse.Namespace) -> None:
+    """Repeat the run of the student, and add the networks of the repetitions to those that are compared.
+
+    Their progress goes to standard error: standard output may be JSON.
+    """
+    from pbd.compression import population
+
+    execution = {name: getattr(settings, name) for name in _EXECUTION}
+    with contextlib.redirect_stdout(sys.stderr):
+        repeated = population.repeat(settings.students[0], settings.population, settings.dataset, execution)
+    settings.students = list(repeated.students)
+    settings.teachers = [*settings.teachers, *repeated.originals]
 
 
 def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
@@ -66,12 +94,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         default="average",
         help="average: feature maps are averaged over positions; fourier: compared by frequency (default: average)",
     )
-    parser.add_argument(
-        "--population", action="store_true", help="also name images whose most frequent class over the students differs"
-    )
-    parser.add_argument(
-        "--teachers", metavar="FILE", nargs="+", type=path, default=[], help="more originals, for --population"
-    )
+    _add_population_flags(parser)
     parser.add_argument("--html", metavar="FILE", type=path, help="write a self-contained page")
     parser.add_argument("--json", action="store_true", help="print JSON in place of tables")
     settings = parser.parse_args(arguments)
@@ -79,14 +102,48 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
     return settings
 
 
+def _add_population_flags(parser: Parser) -> None:
+    parser.add_argument(
+        "--population",
+        metavar="N",
+        nargs="?",
+        const=FILES,
+        type=positive,
+        help="also name images whose most frequent class over the students differs; with a number, the students are "
+        "that of the run with STUDENT and those of its repetitions with other seeds",
+    )
+    parser.add_argument(
+        "--teachers", metavar="FILE", nargs="+", type=path, default=[], help="more originals, for --population"
+    )
+    parser.add_argument("--executor", metavar="NAME", choices=EXECUTORS, help="of --population N, as in pbd distill")
+    parser.add_argument("--workers", metavar="N", type=positive, help="as in pbd distill")
+    parser.add_argument("--dask-address", metavar="ADDRESS", help="as in pbd distill")
+
+
 def _check(settings: argparse.Namespace) -> None:
     for name in (settings.teacher, *settings.students, *settings.teachers):
         check_readable("a model file", name)
         if not Path(name).is_file():
             raise MissingInputError(f"a model file must exist. Received: {name!r}. Check the path.")
-    if settings.teachers and not settings.population:
+    if settings.teachers and settings.population is None:
         raise UsageError("--teachers is for a population. Received: no --population. Give it, or leave --teachers out.")
+    _check_population(settings)
     check_folder("--html", Path(settings.html) if settings.html else None)
+
+
+def _check_population(settings: argparse.Namespace) -> None:
+    if not settings.population:
+        for name in _EXECUTION:
+            if getattr(settings, name) is not None:
+                flag = f"--{name.replace('_', '-')}"
+                raise UsageError(f"{flag} is for --population N, which trains. Received: it alone. Leave it out.")
+    elif settings.population < 2:
+        raise UsageError("a population has two students or more. Received: --population 1. Give 5, for example.")
+    elif len(settings.students) > 1:
+        raise UsageError(
+            f"--population N repeats the run of one student. Received: {len(settings.students)} students. "
+            "Give one of them, or --population without a number."
+        )
 
 
 def measure(settings: argparse.Namespace) -> "AnalysisReport":
@@ -111,7 +168,7 @@ def measure(settings: argparse.Namespace) -> "AnalysisReport":
             {names[name]: files.load(name) for name in names},
             data.data,
             teachers=[files.load(name) for name in settings.teachers],
-            population=settings.population,
+            population=settings.population is not None,
             layers=settings.layers,
             split=settings.split,
             limit=settings.limit,
