@@ -40,8 +40,8 @@ def train(
 
     Training starts from what quantisation after training computes: the ranges of the activations are those of the
     float32 network and stay fixed; the biases are corrected for the rounded kernels. Kernels and biases are trained.
-    The best epoch, which may be the start, is the one with whose classes the network in float32 agrees most often:
-    between networks this much alike, differences in accuracy are mostly noise.
+    The best epoch, which may be the start, is chosen by the agreement with the classes of the network in float32 (see
+    `fine_tuning.fine_tune`): between networks this much alike, differences in accuracy are mostly noise.
 
     Args:
         network: flat, in float32; it is the teacher.
