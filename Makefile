@@ -62,7 +62,7 @@ clean:
 
 $(READY): setup.py pyproject.toml
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet uv  # eight times as fast as pip; but an index may be set for pip alone
+	$(BIN)/pip install --quiet uv  # much faster than pip, which remains for indexes that are set for pip alone
 	$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '$(PACKAGES)' || \
 		$(BIN)/pip install --quiet --no-compile --editable '$(PACKAGES)'
 	$(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib || true  # on all cores; pip compiles on one

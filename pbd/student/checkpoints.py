@@ -25,7 +25,7 @@ class FineTuneState:
     learning_rate: float
     """The learning rate at which the current cosine schedule starts."""
     highest_score: float = 0.0
-    """The highest validation score so far, perhaps not that of `best_weights`."""
+    """The highest validation score of all epochs so far, perhaps not that of `best_weights`; 0 before the first."""
     schedule_start: int = 0
     """The epoch at which the current cosine schedule starts, from 0; greater than 0 after a rollback."""
     rollbacks: int = 0

@@ -116,8 +116,9 @@ class FineTuner:
         row = {"epoch": self.first_epoch + self.state.epoch + 1, "loss": float(logs["loss"]), **_as_row(metrics)}
         row["learning_rate"] = self._learning_rate()
         self.state = replace(self.state, history=(*self.state.history, row))
-        self.state = replace(self.state, highest_score=max(self.state.highest_score, metrics.score))
-        if is_better(metrics, self.state.best, self.state.highest_score, self._tolerance):
+        highest = max(self.state.highest_score, self.state.best.score, metrics.score)
+        self.state = replace(self.state, highest_score=highest)
+        if is_better(metrics, self.state.best, highest, self._tolerance):
             weights, projectors = self.student.get_weights(), _values(self.distillation_model.projector_variables)
             self.state = replace(self.state, best=metrics, best_weights=weights, best_projectors=projectors)
         if self.checkpoint is not None:
@@ -216,7 +217,6 @@ def fine_tune(
     start = FineTuneState(
         initial,
         config.fine_tune_learning_rate,
-        initial.score,
         best_weights=student.get_weights(),
         best_projectors=_values(model.projector_variables),
     )

@@ -10,7 +10,7 @@ from tests.helpers import network_fuzz
 from tests.helpers.network_fuzz import Outcome
 
 COUNT = 5
-"""`python -m tests.helpers.network_fuzz FIRST_SEED COUNT` makes more, and each costs three seconds of CPU time."""
+"""`python -m tests.helpers.network_fuzz FIRST_SEED COUNT` makes more, and each costs seconds of CPU time."""
 
 CLEARED_AFTER = 4
 """Networks after which Keras' state is cleared, which looks for garbage for a third of a second."""
