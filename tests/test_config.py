@@ -207,6 +207,12 @@ def test_where_it_runs_is_not_part_of_the_students_identity() -> None:
             {"recipe": "patient", "fine_tune_loss": "cross_entropy", "mixup": 0.0},
         ),
         ({"mixup": -1.0}, "Give 0 or more.", {"mixup": 0.0}),
+        ({"cutmix": -1.0}, "Give 0 or more.", {"cutmix": 0.0}),
+        (
+            {"cutmix": 1.0, "fine_tune_loss": "mixed"},
+            "kd_kl, or --cutmix 0.",
+            {"cutmix": 0.0, "fine_tune_loss": "mixed"},
+        ),
         ({"mixup": 1.0, "fine_tune_loss": "mixed"}, "kd_kl, or --mixup 0.", {"mixup": 1.0, "fine_tune_loss": "kd_kl"}),
         ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
         (

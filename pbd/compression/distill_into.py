@@ -59,8 +59,11 @@ class DistillInto:
     features: Any = ()
     """Losses between layers, which are added: each a `Feature`, its fields as a mapping, or a FeatureDistillation."""
     mixup: float = StudentConfig.mixup
-    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: images are not mixed. Needs
-    kd_mse or kd_kl."""
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup. Needs kd_mse or
+    kd_kl."""
+    cutmix: float = StudentConfig.cutmix
+    """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
+    With mixup as well, either is drawn for each image. Needs kd_mse or kd_kl."""
     file_digest: str = field(default="", init=False)
     """SHA-256 of the student's file: if it changes, the step is done again."""
 
@@ -71,7 +74,7 @@ class DistillInto:
         self._set("loss", loss)
         self._set("temperature", temperature)
         kinds = {"loss": str, "epochs": int, "temperature": float, "alpha": float, "learning_rate": float}
-        for name, kind in {**kinds, "warmup": float, "mixup": float}.items():
+        for name, kind in {**kinds, "warmup": float, "mixup": float, "cutmix": float}.items():
             self._set(name, as_kind(name, kind, getattr(self, name)))
         self._set("features", layer_losses.read(self.features))
         if not isinstance(self.student, keras.Model):
@@ -96,11 +99,12 @@ class DistillInto:
         if self.loss == "cross_entropy" and not labelled:
             raise UsageError("cross_entropy needs labels. Received: data without labels. Give loss kd_kl.")
         loss = self.loss if labelled or self.loss not in NEED_LABELS else "kd_kl"
-        if self.mixup and loss in NEED_LABELS:
-            raise UsageError(
-                f"mixup mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {loss}. "
-                "Give loss kd_kl, or mixup 0."
-            )
+        for name in ("mixup", "cutmix"):
+            if getattr(self, name) and loss in NEED_LABELS:
+                raise UsageError(
+                    f"{name} mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {loss}. "
+                    f"Give loss kd_kl, or {name} 0."
+                )
         return StudentConfig(
             fine_tune_epochs=self.epochs,
             fine_tune_learning_rate=self.learning_rate,
@@ -108,6 +112,7 @@ class DistillInto:
             temperature=self.temperature,
             distillation_weight=self.alpha,
             mixup=self.mixup,
+            cutmix=self.cutmix,
         )
 
     @property

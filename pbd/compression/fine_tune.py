@@ -32,7 +32,10 @@ class FineTune(Section):
     distillation_weight: float = StudentConfig.distillation_weight
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
     mixup: float = StudentConfig.mixup
-    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: images are not mixed."""
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup."""
+    cutmix: float = StudentConfig.cutmix
+    """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
+    With mixup as well, either is drawn for each image."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     features: Any = ()
@@ -63,6 +66,7 @@ class FineTune(Section):
             temperature=self.temperature,
             distillation_weight=self.distillation_weight,
             mixup=self.mixup,
+            cutmix=self.cutmix,
             fine_tune_scope=self.scope,
         )
         return settings if self.recipe is None else _with_recipe(settings, self.recipe)

@@ -13,6 +13,7 @@ import numpy as np
 
 from pbd.data import feeds
 from pbd.data.images import ArrayImages, FileImages
+from pbd.data.mixing import UNMIXED, Mixing, Mixture, mixture
 from pbd.data.order import WHOLE, WorkerShare
 from pbd.data.shapes import Shape
 from pbd.errors import UsageError, unknown_name
@@ -92,8 +93,8 @@ class Dataset:
     """This worker's share of every training batch, or of the batches of a split read in order."""
     unit: int = 1
     """Images of a training batch that one worker reads together."""
-    mixup: float = 0.0
-    """Training images are mixed in pairs, with weights drawn from Beta(mixup, mixup); 0: not. Labels are not mixed."""
+    mixing: Mixing = UNMIXED
+    """How training images are mixed in pairs. Labels are not mixed."""
 
     def shared(self, worker: WorkerShare, unit: int = 1) -> "Dataset":
         """Return the same data as read by one of several workers that share batches.
@@ -137,6 +138,10 @@ class Dataset:
         """The positions in a training batch that this worker reads."""
         units = self.worker.of(self.batch_size // self.unit)
         return slice(units.start * self.unit, units.stop * self.unit)
+
+    def mixture(self, step: int) -> Mixture:
+        """Return how this worker's share of a training batch is mixed; `step` counts full batches from epoch 0."""
+        return mixture(self.mixing, self.batch_size, self.image_shape[:2], self.own_images, self.seed, step)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -91,6 +91,7 @@ def distill(
     temperature: float | None = None,
     distillation_weight: float | None = None,
     mixup: float | None = None,
+    cutmix: float | None = None,
     keep_zeros: bool | None = None,
     target_accuracy_drop: float | None = None,
     executor: str | None = None,

@@ -10,6 +10,7 @@ import keras
 from pbd.collective import SINGLE, Collective
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, WorkerShare
+from pbd.data.mixing import Mixing
 from pbd.learning import ghost_batch_norm
 from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
@@ -214,6 +215,7 @@ def fine_tune(
         initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
     model = DistillationModel(student_logits, teacher_logits, make_loss(config), size, distillation.features)
     unit = split_unit(student_logits, dataset.batch_size, distillation)
+    share, mixing = WorkerShare(collective.index, collective.size), Mixing(config.mixup, config.cutmix)
     start = FineTuneState(
         initial,
         config.fine_tune_learning_rate,
@@ -224,7 +226,7 @@ def fine_tune(
         student=student,
         teacher=teacher,
         distillation_model=model,
-        dataset=replace(dataset.shared(WorkerShare(collective.index, collective.size), unit), mixup=config.mixup),
+        dataset=replace(dataset.shared(share, unit), mixing=mixing),
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
         distillation=distillation,

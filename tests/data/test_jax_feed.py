@@ -13,6 +13,7 @@ from pbd.data import Dataset, WorkerShare
 from pbd.data.feeds import device_images
 from pbd.data.feeds.jax_feed import JaxFeed
 from pbd.data.feeds.numpy_feed import NumpyFeed
+from pbd.data.mixing import Mixing
 from tests.data.test_numpy_feed import DATA, arrays, assert_equal, in_order, training
 
 pytestmark = pytest.mark.jax
@@ -20,9 +21,9 @@ pytestmark = pytest.mark.jax
 DATASETS = {
     **{name: make for name, make in DATA.items() if name != "digits"},
     "rotated": lambda: arrays(augment="paper"),
-    "mixed": lambda: replace(arrays(), mixup=1.0),
-    "mixed, not augmented": lambda: replace(arrays(augment="none"), mixup=0.2),
-    "a share of a mixed batch": lambda: replace(arrays(), mixup=1.0).shared(WorkerShare(1, 2), 4),
+    "mixed": lambda: replace(arrays(), mixing=Mixing(1.0, 1.0)),
+    "mixed, not augmented": lambda: replace(arrays(augment="none"), mixing=Mixing(mixup=0.2)),
+    "a share of a mixed batch": lambda: replace(arrays(), mixing=Mixing(1.0, 1.0)).shared(WorkerShare(1, 2), 4),
     "a third": lambda: arrays().shared(WorkerShare(2, 3)),
 }
 

@@ -13,6 +13,7 @@ from scipy import special
 from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset
+from pbd.data.mixing import Mixing
 from pbd.learning import distillation, ghost_batch_norm, losses
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
@@ -204,13 +205,15 @@ def test_distillation_needs_no_labels(
 def test_mixed_images_are_those_of_fine_tuning_only(
     teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, mixups = Dataset.training_batches, list[float]()
-    monkeypatch.setattr(Dataset, "training_batches", lambda data, *of: mixups.append(data.mixup) or read(data, *of))
+    read, ways = Dataset.training_batches, list[Mixing]()
+    monkeypatch.setattr(Dataset, "training_batches", lambda data, *of: ways.append(data.mixing) or read(data, *of))
     start = fine_tuning.validate(student, teacher, dataset)
-    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.02, fine_tune_loss="kd_kl", mixup=1.0)
+    config = StudentConfig(
+        fine_tune_epochs=2, fine_tune_learning_rate=0.02, fine_tune_loss="kd_kl", mixup=1.0, cutmix=0.5
+    )
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
-    assert mixups == [1.0]
-    assert dataset.mixup == 0.0
+    assert ways == [Mixing(1.0, 0.5)]
+    assert not dataset.mixing
     assert tuning.best.kl < start.kl
 
 
@@ -366,11 +369,11 @@ def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model,
     assert moved_layers(before, student) == {"a", "norm"}
 
 
-@pytest.mark.parametrize("mixup", [0.0, 1.0])
-def test_several_workers_fine_tune_as_one_worker_does(mixup: float, dataset: Dataset, teacher: keras.Model) -> None:
+@pytest.mark.parametrize("mixed", [0.0, 1.0])
+def test_several_workers_fine_tune_as_one_worker_does(mixed: float, dataset: Dataset, teacher: keras.Model) -> None:
     """The student has a batch normalisation, which sees parts of the batch that no worker's share cuts."""
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
-    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.004, mixup=mixup)
+    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.004, mixup=mixed, cutmix=mixed)
     copies = [graph.flatten(teacher) for _ in range(3)]
     for copy in copies:
         damage(copy, 0.5)

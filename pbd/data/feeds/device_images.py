@@ -16,7 +16,7 @@ from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
 from pbd.data.dataset import Dataset, IndexedSplit, Split
 from pbd.data.feeds.sampling import augmented
 from pbd.data.images import ArrayImages
-from pbd.data.mixup import mixed, mixture
+from pbd.data.mixing import mixed
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.shapes import Shape
@@ -33,7 +33,7 @@ _STORES: "weakref.WeakKeyDictionary[ArrayImages, jax.Array]" = weakref.WeakKeyDi
 
 Batch = dict[str, Any]
 """What describes one batch: rows and labels of its images, affine maps if they are augmented, and, if they are mixed,
-rows and maps of their partners and weights."""
+rows and maps of their partners, weights and boxes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,10 +72,10 @@ class DeviceImages:
             height, width = dataset.image_shape[:2]
             maps = affine_maps(dataset.augment, batch_size, height, width, derived_seed(dataset.seed, "augment"), step)
             inputs["maps"] = maps[in_share]
-        if dataset.mixup:
-            drawn = mixture(dataset.mixup, batch_size, dataset.own_images, dataset.seed, step)
+        if dataset.mixing:
+            drawn = dataset.mixture(step)
             partners = drawn.positions[drawn.partners]
-            inputs["weights"], inputs["partner_rows"] = drawn.weights, self._rows(positions[partners])
+            inputs |= {"weights": drawn.weights, "boxes": drawn.boxes, "partner_rows": self._rows(positions[partners])}
             if maps is not None:
                 inputs["partner_maps"] = maps[partners]
         return inputs
@@ -104,10 +104,12 @@ class BatchForm:
 
     def __call__(self, images: "jax.Array", inputs: Batch) -> "jax.Array":
         """Return the images of a batch, (batch, height, width, channels) float32; can be traced by JAX."""
+        import jax.numpy as jnp
+
         batch = self._augmented(images, inputs["rows"], inputs.get("maps"))
         if "weights" in inputs:
             partners = self._augmented(images, inputs["partner_rows"], inputs.get("partner_maps"))
-            batch = mixed(batch, partners, inputs["weights"])
+            batch = mixed(jnp, batch, partners, inputs["weights"], inputs["boxes"])
         return preprocessor(self.preprocess)(batch.astype("float32"))
 
     def _augmented(self, images: "jax.Array", rows: Any, maps: Any) -> "jax.Array":

@@ -11,7 +11,7 @@ from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.ahead import made_ahead
 from pbd.data.feeds.numpy_images import can_be_decoded, reader
 from pbd.data.feeds.sampling import augmented
-from pbd.data.mixup import mixed, mixture
+from pbd.data.mixing import mixed
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
@@ -38,13 +38,13 @@ class NumpyFeed:
 
         def make(item: tuple[int, np.ndarray]) -> Batch:
             step, rows = item
-            if not dataset.mixup:
+            if not dataset.mixing:
                 positions = np.arange(dataset.batch_size)[own_images]
                 images = augment(read(split.rows[rows[positions]]), step, positions)
             else:
-                drawn = mixture(dataset.mixup, dataset.batch_size, own_images, dataset.seed, step)
+                drawn = dataset.mixture(step)
                 images = augment(read(split.rows[rows[drawn.positions]]), step, drawn.positions)
-                images = mixed(images[drawn.own_images], images[drawn.partners], drawn.weights)
+                images = mixed(np, images[drawn.own_images], images[drawn.partners], drawn.weights, drawn.boxes)
             return _preprocessed(preprocess, images), split.labels[rows[own_images]]
 
         return made_ahead(make, _steps(dataset, first_epoch, end_epoch), THREADS, AHEAD)

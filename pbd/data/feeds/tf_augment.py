@@ -1,14 +1,16 @@
-"""Augmentation and mixup, drawn by NumPy and applied by TensorFlow."""
+"""Augmentation and mixing, drawn by NumPy and applied by TensorFlow."""
 
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
-from pbd.data.mixup import Mixture, mixed, mixture
+from pbd.data.mixing import Mixture, mixed
 
 if TYPE_CHECKING:
     import tensorflow as tf
+
+    from pbd.data.dataset import Dataset
 
 
 def augmented(
@@ -51,20 +53,22 @@ def augmented(
     )
 
 
-def drawn_mixture(alpha: float, batch_size: int, own_images: slice, seed: int, step: "tf.Tensor") -> Mixture:
-    """Return `pbd.data.mixup.mixture` as tensors."""
+def drawn_mixture(dataset: "Dataset", step: "tf.Tensor") -> Mixture:
+    """Return the mixture of a step as tensors."""
     import tensorflow as tf
 
     def draw(step: np.ndarray) -> Mixture:
-        return mixture(alpha, batch_size, own_images, seed, int(step))
+        return dataset.mixture(int(step))
 
-    parts = tf.numpy_function(draw, [step], [tf.int64, tf.int64, tf.int64, tf.float32])
-    count = own_images.stop - own_images.start
-    return Mixture(*(tf.ensure_shape(part, [size]) for part, size in zip(parts, [None, *[count] * 3], strict=True)))
+    parts = tf.numpy_function(draw, [step], [tf.int64, tf.int64, tf.int64, tf.float32, tf.int32])
+    count = dataset.own_images.stop - dataset.own_images.start
+    shapes = ([None], [count], [count], [count], [count, 4])
+    return Mixture(*(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
 def mixed_share(images: "tf.Tensor", drawn: Mixture) -> "tf.Tensor":
     """Return a worker's share of a batch, mixed; `images` are those of `drawn.positions`."""
     import tensorflow as tf
 
-    return mixed(tf.gather(images, drawn.own_images), tf.gather(images, drawn.partners), drawn.weights)
+    own_images, partners = tf.gather(images, drawn.own_images), tf.gather(images, drawn.partners)
+    return mixed(tf, own_images, partners, drawn.weights, drawn.boxes)

@@ -9,7 +9,7 @@ import numpy as np
 from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.tf_augment import augmented, drawn_mixture, mixed_share
 from pbd.data.feeds.tf_images import can_be_decoded, reader
-from pbd.data.mixup import Mixture
+from pbd.data.mixing import Mixture
 from pbd.data.order import WorkerShare, batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
@@ -45,7 +45,7 @@ class TfDataFeed:
             images = augmented(images, name, (seed, step), positions=drawn.positions)
             return preprocess(mixed_share(images, drawn)), tf.gather(labels, drawn.own_images)
 
-        steps, make = _steps(dataset, first_epoch, end_epoch), finish_mixed if dataset.mixup else finish
+        steps, make = _steps(dataset, first_epoch, end_epoch), finish_mixed if dataset.mixing else finish
         return _prefetched(steps.map(make, num_parallel_calls=PARALLEL_CALLS, deterministic=True))
 
     def batches_in_order(self, dataset: "Dataset", split: "Split", limit: int | None) -> "tf.data.Dataset":
@@ -66,25 +66,22 @@ class TfDataFeed:
 def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
     """Return (step, images, labels), this worker's share of each batch, before augmentation.
 
-    `step`, an int64, counts full batches from the first one of epoch 0. With mixup, the elements are (step, mixture,
+    `step`, an int64, counts full batches from the first one of epoch 0. With mixing, the elements are (step, mixture,
     images, labels), with the images of `mixture.positions`.
     """
     import tensorflow as tf
 
     split, own_images = dataset.train, dataset.own_images
-    images = slice(0, dataset.batch_size) if dataset.mixup else own_images
-
-    def drawn(step: "tf.Tensor") -> Mixture:
-        return drawn_mixture(dataset.mixup, dataset.batch_size, own_images, dataset.seed, step)
+    images = slice(0, dataset.batch_size) if dataset.mixing else own_images
 
     if isinstance(split, StreamSplit):
         steps = _stream_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
 
         def select(step: tf.Tensor, images: tf.Tensor, labels: tf.Tensor) -> tuple[tf.Tensor, ...]:
-            mixture = drawn(step)
+            mixture = drawn_mixture(dataset, step)
             return step, mixture, tf.gather(images, mixture.positions), tf.gather(labels, mixture.positions)
 
-        return steps.map(select) if dataset.mixup else steps
+        return steps.map(select) if dataset.mixing else steps
 
     read = _row_reader(split)
 
@@ -92,11 +89,11 @@ def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dat
         return step, *read(at)
 
     def read_mixture(step: tf.Tensor, at: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        mixture = drawn(step)
+        mixture = drawn_mixture(dataset, step)
         return step, mixture, *read(tf.gather(at, mixture.positions))
 
     steps = _row_steps(split, first_epoch, end_epoch, dataset.batch_size, dataset.seed, images)
-    make = read_mixture if dataset.mixup else read_share
+    make = read_mixture if dataset.mixing else read_share
     return steps.map(make, num_parallel_calls=PARALLEL_CALLS, deterministic=True)
 
 
