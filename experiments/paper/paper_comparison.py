@@ -1,7 +1,7 @@
 """Print our figures and the paper's in one table, and write it as CSV and PNG.
 
-The paper's figures are in data/paper_figures.json and data/paper_speedups.json, each with its source. What is not known
-is a dash.
+The paper's tables are in data/paper_tables.json as they are printed; what its Figures 5 and 6 are compared with is in
+data/paper_figures.json, with its source. What the paper does not print is a dash.
 """
 
 import argparse
@@ -40,15 +40,19 @@ HARDWARE = (
     "The paper: four RTX 2080 Ti of an AMD server, with Dask four RTX 6000 of a cluster; VGG16 and ResNet50, "
     "each layer by itself, from noise. Ours: a worker's layers in one pass of the teacher, unless said otherwise."
 )
-KINDS = (
-    "Printed: in the paper, or in the tables that its curves were drawn from. Logged: in the authors' repository; what "
-    "the paper prints of it was not at hand. Corrected: printed wrongly."
-)
+
+
+@functools.cache
+def table(number: int) -> list[Row]:
+    """Return the rows of one of the paper's tables as printed, each with its source and the setting of the table."""
+    printed = json.loads((DATA / "paper_tables.json").read_text(encoding="utf-8"))[f"table{number}"]
+    same = {"setting": printed["setting"], "source": f"Table {number}"}
+    return [dict(zip(printed["columns"], row, strict=True)) | same for row in printed["rows"]]
 
 
 @functools.cache
 def paper(section: str) -> list[Row]:
-    """Return the paper's figures of one kind, each with its source."""
+    """Return what one of the paper's figures is compared with, each with its source."""
     return json.loads((DATA / "paper_figures.json").read_text(encoding="utf-8"))[section]
 
 
@@ -70,12 +74,12 @@ def show(
     """
     console = Console()
     console.width = max(console.width, width)  # a narrower table would cut its figures
-    table = Table(title=title)
+    printed = Table(title=title)
     for heading, form in columns.values():
-        table.add_column(heading, justify="right" if form else "left", overflow="fold")
+        printed.add_column(heading, justify="right" if form else "left", overflow="fold")
     for row in rows:
-        table.add_row(*(cell(row.get(key), form) for key, (_, form) in columns.items()))
-    console.print(table)
+        printed.add_row(*(cell(row.get(key), form) for key, (_, form) in columns.items()))
+    console.print(printed)
     for remark in remarks:
         console.print(remark, highlight=False, markup=False)
 

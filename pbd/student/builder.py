@@ -115,7 +115,9 @@ class StudentBuilder:
         model, ends = swap_blocks(self.teacher, self.tasks, accepted)
         if not accepted:
             return Assembled(model, self._validate(model))
-        adapted = self.workers.adapt(model, ends if self.config.student.refits else {})
+        refits = self.config.student.refits
+        self.display.phase(f"assembling {len(accepted)} blocks{', refitting convolutions in order' if refits else ''}")
+        adapted = self.workers.adapt(model, ends if refits else {})
         return Assembled(channels.remove_unread(model), adapted.metrics, tuple(adapted.events()))
 
     def fine_tune(
