@@ -8,12 +8,13 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd.blockwise.distiller import group_label
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches
 from pbd.networks import folding, graph, variants
-from pbd.records import BlockKey
+from pbd.records import BlockKey, Progress, ProgressCallback, no_progress
 from pbd.system import devices
 
 IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
@@ -106,7 +107,11 @@ class Score:
 
 
 def score(
-    teacher: keras.Model, built: dict[BlockKey, keras.Model], dataset: Dataset, collective: Collective = SINGLE
+    teacher: keras.Model,
+    built: dict[BlockKey, keras.Model],
+    dataset: Dataset,
+    collective: Collective = SINGLE,
+    emit: ProgressCallback = no_progress,
 ) -> dict[BlockKey, Score]:
     """Score every block on the validation split; the teacher runs once for all blocks.
 
@@ -115,6 +120,7 @@ def score(
         built: the blocks by layer and design.
         dataset: this worker's part of the data.
         collective: the workers that have the other parts.
+        emit: called at the start and after every batch, with the number of images scored.
 
     Returns:
         The score of each block.
@@ -124,8 +130,10 @@ def score(
     scorer.build((None, *dataset.image_shape))  # else JAX runs it operation by operation first
     accumulator = MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
-    image_count = np.zeros(1)
+    image_count, label = np.zeros(1), f"scoring {group_label(dict.fromkeys(key.layer for key in built))}"
+    total = -(-len(dataset.validation) // dataset.worker.count)
     at_once = images_at_once(variants.bytes_per_image(teacher, built), most_bytes())
+    emit(Progress(0, label, 0, total))  # tracing comes first
     for images, labels, count in pad_batches(split_batches(dataset.batches("validation"), at_once)):
         outputs = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = outputs["scores"]
@@ -133,6 +141,7 @@ def score(
         for key in sums:
             sums[key] += outputs[key].sum(axis=0)
         image_count += count
+        emit(Progress(0, label, min(int(image_count[0]), total), total))
     accumulator.all_reduce_sum(collective)
     *sums_of_all, count_of_all = all_reduce_sums(collective, [*sums.values(), image_count])
     error, mean, square = (total / count_of_all for total in sums_of_all)

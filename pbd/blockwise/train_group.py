@@ -178,9 +178,7 @@ def _train_in_one_pass(
     # Blocks with batch statistics have none before the first epoch, so their start is no candidate for the best epoch.
     curves = {key: LearningCurve(designs[key].per_image and closed_form) for key in built}
     fit(context.training, teacher, built, dataset, variances, curves, emit, collective)
-    total = dataset.steps_per_epoch * context.training.block_epochs
-    emit(Progress(0, f"scoring {group_label(group.layer_names)}", total, total, context.training.block_epochs))
-    scores = score(teacher, built, dataset, collective)
+    scores = score(teacher, built, dataset, collective, emit)
     return [_result(task, built[task.key], curves[task.key], scores[task.key]) for task in group.tasks]
 
 

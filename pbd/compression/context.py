@@ -22,7 +22,7 @@ from pbd.records import BlockResult, BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.student import builder
 from pbd.student.checkpoints import FineTuneState
-from pbd.student.fine_tuning import validate
+from pbd.student.validation import validate
 from pbd.system import random_state
 
 

@@ -17,6 +17,7 @@ from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, one_line
 from pbd.records import ProgressCallback
 from pbd.student import fine_tuning
+from pbd.student.validation import validate
 from pbd.system import silence
 
 LOSS = "kd_mse"
@@ -65,7 +66,7 @@ def train(
         keep_zeros=keeps_zeros,
     )
     dataset = dataclasses.replace(dataset, labelled=False)
-    initial = fine_tuning.validate(student, network, dataset)
+    initial = validate(student, network, dataset)
     fine_tuning.fine_tune(student, network, dataset, config, initial, emit, collective=collective)
     return student
 

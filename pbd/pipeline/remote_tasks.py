@@ -92,7 +92,7 @@ class AdaptTask:
         teacher, dataset = load(self.context)
         student = _loaded(self.student)
         part = dataset.shared(WorkerShare(collective.index, collective.size))
-        adapted = adapt(student, teacher, self.ends, part, collective)
+        adapted = adapt(student, teacher, self.ends, part, collective, emit)
         return student.get_weights(), adapted
 
 
@@ -117,7 +117,7 @@ class RefittedDamagesTask:
                 "Give a --run-dir on storage that all hosts share."
             )
         part = dataset.shared(WorkerShare(collective.index, collective.size))
-        return refitted_damages.divergences(teacher, self.tasks, readable, part, collective)
+        return refitted_damages.divergences(teacher, self.tasks, readable, part, collective, emit)
 
 
 @dataclass(frozen=True)

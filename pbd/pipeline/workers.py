@@ -21,7 +21,7 @@ from pbd.pipeline.remote_tasks import (
     RefittedDamagesTask,
     TrainGroupTask,
 )
-from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup
+from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup, no_progress
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import split_unit
@@ -35,7 +35,7 @@ class WorkerPool:
     Args:
         executor: Runs the tasks.
         context: The teacher, the data and the settings of the run.
-        emit: Called with the progress of fine-tuning.
+        emit: Called with the progress of refitting and fine-tuning.
     """
 
     def __init__(self, executor: Executor, context: TrainingContext, emit: ProgressCallback) -> None:
@@ -50,13 +50,14 @@ class WorkerPool:
         return self._evaluate(EvaluateTask(self._context, tuple(models), split, by_class=True))
 
     def _evaluate(self, task: EvaluateTask) -> tuple[list[Metrics], ClassCounts | None]:
-        return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
+        return self._executor.run_collective(task, no_progress, max_workers=self._context.data.batch_size)
 
     def adapt(self, model: keras.Model, ends: Mapping[str, str]) -> Adapted:
         """Adapt a student to its own feature maps, in place (see `adaptation.adapt`)."""
         with self._temporary_file(model) as path:
             task = AdaptTask(self._context, path, ends)
-            weights, adapted = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
+            most = self._context.data.batch_size
+            weights, adapted = self._executor.run_collective(task, self._emit, max_workers=most)
         model.set_weights(weights)
         return adapted
 
@@ -68,7 +69,7 @@ class WorkerPool:
     def refitted_damages(self, tasks: Sequence[BlockTask]) -> list[float]:
         """Return the divergence of the teacher with the block of each task (see `refitted_damages.divergences`)."""
         task = RefittedDamagesTask(self._context, tuple(tasks))
-        return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
+        return self._executor.run_collective(task, self._emit, max_workers=self._context.data.batch_size)
 
     def fine_tune(
         self,
@@ -105,7 +106,3 @@ class WorkerPool:
             yield path
         finally:
             path.unlink(missing_ok=True)
-
-
-def _ignore(event: object) -> None:
-    """Take a progress event and do nothing."""

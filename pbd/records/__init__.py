@@ -22,6 +22,7 @@ from pbd.records.work import (
     Progress,
     ProgressCallback,
     TaskGroup,
+    no_progress,
 )
 
 __all__ = [
@@ -44,4 +45,5 @@ __all__ = [
     "TaskGroup",
     "Timing",
     "WorkerReport",
+    "no_progress",
 ]

@@ -192,15 +192,15 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of one worker, sent after every training step."""
+    """The progress of one worker, sent after every training step, batch that is scored, or convolution refitted."""
 
     worker: int
     label: str
     """The current activity: the layer or layers being trained, `scoring`, …"""
     done: int
-    """Finished steps of the current group."""
+    """Finished steps of the current activity."""
     total: int
-    """All steps of the current group."""
+    """All of its steps."""
     epoch: int = 0
     """Current epoch, from 1."""
     loss: float | None = None
@@ -209,3 +209,7 @@ class Progress:
 
 ProgressCallback = Callable[[Progress], None]
 """Called with the progress of a worker."""
+
+
+def no_progress(event: Progress) -> None:
+    """Take the progress of a worker, and do nothing."""

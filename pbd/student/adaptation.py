@@ -15,8 +15,9 @@ from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.networks.compiled import compiled
-from pbd.student.fine_tuning import validate
+from pbd.records import ProgressCallback, no_progress
 from pbd.student.refit import refit
+from pbd.student.validation import Validator
 from pbd.system import watchdog
 
 ADAPTATION_IMAGES = 2048
@@ -55,6 +56,7 @@ def adapt(
     ends: Mapping[str, str],
     dataset: Dataset,
     collective: Collective = SINGLE,
+    emit: ProgressCallback = no_progress,
 ) -> Adapted:
     """Re-estimate the student's batch statistics and refit its convolutions, in place.
 
@@ -66,16 +68,17 @@ def adapt(
         ends: By replaced layer, the operation that ends its block; empty: only batch statistics change.
         dataset: This worker's part of the data.
         collective: The workers that have the other parts.
+        emit: Called with the number of convolutions refitted.
     """
     batches = [images for images, _ in dataset.batches("train", limit=ADAPTATION_IMAGES)]
-    refitted, weights = None, student.get_weights()
+    validator, refitted, weights = Validator(teacher, dataset, collective), None, student.get_weights()
     if ends:
         # Refitting starts from the teacher's batch statistics: those of few images are less exact.
-        refit(student, teacher, ends, batches, collective)
-        refitted, new = validate(student, teacher, dataset, collective), student.get_weights()
+        refit(student, teacher, ends, batches, collective, emit=emit)
+        refitted, new = validator.metrics(student), student.get_weights()
         student.set_weights(weights)
     recalibrate_batch_norm(student, batches, collective)
-    adapted = Adapted(validate(student, teacher, dataset, collective), refitted)
+    adapted = Adapted(validator.metrics(student), refitted)
     if adapted.is_better:
         student.set_weights(new)
     return adapted

@@ -17,7 +17,7 @@ from pbd.records import BlockResult, BlockTask
 from pbd.student.adaptation import Adapted
 from pbd.student.assemble import swap_blocks
 from pbd.student.checkpoints import FineTuneState
-from pbd.student.fine_tuning import validate
+from pbd.student.validation import validate
 from pbd.system import random_state
 
 ROUNDING = 1e-9

@@ -16,10 +16,11 @@ from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import make_loss
-from pbd.learning.metrics import Metrics, evaluate
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.validation import validate
 
 COLLAPSE = 0.5
 """An epoch diverges if it keeps less than this share of the best score's lead over chance."""
@@ -302,11 +303,6 @@ def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | N
 def cosine_decay(initial: float, progress: float) -> float:
     """Return the learning rate at `progress` in [0, 1] of the schedule of `loop.adam`."""
     return 0.5 * initial * (1.0 + math.cos(math.pi * progress))
-
-
-def validate(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:
-    """Return the student's metrics on the whole validation split, of which each worker evaluates its part."""
-    return evaluate(teacher, [student], dataset.batches("validation"), dataset.labelled, collective)[0]
 
 
 def _as_row(metrics: Metrics) -> dict[str, float]:

@@ -17,11 +17,11 @@ import numpy as np
 
 from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset
-from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask
+from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, no_progress
 from pbd.run_dir.journal import Journal
 from pbd.student.assemble import swap_blocks
-from pbd.student.fine_tuning import validate
 from pbd.student.refit import refit
+from pbd.student.validation import Validator
 from pbd.system import watchdog
 
 IMAGES = 256
@@ -82,6 +82,7 @@ def divergences(
     results: Sequence[BlockResult],
     dataset: Dataset,
     collective: Collective = SINGLE,
+    emit: ProgressCallback = no_progress,
 ) -> list[float]:
     """Return the divergence of the teacher with each block alone, the convolutions behind it refitted.
 
@@ -91,12 +92,14 @@ def divergences(
         results: with the weights of the blocks.
         dataset: this worker's part of the data.
         collective: the workers that have the other parts.
+        emit: called with the number of blocks measured.
     """
     batches = [images for images, _ in dataset.batches("train", limit=IMAGES)]
-    after = []
-    for result in results:
+    validator, after = Validator(teacher, dataset, collective), list[float]()
+    for number, result in enumerate(results):
         watchdog.touch()
+        emit(Progress(0, f"{result.design} in place of {result.layer}", number, len(results)))
         student, ends = swap_blocks(teacher, tasks, {result.layer: result})
         refit(student, teacher, ends, batches, collective, rectified=False)
-        after.append(validate(student, teacher, dataset, collective).kl)
+        after.append(validator.metrics(student).kl)
     return after

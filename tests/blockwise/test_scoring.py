@@ -15,7 +15,7 @@ from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import DataConfig
 from pbd.learning import losses, metrics
 from pbd.networks import graph, variants
-from pbd.records import BlockKey, BlockTask
+from pbd.records import BlockKey, BlockTask, Progress
 from pbd.system import devices
 from tests.helpers.gradients import gradients
 from tests.helpers.swapping import swap_blocks
@@ -156,7 +156,10 @@ def test_an_accelerator_scores_more_at_once_than_a_cpu(monkeypatch: pytest.Monke
 
 def test_scoring_changes_nothing(scored: Scored) -> None:
     before = [value.copy() for value in scored.teacher.get_weights()]
-    again = scoring.score(scored.teacher, scored.built, scored.dataset)
+    events: list[Progress] = []
+    again = scoring.score(scored.teacher, scored.built, scored.dataset, emit=events.append)
+    assert [event.done for event in events] == sorted({event.done for event in events}), "no batch is told twice"
+    assert (events[0].done, events[-1].done, events[-1].total) == (0, len(scored.images), len(scored.images))
     assert again == scored.scores
     for old, new in zip(before, scored.teacher.get_weights(), strict=True):
         np.testing.assert_array_equal(old, new)

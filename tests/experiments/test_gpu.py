@@ -127,12 +127,17 @@ def test_work_is_counted() -> None:
 
 LOG = """a notice
 [  4.0 s] teacher r.keras, dataset d.npz; run directory runs/a
-[  5.0 s] 19 convolutions, 18 to replace, 0 already trained
+[  5.0 s] 27 layers, 36 blocks to train, 0 already trained
 [  6.0 s] predicting the training time of each layer
 [  7.5 s] training 18 blocks on 1 workers (contiguous)
 [ 20.0 s] worker 0: first … last (18), epoch 1, step 175/525 (33%), loss 4.6
 [ 21.0 s] worker 0: first … last (18), epoch 2, step 350/525 (66%), loss 4.4
-[ 22.0 s] worker 0: scoring first … last (18), epoch 3, step 525/525 (100%)
+[ 22.0 s] worker 0: scoring first … last (18), step 0/819 (0%)
+[ 24.0 s] worker 0: scoring first … last (18), step 819/819 (100%)
+[ 25.0 s] measuring 8 residual blocks, the convolutions behind each refitted
+[ 25.5 s] worker 0: drop in place of add, step 0/8 (0%)
+[ 28.0 s] assembling 18 blocks, refitting convolutions in order
+[ 28.5 s] worker 0: refitting first, step 0/18 (0%)
 [ 30.0 s] assembled 18 accepted blocks: validation accuracy 0.8000
 [ 31.0 s] something else
 [ 45.0 s] worker 0: fine-tuning, epoch 1, step 175/525 (33%), loss 8.6
@@ -144,7 +149,7 @@ LOG = """a notice
 
 def test_phases_are_read_from_the_log() -> None:
     phases = gpu_phases.phases(LOG, total_s=60.0)
-    assert list(phases.values()) == [4.0, 1.0, 1.0, 1.5, 12.5, 2.0, 8.0, 15.0, 3.0, 2.0, 5.0, 5.0]
+    assert list(phases.values()) == [4.0, 1.0, 1.0, 1.5, 12.5, 2.0, 3.0, 3.0, 2.0, 15.0, 3.0, 2.0, 5.0, 5.0]
     assert sum(phases.values()) == 60.0
     assert phases["until the first progress of fine-tuning"] == 15.0
     assert gpu_phases.phases("", 2.0) == {"loading teacher and data": 2.0}

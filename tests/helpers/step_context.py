@@ -10,6 +10,7 @@ from pbd.learning.metrics import Metrics
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import FineTuneState
+from pbd.student.validation import validate
 from tests.helpers.palette import ignore
 
 
@@ -31,7 +32,7 @@ class StepContext:
         self.phases.append(text)
 
     def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
-        return fine_tuning.validate(model, self.teacher, self.dataset)
+        return validate(model, self.teacher, self.dataset)
 
     def fine_tune(
         self,

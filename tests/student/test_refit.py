@@ -237,7 +237,7 @@ def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
         def batches(self, split: str, limit: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
             return [(batch, np.zeros(len(batch), int)) for batch in images()]
 
-    def spoil(student: keras.Model, teacher: keras.Model, ends: Mapping[str, str], *_: object) -> None:
+    def spoil(student: keras.Model, teacher: keras.Model, ends: Mapping[str, str], *_: object, **__: object) -> None:
         student.get_layer("last").kernel.assign(-50 * student.get_layer("last").kernel)
 
     student, ends = damaged(teacher)

@@ -8,11 +8,11 @@ import pytest
 
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.records import BlockKey, BlockResult
+from pbd.records import BlockKey, BlockResult, Progress
 from pbd.run_dir.journal import Journal
-from pbd.student import refitted_damages
+from pbd.student import refitted_damages, validation
 from pbd.student.assemble import swap_blocks
-from pbd.student.fine_tuning import validate
+from pbd.student.validation import validate
 from tests.student.test_refit import images, residual_network
 
 pytestmark = [pytest.mark.unit, pytest.mark.jax]
@@ -59,6 +59,21 @@ def test_refitting_makes_up_for_most_of_a_dropped_block() -> None:
     (after,) = refitted_damages.divergences(teacher, tasks, [result], Images())
     student, _ = swap_blocks(teacher, tasks, {"add": result})
     assert after < 0.5 * validate(student, teacher, Images()).kl
+
+
+def test_the_teacher_is_evaluated_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, tasks, results = of("drop", "merge")
+    predict, evaluated, events = validation.predict, list[keras.Model](), list[Progress]()
+    monkeypatch.setattr(validation, "predict", lambda model, x: evaluated.append(model) or predict(model, x))
+    after = refitted_damages.divergences(teacher, tasks, list(results.values()), Images(), emit=events.append)
+    assert len(after) == 2
+    batches = len(Images().batches("validation"))
+    assert [model is teacher for model in evaluated].count(True) == batches
+    assert len(evaluated) == 3 * batches
+    assert [(event.label, event.done, event.total) for event in events] == [
+        ("drop in place of add", 0, 2),
+        ("merge in place of add", 1, 2),
+    ]
 
 
 def test_divergences_are_kept_in_the_run_directory(tmp_path: Path) -> None:

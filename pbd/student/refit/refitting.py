@@ -10,6 +10,7 @@ import numpy as np
 
 from pbd.collective import SINGLE, Collective
 from pbd.networks.progressive import ProgressiveRun
+from pbd.records import Progress, ProgressCallback, no_progress
 from pbd.student.refit.regression import Moments, choose_ridge
 from pbd.student.refit.samples import Maps, Samples, take
 from pbd.student.refit.sites import Site, find_sites
@@ -29,6 +30,7 @@ def refit(
     batches: Sequence[Any],
     collective: Collective = SINGLE,
     rectified: bool = True,
+    emit: ProgressCallback = no_progress,
 ) -> None:
     """Correct the convolutions of a student in place, each on what the student computes before it.
 
@@ -45,9 +47,11 @@ def refit(
         batches: this worker's training images, preprocessed.
         collective: the workers that have the other images.
         rectified: whether it counts that outputs are rectified; it takes three times as long.
+        emit: called with the number of convolutions refitted.
     """
-    run = _Refitting(teacher, student, batches, collective, rectified)
-    for site in find_sites(teacher, student, ends):
+    run, sites = _Refitting(teacher, student, batches, collective, rectified), find_sites(teacher, student, ends)
+    for number, site in enumerate(sites):
+        emit(Progress(0, f"refitting {site.convolution.name}", number, len(sites)))
         run.correct(site)
 
 

@@ -1,0 +1,40 @@
+"""The metrics of students on the validation split."""
+
+import keras
+import numpy as np
+
+from pbd.collective import SINGLE, Collective
+from pbd.data import Dataset
+from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches, predict
+
+
+class Validator:
+    """Scores students on the whole validation split, of which each worker evaluates its part.
+
+    The teacher's outputs are computed with the first student, and kept.
+
+    Args:
+        teacher: Flat and functional; its weights do not change.
+        dataset: This worker's part of the data.
+        collective: The workers that have the other parts; all score the same students in the same order.
+    """
+
+    def __init__(self, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> None:
+        self._teacher, self._dataset, self._collective = teacher, dataset, collective
+        self._teacher_outputs: list[np.ndarray] = []
+
+    def metrics(self, student: keras.Model) -> Metrics:
+        """Return the metrics of a student."""
+        accumulator = MetricAccumulator(1, self._dataset.labelled)
+        batches = pad_batches(self._dataset.batches("validation"))
+        for number, (images, labels, count) in enumerate(batches):
+            if number == len(self._teacher_outputs):
+                self._teacher_outputs.append(predict(self._teacher, images)[:count])
+            accumulator.add(self._teacher_outputs[number], [predict(student, images)[:count]], np.asarray(labels))
+        accumulator.all_reduce_sum(self._collective)
+        return accumulator.result()[0]
+
+
+def validate(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:
+    """Return the metrics of one student (see `Validator`)."""
+    return Validator(teacher, dataset, collective).metrics(student)
