@@ -71,7 +71,8 @@ def read(settings: argparse.Namespace) -> SeededData | None:
     if config is None or config["dataset"] == "arrays":  # arrays of a Python program are gone with it
         return None
     source, *others = _SETTINGS
-    data = Data.load(config[source], **{name: config[name] for name in others})
+    split_seed = config.get("split_seed")  # reports of earlier versions have none
+    data = Data.load(config[source], split_seed=split_seed, **{name: config[name] for name in others})
     return SeededData(data, config["seed"])
 
 
