@@ -111,6 +111,12 @@ class Context:
         """Delete the checkpoints of fine-tuning, once the step is complete."""
         self.journal.remove_folder(remote_tasks.CHECKPOINTS)
 
+    def with_seed(self, seed: int) -> "Context":
+        """Return the context with another seed for initial weights, order and augmentation; the splits stay."""
+        split_seed = self.config.data.seed_of_splits(self.config.seed)
+        config = self.config.replace(seed=seed, split_seed=split_seed)
+        return replace(self, seed=seed, config=config, dataset=replace(self.dataset, seed=seed))
+
     def seeded(self) -> None:
         """Start the random numbers of Keras, such as those of initial weights, with the seed of the step."""
         random_state.seed(self.seed)
