@@ -15,10 +15,13 @@ from pbd.compression.progressive import Progressive
 from pbd.compression.stages import InStages
 from pbd.compression.step import Step, StepResult
 from pbd.config import StudentConfig, TrainingConfig
+from pbd.costs import memory
+from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, TaskMemory
 from pbd.errors import UsageError
 from pbd.learning.distillation import DistillationModel
 from pbd.learning.losses import make_loss
 from pbd.networks.digest import model_digest
+from pbd.pipeline.remote_tasks import TrainGroupTask
 from pbd.run_dir.journal import Journal
 from tests.helpers.palette import CLASSES, SHAPE, snapshot
 from tests.helpers.thread_collective import run_threads
@@ -74,6 +77,11 @@ class Watched(Context):
 class Threads:
     """Two workers that are threads of this process."""
 
+    collective_size = 2
+
+    def call(self, function: Any) -> Any:
+        return function()
+
     def run_collective(self, function: Any, progress: Any, max_workers: int, checkpoint: Any = None) -> Any:
         return run_threads(min(2, max_workers), lambda collective: function(collective, progress))[0]
 
@@ -122,9 +130,19 @@ def done(
 
 
 class SerialInProcess:
-    """One worker, this process."""
+    """One worker, this process; it notes the groups of blocks that it trains."""
+
+    collective_size = 1
+
+    def __init__(self) -> None:
+        self.groups: list[list[str]] = []
+
+    def call(self, function: Any) -> Any:
+        return function()
 
     def run_collective(self, function: Any, progress: Any, max_workers: int, checkpoint: Any = None) -> Any:
+        if isinstance(function, TrainGroupTask):
+            self.groups.append(list(function.group.layer_names))
         return run_threads(1, lambda collective: function(collective, progress))[0]
 
 
@@ -225,6 +243,38 @@ def test_the_loss_of_a_stage_is_the_local_one_plus_lambda_times_that_of_the_clas
     logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     of_classes = -logarithms[np.arange(16), labels].mean()
     assert weight * loss == pytest.approx(local + weight * of_classes, rel=1e-4)
+
+
+def blocks_of_two_gigabytes(context: Any, tasks: Any) -> Footprint:
+    each = TaskMemory(features=int(2 * GIGABYTE), activations=0, weights=0, moment=0)
+    return Footprint(-OVERHEAD, {task.key: each for task in tasks}, free=int(100 * GIGABYTE))
+
+
+@pytest.mark.parametrize("step", [replace(craft(), tune_epochs=0), STEPS["progressive"]], ids=["craft", "progressive"])
+def test_blocks_of_a_stage_are_trained_in_groups_that_fit(
+    step: InStages, seen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "footprint", blocks_of_two_gigabytes)
+    step = replace(step, layers=("conv*",), layers_per_stage=3)
+    whole, split = SerialInProcess(), SerialInProcess()
+    expected, _ = done(step, seen, tmp_path / "whole", executor=whole)
+    limited = seen[1].config.replace(memory_limit=4.5)
+    actual, _ = done(step, seen, tmp_path / "split", executor=split, config=limited)
+    assert (whole.groups, split.groups) == ([CONVOLUTIONS], [CONVOLUTIONS[:2], CONVOLUTIONS[2:]])
+    assert expected is not None
+    assert actual is not None
+    for one, two in zip(expected.model.get_weights(), actual.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_a_block_that_does_not_fit_is_refused_before_the_first_stage(
+    seen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "footprint", blocks_of_two_gigabytes)
+    executor, small = SerialInProcess(), seen[1].config.replace(memory_limit=1.5)
+    with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 is predicted to need 2\.00 GB. Give a higher limit"):
+        done(craft(), seen, tmp_path, executor=executor, config=small)
+    assert executor.groups == []
 
 
 def test_wrong_settings_are_refused() -> None:
