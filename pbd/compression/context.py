@@ -1,9 +1,10 @@
 """What a step can use: the first network, the images, the workers of the session, and a folder of its own."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -21,6 +22,7 @@ from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.student import builder
+from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import validate
 from pbd.system import random_state
@@ -87,6 +89,15 @@ class Context:
             settings = replace(settings, keep_zeros=settings.keep_zeros or self.keeps_zeros)
             with _trainable(model, settings.fine_tune_scope, trainable):
                 return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
+
+    def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> Adapted:
+        """Re-estimate batch statistics and refit convolutions in place, on all workers (see `adaptation.adapt`)."""
+        with self._teacher_file(teacher) as path:
+            return self._pool(path).adapt(student, ends)
+
+    def measure(self, model: keras.Model, measure: remote_tasks.Measure) -> Any:
+        """Return what a picklable function of a network, the first one and the images returns, on all workers."""
+        return self._pool(self.teacher_path).measure(model, measure)
 
     def train_blocks(
         self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str

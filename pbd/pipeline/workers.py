@@ -4,6 +4,7 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -19,6 +20,8 @@ from pbd.pipeline.remote_tasks import (
     AdaptTask,
     EvaluateTask,
     FineTuneTask,
+    Measure,
+    MeasureTask,
     RefittedDamagesTask,
     TrainGroupTask,
 )
@@ -61,6 +64,12 @@ class WorkerPool:
             weights, adapted = self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
         model.set_weights(weights)
         return adapted
+
+    def measure(self, model: keras.Model, measure: Measure) -> Any:
+        """Return what a picklable function of a network, the teacher and the data returns in the first worker."""
+        with self._temporary_file(model) as path:
+            task = MeasureTask(self._context, path, measure)
+            return self._executor.run_collective(task, _ignore, max_workers=self._context.data.batch_size)
 
     def groups(self, tasks: Sequence[BlockTask], memory_limit: float | None) -> list[TaskGroup]:
         """Return the fewest groups of consecutive tasks that are predicted to fit into the memory of a worker.
