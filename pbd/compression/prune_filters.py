@@ -1,6 +1,5 @@
 """The step that removes channels: structured pruning."""
 
-import functools
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -165,7 +164,7 @@ class PruneFilters(Section):
         left = tuple(group for group in channels.find_groups(model) if group.name in sizes and group.fixed is None)
         if not left:  # of each group, the last channel remains
             return {}, []
-        subject = Subject(model, left, context.seed, functools.partial(context.measure, model))
+        subject = Subject(model, left, context.seed, lambda measure: context.measure(model, measure))
         scores = IMPORTANCES[self.importance](subject)
         kept = selection.SCOPES[self.scope](scores.values, sizes, share)
         tensors = channels.find_placements(model).tensors
