@@ -2,12 +2,16 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
+from pbd import command_line
 from pbd.command_line import Parser, check_folder, path, positive
 from pbd.errors import MissingInputError, UsageError
 
@@ -23,6 +27,34 @@ class SeededData:
 
     data: "Data"
     seed: int
+
+
+def run(
+    parse: Callable[[Sequence[str], str], argparse.Namespace],
+    write: Callable[[argparse.Namespace], Iterable[Any]],
+    as_text: Callable[[Iterable[Any]], Any],
+    program: str,
+    argv: Sequence[str] | None,
+) -> int:
+    """Run a command that writes files, and print what it wrote; return the exit code.
+
+    Args:
+        parse: returns the settings; `json` of them chooses JSON in place of a table.
+        write: returns a record of each file, a dataclass with a `path`.
+        as_text: returns the table of the records.
+        program: the command as the user typed it.
+        argv: the arguments; by default those of this process.
+    """
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        files = write(settings)
+        if settings.json:
+            print(json.dumps([dataclasses.asdict(file) | {"path": str(file.path)} for file in files], indent=2))
+        else:
+            Console().print(as_text(files))
+
+    return command_line.run(program, command, argv)
 
 
 def add_flags(parser: Parser, targets: str) -> None:
