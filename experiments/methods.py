@@ -189,7 +189,7 @@ def pruned_macs(model: "keras.Model", ratio: float) -> int:
     from pbd.networks.cost import count_macs
 
     step = pbd.PruneFilters(ratio=ratio, importance="l1")
-    subject: Any = SimpleNamespace(teacher=model, dataset=None, seed=0)  # scores by l1 look at the weights alone
+    subject: Any = SimpleNamespace(seed=0)  # scores by l1 look at the weights alone
     kept, _ = step.choose(model, step.groups(model), ratio, subject)
     return count_macs(channels.remove(model, {name: each.tolist() for name, each in kept.items()}))
 

@@ -1,9 +1,10 @@
 """What a step can use: the first network, the images, the workers of the session, and a folder of its own."""
 
 import contextlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import keras
 
@@ -21,6 +22,7 @@ from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
 from pbd.run_dir.journal import Journal
 from pbd.student import builder
+from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.validation import validate
 from pbd.system import random_state
@@ -88,32 +90,72 @@ class Context:
             with _trainable(model, settings.fine_tune_scope, trainable):
                 return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
 
+    def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> Adapted:
+        """Re-estimate batch statistics and refit convolutions in place, on all workers (see `adaptation.adapt`)."""
+        with self._teacher_file(teacher) as path:
+            return self._pool(path).adapt(student, ends)
+
+    def measure(self, model: keras.Model, measure: remote_tasks.Measure) -> Any:
+        """Return what a picklable function of a network, the first one and the images returns, on all workers."""
+        return self._pool(self.teacher_path).measure(model, measure)
+
     def train_blocks(
         self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str
     ) -> list[BlockResult]:
-        """Train a block for each task, together, on the feature maps of a network; its layers stay as they are.
+        """Train a block for each task on the feature maps of a network; its layers stay as they are.
 
-        All workers train the same blocks, each on its part of every batch, if the designs allow it; else one worker
-        does. Blocks that the folder of the step already holds are not trained again.
+        Blocks are trained together as far as the memory of a worker allows. All workers train the same blocks, each on
+        its part of every batch, if the designs allow it; else one worker does. Blocks that the folder of the step
+        already holds are not trained again.
 
         Args:
             model: the teacher of the blocks; flat, in float32.
-            tasks: of its layers; in a step, each is trained once.
+            tasks: of its layers, in graph order; in a step, each is trained once.
             training: number of epochs and learning rate; without epochs, blocks keep their initial weights.
             block_init: see `BlockConfig`.
+
+        Raises:
+            UsageError: a block does not fit into the memory limit of the settings.
         """
-        designs = {task.design: blocks.get(task.design) for task in tasks}
-        with self._teacher_file(model) as path:
-            context = replace(self._training(path), training=training, designs=designs, block_init=block_init)
-            return WorkerPool(self.executor, context, self.display.update).train_blocks(tasks)
+        with self._block_pool(model, tasks, training, block_init) as pool:
+            groups = pool.groups(tasks, self.config.execution.memory_limit)
+            if len(groups) > 1:
+                self.display.phase(f"{len(groups)} groups of blocks, each within the memory of a worker")
+            return [result for group in groups for result in pool.train_blocks(group)]
+
+    def check_memory(self, model: keras.Model, tasks: Sequence[BlockTask], block_init: str) -> None:
+        """Check that `train_blocks` can train each block within the memory limit of the settings, if there is one.
+
+        Raises:
+            UsageError: it cannot.
+        """
+        if self.config.execution.memory_limit is not None:
+            with self._block_pool(model, tasks, TrainingConfig(), block_init) as pool:
+                pool.groups(tasks, self.config.execution.memory_limit)
 
     def forget_checkpoints(self) -> None:
         """Delete the checkpoints of fine-tuning, once the step is complete."""
         self.journal.remove_folder(remote_tasks.CHECKPOINTS)
 
+    def with_seed(self, seed: int) -> "Context":
+        """Return the context with another seed for initial weights, order and augmentation; the splits stay."""
+        split_seed = self.config.data.seed_of_splits(self.config.seed)
+        config = self.config.replace(seed=seed, split_seed=split_seed)
+        return replace(self, seed=seed, config=config, dataset=replace(self.dataset, seed=seed))
+
     def seeded(self) -> None:
         """Start the random numbers of Keras, such as those of initial weights, with the seed of the step."""
         random_state.seed(self.seed)
+
+    @contextlib.contextmanager
+    def _block_pool(
+        self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str
+    ) -> Iterator[WorkerPool]:
+        """Yield the workers for blocks; see `train_blocks`."""
+        designs = {task.design: blocks.get(task.design) for task in tasks}
+        with self._teacher_file(model) as path:
+            context = replace(self._training(path), training=training, designs=designs, block_init=block_init)
+            yield WorkerPool(self.executor, context, self.display.update)
 
     def _pool(self, teacher_path: Path) -> WorkerPool:
         return WorkerPool(self.executor, self._training(teacher_path), self.display.update)

@@ -1,10 +1,11 @@
 """The step that makes several networks of one, and answers with the mean of their answers."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
@@ -24,12 +25,13 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 class Ensemble:
     """Several networks on the same image, each made of the network before the step by steps of its own.
 
-    The members are made one after the other, each on all workers. Members of the same steps differ by the seed of the
-    step, thus by their initial weights; steps without random weights give the same network each time.
+    The members are made one after the other, each on all workers. Each has a seed, for its initial weights and for the
+    order and the augmentation of its images, as in deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474);
+    training and validation images are the same for all. Copies that are the same network nonetheless are reported.
 
     Args:
         members: the steps of each member.
-        copies: of each member, with other seeds.
+        copies: of each member, with different seeds; their steps should train something.
         mean: of the `probabilities`, or of the `logits`; networks with a single output have the mean of their logits.
 
     Raises:
@@ -61,12 +63,35 @@ class Ensemble:
         for number, steps in enumerate(members, start=1):
             context.display.phase(f"member {number} of {len(members)}")
             folder = Journal(context.journal.file(f"member-{number:02d}"))
-            seed = blocks.derive_seed(context.seed, f"member {number}")
-            *_, (_, last) = Chain(replace(context, journal=folder, seed=seed), steps).networks(model)
+            seed = blocks.derive_seed(context.seed, f"ensemble member {number}")
+            *_, (_, last) = Chain(replace(context.with_seed(seed), journal=folder), steps).networks(model)
             networks.append(last.result.model)
             zeros.append(last.result.keeps_zeros)
             rows.append({"validation_score": last.metrics.score, "parameters": last.result.model.count_params()})
-        return StepResult(joined(networks, self.mean), {"members": rows}, keeps_zeros=any(zeros))
+        events = tuple(_equal_copies(networks, len(self.members)))
+        return StepResult(joined(networks, self.mean), {"members": rows}, events, any(zeros))
+
+
+def _equal_copies(networks: Sequence[keras.Model], kinds: int) -> Iterator[str]:
+    """Yield a sentence for each network that has the weights of an earlier copy.
+
+    Args:
+        networks: of all members.
+        kinds: number of different members; each network is a copy of the one so many places before.
+    """
+    for number, network in enumerate(networks):
+        for copy in range(number % kinds, number, kinds):
+            if _same_weights(network, networks[copy]):
+                yield (
+                    f"members {copy + 1} and {number + 1} are the same network: their steps use no random numbers, or "
+                    "no epoch is better than the start; give copies 1, or steps that train"
+                )
+                break
+
+
+def _same_weights(network: keras.Model, other: keras.Model) -> bool:
+    weights, others = network.get_weights(), other.get_weights()
+    return len(weights) == len(others) and all(map(np.array_equal, weights, others))
 
 
 def joined(networks: Sequence[keras.Model], mean: str = PROBABILITIES) -> keras.Model:

@@ -1,15 +1,17 @@
 """Scores of channels: how much a network loses if a channel is removed. One function for each importance."""
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import keras
 import numpy as np
 
 from pbd import blocks
 from pbd.compression.pruning import gates
-from pbd.data import Dataset
 from pbd.networks.channels import ChannelGroup, Placement, find_placements, kernels
+from pbd.pipeline.remote_tasks import Measure
 
 Values = Mapping[str, np.ndarray]
 """By name of a group, one score for each of its channels, (channels,), at least 0."""
@@ -23,10 +25,9 @@ class Subject:
     """Flat and functional."""
     groups: tuple[ChannelGroup, ...]
     """To score; channels can be removed from each."""
-    dataset: Dataset
-    teacher: keras.Model
-    """Its classes take the place of labels."""
     seed: int
+    measure: Callable[[Measure], Any]
+    """Calls a picklable function on all workers, with the network, the teacher and the images."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,8 +101,8 @@ def taylor(subject: Subject) -> Scores:
     It is the squared first-order estimate of what the cross entropy of an image changes by if the channel is removed.
     The labels are those of the data or, without, the classes of the teacher.
     """
-    names = [group.name for group in subject.groups]
-    return Scores(gates.squared_derivatives(subject.model, names, subject.dataset, subject.teacher))
+    names = tuple(group.name for group in subject.groups)
+    return Scores(subject.measure(functools.partial(gates.squared_derivatives, names=names)))
 
 
 @register("random")

@@ -129,7 +129,7 @@ class PruneFilters(Section):
         kept, events = self.choose(model, groups, share, context)
         refits = self.refit and not context.keeps_zeros
         if refits:
-            refitted = refitting.remove_and_refit(model, kept, context.dataset)
+            refitted = refitting.remove_and_refit(model, kept, context.adapt)
             pruned = refitted.model
             events += [] if refitted.adapted is None else list(refitted.adapted.events())
         else:
@@ -164,7 +164,7 @@ class PruneFilters(Section):
         left = tuple(group for group in channels.find_groups(model) if group.name in sizes and group.fixed is None)
         if not left:  # of each group, the last channel remains
             return {}, []
-        subject = Subject(model, left, context.dataset, context.teacher, context.seed)
+        subject = Subject(model, left, context.seed, lambda measure: context.measure(model, measure))
         scores = IMPORTANCES[self.importance](subject)
         kept = selection.SCOPES[self.scope](scores.values, sizes, share)
         tensors = channels.find_placements(model).tensors

@@ -6,19 +6,17 @@ integers; if that loses validation accuracy against ptq, the file of ptq is kept
 """
 
 import argparse
-import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pbd import command_line
 from pbd.command_line import Parser, positive
 from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
-from pbd.deploy.export_command import as_json, output_beside, paths, percent
+from pbd.deploy.export_command import output_beside, paths, percent
 from pbd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -27,16 +25,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd quantize") -> int:
     """Run the command line; return the exit code."""
-
-    def command(arguments: Sequence[str]) -> None:
-        settings = parse(arguments, program)
-        files = quantize(settings)
-        if settings.json:
-            print(json.dumps([as_json(file) for file in files], indent=2))
-        else:
-            Console().print(as_text(files))
-
-    return command_line.run(program, command, argv)
+    return file_commands.run(parse, quantize, as_text, program, argv)
 
 
 def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:

@@ -96,7 +96,9 @@ class InStages(Section, ABC):
         """Return the network after a stage, and what there is to know about it (see `record`)."""
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
-        files, stages = RoundFiles(context.journal), self.grouped(self.tasks(model))
+        tasks = self.tasks(model)
+        context.check_memory(model, tasks, self.block_init)  # before the first stage, rather than in a late one
+        files, stages = RoundFiles(context.journal), self.grouped(tasks)
         current, records = files.read(model)
         for number in range(len(records) + 1, len(stages) + 1):
             tasks = stages[number - 1]

@@ -71,8 +71,12 @@ class DataConfig(Section):
     that the teacher takes, and other images keep theirs."""
     labels: bool = True
     """Use the labels. Without labels, networks are judged by their agreement with the teacher's predictions."""
+    split_seed: int | None = None
+    """Seed of the validation split, if the data has none (default: the seed of the run). Runs with different seeds and
+    one split_seed use the same images for training and for validation."""
 
     def check(self) -> None:
+        at_least("split_seed", self.split_seed, 0)
         at_least("batch_size", self.batch_size, 1)
         at_least("train_limit", self.train_limit, 1)
         at_least("image_size", self.image_size, 1)
@@ -82,6 +86,10 @@ class DataConfig(Section):
                 "Give 0.1, for example."
             )
         one_of("augmentation", self.augment, AUGMENTATIONS)
+
+    def seed_of_splits(self, seed: int) -> int:
+        """Return `split_seed` or, if it is not set, the seed of the run."""
+        return seed if self.split_seed is None else self.split_seed
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ class Data:
         train_limit: use only this many training images.
         image_size: resize the images to this many pixels a side.
         labels: use the labels; without them, every choice is made by agreement with the teacher.
+        split_seed: of the validation split if it is missing; by default the seed of the run.
         source: see `load`, which sets it.
 
     Raises:
@@ -63,6 +64,7 @@ class Data:
     train_limit: int | None = None
     image_size: int | None = None
     labels: bool = True
+    split_seed: int | None = None
     source: str | None = None
 
     def __post_init__(self) -> None:
@@ -94,6 +96,7 @@ class Data:
         train_limit: int | None = None,
         image_size: int | None = None,
         labels: bool = True,
+        split_seed: int | None = None,
     ) -> "Data":
         """Return data that are read from a source when the run starts.
 
@@ -107,6 +110,7 @@ class Data:
             train_limit: see `Data`.
             image_size: see `Data`; by default files take the size that the teacher needs.
             labels: see `Data`.
+            split_seed: see `Data`.
 
         Example:
             >>> data = pbd.Data.load("cifar10.npz", augment="flip_crop")
@@ -120,6 +124,7 @@ class Data:
             train_limit=train_limit,
             image_size=image_size,
             labels=labels,
+            split_seed=split_seed,
         )
 
     @property

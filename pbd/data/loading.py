@@ -46,7 +46,8 @@ def load(
     Args:
         config: the data set and how it is split, preprocessed and augmented. A `preprocess` of `auto` means `none`.
             Without `labels`, the labels of the data set are dropped.
-        seed: of the validation split, the order of the batches and the augmentation.
+        seed: of the order of the batches and the augmentation and, unless `config` has a `split_seed`, of the
+            validation split.
         image_shape: the teacher's input shape, (height, width, channels), `None` for a free dimension; `None` as a
             whole if the teacher takes any shape.
         split_by_class: keep the proportions of the classes in every split; if False, the splits are those of the same
@@ -61,14 +62,15 @@ def load(
         EnvironmentMismatchError: `tfds:NAME` without tensorflow-datasets.
     """
     preprocess = "none" if config.preprocess == "auto" else config.preprocess
+    split_seed = config.seed_of_splits(seed)
     if config.dataset.startswith(TFDS_PREFIX):
-        splits, num_classes, shape = load_stream(config, seed, image_shape)
+        splits, num_classes, shape = load_stream(config, split_seed, image_shape)
         pixel_max = None
     else:
         raw = _fitted(raw or _read(config.dataset, config.labels), config, image_shape)
         if check:
             check_files(raw)
-        splits, num_classes = _split(raw, config, seed, split_by_class), raw.num_classes
+        splits, num_classes = _split(raw, config, split_seed, split_by_class), raw.num_classes
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
     if len(splits["train"]) < config.batch_size:

@@ -5,17 +5,14 @@ test images if there are data; a file that disagrees is not written.
 """
 
 import argparse
-import dataclasses
-import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from pbd import command_line
 from pbd.command_line import Parser
 from pbd.deploy import file_commands
 
@@ -26,16 +23,7 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd export") -> int:
     """Run the command line; return the exit code."""
-
-    def command(arguments: Sequence[str]) -> None:
-        settings = parse(arguments, program)
-        files = export(settings)
-        if settings.json:
-            print(json.dumps([as_json(file) for file in files], indent=2))
-        else:
-            Console().print(as_text(files))
-
-    return command_line.run(program, command, argv)
+    return file_commands.run(parse, export, as_text, program, argv)
 
 
 def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
@@ -85,11 +73,6 @@ def output_beside(model: str, target: str, suffix: str) -> Path:
     marked = target.endswith("-int8") or target.startswith("tensorrt") or suffix in ("", ".keras")
     name = f"{source.stem}_{target.replace('-', '_')}" if marked else source.stem
     return source.with_name(name + suffix)
-
-
-def as_json(file: Any) -> dict[str, Any]:
-    """Return a record of an exported file as JSON has it."""
-    return {**dataclasses.asdict(file), "path": str(file.path)}
 
 
 def as_text(files: "Iterable[Exported]") -> Group:

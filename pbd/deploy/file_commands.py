@@ -2,12 +2,16 @@
 
 import argparse
 import contextlib
+import dataclasses
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rich.console import Console
+
+from pbd import command_line
 from pbd.command_line import Parser, check_folder, path, positive
 from pbd.errors import MissingInputError, UsageError
 
@@ -23,6 +27,34 @@ class SeededData:
 
     data: "Data"
     seed: int
+
+
+def run(
+    parse: Callable[[Sequence[str], str], argparse.Namespace],
+    write: Callable[[argparse.Namespace], Iterable[Any]],
+    as_text: Callable[[Iterable[Any]], Any],
+    program: str,
+    argv: Sequence[str] | None,
+) -> int:
+    """Run a command that writes files, and print what it wrote; return the exit code.
+
+    Args:
+        parse: returns the settings; `json` of them chooses JSON in place of a table.
+        write: returns a record of each file, a dataclass with a `path`.
+        as_text: returns the table of the records.
+        program: the command as the user typed it.
+        argv: the arguments; by default those of this process.
+    """
+
+    def command(arguments: Sequence[str]) -> None:
+        settings = parse(arguments, program)
+        files = write(settings)
+        if settings.json:
+            print(json.dumps([dataclasses.asdict(file) | {"path": str(file.path)} for file in files], indent=2))
+        else:
+            Console().print(as_text(files))
+
+    return command_line.run(program, command, argv)
 
 
 def add_flags(parser: Parser, targets: str) -> None:
@@ -71,7 +103,8 @@ def read(settings: argparse.Namespace) -> SeededData | None:
     if config is None or config["dataset"] == "arrays":  # arrays of a Python program are gone with it
         return None
     source, *others = _SETTINGS
-    data = Data.load(config[source], **{name: config[name] for name in others})
+    split_seed = config.get("split_seed")  # reports of earlier versions have none
+    data = Data.load(config[source], split_seed=split_seed, **{name: config[name] for name in others})
     return SeededData(data, config["seed"])
 
 

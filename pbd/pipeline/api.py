@@ -69,6 +69,7 @@ def distill(
     augment: str | None = None,
     image_size: int | None = None,
     labels: bool | None = None,
+    split_seed: int | None = None,
     block: Sequence[str] | str | None = None,
     block_init: str | None = None,
     layers: Sequence[str] | str | None = None,

@@ -17,7 +17,7 @@ from pbd.blockwise.context import TrainingContext, load
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import DistillationConfig, StudentConfig
-from pbd.data import WorkerShare
+from pbd.data import Dataset, WorkerShare
 from pbd.errors import MissingInputError
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics, evaluate
@@ -94,6 +94,26 @@ class AdaptTask:
         part = dataset.shared(WorkerShare(collective.index, collective.size))
         adapted = adapt(student, teacher, self.ends, part, collective, emit)
         return student.get_weights(), adapted
+
+
+Measure = Callable[[keras.Model, keras.Model, Dataset, Collective], Any]
+"""Measures a network beside a teacher; each member of the collective, which has the whole data, measures its part."""
+
+
+@dataclass(frozen=True)
+class MeasureTask:
+    """Measure a network on all workers."""
+
+    context: TrainingContext
+    model: Path
+    """Its file, in the run directory."""
+    measure: Measure
+
+    @_recorded
+    def __call__(self, collective: Collective, emit: ProgressCallback) -> Any:
+        """Return what `measure` returns."""
+        teacher, dataset = load(self.context)
+        return self.measure(_loaded(self.model), teacher, dataset, collective)
 
 
 @dataclass(frozen=True)

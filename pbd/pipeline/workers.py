@@ -4,11 +4,13 @@ import functools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 
 from pbd.blockwise.context import TrainingContext
 from pbd.config import DistillationConfig, StudentConfig
+from pbd.costs import memory
 from pbd.executors.base import Executor
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
@@ -18,10 +20,13 @@ from pbd.pipeline.remote_tasks import (
     AdaptTask,
     EvaluateTask,
     FineTuneTask,
+    Measure,
+    MeasureTask,
     RefittedDamagesTask,
     TrainGroupTask,
 )
 from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup, no_progress
+from pbd.scheduling import cutting
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import split_unit
@@ -61,10 +66,38 @@ class WorkerPool:
         model.set_weights(weights)
         return adapted
 
-    def train_blocks(self, tasks: Sequence[BlockTask]) -> list[BlockResult]:
+    def measure(self, model: keras.Model, measure: Measure) -> Any:
+        """Return what a picklable function of a network, the teacher and the data returns in the first worker."""
+        with self._temporary_file(model) as path:
+            task = MeasureTask(self._context, path, measure)
+            return self._executor.run_collective(task, no_progress, max_workers=self._context.data.batch_size)
+
+    def groups(self, tasks: Sequence[BlockTask], memory_limit: float | None) -> list[TaskGroup]:
+        """Return the fewest groups of consecutive tasks that are predicted to fit into the memory of a worker.
+
+        Args:
+            tasks: of the teacher's layers, in graph order.
+            memory_limit: of a worker in gigabytes; `None` for a share of the free memory, which refuses nothing.
+
+        Raises:
+            UsageError: a task does not fit into the limit alone.
+        """
+        if memory_limit is None and len(tasks) == 1:  # nothing to split or to refuse
+            return [TaskGroup(tuple(tasks))]
+        footprint = self._executor.call(functools.partial(memory.footprint, self._context, tuple(tasks)))
+        budget, members = footprint.budget(memory_limit), min(self._executor.collective_size, self._most_trainers)
+        groups = [TaskGroup(run) for run in cutting.runs(tasks, lambda run: budget.fits(run, members))]
+        budget.check(groups, members, self._context.data.batch_size)
+        return groups
+
+    def train_blocks(self, group: TaskGroup) -> list[BlockResult]:
         """Return the trained blocks, one for each task; where batches cannot be shared, one worker trains all."""
-        most = self._context.data.batch_size if self._context.can_share_batches else 1
-        return self._executor.run_collective(TrainGroupTask(self._context, TaskGroup(tuple(tasks))), self._emit, most)
+        return self._executor.run_collective(TrainGroupTask(self._context, group), self._emit, self._most_trainers)
+
+    @property
+    def _most_trainers(self) -> int:
+        """The largest number of workers that can train the same blocks."""
+        return self._context.data.batch_size if self._context.can_share_batches else 1
 
     def refitted_damages(self, tasks: Sequence[BlockTask]) -> list[float]:
         """Return the divergence of the teacher with the block of each task (see `refitted_damages.divergences`)."""

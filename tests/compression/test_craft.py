@@ -13,15 +13,17 @@ from pbd.compression.context import Context
 from pbd.compression.craft import Craft
 from pbd.compression.progressive import Progressive
 from pbd.compression.stages import InStages
-from pbd.compression.step import Step, StepResult
+from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, TrainingConfig
+from pbd.costs import memory
+from pbd.costs.memory import GIGABYTE, OVERHEAD, Footprint, TaskMemory
 from pbd.errors import UsageError
 from pbd.learning.distillation import DistillationModel
 from pbd.learning.losses import make_loss
 from pbd.networks.digest import model_digest
 from pbd.run_dir.journal import Journal
 from tests.helpers.palette import CLASSES, SHAPE, snapshot
-from tests.helpers.thread_collective import run_threads
+from tests.helpers.step_workers import Stop, Threads, network_and_context
 
 pytestmark = pytest.mark.usefixtures("eager")
 layers = keras.layers
@@ -42,10 +44,6 @@ def teacher() -> keras.Model:
     for name in CONVOLUTIONS:
         x = layers.Conv2D(6, 3, padding="same", activation="relu", name=name)(x)
     return keras.Model(inputs, layers.Dense(CLASSES, name="logits")(layers.GlobalAveragePooling2D()(x)))
-
-
-class Stop(Exception):
-    """Stands for the end of the process."""
 
 
 @dataclass(frozen=True)
@@ -71,39 +69,16 @@ class Watched(Context):
         return state
 
 
-class Threads:
-    """Two workers that are threads of this process."""
-
-    def run_collective(self, function: Any, progress: Any, max_workers: int, checkpoint: Any = None) -> Any:
-        return run_threads(min(2, max_workers), lambda collective: function(collective, progress))[0]
-
-
-@dataclass(frozen=True)
-class Probe:
-    """A step that hands out its network and its context."""
-
-    seen: list[tuple[keras.Model, Context]]
-
-    def apply(self, model: keras.Model, context: Context) -> StepResult:
-        self.seen.append((model, context))
-        raise Stop
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> tuple[keras.Model, Context]:
     """The network and the context of a step."""
-    found: list[tuple[keras.Model, Context]] = []
     folder = tmp_path_factory.mktemp("run")
     parts = {"train": images(64, 0), "val": images(16, 1), "test": images(8, 2)}
     arrays: dict[str, Any] = {
         f"{axis}_{part}": each for part, both in parts.items() for axis, each in zip("xy", both, strict=True)
     }
     np.savez(folder / "images.npz", **arrays)
-    data = pbd.Data.load(str(folder / "images.npz"), batch_size=64)
-    step: Step = Probe(found)
-    with pytest.raises(Stop):
-        pbd.compress(teacher(), data, [step], executor="serial", isolate=False, run_dir=str(folder / "run"))
-    return found[0]
+    return network_and_context(teacher(), pbd.Data.load(str(folder / "images.npz"), batch_size=64), folder / "run")
 
 
 def done(
@@ -111,7 +86,7 @@ def done(
 ) -> tuple[StepResult | None, Watched]:
     """Return what a step makes of the network, None if it was stopped; and what was noted."""
     model, context = seen
-    changes = {"executor": SerialInProcess(), **changes}
+    changes = {"executor": Threads(1), **changes}
     parts = {name: getattr(context, name) for name in Context.__dataclass_fields__}
     watched = Watched(**{**parts, "journal": Journal(folder), **changes})
     watched.seeded()
@@ -119,13 +94,6 @@ def done(
         return step.apply(model, watched), watched
     except Stop:
         return None, watched
-
-
-class SerialInProcess:
-    """One worker, this process."""
-
-    def run_collective(self, function: Any, progress: Any, max_workers: int, checkpoint: Any = None) -> Any:
-        return run_threads(1, lambda collective: function(collective, progress))[0]
 
 
 ORDERS = {
@@ -188,7 +156,7 @@ def test_a_step_that_is_stopped_between_stages_goes_on(name: str, seen: Any, tmp
 def test_two_workers_make_the_same_student(name: str, block: str, seen: Any, tmp_path: Path) -> None:
     step = replace(STEPS[name], block=block, layers=("conv1",))
     alone, _ = done(step, seen, tmp_path / "alone")
-    together, _ = done(step, seen, tmp_path / "together", executor=Threads())
+    together, _ = done(step, seen, tmp_path / "together", executor=Threads(2))
     assert alone is not None
     assert together is not None
     for expected, actual in zip(alone.model.get_weights(), together.model.get_weights(), strict=True):
@@ -225,6 +193,38 @@ def test_the_loss_of_a_stage_is_the_local_one_plus_lambda_times_that_of_the_clas
     logarithms = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     of_classes = -logarithms[np.arange(16), labels].mean()
     assert weight * loss == pytest.approx(local + weight * of_classes, rel=1e-4)
+
+
+def blocks_of_two_gigabytes(context: Any, tasks: Any) -> Footprint:
+    each = TaskMemory(features=int(2 * GIGABYTE), activations=0, weights=0, moment=0)
+    return Footprint(-OVERHEAD, {task.key: each for task in tasks}, free=int(100 * GIGABYTE))
+
+
+@pytest.mark.parametrize("step", [replace(craft(), tune_epochs=0), STEPS["progressive"]], ids=["craft", "progressive"])
+def test_blocks_of_a_stage_are_trained_in_groups_that_fit(
+    step: InStages, seen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "footprint", blocks_of_two_gigabytes)
+    step = replace(step, layers=("conv*",), layers_per_stage=3)
+    whole, split = Threads(1), Threads(1)
+    expected, _ = done(step, seen, tmp_path / "whole", executor=whole)
+    limited = seen[1].config.replace(memory_limit=4.5)
+    actual, _ = done(step, seen, tmp_path / "split", executor=split, config=limited)
+    assert (whole.groups, split.groups) == ([CONVOLUTIONS], [CONVOLUTIONS[:2], CONVOLUTIONS[2:]])
+    assert expected is not None
+    assert actual is not None
+    for one, two in zip(expected.model.get_weights(), actual.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, two, atol=1e-5)
+
+
+def test_a_block_that_does_not_fit_is_refused_before_the_first_stage(
+    seen: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memory, "footprint", blocks_of_two_gigabytes)
+    executor, small = Threads(1), seen[1].config.replace(memory_limit=1.5)
+    with pytest.raises(UsageError, match=r"1\.5 GB, but conv0 is predicted to need 2\.00 GB. Give a higher limit"):
+        done(craft(), seen, tmp_path, executor=executor, config=small)
+    assert executor.groups == []
 
 
 def test_wrong_settings_are_refused() -> None:

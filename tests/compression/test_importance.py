@@ -6,6 +6,7 @@ import keras
 import numpy as np
 import pytest
 
+from pbd.collective import SINGLE
 from pbd.compression import importance
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.pruning import gates
@@ -31,7 +32,7 @@ def model() -> keras.Model:
 
 def subject(model: keras.Model, dataset: Dataset, seed: int = 0) -> Subject:
     groups = tuple(group for group in channels.find_groups(model) if not group.fixed)
-    return Subject(model, groups, dataset, model, seed)
+    return Subject(model, groups, seed, lambda measure: measure(model, model, dataset, SINGLE))
 
 
 def plain(x: keras.KerasTensor) -> keras.Model:
@@ -123,7 +124,7 @@ def test_gates_are_on_all_that_reads_a_channel(model: keras.Model, dataset: Data
     (group, *_) = (group for group in channels.find_groups(model) if len(group.producers) > 1)
     single = dataclasses.replace(dataset, batch_size=1)
     before = model.get_weights()
-    scores = gates.squared_derivatives(model, [group.name], single, model, images=1)[group.name]
+    scores = gates.squared_derivatives(model, model, single, SINGLE, [group.name], images=1)[group.name]
     ((images, labels),) = list(single.batches("train", limit=1))
 
     def loss(network: keras.Model) -> float:

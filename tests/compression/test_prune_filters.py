@@ -1,7 +1,9 @@
 """Channels are removed by their scores, in rounds, and the layers behind make up for them."""
 
+import functools
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +11,7 @@ import keras
 import numpy as np
 import pytest
 
+import pbd
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.prune_filters import PruneFilters
 from pbd.compression.pruning import refitting, schedule, selection
@@ -16,9 +19,12 @@ from pbd.config import Feature
 from pbd.data import Dataset
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import channels, graph
+from pbd.run_dir.journal import Journal
+from pbd.student.adaptation import adapt
 from tests.helpers.narrowing import TOLERANCE, difference
 from tests.helpers.palette import SHAPE, make_dataset, predict, trained_teacher
 from tests.helpers.step_context import Interruption, StepContext
+from tests.helpers.step_workers import Threads, network_and_context
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -74,7 +80,7 @@ def test_without_refit_it_computes_what_the_masked_network_does(
 def test_the_lowest_scores_are_removed_in_each_group(teacher: keras.Model, context: StepContext) -> None:
     step = PruneFilters(ratio=0.3)
     groups = step.groups(teacher)
-    scores = IMPORTANCES["l1"](Subject(teacher, groups, context.dataset, teacher, 0)).values
+    scores = IMPORTANCES["l1"](Subject(teacher, groups, 0, functools.partial(context.measure, teacher))).values
     for name, kept in kept_by(step, teacher, context).items():
         removed = np.setdiff1d(np.arange(len(scores[name])), kept)
         assert len(removed) == round(0.3 * len(scores[name]))
@@ -136,6 +142,29 @@ def test_refitting_brings_the_network_closer_to_the_one_before(teacher: keras.Mo
     assert refitted.events[0].startswith("refitted in order")
 
 
+def test_two_workers_remove_and_refit_as_one_does(tmp_path: Path) -> None:
+    pixels, classes = np.random.default_rng(0).integers(0, 256, (64, *SHAPE)).astype("uint8"), np.arange(64) % 3
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input(SHAPE)
+    x = layers.Rescaling(1 / 64, -2.0)(inputs)
+    for name in ("first", "second"):
+        x = layers.ReLU()(layers.BatchNormalization()(layers.Conv2D(6, 3, name=name)(x)))
+    outputs = layers.Dense(3, name="classes")(layers.Flatten()(x))
+    data = pbd.Data(train=(pixels, classes), validation=(pixels[:16], classes[:16]), batch_size=8)
+    model, context = network_and_context(keras.Model(inputs, outputs), data, tmp_path / "run")
+    np.savez(context.config.data.dataset, x_train=pixels, y_train=classes, x_val=pixels[:16], y_val=classes[:16])
+    workers = {count: Threads(count) for count in (1, 2)}
+    one, two = (
+        PruneFilters(0.3, importance="taylor").apply(
+            model, replace(context, executor=executor, journal=Journal(tmp_path / str(count)))
+        )
+        for count, executor in workers.items()
+    )
+    assert workers[2].kinds == {"MeasureTask", "AdaptTask", "EvaluateTask"}, "all that reads images runs on the workers"
+    assert one.events[0].startswith("refitted in order")
+    assert difference(weights(two.model), weights(one.model)) < 1e-3
+
+
 def test_channels_that_others_represent_cost_nothing(dataset: Dataset) -> None:
     """Half of the filters are copies of the others: refitted layers compute what they did before."""
     keras.utils.set_random_seed(1)
@@ -149,7 +178,7 @@ def test_channels_that_others_represent_cost_nothing(dataset: Dataset) -> None:
         kernel[..., 3:], bias[3:] = kernel[..., :3], bias[:3]
         model.get_layer(name).set_weights([kernel, bias])
     kept = {"doubled": np.arange(3), "read": np.arange(1, 4)}
-    result = refitting.remove_and_refit(model, kept, dataset)
+    result = refitting.remove_and_refit(model, kept, functools.partial(adapt, dataset=dataset))
     assert result.layers == ("read", "classes")
     assert result.adapted is not None
     assert result.adapted.is_better

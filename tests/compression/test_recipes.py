@@ -16,8 +16,9 @@ from pbd import cli
 from pbd.compression import catalogue
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of, settings_of
+from pbd.data import load
 from pbd.errors import CorruptStateError, PbdError, UsageError
-from pbd.networks import graph
+from pbd.networks import files, graph
 from pbd.report import recipes
 from pbd.run_dir.journal import Journal
 
@@ -154,6 +155,53 @@ def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str, tmp_pa
         expected = softmax(expected, axis=-1)
     assert np.allclose(result.model.predict_on_batch(PIXELS[:8].astype(np.float32)), expected, atol=1e-4)
     assert len(result.report.steps[1].details["members"]) == 2
+
+
+UNSPLIT = pbd.Data(train=(PIXELS, LABELS), test=(PIXELS[32:64], LABELS[32:64]), batch_size=16)
+"""The validation images are a part of the training images, by the seed."""
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Notes which images the members of an ensemble validate on."""
+
+    rows: list[list[int]]
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        data = context.config.data
+        self.rows.extend(
+            [load(data, context.config.seed).validation.rows.tolist(), context.dataset.validation.rows.tolist()]
+        )
+        return StepResult(graph.flatten(model))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pbd.FineTune(epochs=2, learning_rate=0.03, loss="cross_entropy"),
+        pbd.ReplaceBlocks(block=("decoupled_r1",), epochs=1, accuracy_threshold=0.0, fine_tune_epochs=0),
+    ],
+    ids=lambda step: name_of(step),
+)
+def test_copies_in_an_ensemble_differ_and_share_the_validation_images(step: Any, tmp_path: Path) -> None:
+    rows: list[list[int]] = []
+    copies = pbd.Ensemble([[step, Noted(rows)]], copies=2, mean="logits")
+    report = compress(tmp_path, copies, data=UNSPLIT).report
+    assert rows[0]
+    assert all(each == rows[0] for each in rows)
+    folders = sorted((tmp_path / "run").glob("steps/01-ensemble/member-*"))
+    first, second = (files.load_own(next(each.glob("steps/01-*/model.keras"))) for each in folders)
+    pairs = list(zip(first.get_weights(), second.get_weights(), strict=True))
+    assert max(np.abs(one - two).max() for one, two in pairs) > 1e-3
+    assert report.steps[1].events == ()
+
+
+def test_copies_that_are_the_same_network_are_reported(tmp_path: Path) -> None:
+    report = compress(tmp_path, pbd.Ensemble([[Scaled(2.0)], [Scaled(3.0)]], copies=2)).report
+    assert [event.partition(":")[0] for event in report.steps[1].events] == [
+        "members 1 and 3 are the same network",
+        "members 2 and 4 are the same network",
+    ]
 
 
 def test_a_recipe_is_no_run_and_a_run_no_recipe(tmp_path: Path) -> None:

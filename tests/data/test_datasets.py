@@ -172,6 +172,15 @@ def test_the_validation_split_is_stratified() -> None:
     assert np.all(np.abs(np.bincount(data.validation.labels) - 0.2 * pool) <= 1)
 
 
+def test_a_split_seed_leaves_the_splits_and_not_the_order_to_the_seed() -> None:
+    first, second, other = (load(config(split_seed=5), 0), load(config(split_seed=5), 1), load(config(), 1))
+    for split in ("train", "validation"):
+        assert np.array_equal(getattr(first, split).rows, getattr(second, split).rows)
+        assert not np.array_equal(getattr(first, split).rows, getattr(other, split).rows)
+    labels = [next(iter(data.training_batches(0, 1)))[1] for data in (first, second)]
+    assert not np.array_equal(*labels)
+
+
 def test_a_train_limit_leaves_the_validation_split_and_is_balanced() -> None:
     whole, limited = load(config(), 0), load(config(train_limit=100), 0)
     assert np.array_equal(whole.validation.rows, limited.validation.rows)

@@ -1,14 +1,18 @@
 """What a step of compression can use, in this process: without workers, and with counted calls."""
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import keras
 
+from pbd.collective import SINGLE
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
+from pbd.pipeline.remote_tasks import Measure
 from pbd.run_dir.journal import Journal
-from pbd.student import fine_tuning
+from pbd.student import adaptation, fine_tuning
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.validation import validate
 from tests.helpers.palette import ignore
@@ -33,6 +37,12 @@ class StepContext:
 
     def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
         return validate(model, self.teacher, self.dataset)
+
+    def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> adaptation.Adapted:
+        return adaptation.adapt(student, teacher, ends, self.dataset)
+
+    def measure(self, model: keras.Model, measure: Measure) -> Any:
+        return measure(model, self.teacher, self.dataset, SINGLE)
 
     def fine_tune(
         self,

@@ -9,7 +9,8 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.data import Dataset
+from pbd.collective import Collective, all_reduce_sums
+from pbd.data import Dataset, WorkerShare
 from pbd.learning import losses
 from pbd.learning.data_parallel import GradientCollector
 from pbd.learning.distillation import logits_model
@@ -76,15 +77,21 @@ class GatedNetwork(keras.Model):
 
 
 def squared_derivatives(
-    model: keras.Model, names: Sequence[str], dataset: Dataset, teacher: keras.Model, images: int = IMAGES
+    model: keras.Model,
+    teacher: keras.Model,
+    dataset: Dataset,
+    collective: Collective,
+    names: Sequence[str],
+    images: int = IMAGES,
 ) -> dict[str, np.ndarray]:
     """Return, by group, the squared derivative of the cross entropy by each gate, mean over images, (channels,).
 
     Args:
         model: flat and functional; it stays as it is.
-        names: of the groups.
-        dataset: the first training images count.
         teacher: where the images have no labels, its classes are the labels.
+        dataset: the first training images count.
+        collective: its members share the batches.
+        names: of the groups.
         images: most that count.
     """
     first, _ = next(iter(dataset.batches("train", limit=dataset.batch_size)))
@@ -93,11 +100,13 @@ def squared_derivatives(
     collector.build(gated.trainable_variables)
     gated.compile(collector, jit_compile=devices.compiles_with_xla())
     sums, count = np.zeros(gated.gates.shape[1]), 0
-    for batch, labels in dataset.batches("train", limit=images):
+    part = dataset.shared(WorkerShare(collective.index, collective.size))
+    for batch, labels in part.batches("train", limit=images):
         watchdog.touch()
         classes = labels if dataset.labelled else np.argmax(compiled.outputs(scores, batch), axis=-1)
         gated.train_on_batch(batch, classes)
         gradient = keras.ops.convert_to_numpy(collector.flat).reshape(gated.gates.shape)
         sums += np.square(gradient, dtype=np.float64).sum(axis=0)
         count += len(batch)
-    return {name: sums[part] / count for name, part in gated.parts.items()}
+    sums, total = all_reduce_sums(collective, [sums, np.array(float(count))])
+    return {name: sums[columns] / total for name, columns in gated.parts.items()}

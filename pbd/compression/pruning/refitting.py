@@ -13,10 +13,9 @@ import keras
 import numpy as np
 
 from pbd.compression.pruning.selection import Kept
-from pbd.data import Dataset
 from pbd.networks import channels, graph
 from pbd.networks.keras_internals import call_counts
-from pbd.student.adaptation import Adapted, adapt
+from pbd.student.adaptation import Adapted
 
 MOST_INPUTS = 8192
 """A dense layer with more inputs is not refitted: the second moment of its inputs would take too much memory."""
@@ -33,7 +32,11 @@ class Refitted:
     """None if there are no such layers."""
 
 
-def remove_and_refit(model: keras.Model, kept: Kept, dataset: Dataset) -> Refitted:
+Adapt = Callable[[keras.Model, keras.Model, Mapping[str, str]], Adapted]
+"""Adapts a student, in place, to a teacher; the third argument is `ends` (see `adaptation.adapt`)."""
+
+
+def remove_and_refit(model: keras.Model, kept: Kept, adapt: Adapt) -> Refitted:
     """Return a copy of a network without some of its channels, whose layers make up for that as far as they can.
 
     All convolutions and dense layers behind the first one that reads fewer channels are corrected in order, and batch
@@ -43,7 +46,7 @@ def remove_and_refit(model: keras.Model, kept: Kept, dataset: Dataset) -> Refitt
     Args:
         model: flat and functional.
         kept: by group, the channels that remain.
-        dataset: its first training images count.
+        adapt: refits it on the training images.
     """
     lists = {name: each.tolist() for name, each in kept.items()}
     whole = channels.masked(model, lists)
@@ -51,7 +54,7 @@ def remove_and_refit(model: keras.Model, kept: Kept, dataset: Dataset) -> Refitt
     student = _as_convolutions(whole, positions)
     if not positions:
         return Refitted(channels.remove(whole, lists), (), None)
-    adapted = adapt(student, _as_convolutions(model, {}), {name: name for name in positions}, dataset)
+    adapted = adapt(student, _as_convolutions(model, {}), {name: name for name in positions})
     for layer in whole.layers:
         if layer.weights:
             layer.set_weights(_weights(layer, student.get_layer(layer.name), positions.get(layer.name)))
