@@ -18,10 +18,10 @@ from experiments.paper.runs import Report, Run
 from pbd import command_line
 
 OWN = {"block": "decoupled_r2", "block_init": "fitted", "learning_rate": 0.003}
-ALONE = {"fine_tune_scope": "blocks", "include_unprofitable": True, "max_accuracy_drop": 1.0, "target": "keras"}
+ONE_BLOCK = {"fine_tune_scope": "blocks", "include_unprofitable": True, "max_accuracy_drop": 1.0, "target": "keras"}
 """The block is kept and fine-tuned alone, however it turned out."""
-QUICK = plans.SMALL.but(**PAPER | ALONE, epochs=4, fine_tune_epochs=1, train_limit=512, batch_size=32, costs="macs")
-FULL = (plans.VGG16.but(**ALONE, epochs=20, fine_tune_epochs=5),)
+QUICK = plans.SMALL.but(**PAPER | ONE_BLOCK, epochs=4, fine_tune_epochs=1, train_limit=512, batch_size=32, costs="macs")
+FULL = (plans.VGG16.but(**ONE_BLOCK, epochs=20, fine_tune_epochs=5),)
 """How long the paper fine-tunes a block is not in it; 5 epochs are those of craft distillation in the dissertation."""
 COLUMNS = {
     "network": ("network", ""),

@@ -190,8 +190,9 @@ class ExecutionConfig(Section):
     """CPU threads of each worker (default: the cores of the host divided by its workers)."""
     target: str = "auto"
     """Where teacher and student are measured beside each other, in float32 and, where there are any, in 8-bit integers:
-    openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert and keras that is
-    installed). A budget of latency holds for this target: give openvino-int8, for example, for 8-bit integers."""
+    openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert, keras-gpu and
+    keras that can be used). A budget of latency holds for this target: give openvino-int8, for example, for 8-bit
+    integers."""
     run_dir: str | None = None
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False
@@ -256,7 +257,7 @@ class RunConfig:
     def of(cls, **settings: Any) -> "RunConfig":
         """Return a config with these fields set and the others at their defaults.
 
-        A `recipe` (quick, standard or patient) stands for other defaults of some fields.
+        A `recipe` (quick, standard, patient or paper) stands for other defaults of some fields.
 
         Raises:
             UsageError: a name is unknown (the message suggests the nearest name) or a value is out of its range.

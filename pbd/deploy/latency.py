@@ -76,7 +76,8 @@ def measure_latency(
         models: by name, functional or sequential, with one input of the same fixed shape.
         batch_sizes: numbers of images in a pass.
         targets: `openvino`, `onnx`, `litert`, each also with `-int8`, `keras`, `keras-gpu` or `saved_model`; by default
-            the first installed of openvino, onnx, litert and keras, in float32 and in 8-bit integers.
+            the first of openvino, onnx, litert, keras-gpu and keras that can be used here, in float32 and in 8-bit
+            integers.
         threads: CPU threads. Keras and TensorFlow use those of this process.
 
     Returns:
