@@ -15,6 +15,7 @@ from rich.text import Text
 
 from pbd.command_line import Parser
 from pbd.deploy import file_commands
+from pbd.run_dir import manifest
 
 if TYPE_CHECKING:
     from pbd.deploy.exporting import Exported
@@ -67,12 +68,15 @@ def export(settings: argparse.Namespace) -> "tuple[Exported, ...]":
 def output_beside(model: str, target: str, suffix: str) -> Path:
     """Return the default path of an exported file: that of the model with the suffix of the target.
 
-    If other targets have the suffix too, or the model itself, the name of the target is added.
+    If other targets have the suffix too, or the model itself, or if the file belongs to the run in whose folder the
+    model lies, the name of the target is added.
     """
     source = Path(model)
+    plain = source.with_suffix(suffix)
     marked = target.endswith("-int8") or target.startswith("tensorrt") or suffix in ("", ".keras")
-    name = f"{source.stem}_{target.replace('-', '_')}" if marked else source.stem
-    return source.with_name(name + suffix)
+    if not marked and plain.name not in manifest.names(source.parent):
+        return plain
+    return source.with_name(f"{source.stem}_{target.replace('-', '_')}{suffix}")
 
 
 def as_text(files: "Iterable[Exported]") -> Group:

@@ -56,13 +56,26 @@ def damaged(journal: Journal) -> list[str] | None:
     if not os.path.isfile(path):  # `Path.is_file` raises in a folder that this user may not search
         return None
     try:
-        record = json.loads(path.read_bytes())
-        files = dict(record["files"])
-        if record["sha256"] != json_digest(files):
-            raise ValueError("its content does not match its checksum")
+        files = _recorded(path)
     except (OSError, ValueError, KeyError, TypeError):
         return [RECORD]
     return [name for name, digest in files.items() if not _is_unchanged(journal.file(name), digest)]
+
+
+def names(folder: Path) -> frozenset[str]:
+    """Return the names of the files that belong to the complete run in this folder; none if there is no such run."""
+    try:
+        return frozenset(_recorded(folder / RECORD))
+    except (OSError, ValueError, KeyError, TypeError):
+        return frozenset()
+
+
+def _recorded(path: Path) -> dict[str, str]:
+    record = json.loads(path.read_bytes())
+    files = dict(record["files"])
+    if record["sha256"] != json_digest(files):
+        raise ValueError("its content does not match its checksum")
+    return files
 
 
 def is_intact(journal: Journal) -> bool:

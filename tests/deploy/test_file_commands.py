@@ -8,6 +8,9 @@ import pytest
 
 from pbd.config import RunConfig
 from pbd.deploy import file_commands
+from pbd.deploy.export_command import output_beside
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
 
 
 @pytest.mark.parametrize("split_seed", [None, 5])
@@ -19,3 +22,20 @@ def test_the_splits_are_those_of_the_run(split_seed: int | None, tmp_path: Path)
     read = file_commands.read(argparse.Namespace(model=str(tmp_path / "student.keras"), dataset=None))
     assert read is not None
     assert (read.data.config.split_seed, read.seed, read.data.batch_size) == (split_seed, 3, 16)
+
+
+def test_a_file_that_belongs_to_the_run_is_not_overwritten(tmp_path: Path) -> None:
+    model, of_run = str(tmp_path / "student.keras"), tmp_path / "student.xml"
+    assert output_beside(model, "openvino", ".xml") == of_run
+    journal = Journal(tmp_path)
+    journal.write_bytes("student.xml", b"a network")
+    manifest.record(journal, ["student.xml"])
+    exported = output_beside(model, "openvino", ".xml")
+    assert exported == tmp_path / "student_openvino.xml"
+    journal.write_bytes(exported.name, b"another")
+    assert manifest.damaged(journal) == []
+    assert output_beside(model, "openvino", ".xml") == exported
+    assert output_beside(model, "onnx", ".onnx") == tmp_path / "student.onnx"
+    assert output_beside(model, "openvino-int8", ".xml") == tmp_path / "student_openvino_int8.xml"
+    journal.write_bytes(manifest.RECORD, b"{")
+    assert output_beside(model, "openvino", ".xml") == of_run

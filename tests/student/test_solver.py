@@ -1,6 +1,7 @@
 """The choice of options within limits is the best there is."""
 
 import itertools
+import time
 
 import numpy as np
 import pytest
@@ -72,9 +73,10 @@ def test_two_hundred_layers_with_twelve_candidates_are_solved_in_seconds() -> No
     pairs = tuple(Coupling(i, i + 1, {"latency": np.sort(rng.random((12, 12)))}) for i in range(0, 199, 2))
     problem = Problem(tuple(np.sort(rng.random(12))[::-1] for _ in range(200)), {"latency": costs}, pairs)
     smallest, largest = cheapest(problem, "latency").costs["latency"], problem.cost("latency", [11] * 200)
+    started_s = time.process_time()
     choice = solve(problem, {"latency": (smallest + largest) / 2})
     assert choice.gap < 1e-9
-    assert choice.seconds < 20, "2 s on an idle core"
+    assert time.process_time() - started_s < 20, "2 s on an idle core"
 
 
 def test_the_same_problem_has_the_same_choice() -> None:
