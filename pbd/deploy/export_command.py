@@ -15,7 +15,6 @@ from rich.text import Text
 
 from pbd.command_line import Parser
 from pbd.deploy import file_commands
-from pbd.run_dir import manifest
 
 if TYPE_CHECKING:
     from pbd.deploy.exporting import Exported
@@ -71,6 +70,8 @@ def output_beside(model: str, target: str, suffix: str) -> Path:
     If other targets have the suffix too, or the model itself, or if the file belongs to the run in whose folder the
     model lies, the name of the target is added.
     """
+    from pbd.run_dir import manifest  # loads NumPy, which --help does not need
+
     source = Path(model)
     plain = source.with_suffix(suffix)
     marked = target.endswith("-int8") or target.startswith("tensorrt") or suffix in ("", ".keras")
