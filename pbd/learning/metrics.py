@@ -147,6 +147,7 @@ def evaluate(
     labelled: bool,
     collective: Collective = SINGLE,
     counts: ClassCounts | None = None,
+    teacher_outputs: list[np.ndarray] | None = None,
 ) -> list[Metrics]:
     """Return the metrics of each model, in one pass over the images.
 
@@ -157,10 +158,14 @@ def evaluate(
         labelled: Whether the labels are valid.
         collective: The workers that have the other batches.
         counts: Gets the answers of the teacher and of the last model, with those of the other workers.
+        teacher_outputs: The teacher's for each of these batches; an empty list gets them.
     """
     accumulator = MetricAccumulator(len(models), labelled)
-    for images, labels, count in pad_batches(batches):
-        reference = predict(teacher, images)[:count]
+    kept = teacher_outputs
+    for number, (images, labels, count) in enumerate(pad_batches(batches)):
+        reference = kept[number] if kept and number < len(kept) else predict(teacher, images)[:count]
+        if kept is not None and number == len(kept):
+            kept.append(reference)
         outputs = [reference if m is teacher else predict(m, images)[:count] for m in models]
         accumulator.add(reference, outputs, np.asarray(labels))
         if counts:

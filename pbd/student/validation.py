@@ -5,7 +5,7 @@ import numpy as np
 
 from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset
-from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches, predict
+from pbd.learning.metrics import Metrics, evaluate
 
 
 class Validator:
@@ -25,14 +25,14 @@ class Validator:
 
     def metrics(self, student: keras.Model) -> Metrics:
         """Return the metrics of a student."""
-        accumulator = MetricAccumulator(1, self._dataset.labelled)
-        batches = pad_batches(self._dataset.batches("validation"))
-        for number, (images, labels, count) in enumerate(batches):
-            if number == len(self._teacher_outputs):
-                self._teacher_outputs.append(predict(self._teacher, images)[:count])
-            accumulator.add(self._teacher_outputs[number], [predict(student, images)[:count]], np.asarray(labels))
-        accumulator.all_reduce_sum(self._collective)
-        return accumulator.result()[0]
+        return evaluate(
+            self._teacher,
+            [student],
+            self._dataset.batches("validation"),
+            self._dataset.labelled,
+            self._collective,
+            teacher_outputs=self._teacher_outputs,
+        )[0]
 
 
 def validate(student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> Metrics:

@@ -8,9 +8,10 @@ import pytest
 
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
+from pbd.learning import metrics
 from pbd.records import BlockKey, BlockResult, Progress
 from pbd.run_dir.journal import Journal
-from pbd.student import refitted_damages, validation
+from pbd.student import refitted_damages
 from pbd.student.assemble import swap_blocks
 from pbd.student.validation import validate
 from tests.student.test_refit import images, residual_network
@@ -63,8 +64,8 @@ def test_refitting_makes_up_for_most_of_a_dropped_block() -> None:
 
 def test_the_teacher_is_evaluated_once_for_all_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     teacher, tasks, results = of("drop", "merge")
-    predict, evaluated, events = validation.predict, list[keras.Model](), list[Progress]()
-    monkeypatch.setattr(validation, "predict", lambda model, x: evaluated.append(model) or predict(model, x))
+    predict, evaluated, events = metrics.predict, list[keras.Model](), list[Progress]()
+    monkeypatch.setattr(metrics, "predict", lambda model, x: evaluated.append(model) or predict(model, x))
     after = refitted_damages.divergences(teacher, tasks, list(results.values()), Images(), emit=events.append)
     assert len(after) == 2
     batches = len(Images().batches("validation"))
