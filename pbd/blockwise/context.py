@@ -4,7 +4,7 @@ import functools
 import os
 import platform
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import keras
 
@@ -67,16 +67,26 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 def load_dataset(
     config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str, journal: Journal
 ) -> Dataset:
-    """Return the run's data, loaded once per process and session; the coordinator has checked the files."""
-    dataset = load_data(config, seed, image_shape, check=False)
+    """Return the run's data, whose damaged files are noted in `journal`; the coordinator has checked the files.
+
+    The images are loaded once per process and session, also for another journal or another seed of their order.
+    """
+    same_splits = replace(config, split_seed=config.seed_of_splits(seed))
+    dataset = replace(_load_images(same_splits, image_shape, session), seed=seed)
     dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
     return dataset
+
+
+@functools.lru_cache(maxsize=1)
+def _load_images(config: DataConfig, image_shape: tuple[int, int, int], session: str) -> Dataset:
+    return load_data(config, 0, image_shape, check=False)
 
 
 def forget() -> None:
     """Free the teacher and the data that this process has loaded."""
     forget_teacher()
     load_dataset.cache_clear()
+    _load_images.cache_clear()
 
 
 def forget_teacher() -> None:

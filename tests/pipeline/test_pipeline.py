@@ -113,7 +113,8 @@ def test_teacher_and_data_are_freed_at_the_end_of_a_run_in_this_process(tensors_
     from pbd.data.feeds import tf_images
 
     gc.collect()
-    assert [cache.cache_info().currsize for cache in (context.load_teacher, context.load_dataset)] == [0, 0]
+    caches = (context.load_teacher, context.load_dataset, context._load_images)
+    assert [cache.cache_info().currsize for cache in caches] == [0, 0, 0]
     assert len(tf_images._TENSORS) <= tensors_before
 
 
