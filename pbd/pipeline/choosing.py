@@ -1,14 +1,16 @@
 """Choose the blocks of the student: under a budget, by what it may lose, or by the accuracy of each block alone."""
 
+import functools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from pbd.config import StudentConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY, MEASURED
 from pbd.errors import InfeasibleBudgetError
+from pbd.pipeline.kept_choices import KeptChoice, KeptChoices
 from pbd.pipeline.proposals import Proposal, Proposer
-from pbd.records import BlockResult, ChoiceReport
+from pbd.records import BlockKey, BlockResult, ChoiceReport
 from pbd.student import selection
 from pbd.student.builder import Assembled, Student, StudentBuilder
 from pbd.student.selection import ROUNDING
@@ -54,11 +56,12 @@ def check_counted(proposer: Proposer, settings: StudentConfig) -> None:
         proposer.check(counted)
 
 
-def choices(proposer: Proposer, settings: StudentConfig, teacher_score: float) -> Iterator[Chosen]:
+def choices(proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teacher_score: float) -> Iterator[Chosen]:
     """Yield the accepted blocks; with `max_drop` several choices, from the boldest to the most careful one.
 
     Args:
         proposer: has the results of all blocks.
+        kept: the choices of earlier sessions, which are not made again.
         settings: of the student.
         teacher_score: the teacher's validation accuracy; without labels, 1.
 
@@ -66,11 +69,13 @@ def choices(proposer: Proposer, settings: StudentConfig, teacher_score: float) -
         InfeasibleBudgetError: no choice keeps within the budget.
     """
     if settings.budget:
-        yield _chosen(proposer, _within(proposer, [budgets.parse(text) for text in settings.budget]))
+        requested = [budgets.parse(text) for text in settings.budget]
+        yield _once(proposer, kept, " ".join(settings.budget), lambda: _within(proposer, requested))
     elif settings.max_drop is not None:
         tried: Mapping[str, BlockResult] | None = None
         for factor in RECOVERED:
-            chosen = _chosen(proposer, _fastest(proposer, teacher_score - factor * settings.max_drop))
+            lowest = teacher_score - factor * settings.max_drop
+            chosen = _once(proposer, kept, f"accuracy:{lowest!r}", functools.partial(_fastest, proposer, lowest))
             if chosen.accepted != tried:
                 yield chosen
             tried = chosen.accepted
@@ -99,6 +104,20 @@ def build(
         failed.append(f"a student loses {100 * drop:.2f} points of {100 * max_drop:g}: a more careful choice")
         builder.display.phase(failed[-1])
     return replace(chosen, events=(*chosen.events, *failed)), built
+
+
+def _once(proposer: Proposer, kept: KeptChoices, limit: str, propose: Callable[[], Proposal | None]) -> Chosen:
+    """Return the choice that an earlier session made under a limit; if there is none, make and keep it."""
+    before = kept.read(limit)
+    if before is None:
+        chosen = _chosen(proposer, propose())
+        designs = {layer: result.design for layer, result in chosen.accepted.items()}
+        kept.write(limit, KeptChoice(designs, chosen.events, chosen.report))
+        return chosen
+    proposer.events[:] = before.events
+    proposer.display.phase(f"{len(before.designs)} blocks were chosen in an earlier session")
+    accepted = {layer: proposer.results[BlockKey(layer, design)] for layer, design in before.designs.items()}
+    return Chosen(accepted, None, before.events, report=before.report)
 
 
 def _chosen(proposer: Proposer, proposal: Proposal | None) -> Chosen:

@@ -119,6 +119,7 @@ class _BlockPhase:
 def _compress(run: _Context) -> RunReport:
     from pbd.deploy import parity
     from pbd.pipeline import choosing, remote_tasks
+    from pbd.pipeline.kept_choices import KeptChoices
     from pbd.pipeline.proposals import Proposer
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import model_files
@@ -152,7 +153,8 @@ def _compress(run: _Context) -> RunReport:
 
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
     damages = _refitted(run, pool, results) if config.student.chooses_together and config.student.refits else results
-    choices = choosing.choices(proposer(damages), config.student, teacher_metrics.score)
+    kept = KeptChoices.of(journal, config.student, inputs.target.name, damages.values())
+    choices = choosing.choices(proposer(damages), kept, config.student, teacher_metrics.score)
     chosen, built = choosing.build(choices, builder, config.student.max_drop, teacher_metrics.score)
     student_result = _write_student(inputs, built, chosen.accepted, images)
     student_result = replace(student_result, events=(*chosen.events, *student_result.events))

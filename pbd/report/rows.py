@@ -74,7 +74,7 @@ def _decision(
         return ("skipped", task.skip_reason) if task.skip_reason else ("failed", "no worker returned it")
     if result.status != "trained":
         return "failed", result.error or "no reason given"
-    kept = accepted.get(task.layer.name) is result
+    kept = task.layer.name in accepted and accepted[task.layer.name].key == result.key
     if kept and task.layer.name in restored:
         return "given_back", restored[task.layer.name]
     replaced = next((name for name in task.layer.inside if name in accepted), None)

@@ -1,5 +1,6 @@
 """Blocks are chosen under a budget: end to end, within the limits, and refused if that is impossible."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from pbd.errors import UsageError
 from pbd.networks import cost
 from pbd.pipeline import choosing
 from pbd.student import latency_costs
+from pbd.student.builder import StudentBuilder
 
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("eager_module")]
 BLOCKS = ("narrow_r50", "spatial_svd_r50", "merge", "drop")
@@ -71,9 +73,12 @@ def test_the_student_keeps_within_the_budget(
     )
     rows = {row.layer: row for row in result.report.blocks}
     assert set(rows) == {"stem", "a1", "a2", "a_add", "b1", "b2", "b_add"}
+    accepted = {row.layer: row.block for row in rows.values() if row.status == "accepted"}
+    (kept,) = (tmp_path / "run" / "choices").iterdir()
+    assert accepted == json.loads(kept.read_text())["designs"]
+    assert accepted
     for block in "ab":
-        if rows[f"{block}_add"].status == "accepted":
-            assert rows[f"{block}1"].status == rows[f"{block}2"].status == "rejected"
+        assert f"{block}_add" not in accepted or not accepted.keys() & {f"{block}1", f"{block}2"}
 
 
 def test_a_complete_run_is_resumed_with_another_budget_without_training(
@@ -142,6 +147,30 @@ def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
     assert tried[0] > limit
     assert tried[-1] <= 1.01 * limit
     assert sum("of the teacher's latency predicted" in event for event in result.report.events) == len(tried)
+
+
+def test_a_run_that_is_killed_in_fine_tuning_goes_on_with_the_same_blocks_whatever_is_measured_then(
+    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {"block": BLOCKS, "budget": "latency:0.8", "target_batch": 4}
+    Stopwatch(monkeypatch)
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(StudentBuilder, "fine_tune", killed)
+        with pytest.raises(KeyboardInterrupt):
+            distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1)
+    (chosen,) = (tmp_path / "run" / "choices").iterdir()
+    busy = Stopwatch(monkeypatch, seconds_of_student=1.5)
+    resumed = distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1, resume=True)
+    accepted = {row.layer: row.block for row in resumed.report.blocks if row.status == "accepted"}
+    assert accepted == json.loads(chosen.read_text())["designs"]
+    assert not busy.networks
+    assert not busy.pieces
+    assert resumed.report.choice is not None
+    assert resumed.report.choice.measured["latency"] <= 0.8 * choosing.TOLERANCE["latency"]
+
+
+def killed(*_: Any) -> None:
+    raise KeyboardInterrupt
 
 
 def test_the_file_of_the_student_keeps_within_its_bytes(teacher: keras.Model, tmp_path: Path) -> None:
