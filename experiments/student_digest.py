@@ -6,6 +6,7 @@ A change that only moves or renames code prints the same two lines before and af
 repository, because the last bits of float32 results differ between processors.
 """
 
+import argparse
 import hashlib
 import subprocess
 import sys
@@ -32,6 +33,7 @@ FLAGS += ["--epochs", "1", "--fine-tune-epochs", "1", "--costs", "macs", "--seed
 
 def main() -> None:
     """Run the job in a process of its own and print the digests of its blocks and of its student."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     import keras
 
     with tempfile.TemporaryDirectory() as folder:

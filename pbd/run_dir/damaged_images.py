@@ -1,6 +1,7 @@
-"""Image files that turned out damaged while a run read them, in the folder `damaged_images` of the run directory.
+"""Image files that turned out damaged while a run read them, in folders `damaged_images` of the run directory.
 
-Every process of a run writes the files that it meets, one name in each file of the folder; the report counts them.
+Every process of a run writes the files that it meets, one name in each file of the folder; the report counts them. The
+processes of a step of a recipe write into the folder of the step.
 """
 
 import contextlib
@@ -22,8 +23,8 @@ def write(journal: Journal, path: str) -> None:
 
 
 def events(journal: Journal) -> tuple[str, ...]:
-    """Return the event for the report; none if no file was damaged."""
-    paths = sorted(file.read_text().strip() for file in journal.file(FOLDER).glob("[!.]*.txt"))
+    """Return the event for the report of a run or of a recipe, whose steps count, too; none if no file was damaged."""
+    paths = sorted({file.read_text().strip() for file in journal.path.rglob(f"{FOLDER}/[!.]*.txt")})
     if not paths:
         return ()
     files = "1 image file" if len(paths) == 1 else f"{len(paths)} image files"

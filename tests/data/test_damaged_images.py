@@ -150,6 +150,12 @@ def test_the_report_names_damaged_files_that_every_process_met(tmp_path: Path) -
         "4 image files could not be decoded, black images took their place: "
         "'/data/1.jpg', '/data/2.jpg', '/data/3.jpg' and 1 more (see damaged_images/)"
     )
+    step = Journal(tmp_path / "run" / "steps" / "01-fine_tune")
+    step.path.mkdir(parents=True)
+    damaged_images.write(step, "/data/4.jpg")
+    assert damaged_images.events(journal) == (event,), "met before"
+    damaged_images.write(step, "/data/5.jpg")
+    assert "5 image files" in damaged_images.events(journal)[0]
     damaged_images.write(Journal(tmp_path / "elsewhere"), "/data/1.jpg")
     assert not (tmp_path / "elsewhere").exists()
 
