@@ -28,6 +28,8 @@ LONGEST = (
     "test_keras_applications.py",
 )
 """Files to begin with, so that no process is left alone with one of them."""
+DEPLOYED = ("test_deployment.py", "test_no_block_kept.py", "test_pipeline.py", "test_unlabelled_runs.py")
+"""Files whose runs in the process of the tests measure the deployment."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -109,7 +111,7 @@ def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def _not_deployed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out deployment in runs that tests make in their own process, except where it is tested."""
-    if request.node.get_closest_marker("unit") and request.path.name not in ("test_deployment.py", "test_pipeline.py"):
+    if request.node.get_closest_marker("unit") and request.path.name not in DEPLOYED:
         from pbd.deploy import deployment
 
         monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed((), ()))
