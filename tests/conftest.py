@@ -179,6 +179,15 @@ def eager_module() -> Iterator[None]:
         yield
 
 
+@pytest.fixture
+def fresh_names() -> None:
+    """Name layers from the beginning, and draw the same weights whatever ran before."""
+    import keras
+
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
+
+
 @pytest.fixture(scope="session")
 def shared_teachers() -> Path:
     """The folder of real networks trained by others."""
