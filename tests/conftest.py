@@ -25,6 +25,7 @@ LONGEST = (
     "test_slurm.py",
     "test_mpi.py",
     "test_dask.py",
+    "test_dask_losses.py",
     "test_keras_applications.py",
 )
 """Files to begin with, so that no process is left alone with one of them."""
