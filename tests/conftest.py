@@ -25,9 +25,12 @@ LONGEST = (
     "test_slurm.py",
     "test_mpi.py",
     "test_dask.py",
+    "test_dask_losses.py",
     "test_keras_applications.py",
 )
 """Files to begin with, so that no process is left alone with one of them."""
+DEPLOYED = ("test_deployment.py", "test_no_block_kept.py", "test_pipeline.py", "test_unlabelled_runs.py")
+"""Files whose runs in the process of the tests measure the deployment."""
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
 
@@ -109,7 +112,7 @@ def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyP
 @pytest.fixture(autouse=True)
 def _not_deployed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave out deployment in runs that tests make in their own process, except where it is tested."""
-    if request.node.get_closest_marker("unit") and request.path.name not in ("test_deployment.py", "test_pipeline.py"):
+    if request.node.get_closest_marker("unit") and request.path.name not in DEPLOYED:
         from pbd.deploy import deployment
 
         monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed((), ()))
@@ -175,6 +178,15 @@ def eager_module() -> Iterator[None]:
     """Trace nothing in all tests of a module, and in its fixtures."""
     with _tracing_nothing():
         yield
+
+
+@pytest.fixture
+def fresh_names() -> None:
+    """Name layers from the beginning, and draw the same weights whatever ran before."""
+    import keras
+
+    keras.utils.clear_session()
+    keras.utils.set_random_seed(3)
 
 
 @pytest.fixture(scope="session")

@@ -1,12 +1,18 @@
-"""Augmentation is drawn and computed by NumPy alone, and equals what TensorFlow's operations give."""
+"""Augmentation: what it does to images, and that NumPy alone computes what TensorFlow's operations give."""
+
+from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from pbd.config import AUGMENTATIONS
+from pbd.data import load
 from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
 from pbd.data.feeds.sampling import augmented
 from pbd.data.random_numbers import uniform
+from tests.helpers.batches import same, taken
+from tests.helpers.numbered_images import config
 
 SIDES = [(32, 32), (17, 40), (8, 3), (1, 5), (2, 40)]
 ROUNDING = 1e-3 * 255
@@ -78,3 +84,46 @@ def test_flips_and_crops_move_pixels(dtype: str) -> None:
     for image, whole in zip(moved, padded, strict=True):
         places = [whole[row : row + 16, column : column + 24] for row in range(5) for column in range(7)]
         assert any(np.array_equal(image, place) or np.array_equal(image[:, ::-1], place) for place in places)
+
+
+@pytest.mark.usefixtures("few_threads")
+@pytest.mark.parametrize("name", [name for name in AUGMENTATIONS if name != "none"])
+def test_augmentation_changes_training_images_reproducibly(npz: Callable[..., Path], name: str) -> None:
+    path = npz()
+    plain, data = load(config(path), 0), load(config(path, augment=name), 0)
+    before, after = taken(plain.training_batches(0, 1)), taken(data.training_batches(0, 1))
+    assert same(after, taken(data.training_batches(0, 1)))
+    changed = [np.any(a != b) for (x, _), (z, _) in zip(before, after, strict=True) for a, b in zip(x, z, strict=True)]
+    assert 0.2 < np.mean(changed) <= 1
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(before, after, strict=True))
+    assert same(taken(plain.batches("validation")), taken(data.batches("validation")))
+
+
+@pytest.mark.usefixtures("few_threads")
+def test_a_flip_mirrors_and_a_crop_moves_whole_pixels() -> None:
+    import tensorflow as tf
+
+    from pbd.data.feeds.tf_augment import augmented
+
+    images = np.random.default_rng(0).uniform(0, 255, (64, 16, 12, 3)).astype(np.float32)
+    flipped = augmented(tf.constant(images), "flip", (1, 2)).numpy()
+    mirrored = [np.array_equal(a, b[:, ::-1]) for a, b in zip(flipped, images, strict=True)]
+    assert 16 < sum(mirrored) < 48
+    assert all(m or np.array_equal(a, b) for m, a, b in zip(mirrored, flipped, images, strict=True))
+    padded = np.pad(images, ((0, 0), (2, 2), (1, 1), (0, 0)), "symmetric")
+    places = set()
+    for crop, whole in zip(augmented(tf.constant(images), "crop", (1, 2)).numpy(), padded, strict=True):
+        (place,) = [(i, j) for i in range(5) for j in range(3) if np.array_equal(crop, whole[i : i + 16, j : j + 12])]
+        places.add(place)
+    assert len(places) > 10
+
+
+@pytest.mark.usefixtures("few_threads")
+def test_a_rotation_of_a_disc_leaves_it_where_it_is() -> None:
+    import tensorflow as tf
+
+    from pbd.data.feeds.tf_augment import augmented
+
+    y, x = np.mgrid[:33, :33] - 16.0
+    disc = np.broadcast_to((100.0 * np.exp(-(x**2 + y**2) / 72))[..., np.newaxis], (8, 33, 33, 1)).astype(np.float32)
+    assert np.abs(augmented(tf.constant(disc), "rotate", (0, 0)).numpy() - disc).max() < 2.0

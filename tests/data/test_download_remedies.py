@@ -16,8 +16,8 @@ from pbd.config import DataConfig
 from pbd.data import Dataset, load, materialise
 from pbd.data.sources import KERAS_CACHE, load_keras
 from pbd.errors import MissingInputError
-from tests.data.test_datasets import fake_tfds
 from tests.helpers.downloads import no_network
+from tests.helpers.fake_tfds import fake_tfds
 from tests.helpers.remedies import in_message, refusal
 
 PIXELS, LABELS = np.zeros((20, 28, 28), np.uint8), np.arange(20, dtype=np.uint8) % 10

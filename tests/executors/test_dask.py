@@ -1,38 +1,27 @@
-"""Dask executor: who gets what, workers that die or join late, and clusters that are refused."""
+"""Dask executor: the worker of each group, calls in workers, and workers that pause."""
 
-import json
-import logging
 import os
-import signal
-import subprocess
-import sys
 import time
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import cloudpickle
 import distributed
 import pytest
 
 from pbd import energy
 from pbd.config import ExecutionConfig
-from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
+from pbd.errors import BadInputError, EnvironmentMismatchError, NoWorkersError
 from pbd.executors import open_executor
-from pbd.executors.base import Executor
-from pbd.executors.dask import cluster, connection
+from pbd.executors.dask import cluster
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.executor import DaskExecutor, _letters
 from pbd.executors.dask.worker import host
-from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
+from pbd.records import Progress
 from pbd.scheduling import schedulers
-from pbd.scheduling.retry import MOST_ATTEMPTS
-from tests.helpers.cluster import is_running, wait_until
-from tests.helpers.dask_cluster import DaskCluster
-from tests.helpers.fakes import make_task
-from tests.helpers.sleep_tasks import Sleeper, sleeping
+from tests.helpers.cluster import wait_until
+from tests.helpers.sleep_tasks import Sleeper, durations, sleeping, train
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
 
@@ -43,35 +32,6 @@ def executor() -> Iterator[DaskExecutor]:
     assert isinstance(made, DaskExecutor)
     yield made
     made.stop(KeyboardInterrupt())
-
-
-@pytest.fixture
-def mortal() -> Iterator[DaskExecutor]:
-    """Workers for one test: Dask does not start one again that is killed while it starts."""
-    made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=False))
-    assert isinstance(made, DaskExecutor)
-    yield made
-    made.stop(KeyboardInterrupt())
-
-
-def train(
-    executor: Executor,
-    sleeper: Sleeper,
-    scheduler: str,
-    seconds: list[float],
-    events: list[Progress] | None = None,
-    workers: int = 3,
-) -> dict[str, BlockResult]:
-    tasks, costs = sleeping(seconds)
-    assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
-    emit = events.append if events is not None else lambda _: None
-    results = list(executor.run(sleeper, assignment, emit))
-    assert sorted(result.layer for result in results) == sorted(task.layer.name for task in tasks)
-    return {result.layer: result for result in results}
-
-
-def durations(seconds: list[float]) -> dict[str, float]:
-    return {f"conv{at}": duration for at, duration in enumerate(seconds)}
 
 
 @pytest.mark.parametrize("scheduler", sorted(schedulers.SCHEDULERS))
@@ -126,30 +86,6 @@ def test_workers_know_their_host_and_one_of_a_further_host_measures_it(executor:
     assert not any(reading.seconds for reading in of_the_next.read().values())
 
 
-@pytest.mark.parametrize("scheduler", ["pull", "wfd", "work_stealing"])
-def test_a_killed_worker_costs_only_what_it_was_training(mortal: DaskExecutor, scheduler: str, tmp_path: Path) -> None:
-    seconds = [0.5] * 7
-    sleeper = Sleeper(tmp_path, durations(seconds), kills={"conv2": 1})
-    results = train(mortal, sleeper, scheduler, seconds)
-    assert {result.status for result in results.values()} == {"trained"}
-    assert len(sleeper.begun("conv2")) == 2
-    again = {name for name in sleeper.seconds if len(sleeper.begun(name)) > 1}
-    if scheduler != "work_stealing":  # Dask reruns what a dead worker held: `train_group` then finds it in the journal
-        assert again == {"conv2"}
-
-
-@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
-def test_a_task_that_always_kills_its_worker_costs_only_itself(
-    mortal: DaskExecutor, scheduler: str, tmp_path: Path
-) -> None:
-    sleeper = Sleeper(tmp_path, durations([0.1] * 6), kills={"conv1": 99})
-    results = train(mortal, sleeper, scheduler, [0.1] * 6)
-    assert {name for name, result in results.items() if result.status != "trained"} == {"conv1"}
-    assert "lost" in results["conv1"].error
-    if scheduler == "pull":
-        assert len(sleeper.begun("conv1")) == MOST_ATTEMPTS
-
-
 @pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
 def test_what_is_wrong_with_a_worker_is_said_in_one_line(
     executor: DaskExecutor, scheduler: str, tmp_path: Path
@@ -168,11 +104,6 @@ def test_what_is_wrong_with_a_worker_is_said_in_one_line(
 
 def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
     assert executor.call(os.getpid) != os.getpid()
-
-
-def test_a_function_that_kills_its_workers_ends_the_run(mortal: DaskExecutor) -> None:
-    with pytest.raises(NoWorkersError, match="out of memory"):
-        mortal.call(lambda: os.kill(os.getpid(), signal.SIGKILL))
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "wfd"])
@@ -196,38 +127,6 @@ def test_a_paused_worker_gets_no_work_and_keeps_none_waiting(
     finally:
         client.run(lambda dask_worker: setattr(dask_worker, "status", distributed.Status.running), workers=[victim])
     assert {result.worker for result in results.values()} == {0, 2}
-
-
-@pytest.mark.parametrize("scheduler", ["pull", "work_stealing"])
-def test_a_scheduler_that_dies_ends_the_run(scheduler: str, tmp_path: Path) -> None:
-    with DaskCluster(tmp_path / "dask") as started:
-        process = started.start_scheduler()
-        started.start_worker("worker-0")
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=started.address, isolate=False))
-        try:
-            tasks, costs = sleeping([0.2] * 50)
-            sleeper = Sleeper(tmp_path, durations([0.2] * 50))
-            results = made.run(sleeper, schedulers.SCHEDULERS[scheduler](tasks, costs, 1), lambda _: None)
-            next(results)
-            process.kill()
-            with pytest.raises(NoWorkersError, match="scheduler is gone"):
-                list(results)
-        finally:
-            made.stop(KeyboardInterrupt())
-
-
-@dataclass(frozen=True)
-class Reporter:
-    """Trains for a minute and tells of it all the time; leaves its process number."""
-
-    file: Path
-
-    def __call__(self, group: TaskGroup, emit: ProgressCallback) -> list[BlockResult]:
-        self.file.write_text(str(os.getpid()))
-        for step in range(600):
-            emit(Progress(0, "telling", step, 600))
-            time.sleep(0.1)
-        return []
 
 
 class Unreadable:
@@ -297,178 +196,6 @@ def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, mo
     with pytest.raises(NoWorkersError, match="--resume"):
         executor._cluster.check_usable(False)
     executor._cluster.check_usable(True)
-
-
-def test_a_worker_that_joins_late_gets_work(tmp_path: Path) -> None:
-    """The second group does not end before all others have begun."""
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
-        try:
-            assert made.num_workers == 1
-            tasks, costs = sleeping([0.1] * 4)
-            sleeper = Sleeper(tmp_path, durations([0.1] * 4), waits_for={"conv1": 4})
-            results = made.run(sleeper, schedulers.pull(tasks, costs, 1), lambda _: None)
-            first = next(results)
-            cluster.scale(2)
-            workers = {result.worker for result in [first, *results]}
-        finally:
-            made.stop(KeyboardInterrupt())
-    assert workers == {0, 1}
-    assert made.num_workers == 2
-
-
-def test_too_few_workers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "WORKERS_LIMIT_S", 1.0)
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as started:
-        config = ExecutionConfig(executor="dask", dask_address=started.scheduler_address, workers=2)
-        with pytest.raises(NoWorkersError, match="1 of 2"):
-            open_executor(config)
-
-
-def test_workers_of_several_threads_are_not_stolen_from(tmp_path: Path) -> None:
-    level = logging.getLogger("distributed").level
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=2, dashboard_address="127.0.0.1:0") as cluster:
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False))
-        with pytest.raises(EnvironmentMismatchError, match="--nthreads 1"):
-            train(made, Sleeper(tmp_path, durations([0.1])), "work_stealing", [0.1], workers=1)
-        made.stop(KeyboardInterrupt())
-    assert logging.getLogger("distributed").level == level
-
-
-def test_nobody_answers(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECT_S", 1.0)
-    with pytest.raises(NoWorkersError, match=r"127\.0\.0\.1:9"):
-        open_executor(ExecutionConfig(executor="dask", dask_address="tcp://127.0.0.1:9"))
-
-
-def test_a_scheduler_file_gives_its_address(tmp_path: Path) -> None:
-    path = tmp_path / "scheduler.json"
-    path.write_text(json.dumps({"address": "tcp://10.0.0.1:8786"}))
-    assert connection.scheduler_address(str(path)) == "tcp://10.0.0.1:8786"
-    assert connection.scheduler_address("tls://a:1") == "tls://a:1"
-    for content in ("", "[]", '{"id": 1}'):
-        path.write_text(content)
-        with pytest.raises(MissingInputError, match="scheduler file"):
-            connection.scheduler_address(str(path))
-    with pytest.raises(MissingInputError, match="No such file"):
-        connection.scheduler_address(str(tmp_path / "absent.json"))
-
-
-def test_a_cluster_that_also_listens_on_the_network_is_refused() -> None:
-    with distributed.LocalCluster(
-        n_workers=1, threads_per_worker=1, host="0.0.0.0", dashboard_address="127.0.0.1:0"
-    ) as cluster:
-        address = f"tcp://127.0.0.1:{cluster.scheduler_address.rpartition(':')[2]}"
-        if "//127." in cluster.scheduler_address:
-            pytest.skip("this host has no address but the loopback one")
-        with pytest.raises(EnvironmentMismatchError, match="TLS"):
-            open_executor(ExecutionConfig(executor="dask", dask_address=address))
-        open_executor(ExecutionConfig(executor="dask", dask_address=address, dask_insecure=True)).stop(SystemExit())
-
-
-def test_workers_that_listen_on_the_network_are_refused() -> None:
-    with distributed.LocalCluster(n_workers=0, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        command = [sys.executable, "-m", "dask", "worker", cluster.scheduler_address, "--no-nanny", "--nthreads", "1"]
-        with subprocess.Popen(command, stderr=subprocess.DEVNULL) as worker:
-            try:
-                config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, isolate=False)
-                made = open_executor(config)
-                with pytest.raises(EnvironmentMismatchError, match=r"--host 127\.0\.0\.1"):
-                    made.call(os.getpid)
-                made.stop(KeyboardInterrupt())
-            finally:
-                worker.terminate()
-
-
-@pytest.mark.parametrize("address", ["tcp://127.0.0.1", "tcp://127.0.0.1:x", "tcp://[::1:8786", "tcp://", "://"])
-def test_addresses_that_are_none_are_refused_at_once(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(connection, "CONNECT_S", 1e6)
-    with pytest.raises((EnvironmentMismatchError, NoWorkersError)) as caught:
-        open_executor(ExecutionConfig(executor="dask", dask_address=address))
-    assert "\n" not in str(caught.value)
-
-
-def test_certificates_that_are_not_there_are_said_in_one_line() -> None:
-    import dask
-
-    def refused(settings: dict[str, object], config: ExecutionConfig) -> str:
-        with dask.config.set(settings), pytest.raises(EnvironmentMismatchError) as caught:
-            open_executor(config)
-        return str(caught.value)
-
-    named = ("ca-file", "client.cert", "client.key")
-    absent = {f"distributed.comm.tls.{name}": "/absent/file.pem" for name in named}
-    assert "must exist" in refused(absent, ExecutionConfig(executor="dask", dask_address="tls://127.0.0.1:9"))
-    encrypted = {"distributed.comm.require-encryption": True}
-    assert "on this host" in refused(encrypted, ExecutionConfig(executor="dask", workers=1))
-
-
-def test_a_worker_keeps_the_threads_of_its_first_run() -> None:
-    def called(threads: int | None) -> int:
-        config = ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address, threads_per_worker=threads)
-        made = open_executor(config)
-        try:
-            return made.call(lambda: int(os.environ["TF_NUM_INTRAOP_THREADS"]))
-        finally:
-            made.stop(KeyboardInterrupt())
-
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        assert called(1) == 1
-        assert called(None) == 1
-        with pytest.raises(EnvironmentMismatchError, match="Start the workers again"):
-            called(2)
-
-
-def test_the_processes_of_lasting_workers_end_with_the_run(tmp_path: Path) -> None:
-    """Whether they do nothing by then or are in the middle of something; the next run gets new ones."""
-
-    def opened() -> DaskExecutor:
-        made = open_executor(ExecutionConfig(executor="dask", dask_address=cluster.scheduler_address))
-        assert isinstance(made, DaskExecutor)
-        return made
-
-    reporter = Reporter(tmp_path / "pid")
-    with distributed.LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address="127.0.0.1:0") as cluster:
-        made = opened()
-        idle = made.call(os.getpid)
-        os.kill(idle, 0)
-        made.finish(None)
-        wait_until(lambda: not is_running(idle), "the idle one ends")
-        made = opened()
-        made._submit(cloudpickle.dumps(reporter), TaskGroup((make_task(0),)), made._cluster.snapshot())
-        wait_until(lambda: reporter.file.exists() and reporter.file.read_text(), "the group begins")
-        busy = int(reporter.file.read_text())
-        assert is_running(busy)
-        assert busy != idle
-        made.stop(KeyboardInterrupt())
-        wait_until(lambda: not is_running(busy), "the busy one ends")
-
-
-@pytest.mark.parametrize(
-    ("address", "insecure", "private"),
-    [
-        ("tcp://127.0.0.1:8786", False, True),
-        ("tcp://[::1]:8786", False, True),
-        ("tcp://localhost:8786", False, True),
-        ("tls://10.0.0.1:8786", False, True),
-        ("tcp://10.0.0.1:8786", True, True),
-        ("tcp://10.0.0.1:8786", False, False),
-        ("tcp://127.0.0.1.evil.org:8786", False, False),
-        ("ws://gpu-7:8786", False, False),
-    ],
-)
-def test_clusters_open_to_the_network_are_refused(address: str, insecure: bool, private: bool) -> None:
-    if private:
-        connection.check_privacy(address, insecure)
-        return
-    with pytest.raises(EnvironmentMismatchError, match="TLS"):
-        connection.check_privacy(address, insecure)
-
-
-def test_tls_without_certificates_is_said_in_one_line() -> None:
-    with pytest.raises(EnvironmentMismatchError, match="asks for a certificate") as caught:
-        open_executor(ExecutionConfig(executor="dask", dask_address="tls://127.0.0.1:9"))
-    assert "\n" not in str(caught.value)
 
 
 def test_small_things() -> None:

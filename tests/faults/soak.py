@@ -266,7 +266,8 @@ def pytest_says(name: str, *tests: str) -> tuple[str, bool]:
 
 def a_hostile_model_does_no_harm(soak: Soak) -> Row:
     """G9: the list of bad inputs, and random damage."""
-    listed, well = pytest_says("the list", "tests/test_bad_input.py")
+    files = ("test_bad_archives.py", "test_bad_model_files.py", "test_bad_input.py")
+    listed, well = pytest_says("the list", *(f"tests/networks/{name}" for name in files))
     folder = soak.place.folder / "g9"
     folder.mkdir()
     fuzz = subprocess.run(
@@ -290,15 +291,17 @@ def nobody_shares(soak: Soak) -> Row:
     said, kept = pytest_says(
         "tests",
         "tests/test_status.py::test_one_run_at_a_time_until_it_ends_however_it_does",
-        "tests/test_pipeline.py::test_a_second_run_in_the_same_directory_is_refused",
-        "tests/test_executors.py::test_the_launcher_of_another_mpi_is_refused",
+        "tests/pipeline/test_pipeline.py::test_a_second_run_in_the_same_directory_is_refused",
+        "tests/executors/test_executors.py::test_the_launcher_of_another_mpi_is_refused",
     )
     return Row("G10 two runs never share a directory; mixed launchers are refused", "both", said, kept)
 
 
 def nobody_else_gets_in(soak: Soak) -> Row:
     """G11: Dask without TLS."""
-    said, kept = pytest_says("tests", "tests/test_dask.py", "-k", "tls or privacy or insecure or network")
+    said, kept = pytest_says(
+        "tests", "tests/executors/test_dask_refusals.py", "-k", "tls or privacy or insecure or network"
+    )
     return Row("G11 nobody else gets in", "Dask beyond loopback without TLS", said, kept)
 
 

@@ -1,17 +1,20 @@
-"""The workers that a student builder needs, in this process alone."""
+"""A student builder whose workers are this process alone."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import keras
 
-from pbd.config import StudentConfig
+from pbd.config import RunConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
-from pbd.records import Progress
+from pbd.progress import ProgressDisplay
+from pbd.records import BlockTask, Progress
 from pbd.student.adaptation import Adapted, adapt
+from pbd.student.builder import StudentBuilder
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.fine_tuning import fine_tune
+from tests.helpers.palette import ignore
 
 
 @dataclass
@@ -29,3 +32,10 @@ class LocalWorkers:
         self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
     ) -> FineTuneState:
         return fine_tune(model, self.teacher, self.dataset, settings, initial, self.emit, first_epoch)
+
+
+def builder(teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], config: RunConfig) -> StudentBuilder:
+    """Return a builder that shows no progress."""
+    return StudentBuilder(
+        teacher, dataset, tasks, config, ProgressDisplay(), workers=LocalWorkers(teacher, dataset, ignore)
+    )

@@ -28,6 +28,16 @@ def make_dataset(labelled: bool = True) -> Dataset:
     return Dataset("colours", *splits, classes, SHAPE, 16, "none", "none", seed=0, labelled=labelled)
 
 
+def some_images(count: int = 6) -> np.ndarray:
+    """Return random images, (count, *SHAPE) float32."""
+    return np.random.default_rng(3).normal(1.0, 2.0, (count, *SHAPE)).astype("float32")
+
+
+def batches(count: int = 3) -> list[np.ndarray]:
+    """Return batches of ten random images, each (10, *SHAPE) float32."""
+    return list(np.random.default_rng(3).normal(1.0, 2.0, (count, 10, *SHAPE)).astype("float32"))
+
+
 def make_teacher() -> keras.Model:
     """Return the network with random weights; it ends in logits."""
     keras.utils.set_random_seed(2)

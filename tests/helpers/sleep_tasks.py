@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from pbd.executors.base import Executor
 from pbd.records import BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
+from pbd.scheduling import schedulers
 from pbd.scheduling.cost_model import TaskCosts
 from tests.helpers.fakes import make_task
 
@@ -57,3 +59,25 @@ def sleeping(seconds: Sequence[float]) -> tuple[list[BlockTask], TaskCosts]:
     keys = [task.key for task in tasks]
     costs = TaskCosts(dict.fromkeys(keys, 0.0), dict(zip(keys, seconds, strict=True)), False, "test")
     return tasks, costs
+
+
+def train(
+    executor: Executor,
+    sleeper: Sleeper,
+    scheduler: str,
+    seconds: list[float],
+    events: list[Progress] | None = None,
+    workers: int = 3,
+) -> dict[str, BlockResult]:
+    """Let an executor run a task for each predicted duration; return the results by layer."""
+    tasks, costs = sleeping(seconds)
+    assignment = schedulers.SCHEDULERS[scheduler](tasks, costs, workers)
+    emit = events.append if events is not None else lambda _: None
+    results = list(executor.run(sleeper, assignment, emit))
+    assert sorted(result.layer for result in results) == sorted(task.layer.name for task in tasks)
+    return {result.layer: result for result in results}
+
+
+def durations(seconds: list[float]) -> dict[str, float]:
+    """Return the durations of the tasks that `sleeping` makes, by layer."""
+    return {f"conv{at}": duration for at, duration in enumerate(seconds)}

@@ -16,7 +16,7 @@ import pytest
 from pbd.errors import BadInputError, MissingInputError
 from pbd.networks import file_remedies, files, graph
 from pbd.pipeline import built_in, teachers
-from tests.networks.test_bad_input import repacked
+from tests.helpers.damaged_files import repacked
 from tests.pipeline.test_teachers import source
 
 L = keras.layers

@@ -1,4 +1,4 @@
-"""The whole method from Python: what goes in, what is written, and what comes back."""
+"""One complete run: its report, its student, and what a second run in its directory does."""
 
 import gc
 import json
@@ -14,30 +14,9 @@ from pbd import energy
 from pbd.energy import accounting
 from pbd.run_dir.journal import Journal
 from tests.helpers.fakes import steady
-
-SMALL = {
-    "block": "decoupled_r2",
-    "train_limit": 256,
-    "batch_size": 32,
-    "epochs": 1,
-    "fine_tune_epochs": 1,
-    "executor": "serial",
-    "isolate": False,
-}
+from tests.helpers.small_run import SMALL, small_teacher
 
 MEASURES = ("accuracy", "agreement")
-
-
-def small_teacher() -> "object":
-    import keras
-
-    keras.utils.set_random_seed(4)
-    inputs = keras.Input((32, 32, 1))
-    x = keras.layers.Conv2D(16, 3, strides=2, padding="same", activation="relu", name="stem")(inputs)
-    x = keras.layers.Dropout(0.2)(x)
-    x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="body")(x)
-    outputs = keras.layers.Dense(10, activation="softmax")(keras.layers.GlobalAveragePooling2D()(x))
-    return keras.Model(inputs, outputs, name="small")
 
 
 @pytest.fixture(scope="module")
@@ -197,24 +176,6 @@ def test_a_finished_run_that_is_damaged_is_made_whole_again(run_dir: Path, tmp_p
     assert manifest.damaged(Journal(again)) == []
 
 
-def test_a_trained_teacher_that_is_damaged_is_made_again(tmp_path: Path) -> None:
-    from pbd.config import RunConfig
-    from pbd.networks import files
-    from pbd.pipeline import prepare
-    from pbd.progress import ProgressDisplay
-
-    config, path = RunConfig.of(teacher_epochs=0, run_dir=tmp_path / "run"), tmp_path / "run" / "teacher.keras"
-    with prepare.prepare(config, None, None, ProgressDisplay()) as first:
-        whole = path.read_bytes()
-    path.write_bytes(whole[: len(whole) // 2])
-    with prepare.prepare(config.replace(resume=True), None, None, ProgressDisplay()) as second:
-        pass
-    again = (second.teacher.get_weights(), files.load(str(path)).get_weights())
-    for weights in again:
-        for before, after in zip(first.teacher.get_weights(), weights, strict=True):
-            np.testing.assert_array_equal(before, after)
-
-
 def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
     import pbd
     from pbd.errors import EnvironmentMismatchError
@@ -258,139 +219,3 @@ def test_one_seed_gives_one_student_dropout_included(run_dir: Path, tmp_path: Pa
     first = keras.models.load_model(run_dir / "student.keras").get_weights()
     second = keras.models.load_model(again.student.path).get_weights()
     assert all(np.allclose(one, other, rtol=1e-3, atol=1e-4) for one, other in zip(first, second, strict=True))
-
-
-def test_no_block_accepted_leaves_the_teacher(tmp_path: Path) -> None:
-    import pbd
-
-    report = pbd.distill(model=small_teacher(), run_dir=tmp_path / "run", accuracy_threshold=1.0, **SMALL).report
-    assert [row.status for row in report.blocks] == ["skipped", "rejected"]
-    assert report.student.macs == report.teacher.macs
-    assert report.student.test_accuracy == report.teacher.test_accuracy
-    assert report.fine_tune_history == ()
-
-
-def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> None:
-    from pbd.config import RunConfig
-    from pbd.pipeline import prepare
-    from pbd.progress import ProgressDisplay
-
-    config = RunConfig.of(teacher="MobileNet", teacher_epochs=0, run_dir=tmp_path / "run", include_unprofitable=True)
-    with prepare.prepare(config, None, None, ProgressDisplay()) as first:
-        assert first.data_config.preprocess == "mobilenet"
-    with prepare.prepare(config.replace(resume=True), None, None, ProgressDisplay()) as second:
-        assert second.data_config.preprocess == "mobilenet"
-    assert first.dataset.image_shape == (32, 32, 3)
-
-
-def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
-    """Check that no accuracy is claimed, and that agreement stands where it would."""
-    assert said["judged_by"] == "teacher"
-    assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
-    for network in ("teacher", "student"):
-        assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]
-    assert said["assembled"]["val_accuracy"] is None
-    assert said["teacher"]["test_agreement"] == said["teacher"]["val_agreement"] == 1.0
-    for value in (said["student"]["test_agreement"], said["student"]["val_agreement"]):
-        assert 0 <= value <= 1
-    assert said["student"]["val_agreement"] >= said["assembled"]["val_agreement"]
-    trained = [row for row in said["blocks"] if row["status"] in ("accepted", "rejected", "given_back")]
-    assert trained
-    for row in trained:
-        assert row["val_accuracy"] is None
-        assert f"{row['val_agreement']:.4f}" in row["reason"]
-        assert "agreement" in row["reason"]
-
-
-def tiny_digits_network(shape: tuple[int, int, int], classes: int) -> Any:
-    """Return what stands in for the built-in network: a hundredth of its multiply-accumulates."""
-    import keras
-
-    x = inputs = keras.Input(shape)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for name, filters in (("conv1_1", 16), ("conv3_1", 32)):
-        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu", name=name)(x)
-    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(x)), name="digits_cnn")
-
-
-def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The built-in teacher itself is trained on the labels all the same."""
-    import pbd
-    from pbd.pipeline import built_in
-
-    monkeypatch.setitem(built_in.BUILT_IN, "digits_cnn", tiny_digits_network)
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    settings = SMALL | {"train_limit": 640, "teacher_epochs": 2, "layers": ["conv3_1"]}
-    report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings).report
-    said = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert_judged_by_the_teacher(said)
-    assert report.reference == "teacher"
-    assert report.classes is None
-    assert report.student.test_agreement > 0.5
-    assert "agreement with the teacher" in (tmp_path / "run" / "summary.txt").read_text()
-    import keras
-
-    from pbd import data
-    from pbd.config import DataConfig
-    from pbd.learning import metrics
-
-    teacher = keras.models.load_model(tmp_path / "run" / "teacher.keras")
-    assert metrics.accuracy(teacher, data.load(DataConfig(), 0).batches("test")) > 0.4, "it learned from labels"
-
-
-def test_images_without_labels_and_a_saved_teacher_are_enough(tmp_path: Path) -> None:
-    import pbd
-    from pbd.errors import BadInputError
-
-    images = np.random.default_rng(0).integers(0, 256, (200, 32, 32, 1), dtype=np.uint8)
-    np.savez(tmp_path / "images.npz", x_train=images)
-    small_teacher().save(tmp_path / "small.keras")
-    settings = SMALL | {"teacher": tmp_path / "small.keras", "dataset": tmp_path / "images.npz", "train_limit": 96}
-    for loss in ("cross_entropy", "mixed"):
-        with pytest.raises(BadInputError, match=f"{loss} needs labels.*images.npz.*kd_mse"):
-            pbd.distill(run_dir=tmp_path / "run", fine_tune_loss=loss, **settings)
-    assert not (tmp_path / "run").exists()
-    pbd.distill(run_dir=tmp_path / "run", fine_tune_loss="kd_kl", target_accuracy_drop=1.0, **settings)
-    assert_judged_by_the_teacher(json.loads((tmp_path / "run" / "report.json").read_text()))
-
-
-def undecided_teacher() -> Any:
-    """Return the small teacher with a bias for which its answers differ from digit to digit."""
-    import keras
-
-    from pbd import data
-    from pbd.config import DataConfig
-
-    model = small_teacher()
-    head = model.layers[-1]
-    images = next(iter(data.load(DataConfig(), 0).batches("train")))[0]
-    kernel, _ = head.get_weights()
-    features = keras.Model(model.inputs[0], head.input).predict_on_batch(images)
-    head.set_weights([kernel, -(features @ kernel).mean(axis=0)])
-    return model
-
-
-def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) -> None:
-    """The block stays as noise made it, is accepted whatever it does, and is not tuned."""
-    import keras
-
-    import pbd
-
-    settings = SMALL | {
-        "epochs": 0,
-        "fine_tune_epochs": 0,
-        "block_init": "noise",
-        "max_accuracy_drop": 1.0,
-        "labels": False,
-    }
-    report = pbd.distill(
-        model=undecided_teacher(), run_dir=tmp_path / "run", target_accuracy_drop=0.0, **settings
-    ).report
-    assert [row.status for row in report.blocks] == ["skipped", "given_back"]
-    assert report.assembled.val_agreement < 1.0
-    assert (report.student.val_agreement, report.student.macs) == (1.0, report.teacher.macs)
-    assert report.blocks[1].macs_after == report.blocks[1].macs_before
-    assert [line.split(":")[0] for line in report.events] == ["restored body", "keras has no 8-bit integers"]
-    ours, theirs = (keras.models.load_model(tmp_path / "run" / f"{name}.keras") for name in ("student", "teacher"))
-    assert all(np.array_equal(x, y) for x, y in zip(ours.get_weights(), theirs.get_weights(), strict=True))
-    assert "events" in (tmp_path / "run" / "summary.txt").read_text()

@@ -1,23 +1,16 @@
-"""report.html says everything, as text and not as markup, fetches nothing, and is made again from a run directory."""
+"""report.html says everything, as text and not as markup, and fetches nothing."""
 
 import dataclasses
-import json
 import math
 import re
-import shlex
-import shutil
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from pbd.config import RunConfig
-from pbd.records import ModelFacts, RunReport, WorkerReport
-from pbd.report import page, settings, timeline, write
-from pbd.report.__main__ import main
-from pbd.run import parse
-from pbd.run_dir import manifest
+from pbd.records import ModelFacts, WorkerReport
+from pbd.report import page, write
 from pbd.run_dir.journal import Journal
+from tests.helpers.html_document import Document
 from tests.helpers.report_factory import (
     NASTY,
     SECTIONS,
@@ -26,46 +19,9 @@ from tests.helpers.report_factory import (
     make_report,
     make_row,
     several_designs,
-    two_rows,
 )
 
 pytestmark = pytest.mark.fast
-
-
-class Document(HTMLParser):
-    """What a page consists of."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] not in ("style", "script") and data.strip():
-            self.texts.append(" ".join(data.split()))
-
-    def values(self, name: str) -> list[str | None]:
-        """Return the values of all attributes of this name."""
-        return [attributes[name] for _, attributes in self.tags if name in attributes]
-
-    @property
-    def words(self) -> str:
-        return " ".join(self.texts)
-
-
-@pytest.fixture
-def run_dir(tmp_path: Path) -> Path:
-    """A run that is complete."""
-    journal = Journal.create(tmp_path / "run", {"seed": 0}, ["b1"])
-    for name in manifest.MODELS:
-        journal.write_bytes(name, b"a model")
-    write(full_report(run_dir="elsewhere"), journal)
-    manifest.write(journal)
-    return journal.path
 
 
 def test_every_section_is_there_with_its_heading() -> None:
@@ -221,34 +177,6 @@ def test_figures_that_are_no_numbers_leave_gaps(tmp_path: Path) -> None:
     assert all("nan" not in points for points in Document(text).values("points"))
 
 
-def test_the_timeline_has_a_bar_for_each_group_of_this_session() -> None:
-    made = timeline.of(full_report())
-    assert [(group.worker, group.layers, group.failed) for group in made.groups] == [
-        (1, ("b3",), False),
-        (0, ("b1", "b2"), False),
-        (1, ("b4",), True),
-    ]
-    assert [len(lane.bars) for lane in made.lanes] == [1, 2]
-    assert made.earlier == ("b5",)
-    assert made.length_s == 12.75
-    (bar,) = made.lanes[0].bars
-    assert (bar.start + bar.length, bar.expected) == (pytest.approx(100.0), pytest.approx(100 * 10 / 12.75))
-    assert all(bar.start + bar.length <= 100.001 for lane in made.lanes for bar in lane.bars)
-    together = timeline.of(full_report(scheduler="shared"))
-    assert [len(lane.bars) for lane in together.lanes] == [3, 3]
-
-
-def test_the_timeline_has_every_candidate_that_this_session_trained() -> None:
-    made = timeline.of(several_designs())
-    assert [(group.worker, group.layers, group.started_s, group.failed) for group in made.groups] == [
-        (0, ("b1", "b2"), 0.0, False),
-        (1, ("b1",), 0.0, False),
-        (1, ("b2",), 4.0, True),
-    ]
-    assert made.earlier == ("b1",)
-    assert [len(lane.bars) for lane in made.lanes] == [1, 2]
-
-
 def test_the_page_names_the_chosen_design_of_each_layer_and_lists_all_candidates() -> None:
     text = page.of_run(several_designs())
     assert text.count("<small>spatial_svd_r50</small>") == text.count("<small>decoupled_r1</small>") == 1
@@ -265,105 +193,3 @@ def test_the_page_names_the_chosen_design_of_each_layer_and_lists_all_candidates
 def test_the_page_lists_no_candidates_if_each_layer_has_one() -> None:
     assert "Candidates" not in page.of_run(full_report())
     assert "<small>two_layer</small>" not in page.of_run(full_report())
-
-
-def spoken(report: RunReport) -> list[str]:
-    """Return the words of the command as a shell reads them."""
-    return shlex.split(settings.command(report).replace("\\\n", ""))
-
-
-def test_the_command_does_the_run_again() -> None:
-    config = RunConfig.of(
-        teacher="my model's.keras",
-        dataset="<data>.npz",
-        labels=False,
-        layers=["conv4_*", "^conv4_1"],
-        epochs=7,
-        max_accuracy_drop=0.05,
-        group=False,
-        run_dir="old",
-        seed=3,
-    )
-    words = spoken(full_report(config=json.loads(json.dumps(config.flat())), executor="serial"))
-    assert words[0] == "pbd-run"
-    assert parse(words[1:]) == config.replace(run_dir=None)
-    words = spoken(full_report(executor="mpi"))
-    assert words[:4] == ["mpirun", "-n", "2", "pbd-run"]
-    assert parse(words[4:]) == RunConfig.of(teacher="VGG16", epochs=5, layers=["conv*", "^conv1"])
-
-
-def test_several_runs_are_compared(tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    other = Journal(Path(shutil.copytree(run_dir, tmp_path / "other")))
-    changed = RunConfig.of(teacher="VGG16", epochs=9).flat()
-    energy = {"source": "rapl", "total_j": 500.0}
-    write(full_report(config=changed, energy=energy, deployments=two_rows(), blocks=full_report().blocks[1:]), other)
-    manifest.write(other)
-    path = tmp_path / "comparison.html"
-    assert main([str(run_dir), str(other.path), "--output", str(path)]) == 0
-    assert capsys.readouterr().out == f"{path}\n"
-    document = Document(path.read_text())
-    assert "2 runs compared" in document.texts
-    rows = " ".join(document.texts)
-    for expected in (str(run_dir), str(other.path), "epochs 5 9", "layers conv* ^conv1 none", "rapl", "500 J"):
-        assert expected in rows, expected
-    assert "seed" not in document.texts, "the same in both"
-    assert manifest.is_intact(other), "nothing in the runs is touched"
-
-
-def test_the_page_is_made_again_as_it_was(run_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = run_dir / "report.html"
-    before = path.read_bytes()
-    assert manifest.is_intact(Journal(run_dir))
-    assert main([str(run_dir)]) == 0
-    assert capsys.readouterr().out == f"{path}\n"
-    assert path.read_bytes() == before
-    path.write_text("damaged")
-    assert manifest.damaged(Journal(run_dir)) == ["report.html"]
-    assert main([str(run_dir)]) == 0
-    assert path.read_bytes() == before
-    assert manifest.is_intact(Journal(run_dir))
-
-
-def test_a_new_page_does_not_hide_other_damage(run_dir: Path) -> None:
-    (run_dir / "student.keras").write_text("something else")
-    (run_dir / "report.html").unlink()
-    assert main([str(run_dir)]) == 0
-    assert manifest.damaged(Journal(run_dir)) == ["student.keras"]
-
-
-def test_a_run_of_a_version_without_pages_gets_one(run_dir: Path) -> None:
-    content = json.loads((run_dir / "report.json").read_bytes())
-    del content["deployments"]
-    for row in content["workers"]:
-        del row["peak_bytes"]
-    (run_dir / "report.json").write_text(json.dumps(content))
-    for name in ("report.html", "complete.json"):
-        (run_dir / name).unlink()
-    assert main([str(run_dir)]) == 0
-    assert "speed in a target: not measured" in (run_dir / "report.html").read_text()
-    assert not (run_dir / "complete.json").exists()
-
-
-def test_what_cannot_be_read_or_written_is_said_in_one_line(
-    run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    begun = Journal.create(tmp_path / "begun", {"seed": 0})
-    damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
-    (damaged / "report.json").write_text(json.dumps({"version": 1}))
-    garbled = Path(shutil.copytree(damaged, tmp_path / "garbled"))
-    (garbled / "complete.json").unlink()
-    cases = [
-        ([], 2, "arguments are required: RUN_DIR"),
-        ([str(tmp_path / "nowhere")], 66, "there is no run in"),
-        ([str(begun.path)], 66, "has no report yet"),
-        ([str(damaged)], 76, "report.json is damaged"),
-        ([str(garbled)], 76, "report.json is damaged"),
-        ([str(run_dir), str(damaged), "--output", str(tmp_path / "x.html")], 76, "report.json is damaged"),
-        ([str(run_dir), "--output", str(tmp_path / "nowhere" / "x.html")], 73, "in a folder that exists"),
-    ]
-    for arguments, code, said in cases:
-        assert main(arguments) == code, arguments
-        (line,) = capsys.readouterr().err.splitlines()
-        assert line.startswith("pbd-report: ")
-        assert said in line
-    assert not (tmp_path / "x.html").exists()
