@@ -13,6 +13,9 @@ from pbd.compression.step_folder import Finished, StepFolder
 from pbd.networks import graph
 from pbd.networks.digest import model_digest
 
+_WITHOUT_TARGET = ("craft", "distill_into", "fine_tune", "progressive", "prune_filters", "prune_weights")
+"""Steps that are the same for every target."""
+
 
 def unmeasured() -> None:
     """Return the joules so far where nobody measures them."""
@@ -47,7 +50,7 @@ class Chain:
         for number, step in enumerate(self.steps, start=1):
             finished = self._finished(number, step, model, keeps_zeros)
             yield self.names[number - 1], finished
-            model, keeps_zeros = finished.result.model, keeps_zeros or finished.result.keeps_zeros
+            model, keeps_zeros = finished.result.model, bool(finished.result.keeps_zeros)
 
     def _finished(self, number: int, step: Step, before: keras.Model, keeps_zeros: bool) -> Finished:
         """Return a step's result, from its folder if the step is complete there."""
@@ -64,7 +67,8 @@ class Chain:
         context = replace(context, journal=folder.journal, seed=seed, keeps_zeros=keeps_zeros)
         context.seeded()
         result = step.apply(before, context)
-        result = replace(result, model=graph.flatten(result.model))
+        keeps_zeros = keeps_zeros if result.keeps_zeros is None else result.keeps_zeros
+        result = replace(result, model=graph.flatten(result.model), keeps_zeros=keeps_zeros)
         seconds, spent = time.monotonic() - began, _difference(self.joules(), joules)
         metrics = context.evaluate(result.model)
         display.phase(f"step {name}: {metrics.on_validation()}")
@@ -82,7 +86,15 @@ class Chain:
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),
             "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
+            **({"target": self.context.target.name} if _may_use_target(step) else {}),
         }
+
+
+def _may_use_target(step: Step) -> bool:
+    """Return whether the network or the files of a step may depend on where networks are measured."""
+    if name_of(step) == "ensemble":
+        return any(_may_use_target(one) for steps in getattr(step, "members", ()) for one in steps)
+    return name_of(step) not in _WITHOUT_TARGET
 
 
 def _difference(after: float | None, before: float | None) -> float | None:

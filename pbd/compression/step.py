@@ -23,8 +23,8 @@ class StepResult:
     """What there is to know about the step, in plain JSON types."""
     events: tuple[str, ...] = ()
     """What its reader has to know, one line each."""
-    keeps_zeros: bool = False
-    """Whether later training has to leave weights that are zero at zero."""
+    keeps_zeros: bool | None = None
+    """Whether later training has to leave weights that are zero at zero; `None`: as before the step."""
     quantized: Mapping[str, Path] = field(default_factory=dict)
     """Files in 8-bit integers that the step wrote, by target."""
 
