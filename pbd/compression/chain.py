@@ -8,13 +8,10 @@ import keras
 
 from pbd import blocks
 from pbd.compression.context import Context
-from pbd.compression.step import Step, name_of, settings_of
+from pbd.compression.step import Step, name_of, settings_of, uses_target
 from pbd.compression.step_folder import Finished, StepFolder
 from pbd.networks import graph
 from pbd.networks.digest import model_digest
-
-_WITHOUT_TARGET = ("craft", "distill_into", "fine_tune", "progressive", "prune_filters", "prune_weights")
-"""Steps that are the same for every target."""
 
 
 def unmeasured() -> None:
@@ -86,15 +83,8 @@ class Chain:
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),
             "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
-            **({"target": self.context.target.name} if _may_use_target(step) else {}),
+            **({"target": self.context.target.name} if uses_target(step) else {}),
         }
-
-
-def _may_use_target(step: Step) -> bool:
-    """Return whether the network or the files of a step may depend on where networks are measured."""
-    if name_of(step) == "ensemble":
-        return any(_may_use_target(one) for steps in getattr(step, "members", ()) for one in steps)
-    return name_of(step) not in _WITHOUT_TARGET
 
 
 def _difference(after: float | None, before: float | None) -> float | None:

@@ -1,5 +1,6 @@
 """The step that makes several networks of one, and answers with the mean of their answers."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,7 +10,7 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
-from pbd.compression.step import Step, StepResult
+from pbd.compression.step import Step, StepResult, check_data, uses_target
 from pbd.config.values import at_least
 from pbd.errors import UsageError
 from pbd.learning.distillation import logits_model
@@ -19,6 +20,7 @@ from pbd.run_dir.journal import Journal
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 
@@ -58,6 +60,14 @@ class Ensemble:
                 raise UsageError(
                     f"members are lists of steps. Received: {step!r} in one. Give FineTune(), for example."
                 )
+
+    def check_data(self, dataset: "Dataset") -> None:
+        check_data(itertools.chain(*self.members), dataset)
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether a step of a member depends on the target of the recipe."""
+        return any(map(uses_target, itertools.chain(*self.members)))
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         networks, rows, zeros = [], [], []

@@ -1,5 +1,6 @@
 """Do the steps of a recipe, leave out those that are complete, measure all networks, and write the report."""
 
+import functools
 import time
 import uuid
 from collections.abc import Iterator
@@ -9,11 +10,10 @@ from typing import TYPE_CHECKING, Any
 import keras
 import numpy as np
 
-from pbd.compression import labels
 from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
-from pbd.compression.step import StepResult, settings_of
+from pbd.compression.step import StepResult, check_data, settings_of
 from pbd.compression.step_folder import MODEL, Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, targets
@@ -56,7 +56,7 @@ def run(
         display,
         tasks_of=lambda config, teacher: (),
         kind={"kind": "recipe"},
-        check_data=lambda dataset: labels.check(recipe.steps, dataset),
+        check_data=functools.partial(check_data, recipe.steps),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
         return _Run(recipe, config, inputs, executor, display, tuple(dict.fromkeys(chosen))).report()
