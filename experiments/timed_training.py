@@ -131,7 +131,10 @@ class TrainingFolder:
         """Return the networks among which the steps of a plan choose."""
         files = [self.journal.file(f"{name}.keras") for name in plan.teachers]
         teachers = [keras.models.load_model(file, compile=False) for file in files]
-        return [ensemble.joined(teachers, ensemble.LOGITS)] if plan.mean else teachers
+        if not plan.mean:
+            return teachers
+        images, _ = next(iter(self.dataset.batches("validation", self.dataset.batch_size)))
+        return [ensemble.joined(teachers, ensemble.LOGITS, images)]
 
     def _loss(self, name: str) -> losses.Loss:
         if name == "mse":

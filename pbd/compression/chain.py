@@ -8,7 +8,7 @@ import keras
 
 from pbd import blocks
 from pbd.compression.context import Context
-from pbd.compression.step import Step, name_of, settings_of
+from pbd.compression.step import Step, name_of, settings_of, uses_target
 from pbd.compression.step_folder import Finished, StepFolder
 from pbd.networks import graph
 from pbd.networks.digest import model_digest
@@ -47,7 +47,7 @@ class Chain:
         for number, step in enumerate(self.steps, start=1):
             finished = self._finished(number, step, model, keeps_zeros)
             yield self.names[number - 1], finished
-            model, keeps_zeros = finished.result.model, keeps_zeros or finished.result.keeps_zeros
+            model, keeps_zeros = finished.result.model, bool(finished.result.keeps_zeros)
 
     def _finished(self, number: int, step: Step, before: keras.Model, keeps_zeros: bool) -> Finished:
         """Return a step's result, from its folder if the step is complete there."""
@@ -64,7 +64,8 @@ class Chain:
         context = replace(context, journal=folder.journal, seed=seed, keeps_zeros=keeps_zeros)
         context.seeded()
         result = step.apply(before, context)
-        result = replace(result, model=graph.flatten(result.model))
+        keeps_zeros = keeps_zeros if result.keeps_zeros is None else result.keeps_zeros
+        result = replace(result, model=graph.flatten(result.model), keeps_zeros=keeps_zeros)
         seconds, spent = time.monotonic() - began, _difference(self.joules(), joules)
         metrics = context.evaluate(result.model)
         display.phase(f"step {name}: {metrics.on_validation()}")
@@ -82,6 +83,7 @@ class Chain:
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),
             "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
+            **({"target": self.context.target.name} if uses_target(step) else {}),
         }
 
 

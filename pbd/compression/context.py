@@ -40,7 +40,7 @@ class Context:
     config: RunConfig
     """Of the recipe, with the settings of the data with which every worker loads the same images."""
     target: Target
-    """Where the networks of the recipe are measured, in float32."""
+    """Where the networks of the recipe are measured first, in float32."""
     journal: Journal
     """The folder of the step, which survives if the recipe is interrupted."""
     executor: Executor
@@ -142,6 +142,10 @@ class Context:
         split_seed = self.config.data.seed_of_splits(self.config.seed)
         config = self.config.replace(seed=seed, split_seed=split_seed)
         return replace(self, seed=seed, config=config, dataset=replace(self.dataset, seed=seed))
+
+    def for_new_network(self) -> "Context":
+        """Return the context for the training of another network than that before the step: its zeros are its own."""
+        return replace(self, keeps_zeros=False)
 
     def seeded(self) -> None:
         """Start the random numbers of Keras, such as those of initial weights, with the seed of the step."""

@@ -1,14 +1,17 @@
 """The step that replaces one layer after the other, each on the network as it is by then: craft distillation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compression import stages
+from pbd.compression import labels, stages
 from pbd.compression.stages import InStages, Stage, Tasks
 from pbd.config import TrainingConfig
 from pbd.config.values import at_least, one_of, positive
+
+if TYPE_CHECKING:
+    from pbd.data import Dataset
 
 TOP_DOWN, BOTTOM_UP, PARALLEL = "top_down", "bottom_up", "parallel"
 ORDERS = (TOP_DOWN, BOTTOM_UP, PARALLEL)
@@ -44,6 +47,9 @@ class Craft(InStages):
         at_least("epochs", self.epochs, 0)
         positive("learning_rate", self.learning_rate)
         stages.check_tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate)
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "tune_loss", self.tune_epochs, dataset)
 
     def grouped(self, tasks: Tasks) -> list[Tasks]:
         if self.order == PARALLEL:

@@ -124,9 +124,11 @@ class DistillInto:
         dataset = context.dataset
         student, settings = self.network(model, dataset), self.settings(dataset.labelled)
         layer_losses.check(self.features, student, model, dataset)
-        state = context.fine_tune(student, settings, teacher=model, distillation=self.distillation)
+        training = context.for_new_network()
+        state = training.fine_tune(student, settings, teacher=model, distillation=self.distillation)
         details = {"student": student.name, "params": cost.count_params(student), "history": list(state.history)}
-        return StepResult(student, details, (*self._events(settings), *state.events))
+        events = (*self._events(settings), *state.events)
+        return StepResult(student, details, events, keeps_zeros=False)
 
     def network(self, teacher: keras.Model, dataset: Dataset) -> keras.Model:
         """Return the student, flat and in float32.

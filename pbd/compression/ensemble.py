@@ -1,5 +1,6 @@
 """The step that makes several networks of one, and answers with the mean of their answers."""
 
+import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -9,14 +10,17 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
-from pbd.compression.step import Step, StepResult
+from pbd.compression.step import Step, StepResult, check_data, uses_target
 from pbd.config.values import at_least
 from pbd.errors import UsageError
+from pbd.learning.distillation import logits_model
+from pbd.learning.metrics import outputs_probabilities
 from pbd.networks import graph, heads
 from pbd.run_dir.journal import Journal
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 
@@ -57,6 +61,14 @@ class Ensemble:
                     f"members are lists of steps. Received: {step!r} in one. Give FineTune(), for example."
                 )
 
+    def check_data(self, dataset: "Dataset") -> None:
+        check_data(itertools.chain(*self.members), dataset)
+
+    @property
+    def uses_target(self) -> bool:
+        """Whether a step of a member depends on the target of the recipe."""
+        return any(map(uses_target, itertools.chain(*self.members)))
+
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         networks, rows, zeros = [], [], []
         members = [*self.members] * self.copies
@@ -69,7 +81,8 @@ class Ensemble:
             zeros.append(last.result.keeps_zeros)
             rows.append({"validation_score": last.metrics.score, "parameters": last.result.model.count_params()})
         events = tuple(_equal_copies(networks, len(self.members)))
-        return StepResult(joined(networks, self.mean), {"members": rows}, events, any(zeros))
+        images, _ = next(iter(context.dataset.batches("validation", limit=context.dataset.batch_size)))
+        return StepResult(joined(networks, self.mean, images), {"members": rows}, events, any(zeros))
 
 
 def _equal_copies(networks: Sequence[keras.Model], kinds: int) -> Iterator[str]:
@@ -94,12 +107,13 @@ def _same_weights(network: keras.Model, other: keras.Model) -> bool:
     return len(weights) == len(others) and all(map(np.array_equal, weights, others))
 
 
-def joined(networks: Sequence[keras.Model], mean: str = PROBABILITIES) -> keras.Model:
+def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Model:
     """Return one network that answers with the mean of the answers of several.
 
     Args:
         networks: flat, for the same images and classes.
         mean: `probabilities` or `logits`.
+        images: a batch, which tells whether outputs without a head, such as those of an ensemble, are probabilities.
 
     Raises:
         UsageError: their inputs or outputs differ.
@@ -111,17 +125,28 @@ def joined(networks: Sequence[keras.Model], mean: str = PROBABILITIES) -> keras.
     single = networks[0].outputs[0].shape[-1] == 1
     of_logits = single or mean == LOGITS
     named = [keras.Model(one.inputs[0], one.outputs[0], name=f"member{n}") for n, one in enumerate(networks, start=1)]
-    answers = [_answers(network, inputs, of_logits) for network in named]
+    are_probabilities = [_outputs_probabilities(network, images) for network in named]
+    answers = [
+        _answers(network, inputs, of_logits, is_distribution, images)
+        for network, is_distribution in zip(named, are_probabilities, strict=True)
+    ]
     outputs = keras.layers.Average(name="ensemble")(answers)
-    if of_logits and heads.head_of(networks[0]) is not heads.Head.NONE:
+    if of_logits and are_probabilities[0]:
         activation = "sigmoid" if single else "softmax"
         outputs = keras.layers.Activation(activation, name=activation)(outputs)
     return graph.flatten(keras.Model(inputs, outputs, name="ensemble"))
 
 
-def _answers(network: keras.Model, inputs: Any, of_logits: bool) -> Any:
+def _outputs_probabilities(network: keras.Model, images: Any) -> bool:
+    if heads.head_of(network) is not heads.Head.NONE:
+        return True
+    return not graph.ends_in_logits(network) and outputs_probabilities(network, images)
+
+
+def _answers(network: keras.Model, inputs: Any, of_logits: bool, are_probabilities: bool, images: Any) -> Any:
     """Return the logits or the probabilities of a member for Keras inputs."""
     if of_logits:
-        return graph.logits(network)(inputs)
+        is_single = network.outputs[0].shape[-1] == 1  # whose logit stays one
+        return (graph.logits(network) if is_single else logits_model(network, images))(inputs)
     outputs = network(inputs)
-    return outputs if heads.head_of(network) is heads.Head.SOFTMAX else keras.layers.Softmax()(outputs)
+    return outputs if are_probabilities else keras.layers.Softmax()(outputs)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compression import layer_losses
+from pbd.compression import labels, layer_losses
 from pbd.compression.step import StepResult
 from pbd.config import RECIPES, DistillationConfig, StudentConfig
 from pbd.config.values import Section, one_of
@@ -14,6 +14,7 @@ from pbd.networks import graph
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,9 @@ class FineTune(Section):
             fine_tune_scope=self.scope,
         )
         return settings if self.recipe is None else _with_recipe(settings, self.recipe)
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "loss", self.epochs, dataset)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         tuned = graph.flatten(model)

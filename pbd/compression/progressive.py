@@ -1,14 +1,17 @@
 """The step that replaces layers from the images on, each block trained in the network: progressive distillation."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compression import stages
+from pbd.compression import labels, stages
 from pbd.compression.stages import Inserted, InStages, Stage, Tasks
 from pbd.config import DistillationConfig, Feature, TrainingConfig
 from pbd.config.values import positive
+
+if TYPE_CHECKING:
+    from pbd.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,9 @@ class Progressive(InStages):
         super().check()
         positive("class_weight", self.class_weight)
         stages.check_tuning(self.loss, self.epochs, self.learning_rate, least_epochs=1)
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "loss", self.epochs, dataset)
 
     def grouped(self, tasks: Tasks) -> list[Tasks]:
         return stages.in_groups(tasks, self.layers_per_stage)

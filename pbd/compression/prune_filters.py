@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compression import layer_losses
+from pbd.compression import labels, layer_losses
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.pruning import refitting, schedule, selection
 from pbd.compression.pruning.rounds import RoundFiles
@@ -19,6 +19,7 @@ from pbd.networks.cost import count_macs, count_params
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,9 @@ class PruneFilters(Section):
             fine_tune_loss=self.loss,
             keep_zeros=keep_zeros,
         )
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "loss", self.epochs, dataset)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         groups = self.groups(model)

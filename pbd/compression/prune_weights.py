@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from pbd.compression import labels
 from pbd.compression.pruning import schedule, sizes, weights
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
@@ -16,6 +17,7 @@ from pbd.networks import graph
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 CONTROLS = ("magnitude", "random", "redraw")
 
@@ -94,6 +96,9 @@ class PruneWeights(Section):
             rounds = max(1, math.ceil(math.log(left) / math.log(1.0 - per_round) - 1e-9))
         before = [schedule.geometric(self.ratio, number, per_round) for number in range(1, rounds)]
         return (*before, self.ratio)
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "loss", self.epochs, dataset)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         weights.find_kernels(model, self.layers, self.prune_classifier)

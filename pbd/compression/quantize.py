@@ -1,7 +1,7 @@
 """The step that puts the network into 8-bit integers, after training or with training for them."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import keras
 
@@ -37,6 +37,8 @@ class Quantize(Section):
     """For qat: passes over the training images."""
     learning_rate: float = Training.learning_rate
     """For qat: of Adam, at the start of a cosine decay to zero."""
+
+    uses_target: ClassVar[bool] = True
 
     def check(self) -> None:
         one_of("method", self.method, METHODS)

@@ -1,10 +1,11 @@
 """The step that is pbd's own method: blocks learn the feature maps of the network, and the best replace layers."""
 
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import keras
 
+from pbd.compression import labels
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig
 from pbd.config.settings import BlockConfig, TrainingConfig
@@ -15,6 +16,7 @@ from pbd.report import words
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.data import Dataset
     from pbd.records import RunReport
 
 RUN = "run"
@@ -29,11 +31,16 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
     values. Without any setting, it looks for the fastest student of the library that loses at most one point.
     """
 
+    uses_target: ClassVar[bool] = True
+
     def check(self) -> None:
         for section in (BlockConfig, TrainingConfig, StudentConfig):
             section.check(self)
         if self.sweep is not None:
             raise UsageError(f"a step makes one network. Received: sweep {self.sweep}. Give a budget.")
+
+    def check_data(self, dataset: "Dataset") -> None:
+        labels.require(self, "fine_tune_loss", self.fine_tune_epochs, dataset)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         run_dir = context.journal.file(RUN)

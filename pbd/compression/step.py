@@ -2,7 +2,7 @@
 
 import dataclasses
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     import keras
 
     from pbd.compression.context import Context
+    from pbd.data import Dataset
 
 
 @dataclass(frozen=True, eq=False)
@@ -23,8 +24,8 @@ class StepResult:
     """What there is to know about the step, in plain JSON types."""
     events: tuple[str, ...] = ()
     """What its reader has to know, one line each."""
-    keeps_zeros: bool = False
-    """Whether later training has to leave weights that are zero at zero."""
+    keeps_zeros: bool | None = None
+    """Whether later training has to leave weights that are zero at zero; `None`: as before the step."""
     quantized: Mapping[str, Path] = field(default_factory=dict)
     """Files in 8-bit integers that the step wrote, by target."""
 
@@ -33,7 +34,10 @@ class StepResult:
 class Step(Protocol):
     """A step: a frozen dataclass of its settings, which checks them when it is made.
 
-    The name of its class in lower case with underscores is its name in recipe files and reports.
+    The name of its class in lower case with underscores is its name in recipe files and reports. It may have two more
+    attributes: a method `check_data(dataset)`, which raises a PbdError before the first step of a recipe if the step
+    cannot be applied to these images, and `uses_target`, which is true if its network or its files depend on the target
+    of the recipe.
     """
 
     def apply(self, model: "keras.Model", context: "Context") -> StepResult:
@@ -52,6 +56,23 @@ class Step(Protocol):
 def name_of(step: Step) -> str:
     """Return the name of a step: `prune_filters` for `PruneFilters`."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(step).__name__).lower()
+
+
+def check_data(steps: Iterable[Step], dataset: "Dataset") -> None:
+    """Check that steps can be applied to these images, as far as they can tell before they are.
+
+    Raises:
+        PbdError: one cannot.
+    """
+    for step in steps:
+        check = getattr(step, "check_data", None)
+        if check is not None:
+            check(dataset)
+
+
+def uses_target(step: Step) -> bool:
+    """Return whether the network or the files of a step depend on the target of the recipe."""
+    return bool(getattr(step, "uses_target", False))
 
 
 def settings_of(step: Step) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Do the steps of a recipe, leave out those that are complete, measure all networks, and write the report."""
 
+import functools
 import time
 import uuid
 from collections.abc import Iterator
@@ -12,7 +13,7 @@ import numpy as np
 from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
-from pbd.compression.step import StepResult, settings_of
+from pbd.compression.step import StepResult, check_data, settings_of
 from pbd.compression.step_folder import MODEL, Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, targets
@@ -49,7 +50,13 @@ def run(
     """Do the steps on the workers of a session that is open; see `recipe.run`."""
     chosen = [targets.for_run(name).name for name in recipe.targets or (config.execution.target,)]
     prepared = prepare.prepare(
-        config, model, data, display, tasks_of=lambda config, teacher: (), kind={"kind": "recipe"}
+        config,
+        model,
+        data,
+        display,
+        tasks_of=lambda config, teacher: (),
+        kind={"kind": "recipe"},
+        check_data=functools.partial(check_data, recipe.steps),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
         return _Run(recipe, config, inputs, executor, display, tuple(dict.fromkeys(chosen))).report()
@@ -95,13 +102,13 @@ class _Run:
         return report
 
     def _context(self) -> Context:
-        inputs = self.inputs
+        inputs, target = self.inputs, targets.TARGETS[self.targets[0]]
         return Context(
             teacher=inputs.teacher,
             teacher_path=inputs.journal.file("teacher.keras"),
             dataset=inputs.dataset,
-            config=replace(self.config, data=inputs.data_config),
-            target=inputs.target,
+            config=replace(self.config, data=inputs.data_config).replace(target=target.name),
+            target=target,
             journal=inputs.journal,
             executor=self.executor,
             display=self.display,

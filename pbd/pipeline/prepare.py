@@ -73,6 +73,7 @@ def prepare(
     display: ProgressDisplay,
     tasks_of: Callable[[RunConfig, keras.Model], tuple[BlockTask, ...]] = _tasks,
     kind: Mapping[str, Any] = MappingProxyType({}),
+    check_data: Callable[[Dataset], object] = lambda dataset: None,
 ) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory and lock it until the block ends.
 
@@ -85,6 +86,7 @@ def prepare(
         display: receives phases and progress.
         tasks_of: returns the tasks of a teacher; by default those of the settings.
         kind: settings beside those of `config` that a resumed run must share.
+        check_data: raises an error if something else does not fit the data.
 
     Raises:
         PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
@@ -101,6 +103,7 @@ def prepare(
     raw = data.raw_splits(data_config.labels) if data else None
     dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
     _check_labels(config, dataset)
+    check_data(dataset)
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
     flat = graph.flatten(loaded, dataset.image_shape)
     teacher = precision.in_float32(flat)

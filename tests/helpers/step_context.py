@@ -35,6 +35,9 @@ class StepContext:
     def phase(self, text: str) -> None:
         self.phases.append(text)
 
+    def for_new_network(self) -> "StepContext":
+        return self
+
     def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
         return validate(model, self.teacher, self.dataset)
 

@@ -33,11 +33,14 @@ def exportable(network: keras.Model, rounds_activations: bool = True) -> keras.M
     copies: dict[int, keras.Layer] = {}
 
     def copy(operation: RoundedKernels) -> keras.Layer:
-        if id(operation) not in copies:
-            layer = type(operation.layer).from_config(operation.layer.get_config())
-            copies[id(operation)] = layer
-            rounded.append((layer, operation))
-        return copies[id(operation)]
+        # The step of a bias is that of its input, so each call of a shared layer has a rounded bias of its own.
+        key = id(operation if rounds_activations else operation.layer)
+        if key not in copies:
+            is_taken = any(layer.name == operation.layer.name for layer in copies.values())
+            config = operation.layer.get_config() | ({"name": operation.name} if is_taken else {})
+            copies[key] = type(operation.layer).from_config(config)
+            rounded.append((copies[key], operation))
+        return copies[key]
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(operation, FakeQuantize):

@@ -97,6 +97,23 @@ def test_gradients_reach_all_kernels_and_leave_the_ranges() -> None:
     assert fake_quantization.ranges(rounded) == ranges
 
 
+def test_a_layer_that_is_called_twice_is_written_once_for_each_input() -> None:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 3))
+    shared = layers.Conv2D(3, 3, padding="same", activation="relu", bias_initializer="ones", name="shared")
+    outputs = layers.Dense(4)(layers.GlobalAveragePooling2D()(shared(shared(layers.Rescaling(1 / 64)(inputs)))))
+    plain = portable.portable(keras.Model(inputs, outputs), int8=True)
+    expected, count = plain.predict_on_batch(IMAGES[:8]), plain.count_params()
+    rounded = fake_quantization.fake_quantized(plain)
+    fake_quantization.calibrate(rounded, IMAGES)
+    written = integer_form.exportable(rounded)
+    assert len(of_kind(written, layers.Conv2D)) == 2
+    assert np.allclose(written(IMAGES[:8]), rounded(IMAGES[:8]), atol=1e-4)
+    going_on = integer_form.exportable(rounded, rounds_activations=False)
+    assert going_on.count_params() == count
+    assert 0 < np.abs(going_on.predict_on_batch(IMAGES[:8]) - expected).max() < 0.05 * np.abs(expected).max()
+
+
 @pytest.mark.parametrize("name", ["onnx-int8", "openvino-int8", "litert-int8"])
 def test_the_file_computes_what_the_network_computes(name: str, tmp_path: Path) -> None:
     target = targets.TARGETS[name]

@@ -1,0 +1,120 @@
+"""Steps behind one another: what a step knows of those before it, and of the recipe."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+import pbd
+from pbd.compression.context import Context
+from pbd.compression.step import StepResult
+from pbd.deploy import deployment
+from pbd.errors import BadInputError, EnvironmentMismatchError
+from pbd.networks import graph
+
+layers = keras.layers
+pytestmark = pytest.mark.usefixtures("eager", "unmeasured")
+PIXELS = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(48) % 4
+DATA = pbd.Data(
+    train=(PIXELS, LABELS),
+    validation=(PIXELS[:16], LABELS[:16]),
+    test=(PIXELS[16:32], LABELS[16:32]),
+    batch_size=16,
+)
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the measurements at the end of a recipe."""
+    monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed())
+
+
+def network(seed: int = 0) -> keras.Model:
+    keras.utils.set_random_seed(seed)
+    inputs = keras.Input((6, 6, 3))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="first")(layers.Rescaling(1 / 128, -1.0)(inputs))
+    x = layers.Conv2D(8, 3, padding="same", activation="relu", name="second")(x)
+    return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(x)))
+
+
+def compress(tmp_path: Path, *steps: Any, data: pbd.Data = DATA, **settings: Any) -> Any:
+    settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), "targets": "keras"} | settings
+    config = pbd.RunConfig.of(allow_weak_teacher=True)
+    return pbd.compress(network(), data, steps, config=config, **settings)
+
+
+@dataclass(frozen=True)
+class Noted:
+    """Notes what the context says."""
+
+    contexts: list[Context]
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        self.contexts.append(context)
+        return StepResult(graph.flatten(model))
+
+
+def test_zeros_of_members_stay_zero_behind_other_steps_and_the_ensemble(tmp_path: Path) -> None:
+    contexts: list[Context] = []
+    ensemble = pbd.Ensemble([[pbd.PruneWeights(0.5), pbd.FineTune(epochs=0)], [pbd.FineTune(epochs=0)]])
+    compress(tmp_path, ensemble, Noted(contexts))
+    assert [context.keeps_zeros for context in contexts] == [True]
+
+
+def test_zeros_of_the_network_before_are_none_of_the_student(tmp_path: Path) -> None:
+    contexts: list[Context] = []
+    student = network(1)
+    kernel, bias = student.get_layer("second").get_weights()
+    student.get_layer("second").set_weights([np.where(kernel > 0, kernel, np.float32(0)), bias])
+    steps = [pbd.PruneWeights(0.5), Noted(contexts), pbd.DistillInto(student, epochs=1, loss="kd_mse"), Noted(contexts)]
+    result = compress(tmp_path, *steps)
+    assert [context.keeps_zeros for context in contexts] == [True, False]
+    assert result.report.steps[3].details["history"]
+    assert np.mean(result.model.get_layer("second").get_weights()[0] == 0) < 0.1, "its zeros are trained"
+
+
+def test_an_ensemble_of_an_ensemble_answers_with_the_mean_of_probabilities(tmp_path: Path) -> None:
+    members = pbd.Ensemble([[pbd.FineTune(epochs=0)], [pbd.FineTune(epochs=0)]])
+    result = compress(tmp_path, members, members, pbd.Ensemble(members.members, mean="logits"))
+    pixels = PIXELS[:8].astype(np.float32)
+    expected = result.network("1 ensemble").predict_on_batch(pixels)
+    for name in ("2 ensemble", "3 ensemble"):
+        assert np.allclose(result.network(name).predict_on_batch(pixels), expected, atol=1e-5), name
+    assert result.report.steps[2].network.val_kl == pytest.approx(0.0, abs=1e-5)
+
+
+def test_steps_know_the_target_of_the_recipe_and_a_resumed_recipe_another_one(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    contexts: list[Context] = []
+    quantize = pbd.Quantize(max_drop=1.0, calibration_images=16)
+    compress(tmp_path, Noted(contexts), targets=("keras", "onnx"))
+    assert [(context.target.name, context.config.execution.target) for context in contexts] == [("keras", "keras")]
+    first = compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="onnx")
+    assert first.report.steps[1].details["target"] == "onnx-int8"
+    with pytest.raises(EnvironmentMismatchError, match=r"a target must have 8-bit integers. Received: keras"):
+        compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="keras", resume=True)
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pbd.FineTune(epochs=1, loss="cross_entropy"),
+        pbd.PruneWeights(0.5, epochs=1, loss="mixed"),
+        pbd.PruneFilters(0.5, epochs=1, loss="mixed"),
+        pbd.Ensemble([[pbd.FineTune(epochs=1, loss="mixed")], [pbd.FineTune(epochs=0)]]),
+        pbd.Craft(tune_loss="mixed"),
+        pbd.Progressive(loss="mixed"),
+        pbd.ReplaceBlocks(fine_tune_loss="mixed", fine_tune_epochs=1),
+    ],
+    ids=lambda step: type(step).__name__,
+)
+def test_a_loss_that_needs_labels_is_refused_before_the_first_step(step: Any, tmp_path: Path) -> None:
+    contexts: list[Context] = []
+    with pytest.raises(BadInputError, match=r"needs labels. Received: 'arrays', which has none. Give"):
+        compress(tmp_path, Noted(contexts), step, data=replace(DATA, labels=False))
+    assert not contexts
+    assert not (tmp_path / "run").exists()
