@@ -1,5 +1,6 @@
 """The students of several budgets in one run directory: a folder for each, and a table and a picture of all."""
 
+import logging
 import shutil
 from collections.abc import Collection
 from dataclasses import asdict
@@ -7,6 +8,7 @@ from pathlib import Path
 
 from pbd import report
 from pbd.config import RunConfig, budgets
+from pbd.errors import CorruptStateError
 from pbd.records import RunReport
 from pbd.run_dir.journal import Journal, write_atomically
 
@@ -14,15 +16,19 @@ FOLDER = "front"
 """The folder of the run directory that holds a folder for each budget."""
 _TEXTS = ("report.json", "report.html", "summary.txt")
 _MODELS = ("student.keras", "student_folded.keras")
+_log = logging.getLogger(__name__)
 
 
 def read(run_dir: Path) -> dict[str, RunReport]:
-    """Return the reports of the students, by budget from the largest on; none if the run had one student."""
+    """Return the reports of the students, by budget from the largest on; none if the run had one student.
+
+    A student whose report is damaged is left out.
+    """
     reports = {}
     for path in (run_dir / FOLDER).glob("[!.]*/report.json"):
-        journal = Journal(path.parent)
-        finished = report.located(report.read(journal), journal)
-        reports[finished.config["budget"][0]] = finished
+        finished = _read(path.parent)
+        if finished is not None:
+            reports[finished.config["budget"][0]] = finished
     return dict(sorted(reports.items(), key=lambda each: -budgets.parse(each[0]).amount))
 
 
@@ -31,9 +37,10 @@ def is_complete(config: RunConfig) -> bool:
     if not config.execution.resume or config.execution.run_dir is None:
         return False
     folder = _folder(Path(config.execution.run_dir), config.student.budget[0])
-    if not (folder / "report.json").is_file():
+    if not all((folder / name).is_file() for name in (*_TEXTS, *_MODELS)):
         return False
-    return has_settings(report.read(Journal(folder)), config)
+    finished = _read(folder)
+    return finished is not None and has_settings(finished, config)
 
 
 def has_settings(finished: RunReport, config: RunConfig) -> bool:
@@ -66,6 +73,16 @@ def write_front(run_dir: Path, shown: Collection[str]) -> None:
     write_atomically(run_dir / "front.html", page.of_runs(reports).encode())
     if front.points(reports):
         write_atomically(run_dir / "front.svg", page.front_picture(reports).encode())
+
+
+def _read(folder: Path) -> RunReport | None:
+    """Return the report of a student; None if it is damaged."""
+    journal = Journal(folder)
+    try:
+        return report.located(report.read(journal), journal)
+    except CorruptStateError:
+        _log.warning("%s is damaged: --resume with its sweep builds the student again.", journal.file("report.json"))
+        return None
 
 
 def _folder(run_dir: Path, budget: str) -> Path:

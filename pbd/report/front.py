@@ -26,7 +26,7 @@ class Point:
     times_as_fast: float
     """As the teacher in float32, measured in turn."""
     quality: float
-    """Test accuracy in the runtime, without labels the agreement with the teacher, in percent."""
+    """Test accuracy in the runtime, in percent; if a run has no labels, the agreement with the teacher."""
 
 
 def batch_of(reports: Mapping[str, RunReport]) -> int | None:
@@ -35,6 +35,11 @@ def batch_of(reports: Mapping[str, RunReport]) -> int | None:
     sizes = deployments.batches(first.deployments)
     target_batch = first.config.get("target_batch")
     return target_batch if target_batch in sizes else min(sizes, default=None)
+
+
+def judged(reports: Mapping[str, RunReport]) -> str:
+    """Return what these runs can all be compared by: `accuracy`, or `agreement` if one of them has no labels."""
+    return "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"
 
 
 def points(reports: Mapping[str, RunReport]) -> list[Point]:
@@ -53,10 +58,11 @@ def points(reports: Mapping[str, RunReport]) -> list[Point]:
 
 
 def _rows(reports: Mapping[str, RunReport], batch: int) -> Iterator[Point]:
+    by_agreement = judged(reports) == "agreement"
     for budget, report in reports.items():
         for row in report.deployments:
             latency = deployments.at_batch(row, batch)
-            quality = row.test_agreement if row.test_accuracy is None else row.test_accuracy
+            quality = row.test_agreement if by_agreement or row.test_accuracy is None else row.test_accuracy
             if latency is not None:
                 series = f"{row.model}, {'int8' if deployments.is_int8(row) else 'float32'}"
                 yield Point(series, budget * (row.model == "student"), latency.times_as_fast, 100 * quality)
@@ -78,10 +84,11 @@ def render(reports: Mapping[str, RunReport], width: int = 120) -> str:
 def table(reports: Mapping[str, RunReport]) -> Table:
     """Return a row for each budget: what was predicted and measured, size, and quality and speed in each precision."""
     batch = batch_of(reports)
-    judged = "agreement" if next(iter(reports.values())).reference == "teacher" else "accuracy"
     content = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="bold")
     columns = ("budget", "predicted", "measured", "MACs", "parameters")
-    precisions = [f"{name}\n{what}" for name in ("float32", "int8") for what in (judged, "x teacher", "x int8")]
+    precisions = [
+        f"{name}\n{what}" for name in ("float32", "int8") for what in (judged(reports), "x teacher", "x int8")
+    ]
     for name in (*columns, *precisions):
         content.add_column(name, justify="left" if name == "budget" else "right", no_wrap=True)
     for budget, report in reports.items():

@@ -44,7 +44,7 @@ def of_run(report: RunReport) -> str:
 def of_runs(reports: Mapping[str, RunReport]) -> str:
     """Return the page that compares runs, given by name."""
     by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
-    judged = "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"
+    judged = front.judged(reports)
     return render(
         "runs.html.j2",
         reports=reports,
@@ -60,8 +60,8 @@ def of_runs(reports: Mapping[str, RunReport]) -> str:
 def front_picture(reports: Mapping[str, RunReport], is_file: bool = True) -> str:
     """Return quality against speed of the students and the teacher in SVG, for a file or a page; see `front`."""
     batch, target = front.batch_of(reports), next(iter(reports.values())).deployments[0].target
-    judged = "agreement" if any(report.reference == "teacher" for report in reports.values()) else "accuracy"
-    axes = f"times as fast as the teacher in float32 ({target}, {words.images(batch or 1)})", f"test {judged}, percent"
+    quality = f"test {front.judged(reports)}, percent"
+    axes = f"times as fast as the teacher in float32 ({target}, {words.images(batch or 1)})", quality
     return render("front.svg.j2", plot=front.plot(reports), axes=axes, is_file=is_file)
 
 

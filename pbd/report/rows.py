@@ -79,7 +79,10 @@ def _decision(
         return "given_back", restored[task.layer.name]
     replaced = next((name for name in task.layer.inside if name in accepted), None)
     if replaced is not None and not kept:
-        return "rejected", f"inside {replaced}, which is replaced by {accepted[replaced].design}"
+        design = accepted[replaced].design
+        is_restored = replaced in restored
+        change = f"for which {design} was chosen and then restored" if is_restored else f"which is replaced by {design}"
+        return "rejected", f"inside {replaced}, {change}"
     if lowest is None:
         return (
             "accepted" if kept else "rejected",
@@ -88,8 +91,9 @@ def _decision(
     passed = (result.score or 0.0) >= lowest
     judged = "agreement" if result.val_accuracy is None else "accuracy"
     reason = f"{judged} {result.score:.4f} {'>=' if kept or passed else '<'} {lowest:.4f}"
-    if passed and not kept and task.layer.name in accepted:
-        reason += f", but {accepted[task.layer.name].design} computes less"
+    if passed and not kept:
+        other = accepted.get(task.layer.name)
+        reason += f", but {other.design} computes less" if other else ", but the layers inside compute less without it"
     return "accepted" if kept else "rejected", reason
 
 

@@ -45,11 +45,16 @@ def corrected(
         tasks: of the run.
         results: of the tasks.
         measured: divergences after refitting; the others are multiplied by the largest ratio of a measured block of
-            the residual block around them, which is that of a merged block rather than of a dropped one.
+            the residual block around them, which is that of a merged block rather than of a dropped one. A block that
+            diverges has no ratio.
     """
+    measured = {key: after for key, after in measured.items() if key in results}  # others were lost since
     ratios: dict[str, float] = {}
     for key, after in measured.items():
-        ratio = after / max(results[key].val_kl or 0.0, float(np.finfo(np.float32).tiny))
+        before = results[key].val_kl or 0.0
+        if not (math.isfinite(before) and math.isfinite(after)):
+            continue
+        ratio = after / max(before, float(np.finfo(np.float32).tiny))
         ratios[key.layer] = max(ratios.get(key.layer, 0.0), min(ratio, 1.0))
     around = {task.layer.name: task.layer.inside for task in tasks}
 

@@ -81,3 +81,25 @@ def test_without_a_sweep_there_is_one_run_with_the_settings_resolved(
     monkeypatch.setattr(sweep.distill, "run", lambda config, *_, **__: received.append(config))
     sweep.run(RunConfig())
     assert received == [RunConfig().resolved()]
+
+
+@pytest.mark.parametrize("damage", ["report", "missing model"])
+def test_a_student_that_is_damaged_is_built_again(runs: Runs, damage: str) -> None:
+    sweep.run(RunConfig.of(sweep=BUDGETS))
+    runs.configs.clear()
+    folder = runs.run_dir / "front" / "latency_0.8"
+    if damage == "report":
+        (folder / "report.json").write_text("{")
+    else:
+        (folder / "student.keras").unlink()
+    sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir)))
+    assert runs.budgets == ["latency:0.8", "latency:0.5"]
+    assert list(students.read(runs.run_dir)) == runs.budgets
+    assert (folder / "student.keras").is_file()
+
+
+def test_a_front_is_written_without_the_students_that_are_damaged(runs: Runs) -> None:
+    sweep.run(RunConfig.of(sweep=BUDGETS))
+    (runs.run_dir / "front" / "latency_0.8" / "report.json").write_text("{")
+    students.write_front(runs.run_dir, runs.budgets)
+    assert list(students.read(runs.run_dir)) == ["latency:0.5"]

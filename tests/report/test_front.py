@@ -1,5 +1,6 @@
 """The table and the picture of a sweep: students of several budgets beside the teacher."""
 
+from dataclasses import replace
 from xml.etree import ElementTree
 
 import pytest
@@ -58,3 +59,18 @@ def test_without_measurements_there_is_no_picture() -> None:
     bare = {"macs:0.5": full_report(deployments=())}
     assert front.points(bare) == []
     assert "<polyline" not in page.of_runs(bare)
+
+
+def test_runs_with_and_without_labels_are_compared_by_agreement(reports: dict[str, RunReport]) -> None:
+    labelled, other = reports.values()
+    unlabelled = replace(
+        other,
+        reference="teacher",
+        deployments=tuple(replace(row, test_accuracy=None) for row in other.deployments),
+    )
+    agreement = 100 * next(row.test_agreement for row in labelled.deployments if row.model == "student")
+    mixed = {"labelled": labelled, "unlabelled": unlabelled}
+    assert "test agreement" in page.front_picture(mixed)
+    (point,) = (each for each in front.points(mixed) if (each.series, each.budget) == ("student, float32", "labelled"))
+    assert point.quality == pytest.approx(agreement)
+    assert point.quality != pytest.approx(85.0), "its accuracy"

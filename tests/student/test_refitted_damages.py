@@ -1,5 +1,7 @@
 """The divergences after refitting, on which the choice under a budget rests."""
 
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -85,3 +87,18 @@ def test_divergences_are_kept_in_the_run_directory(tmp_path: Path) -> None:
     assert refitted_damages.read(journal) == measured
     journal.write_bytes("refitted.json", b"[1, 2")
     assert refitted_damages.read(journal) == {}
+
+
+@pytest.mark.parametrize("after", [math.nan, math.inf])
+def test_a_residual_block_that_diverges_says_nothing_about_the_layers_inside(after: float) -> None:
+    _, tasks, results = of("narrow_r50", "merge")
+    merged, inner = BlockKey("add", "merge"), BlockKey("inner", "narrow_r50")
+    for before in (0.5, after):
+        some = results | {merged: replace(results[merged], val_kl=before)}
+        assert refitted_damages.corrected(tasks, some, {merged: after})[inner].val_kl == results[inner].val_kl
+
+
+def test_a_block_that_was_measured_and_lost_says_nothing() -> None:
+    _, tasks, results = of("narrow_r50", "merge")
+    kept = {key: result for key, result in results.items() if key.layer != "add"}
+    assert refitted_damages.corrected(tasks, kept, {BlockKey("add", "merge"): 0.1}) == kept

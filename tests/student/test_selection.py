@@ -99,3 +99,20 @@ def test_the_report_names_the_residual_block_that_replaces_a_layer() -> None:
     assert rows["a"].status == "rejected"
     assert rows["a"].reason == "inside sum, which is replaced by merge"
     assert (rows["sum"].status, rows["after"].status) == ("accepted", "accepted")
+
+
+def test_the_report_says_why_a_residual_block_that_is_accurate_enough_is_rejected() -> None:
+    tasks = nested(900, 100)
+    scored = results({task.key: 0.9 for task in tasks})
+    rows = {row.layer: row for row in block_rows(tasks, scored, accept(tasks, scored, 0.8), 0.8, restored={})}
+    assert (rows["sum"].status, rows["a"].status) == ("rejected", "accepted")
+    assert rows["sum"].reason == "accuracy 0.9000 >= 0.8000, but the layers inside compute less without it"
+
+
+def test_the_report_does_not_say_that_a_restored_residual_block_replaces_a_layer() -> None:
+    tasks = nested(0, 300)
+    scored = results({task.key: 0.9 for task in tasks})
+    restored = {"sum": "cost most"}
+    rows = {row.layer: row for row in block_rows(tasks, scored, accept(tasks, scored, 0.8), 0.8, restored)}
+    assert (rows["sum"].status, rows["a"].status) == ("given_back", "rejected")
+    assert rows["a"].reason == "inside sum, for which merge was chosen and then restored"
