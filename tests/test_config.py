@@ -151,6 +151,7 @@ def test_every_block_initialisation_is_accepted() -> None:
         {"distillation_weight": 0.5},
         {"mixup": 1.0},
         {"keep_zeros": True},
+        {"fine_tune_keep": "last"},
         {"target_accuracy_drop": 0.05},
     ],
 )

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FineTune(Section):
-    """Trains the network as it is; the best epoch on the validation images counts, which may be the start."""
+    """Trains the network as it is, and leaves it at its best epoch, which may be the start, or at the last one."""
 
     epochs: int = StudentConfig.fine_tune_epochs
     """Passes over the training images."""
@@ -37,6 +37,8 @@ class FineTune(Section):
     cutmix: float = StudentConfig.cutmix
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
     With mixup as well, either is drawn for each image."""
+    keep: str = StudentConfig.fine_tune_keep
+    """The epoch whose weights the network is left with: the best one on the validation images, or the last."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     features: Any = ()
@@ -68,6 +70,7 @@ class FineTune(Section):
             distillation_weight=self.distillation_weight,
             mixup=self.mixup,
             cutmix=self.cutmix,
+            fine_tune_keep=self.keep,
             fine_tune_scope=self.scope,
         )
         return settings if self.recipe is None else _with_recipe(settings, self.recipe)

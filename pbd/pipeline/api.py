@@ -87,6 +87,7 @@ def distill(
     refit: bool | None = None,
     fine_tune_epochs: int | None = None,
     fine_tune_scope: str | None = None,
+    fine_tune_keep: str | None = None,
     fine_tune_learning_rate: float | None = None,
     fine_tune_loss: str | None = None,
     temperature: float | None = None,

@@ -53,6 +53,8 @@ class FineTuner:
     """Whether the loss has a term of the teacher's outputs."""
     keep_zeros: bool = False
     """Whether weights of kernels that are zero at the start stay zero."""
+    keeps_last: bool = False
+    """Whether the last epoch counts as the best one."""
     _divergence: str | None = None
     """Why the current epoch diverged."""
 
@@ -120,7 +122,7 @@ class FineTuner:
         self.state = replace(self.state, history=(*self.state.history, row))
         highest = max(self.state.highest_score, self.state.best.score, metrics.score)
         self.state = replace(self.state, highest_score=highest)
-        if is_better(metrics, self.state.best, highest, self._tolerance):
+        if self.keeps_last or is_better(metrics, self.state.best, highest, self._tolerance):
             weights, projectors = self.student.get_weights(), _values(self.distillation_model.projector_variables)
             self.state = replace(self.state, best=metrics, best_weights=weights, best_projectors=projectors)
         if self.checkpoint is not None:
@@ -182,7 +184,8 @@ def fine_tune(
 
     The score on the validation images, accuracy or agreement, is a count with a standard error: among the epochs that
     lie within one of the highest score, the best is the one whose outputs diverge least from the teacher's. If the
-    student learns from labels alone, the highest score counts.
+    student learns from labels alone, the highest score counts. With `fine_tune_keep="last"`, the student is left at its
+    last epoch.
 
     If an epoch diverges, training returns to the best weights so far and repeats it, and the epochs after it, with a
     new cosine schedule from a quarter of the learning rate with which the epoch started; at most `MAX_ROLLBACKS` times.
@@ -237,6 +240,7 @@ def fine_tune(
         state=(checkpoint and checkpoint.read()) or start,
         learns_from_teacher=config.fine_tune_loss != "cross_entropy",
         keep_zeros=config.keep_zeros,
+        keeps_last=config.fine_tune_keep == "last",
     ).run()
 
 

@@ -67,11 +67,15 @@ def follow(
 ) -> Iterator[Callable[..., tuple[FineTuneState, Script]]]:
     """Return a function that tunes the student from (0.5, 1.0) under such a script."""
 
-    def run(*measures: tuple[float, float], epochs: int, loss: str = "kd_mse") -> tuple[FineTuneState, Script]:
+    def run(
+        *measures: tuple[float, float], epochs: int, loss: str = "kd_mse", keep: str = "best"
+    ) -> tuple[FineTuneState, Script]:
         script = Script(*measures)
         monkeypatch.setattr(fine_tuning, "validate", script)
         monkeypatch.setattr(fine_tuning, "standard_error", lambda score, images: 0.02)
-        config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss)
+        config = StudentConfig(
+            fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss, fine_tune_keep=keep
+        )
         return fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
     return run
@@ -95,6 +99,15 @@ def test_the_best_epoch_wins(
     assert tuning.best == Metrics(score, score, kl)
     assert [is_at(student, weights) for weights in script.seen] == [epoch == best for epoch in range(5)]
     assert len(tuning.history) == 5
+
+
+def test_the_last_epoch_is_kept_on_request_unless_it_diverges(
+    student: keras.Model, follow: Callable[..., tuple[FineTuneState, Script]]
+) -> None:
+    tuning, script = follow((0.8, 0.1), (0.7, 2.0), (0.9, float("nan")), (0.72, 1.5), epochs=3, keep="last")
+    assert tuning.best == Metrics(0.72, 0.72, 1.5)
+    assert tuning.rollbacks == 1
+    assert is_at(student, script.seen[-1])
 
 
 def test_small_losses_of_score_do_not_add_up(follow: Callable[..., tuple[FineTuneState, Script]]) -> None:
