@@ -65,7 +65,7 @@ class AllPairs:
         for first in STEPS:
             one = STEPS[first].apply(model, in_folder(context, first))
             for second in STEPS:
-                before = replace(in_folder(context, f"{first}-{second}"), keeps_zeros=one.keeps_zeros)
+                before = replace(in_folder(context, f"{first}-{second}"), keeps_zeros=bool(one.keeps_zeros))
                 self.networks[first, second] = STEPS[second].apply(one.model, before).model
         return StepResult(model)
 
