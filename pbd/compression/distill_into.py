@@ -84,6 +84,9 @@ class DistillInto:
             raise UsageError(f"epochs must be at least 1. Received: {self.epochs}. Give 30.")
         _ = self.settings(labelled=True), self.distillation
 
+    def check_data(self, dataset: Dataset) -> None:
+        _ = self.settings(dataset.labelled)
+
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 

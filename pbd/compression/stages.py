@@ -13,9 +13,8 @@ from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, TrainingConfig
 from pbd.config.settings import BLOCK_INITS
-from pbd.config.student import FINE_TUNE_LOSSES, NEED_LABELS
+from pbd.config.student import FINE_TUNE_LOSSES
 from pbd.config.values import Section, at_least, one_of, positive
-from pbd.errors import UsageError
 from pbd.learning.metrics import Metrics
 from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params
@@ -150,12 +149,7 @@ def tuning(loss: str | None, epochs: int, learning_rate: float, labelled: bool) 
         epochs: passes over the training images.
         learning_rate: initial one of Adam, with cosine decay to zero.
         labelled: whether there are labels.
-
-    Raises:
-        UsageError: the loss needs labels, and there are none.
     """
-    if loss in NEED_LABELS and not labelled:
-        raise UsageError(f"the loss {loss} needs labels. Received: data without labels. Give kd_mse.")
     loss = loss or ("cross_entropy" if labelled else "kd_mse")
     return StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=learning_rate, fine_tune_loss=loss)
 

@@ -93,7 +93,9 @@ def _decision(
     reason = f"{judged} {result.score:.4f} {'>=' if kept or passed else '<'} {lowest:.4f}"
     if passed and not kept:
         other = accepted.get(task.layer.name)
-        reason += f", but {other.design} computes less" if other else ", but the layers inside compute less without it"
+        reason += (
+            f", but {other.design} computes less" if other else ", but the blocks of the layers inside compute less"
+        )
     return "accepted" if kept else "rejected", reason
 
 

@@ -12,7 +12,7 @@ import pbd
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult
 from pbd.deploy import deployment
-from pbd.errors import BadInputError, EnvironmentMismatchError
+from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
 from pbd.networks import graph
 
 layers = keras.layers
@@ -118,3 +118,15 @@ def test_a_loss_that_needs_labels_is_refused_before_the_first_step(step: Any, tm
         compress(tmp_path, Noted(contexts), step, data=replace(DATA, labels=False))
     assert not contexts
     assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_learns_from_labels_alone_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    contexts: list[Context] = []
+    with pytest.raises(UsageError, match="cross_entropy needs labels"):
+        compress(
+            tmp_path,
+            Noted(contexts),
+            pbd.DistillInto(network(1), loss="cross_entropy"),
+            data=replace(DATA, labels=False),
+        )
+    assert not contexts

@@ -106,7 +106,7 @@ def test_the_report_says_why_a_residual_block_that_is_accurate_enough_is_rejecte
     scored = results({task.key: 0.9 for task in tasks})
     rows = {row.layer: row for row in block_rows(tasks, scored, accept(tasks, scored, 0.8), 0.8, restored={})}
     assert (rows["sum"].status, rows["a"].status) == ("rejected", "accepted")
-    assert rows["sum"].reason == "accuracy 0.9000 >= 0.8000, but the layers inside compute less without it"
+    assert rows["sum"].reason == "accuracy 0.9000 >= 0.8000, but the blocks of the layers inside compute less"
 
 
 def test_the_report_does_not_say_that_a_restored_residual_block_replaces_a_layer() -> None:
