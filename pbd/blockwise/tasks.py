@@ -1,7 +1,7 @@
 """The tasks of a run: each design for every layer that it can replace, with the reason if it is skipped."""
 
 import collections
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import keras
@@ -16,6 +16,7 @@ from pbd.networks.graph import find_convolutions
 from pbd.networks.residuals import Residual, find_residuals
 from pbd.records import CONVOLUTION, RESIDUAL, BlockTask, Layer
 
+_CONVOLUTIONS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D)
 _WANTED = {CONVOLUTION: "a convolution with a kernel other than 1x1", RESIDUAL: "a residual block"}
 
 
@@ -68,11 +69,7 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     """Return the layers of these kinds in graph order, with their numbers of calls."""
     convolutions = {layer.name: (layer, calls) for layer, calls in find_convolutions(model) if CONVOLUTION in kinds}
     residuals = find_residuals(model) if RESIDUAL in kinds else {}
-    producers = {reader: producer for producer, reader in channels.reader_of(model).items()}
-    inside: dict[str, tuple[str, ...]] = collections.defaultdict(tuple)
-    for name, residual in residuals.items():
-        for each in residual.operations:
-            inside[each.name] += (name,)
+    places = _Places(model, residuals)
     layers: list[tuple[Layer, int]] = []
     for operation in model.operations:
         if operation.name in convolutions:
@@ -80,10 +77,42 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
             layers.append((describe_layer(len(layers), layer, model), calls))
         elif operation.name in residuals:
             layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
-    return [
-        (replace(layer, inside=inside[layer.name], producer=producers.get(layer.name, "")), calls)
-        for layer, calls in layers
+    return [(places.add_to(layer), calls) for layer, calls in layers]
+
+
+def convolutions_inside(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[Layer, ...]:
+    """Return the convolutions without a task, 1x1 ones included, in the residual blocks that tasks can replace.
+
+    Args:
+        model: the network of the tasks.
+        tasks: from `enumerate_tasks`.
+    """
+    replaceable = {task.layer.name for task in tasks if task.layer.kind == RESIDUAL and task.skip_reason is None}
+    residuals = {name: residual for name, residual in find_residuals(model).items() if name in replaceable}
+    places = _Places(model, residuals)
+    with_task = {task.layer.name for task in tasks}
+    others = [
+        operation
+        for operation in model.operations
+        if isinstance(operation, _CONVOLUTIONS) and places.inside[operation.name] and operation.name not in with_task
     ]
+    return tuple(
+        places.add_to(describe_layer(index, layer, model)) for index, layer in enumerate(others, start=len(with_task))
+    )
+
+
+class _Places:
+    """Where layers are: the residual blocks around them, and the convolutions whose filters only they read."""
+
+    def __init__(self, model: keras.Model, residuals: Mapping[str, Residual]) -> None:
+        self._producers = {reader: producer for producer, reader in channels.reader_of(model).items()}
+        self.inside: dict[str, tuple[str, ...]] = collections.defaultdict(tuple)
+        for name, residual in residuals.items():
+            for each in residual.operations:
+                self.inside[each.name] += (name,)
+
+    def add_to(self, layer: Layer) -> Layer:
+        return replace(layer, inside=self.inside[layer.name], producer=self._producers.get(layer.name, ""))
 
 
 def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -> Layer:

@@ -9,6 +9,7 @@ from types import MappingProxyType
 
 import keras
 
+from pbd.blockwise.tasks import convolutions_inside
 from pbd.config import RunConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY
 from pbd.deploy import targets
@@ -177,7 +178,13 @@ class Proposer:
             latency = {} if table is None else table.cost_of(layer, design, outputs)
             return {**counted, **weights, **latency}
 
-        return candidates.gather(self.tasks, self.results, cost_of, whole)
+        return candidates.gather(self._layers.values(), self.results, cost_of, whole)
+
+    @functools.cached_property
+    def _layers(self) -> Mapping[str, Layer]:
+        """The layers of the tasks, and what is inside residual blocks among them, by name."""
+        inside = convolutions_inside(self.teacher, self.tasks)
+        return {layer.name: layer for layer in (*(task.layer for task in self.tasks), *inside)}
 
     def _of_teacher(self, resource: str) -> float:
         """Return what the teacher takes of a resource."""
@@ -196,10 +203,9 @@ class Proposer:
     def _latencies(self) -> LatencyTable:
         """Return the latencies that were measured so far; the teacher's layers are, with the first call."""
         if self._table is None:
-            layers = {task.layer.name: task.layer for task in self.tasks}
             self.display.phase(f"measuring the latency of the teacher and its layers in {self._target.name}")
             batch = self.config.student.target_batch
-            self._table = latency_costs.latency_table(self.teacher, layers, self._target, batch)
+            self._table = latency_costs.latency_table(self.teacher, self._layers, self._target, batch)
         return self._table
 
     def _measure_pieces(self, used: Iterable[Piece]) -> bool:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from pbd import blocks
-from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask, Layer
+from pbd.records import RESIDUAL, BlockKey, BlockResult, Layer
 from pbd.student.solver import Coupling, Problem
 
 MOST_OPTIONS = 200
@@ -63,17 +63,18 @@ class Candidates:
 
 
 def gather(
-    tasks: Iterable[BlockTask], results: Mapping[BlockKey, BlockResult], cost_of: CostOf, teacher: Costs
+    layers: Iterable[Layer], results: Mapping[BlockKey, BlockResult], cost_of: CostOf, teacher: Costs
 ) -> Candidates:
     """Return the candidates among the results of a run; a block without a finite divergence is none.
 
     Args:
-        tasks: of the run.
-        results: of the tasks.
+        layers: those that a block of the run can replace, and all convolutions inside residual blocks among them: what
+            these cost is saved with the residual block.
+        results: of the run.
         cost_of: see `CostOf`.
         teacher: the costs of the whole teacher.
     """
-    maker = _Maker({task.layer.name: task.layer for task in tasks}, results, cost_of, tuple(teacher))
+    maker = _Maker({layer.name: layer for layer in layers}, results, cost_of, tuple(teacher))
     residuals = [layer for layer in maker.layers.values() if layer.kind == RESIDUAL and not layer.inside]
     inner = {residual.name: maker.inside(residual) for residual in residuals}
     alone = [layer for layer in maker.layers.values() if layer.kind != RESIDUAL and not layer.inside]

@@ -34,6 +34,9 @@ class InfeasibleError(PbdError):
         super().__init__(f"no choice keeps the limits. Least possible: {dict(least)}.")
         self.least = dict(least)
 
+    def __reduce__(self) -> tuple[type["InfeasibleError"], tuple[dict[str, float]]]:
+        return type(self), (self.least,)
+
 
 @dataclass(frozen=True)
 class Coupling:

@@ -44,8 +44,8 @@ def random_images() -> np.ndarray:
     return np.random.default_rng(0).uniform(0, 1, (96, 8, 8, 3)).astype(np.float32)
 
 
-def distill(teacher: keras.Model, run_dir: Path, **settings: Any) -> pbd.Result:
-    images = random_images()
+def distill(teacher: keras.Model, run_dir: Path, images: np.ndarray | None = None, **settings: Any) -> pbd.Result:
+    images = random_images() if images is None else images
     data = pbd.Data(train=images, validation=images[:32], test=images[:32], batch_size=32, labels=False)
     fixed = {"epochs": 0, "fine_tune_epochs": 0, "isolate": False, "executor": "serial", "target": "keras"}
     return pbd.distill(teacher, data, run_dir=str(run_dir), **{**fixed, **settings})
@@ -97,6 +97,32 @@ def test_a_complete_run_is_resumed_with_another_budget_without_training(
     assert again.report.timing == resumed.report.timing, "the report is that of the complete run"
     tuned = distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1)
     assert [row["epoch"] for row in tuned.report.fine_tune_history] == [1], "fine-tuned, with the same blocks"
+
+
+@pytest.fixture(scope="module")
+def bottlenecks() -> keras.Model:
+    """Return a network of two residual blocks with 1x1 convolutions around one of 3x3; the first has a shortcut."""
+    x = inputs = keras.Input((8, 8, 16))
+    for name, shortcut in (("a", True), ("b", False)):
+        y = keras.layers.Conv2D(8, 1, activation="relu", name=f"{name}1")(x)
+        y = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name=f"{name}2")(y)
+        y = keras.layers.Conv2D(32, 1, name=f"{name}3")(y)
+        x = keras.layers.Conv2D(32, 1, name=f"{name}0")(x) if shortcut else x
+        x = keras.layers.ReLU()(keras.layers.Add(name=f"{name}_add")([x, y]))
+    x = keras.layers.GlobalAveragePooling2D()(x)
+    return keras.Model(inputs, keras.layers.Dense(4, name="logits")(x))
+
+
+@pytest.mark.parametrize("designs", [("drop",), ("drop", "spatial_svd_r50")])
+def test_what_has_no_block_itself_is_saved_with_the_residual_block_around_it(
+    bottlenecks: keras.Model, tmp_path: Path, designs: tuple[str, ...]
+) -> None:
+    images = np.random.default_rng(0).uniform(0, 1, (32, 8, 8, 16)).astype(np.float32)
+    result = distill(bottlenecks, tmp_path / "run", images, block=designs, budget="macs:0.7")
+    assert {row.layer for row in result.report.blocks if row.status == "accepted"} == {"b_add"}
+    share = cost.count_macs(result.model) / cost.count_macs(bottlenecks)
+    assert share < 0.7
+    assert any(f"{100 * share:.1f}% of the multiply-accumulates" in event for event in result.report.events)
 
 
 def test_an_impossible_budget_is_refused_with_the_nearest_one(teacher: keras.Model, tmp_path: Path) -> None:

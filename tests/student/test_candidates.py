@@ -44,7 +44,7 @@ def cost_of(layer: Layer, design: str | None, outputs: int) -> dict[str, float]:
 
 def gathered(damages: dict[BlockTask, float | None], teacher: float) -> candidates.Candidates:
     results = {each.key: trained(each.key, kl) for each, kl in damages.items()}
-    return candidates.gather(damages, results, cost_of, {"macs": teacher})
+    return candidates.gather([each.layer for each in damages], results, cost_of, {"macs": teacher})
 
 
 def test_a_layer_costs_less_if_its_reader_reads_less() -> None:
@@ -78,6 +78,14 @@ def test_a_block_for_a_residual_block_excludes_blocks_inside() -> None:
     )
     assert options.designs(solve(options.problem, {"macs": 185.0}).options) == {"one": "a"}
     assert options.designs(solve(options.problem, {"macs": 60.0}).options) == {"add": "merge"}
+
+
+def test_a_layer_without_a_block_is_saved_with_the_residual_block_around_it() -> None:
+    whole, inner = task("add", "drop", kind=RESIDUAL), task("one", "none", inside=("add",)).layer
+    results = {whole.key: trained(whole.key, 0.5)}
+    options = candidates.gather([whole.layer, inner], results, cost_of, {"macs": 130.0})
+    costs = {tuple(option.designs): options.problem.cost("macs", (n,)) for n, option in enumerate(options.parts[0])}
+    assert costs == {(): 130.0, ("add",): 40.0}
 
 
 def test_inside_a_residual_block_a_reader_narrows_the_layer_before_it() -> None:

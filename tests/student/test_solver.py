@@ -1,6 +1,7 @@
 """The choice of options within limits is the best there is."""
 
 import itertools
+import pickle
 import time
 
 import numpy as np
@@ -83,3 +84,9 @@ def test_the_same_problem_has_the_same_choice() -> None:
     problem, _ = random_problem(3)
     limits = {"latency": 1.1 * cheapest(problem, "latency").costs["latency"]}
     assert [solve(problem, limits).options for _ in range(3)] == [solve(problem, limits).options] * 3
+
+
+def test_a_refusal_reaches_other_processes() -> None:
+    refusal = pickle.loads(pickle.dumps(InfeasibleError({"macs": 3.0})))
+    assert refusal.least == {"macs": 3.0}
+    assert str(refusal) == "no choice keeps the limits. Least possible: {'macs': 3.0}."
