@@ -38,7 +38,8 @@ class Context:
     """Its file in the run directory."""
     dataset: Dataset
     config: RunConfig
-    """Of the recipe, with the settings of the data with which every worker loads the same images."""
+    """Of the recipe, with the settings of the data with which every worker loads the same images; its `fine_tune_keep`
+    is not auto."""
     target: Target
     """Where the networks of the recipe are measured first, in float32."""
     journal: Journal
@@ -67,7 +68,7 @@ class Context:
         distillation: DistillationConfig | None = None,
         trainable: Collection[str] | None = None,
     ) -> FineTuneState:
-        """Train a network in place on all workers, and leave it with the weights of its best epoch.
+        """Train a network in place on all workers, and leave it with the weights of its best epoch, or of its last.
 
         If the recipe was interrupted, training goes on after the last epoch that was complete.
 
@@ -87,6 +88,8 @@ class Context:
             if settings.fine_tune_epochs == 0 or not learns:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
             settings = replace(settings, keep_zeros=settings.keep_zeros or self.keeps_zeros)
+            if settings.fine_tune_keep == "auto":
+                settings = replace(settings, fine_tune_keep=self.config.student.fine_tune_keep)
             with _trainable(model, settings.fine_tune_scope, trainable):
                 return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
 

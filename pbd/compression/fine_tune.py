@@ -38,7 +38,8 @@ class FineTune(Section):
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
     With mixup as well, either is drawn for each image."""
     keep: str = StudentConfig.fine_tune_keep
-    """The epoch whose weights the network is left with: the best one on the validation images, or the last."""
+    """The epoch whose weights the network is left with: best (on the validation images), last, or auto: the last if the
+    first network came trained and the validation images were split off the training images."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     features: Any = ()

@@ -47,6 +47,8 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
         settings = {one.name: getattr(self, one.name) for one in fields(self)}
         if context.keeps_zeros:
             settings |= {"keep_zeros": True, "refit": bool(self.refit)}
+        if self.fine_tune_keep == "auto":
+            settings["fine_tune_keep"] = context.config.student.fine_tune_keep
         config = context.config.replace(
             **settings,
             run_dir=str(run_dir),

@@ -107,7 +107,7 @@ class _Run:
             teacher=inputs.teacher,
             teacher_path=inputs.journal.file("teacher.keras"),
             dataset=inputs.dataset,
-            config=replace(self.config, data=inputs.data_config).replace(target=target.name),
+            config=replace(inputs.settled(self.config), data=inputs.data_config).replace(target=target.name),
             target=target,
             journal=inputs.journal,
             executor=self.executor,

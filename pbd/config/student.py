@@ -8,7 +8,7 @@ from pbd.errors import UsageError
 
 FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
-KEPT_EPOCHS = ("best", "last")
+KEPT_EPOCHS = ("auto", "best", "last")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
 _LIMITS = ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
 
@@ -45,10 +45,11 @@ class StudentConfig(Section):
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"
     """Layers to fine-tune: blocks, all, or no_1x1_dense (all but the teacher's 1x1 convolutions and dense layers)."""
-    fine_tune_keep: str = "best"
+    fine_tune_keep: str = "auto"
     """Weights with which fine-tuning ends: of the best epoch on the validation images, which may be the start, or of
     the last one. A teacher that was trained on the validation images remembers them, and so does the student before it
-    is fine-tuned: last is better then."""
+    is fine-tuned: last is better then. auto: last if the teacher came trained and the data have no validation split, so
+    that one is split off the training images; else best."""
     fine_tune_learning_rate: float = 0.003
     """Initial learning rate of Adam for the student, with cosine decay to zero."""
     fine_tune_loss: str = "kd_mse"

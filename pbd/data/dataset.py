@@ -93,6 +93,8 @@ class Dataset:
     """This worker's share of every training batch, or of the batches of a split read in order."""
     unit: int = 1
     """Images of a training batch that one worker reads together."""
+    split_off: tuple[str, ...] = ()
+    """Which of validation and test were split off the training images of the data set."""
     mixing: Mixing = UNMIXED
     """How training images are mixed in pairs. Labels are not mixed."""
 

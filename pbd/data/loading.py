@@ -64,13 +64,14 @@ def load(
     preprocess = "none" if config.preprocess == "auto" else config.preprocess
     split_seed = config.seed_of_splits(seed)
     if config.dataset.startswith(TFDS_PREFIX):
-        splits, num_classes, shape = load_stream(config, split_seed, image_shape)
+        splits, num_classes, shape, split_off = load_stream(config, split_seed, image_shape)
         pixel_max = None
     else:
         raw = _fitted(raw or _read(config.dataset, config.labels), config, image_shape)
         if check:
             check_files(raw)
         splits, num_classes = _split(raw, config, split_seed, split_by_class), raw.num_classes
+        split_off = tuple(name for name in ("validation", "test") if getattr(raw, name) is None)
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
     if len(splits["train"]) < config.batch_size:
@@ -90,6 +91,7 @@ def load(
         preprocess=preprocess,
         seed=seed,
         labelled=num_classes is not None,
+        split_off=split_off,
     )
 
 

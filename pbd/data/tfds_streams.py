@@ -18,10 +18,10 @@ Ranges = list[tuple[int, int]]
 
 def load_stream(
     config: DataConfig, seed: int, teacher_shape: FreeShape | None
-) -> tuple[dict[str, Split], int | None, Shape]:
-    """Return the splits of a tensorflow-datasets data set, its number of classes and the shape of its images.
+) -> tuple[dict[str, Split], int | None, Shape, tuple[str, ...]]:
+    """Return the splits of a data set, its number of classes, the shape of its images, and which splits were split off.
 
-    The number of classes is `None` if there is no feature "label" or the labels are not used.
+    The number of classes is `None` if there is no feature "label" or the labels are not used. See `Dataset.split_off`.
 
     Splits of the data set are used as they are. If it has no test split, its validation split is the test split, as is
     usual with ImageNet. A missing validation split is a range of the training images that begins at a random position:
@@ -54,7 +54,9 @@ def load_stream(
             lambda: builder.as_dataset(split=expression, shuffle_files=False, decoders=decoders), size, decode
         )
 
-    return {role: split(*part) for role, part in _plan(builder, config, seed).items()}, num_classes, shape
+    plan = _plan(builder, config, seed)
+    split_off = tuple(role for role, (expression, _) in plan.items() if role != "train" and "train[" in expression)
+    return {role: split(*part) for role, part in plan.items()}, num_classes, shape, split_off
 
 
 def _check_backend() -> None:

@@ -140,7 +140,8 @@ def _compress(run: _Context) -> RunReport:
 
     context = _context(config, inputs)
     pool = WorkerPool(run.executor, context, run.display.update)
-    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
+    settled = inputs.settled(config)
+    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, settled, run.display, workers=pool)
 
     def proposer(results: Mapping[BlockKey, BlockResult]) -> Proposer:
         return Proposer(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
@@ -294,7 +295,7 @@ def _report(
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
         events=(
-            *inputs.events,
+            *(() if run.is_step else inputs.events),
             *damaged_images.events(journal),
             *rows.describe_retries(block_phase.results),
             *student_result.events,

@@ -51,8 +51,17 @@ class Inputs:
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
     target: Target
     """Where teacher and student are measured, in float32."""
+    teacher_is_pretrained: bool = True
+    """Whether the teacher came trained, probably on all training images of the data."""
     events: tuple[str, ...] = ()
     """Of the preparation, for the report."""
+
+    def settled(self, config: RunConfig) -> RunConfig:
+        """Return the settings of the run without `auto` for the epoch with which fine-tuning ends."""
+        if config.student.fine_tune_keep != "auto":
+            return config
+        knows_validation = self.teacher_is_pretrained and "validation" in self.dataset.split_off
+        return config.replace(fine_tune_keep="last" if knows_validation else "best")
 
 
 def _tasks(config: RunConfig, teacher: keras.Model) -> tuple[BlockTask, ...]:
@@ -109,6 +118,8 @@ def prepare(
     teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
     events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
+    if source.is_pretrained:
+        events += _of_seen_images(dataset)
     identity = _identity(config, source, teacher, dataset) | dict(kind)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
@@ -124,7 +135,19 @@ def prepare(
             display.phase(event)
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
-            yield Inputs(teacher, half, dataset, reachable, journal, tasks_of(config, teacher), target, events)
+            tasks = tasks_of(config, teacher)
+            yield Inputs(teacher, half, dataset, reachable, journal, tasks, target, source.is_pretrained, events)
+
+
+def _of_seen_images(dataset: Dataset) -> tuple[str, ...]:
+    """Return an event for the report if a trained teacher probably knows images on which it is judged."""
+    if not dataset.split_off:
+        return ()
+    splits = " and ".join(dataset.split_off)
+    return (
+        f"the {splits} images were split off the training images: a teacher that was trained on them looks better "
+        "there than on new images, and its student worse beside it",
+    )
 
 
 def _check_default_data(config: RunConfig, source: TeacherSource) -> None:

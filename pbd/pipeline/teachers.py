@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import keras
 
@@ -32,6 +32,11 @@ CheckNetwork = Callable[[keras.Model], object]
 
 class TeacherSource(Protocol):
     """Where the teacher comes from."""
+
+    @property
+    def is_pretrained(self) -> bool:
+        """Whether the network comes trained, probably on all training images of the data."""
+        ...
 
     def check(self) -> None:
         """Refuse a teacher that cannot be found, before anything is loaded.
@@ -95,6 +100,7 @@ class ModelTeacher:
     """A model from Python."""
 
     model: keras.Model
+    is_pretrained: ClassVar = True
 
     def check(self) -> None:
         """Check that every process can make the layers of the model again.
@@ -155,6 +161,7 @@ class FileTeacher:
     """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
 
     config: TeacherConfig
+    is_pretrained: ClassVar = True
 
     def check(self) -> None:
         """Refuse a file that cannot be read.
@@ -210,6 +217,10 @@ class BuiltInTeacher:
     @property
     def config(self) -> TeacherConfig:
         return self.run_config.teacher
+
+    @property
+    def is_pretrained(self) -> bool:
+        return self.config.teacher_weights is not None
 
     def check(self) -> None:
         """Refuse an unknown name and missing weights.

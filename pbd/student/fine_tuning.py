@@ -185,7 +185,7 @@ def fine_tune(
     The score on the validation images, accuracy or agreement, is a count with a standard error: among the epochs that
     lie within one of the highest score, the best is the one whose outputs diverge least from the teacher's. If the
     student learns from labels alone, the highest score counts. With `fine_tune_keep="last"`, the student is left at its
-    last epoch.
+    last epoch; `auto` is `best` here.
 
     If an epoch diverges, training returns to the best weights so far and repeats it, and the epochs after it, with a
     new cosine schedule from a quarter of the learning rate with which the epoch started; at most `MAX_ROLLBACKS` times.

@@ -16,11 +16,14 @@ from pbd import cli
 from pbd.compression import catalogue
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of, settings_of
+from pbd.config import StudentConfig
 from pbd.data import load
 from pbd.errors import CorruptStateError, PbdError, UsageError
 from pbd.networks import files, graph
+from pbd.pipeline.workers import WorkerPool
 from pbd.report import recipes
 from pbd.run_dir.journal import Journal
+from pbd.student.checkpoints import FineTuneState
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager")
@@ -77,6 +80,20 @@ def test_each_step_gets_the_network_of_the_one_before(tmp_path: Path) -> None:
     assert result.report.steps[2].details == {"factor": 3.0}
     assert "2 scaled" in result.table()
     assert recipes.read(Journal(result.run_dir)) == result.report
+
+
+def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+
+    def fine_tune(self: WorkerPool, model: keras.Model, settings: StudentConfig, *arguments: Any) -> FineTuneState:
+        kept.append(settings.fine_tune_keep)
+        return FineTuneState(arguments[0], settings.fine_tune_learning_rate, best_weights=model.get_weights())
+
+    monkeypatch.setattr(WorkerPool, "fine_tune", fine_tune)
+    steps = (pbd.FineTune(epochs=1), pbd.FineTune(epochs=1, keep="best"))
+    compress(tmp_path / "unseen", *steps)
+    compress(tmp_path / "seen", *steps, data=replace(DATA, validation=None))
+    assert kept == ["best", "best", "last", "best"]
 
 
 def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: Path) -> None:

@@ -56,6 +56,12 @@ def test_a_negative_and_a_large_seed_are_seeds_too() -> None:
     assert not np.array_equal(load(config(), -1).train.rows, load(config(), 2**40).train.rows)
 
 
+def test_the_data_know_which_splits_were_split_off(npz: Callable[..., Path]) -> None:
+    assert load(config(), 0).split_off == ("validation", "test")
+    assert load(config(str(npz())), 0).split_off == ("validation",)
+    assert load(config(str(npz(**own_validation()))), 0).split_off == ()
+
+
 def test_an_npz_with_its_own_validation_split_keeps_it(npz: Callable[..., Path]) -> None:
     data = load(config(npz(**own_validation())), 0)
     assert (len(data.train), len(data.validation), len(data.test)) == (60, 20, 12)

@@ -79,6 +79,26 @@ def test_a_trained_teacher_without_data_must_be_one_for_the_digits(
             assert inputs.dataset.name == "digits"
 
 
+@pytest.mark.parametrize(
+    ("given", "keep", "event"),
+    [
+        (("validation", "test"), "best", None),
+        (("test",), "last", "the validation images were split off"),
+        (("validation",), "best", "the test images were split off"),
+        ((), "last", "the validation and test images were split off"),
+    ],
+)
+def test_the_last_epoch_counts_if_a_trained_teacher_probably_knows_the_validation_images(
+    given: tuple[str, ...], keep: str, event: str | None, tmp_path: Path
+) -> None:
+    data = pbd.Data(train=(IMAGES, LABELS), **dict.fromkeys(given, (IMAGES[:30], LABELS[:30])), batch_size=16)
+    config = config_for(data, tmp_path / "run", allow_weak_teacher=True)
+    with prepare.prepare(config, tiny_teacher(), data, ProgressDisplay()) as inputs:
+        assert inputs.settled(config).student.fine_tune_keep == keep
+        assert inputs.settled(config.replace(fine_tune_keep="best")).student.fine_tune_keep == "best"
+        assert [each.startswith(event or "") for each in inputs.events if "split off" in each] == [True] * bool(event)
+
+
 def test_arrays_lie_in_the_run_directory_while_the_run_is_at_work(tmp_path: Path) -> None:
     data = pbd.Data(train=(IMAGES / 255, LABELS), batch_size=16, augment="flip_crop")
     config = config_for(data, tmp_path / "run")
@@ -191,4 +211,5 @@ def test_a_built_in_teacher_is_trained_anew_for_other_arrays(tmp_path: Path, mon
         config = RunConfig(data=data.config).replace(run_dir=tmp_path / str(number), teacher_epochs=1)
         with prepare.prepare(config, None, data, ProgressDisplay()) as inputs:
             assert inputs.teacher.output_shape == (None, 3)
+            assert inputs.settled(config).student.fine_tune_keep == "best", "it has not seen the validation images"
     assert len(list((tmp_path / "cache" / "pbd" / "teachers").glob("digits_cnn-arrays-*.keras"))) == 3
