@@ -9,7 +9,7 @@ In the row without labels, the validation figures are agreements with the teache
 each split of the data, so that row has another one: give a file.
 
 Validation images come out of the training images, where a teacher that was trained on them is better than it is
-elsewhere, and a promise about them is out of reach. --hold-out takes half of the test images instead.
+elsewhere, and a promise about them is out of reach. --validation-from test takes half of the test images instead.
 """
 
 import argparse
@@ -99,21 +99,6 @@ def run(recipe: str, common: dict[str, Any], runs: Path) -> Row:
     )
 
 
-def hold_out(dataset: str, runs: Path) -> Path:
-    """Write an .npz dataset in which every other test image belongs to the validation split, and return its path."""
-    path = runs / "held_out.npz"
-    try:
-        with np.load(dataset) as archive:
-            data = {name: archive[name] for name in ("x_train", "y_train", "x_test", "y_test")}
-    except (OSError, ValueError, KeyError) as error:
-        raise UsageError(f"--hold-out needs an .npz file with test images. Received: {dataset!r}: {error}.") from error
-    data |= {"x_val": data["x_test"][::2], "y_val": data["y_test"][::2]}
-    data |= {"x_test": data["x_test"][1::2], "y_test": data["y_test"][1::2]}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(path, **data)
-    return path
-
-
 def test_accuracies(report: pbd.RunReport, common: dict[str, Any]) -> tuple[float, float]:
     """Return the test accuracy of teacher and student, by the labels, which a run without labels did not look at."""
     if report.student.test_accuracy is not None:
@@ -162,7 +147,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser("experiments.accuracy", __doc__)
     parser.add_argument("--teacher", default="digits_cnn", help="a model file or a built-in network")
     parser.add_argument("--dataset", default="digits")
-    parser.add_argument("--hold-out", action="store_true", help="validate on half of the test images (.npz only)")
+    parser.add_argument("--validation-from", choices=("train", "test"), default="train", help="see pbd distill --help")
     parser.add_argument("--train-limit", type=int, default=None)
     parser.add_argument("--epochs", type=int, default=3, help="for each block")
     parser.add_argument("--fine-tune-epochs", type=int, default=8)
@@ -183,13 +168,11 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def make_table(settings: argparse.Namespace) -> None:
     """Run the recipes one after another and print the table as it grows."""
-    names = ("teacher", "dataset", "train_limit", "epochs", "fine_tune_epochs", "augment", "seed")
+    names = ("teacher", "dataset", "validation_from", "train_limit", "epochs", "fine_tune_epochs", "augment", "seed")
     runs = settings.runs or Path("runs") / time.strftime("accuracy-%Y%m%d-%H%M%S")
     common = {name: getattr(settings, name) for name in names} | {"max_accuracy_drop": 1.0}
     console, rows = Console(), []
     console.width = max(console.width, WIDTH)  # a narrower table would cut its figures
-    if settings.hold_out:
-        common["dataset"] = str(hold_out(settings.dataset, runs))
     for recipe in settings.recipes:
         rows.append(run(recipe, common, runs))
         console.print(as_table(rows))

@@ -58,6 +58,10 @@ class DataConfig(Section):
     from a file needs its own, unless it is one for digits."""
     validation_fraction: float = 0.1
     """Fraction of the training images used for validation, if the data has no validation split."""
+    validation_from: str = "train"
+    """Where the validation images come from if the data has no validation split: train, or test, of which half then
+    validates and half tests. A teacher that came trained knows training images, so that choices on them are too
+    careful."""
     train_limit: int | None = None
     """Use only this many training images."""
     batch_size: int = 64
@@ -85,6 +89,7 @@ class DataConfig(Section):
                 f"validation_fraction must lie strictly between 0 and 1. Received: {self.validation_fraction}. "
                 "Give 0.1, for example."
             )
+        one_of("validation_from", self.validation_from, ("train", "test"))
         one_of("augmentation", self.augment, AUGMENTATIONS)
 
     def seed_of_splits(self, seed: int) -> int:

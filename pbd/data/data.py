@@ -40,6 +40,7 @@ class Data:
         preprocess: none, unit (divide by 255), a `keras.applications` module such as vgg16, or auto: that of a
             `keras.applications` teacher given by name, none for other teachers.
         validation_fraction: share of the training images that becomes the validation split if there is none.
+        validation_from: train, or test: half of the test images becomes the validation split if there is none.
         train_limit: use only this many training images.
         image_size: resize the images to this many pixels a side.
         labels: use the labels; without them, every choice is made by agreement with the teacher.
@@ -61,6 +62,7 @@ class Data:
     augment: str = DataConfig.augment
     preprocess: str = DataConfig.preprocess
     validation_fraction: float = DataConfig.validation_fraction
+    validation_from: str = DataConfig.validation_from
     train_limit: int | None = None
     image_size: int | None = None
     labels: bool = True
@@ -93,6 +95,7 @@ class Data:
         augment: str = DataConfig.augment,
         preprocess: str = DataConfig.preprocess,
         validation_fraction: float = DataConfig.validation_fraction,
+        validation_from: str = DataConfig.validation_from,
         train_limit: int | None = None,
         image_size: int | None = None,
         labels: bool = True,
@@ -107,6 +110,7 @@ class Data:
             augment: see `Data`.
             preprocess: see `Data`.
             validation_fraction: see `Data`.
+            validation_from: see `Data`.
             train_limit: see `Data`.
             image_size: see `Data`; by default files take the size that the teacher needs.
             labels: see `Data`.
@@ -121,6 +125,7 @@ class Data:
             augment=augment,
             preprocess=preprocess,
             validation_fraction=validation_fraction,
+            validation_from=validation_from,
             train_limit=train_limit,
             image_size=image_size,
             labels=labels,

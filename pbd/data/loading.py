@@ -71,7 +71,7 @@ def load(
         if check:
             check_files(raw)
         splits, num_classes = _split(raw, config, split_seed, split_by_class), raw.num_classes
-        split_off = tuple(name for name in ("validation", "test") if getattr(raw, name) is None)
+        split_off = _split_off(raw, config)
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
     if len(splits["train"]) < config.batch_size:
@@ -136,7 +136,7 @@ def _fitted(raw: RawSplits, config: DataConfig, teacher_shape: FreeShape | None)
 
 
 def _split(raw: RawSplits, config: DataConfig, seed: int, by_class: bool) -> Splits:
-    """Return three disjoint splits; missing splits are taken from the training images."""
+    """Return three disjoint splits; missing splits are taken from others (see `DataConfig.validation_from`)."""
     train, labels = raw.train, raw.train.batch_labels
     classes = labels if by_class else np.full_like(labels, NO_LABEL)
     pool = None
@@ -145,11 +145,34 @@ def _split(raw: RawSplits, config: DataConfig, seed: int, by_class: bool) -> Spl
         test = IndexedSplit(train.images, test_rows, labels[test_rows])
     else:
         test = IndexedSplit.whole(raw.test.images, raw.test.batch_labels)
-    validation_fraction = 0.0 if raw.validation else config.validation_fraction
-    validation_rows, rows = stratified_split(classes, validation_fraction, seed, pool)
+    from_train = raw.validation is None and config.validation_from == "train"
+    validation_rows, rows = stratified_split(classes, config.validation_fraction if from_train else 0.0, seed, pool)
     if raw.validation:
         validation = IndexedSplit.whole(raw.validation.images, raw.validation.batch_labels)
-    else:
+    elif from_train:
         validation = IndexedSplit(train.images, validation_rows, labels[validation_rows])
+    else:
+        validation, test = _halves(test, by_class)
     rows = rows[: config.train_limit]
     return {"train": IndexedSplit(train.images, rows, labels[rows]), "validation": validation, "test": test}
+
+
+def _halves(test: IndexedSplit, by_class: bool) -> tuple[IndexedSplit, IndexedSplit]:
+    """Return test images as a validation split and a test split, which are the same for every seed."""
+    if len(test) < 2:
+        raise BadInputError(
+            f"there must be two test images, one for the validation split. Received: {len(test)} test images and "
+            "validation_from test. Give --validation-from train, or more test images."
+        )
+    classes = test.labels if by_class else np.full_like(test.labels, NO_LABEL)
+    first, second = stratified_split(classes, 0.5, TEST_SEED)
+    return (
+        IndexedSplit(test.images, test.rows[first], test.labels[first]),
+        IndexedSplit(test.images, test.rows[second], test.labels[second]),
+    )
+
+
+def _split_off(raw: RawSplits, config: DataConfig) -> tuple[str, ...]:
+    """Return which splits come out of the training images (see `Dataset.split_off`)."""
+    from_train = raw.validation is None and (config.validation_from == "train" or raw.test is None)
+    return (*(("validation",) if from_train else ()), *(("test",) if raw.test is None else ()))

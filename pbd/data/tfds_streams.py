@@ -24,8 +24,8 @@ def load_stream(
     The number of classes is `None` if there is no feature "label" or the labels are not used. See `Dataset.split_off`.
 
     Splits of the data set are used as they are. If it has no test split, its validation split is the test split, as is
-    usual with ImageNet. A missing validation split is a range of the training images that begins at a random position:
-    since data sets are stored shuffled, the range is random, though not stratified.
+    usual with ImageNet. A missing validation split is a range of the training images that begins at a random position,
+    or the first half of the test split: since data sets are stored shuffled, both are random, though not stratified.
 
     Raises:
         EnvironmentMismatchError: tensorflow-datasets is not installed, or Keras' backend is not TensorFlow.
@@ -120,8 +120,12 @@ def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, i
             f"Received: {', '.join(sizes) or 'none'} in {config.dataset!r}. Choose another one."
         )
     total = sizes["train"]
+    tested = (test, sizes[test])
     if test == "test" and sizes.get("validation"):
         train, validation = [(0, total)], ("validation", sizes["validation"])
+    elif config.validation_from == "test":
+        half = sizes[test] // 2
+        train, validation, tested = [(0, total)], (f"{test}[:{half}]", half), (f"{test}[{half}:]", sizes[test] - half)
     else:
         held_out = max(1, round(config.validation_fraction * total))
         begin = derived_seed(seed, "split") % (total - held_out + 1)
@@ -132,7 +136,7 @@ def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, i
     return {
         "train": (expression, sum(end - begin for begin, end in train)),
         "validation": validation,
-        "test": (test, sizes[test]),
+        "test": tested,
     }
 
 

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from pbd.data import Data
 
 _SETTINGS = ("dataset", "preprocess", "image_size", "labels", "validation_fraction", "train_limit", "batch_size")
+_LATER_SETTINGS = ("split_seed", "validation_from")
+"""Settings of the data that reports of earlier versions lack."""
 
 
 @dataclass(frozen=True)
@@ -103,8 +105,8 @@ def read(settings: argparse.Namespace) -> SeededData | None:
     if config is None or config["dataset"] == "arrays":  # arrays of a Python program are gone with it
         return None
     source, *others = _SETTINGS
-    split_seed = config.get("split_seed")  # reports of earlier versions have none
-    data = Data.load(config[source], split_seed=split_seed, **{name: config[name] for name in others})
+    later = {name: config[name] for name in _LATER_SETTINGS if name in config}
+    data = Data.load(config[source], **later, **{name: config[name] for name in others})
     return SeededData(data, config["seed"])
 
 

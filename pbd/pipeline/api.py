@@ -63,6 +63,7 @@ def distill(
     teacher_epochs: int | None = None,
     dataset: str | None = None,
     validation_fraction: float | None = None,
+    validation_from: str | None = None,
     train_limit: int | None = None,
     batch_size: int | None = None,
     preprocess: str | None = None,

@@ -144,9 +144,10 @@ def _of_seen_images(dataset: Dataset) -> tuple[str, ...]:
     if not dataset.split_off:
         return ()
     splits = " and ".join(dataset.split_off)
+    remedy = "Give new ones, or --validation-from test" if dataset.split_off == ("validation",) else "Give new ones"
     return (
         f"the {splits} images were split off the training images: a teacher that was trained on them looks better "
-        "there than on new images, and its student worse beside it",
+        f"there than on new images, and its student worse beside it. {remedy}",
     )
 
 

@@ -56,8 +56,27 @@ def test_a_negative_and_a_large_seed_are_seeds_too() -> None:
     assert not np.array_equal(load(config(), -1).train.rows, load(config(), 2**40).train.rows)
 
 
+@pytest.mark.parametrize("by_class", [True, False])
+def test_half_of_the_test_images_validates_the_same_half_for_every_seed(
+    by_class: bool, npz: Callable[..., Path]
+) -> None:
+    one, other = (load(config(str(npz()), validation_from="test"), seed, split_by_class=by_class) for seed in (0, 1))
+    assert sorted([*one.validation.rows, *one.test.rows]) == list(range(12))
+    assert (len(one.train), len(one.validation), len(one.test), one.split_off) == (60, 6, 6, ())
+    assert np.array_equal(one.test.rows, other.test.rows)
+    assert np.array_equal(one.test.labels, one.test.rows % 3)
+    if by_class:
+        assert np.array_equal(np.bincount(one.validation.labels), [2, 2, 2])
+
+
+def test_a_validation_split_comes_before_the_test_images(npz: Callable[..., Path]) -> None:
+    data = load(config(str(npz(**own_validation())), validation_from="test"), 0)
+    assert (len(data.validation), len(data.test)) == (20, 12)
+
+
 def test_the_data_know_which_splits_were_split_off(npz: Callable[..., Path]) -> None:
     assert load(config(), 0).split_off == ("validation", "test")
+    assert load(config(validation_from="test"), 0).split_off == ("validation", "test")
     assert load(config(str(npz())), 0).split_off == ("validation",)
     assert load(config(str(npz(**own_validation()))), 0).split_off == ()
 

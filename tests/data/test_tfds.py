@@ -37,6 +37,13 @@ def test_tfds_streams_resume_and_stay_disjoint(monkeypatch: pytest.MonkeyPatch) 
     assert len(limited.train) == len(ids(limited.batches("train"))) == 20
 
 
+def test_half_of_a_tfds_test_split_validates(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", fake_tfds({"train": 50, "test": 9}))
+    data = load(config("tfds:imagenette/small", batch_size=15, validation_from="test"), 0, (8, 8, 3))
+    assert (len(data.train), len(data.validation), len(data.test), data.split_off) == (50, 4, 5, ())
+    assert not set(ids(data.batches("validation"))) & set(ids(data.batches("test")))
+
+
 def test_a_tfds_set_without_labels_has_the_splits_of_one_with_labels(monkeypatch: pytest.MonkeyPatch) -> None:
     sizes = {"train": 50, "test": 9}
     settings = config("tfds:imagenette/small", batch_size=15)

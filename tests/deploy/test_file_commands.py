@@ -13,15 +13,16 @@ from pbd.run_dir import manifest
 from pbd.run_dir.journal import Journal
 
 
-@pytest.mark.parametrize("split_seed", [None, 5])
-def test_the_splits_are_those_of_the_run(split_seed: int | None, tmp_path: Path) -> None:
-    config = RunConfig.of(seed=3, split_seed=split_seed, batch_size=16).flat()
+@pytest.mark.parametrize(("split_seed", "source"), [(None, "train"), (5, "test")])
+def test_the_splits_are_those_of_the_run(split_seed: int | None, source: str, tmp_path: Path) -> None:
+    config = RunConfig.of(seed=3, split_seed=split_seed, validation_from=source, batch_size=16).flat()
     if split_seed is None:
-        del config["split_seed"]  # as in reports of earlier versions
+        del config["split_seed"], config["validation_from"]  # as in reports of earlier versions
     (tmp_path / "report.json").write_text(json.dumps({"config": config}), encoding="utf-8")
     read = file_commands.read(argparse.Namespace(model=str(tmp_path / "student.keras"), dataset=None))
     assert read is not None
-    assert (read.data.config.split_seed, read.seed, read.data.batch_size) == (split_seed, 3, 16)
+    assert (read.data.config.split_seed, read.data.config.validation_from) == (split_seed, source)
+    assert (read.seed, read.data.batch_size) == (3, 16)
 
 
 def test_a_file_that_belongs_to_the_run_is_not_overwritten(tmp_path: Path) -> None:

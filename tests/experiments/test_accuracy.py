@@ -4,7 +4,6 @@ import csv
 import functools
 from pathlib import Path
 
-import numpy as np
 import pytest
 
 from experiments import accuracy
@@ -58,19 +57,6 @@ def test_rows_are_real_runs_and_are_not_run_twice(
     said = capsys.readouterr()
     assert (said.out + said.err).count("this run is already complete") == 2
     assert (tmp_path / "no_labels" / "student.keras").stat().st_mtime_ns == written
-
-
-def test_held_out_test_images_validate_and_are_not_tested_on(tmp_path: Path) -> None:
-    numbers = np.arange(12)
-    data = {f"{kind}_{part}": numbers + len(part) for kind in "xy" for part in ("train", "test")}
-    np.savez(tmp_path / "data.npz", **data)
-    with np.load(accuracy.hold_out(str(tmp_path / "data.npz"), tmp_path / "runs")) as held:
-        for kind in "xy":
-            assert held[f"{kind}_train"].tolist() == data[f"{kind}_train"].tolist()
-            assert held[f"{kind}_val"].tolist() == data[f"{kind}_test"].tolist()[::2]
-            assert held[f"{kind}_test"].tolist() == data[f"{kind}_test"].tolist()[1::2]
-    with pytest.raises(UsageError, match="digits"):
-        accuracy.hold_out("digits", tmp_path)
 
 
 def test_an_unknown_recipe_is_refused_before_any_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
