@@ -84,7 +84,7 @@ def recipe(tmp_path: Path) -> Journal:
     """A recipe that is complete; its page is that of another version."""
     journal = Journal.create(tmp_path / "recipe", {"seed": 0}, [])
     steps.write_names(journal, ["1 fine_tune"])
-    teacher = StepReport("teacher", ModelFacts(params=1000, macs=10_000), nonzero_params=1000)
+    teacher = StepReport("teacher", ModelFacts(1000, 10_000, 0.9, 0.9), nonzero_params=1000)
     report = RecipeReport({}, {}, "cpu", (teacher,), "teacher", None, "labels", (), (), 1.0, "")
     recipes.write(report, journal)
     journal.write_bytes(recipes.PAGE, b"of another version")
