@@ -16,7 +16,7 @@ import platformdirs
 
 from pbd.blockwise.context import TrainingContext, load
 from pbd.costs.layer_timing import Setup, calibrate
-from pbd.errors import PbdError
+from pbd.errors import PbdError, describe
 from pbd.networks.cost import count_macs
 from pbd.records import BlockTask
 from pbd.run_dir.journal import write_atomically
@@ -128,7 +128,7 @@ def _calibrated_or_estimated(setup: Setup, time_limit_s: float) -> CostTable:
     try:
         table = calibrate(setup, time_limit_s)
     except Exception as error:  # a layer that cannot be timed must not end the run: training handles its failure
-        _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error)
+        _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", describe(error))
         return estimate(setup)
     if time.monotonic() - began < time_limit_s:  # else later kinds of layer may have been scaled, not timed
         _write_cache(setup, table)

@@ -36,15 +36,17 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
 
 def _write_page(run_dirs: list[str], output: str | None) -> Path:
     """Write the page of one run, or the comparison of several, and return its path."""
-    recipe_pages = [_write_recipe_page(Journal(Path(name)), output) for name in run_dirs if _is_recipe(name)]
-    if recipe_pages:
+    first = Journal(Path(run_dirs[0]))
+    if any(map(_is_recipe, run_dirs)):
         if len(run_dirs) > 1:
             raise UsageError("recipes are shown one by one. Received: several run directories. Give one of them.")
-        return recipe_pages[0]
-    reports = {name: _read(Journal(Path(name))) for name in run_dirs}
-    if len(reports) == 1 and output is None:
-        return _rewrite(Journal(Path(run_dirs[0])), reports[run_dirs[0]])
-    html = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
+        name, html = recipes.PAGE, page.of_recipe(recipes.read(first))
+    else:
+        reports = {run_dir: _read(Journal(Path(run_dir))) for run_dir in run_dirs}
+        name = files.PAGE
+        html = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
+    if len(run_dirs) == 1 and output is None:
+        return _rewrite(first, name, html)
     target = Path(output or COMPARISON)
     if not target.absolute().parent.is_dir():
         raise CannotCreateError(
@@ -60,15 +62,6 @@ def _is_recipe(run_dir: str) -> bool:
     return steps.names(Journal(Path(run_dir))) is not None
 
 
-def _write_recipe_page(journal: Journal, output: str | None) -> Path:
-    """Write the page of a recipe, and return its path."""
-    html = page.of_recipe(recipes.read(journal)).encode()
-    try:
-        return write_atomically(Path(output) if output else journal.file(recipes.PAGE), html)
-    except OSError as error:
-        raise CannotCreateError(f"cannot write the page: {error.strerror}. Give --output FILE.") from error
-
-
 def _read(journal: Journal) -> RunReport:
     report = files.read(journal)
     if "report.json" in (manifest.damaged(journal) or ()):
@@ -76,14 +69,15 @@ def _read(journal: Journal) -> RunReport:
     return report
 
 
-def _rewrite(journal: Journal, report: RunReport) -> Path:
-    """Write the run's own page; if nothing but that page was damaged, record the run as complete again."""
+def _rewrite(journal: Journal, name: str, html: str) -> Path:
+    """Write the page `name` of a run or recipe; if nothing else was damaged, record the result as complete again."""
     try:
         with lock.held(journal.path):
-            intact = manifest.damaged(journal) in ([], [files.PAGE])
-            written = journal.write_bytes(files.PAGE, page.of_run(report).encode())
+            intact = manifest.damaged(journal) in ([], [name])
+            recorded = manifest.names(journal.path)
+            written = journal.write_bytes(name, html.encode())
             if intact:
-                manifest.write(journal)
+                manifest.record(journal, sorted(recorded | {name}))
     except OSError as error:
         raise CannotCreateError(f"cannot write to {journal.path}: {error.strerror}. Give --output FILE.") from error
     return written

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from pbd.config import RunConfig
-from pbd.report import write
+from pbd.records import ModelFacts
+from pbd.records.recipe_report import RecipeReport, StepReport
+from pbd.report import recipes, write
 from pbd.report.__main__ import main
-from pbd.run_dir import manifest
+from pbd.run_dir import manifest, steps
 from pbd.run_dir.journal import Journal
 from tests.helpers.html_document import Document
 from tests.helpers.report_factory import full_report, two_rows
@@ -65,6 +67,42 @@ def test_a_new_page_does_not_hide_other_damage(run_dir: Path) -> None:
     (run_dir / "report.html").unlink()
     assert main([str(run_dir)]) == 0
     assert manifest.damaged(Journal(run_dir)) == ["student.keras"]
+
+
+def test_a_new_page_leaves_the_files_of_runtimes_recorded(run_dir: Path) -> None:
+    journal = Journal(run_dir)
+    journal.write_bytes("student.onnx", b"a network")
+    manifest.write(journal, ["student.onnx"])
+    assert main([str(run_dir)]) == 0
+    assert "student.onnx" in manifest.names(run_dir)
+    journal.write_bytes("student.onnx", b"damaged")
+    assert manifest.damaged(journal) == ["student.onnx"]
+
+
+@pytest.fixture
+def recipe(tmp_path: Path) -> Journal:
+    """A recipe that is complete; its page is that of another version."""
+    journal = Journal.create(tmp_path / "recipe", {"seed": 0}, [])
+    steps.write_names(journal, ["1 fine_tune"])
+    teacher = StepReport("teacher", ModelFacts(1000, 10_000, 0.9, 0.9), nonzero_params=1000)
+    report = RecipeReport({}, {}, "cpu", (teacher,), "teacher", None, "labels", (), (), 1.0, "")
+    recipes.write(report, journal)
+    journal.write_bytes(recipes.PAGE, b"of another version")
+    manifest.record(journal, [recipes.REPORT, recipes.PAGE])
+    return journal
+
+
+def test_a_recipe_whose_page_is_made_again_is_intact(recipe: Journal) -> None:
+    assert main([str(recipe.path)]) == 0
+    assert recipe.file(recipes.PAGE).read_bytes() != b"of another version"
+    assert manifest.damaged(recipe) == []
+
+
+def test_recipes_that_are_refused_together_are_not_touched(recipe: Journal, run_dir: Path, tmp_path: Path) -> None:
+    assert main([str(recipe.path), str(run_dir)]) == 2
+    assert main([str(run_dir), str(recipe.path), "--output", str(tmp_path / "x.html")]) == 2
+    assert recipe.file(recipes.PAGE).read_bytes() == b"of another version"
+    assert not (tmp_path / "x.html").exists()
 
 
 def test_a_run_of_a_version_without_pages_gets_one(run_dir: Path) -> None:

@@ -2,11 +2,13 @@
 
 import contextlib
 import dataclasses
+import functools
 import os
 import re
 import threading
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, ParamSpec, TypeVar
 from urllib.parse import urlsplit
 
 import cloudpickle
@@ -18,11 +20,13 @@ from pbd.executors.base import Throttle, run_queue
 from pbd.executors.dask.collective import CollectiveMember, DaskCollective
 from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.base import LostProcessError, TaskRunner
+from pbd.executors.isolation.messages import picklable
 from pbd.executors.isolation.runner import Pickled
 from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system import backend, devices
 from pbd.system.keras_state import KerasSetup
 
+P, T = ParamSpec("P"), TypeVar("T")
 _set_up_lock = threading.Lock()
 _current: "_WorkerState | None" = None
 _ended_runs: set[str] = set()
@@ -52,6 +56,21 @@ class GroupResults:
     """Wall time of the group."""
 
 
+def _raises_picklable(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a task raise what can be pickled: of other exceptions Dask keeps neither the type nor the exit code."""
+
+    @functools.wraps(function)
+    def call_function(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except Exception as error:
+            raised = picklable(error)
+        raise raised  # behind the block, else the first exception would be its context
+
+    return call_function
+
+
+@_raises_picklable
 def train(pickled: bytes, group: TaskGroup, settings: Settings) -> GroupResults:
     """Train a group with a pickled function, which is unpickled in the training process only."""
     from distributed import get_worker
@@ -73,11 +92,13 @@ class _PickledResult:
         return cloudpickle.dumps(self.function(*arguments))
 
 
+@_raises_picklable
 def call(pickled: bytes, settings: Settings) -> bytes:
     """Call a pickled function without arguments; return its result, pickled."""
     return retry.call_in(set_up_worker(settings), _PickledResult(Pickled(pickled)))
 
 
+@_raises_picklable
 def run_member(pickled: bytes, member: CollectiveMember, settings: Settings) -> bytes | None:
     """Call a pickled function of a collective and a progress callback, at the same time as the other members.
 
@@ -121,6 +142,7 @@ def end_run(run: str) -> None:
         _current.runner.release()
 
 
+@_raises_picklable
 def set_up(settings: Settings) -> None:
     """Set up this worker before it has work, so that its training process starts early."""
     set_up_worker(settings)

@@ -72,7 +72,7 @@ def _set_up_process(setup: Setup) -> Exception | None:
         backend.load()
         setup.keras.apply()
     except Exception as error:
-        return error
+        return messages.picklable(error)
     return None
 
 
@@ -83,19 +83,15 @@ def _execute(request: Request, link: "_Link") -> Response:
         return _checked(Response(result if request.index == 0 else None))
     except Exception as error:
         error.add_note(f"In the training process:\n{traceback.format_exc()}")
-        return _checked(Response(error=error))
+        return Response(error=messages.picklable(error))
 
 
 def _checked(response: Response) -> Response:
-    """Return the response, or an error with the same message if it cannot be pickled or unpickled."""
+    """Return the response, or the error that its result cannot be pickled or unpickled."""
     try:
         pickle.loads(cloudpickle.dumps(response))
     except Exception as error:
-        cause = response.error or error
-        substitute = RuntimeError(f"{type(cause).__name__}: {cause}")
-        for note in getattr(cause, "__notes__", ()):
-            substitute.add_note(note)
-        return Response(error=substitute)
+        return Response(error=RuntimeError(f"{type(error).__name__}: {error}"))
     return response
 
 

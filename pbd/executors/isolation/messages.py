@@ -11,6 +11,7 @@ from typing import Any
 import cloudpickle
 import numpy as np
 
+from pbd.errors import PbdError
 from pbd.run_dir.error_files import ErrorTarget
 from pbd.system.keras_state import KerasSetup
 
@@ -78,6 +79,44 @@ def send(connection: Connection, message: Any) -> None:
 def receive(connection: Connection) -> Any:
     """Wait for a message; return it unpickled."""
     return pickle.loads(connection.recv_bytes())
+
+
+def picklable(error: Exception) -> Exception:
+    """Return the exception, or if it cannot be pickled and unpickled, one with the same message and exit code.
+
+    Its causes are removed if one of them cannot be: Dask pickles them with it, by tblib.
+    """
+    if all(map(_is_picklable, _chain(error))):
+        return error
+    error.__cause__ = error.__context__ = None
+    return error if _is_picklable(error) else _substitute(error)
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """Return an exception, and all from which or in whose handling it was raised."""
+    chain = [error]
+    for one in chain:  # grows meanwhile
+        earlier = (each for each in (one.__cause__, one.__context__) if each is not None)
+        chain += [each for each in earlier if all(each is not other for other in chain)]
+    return chain
+
+
+def _is_picklable(error: BaseException) -> bool:
+    try:
+        pickle.loads(cloudpickle.dumps(error))
+    except Exception:
+        return False
+    return True
+
+
+def _substitute(error: Exception) -> Exception:
+    substitute: Exception = RuntimeError(f"{type(error).__name__}: {error}")
+    if isinstance(error, PbdError):
+        substitute = PbdError(str(error))
+        substitute.exit_code = error.exit_code
+    for note in getattr(error, "__notes__", ()):
+        substitute.add_note(note)
+    return substitute
 
 
 class SharedBuffer:
