@@ -15,7 +15,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from pbd.errors import MissingInputError, PbdError, UsageError
+from pbd.errors import CannotCreateError, MissingInputError, PbdError, UsageError
 
 
 class Parser(argparse.ArgumentParser):
@@ -60,7 +60,10 @@ def check_folder(flag: str, path: Path | None) -> None:
 
     Raises:
         MissingInputError: the folder does not exist.
+        CannotCreateError: the file is a folder.
     """
+    if path is not None and path.is_dir():
+        raise CannotCreateError(f"{flag} must be a file. Received: {str(path)!r}, a folder. Name a file in it.")
     if path is not None and not path.absolute().parent.is_dir():
         raise MissingInputError(f"{flag} must lie in a folder that exists. Received: {str(path)!r}. Create the folder.")
 

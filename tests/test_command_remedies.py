@@ -83,6 +83,7 @@ def test_the_folder_of_an_output_is_created(tmp_path: Path, command: Command) ->
     assert "Create the folder." in line
     page.parent.mkdir()
     command_line.check_folder("--csv", page)
+    refusal(lambda: command_line.check_folder("--csv", page.parent), "Name a file in it.")
     assert command("report", journal.path, "--output", page)[0] == 0
     assert page.exists()
 

@@ -166,6 +166,7 @@ def test_a_table_survives_its_file(tmp_path: Path) -> None:
         ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": -1.0}}}, "step_s of conv0@two_layer is -1.0"),
         ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": math.nan}}}, "step_s of conv0@two_layer is nan"),
         ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": "1"}}}, "step_s of conv0@two_layer is '1'"),
+        ({"tasks": {"conv0@two_layer": FIRST_TIMES | {"step_s": 10**400}}}, "int too large"),
         ({"tasks": [1]}, "items"),
     ],
 )

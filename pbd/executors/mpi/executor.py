@@ -21,6 +21,7 @@ from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
 from pbd.executors.base import CheckpointToken, Throttle, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
+from pbd.executors.isolation.messages import picklable
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.counter import SharedCounter
@@ -249,7 +250,7 @@ class MpiExecutor:
         if self._ended:
             return
         if isinstance(error, PbdError) and self.coordinates and not self._workers_busy:
-            self._send_all(_Stop(error=error))
+            self._send_all(_Stop(error=picklable(error)))
             self._end()
         else:
             self._runner.close()
