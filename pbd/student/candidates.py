@@ -1,15 +1,16 @@
 """The choice among candidates as a problem for the solver: its parts, their options, damages and costs.
 
-A part is a layer, or a residual block together with the layers inside it: either a block replaces all of it, or each
-layer inside has a block of its own or none. The damage of an option is the Kullback-Leibler divergence of the teacher
-with one block alone, summed over the blocks of the option. The cost of a layer depends on how many of its output
-channels are read: all, or those that the block of its only reader reads.
+A part is a layer, or a residual block that a block can replace, together with the layers inside it: either a block
+replaces all of it, or each layer inside has a block of its own or none. The damage of an option is the Kullback-Leibler
+divergence of the teacher with one block alone, summed over the blocks of the option. The cost of a layer depends on how
+many of its output channels are read: all, or those that the block of its only reader reads.
 """
 
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 
@@ -75,12 +76,13 @@ def gather(
         teacher: the costs of the whole teacher.
     """
     maker = _Maker({layer.name: layer for layer in layers}, results, cost_of, tuple(teacher))
-    residuals = [layer for layer in maker.layers.values() if layer.kind == RESIDUAL and not layer.inside]
-    inner = {residual.name: maker.inside(residual) for residual in residuals}
-    alone = [layer for layer in maker.layers.values() if layer.kind != RESIDUAL and not layer.inside]
-    parts = [maker.of_residual(residual, inner[residual.name]) for residual in residuals]
+    replaceable = {layer.name for layer in maker.layers.values() if layer.kind == RESIDUAL and maker.designs(layer)[1:]}
+    outermost = [layer for layer in maker.layers.values() if not replaceable.intersection(layer.inside)]
+    residuals = [layer for layer in outermost if layer.name in replaceable]
+    alone = [layer for layer in outermost if layer.kind != RESIDUAL]
+    parts = [maker.of_residual(residual) for residual in residuals]
     parts += [maker.of_layer(layer) for layer in alone]
-    kept = [maker.total(layers, {}) for layers in (*inner.values(), *([layer] for layer in alone))]
+    kept = [cost_of(layer, None, layer.output_shape[-1]) for layer in (*residuals, *alone)]
     numbers = {layer.name: number for number, layer in enumerate(alone, start=len(residuals))}
     problem = Problem(
         damages=tuple(np.array([option.damage for option in part]) for part in parts),
@@ -135,18 +137,30 @@ class _Maker:
         """Return the options of a layer."""
         return tuple(self._option([layer], {layer.name: design}) for design in self.designs(layer))
 
-    def of_residual(self, residual: Layer, inner: Sequence[Layer]) -> tuple[Option, ...]:
+    def of_residual(self, residual: Layer) -> tuple[Option, ...]:
         """Return the options of a residual block: all combinations of those inside, and those of the whole."""
+        inner = self.inside(residual)
         combinations = itertools.product(*map(self.designs, inner))
-        options = [self._option(inner, dict(zip((i.name for i in inner), each, strict=True))) for each in combinations]
+        others = self._others(residual, inner)
+        options = [
+            self._option(inner, dict(zip((i.name for i in inner), each, strict=True)), others) for each in combinations
+        ]
         whole = [self._option([residual], {residual.name: design}) for design in self.designs(residual)[1:]]
         options += whole
         return tuple(options if len(options) <= MOST_OPTIONS else _efficient(options))
 
-    def _option(self, layers: Sequence[Layer], designs: Mapping[str, str | None]) -> Option:
+    def _others(self, residual: Layer, inner: Sequence[Layer]) -> Costs:
+        """Return what a residual block costs beside the convolutions inside: dense layers, normalisations, …"""
+        whole, convolutions = self.cost_of(residual, None, residual.output_shape[-1]), self.total(inner, {})
+        return {resource: whole[resource] - convolutions[resource] for resource in self.resources}
+
+    def _option(
+        self, layers: Sequence[Layer], designs: Mapping[str, str | None], others: Costs = MappingProxyType({})
+    ) -> Option:
         chosen = {name: design for name, design in designs.items() if design is not None}
         damage = sum(self.results[BlockKey(name, design)].val_kl or 0.0 for name, design in chosen.items())
-        return Option(chosen, damage, self.total(layers, chosen))
+        costs = self.total(layers, chosen)
+        return Option(chosen, damage, {name: cost + others.get(name, 0.0) for name, cost in costs.items()})
 
     def total(self, layers: Sequence[Layer], designs: Mapping[str, str]) -> Costs:
         """Return the summed costs of layers with these designs, the others kept."""

@@ -50,6 +50,8 @@ class LatencyTable:
         kept = self._layers_of(layer)
         macs = sum(self.layers[name].macs for name, _, _ in kept)
         seconds = sum(self.model.piece_s(each, self.coldness) for each in kept)
+        if layer.kind == RESIDUAL and design is None:
+            return {"latency": seconds}
         return {"latency": costs_of_blocks.count(layer, design, outputs)["macs"] * seconds / max(macs, 1)}
 
     def _layers_of(self, layer: Layer) -> list[Piece]:

@@ -37,7 +37,12 @@ def trained(key: BlockKey, kl: float | None) -> BlockResult:
 
 
 def cost_of(layer: Layer, design: str | None, outputs: int) -> dict[str, float]:
-    """100 for a layer, 50 for a block, 10 for a block of a whole residual block, per full width of the output."""
+    """100 for a layer, 50 for a block, 10 for a block of a whole residual block, per full width of the output.
+
+    A residual block that is kept costs its multiply-accumulates.
+    """
+    if layer.kind == RESIDUAL and design is None:
+        return {"macs": float(layer.macs)}
     full = 10.0 if layer.kind == RESIDUAL else 100.0 if design is None else 50.0
     return {"macs": full * outputs / layer.output_shape[-1]}
 
@@ -64,7 +69,7 @@ def test_a_layer_costs_less_if_its_reader_reads_less() -> None:
 
 def test_a_block_for_a_residual_block_excludes_blocks_inside() -> None:
     inner = [task(name, "a", inside=("add",)) for name in ("one", "two")]
-    whole = task("add", "merge", kind=RESIDUAL)
+    whole = task("add", "merge", kind=RESIDUAL, macs=200)
     options = gathered({inner[0]: 0.1, inner[1]: 0.2, whole: 0.5}, teacher=230.0)
     (part,) = options.parts
     assert sorted((sorted(o.designs.items()), round(o.damage, 9), o.costs["macs"]) for o in part) == sorted(
@@ -81,17 +86,38 @@ def test_a_block_for_a_residual_block_excludes_blocks_inside() -> None:
 
 
 def test_a_layer_without_a_block_is_saved_with_the_residual_block_around_it() -> None:
-    whole, inner = task("add", "drop", kind=RESIDUAL), task("one", "none", inside=("add",)).layer
+    whole, inner = task("add", "drop", kind=RESIDUAL, macs=100), task("one", "none", inside=("add",)).layer
     results = {whole.key: trained(whole.key, 0.5)}
     options = candidates.gather([whole.layer, inner], results, cost_of, {"macs": 130.0})
     costs = {tuple(option.designs): options.problem.cost("macs", (n,)) for n, option in enumerate(options.parts[0])}
     assert costs == {(): 130.0, ("add",): 40.0}
 
 
+def test_what_is_no_convolution_is_saved_with_the_residual_block_around_it() -> None:
+    whole, inner = task("add", "drop", kind=RESIDUAL, macs=170), task("one", "a", inside=("add",))
+    options = gathered({whole: 0.5, inner: 0.1}, teacher=200.0)
+    costs = {tuple(option.designs): options.problem.cost("macs", (n,)) for n, option in enumerate(options.parts[0])}
+    assert costs == {(): 200.0, ("one",): 150.0, ("add",): 40.0}
+
+
+def test_layers_inside_a_residual_block_without_candidates_are_parts_themselves() -> None:
+    outer = task("outer", "merge", kind=RESIDUAL, macs=300)
+    nested = task("add", "drop", kind=RESIDUAL, macs=100, inside=("outer",))
+    inner, beside = task("one", "none", inside=("outer", "add")).layer, task("two", "a", inside=("outer",))
+    results = {each.key: trained(each.key, 0.5) for each in (nested, beside)}
+    layers = [outer.layer, nested.layer, inner, beside.layer]
+    options = candidates.gather(layers, results, cost_of, {"macs": 330.0})
+    assert [[dict(option.designs) for option in part] for part in options.parts] == [
+        [{}, {"add": "drop"}],
+        [{}, {"two": "a"}],
+    ]
+    assert [options.problem.cost("macs", choice) for choice in ((0, 0), (1, 0), (1, 1))] == [330.0, 240.0, 190.0]
+
+
 def test_inside_a_residual_block_a_reader_narrows_the_layer_before_it() -> None:
     first = task("one", "a", inside=("add",))
     second = task("two", "test_half", inside=("add",), producer="one")
-    whole = task("add", "drop", kind=RESIDUAL)
+    whole = task("add", "drop", kind=RESIDUAL, macs=200)
     options = gathered({first: 0.1, second: 0.2, whole: 0.5}, teacher=200.0)
     costs = {tuple(sorted(o.designs)): o.costs["macs"] for o in options.parts[0]}
     assert costs[("two",)] == 50.0 + 50.0
