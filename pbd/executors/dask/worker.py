@@ -26,7 +26,8 @@ from pbd.records import BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.system import backend, devices
 from pbd.system.keras_state import KerasSetup
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 _set_up_lock = threading.Lock()
 _current: "_WorkerState | None" = None
 _ended_runs: set[str] = set()

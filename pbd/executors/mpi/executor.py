@@ -63,7 +63,7 @@ class _Stop:
     """Command: leave, with the result of the run or with the error that ended it."""
 
     result: Any = None
-    error: PbdError | None = None
+    error: Exception | None = None
 
 
 class MpiExecutor:
