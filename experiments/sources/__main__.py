@@ -12,6 +12,7 @@ from experiments.sources import (
     common,
     ensemble_table,
     iterative_pruning,
+    layer_macs,
     pruning_sweep,
     quantization_table,
     student_designs,
@@ -28,6 +29,7 @@ SCRIPTS = (
     ensemble_table,
     chains,
     temperature,
+    layer_macs,
 )
 
 

@@ -19,6 +19,7 @@ from experiments.sources import (
     common,
     ensemble_table,
     iterative_pruning,
+    layer_macs,
     pruning_sweep,
     quantization_table,
     student_designs,
@@ -145,7 +146,7 @@ def test_all_tables_are_printed_beside_the_sources_and_written(
 ) -> None:
     assert everything.main(["--quick", *arguments]) == 0
     said = capsys.readouterr().out
-    assert said.count("Theirs") >= 7
+    assert said.count("Theirs") >= 8
     assert "only ours" not in said
     assert "take the place of TVM" in " ".join(said.split())
     for theirs in ("80.90", "92.20", "88.02", "82.90", "78.80", "ResNet-101", "63.70"):
@@ -161,7 +162,7 @@ def test_without_the_file_of_the_sources_only_ours_are_printed(
 ) -> None:
     flags = [f"--run-dir={tmp_path / 'run'}", f"--source-tables={tmp_path / 'absent.json'}", "--target=onnx"]
     assert everything.main(flags) == 0
-    assert capsys.readouterr().out.count("only ours") == 9
+    assert capsys.readouterr().out.count("only ours") == 10
     assert all(row["their_accuracy"] == "" for row in read(tmp_path, "chains"))
 
 
@@ -255,3 +256,14 @@ def test_trials_measure_networks_in_turn() -> None:
     assert times["one"].times_as_fast == 1
     assert times["two"].low_ms <= times["two"].q1_ms <= times["two"].median_ms <= times["two"].q3_ms
     assert times["two"].size_bytes > 0
+
+
+def test_the_multiply_accumulates_that_layers_lose_are_those_of_the_dissertation() -> None:
+    """Table 4.4, all percentages as printed."""
+    craft = [0, 74.7, 64.3, 76.2, 65.5, 77.0, 77.0, 66.1, 77.4, 77.4, 77.4, 77.4, 77.4]
+    l1_pruning = [50, 50, 0, 0, 0, 0, 0, 50, 75, 75, 75, 75, 75]
+    *lines, whole = layer_macs.rows([{"craft": c, "l1_pruning": p} for c, p in zip(craft, l1_pruning, strict=True)])
+    for name, theirs in {"two_layer": craft, "l1_pruning": l1_pruning}.items():
+        assert [round(line[name], 1) for line in lines] == theirs
+    assert [(line["their_craft"], line["their_l1_pruning"]) for line in lines] == [*zip(craft, l1_pruning, strict=True)]
+    assert whole["macs"] == pytest.approx(313.2, abs=0.05)
