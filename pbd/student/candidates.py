@@ -1,25 +1,22 @@
 """The choice among candidates as a problem for the solver: its parts, their options, damages and costs.
 
-A part is a layer, or a residual block that a block can replace, together with the layers inside it: either a block
-replaces all of it, or each layer inside has a block of its own or none. The damage of an option is the Kullback-Leibler
-divergence of the teacher with one block alone, summed over the blocks of the option. The cost of a layer depends on how
-many of its output channels are read: all, or those that the block of its only reader reads.
+A part is a layer or a residual block: it is kept, or has a block of one of its designs. What is inside a residual block
+has one more option, to be gone, which it takes if and only if that residual block is not kept. The damage of a block is
+the Kullback-Leibler divergence of the teacher with this block alone. The cost of a layer depends on how many of its
+output channels are read: all, or those that the block of its only reader reads. What a residual block costs beside the
+parts inside (dense layers, normalisations, …) is the cost of keeping it.
 """
 
-import itertools
+import collections
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import numpy as np
 
 from pbd import blocks
 from pbd.records import RESIDUAL, BlockKey, BlockResult, Layer
 from pbd.student.solver import Coupling, Problem
-
-MOST_OPTIONS = 200
-"""Most options of a residual block. Of more, only those count that no other one beats in damage and every cost."""
 
 Costs = Mapping[str, float]
 """By resource."""
@@ -30,12 +27,24 @@ CostOf = Callable[[Layer, str | None, int], Costs]
 
 
 @dataclass(frozen=True)
-class Option:
-    """Designs for the layers of a part; layers without one are kept, or vanish with the residual block around them."""
+class Part:
+    """A layer or a residual block, which is kept (option 0), has a block of a design, or is gone (the last option)."""
 
-    designs: Mapping[str, str]
-    damage: float
-    costs: Costs
+    layer: Layer
+    designs: tuple[str, ...]
+    """Of the options 1, 2, …"""
+    within: str | None = None
+    """The innermost residual block around it, of those that a block can replace; without one it is never gone."""
+
+    @property
+    def gone(self) -> int | None:
+        """The number of the option to be gone, if it has one."""
+        return None if self.within is None else 1 + len(self.designs)
+
+    @property
+    def options(self) -> int:
+        """How many options it has."""
+        return 1 + len(self.designs) + (self.within is not None)
 
 
 @dataclass(frozen=True)
@@ -43,13 +52,16 @@ class Candidates:
     """The parts of a teacher with their options, as a problem for the solver."""
 
     layers: Mapping[str, Layer]
-    parts: tuple[tuple[Option, ...], ...]
+    parts: tuple[Part, ...]
     problem: Problem
 
     def designs(self, options: Sequence[int]) -> dict[str, str]:
         """Return the designs of a choice (an option for each part), by layer."""
-        chosen = [part[option] for part, option in zip(self.parts, options, strict=True)]
-        return {layer: design for option in chosen for layer, design in option.designs.items()}
+        return {
+            part.layer.name: part.designs[option - 1]
+            for part, option in zip(self.parts, options, strict=True)
+            if 1 <= option <= len(part.designs)
+        }
 
     def pieces(self, options: Sequence[int]) -> list[Piece]:
         """Return what a network of a choice consists of, in place of the layers of the teacher."""
@@ -76,25 +88,26 @@ def gather(
         teacher: the costs of the whole teacher.
     """
     maker = _Maker({layer.name: layer for layer in layers}, results, cost_of, tuple(teacher))
-    replaceable = {layer.name for layer in maker.layers.values() if layer.kind == RESIDUAL and maker.designs(layer)[1:]}
-    outermost = [layer for layer in maker.layers.values() if not replaceable.intersection(layer.inside)]
-    residuals = [layer for layer in outermost if layer.name in replaceable]
-    alone = [layer for layer in outermost if layer.kind != RESIDUAL]
-    parts = [maker.of_residual(residual) for residual in residuals]
-    parts += [maker.of_layer(layer) for layer in alone]
-    kept = [cost_of(layer, None, layer.output_shape[-1]) for layer in (*residuals, *alone)]
-    numbers = {layer.name: number for number, layer in enumerate(alone, start=len(residuals))}
+    parts = maker.parts()
+    numbers = {part.layer.name: number for number, part in enumerate(parts)}
+    pairs = [(parts[numbers[part.layer.producer]], part) for part in parts if part.layer.producer in numbers]
+    costs_of = maker.costs(parts)
+    costs = {name: tuple(np.array([each[name] for each in options]) for options in costs_of) for name in teacher}
     problem = Problem(
-        damages=tuple(np.array([option.damage for option in part]) for part in parts),
-        costs={name: tuple(np.array([o.costs[name] for o in part]) for part in parts) for name in teacher},
+        damages=tuple(map(maker.damages, parts)),
+        costs=costs,
         couplings=tuple(
-            Coupling(numbers[layer.producer], numbers[layer.name], maker.savings(layer))
-            for layer in alone
-            if layer.producer in numbers
+            Coupling(numbers[first.layer.name], numbers[reader.layer.name], maker.savings(first, reader))
+            for first, reader in pairs
         ),
-        base={name: cost - sum(costs[name] for costs in kept) for name, cost in teacher.items()},
+        groups=tuple(
+            ((number, part.gone), (numbers[part.within], 0))
+            for number, part in enumerate(parts)
+            if part.within is not None and part.gone is not None
+        ),
+        base={name: cost - float(sum(each[0] for each in costs[name])) for name, cost in teacher.items()},
     )
-    return Candidates(maker.layers, tuple(parts), problem)
+    return Candidates(maker.layers, parts, problem)
 
 
 def _pieces(layers: Sequence[Layer], designs: Mapping[str, str]) -> Iterator[Piece]:
@@ -112,80 +125,67 @@ def _channels_read(layer: Layer, design: str | None) -> int:
 
 @dataclass(frozen=True)
 class _Maker:
-    """Makes the options of parts."""
+    """Makes the parts, the damages and the costs of their options."""
 
     layers: Mapping[str, Layer]
     results: Mapping[BlockKey, BlockResult]
     cost_of: CostOf
     resources: tuple[str, ...]
 
-    def inside(self, residual: Layer) -> list[Layer]:
-        """Return the convolutions inside a residual block."""
-        return [each for each in self.layers.values() if residual.name in each.inside and each.kind != RESIDUAL]
+    def parts(self) -> tuple[Part, ...]:
+        """Return the residual blocks that a block can replace, and all other layers."""
+        designs = {layer.name: self._designs(layer) for layer in self.layers.values()}
+        replaceable = {layer.name for layer in self.layers.values() if layer.kind == RESIDUAL and designs[layer.name]}
+        return tuple(
+            Part(layer, designs[layer.name], self._innermost(replaceable.intersection(layer.inside)))
+            for layer in self.layers.values()
+            if layer.kind != RESIDUAL or layer.name in replaceable
+        )
 
-    def designs(self, layer: Layer) -> tuple[str | None, ...]:
-        """Return None, for the layer itself, and the designs of its candidates."""
-        usable = [
+    def damages(self, part: Part) -> np.ndarray:
+        """Return the damage of each option of a part."""
+        damages = np.zeros(part.options)
+        for option, design in enumerate(part.designs, start=1):
+            damages[option] = self.results[BlockKey(part.layer.name, design)].val_kl
+        return damages
+
+    def costs(self, parts: Sequence[Part]) -> list[list[Costs]]:
+        """Return the costs of each option of each part, all outputs computed."""
+        nothing = dict.fromkeys(self.resources, 0.0)
+        kept = {part.layer.name: self._cost(part.layer, None) for part in parts}
+        inside = collections.defaultdict[str | None, list[Costs]](list)
+        for part in parts:
+            inside[part.within].append(kept[part.layer.name])
+        costs = list[list[Costs]]()
+        for part in parts:
+            others = inside[part.layer.name]
+            beside = {name: cost - sum(each[name] for each in others) for name, cost in kept[part.layer.name].items()}
+            made = [self._cost(part.layer, design) for design in part.designs]
+            costs.append([beside, *made, nothing][: part.options])
+        return costs
+
+    def savings(self, first: Part, reader: Part) -> Mapping[str, np.ndarray]:
+        """Return what the options of a reader save in the layer before it, (options of that layer, of the reader)."""
+        saved = {resource: np.zeros((first.options, reader.options)) for resource in self.resources}
+        for row, design in enumerate((None, *first.designs)):
+            whole = self._cost(first.layer, design)
+            for column, other in enumerate((None, *reader.designs)):
+                narrowed = self.cost_of(first.layer, design, _channels_read(reader.layer, other))
+                for resource in self.resources:
+                    saved[resource][row, column] = narrowed[resource] - whole[resource]
+        return saved
+
+    def _designs(self, layer: Layer) -> tuple[str, ...]:
+        """Return the designs of the candidates for a layer."""
+        return tuple(
             key.design
             for key, result in self.results.items()
             if key.layer == layer.name and result.status == "trained"
             if result.val_kl is not None and math.isfinite(result.val_kl)
-        ]
-        return (None, *usable)
+        )
 
-    def of_layer(self, layer: Layer) -> tuple[Option, ...]:
-        """Return the options of a layer."""
-        return tuple(self._option([layer], {layer.name: design}) for design in self.designs(layer))
+    def _innermost(self, residuals: Iterable[str]) -> str | None:
+        return max(residuals, key=lambda name: len(self.layers[name].inside), default=None)
 
-    def of_residual(self, residual: Layer) -> tuple[Option, ...]:
-        """Return the options of a residual block: all combinations of those inside, and those of the whole."""
-        inner = self.inside(residual)
-        combinations = itertools.product(*map(self.designs, inner))
-        others = self._others(residual, inner)
-        options = [
-            self._option(inner, dict(zip((i.name for i in inner), each, strict=True)), others) for each in combinations
-        ]
-        whole = [self._option([residual], {residual.name: design}) for design in self.designs(residual)[1:]]
-        options += whole
-        return tuple(options if len(options) <= MOST_OPTIONS else _efficient(options))
-
-    def _others(self, residual: Layer, inner: Sequence[Layer]) -> Costs:
-        """Return what a residual block costs beside the convolutions inside: dense layers, normalisations, …"""
-        whole, convolutions = self.cost_of(residual, None, residual.output_shape[-1]), self.total(inner, {})
-        return {resource: whole[resource] - convolutions[resource] for resource in self.resources}
-
-    def _option(
-        self, layers: Sequence[Layer], designs: Mapping[str, str | None], others: Costs = MappingProxyType({})
-    ) -> Option:
-        chosen = {name: design for name, design in designs.items() if design is not None}
-        damage = sum(self.results[BlockKey(name, design)].val_kl or 0.0 for name, design in chosen.items())
-        costs = self.total(layers, chosen)
-        return Option(chosen, damage, {name: cost + others.get(name, 0.0) for name, cost in costs.items()})
-
-    def total(self, layers: Sequence[Layer], designs: Mapping[str, str]) -> Costs:
-        """Return the summed costs of layers with these designs, the others kept."""
-        pieces = _pieces(layers, designs)
-        costs = [self.cost_of(self.layers[name], design, outputs) for name, design, outputs in pieces]
-        return {resource: sum(each[resource] for each in costs) for resource in self.resources}
-
-    def savings(self, reader: Layer) -> Mapping[str, np.ndarray]:
-        """Return what the designs of a reader save in the layer before it, (designs of that layer, of the reader)."""
-        layer = self.layers[reader.producer]
-        full = layer.output_shape[-1]
-        rows = []
-        for design in self.designs(layer):
-            whole = self.cost_of(layer, design, full)
-            parts = [self.cost_of(layer, design, _channels_read(reader, other)) for other in self.designs(reader)]
-            rows.append([{name: part[name] - whole[name] for name in self.resources} for part in parts])
-        return {name: np.array([[cell[name] for cell in row] for row in rows]) for name in self.resources}
-
-
-def _efficient(options: Sequence[Option]) -> list[Option]:
-    """Return the options that no other one beats or equals in damage and every cost."""
-    values = np.array([[option.damage, *option.costs.values()] for option in options])
-    order = np.lexsort(values.T[::-1])
-    kept: list[int] = []
-    for number in order:
-        if not any(np.all(values[other] <= values[number]) for other in kept):
-            kept.append(int(number))
-    return [options[number] for number in sorted(kept)]
+    def _cost(self, layer: Layer, design: str | None) -> Costs:
+        return self.cost_of(layer, design, layer.output_shape[-1])

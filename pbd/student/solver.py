@@ -6,6 +6,7 @@ and, for each such pair (i, j), weights z[o, p] of both options together,
 
     minimise    sum d[i, o] x[i, o]
     subject to  sum over o of x[i, o] = 1                                              for each part i,
+                sum over (i, o) in G of x[i, o] = 1                                    for each group G of options,
                 sum c[i, o] x[i, o] + sum C[o, p] z[o, p] <= limit                     for each limited resource,
                 sum over p of z[o, p] = x[i, o],  sum over o of z[o, p] = x[j, p],  z >= 0   for each pair (i, j).
 
@@ -57,6 +58,8 @@ class Problem:
     costs: Mapping[str, tuple[np.ndarray, ...]]
     """By resource, for each part, (options,)."""
     couplings: tuple[Coupling, ...] = ()
+    groups: tuple[tuple[tuple[int, int], ...], ...] = ()
+    """Groups of options, each a part and the number of its option; exactly one of each group is chosen."""
     base: Mapping[str, float] = field(default_factory=dict)
     """By resource, the cost of everything else."""
 
@@ -115,10 +118,10 @@ def best(problem: Problem, limits: Mapping[str, float]) -> Iterator[Choice]:
 
 
 def cheapest(problem: Problem, resource: str) -> Choice:
-    """Return the choice that costs least of a resource."""
+    """Return the choice that costs least of a resource; there must be one without limits."""
     zero = tuple(np.zeros(len(damages)) for damages in problem.damages)
     choice = _milp(replace(problem, damages=zero), {}, [], objective=resource)
-    assert choice is not None  # without limits there is always a choice
+    assert choice is not None
     return replace(choice, damage=problem.damage(choice.options))
 
 
@@ -157,7 +160,7 @@ def _milp(
     weights = np.concatenate([*problem.damages, np.zeros(size - starts[-1])]).astype(float)
     if objective is not None:
         weights = row(objective)
-    constraints = [*_one_option_each(counts, starts, size), *_products(problem, counts, starts, pair_starts, size)]
+    constraints = [_one_of_each(problem, counts, starts, size), *_products(problem, counts, starts, pair_starts, size)]
     for resource, limit in limits.items():
         scale = max(abs(limit), np.finfo(float).tiny)
         allowed = (limit - problem.base.get(resource, 0.0)) / scale
@@ -182,10 +185,14 @@ def _milp(
     return Choice(options, problem.damage(options), costs, gap, time.perf_counter() - began)
 
 
-def _one_option_each(counts: Sequence[int], starts: np.ndarray, size: int) -> Iterator[LinearConstraint]:
-    parts = np.repeat(np.arange(len(counts)), counts)
-    matrix = sparse.csr_matrix((np.ones(starts[-1]), (parts, np.arange(starts[-1]))), shape=(len(counts), size))
-    yield LinearConstraint(matrix, 1, 1)
+def _one_of_each(problem: Problem, counts: Sequence[int], starts: np.ndarray, size: int) -> LinearConstraint:
+    """Return that exactly one option of each part, and of each group, is chosen."""
+    parts = [tuple((part, option) for option in range(count)) for part, count in enumerate(counts)]
+    groups = [*parts, *problem.groups]
+    rows = np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+    columns = [starts[part] + option for group in groups for part, option in group]
+    matrix = sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(groups), size))
+    return LinearConstraint(matrix, 1, 1)
 
 
 def _products(

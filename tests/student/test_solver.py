@@ -14,7 +14,11 @@ RESOURCES = ("latency", "params")
 
 
 def random_problem(seed: int) -> tuple[Problem, dict[str, float]]:
-    """Return a small problem with pairs of parts whose costs depend on each other, and limits; ties are frequent."""
+    """Return a small problem and limits; ties are frequent.
+
+    Costs of some pairs of parts depend on each other; of others, the last option of one excludes the first of the other
+    and must be taken without it.
+    """
     rng = np.random.default_rng(seed)
     counts = rng.integers(1, 5, size=rng.integers(1, 6))
     pairs = [(i, i + 1) for i in range(len(counts) - 1) if rng.random() < 0.6]
@@ -22,6 +26,7 @@ def random_problem(seed: int) -> tuple[Problem, dict[str, float]]:
         damages=tuple(rng.integers(0, 10, count) / 10 for count in counts),
         costs={name: tuple(rng.random(count) for count in counts) for name in RESOURCES},
         couplings=tuple(Coupling(i, j, {n: rng.random((counts[i], counts[j])) for n in RESOURCES}) for i, j in pairs),
+        groups=tuple(((i, int(counts[i]) - 1), (j, 0)) for i, j in pairs[1::2] if counts[i] > 1),
         base={"latency": 0.1},
     )
     limits = {"latency": 0.1 + len(counts) * rng.uniform(0.2, 0.9), "params": len(counts) * rng.uniform(0.2, 1.2)}
@@ -29,7 +34,11 @@ def random_problem(seed: int) -> tuple[Problem, dict[str, float]]:
 
 
 def all_choices(problem: Problem) -> list[tuple[int, ...]]:
-    return list(itertools.product(*(range(len(damages)) for damages in problem.damages)))
+    return [
+        options
+        for options in itertools.product(*(range(len(damages)) for damages in problem.damages))
+        if all(sum(options[part] == option for part, option in group) == 1 for group in problem.groups)
+    ]
 
 
 @pytest.mark.parametrize("seeds", [range(0, 100), range(100, 200)], ids=str)
