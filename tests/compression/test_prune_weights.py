@@ -226,3 +226,12 @@ def test_settings_are_checked(settings: dict[str, Any], words: str, followed: di
         PruneWeights(**settings)
     assert words in str(refusal.value)
     PruneWeights(**followed)
+
+
+def test_the_classifier_of_every_member_of_an_ensemble_is_left_alone() -> None:
+    inputs = keras.Input((6,))
+    hidden = [layers.Dense(5, name=f"hidden{n}")(inputs) for n in range(2)]
+    members = [layers.Softmax()(layers.Dense(3, name=f"classes{n}")(x)) for n, x in enumerate(hidden)]
+    model = keras.Model(inputs, layers.Average()(members))
+    assert {kernel.name for kernel in pruning.find_kernels(model)} == {"hidden0", "hidden1"}
+    assert len(pruning.find_kernels(model, (), prune_classifier=True)) == 4

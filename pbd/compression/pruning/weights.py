@@ -50,7 +50,7 @@ def find_kernels(model: keras.Model, layers: Sequence[str] = (), prune_classifie
     Args:
         model: flat and functional.
         layers: patterns of the layers.
-        prune_classifier: whether the last dense layer is pruned, too.
+        prune_classifier: whether the last dense layer is pruned, too: each one without another kernel behind it.
 
     Raises:
         UsageError: a pattern matches no layer.
@@ -60,10 +60,8 @@ def find_kernels(model: keras.Model, layers: Sequence[str] = (), prune_classifie
         {id(operation): operation for operation, _, _ in calls(model) if isinstance(operation, _LAYERS)}.values()
     )
     patterns.check(layers, [layer.name for layer in found_layers])
-    dense = [layer for layer in found_layers if isinstance(layer, keras.layers.Dense)]
-    if dense and not prune_classifier:
-        found_layers.remove(dense[-1])
-    selected = [layer for layer in found_layers if patterns.selects(layers, layer.name)]
+    spared = set[str]() if prune_classifier else _classifiers(model)
+    selected = [layer for layer in found_layers if patterns.selects(layers, layer.name) and layer.name not in spared]
     kernels = [Kernel(layer, each) for layer in selected for each in layer.weights if each.name in _NAMES]
     if not kernels:
         raise BadInputError(
@@ -71,6 +69,19 @@ def find_kernels(model: keras.Model, layers: Sequence[str] = (), prune_classifie
             "Give other layers, or prune_classifier."
         )
     return kernels
+
+
+def _classifiers(model: keras.Model) -> set[str]:
+    """Return the names of the dense layers behind which no kernel comes; an ensemble has several."""
+    read_by_kernels, found = set[int](), set[str]()
+    for operation, inputs, outputs in reversed(list(calls(model))):
+        has_kernel = isinstance(operation, _LAYERS)
+        leads_to_kernel = any(id(tensor) in read_by_kernels for tensor in outputs)
+        if isinstance(operation, keras.layers.Dense) and not leads_to_kernel:
+            found.add(operation.name)
+        if has_kernel or leads_to_kernel:
+            read_by_kernels.update(map(id, inputs))
+    return found
 
 
 def in_each_kernel(scores: Mapping[str, np.ndarray], share: float) -> Masks:
