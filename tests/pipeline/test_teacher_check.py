@@ -99,8 +99,8 @@ def test_a_teacher_that_nothing_repairs_goes_on_with_the_flag_only(tmp_path: Pat
         pass
     assert not (tmp_path / "run").exists()
     with prepare.prepare(config.replace(allow_weak_teacher=True), model, source, ProgressDisplay()) as inputs:
-        (event,) = inputs.events
-    assert event.startswith("the teacher is no better than chance on the data: ")
+        events = inputs.events
+    assert sum(event.startswith("the teacher is no better than chance on the data: ") for event in events) == 1
 
 
 def test_a_network_that_always_predicts_the_most_frequent_class_is_weak() -> None:
