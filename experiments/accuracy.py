@@ -9,7 +9,7 @@ In the row without labels, the validation figures are agreements with the teache
 each split of the data, so that row has another one: give a file.
 
 Validation images are a part of the training images by default. A teacher that was trained on these is more accurate on
-them than on new images, so that accuracy targets are out of reach. --validation-from test takes half of the test images.
+them than on new images, so that accuracy targets are out of reach; --validation-from test takes half of the test ones.
 """
 
 import argparse
