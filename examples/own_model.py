@@ -3,8 +3,8 @@
     python examples/own_model.py model.keras data.npz runs/own_model
     mpirun -n 4 python examples/own_model.py model.keras data.npz runs/own_model
 
-The `.npz` file holds x_train, y_train and, if there are any, x_test, y_test, and x_val, y_val: images on which the model
-was not trained. Without x_val, validation_from="test" validates on half of the test images.
+The `.npz` file holds x_train, y_train and, if there are any, x_test, y_test, and x_val, y_val: images on which the
+model was not trained. Without x_val, validation_from="test" validates on half of the test images.
 """
 
 import sys
