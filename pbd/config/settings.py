@@ -67,7 +67,8 @@ class DataConfig(Section):
     batch_size: int = 64
     """Images per training step."""
     preprocess: str = "auto"
-    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto (as the teacher needs)."""
+    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto (that of a teacher given by
+    its keras.applications name; none for other teachers)."""
     augment: str = "none"
     """Augmentation of the training images: none, flip, crop, rotate, flip_crop, or paper (flip, crop and rotate)."""
     image_size: int | None = None
@@ -135,11 +136,11 @@ class TrainingConfig(Section):
 
     epochs: int | None = None
     """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 3; 0 where the
-    assembled student is refitted, which has the same effect."""
+    assembled student is refitted, which replaces the weights that training would give."""
     learning_rate: float = 0.003
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
-    """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
+    """Stop training a block if its validation error fell by less than 1% in total over this many epochs; 0: never."""
     precision: str = "float32"
     """float32, bfloat16 or float16: what the frozen teacher and the blocks compute in while blocks are trained; weights
     are kept and scored in float32. Half precision is for GPUs with units for it."""

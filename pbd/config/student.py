@@ -25,9 +25,9 @@ class StudentConfig(Section):
     (default: 0.2)."""
     budget: tuple[str, ...] = ()
     """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25,
-    params:100000 or bytes:100000 (its file in the target). Of all candidates, those with the least divergence from the
-    teacher are chosen that keep within it. The default is max_drop 0.01; if designs or thresholds of accuracy are given
-    alone, blocks are accepted by their accuracy."""
+    params:100000 or bytes:100000 (its file in the target). Within it, the candidates with the least divergence from the
+    teacher are chosen. The default is max_drop 0.01; if designs or thresholds of accuracy are given alone, blocks are
+    accepted by their accuracy."""
     sweep: str | None = None
     """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
     gets a table and a picture of all of them, and the folder front with their files."""
@@ -62,7 +62,7 @@ class StudentConfig(Section):
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
     mixup: float = 0.0
     """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
-    mixup). 1 draws them evenly from [0, 1]; 0: no mixup. Needs kd_mse or kd_kl."""
+    mixup), with 1 uniformly from [0, 1]; 0: no mixup. Needs kd_mse or kd_kl."""
     cutmix: float = 0.0
     """Fine-tune on images into each of which a box of another image is pasted, which student and teacher both see; the
     share that is kept is drawn from Beta(cutmix, cutmix). With mixup as well, either is drawn for each image. 0: no
