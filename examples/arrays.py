@@ -13,7 +13,7 @@ import pbd
 
 
 def trained_teacher(x: np.ndarray, y: np.ndarray) -> keras.Model:
-    """Train a small classifier: here would be your own model."""
+    """Train a small classifier, in place of your own model."""
     inputs = keras.Input((8, 8, 1))
     features = keras.layers.Rescaling(1 / 16)(inputs)
     for name in ("conv1", "conv2", "conv3"):
@@ -29,7 +29,7 @@ def main(run_dir: str) -> None:
     """Train a teacher, distill it, and use the student."""
     digits = load_digits()
     x, y = digits.images[..., np.newaxis].astype("float32"), digits.target
-    teacher = trained_teacher(x[:1400], y[:1400])
+    teacher = trained_teacher(x[:1200], y[:1200])  # not on the images that validate and test the student
 
     data = pbd.Data(train=(x[:1200], y[:1200]), validation=(x[1200:1400], y[1200:1400]), test=(x[1400:], y[1400:]))
     result = pbd.distill(teacher, data, fine_tune_epochs=3, run_dir=run_dir)

@@ -3,7 +3,8 @@
     python examples/own_model.py model.keras data.npz runs/own_model
     mpirun -n 4 python examples/own_model.py model.keras data.npz runs/own_model
 
-The `.npz` file holds x_train, y_train and, if there are test images, x_test and y_test.
+The `.npz` file holds x_train, y_train and, if there are any, x_test, y_test, and x_val, y_val: images on which the
+model was not trained. Without x_val, validation_from="test" validates on half of the test images.
 """
 
 import sys
@@ -12,7 +13,7 @@ import pbd
 
 
 def main(model_file: str, data_file: str, run_dir: str) -> None:
-    """Replace the model's convolutions, fine-tune the student, and print what came out."""
+    """Replace layers of the model, fine-tune the student, and print the report."""
     result = pbd.distill(
         teacher=model_file,
         dataset=data_file,

@@ -8,8 +8,8 @@ Each row is one run of pbd in a directory of its own under --runs: a table that 
 In the row without labels, the validation figures are agreements with the teacher. A built-in teacher is trained for
 each split of the data, so that row has another one: give a file.
 
-Validation images come out of the training images, where a teacher that was trained on them is better than it is
-elsewhere, and a promise about them is out of reach. --validation-from test takes half of the test images instead.
+Validation images are a part of the training images by default. A teacher that was trained on these is more accurate on
+them than on new images, so that accuracy targets are out of reach; --validation-from test takes half of the test ones.
 """
 
 import argparse

@@ -1,4 +1,9 @@
-"""pbd: make trained Keras CNNs smaller by parallel blockwise distillation."""
+"""pbd: make trained Keras CNNs smaller by parallel blockwise distillation.
+
+`distill` compresses a network, and `compress` applies several steps in a row, such as `PruneFilters` and `Quantize`.
+`export`, `quantize` and `measure_latency` are for networks in other runtimes; `analyse` compares a compressed network
+with the original. `Data` holds the images. Names are imported when they are first used.
+"""
 
 import importlib
 from typing import Any

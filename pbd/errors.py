@@ -55,13 +55,13 @@ class StoppedError(PbdError):
 
 
 class CorruptStateError(PbdError):
-    """The run directory is damaged, or belongs to a run with other settings."""
+    """The run directory is damaged, or belongs to a run with another teacher, other data or settings of the blocks."""
 
     exit_code = 76
 
 
 class EnvironmentMismatchError(PbdError):
-    """Launcher, packages, GPUs or cluster do not fit the run, or another run has locked the run directory."""
+    """Launcher, packages, GPUs or cluster do not fit the run, or another run holds the lock of the run directory."""
 
     exit_code = 78
 

@@ -88,6 +88,10 @@ def analyse(
             Fourier coefficients, frequency by frequency, and CKA takes each position as a neuron.
         seed: of the run that trained the student, if its splits are parts of the training images.
 
+    Returns:
+        One record for each student, in their order: similarities of layers and, with labels, changes per class; and the
+        population, if it was requested. Shares of images lie in [0, 1].
+
     Raises:
         UsageError: a name is unknown, a number is too small, or a population has fewer than two students.
         BadInputError: the networks do not fit each other or the data.

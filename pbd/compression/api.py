@@ -85,16 +85,18 @@ def compress(
     Started under `mpirun`, every rank calls this function and every rank returns the same result.
 
     Args:
-        model: the trained network, functional or sequential, with one input of images and one output of class scores.
-            Alternatively `teacher` names a file or a built-in network.
+        model: the trained network, functional or sequential, with one input of images, (n, height, width, channels),
+            and one output of class scores, (n, classes), or (n, 1) for two classes. Alternatively `teacher` names a
+            file or a built-in network.
         data: the images. Alternatively `dataset` names a file, a folder or a data set.
         steps: such as `pbd.PruneFilters(ratio=0.3)`, `pbd.FineTune(epochs=8)` and `pbd.Quantize()`; any object with
             their method `apply`.
         max_drop: the result is the network of the last step that loses at most this much validation accuracy (without
-            labels: agreement); by default that of the last step.
+            labels: agreement), in [0, 1]; by default that of the last step.
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
             of `config`.
-        config: settings of teacher, data and execution that no other argument gives; see `pbd.RunConfig`.
+        config: settings of teacher, data and execution that no other argument gives, and the `fine_tune_keep` of all
+            trainings that do not set one; see `pbd.RunConfig`.
         teacher: see `pbd.distill`, as for all arguments below.
         dataset: see `pbd.Data.load`.
         executor: serial, mpi, dask, or auto.

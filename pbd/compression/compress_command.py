@@ -1,7 +1,7 @@
 """`pbd compress RECIPE.toml`: compression steps in a row, as a file describes them.
 
-The file holds settings of the teacher, the data and the execution, as flags are called with `_` for `-`, then max_drop
-and targets, and a table for each step:
+The file holds settings of the teacher, the data and the execution, by the names of the flags with `_` for `-`, then
+max_drop (the validation accuracy that the result may lose) and targets, and a table for each step:
 
     teacher = "resnet20.keras"
     dataset = "cifar10.npz"
@@ -15,7 +15,7 @@ and targets, and a table for each step:
     use = "quantize"
     method = "qat"
 
-Flags win over the file. With --resume, steps that are complete in --run-dir are left out.
+Flags override the file. With --resume, steps that are complete in --run-dir are left out.
 """
 
 import argparse

@@ -37,15 +37,18 @@ class Context:
     teacher_path: Path
     """Its file in the run directory."""
     dataset: Dataset
+    """The images of the recipe."""
     config: RunConfig
     """Of the recipe, with the settings of the data with which every worker loads the same images; its `fine_tune_keep`
-    is not auto."""
+    is best or last."""
     target: Target
     """Where the networks of the recipe are measured first, in float32."""
     journal: Journal
     """The folder of the step, which survives if the recipe is interrupted."""
     executor: Executor
+    """The workers."""
     display: ProgressDisplay
+    """Shows phases and progress."""
     seed: int
     """For the random numbers of the step; it differs from step to step."""
     session: str
@@ -74,7 +77,8 @@ class Context:
 
         Args:
             model: flat; which of its layers are trainable does not change.
-            settings: number of epochs, loss, learning rate, mixup, and the scope.
+            settings: number of epochs, loss, learning rate, mixup, the scope, and `fine_tune_keep`: with auto, that of
+                the recipe decides between the best and the last epoch.
             initial: its validation metrics, if they are known.
             teacher: the network whose logits it learns; by default the first one of the recipe.
             first_epoch: the epoch of the data with which to start.

@@ -21,9 +21,12 @@ ORDERS = (TOP_DOWN, BOTTOM_UP, PARALLEL)
 class Craft(InStages):
     """Craft distillation (Blakeney, dissertation, Texas State University, chapter 4).
 
-    In each stage, blocks learn the feature maps of the network as it is by then, take the place of their layers, and
-    are trained alone, all other layers frozen. The better of the weights before and after that are kept, and the result
-    is the teacher of the next stage.
+    In each stage, blocks learn the feature maps of the network as it is by then, replace their layers, and are trained
+    in the network with all other layers frozen. The resulting network is the teacher of the next stage. That training
+    ends with the best epoch or with the last one, as the `fine_tune_keep` of the recipe says.
+
+    Example:
+        >>> Craft(block="two_layer", order="top_down", epochs=20, tune_epochs=5)
     """
 
     order: str = TOP_DOWN
@@ -34,9 +37,9 @@ class Craft(InStages):
     learning_rate: float = 0.01
     """Of Adam while blocks learn feature maps, with cosine decay to zero."""
     tune_epochs: int = 1
-    """Passes for the blocks in the network."""
+    """Passes over the training images for the blocks of a stage in the network."""
     tune_learning_rate: float = 0.003
-    """The same while the blocks are trained in the network."""
+    """Of Adam while the blocks are trained in the network, with cosine decay to zero."""
     tune_loss: str | None = None
     """Loss of the blocks in the network: kd_mse, kd_kl (on the network before the step), cross_entropy or mixed
     (default: cross_entropy; without labels kd_mse)."""

@@ -29,9 +29,10 @@ _SUFFIXES = (".keras", ".h5")
 class DistillInto:
     """Distils the network before the step, the teacher, into a student, which replaces it.
 
-    The best epoch on the validation images counts, which may be the start. Of `keras.distillation`, a
-    `LogitsDistillation` with the KL divergence or the squared error is accepted as `loss`, and a `FeatureDistillation`
-    with an error or the cosine similarity among `features`; what they compute, pbd computes (see `keras_losses`).
+    The student ends with the best epoch on the validation images, where the start counts as an epoch, or with the last
+    one, as the `fine_tune_keep` of the recipe says. Of `keras.distillation`, a `LogitsDistillation` with the KL
+    divergence or the squared error is accepted as `loss`, and a `FeatureDistillation` with an error or the cosine
+    similarity among `features`; what they compute, pbd computes (see `keras_losses`).
 
     Losses between layers that compare the images of a batch (sp, pkt, crd) do so within parts of it, the same parts for
     every number of workers: the least divisor of the batch size that is at least 32.
@@ -41,8 +42,9 @@ class DistillInto:
     """
 
     student: Any
-    """A network, the path of a .keras file, or the name of a built-in network (see `small_nets`): conv4_dense1,
-    resnet20, ... Given weights are trained on, in all layers; those of a built-in network are random."""
+    """A `keras.Model`, the path of a .keras or .h5 file, or the name of a built-in network: conv4_dense2, conv4_dense1,
+    conv4_dense2_1x1, conv6_dense1, conv4_dense1_narrow, conv6_dense1_1x1, conv5_dense1, resnet20 or resnet18. All
+    layers are trained, from the weights that the network has; those of a built-in network are random."""
     loss: Any = "mixed"
     """mixed (Hinton et al. 2015: alpha T^2 KL + (1 - alpha) cross entropy; without labels, kd_kl), kd_kl (the teacher's
     softened outputs), kd_mse (its logits), cross_entropy (labels alone, to compare with), or a LogitsDistillation."""

@@ -39,7 +39,10 @@ class Ensemble:
         mean: of the `probabilities`, or of the `logits`; networks with a single output have the mean of their logits.
 
     Raises:
-        UsageError: there are fewer than two members, or something else is no step.
+        UsageError: there are fewer than two members, or an object is not a step.
+
+    Example:
+        >>> Ensemble([[DistillInto("conv4_dense1", epochs=30)]], copies=3)
     """
 
     members: Sequence[Sequence[Step]]

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class FineTune(Section):
-    """Trains the network as it is, and leaves it at its best epoch, which may be the start, or at the last one."""
+    """Trains the network on the logits of the first network or on the labels; its layers stay.
+
+    Example:
+        >>> FineTune(epochs=20, loss="kd_kl", temperature=2.0, mixup=1.0)
+    """
 
     epochs: int = StudentConfig.fine_tune_epochs
     """Passes over the training images."""
@@ -38,15 +42,16 @@ class FineTune(Section):
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
     With mixup as well, either is drawn for each image."""
     keep: str = StudentConfig.fine_tune_keep
-    """The epoch whose weights the network is left with: best (on the validation images), last, or auto: the last if the
-    first network came trained and the validation images were split off the training images."""
+    """The epoch whose weights training ends with: best (on the validation images; may be the start), last, or auto:
+    last if the first network came trained and the validation images are a part of the training images, else best."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     features: Any = ()
     """Losses between layers of the network and of the first one, which are added, as in `DistillInto`: each a
     `Feature`, its fields as a mapping, or a FeatureDistillation."""
     recipe: str | None = None
-    """`patient`: 80 epochs of kd_kl at temperature 2 with mixup 1, unless they are set (arXiv:2106.05237)."""
+    """Other defaults, as in `pbd.distill`. patient: 80 epochs of kd_kl at temperature 2 with mixup 1
+    (arXiv:2106.05237)."""
 
     def check(self) -> None:
         if self.scope == "blocks":

@@ -18,10 +18,14 @@ if TYPE_CHECKING:
 class Progressive(InStages):
     """Progressive blockwise distillation (Wang, Zhao, Li, Tan 2018, IJCAI).
 
-    Stages go from the images to the classifier. The blocks of a stage take the place of their layers, and are trained
-    in the network with a local loss plus `class_weight` times the loss of the classes; earlier and later layers are
-    frozen. The local loss is the mean squared error between the feature maps at the end of the stage and those of the
-    network before the step.
+    Stages go from the images to the classifier. The blocks of a stage replace their layers, and are trained in the
+    network with a local loss plus `class_weight` times the loss of the classes; earlier and later layers are frozen.
+    The local loss is the mean squared error between the feature maps at the end of the stage and those of the network
+    before the step. The training ends with the best epoch or with the last one, as the `fine_tune_keep` of the recipe
+    says.
+
+    Example:
+        >>> Progressive(block="two_layer", layers_per_stage=2, class_weight=1.0, epochs=10)
     """
 
     class_weight: float = 1.0

@@ -24,9 +24,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PruneFilters(Section):
-    """Removes the channels that matter least, with all layers that share them: the network gets smaller.
+    """Removes the channels with the lowest scores, with all layers that share them: the network gets smaller.
 
-    The layers behind are refitted by least squares to what the network computed before, without a gradient step.
+    The layers behind are refitted by least squares to what the network computed before, without a gradient step. If
+    `epochs` is not 0, the network is then trained, on the logits of the first network by default.
+
+    Example:
+        >>> PruneFilters(ratio=0.5, importance="taylor", rounds=3, epochs=2)
     """
 
     ratio: float = 0.3
@@ -39,8 +43,8 @@ class PruneFilters(Section):
     rounds: int = 1
     """Rounds in which the share grows to the ratio, fast at first (cubic schedule of AGP, arXiv:1710.01878)."""
     first_ratio: float | None = None
-    """Share that the first of several rounds removes, such as 0.1 (default: as if the schedule began before it with
-    nothing removed)."""
+    """Share that the first of several rounds removes, such as 0.1 (default: that of the cubic schedule, which starts
+    from 0 before the first round)."""
     epochs: int = 0
     """Passes over the training images after each round."""
     refit: bool = True

@@ -28,6 +28,9 @@ class PruneWeights(Section):
 
     Biases and normalisations are not pruned. The network keeps its shapes: it takes fewer bytes if its file is
     compressed, and less time where a runtime leaves out zeros.
+
+    Example:
+        >>> PruneWeights(ratio=0.8, scope="global", per_round=0.15, epochs=1)
     """
 
     ratio: float = 0.5

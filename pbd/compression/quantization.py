@@ -47,13 +47,18 @@ def quantize(
         data: training images for the ranges and for training, validation images for decisions, and test images for
             the figure that is reported.
         path: of the new file.
-        target: `onnx-int8`, `openvino-int8` or `litert-int8`; by default that of the suffix of the path.
+        target: `onnx-int8`, `openvino-int8`, `litert-int8` or, with `ptq`, `tensorrt-int8`; by default that of the
+            suffix of the path (`onnx-int8` for `.onnx`).
         method: `ptq` or `qat`.
         max_drop: for `ptq`, the validation accuracy that may be lost, in [0, 1]; 0.005 is half a percentage point.
         calibration_images: the ranges are taken from this many training images.
         epochs: for `qat`, passes over the training images.
         learning_rate: for `qat`, of Adam, at the start of a cosine decay to zero.
         seed: of the run that trained the model, if its splits are parts of the training images.
+
+    Returns:
+        The path, the size in bytes, the method of the file that was kept, the layers that stay in float32, and the
+        validation and test accuracy in the runtime and in float32.
 
     Raises:
         UsageError: the target is unknown or has no 8-bit integers, or a setting is out of its range.

@@ -22,7 +22,11 @@ if TYPE_CHECKING:
 class Quantize(Section):
     """Writes the network in 8-bit integers; see `pbd.quantize`.
 
-    With method `ptq` the network goes on as it is. With `qat` it goes on with the weights that were trained, rounded.
+    With method `ptq` the next step gets the network as it was. With `qat` it gets the network with the rounded kernels
+    that were trained.
+
+    Example:
+        >>> Quantize(method="qat", target="onnx-int8")
     """
 
     method: str = METHODS[0]

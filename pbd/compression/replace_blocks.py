@@ -27,8 +27,11 @@ RUN = "run"
 class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
     """Parallel blockwise distillation; see `pbd.distill` for the settings. The network before the step is the teacher.
 
-    If a step before has set weights to zero, layers are refitted only if `refit` is set, which gives such weights other
-    values. Without any setting, it looks for the fastest student of the library that loses at most one point.
+    Without any setting, it looks for the fastest student of the library that loses at most one point (`max_drop`). If a
+    step before has set weights to zero, layers are refitted only with `refit=True`, which makes such weights non-zero.
+
+    Example:
+        >>> ReplaceBlocks(budget="latency:0.6", fine_tune_epochs=8)
     """
 
     uses_target: ClassVar[bool] = True

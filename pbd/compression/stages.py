@@ -72,10 +72,10 @@ class InStages(Section, ABC):
     layers_per_stage: int = 1
     """Layers that are replaced together."""
     block_init: str = "noise"
-    """Initial weights of a block: noise (random), kernel (the layer's kernel, decoupled), or fitted (by least
-    squares)."""
+    """Initial weights of a block: noise (random), kernel (from the layer's kernel), or fitted (refined by least squares
+    on a few thousand images)."""
     include_unprofitable: bool = False
-    """Also replace layers whose block needs as many multiply-accumulates."""
+    """Also replace layers whose block needs as many multiply-accumulates, and layers with few input channels."""
 
     def check(self) -> None:
         blocks.get(self.block)

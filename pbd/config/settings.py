@@ -54,20 +54,21 @@ class DataConfig(Section):
     """The images to train and evaluate with."""
 
     dataset: str = "digits"
-    """digits, a keras.datasets name (mnist, cifar10, …), an .npz file, a folder of images, or tfds:NAME. A teacher
-    from a file needs its own, unless it is one for digits."""
+    """digits, a keras.datasets name (mnist, cifar10, …), an .npz file, a folder of images, or tfds:NAME. Must be given
+    for a teacher from a file, unless it classifies the digits."""
     validation_fraction: float = 0.1
     """Fraction of the training images used for validation, if the data has no validation split."""
     validation_from: str = "train"
-    """Where the validation images come from if the data has no validation split: train, or test, of which half then
-    validates and half tests. A teacher that came trained knows training images, so that choices on them are too
-    careful."""
+    """Source of the validation images if the data has no validation split: train (validation_fraction of the training
+    images), or test (half of the test images; the other half is the test split). Use test if the teacher was trained
+    on all training images: it is more accurate on them than on others, so that the student seems to lose more."""
     train_limit: int | None = None
     """Use only this many training images."""
     batch_size: int = 64
     """Images per training step."""
     preprocess: str = "auto"
-    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto (as the teacher needs)."""
+    """none, unit (divide by 255), a keras.applications module (vgg16, resnet50, …), or auto (that of a teacher given by
+    its keras.applications name; none for other teachers)."""
     augment: str = "none"
     """Augmentation of the training images: none, flip, crop, rotate, flip_crop, or paper (flip, crop and rotate)."""
     image_size: int | None = None
@@ -135,11 +136,11 @@ class TrainingConfig(Section):
 
     epochs: int | None = None
     """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 3; 0 where the
-    assembled student is refitted, which has the same effect."""
+    assembled student is refitted, which replaces the weights that training would give."""
     learning_rate: float = 0.003
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
-    """Stop training a block after this many epochs in which its validation error fell by less than 1%; 0: never."""
+    """Stop training a block if its validation error fell by less than 1% in total over this many epochs; 0: never."""
     precision: str = "float32"
     """float32, bfloat16 or float16: what the frozen teacher and the blocks compute in while blocks are trained; weights
     are kept and scored in float32. Half precision is for GPUs with units for it."""
@@ -158,7 +159,7 @@ class TrainingConfig(Section):
 
 @dataclass(frozen=True)
 class ExecutionConfig(Section):
-    """The execution; it does not change the student."""
+    """The execution; of these settings, only target can change the student."""
 
     executor: str = "auto"
     """serial, mpi, dask, or auto (mpi under mpirun, else serial)."""
@@ -194,10 +195,10 @@ class ExecutionConfig(Section):
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores of the host divided by its workers)."""
     target: str = "auto"
-    """Where teacher and student are measured beside each other, in float32 and, where there are any, in 8-bit integers:
-    openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert, keras-gpu and
-    keras that can be used). A budget of latency holds for this target: give openvino-int8, for example, for 8-bit
-    integers."""
+    """Where teacher and student are measured beside each other, in float32 and, if the runtime has them, in 8-bit
+    integers: openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert,
+    keras-gpu and keras that can be used). max_drop and budgets of latency or bytes hold for this target: give
+    openvino-int8, for example, for 8-bit integers."""
     run_dir: str | None = None
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False
@@ -310,6 +311,6 @@ class RunConfig:
         return {name: value for section in settings.values() for name, value in section.items()} | {"seed": seed}
 
     def student_settings(self) -> dict[str, Any]:
-        """Return the settings that the student depends on: all except those of the execution."""
+        """Return all settings except those of the execution."""
         of_execution = {f.name for f in dataclasses.fields(ExecutionConfig)}
         return {name: value for name, value in self.flat().items() if name not in of_execution}

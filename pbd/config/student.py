@@ -25,16 +25,17 @@ class StudentConfig(Section):
     (default: 0.2)."""
     budget: tuple[str, ...] = ()
     """What the student may need: latency:0.5 (half of the teacher's, measured in the target), macs:0.3, params:0.25,
-    params:100000 or bytes:100000 (its file in the target). Of all candidates, those with the least divergence from the
-    teacher are chosen that keep within it. The default is max_drop 0.01; if designs or thresholds of accuracy are given
-    alone, blocks are accepted by their accuracy."""
+    params:100000 or bytes:100000 (its file in the target). Within it, the candidates with the least divergence from the
+    teacher are chosen. The default is max_drop 0.01; if designs or thresholds of accuracy are given alone, blocks are
+    accepted by their accuracy."""
     sweep: str | None = None
     """A student for each of several budgets, such as latency:0.8,0.6,0.4, from one set of blocks; the run directory
     gets a table and a picture of all of them, and the folder front with their files."""
     max_drop: float | None = None
     """Alone, without a budget: the fastest student in the target that loses at most this much validation accuracy
     (without labels: agreement). Before fine-tuning it may lose 8 times as much; if fine-tuning does not recover that, a
-    student that loses 3 times as much is tried, then one that loses no more to begin with."""
+    student that loses 3 times as much is tried, then one within the limit before fine-tuning, which is the result even
+    if it loses more afterwards."""
     target_batch: int = 1
     """Images in a pass, for a budget of latency and for max_drop."""
     refit: bool | None = None
@@ -46,10 +47,10 @@ class StudentConfig(Section):
     fine_tune_scope: str = "all"
     """Layers to fine-tune: blocks, all, or no_1x1_dense (all but the teacher's 1x1 convolutions and dense layers)."""
     fine_tune_keep: str = "auto"
-    """Weights with which fine-tuning ends: of the best epoch on the validation images, which may be the start, or of
-    the last one. A teacher that was trained on the validation images remembers them, and so does the student before it
-    is fine-tuned: last is better then. auto: last if the teacher came trained and the data have no validation split, so
-    that one is split off the training images; else best."""
+    """The epoch whose weights fine-tuning ends with: best (on the validation images; may be the start), last, or auto.
+    A teacher that was trained on the validation images is too accurate on them, and so is the student before it is
+    fine-tuned, so that best would keep the start: use last. auto: last if the teacher came trained and the validation
+    images are a part of the training images; else best."""
     fine_tune_learning_rate: float = 0.003
     """Initial learning rate of Adam for the student, with cosine decay to zero."""
     fine_tune_loss: str = "kd_mse"
@@ -61,7 +62,7 @@ class StudentConfig(Section):
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
     mixup: float = 0.0
     """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
-    mixup). 1 draws them evenly from [0, 1]; 0: no mixup. Needs kd_mse or kd_kl."""
+    mixup), with 1 uniformly from [0, 1]; 0: no mixup. Needs kd_mse or kd_kl."""
     cutmix: float = 0.0
     """Fine-tune on images into each of which a box of another image is pasted, which student and teacher both see; the
     share that is kept is drawn from Beta(cutmix, cutmix). With mixup as well, either is drawn for each image. 0: no

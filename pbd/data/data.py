@@ -24,8 +24,8 @@ class Data:
     A split is a tuple `(images, labels)`, images without labels, a `keras.utils.PyDataset`, or a finite
     `tf.data.Dataset` of single images or of batches. Images have the shape (n, height, width, channels) or (n, height,
     width) and are uint8, other integers in 0..255, or finite floats. Labels have the shape (n,) or (n, 1) and are
-    whole numbers from 0, or booleans; turn one-hot labels into numbers with `labels.argmax(1)`. If the validation or
-    the test split is missing, it is taken from the training images.
+    whole numbers from 0, or booleans; turn one-hot labels into numbers with `labels.argmax(1)`. A missing test split is
+    taken from the training images, a missing validation split from those or from the test images (`validation_from`).
 
     A `PyDataset` or `tf.data.Dataset` is read once, in its order, into memory, as uint8 if that changes no pixel.
     Random augmentation in it is therefore applied once; use `augment` instead. Sample weights are ignored. Worker
@@ -33,14 +33,16 @@ class Data:
 
     Args:
         train: the training split.
-        validation: the split for every choice (best epoch, acceptance); by default a part of the training images.
+        validation: the split for every choice (best epoch, acceptance); give images that the teacher was not trained
+            on. By default a part of the training images.
         test: the split that is read once, at the end of a run; by default a fifth of the training images.
         batch_size: images per training step.
         augment: none, flip, crop, rotate, flip_crop, or paper (all three), applied to training images.
         preprocess: none, unit (divide by 255), a `keras.applications` module such as vgg16, or auto: that of a
             `keras.applications` teacher given by name, none for other teachers.
         validation_fraction: share of the training images that becomes the validation split if there is none.
-        validation_from: train, or test: half of the test images becomes the validation split if there is none.
+        validation_from: the source of the validation split if there is none: train, or test, of which one half then is
+            the validation split and the other the test split.
         train_limit: use only this many training images.
         image_size: resize the images to this many pixels a side.
         labels: use the labels; without them, every choice is made by agreement with the teacher.
@@ -115,6 +117,9 @@ class Data:
             image_size: see `Data`; by default files take the size that the teacher needs.
             labels: see `Data`.
             split_seed: see `Data`.
+
+        Raises:
+            UsageError: a setting is out of its range. Errors of the source are raised when the run reads it.
 
         Example:
             >>> data = pbd.Data.load("cifar10.npz", augment="flip_crop")

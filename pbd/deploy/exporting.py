@@ -61,7 +61,8 @@ def export(
     Args:
         model: functional or sequential, one input of images of a fixed shape, one output of class scores.
         path: of the new file; for `saved_model`, of the new folder.
-        target: `onnx`, `openvino`, `litert`, `keras` or `saved_model`; by default that of the suffix of the path.
+        target: `onnx`, `openvino`, `litert`, `tensorrt`, `keras` or `saved_model`; by default that of the suffix of the
+            path (`onnx` for `.onnx`).
         check: data, whose test images the file is compared and scored on; or images as the model takes them,
             (n, height, width, channels). By default it is compared on images of random bytes.
         seed: of the run that trained the model, if its test images are a part of the training images.
@@ -70,9 +71,10 @@ def export(
         The path, the size, the agreement with Keras and, with data, the test accuracy in the runtime.
 
     Raises:
-        UsageError: the target is unknown.
+        UsageError: the target is unknown, or one of 8-bit integers.
         EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
         MissingInputError: the folder of the path does not exist.
+        CannotCreateError: the file cannot be written there.
         BadInputError: the model cannot be exported, or the file computes something else.
 
     Example:

@@ -40,7 +40,7 @@ class Result:
 
     @functools.cached_property
     def front(self) -> "Mapping[str, RunReport]":
-        """The reports of the students of `sweep`, by budget; empty without."""
+        """The reports of the students of `sweep`, by budget; empty without `sweep`."""
         from pbd.pipeline import students
 
         return students.read(self.run_dir)
@@ -122,8 +122,9 @@ def distill(
     as it was: environment, thread limits, random state and registered Keras objects.
 
     Args:
-        model: the trained network (the teacher), functional or sequential, with one input of images and one output of
-            class scores. Alternatively `teacher` names a file or a built-in network.
+        model: the trained network (the teacher), functional or sequential, with one input of images, (n, height, width,
+            channels), and one output of class scores, (n, classes), or (n, 1) for two classes. Alternatively `teacher`
+            names a file or a built-in network.
         data: the images. Alternatively `dataset` names a file, a folder or a data set.
         config: settings for everything that no other argument gives.
         recipe: `quick`, `standard`, `patient` or `paper`: other values for the settings, those of `data` too, that are
@@ -133,14 +134,18 @@ def distill(
         block: replacement designs, from which `budget`, `sweep` or `max_drop` chooses; by default the library. With
             designs alone, such as `decoupled_r2`, each layer gets the accepted one that computes least.
         epochs: passes over the training images for each block; by default 0 where the student is refitted, else 3.
-        max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy.
+        validation_from: if the data have no validation split, `train` or `test`: where its images are taken from.
+        max_accuracy_drop: a block is rejected if the teacher with only this block loses more validation accuracy, in
+            [0, 1]; only without `budget`, `sweep` and `max_drop`.
         budget: what the student may need, such as `"latency:0.5"` or `"macs:0.3"`: the candidates with the least
             divergence from the teacher that keep within it are chosen.
         sweep: several budgets such as `"latency:0.8,0.6,0.4"`: a student for each (see `Result.front`).
-        max_drop: without a budget, the fastest student that loses at most this much validation accuracy; without any
-            other choice of blocks, 0.01.
+        max_drop: without a budget, the fastest student that loses at most this much validation accuracy, in [0, 1];
+            without any other choice of blocks, 0.01.
         fine_tune_epochs: passes over the training images for the assembled student.
-        target: where teacher and student are measured, such as `onnx`; see `pbd.measure_latency`.
+        fine_tune_keep: the epoch whose weights fine-tuning ends with: `best`, `last` or `auto`.
+        target: where teacher and student are measured, and where latencies and bytes are limited, such as `onnx` or
+            `openvino-int8`; see `pbd.measure_latency`.
         run_dir: the folder for the results; must be new, or that of the run to `resume`.
         seed: everything random derives from it and from layer names.
 
@@ -151,11 +156,12 @@ def distill(
         The student and the report.
 
     Raises:
-        PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy.
+        PbdError: the settings, the teacher or the data do not fit; the message is one line and names the remedy. Its
+            subclass tells the kind (see `pbd.errors`).
 
     Example:
         >>> data = pbd.Data(train=(x, y), test=(x_test, y_test), batch_size=64, augment="flip_crop")
-        >>> result = pbd.distill(model, data, epochs=3, fine_tune_epochs=8, run_dir="runs/first")
+        >>> result = pbd.distill(model, data, max_drop=0.01, fine_tune_epochs=8, run_dir="runs/first")
         >>> result.model, result.report.student.test_accuracy
     """
     settings = {name: value for name, value in locals().items() if name not in _OBJECTS and value is not None}

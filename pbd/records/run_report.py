@@ -122,7 +122,7 @@ class Timing:
     teacher_s: float
     """Training or loading the teacher."""
     calibrate_s: float
-    """Measuring what layers cost."""
+    """Planning, with a calibration if there is one."""
     distill_s: float
     """The block phase."""
     predicted_makespan_s: float
@@ -213,10 +213,12 @@ class RunReport:
     scheduler: str
     groups: tuple[tuple[str, ...], ...]
     reference: str = "labels"
-    """Reference of all choices and accuracies: `labels`, or `teacher` (agreement with it) if there are no labels."""
+    """Reference of all choices: `labels`, or `teacher` (agreement with it) if there are no labels; `judged_by` in
+    `report.json`."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
     events: tuple[str, ...] = ()
-    """Other events, in order: damaged images, repeated attempts, lowered learning rates, restored layers."""
+    """Other events, in order, such as damaged images, repeated attempts, lowered learning rates, restored layers;
+    `story` in `report.json`."""
     run_dir: str = ""
     deployments: tuple[Deployment, ...] = ()
     """Teacher and student in the target: in float32 first, then in 8-bit integers if the target has them."""

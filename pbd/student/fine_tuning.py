@@ -180,7 +180,7 @@ def fine_tune(
     checkpoint: CheckpointFile | None = None,
     distillation: DistillationConfig | None = None,
 ) -> FineTuneState:
-    """Train the student and leave it at its best epoch on the validation split, which may be the start.
+    """Train the student and leave it at its best epoch on the validation split, which may be the start, or at its last.
 
     The score on the validation images, accuracy or agreement, is a count with a standard error: among the epochs that
     lie within one of the highest score, the best is the one whose outputs diverge least from the teacher's. If the
