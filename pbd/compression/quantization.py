@@ -75,6 +75,8 @@ def quantize(
     path, training = Path(path), Training(epochs, learning_rate)
     chosen = quantizing.get_target(target or f"{targets.of_file(str(path))}-int8")
     quantizing.check_settings(max_drop, calibration_images)
+    if method == "qat":
+        quantizing.check_trained(chosen.name)
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(data, network, seed)
     return written(network, dataset, path, chosen, method, max_drop, calibration_images, training).file

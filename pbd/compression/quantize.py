@@ -47,6 +47,8 @@ class Quantize(Section):
     def check(self) -> None:
         one_of("method", self.method, METHODS)
         quantizing.check_settings(self.max_drop, self.calibration_images)
+        if self.method == "qat" and self.target is not None:
+            quantizing.check_trained(self.target)
         _ = self.training
 
     @property

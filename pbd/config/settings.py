@@ -32,6 +32,7 @@ DEFAULT_DESIGN = "decoupled_r2"
 DEFAULT_EPOCHS = 3
 DEFAULT_MAX_DROP = 0.01
 AUGMENTATIONS = ("none", "flip", "crop", "rotate", "flip_crop", "paper")
+VALIDATION_SOURCES = ("train", "test")
 
 
 @dataclass(frozen=True)
@@ -90,7 +91,7 @@ class DataConfig(Section):
                 f"validation_fraction must lie strictly between 0 and 1. Received: {self.validation_fraction}. "
                 "Give 0.1, for example."
             )
-        one_of("validation_from", self.validation_from, ("train", "test"))
+        one_of("validation_from", self.validation_from, VALIDATION_SOURCES)
         one_of("augmentation", self.augment, AUGMENTATIONS)
 
     def seed_of_splits(self, seed: int) -> int:

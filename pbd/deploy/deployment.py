@@ -98,8 +98,9 @@ def measure(
 
 
 def _kept(file: DeployedFile, keep: Callable[[Path], object]) -> tuple[str, ...]:
-    """Store the files of a student of another runtime, and return their names; the first is the main file."""
-    if file.model != STUDENT or not file.path.is_file() or file.target.name == _KERAS:
+    """Store the files of a student, and return their names, the main file first; the run has the Keras file itself."""
+    in_keras = file.path.suffix == targets.TARGETS[_KERAS].runtime.suffix
+    if file.model != STUDENT or not file.path.is_file() or in_keras:
         return ()
     paths = exporting.files_of(file.path)
     for path in paths:

@@ -13,6 +13,7 @@ from rich.console import Console
 
 from pbd import command_line
 from pbd.command_line import Parser, check_folder, path, positive
+from pbd.config.settings import VALIDATION_SOURCES
 from pbd.errors import MissingInputError, UsageError
 
 if TYPE_CHECKING:
@@ -83,6 +84,9 @@ def add_data_flags(parser: Parser) -> None:
     )
     parser.add_argument("--preprocess", metavar="NAME", help="as in pbd distill (default: none)")
     parser.add_argument("--image-size", metavar="N", type=positive, help="as in pbd distill")
+    parser.add_argument(
+        "--validation-from", choices=VALIDATION_SOURCES, default="train", help="as in pbd distill (default: train)"
+    )
     parser.add_argument("--no-labels", dest="labels", action="store_false", help="do not use the labels of the data")
 
 
@@ -99,6 +103,7 @@ def read(settings: argparse.Namespace) -> SeededData | None:
 
     if settings.dataset is not None:
         chosen = {"preprocess": settings.preprocess or "none", "image_size": settings.image_size}
+        chosen["validation_from"] = settings.validation_from
         data = Data.load(settings.dataset, labels=settings.labels, **chosen)
         return SeededData(data, seed=0)
     config = _config_of_run(Path(settings.model).absolute().parent)

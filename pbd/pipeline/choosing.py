@@ -97,11 +97,13 @@ def build(
     """
     failed = list[str]()
     for chosen in candidates:
+        if failed:
+            builder.display.phase("a more careful choice")
         built = builder.build(chosen.accepted, chosen.assembled)
         drop = teacher_score - built.metrics.score
         if max_drop is None or drop <= max_drop + ROUNDING:
             break
-        failed.append(f"a student loses {100 * drop:.2f} points of {100 * max_drop:g}: a more careful choice")
+        failed.append(f"a student loses {100 * drop:.2f} points, more than the {100 * max_drop:g} of max_drop")
         builder.display.phase(failed[-1])
     return replace(chosen, events=(*chosen.events, *failed)), built
 

@@ -160,8 +160,8 @@ class _Maker:
         for part in parts:
             others = inside[part.layer.name]
             beside = {name: cost - sum(each[name] for each in others) for name, cost in kept[part.layer.name].items()}
-            made = [self._cost(part.layer, design) for design in part.designs]
-            costs.append([beside, *made, nothing][: part.options])
+            replaced = [self._cost(part.layer, design) for design in part.designs]
+            costs.append([beside, *replaced, nothing][: part.options])
         return costs
 
     def savings(self, first: Part, reader: Part) -> Mapping[str, np.ndarray]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from pbd.command_line import Parser
 from pbd.config import RunConfig
 from pbd.deploy import file_commands
 from pbd.deploy.export_command import output_beside
@@ -23,6 +24,15 @@ def test_the_splits_are_those_of_the_run(split_seed: int | None, source: str, tm
     assert read is not None
     assert (read.data.config.split_seed, read.data.config.validation_from) == (split_seed, source)
     assert (read.seed, read.data.batch_size) == (3, 16)
+
+
+def test_validation_images_can_be_those_of_the_test_split(tmp_path: Path) -> None:
+    parser = Parser("pbd quantize", "")
+    file_commands.add_data_flags(parser)
+    for flags, source in (([], "train"), (["--validation-from", "test"], "test")):
+        read = file_commands.read(parser.parse_args(["--dataset", "digits", *flags]))
+        assert read is not None
+        assert read.data.config.validation_from == source
 
 
 def test_a_file_that_belongs_to_the_run_is_not_overwritten(tmp_path: Path) -> None:

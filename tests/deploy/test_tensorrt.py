@@ -57,3 +57,11 @@ def test_a_script_builds_the_engines(target: str, flag: str, tmp_path: Path) -> 
 def test_latency_is_not_measured(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="which is only written here"):
         pbd.measure_latency({"model": classifier()}, targets=["tensorrt"])
+
+
+def test_a_network_that_is_trained_for_8_bit_integers_is_refused_before_the_training(tmp_path: Path) -> None:
+    model = classifier()
+    with pytest.raises(UsageError, match="Use method ptq, or choose from: openvino-int8, onnx-int8, litert"):
+        pbd.quantize(model, data(model), tmp_path / "a.onnx", "tensorrt-int8", method="qat")
+    with pytest.raises(UsageError, match="method qat"):
+        pbd.Quantize(target="tensorrt-int8", method="qat")

@@ -167,5 +167,5 @@ def test_a_more_careful_choice_is_fine_tuned_only_if_the_student_loses_too_much(
     chosen, student = choosing.build(candidates, builder, 0.01, 0.9)  # type: ignore[arg-type]
     assert builder.built == [{"conv": 0.08}, {"conv": 0.01}]
     assert student.metrics.score == pytest.approx(0.89)
-    assert chosen.events == ("a student loses 8.00 points of 1: a more careful choice",)
+    assert chosen.events == ("a student loses 8.00 points, more than the 1 of max_drop",)
     assert choosing.build(candidates, builder, None, 0.9)[0].accepted == {"conv": 0.08}  # type: ignore[arg-type]

@@ -10,6 +10,8 @@ import pytest
 
 import pbd
 from pbd.deploy import deployment, exporting, targets
+from pbd.deploy import images as deployed_images
+from pbd.deploy.runtimes.keras import Keras
 from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
 from pbd.run_dir import manifest
 from pbd.run_dir.journal import Journal
@@ -48,6 +50,18 @@ def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(tmp_
     assert manifest.is_intact(Journal(tmp_path / "run"))
     (tmp_path / "run" / "student_int8.onnx").write_bytes(b"")
     assert manifest.damaged(Journal(tmp_path / "run")) == ["student_int8.onnx"]
+
+
+def test_a_file_for_keras_on_a_gpu_does_not_replace_the_student_of_the_run() -> None:
+    model, kept = classifier(), list[Path]()
+    runtime = Keras("cpu")
+    runtime.name = "keras-gpu"
+    dataset = deployed_images.load(data(model), model, seed=0)
+    deployed = deployment.measure(
+        {"teacher": model, "student": model}, dataset, targets.Target(runtime), (1,), kept.append
+    )
+    assert [(row.target, row.files) for row in deployed.deployments] == [("keras-gpu", ())] * 2
+    assert kept == []
 
 
 def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_missing(tmp_path: Path) -> None:

@@ -73,15 +73,15 @@ def find_kernels(model: keras.Model, layers: Sequence[str] = (), prune_classifie
 
 def _classifiers(model: keras.Model) -> set[str]:
     """Return the names of the dense layers behind which no kernel comes; an ensemble has several."""
-    read_by_kernels, found = set[int](), set[str]()
+    read_by_kernels, names = set[int](), set[str]()
     for operation, inputs, outputs in reversed(list(calls(model))):
         has_kernel = isinstance(operation, _LAYERS)
         leads_to_kernel = any(id(tensor) in read_by_kernels for tensor in outputs)
         if isinstance(operation, keras.layers.Dense) and not leads_to_kernel:
-            found.add(operation.name)
+            names.add(operation.name)
         if has_kernel or leads_to_kernel:
             read_by_kernels.update(map(id, inputs))
-    return found
+    return names
 
 
 def in_each_kernel(scores: Mapping[str, np.ndarray], share: float) -> Masks:

@@ -63,6 +63,21 @@ def get_target(name: str) -> Target:
     return targets.get(name)
 
 
+def check_trained(name: str) -> None:
+    """Check that networks that were trained for 8-bit integers can be written for a target.
+
+    Raises:
+        UsageError: they cannot.
+    """
+    target = targets.TARGETS.get(name)
+    if target is not None and target.int8 and not target.quantizer.takes_trained:
+        names = [each for each, other in targets.TARGETS.items() if other.int8 and other.quantizer.takes_trained]
+        raise UsageError(
+            f"a target must take networks that were trained for 8-bit integers. Received: {name!r} with method qat. "
+            f"Use method ptq, or choose from: {', '.join(names)}."
+        )
+
+
 def check_settings(max_drop: float, calibration_images: int) -> None:
     """Check the settings of `quantize`.
 

@@ -61,6 +61,8 @@ class QuantizingRuntime(Runtime, Protocol):
     """The further modules that quantising imports."""
     rounds_outputs: bool = False
     """Whether the outputs of a network are rounded to 8 bits too."""
+    takes_trained: bool = True
+    """Whether there is a form for networks that were trained for 8-bit integers (see `export_fake_quantized`)."""
 
     def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
         """Write a network with 8-bit weights (per channel) and activations.

@@ -31,6 +31,8 @@ class TensorRt(Onnx):
 
     name = "tensorrt"
     is_timed = False
+    takes_trained = False
+    """Its activations must be symmetric about 0; those of a trained network are not."""
 
     def export(self, network: Any, path: Path) -> None:
         super().export(network, path)
@@ -40,9 +42,6 @@ class TensorRt(Onnx):
         """Write a QDQ file as TensorRT reads it: activations symmetric too, biases in float32."""
         super().quantize(source, path, images, kept_float)
         _write_script(path, images.shape[1:], "--int8 --fp16")
-
-    def export_fake_quantized(self, network: Any, path: Path, kernels: Mapping[str, np.ndarray]) -> None:
-        raise ValueError("TensorRT needs activations that are symmetric about 0; those of a trained network are not")
 
     @property
     def kernel_limit(self) -> int:
