@@ -263,7 +263,7 @@ def test_the_only_reader_of_a_convolution(body: Body, readers: dict[str, str]) -
     ("body", "paths"),
     [
         (chain, {"a": ("batch_normalization", "z"), "z": ("head",)}),
-        (depthwise, {"a": ("depthwise_conv2d", "z"), "z": ("head",)}),
+        (depthwise, {"a": ("depthwise_conv2d", "batch_normalization", "z"), "z": ("head",)}),
         (lambda x: layers.PReLU(shared_axes=[1, 2, 3], name="one_slope")(x), {"a": ("z",), "z": ("head",)}),
     ],
 )
