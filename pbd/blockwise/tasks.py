@@ -80,8 +80,11 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
     return [(places.add_to(layer), calls) for layer, calls in layers]
 
 
-def convolutions_inside(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[Layer, ...]:
-    """Return the convolutions without a task, 1x1 ones included, in the residual blocks that tasks can replace.
+def other_convolutions(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[Layer, ...]:
+    """Return the convolutions without a task, 1x1 ones included, that depend on the choice of blocks.
+
+    Those inside a residual block are gone if a block replaces it; those whose filters only one layer with a task reads
+    become narrower if its block reads fewer.
 
     Args:
         model: the network of the tasks.
@@ -91,10 +94,12 @@ def convolutions_inside(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple
     residuals = {name: residual for name, residual in find_residuals(model).items() if name in replaceable}
     places = _Places(model, residuals)
     with_task = {task.layer.name for task in tasks}
+    producers = {task.layer.producer for task in tasks}
     others = [
         operation
         for operation in model.operations
-        if isinstance(operation, _CONVOLUTIONS) and places.inside[operation.name] and operation.name not in with_task
+        if isinstance(operation, _CONVOLUTIONS) and operation.name not in with_task
+        if places.inside[operation.name] or operation.name in producers
     ]
     return tuple(
         places.add_to(describe_layer(index, layer, model)) for index, layer in enumerate(others, start=len(with_task))

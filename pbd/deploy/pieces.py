@@ -6,6 +6,7 @@ from typing import Any
 import keras
 
 from pbd.networks import fusion
+from pbd.networks.residuals import is_addition
 
 Builder = Callable[[Any], Any]
 _ACTIVATIONS = (
@@ -34,14 +35,14 @@ def piece(
     Returns:
         A model from the input of the layer, and from the other terms of additions behind it, to one feature map.
     """
-    replaced = network.get_layer(layer)
+    replaced = next(each for each in network.operations if each.name == layer)  # `x + y` is no layer
     users = fusion.consumers(network)
     inputs = [keras.Input(input_shape or replaced.input.shape[1:])]
     y = (build or _copy(replaced))(inputs[0])
     tensor = replaced.output
     while len(users[id(tensor)]) == 1:
         operation = users[id(tensor)][0][0]
-        if isinstance(operation, keras.layers.Add):
+        if is_addition(operation) and isinstance(operation.input, list):
             others = [keras.Input(term.shape[1:]) for term in operation.input if term is not tensor]
             inputs += others
             y = keras.layers.Add()([y, *others])

@@ -9,7 +9,7 @@ from types import MappingProxyType
 
 import keras
 
-from pbd.blockwise.tasks import convolutions_inside
+from pbd.blockwise.tasks import other_convolutions
 from pbd.config import RunConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY
 from pbd.deploy import targets
@@ -175,16 +175,23 @@ class Proposer:
         def cost_of(layer: Layer, design: str | None, outputs: int) -> Costs:
             counted = costs_of_blocks.count(layer, design, outputs)
             weights = {BYTES: bytes_of_weight * counted["params"]} if BYTES in limited else {}
+            behind = self._behind.get(layer.name, {})
+            saved = costs_of_blocks.saved_behind(behind, layer, design, outputs) if behind else {}
             latency = {} if table is None else table.cost_of(layer, design, outputs)
+            counted = {name: amount - saved.get(name, 0.0) for name, amount in counted.items()}
             return {**counted, **weights, **latency}
 
         return candidates.gather(self._layers.values(), self.results, cost_of, whole)
 
     @functools.cached_property
     def _layers(self) -> Mapping[str, Layer]:
-        """The layers of the tasks, and what is inside residual blocks among them, by name."""
-        inside = convolutions_inside(self.teacher, self.tasks)
-        return {layer.name: layer for layer in (*(task.layer for task in self.tasks), *inside)}
+        """The layers of the tasks, and other convolutions that depend on their blocks, by name."""
+        others = other_convolutions(self.teacher, self.tasks)
+        return {layer.name: layer for layer in (*(task.layer for task in self.tasks), *others)}
+
+    @functools.cached_property
+    def _behind(self) -> Mapping[str, Costs]:
+        return costs_of_blocks.behind_layers(self.teacher)
 
     def _of_teacher(self, resource: str) -> float:
         """Return what the teacher takes of a resource."""

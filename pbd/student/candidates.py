@@ -81,8 +81,8 @@ def gather(
     """Return the candidates among the results of a run; a block without a finite divergence is none.
 
     Args:
-        layers: those that a block of the run can replace, and all convolutions inside residual blocks among them: what
-            these cost is saved with the residual block.
+        layers: those that a block of the run can replace; all convolutions inside residual blocks among them, since
+            what these cost is saved with the residual block; and their producers (see `Layer.producer`).
         results: of the run.
         cost_of: see `CostOf`.
         teacher: the costs of the whole teacher.

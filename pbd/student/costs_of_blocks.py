@@ -1,10 +1,14 @@
 """Multiply-accumulates and parameters of a layer or its block, for a number of output channels that are read."""
 
 import functools
+from collections.abc import Mapping
 from dataclasses import replace
+
+import keras
 
 from pbd import blocks
 from pbd.networks import channels, cost, graph
+from pbd.networks.residuals import find_residuals
 from pbd.records import Layer
 from pbd.student.candidates import Costs
 
@@ -20,12 +24,57 @@ def count(layer: Layer, design: str | None, outputs: int) -> Costs:
     if design is None:
         share = outputs / layer.output_shape[-1]
         return {"macs": layer.macs * share, "params": layer.params * share}
-    return _of_block(replace(layer, index=0, name="layer", prefix_macs=0, inside=(), producer=""), design, outputs)
+    return _of_block(_any(layer), design, outputs)[0]
+
+
+def saved_behind(behind: Costs, layer: Layer, design: str | None, outputs: int) -> Costs:
+    """Return what layers behind another one, or behind its block, save if they get only the channels that are read.
+
+    Args:
+        behind: the costs of these layers (see `behind_layers`).
+        layer: see `count`, as for `design` and `outputs`.
+    """
+    computed = outputs if design is None else _of_block(_any(layer), design, outputs)[1]
+    return {name: amount * (1 - computed / layer.output_shape[-1]) for name, amount in behind.items()}
+
+
+def _any(layer: Layer) -> Layer:
+    """Return the record of any layer like this one."""
+    return replace(layer, index=0, name="layer", prefix_macs=0, inside=(), producer="")
 
 
 @functools.lru_cache(maxsize=4096)
-def _of_block(layer: Layer, design: str, outputs: int) -> Costs:
+def _of_block(layer: Layer, design: str, outputs: int) -> tuple[Costs, int]:
+    """Return the costs of a block and how many outputs it computes: more than are read if it reads them itself."""
     block = blocks.build_block(blocks.get(design), layer, seed=0)
     if outputs < layer.output_shape[-1]:
         block = channels.restricted(graph.swap(block, blocks.constant_selections(block)), outputs)
-    return {"macs": float(cost.count_macs(block)), "params": float(cost.count_params(block))}
+    return {"macs": float(cost.count_macs(block)), "params": float(cost.count_params(block))}, block.output.shape[-1]
+
+
+def behind_layers(teacher: keras.Model) -> Mapping[str, Costs]:
+    """Return `macs` and `params` of what computes each channel of a convolution alone, before its only reader reads it.
+
+    If the reader's block reads a part of the channels, these layers, such as normalisations, lose the same share, as do
+    further calls of a shared convolution. What lies inside a residual block that contains neither the convolution nor
+    the reader is not counted: it may be gone.
+
+    Args:
+        teacher: flat and functional.
+
+    Returns:
+        The costs by the name of the convolution.
+    """
+    around = [{each.name for each in residual.operations} for residual in find_residuals(teacher).values()]
+    calls, costs = dict(cost.layer_calls(teacher)), dict[str, Costs]()
+    for name, (*between, reader) in channels.up_to_reader(teacher).items():
+        layers = [
+            teacher.get_layer(each)
+            for each in between
+            if not any(each in inside and inside.isdisjoint((name, reader)) for inside in around)
+        ]
+        first = teacher.get_layer(name)
+        macs = sum(cost.layer_macs(layer) * calls[layer] for layer in layers)
+        macs += cost.layer_macs(first) * (calls[first] - 1)
+        costs[name] = {"macs": float(macs), "params": float(sum(layer.count_params() for layer in layers))}
+    return costs

@@ -13,6 +13,7 @@ from pbd.deploy.latency_model import LatencyModel, MeasuredNetwork, PieceTime
 from pbd.deploy.piece_cache import PieceCache, Seconds
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import fusion
+from pbd.networks.keras_internals import producer
 
 ONNX = targets.TARGETS["onnx"]
 MIB = 2**20
@@ -127,6 +128,19 @@ def test_a_piece_contains_the_addition_and_the_activation_behind_it() -> None:
     stem = pieces.piece(network, "stem")
     assert len(fusion.consumers(network)[id(network.get_layer("stem").output)]) == 2
     assert [type(layer).__name__ for layer in stem.layers] == ["InputLayer", "Conv2D"]
+
+
+def test_the_addition_of_a_residual_block_may_be_the_operator() -> None:
+    """`x + y` is an operation of the network, but not among its layers."""
+    x = inputs = keras.Input((8, 8, 6))
+    y = keras.layers.Conv2D(6, 3, padding="same", name="inner")(x) + 1.0
+    x = keras.layers.Conv2D(6, 3, padding="same", name="last")(y) + x
+    addition = producer(x)[0].name
+    network = keras.Model(inputs, keras.layers.ReLU()(x))
+    merged = pieces.piece(network, addition, keras.layers.Conv2D(6, 3, padding="same"), (8, 8, 6))
+    assert [type(layer).__name__ for layer in merged.layers] == ["InputLayer", "Conv2D", "ReLU"]
+    assert len(pieces.piece(network, "last").inputs) == 2, "with the addition behind it"
+    assert [type(layer).__name__ for layer in pieces.piece(network, "inner").layers] == ["InputLayer", "Conv2D"]
 
 
 def test_the_network_around_a_piece_gives_it_its_inputs() -> None:

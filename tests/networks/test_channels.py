@@ -257,3 +257,15 @@ def test_a_layer_must_keep_a_channel() -> None:
 )
 def test_the_only_reader_of_a_convolution(body: Body, readers: dict[str, str]) -> None:
     assert channels.reader_of(network(body)) == readers
+
+
+@pytest.mark.parametrize(
+    ("body", "paths"),
+    [
+        (chain, {"a": ("batch_normalization", "z"), "z": ("head",)}),
+        (depthwise, {"a": ("depthwise_conv2d", "batch_normalization", "z"), "z": ("head",)}),
+        (lambda x: layers.PReLU(shared_axes=[1, 2, 3], name="one_slope")(x), {"a": ("z",), "z": ("head",)}),
+    ],
+)
+def test_layers_that_lose_what_a_convolution_loses(body: Body, paths: dict[str, tuple[str, ...]]) -> None:
+    assert channels.up_to_reader(network(body)) == paths

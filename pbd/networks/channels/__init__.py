@@ -1,6 +1,6 @@
 """Channels of a network: which layers share them, which can be removed, and networks without some of them."""
 
-from pbd.networks.channels.groups import ChannelGroup, find_groups, reader_of
+from pbd.networks.channels.groups import ChannelGroup, find_groups, reader_of, up_to_reader
 from pbd.networks.channels.liveness import remove_unread, restricted
 from pbd.networks.channels.placement import Placement, Placements, find_placements
 from pbd.networks.channels.removal import masked, remove
@@ -16,4 +16,5 @@ __all__ = [
     "remove",
     "remove_unread",
     "restricted",
+    "up_to_reader",
 ]

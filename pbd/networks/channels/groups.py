@@ -48,13 +48,34 @@ def reader_of(model: keras.Model) -> Mapping[str, str]:
     Args:
         model: flat and functional.
     """
+    return {name: reader for name, (reader, _) in _read_by_one(trace(model)).items()}
+
+
+def up_to_reader(model: keras.Model) -> Mapping[str, tuple[str, ...]]:
+    """Return, by the name of a convolution, the layers before its only reader that lose what it loses, and that reader.
+
+    They are those that compute each channel alone and have weights for each, such as a normalisation.
+
+    Args:
+        model: see `reader_of`.
+    """
     traced = trace(model)
+    calls = [call for call in traced.calls if call.inputs and kernels.is_per_channel(call)]
+
+    def before(classes: set[int]) -> dict[str, None]:
+        return dict.fromkeys(c.operation.name for c in calls if classes.issuperset(traced.of(c.input).tolist()))
+
+    return {name: (*before(classes), reader) for name, (reader, classes) in _read_by_one(traced).items()}
+
+
+def _read_by_one(traced: Trace) -> dict[str, tuple[str, set[int]]]:
+    """Return, by the name of a convolution, its only reader (see `reader_of`) and the classes of its channels."""
     read = {call.operation.name: set(traced.of(call.input).tolist()) for call in traced.readers()}
     return {
-        group.name: group.readers[0]
+        group.name: (group.readers[0], set(classes))
         for group, classes in with_classes(traced)
         if len(group.producers) == len(group.readers) == 1 and not group.fixed
-        if isinstance(model.get_layer(group.name), keras.layers.Conv2D)
+        if isinstance(traced.model.get_layer(group.name), keras.layers.Conv2D)
         if read[group.readers[0]] == set(classes)
     }
 

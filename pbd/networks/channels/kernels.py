@@ -39,6 +39,14 @@ def has_known_weights(operation: Any) -> bool:
     return all(weight.name in names for weight in getattr(operation, "weights", ()))
 
 
+def is_per_channel(call: Call) -> bool:
+    """Return whether a call is of a layer that computes each channel alone, with weights for each."""
+    layer = call.operation
+    if type(layer) in WIDTH or type(layer) not in (*AXES, keras.layers.PReLU):
+        return False
+    return has_known_weights(layer) and all(_ends(call, weight) for weight in layer.weights)
+
+
 def reads(call: Call) -> np.ndarray:
     """Return whether each output channel depends on each input channel, `(inputs, outputs)`: its weight is not zero.
 

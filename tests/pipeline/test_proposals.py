@@ -1,0 +1,105 @@
+"""What a choice of blocks is predicted to take is what its network takes."""
+
+import functools
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import Any
+
+import keras
+import pytest
+
+from pbd import blocks
+from pbd.blockwise.tasks import enumerate_tasks
+from pbd.config import RunConfig, budgets
+from pbd.networks import cost
+from pbd.pipeline.proposals import Proposer
+from pbd.records import BlockResult
+from pbd.student.assemble import assemble
+from pbd.student.builder import Assembled
+
+pytestmark = pytest.mark.unit
+layers = keras.layers
+DESIGNS = ("narrow_r50", "decoupled_r2", "merge", "drop")
+COUNTS = {"macs": cost.count_macs, "params": cost.count_params}
+
+
+def conv(x: Any, filters: int, size: int = 3) -> Any:
+    x = layers.Conv2D(filters, size, padding="same", use_bias=False)(x)
+    return layers.ReLU()(layers.BatchNormalization()(x))
+
+
+def depthwise(x: Any) -> Any:
+    return layers.BatchNormalization()(layers.DepthwiseConv2D(3, padding="same")(x))
+
+
+def bottlenecks(x: Any) -> Any:
+    """A merged block computes more, and the first one cannot be dropped: only its 3x3 convolution has candidates."""
+    for shortcut in (conv(x, 32, 1), None):
+        y = conv(conv(conv(x, 8, 1), 8), 32, 1)
+        x = layers.Add()([x if shortcut is None else shortcut, y])
+    return x
+
+
+def dense(x: Any) -> Any:
+    for _ in range(2):
+        x = layers.Concatenate()([x, conv(conv(x, 16, 1), 8)])
+    return x
+
+
+def chain(x: Any) -> Any:
+    return conv(layers.PReLU(shared_axes=[1, 2])(conv(depthwise(conv(x, 16)), 16)), 16)
+
+
+def shared(x: Any) -> Any:
+    both = layers.Conv2D(16, 3, padding="same", activation="relu")
+    return conv(conv(layers.Add()([both(x), both(layers.ReLU()(x))]), 8), 8)
+
+
+def residual_of_a_depthwise_convolution(x: Any) -> Any:
+    x = layers.Conv2D(16, 3, padding="same")(x)
+    return conv(layers.Add()([x, depthwise(x)]), 16)
+
+
+def proposer(teacher: keras.Model, names: tuple[str, ...]) -> Proposer:
+    """Return the proposer of a run whose blocks diverge the less the earlier they are."""
+    tasks = enumerate_tasks(teacher, *map(blocks.get, names))
+    results = dict[Any, BlockResult]()
+    for number, task in enumerate(task for task in tasks if task.skip_reason is None):
+        weights = blocks.get_weights(blocks.build_block(blocks.get(task.design), task.layer, seed=0))
+        results[task.key] = BlockResult(task.layer.name, "trained", task.design, weights, val_kl=1.0 + number)
+
+    def assembled(accepted: Mapping[str, BlockResult]) -> Assembled:
+        metrics: Any = SimpleNamespace(kl=0.0)
+        return Assembled(assemble(teacher, tasks, accepted), metrics)
+
+    return Proposer(teacher, tasks, results, RunConfig(), SimpleNamespace(phase=lambda _: None), assembled)  # type: ignore[arg-type]
+
+
+@functools.cache
+def network(body: Any) -> keras.Model:
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((8, 8, 16))
+    x = layers.GlobalAveragePooling2D()(body(inputs))
+    return keras.Model(inputs, layers.Dense(4, name="logits")(x))
+
+
+@pytest.mark.parametrize("designs", [("narrow_r50", "narrow_r25"), DESIGNS], ids=" ".join)
+@pytest.mark.parametrize("body", [bottlenecks, dense, chain, shared])
+def test_predicted_costs_are_those_of_the_network(body: Any, designs: tuple[str, ...]) -> None:
+    teacher = network(body)
+    proposals = proposer(teacher, designs)
+    for budget in ("params:0.8", "macs:0.75"):
+        proposal = proposals.best([budgets.parse(budget)], 1)
+        student = proposal.assembled.model
+        assert proposal.blocks
+        shares = {name: count(student) / count(teacher) for name, count in COUNTS.items()}
+        assert proposal.report.predicted == pytest.approx(shares)
+
+
+def test_what_is_gone_with_a_residual_block_is_not_saved_twice() -> None:
+    """The depthwise convolution lies between a convolution and its only reader, and in a block that can be dropped."""
+    teacher = network(residual_of_a_depthwise_convolution)
+    whole = cost.count_params(teacher)
+    for allowed in (0.9, 0.55, 0.495):
+        proposal = proposer(teacher, ("narrow_r50", "drop")).best([budgets.parse(f"params:{allowed}")], 1)
+        assert cost.count_params(proposal.assembled.model) <= proposal.report.predicted["params"] * whole + 1e-6
