@@ -169,7 +169,7 @@ class Proposer:
         whole = {name: self._of_teacher(name) for name in ("macs", "params", BYTES) if name in limited or name != BYTES}
         table = self._latencies() if LATENCY in limited else None
         if table is not None:
-            whole[LATENCY] = table.predict(table.whole.chosen)
+            whole[LATENCY] = table.of_kept_layers
         bytes_of_weight = 1 if self._target.int8 else 4
 
         def cost_of(layer: Layer, design: str | None, outputs: int) -> Costs:

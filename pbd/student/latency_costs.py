@@ -42,6 +42,11 @@ class LatencyTable:
         """Measured seconds of a pass of the teacher."""
         return self.whole.seconds
 
+    @property
+    def of_kept_layers(self) -> float:
+        """Seconds of a pass of the teacher with the costs that its layers have for `cost_of`."""
+        return self.model.base_s + sum(self.model.piece_s(piece, self.coldness) for piece in self.whole.chosen)
+
     def cost_of(self, layer: Layer, design: str | None, outputs: int) -> Costs:
         """Return `latency`, the seconds of a layer or its block, measured or estimated (see `candidates.CostOf`)."""
         piece = (layer.name, design, outputs)
@@ -60,10 +65,6 @@ class LatencyTable:
             return [(layer.name, None, layer.output_shape[-1])]
         inside = [each for each in self.layers.values() if layer.name in each.inside and each.kind != RESIDUAL]
         return [(each.name, None, each.output_shape[-1]) for each in inside]
-
-    def predict(self, used: Iterable[Hashable]) -> float:
-        """Return the predicted seconds of a pass of a network of these pieces, which were measured."""
-        return self.model.predict(used)
 
     def for_networks_like(self, used: Sequence[Piece]) -> "LatencyTable":
         """Return the table with the costs for networks as large as that of these pieces."""

@@ -1,6 +1,7 @@
 """Blocks are chosen under a budget: end to end, within the limits, and refused if that is impossible."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +52,21 @@ def distill(teacher: keras.Model, run_dir: Path, images: np.ndarray | None = Non
     return pbd.distill(teacher, data, run_dir=str(run_dir), **{**fixed, **settings})
 
 
+@pytest.fixture(scope="module")
+def fitted(teacher: keras.Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the directory of a run with all blocks of `BLOCKS`."""
+    run_dir = tmp_path_factory.mktemp("fitted") / "run"
+    distill(teacher, run_dir, block=BLOCKS, budget="macs:0.99")
+    shutil.rmtree(run_dir / "choices")
+    return run_dir
+
+
+@pytest.fixture
+def run_dir(fitted: Path, tmp_path: Path) -> Path:
+    """Return a copy of the directory, in which another budget can be kept without fitting the blocks again."""
+    return Path(shutil.copytree(fitted, tmp_path / "run"))
+
+
 @pytest.fixture(autouse=True)
 def _one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
     """Assemble one network for each limit; `test_the_student_keeps_within_the_budget` compares two."""
@@ -59,10 +75,10 @@ def _one_choice(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("budget", ["macs:0.6", "params:3000"])
 def test_the_student_keeps_within_the_budget(
-    teacher: keras.Model, tmp_path: Path, budget: str, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, run_dir: Path, budget: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(choosing, "ASSEMBLED", 2)
-    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget=budget)
+    result = distill(teacher, run_dir, block=BLOCKS, budget=budget, resume=True)
     resource, amount = budget.split(":")
     counts = {"macs": cost.count_macs(result.model), "params": cost.count_params(result.model)}
     whole = {"macs": cost.count_macs(teacher), "params": cost.count_params(teacher)}
@@ -74,7 +90,7 @@ def test_the_student_keeps_within_the_budget(
     rows = {row.layer: row for row in result.report.blocks}
     assert set(rows) == {"stem", "a1", "a2", "a_add", "b1", "b2", "b_add"}
     accepted = {row.layer: row.block for row in rows.values() if row.status == "accepted"}
-    (kept,) = (tmp_path / "run" / "choices").iterdir()
+    (kept,) = (run_dir / "choices").iterdir()
     assert accepted == json.loads(kept.read_text())["designs"]
     assert accepted
     for block in "ab":
@@ -163,10 +179,10 @@ def nested(model: keras.Model) -> list[keras.Model]:
 
 
 def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
-    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stopwatch = Stopwatch(monkeypatch, seconds_of_student=1.2)
-    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget="latency:0.8", target_batch=4)
+    result = distill(teacher, run_dir, block=BLOCKS, budget="latency:0.8", target_batch=4, resume=True)
     tried = [seconds["student"] for seconds in stopwatch.networks if "student" in seconds]
     limit = choosing.TOLERANCE["latency"] * 0.8 * stopwatch.networks[0]["teacher"]
     assert len(tried) > 1
@@ -176,17 +192,17 @@ def test_a_choice_that_is_measured_to_be_too_slow_is_corrected(
 
 
 def test_a_run_that_is_killed_in_fine_tuning_goes_on_with_the_same_blocks_whatever_is_measured_then(
-    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    settings: dict[str, Any] = {"block": BLOCKS, "budget": "latency:0.8", "target_batch": 4}
+    settings: dict[str, Any] = {"block": BLOCKS, "budget": "latency:0.8", "target_batch": 4, "resume": True}
     Stopwatch(monkeypatch)
     with monkeypatch.context() as interrupted:
         interrupted.setattr(StudentBuilder, "fine_tune", killed)
         with pytest.raises(KeyboardInterrupt):
-            distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1)
-    (chosen,) = (tmp_path / "run" / "choices").iterdir()
+            distill(teacher, run_dir, **settings, fine_tune_epochs=1)
+    (chosen,) = (run_dir / "choices").iterdir()
     busy = Stopwatch(monkeypatch, seconds_of_student=1.5)
-    resumed = distill(teacher, tmp_path / "run", **settings, fine_tune_epochs=1, resume=True)
+    resumed = distill(teacher, run_dir, **settings, fine_tune_epochs=1)
     accepted = {row.layer: row.block for row in resumed.report.blocks if row.status == "accepted"}
     assert accepted == json.loads(chosen.read_text())["designs"]
     assert not busy.networks
@@ -199,10 +215,10 @@ def killed(*_: Any) -> None:
     raise KeyboardInterrupt
 
 
-def test_the_file_of_the_student_keeps_within_its_bytes(teacher: keras.Model, tmp_path: Path) -> None:
+def test_the_file_of_the_student_keeps_within_its_bytes(teacher: keras.Model, run_dir: Path) -> None:
     whole = file_size(teacher, targets.get("keras"))
     limit = int(0.75 * whole)
-    result = distill(teacher, tmp_path / "run", block=BLOCKS, budget=f"bytes:{limit}")
+    result = distill(teacher, run_dir, block=BLOCKS, budget=f"bytes:{limit}", resume=True)
     assert result.report.choice is not None
     assert 0.8 * limit < file_size(result.model, targets.get("keras")) <= limit
     assert result.report.choice.measured["bytes"] * whole <= limit
@@ -223,17 +239,16 @@ def test_only_pieces_of_networks_that_could_be_chosen_are_measured(
 
 
 def test_the_fastest_student_that_keeps_the_accuracy_is_chosen(
-    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, run_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     Stopwatch(monkeypatch)
-    careful, bold = (
-        distill(teacher, tmp_path / str(max_drop), block=BLOCKS, max_drop=max_drop).report for max_drop in (0.35, 0.9)
-    )
+    settings: dict[str, Any] = {"block": BLOCKS, "resume": True}
+    careful, bold = (distill(teacher, run_dir, **settings, max_drop=max_drop).report for max_drop in (0.35, 0.9))
     for report, max_drop in ((careful, 0.35), (bold, 0.9)):
         assert report.student.val_agreement is not None
         assert report.student.val_agreement >= 1 - max_drop
     assert bold.student.macs < careful.student.macs < careful.teacher.macs
-    again = distill(teacher, tmp_path / "0.9", block=BLOCKS, max_drop=0.35, resume=True).report
+    again = distill(teacher, run_dir, **settings, max_drop=0.35).report
     assert again.student.macs == careful.student.macs, "a complete run is resumed with another limit"
 
 

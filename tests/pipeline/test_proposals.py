@@ -11,11 +11,14 @@ import pytest
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import RunConfig, budgets
+from pbd.deploy.latency_model import PieceTime
 from pbd.networks import cost
 from pbd.pipeline.proposals import Proposer
 from pbd.records import BlockResult
+from pbd.student import latency_costs
 from pbd.student.assemble import assemble
 from pbd.student.builder import Assembled
+from pbd.system import processor
 
 pytestmark = pytest.mark.unit
 layers = keras.layers
@@ -103,3 +106,24 @@ def test_what_is_gone_with_a_residual_block_is_not_saved_twice() -> None:
     for allowed in (0.9, 0.55, 0.495):
         proposal = proposer(teacher, ("narrow_r50", "drop")).best([budgets.parse(f"params:{allowed}")], 1)
         assert cost.count_params(proposal.assembled.model) <= proposal.report.predicted["params"] * whole + 1e-6
+
+
+def test_the_predicted_latency_of_a_smaller_network_is_the_sum_of_its_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of the teacher's weights than of the student's are read from memory in each pass."""
+
+    def measure(pieces: Mapping[Any, keras.Model], _: Any, batch_sizes: tuple[int, ...]) -> dict[int, Any]:
+        sizes = {key: piece.count_params() / 1000 for key, piece in pieces.items()}
+        of_cache = processor.cache_bytes() / 10
+        return {batch_sizes[0]: {key: PieceTime(s, 3 * s, int(s * of_cache)) for key, s in sizes.items()}}
+
+    monkeypatch.setattr(latency_costs.piece_times, "measure", measure)
+    monkeypatch.setattr(latency_costs, "seconds_of", lambda *_: {"teacher": 20.0})
+    made, budget = proposer(network(chain), ("narrow_r50",)), budgets.parse("latency:0.8")
+    first = made.best([budget], 1)
+    made.predict_for_networks_like(first)
+    again = made.best([budget], 1)
+    table = made._table
+    assert table is not None
+    assert 0 < table.coldness == table.model.coldness(first.pieces) < table.model.coldness(table.whole.chosen) < 1
+    seconds = table.model.base_s + sum(table.model.piece_s(piece, table.coldness) for piece in again.pieces)
+    assert again.report.predicted["latency"] * table.of_teacher == pytest.approx(seconds)
