@@ -207,18 +207,20 @@ class Run:
         return session.run(config.execution, work)
 
     def _figures(self, methods: Sequence[str], context: "Context", data: pbd.Data) -> dict[str, Any]:
-        """Return the figures by method; those of a method are written before the next one begins."""
-        blocks, figures = self.training.blocks or find_blocks(context.teacher), {}
-        for method in methods:
-            student = self._student(method, blocks, context)
-            file = _Figures(self._path(method), student, blocks, self.training)
-            if file.read() is None:
-                context.display.phase(f"{method}: analysis")
-                images = self.training.similarity_images
-                report = pbd.analyse(context.teacher, student, data, layers=blocks, similarity_images=images)
-                file.write(report.students[0])
-            figures[method] = file.read()
-        return figures
+        """Return the figures by method; the original is analysed once for all students."""
+        blocks = self.training.blocks or find_blocks(context.teacher)
+        files = {
+            method: _Figures(self._path(method), self._student(method, blocks, context), blocks, self.training)
+            for method in methods
+        }
+        students = {method: file.student for method, file in files.items() if file.read() is None}
+        if students:
+            context.display.phase(f"analysis of {', '.join(students)}")
+            images = self.training.similarity_images
+            report = pbd.analyse(context.teacher, students, data, layers=blocks, similarity_images=images)
+            for row in report.students:
+                files[row.name].write(row)
+        return {method: file.read() for method, file in files.items()}
 
     def _student(self, method: str, blocks: Sequence[str], context: "Context") -> "keras.Model":
         context.display.phase(f"{method}, seed {self.seed}")
