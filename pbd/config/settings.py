@@ -311,7 +311,8 @@ class RunConfig:
         seed = settings.pop("seed")
         return {name: value for section in settings.values() for name, value in section.items()} | {"seed": seed}
 
-    def student_settings(self) -> dict[str, Any]:
-        """Return all settings except those of the execution."""
-        of_execution = {f.name for f in dataclasses.fields(ExecutionConfig)}
-        return {name: value for name, value in self.flat().items() if name not in of_execution}
+    def block_settings(self) -> dict[str, Any]:
+        """Return the settings that trained blocks depend on, besides the teacher and the data set."""
+        others = (ExecutionConfig, TeacherConfig, StudentConfig)
+        left_out = {"dataset", *(field.name for part in others for field in dataclasses.fields(part))}
+        return {name: value for name, value in self.flat().items() if name not in left_out}

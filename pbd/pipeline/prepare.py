@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -14,7 +14,7 @@ import keras
 from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import NEED_LABELS, DataConfig, RunConfig, StudentConfig, TeacherConfig
+from pbd.config import NEED_LABELS, DataConfig, RunConfig
 from pbd.data import Data, Dataset, IndexedSplit
 from pbd.data.shapes import as_text, fit_shape
 from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
@@ -176,10 +176,8 @@ def _identity(config: RunConfig, source: TeacherSource, teacher: keras.Model, da
 
     The settings of the student choose among the blocks and train it, so that a run can be resumed with others.
     """
-    left_out = {field.name for part in (TeacherConfig, StudentConfig) for field in fields(part)} | {"dataset"}
-    settings = {name: value for name, value in config.student_settings().items() if name not in left_out}
     return {
-        **settings,
+        **config.block_settings(),
         **source.identity(),
         **({} if dataset.digest_is_complete else {"dataset": datasets.absolute(config.data.dataset)}),
         "preprocess": dataset.preprocess,

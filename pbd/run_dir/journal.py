@@ -30,9 +30,9 @@ class Journal:
     """A run directory. Picklable; several processes may use it at once, because each file has one writer.
 
     Example:
-        >>> journal = Journal.create("runs/first", config.student_settings())
+        >>> journal = Journal.create("runs/first", config.block_settings())
         >>> journal.commit_block(result)
-        >>> sorted(Journal.resume("runs/first", config.student_settings()).committed_blocks())
+        >>> sorted(Journal.resume("runs/first", config.block_settings()).committed_blocks())
         [BlockKey(layer='conv2d', design='decoupled_r2')]
     """
 

@@ -106,7 +106,7 @@ def _block(task: BlockTask) -> BlockResult:
 def _run(executor: Executor, display: ProgressDisplay, config: RunConfig, model: Any, data: Any) -> RunReport:
     """Do as `pbd.pipeline.distill` does, but for the teacher, the data and the student."""
     tasks, costs = sleeping([1.0] * LAYERS)
-    run_dir, identity = Path(config.execution.run_dir).absolute(), config.student_settings()
+    run_dir, identity = Path(config.execution.run_dir).absolute(), config.block_settings()
     lock.check(run_dir)
     Journal.check(run_dir, config.execution.resume)
     if config.execution.resume:
