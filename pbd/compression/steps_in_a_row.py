@@ -144,14 +144,18 @@ class _Run:
         for name in self.targets:
             self.display.phase(f"measuring {len(networks)} networks in {name}")
             target = targets.TARGETS[name]
-            int8 = {step: one.result.quantized.get(f"{name}-int8") for step, one in finished.items()}
+            int8 = {
+                step: deployment.QuantizedFile(path, tuple(one.result.details.get("kept_float", ())))
+                for step, one in finished.items()
+                if (path := one.result.quantized.get(f"{name}-int8")) is not None
+            }
             deployed = deployment.measure(
                 networks,
                 self.inputs.dataset,
                 target,
                 deployment.BATCH_SIZES,
                 keep=lambda path: None,
-                in_int8={step: path for step, path in int8.items() if path is not None},
+                in_int8=int8,
             )
             rows += deployed.deployments
             events += deployed.events

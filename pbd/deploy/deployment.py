@@ -48,6 +48,15 @@ class Deployed:
 
 
 @dataclass(frozen=True)
+class QuantizedFile:
+    """A file in 8-bit integers."""
+
+    path: Path
+    kept_float: tuple[str, ...] = ()
+    """The layers that stay in float32."""
+
+
+@dataclass(frozen=True)
 class _Candidate:
     """A network in a file of a target."""
 
@@ -61,7 +70,7 @@ def measure(
     target: Target,
     batch_sizes: Sequence[int],
     keep: Callable[[Path], object],
-    in_int8: Mapping[str, Path] = MappingProxyType({}),
+    in_int8: Mapping[str, QuantizedFile] = MappingProxyType({}),
 ) -> Deployed:
     """Deploy a teacher and its students in a target, and measure accuracy, size and latency, with one thread.
 
@@ -113,7 +122,7 @@ def _candidates(
     dataset: Dataset,
     target: Target,
     folder: Path,
-    in_int8: Mapping[str, Path],
+    in_int8: Mapping[str, QuantizedFile],
 ) -> tuple[list[_Candidate], list[str]]:
     """Write the networks in float32 and in 8-bit integers, the teacher in float32 first; also return events."""
     events = []
@@ -131,7 +140,8 @@ def _candidates(
         return candidates, [obstacle]
     for name, network in networks.items():
         if name in in_int8:
-            candidates.append(_Candidate(DeployedFile(name, int8, in_int8[name])))
+            existing = in_int8[name]
+            candidates.append(_Candidate(DeployedFile(name, int8, existing.path), existing.kept_float))
             continue
         try:
             candidate, notes = _quantized(name, network, dataset, int8, folder)

@@ -99,6 +99,32 @@ def test_steps_know_the_target_of_the_recipe_and_a_resumed_recipe_another_one(tm
         compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="keras", resume=True)
 
 
+@dataclass(frozen=True)
+class Quantized:
+    """Writes a file of the name of a network in 8-bit integers, one layer of which stays in float32."""
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        path = context.journal.file("network_int8.onnx")
+        path.write_bytes(b"")
+        return StepResult(graph.flatten(model), {"kept_float": ["first"]}, quantized={"onnx-int8": path})
+
+
+def test_layers_that_a_step_leaves_in_float32_are_in_the_table_of_deployments(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    measured = list[dict[str, deployment.QuantizedFile]]()
+
+    def measure(*_: Any, in_int8: dict[str, deployment.QuantizedFile], **__: Any) -> deployment.Deployed:
+        measured.append(in_int8)
+        return deployment.Deployed()
+
+    monkeypatch.setattr(deployment, "measure", measure)
+    result = compress(tmp_path, Quantized(), targets="onnx")
+    path = result.run_dir / "steps/01-quantized/network_int8.onnx"
+    assert measured == [{"1 quantized": deployment.QuantizedFile(path, ("first",))}]
+
+
 @pytest.mark.parametrize(
     "step",
     [
