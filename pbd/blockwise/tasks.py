@@ -172,8 +172,7 @@ class _BlockSizes:
 
     def of(self, design: BlockDesign, layer: Layer) -> tuple[int, int]:
         """Return the multiply-accumulates and the parameters of the design's block for a layer."""
-        alike = replace(layer, index=0, name="layer", prefix_macs=0, inside=(), producer="")
-        key = (design.name, repr(alike))  # an activation may be a dictionary
+        key = (design.name, repr(layer.without_place()))  # an activation may be a dictionary
         if key not in self._sizes:
             block = blocks.build_block(design, layer, seed=0)
             self._sizes[key] = count_macs(block), count_params(block)

@@ -191,6 +191,7 @@ class Proposer:
 
     @functools.cached_property
     def _behind(self) -> Mapping[str, Costs]:
+        """The costs of the layers between a convolution and its only reader (see `costs_of_blocks.behind_layers`)."""
         return costs_of_blocks.behind_layers(self.teacher)
 
     def _of_teacher(self, resource: str) -> float:

@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Mapping
-from dataclasses import replace
 
 import keras
 
@@ -24,7 +23,7 @@ def count(layer: Layer, design: str | None, outputs: int) -> Costs:
     if design is None:
         share = outputs / layer.output_shape[-1]
         return {"macs": layer.macs * share, "params": layer.params * share}
-    return _of_block(_any(layer), design, outputs)[0]
+    return _of_block(layer.without_place(), design, outputs)[0]
 
 
 def saved_behind(behind: Costs, layer: Layer, design: str | None, outputs: int) -> Costs:
@@ -34,13 +33,8 @@ def saved_behind(behind: Costs, layer: Layer, design: str | None, outputs: int) 
         behind: the costs of these layers (see `behind_layers`).
         layer: see `count`, as for `design` and `outputs`.
     """
-    computed = outputs if design is None else _of_block(_any(layer), design, outputs)[1]
+    computed = outputs if design is None else _of_block(layer.without_place(), design, outputs)[1]
     return {name: amount * (1 - computed / layer.output_shape[-1]) for name, amount in behind.items()}
-
-
-def _any(layer: Layer) -> Layer:
-    """Return the record of any layer like this one."""
-    return replace(layer, index=0, name="layer", prefix_macs=0, inside=(), producer="")
 
 
 @functools.lru_cache(maxsize=4096)
