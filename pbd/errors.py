@@ -34,9 +34,21 @@ class MissingInputError(PbdError, FileNotFoundError):
 
 
 class NoWorkersError(PbdError):
-    """There are too few workers, the scheduler is gone, or a process was lost at every attempt."""
+    """There are too few workers, the scheduler is gone, or a process was lost at every attempt.
+
+    Args:
+        cause: what happened, without a final period.
+        remedy: how to go on once the run has ended.
+    """
 
     exit_code = 69
+
+    def __init__(self, cause: str, remedy: str) -> None:
+        super().__init__(cause, remedy)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return ". ".join(self.args)
 
 
 class CannotCreateError(PbdError, OSError):

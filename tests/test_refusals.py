@@ -31,7 +31,7 @@ def refusals() -> Iterator[tuple[str, str]]:
     for path in sorted((ROOT / "pbd").rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "id", "") in REFUSALS and node.args:
-                yield f"{path.relative_to(ROOT)}:{node.lineno}", text_of(node.args[0])
+                yield f"{path.relative_to(ROOT)}:{node.lineno}", ". ".join(map(text_of, node.args))
 
 
 PLACES = dict(refusals())

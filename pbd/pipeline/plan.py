@@ -121,7 +121,7 @@ def _predict_or_estimate(predict: Callable[[str], CostTable], source: str, execu
     try:
         return executor.call(functools.partial(predict, source))
     except NoWorkersError as error:
-        _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error)
+        _log.warning("calibration failed (%s): costs are estimated from multiply-accumulates.", error.cause)
         return executor.call(functools.partial(predict, "macs"))
 
 

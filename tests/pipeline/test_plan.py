@@ -57,7 +57,7 @@ class Workers:
             return self.footprint
         *_, makespan_s, source = function.args
         if source == self.loses:
-            raise NoWorkersError("the process that trains was ended by SIGKILL")
+            raise NoWorkersError("the process that trains was ended by SIGKILL", "Go on with --resume --run-dir DIR.")
         self.makespan_s = makespan_s and makespan_s(self.table, self.work)
         return self.table
 
@@ -83,7 +83,10 @@ def make(workers: Workers, context: Context | None = None, **settings: Any) -> p
 
 def test_a_layer_that_loses_the_process_that_times_it_does_not_cost_the_run(caplog: pytest.LogCaptureFixture) -> None:
     assert make(Workers(table(step_s=0.01), loses="auto"), parallel="task").assignment.groups
-    assert "SIGKILL" in caplog.text
+    assert caplog.messages == [
+        "calibration failed (the process that trains was ended by SIGKILL): costs are estimated from "
+        "multiply-accumulates."
+    ]
     with pytest.raises(NoWorkersError):
         make(Workers(table(step_s=0.01), loses="macs"), costs="macs")
 

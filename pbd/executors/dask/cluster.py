@@ -106,8 +106,8 @@ class Cluster:
             self._unusable_since = now
         elif now - self._unusable_since > WORKERS_LIMIT_S:
             raise NoWorkersError(
-                f"all Dask workers have been gone, or paused for lack of memory, for {WORKERS_LIMIT_S:.0f} s. Finished "
-                "blocks are kept: start workers, and go on with --resume --run-dir DIR."
+                f"all Dask workers have been gone, or paused for lack of memory, for {WORKERS_LIMIT_S:.0f} s",
+                "Finished blocks are kept: start workers, and go on with --resume --run-dir DIR.",
             )
 
     def has_started(self, key: str) -> bool:
@@ -227,7 +227,8 @@ class Cluster:
         except TimeoutError as error:
             raise NoWorkersError(
                 f"too few Dask workers after {WORKERS_LIMIT_S:.0f} s. Received: {len(self.snapshot().present)} of "
-                f"{count}. Start more, or lower --workers."
+                f"{count}",
+                "Start more, or lower --workers.",
             ) from error
         except OSError as error:
             raise scheduler_lost() from error

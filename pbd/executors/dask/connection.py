@@ -44,8 +44,8 @@ def connect(config: ExecutionConfig) -> Iterator[Any]:
             ) from error
         except (OSError, TimeoutError) as error:
             raise NoWorkersError(
-                f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s. Start one, or correct "
-                "--dask-address."
+                f"no Dask scheduler answers. Received: {where}, after {CONNECT_S:.0f} s",
+                "Start one, or correct --dask-address.",
             ) from error
         except (TypeError, RuntimeError, ValueError) as error:
             reason = " ".join(str(error).split())

@@ -75,6 +75,6 @@ def first_result(futures: "Sequence[Future[Any]]") -> Any:
 def scheduler_lost() -> NoWorkersError:
     """Return the error for a scheduler that no longer answers."""
     return NoWorkersError(
-        "the Dask scheduler is gone. Finished blocks are kept: start it and its workers again, and go on with "
-        "--resume --run-dir DIR."
+        "the Dask scheduler is gone",
+        "Finished blocks are kept: start it and its workers again, and go on with --resume --run-dir DIR.",
     )

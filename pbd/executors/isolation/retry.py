@@ -94,7 +94,8 @@ def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: C
         attempts_left = (attempts_left if token == last_token else MOST_ATTEMPTS) - 1
         last_token = token
     raise NoWorkersError(
-        f"{last_error}, at each of {MOST_ATTEMPTS} attempts. Finished work is kept: go on with --resume --run-dir DIR."
+        f"{last_error}, at each of {MOST_ATTEMPTS} attempts",
+        "Finished work is kept: go on with --resume --run-dir DIR.",
     )
 
 

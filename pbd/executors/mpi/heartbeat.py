@@ -36,8 +36,8 @@ class HeartbeatMonitor:
                 self._sending[other] = self._comm.isend(None, dest=other)
             if timeout.expired():
                 return NoWorkersError(
-                    f"rank {other} sent no heartbeat for {timeout.silent_s:.0f} s: stopped, or its host gone? "
-                    "Finished work is kept: go on with --resume --run-dir DIR."
+                    f"rank {other} sent no heartbeat for {timeout.silent_s:.0f} s: it is stopped, or its host is gone",
+                    "Finished work is kept: go on with --resume --run-dir DIR.",
                 )
         return None
 
