@@ -10,26 +10,60 @@ over the largest weight of its variable.
 import argparse
 import json
 import os
+import shutil
 import subprocess
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
+from pbd import command_line
+from pbd.command_line import Parser, positive
+from pbd.errors import MissingInputError, PbdError
 from pbd.run_dir.journal import Journal
 
+NAME = "experiments.backends"
+BACKENDS = ("tensorflow", "jax", "torch")
 SETTINGS = ["--block", "decoupled_r2", "--executor", "serial", "--threads-per-worker", "1", "--costs", "macs"]
 SETTINGS += ["--target", "keras"]
 
 
-def main() -> None:
-    """Run the job on each backend and print a line for each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pythons", metavar="BACKEND=PYTHON", nargs="+", type=lambda text: text.split("=", 1))
-    parser.add_argument("--epochs", type=int, default=3, help="of each block (default: 3)")
-    parser.add_argument("--fine-tune-epochs", type=int, default=2, help="of the student (default: 2)")
-    settings = parser.parse_args()
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: there is no such Python.
+    """
+    parser = Parser(NAME, __doc__ or "")
+    parser.add_argument("pythons", metavar="BACKEND=PYTHON", nargs="+", type=_python)
+    parser.add_argument("--epochs", type=positive, default=3, help="of each block (default: 3)")
+    parser.add_argument("--fine-tune-epochs", type=positive, default=2, help="of the student (default: 2)")
+    settings = parser.parse_args(argv)
+    for _, python in settings.pythons:
+        if shutil.which(python) is None:
+            raise MissingInputError(f"PYTHON must be a program. Received: {python!r}, no such program.")
+    return settings
+
+
+def _python(text: str) -> tuple[str, str]:
+    backend, _, python = text.partition("=")
+    if backend not in BACKENDS or not python:
+        raise argparse.ArgumentTypeError(
+            f"must be BACKEND=PYTHON, with {', '.join(BACKENDS)} as BACKEND. Received: {text!r}"
+        )
+    return backend, python
+
+
+def compare(settings: argparse.Namespace) -> None:
+    """Run the job on each backend and print a line for each.
+
+    Raises:
+        PbdError: a run failed; it printed why.
+    """
     epochs = ["--epochs", str(settings.epochs), "--fine-tune-epochs", str(settings.fine_tune_epochs)]
     with tempfile.TemporaryDirectory() as name:
         folder, teacher = Path(name), Path(name, "teacher.keras")
@@ -43,11 +77,17 @@ def main() -> None:
 
 
 def _run(backend: str, python: str, arguments: list[str], run_dir: Path) -> float:
-    """Make a run, and return its seconds."""
+    """Make a run, and return its seconds.
+
+    Raises:
+        PbdError: it failed; it printed why.
+    """
     environment = os.environ | {"KERAS_BACKEND": backend}
     command = [python, "-m", "pbd.run", *arguments, "--run-dir", str(run_dir)]
     began = time.monotonic()
-    subprocess.run(command, env=environment, check=True, stdout=subprocess.DEVNULL)
+    code = subprocess.run(command, env=environment, stdout=subprocess.DEVNULL).returncode
+    if code:
+        raise PbdError(f"the run on {backend} must succeed. Received: exit code {code}; see its line above.")
     return time.monotonic() - began
 
 
@@ -72,5 +112,10 @@ def largest_difference(one: Path, other: Path) -> float:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    return command_line.run(NAME, lambda arguments: compare(parse(arguments)), argv)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,7 +6,6 @@ has loaded the teacher and the data and computed a batch: what is measured is tr
 
 import dataclasses
 import functools
-import json
 import os
 import sys
 import time
@@ -15,11 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import time_breakdown
+from experiments import processes, time_breakdown
 from experiments.time_breakdown import Watch
-from pbd.config import DataConfig, ExecutionConfig, TrainingConfig
-from pbd.errors import PbdError, StoppedError
-from pbd.executors import open_executor
+from pbd import command_line
+from pbd.command_line import Parser
+from pbd.config import BlockConfig, DataConfig, ExecutionConfig, TrainingConfig
+from pbd.config.values import Section, at_least, one_of
+from pbd.errors import MissingInputError, PbdError
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, BlockTask, ProgressCallback, TaskGroup
 from pbd.report.rows import worker_rows
@@ -38,11 +39,12 @@ In `copies` each worker trains everything, for itself: what that takes longer th
 `automatic` is `task` with the numbers of threads left to TensorFlow (the paper's Figure 5): every worker has as many as
 there are cores, and its data pipeline is tuned while it runs.
 """
+NAME = "experiments.block_phase"
 SESSION = "speed"
 
 
 @dataclass(frozen=True)
-class Setup:
+class Setup(Section):
     """What is trained, and how."""
 
     scheme: str
@@ -63,6 +65,13 @@ class Setup:
     block: str
     block_init: str
     seed: int
+
+    def check(self) -> None:
+        one_of("scheme", self.scheme, SCHEMES)
+        at_least("workers", self.workers, 1)
+        at_least("threads", self.threads, 1)
+        BlockConfig(block_init=self.block_init)
+        _ = self.data, self.training
 
     @property
     def data(self) -> DataConfig:
@@ -109,14 +118,17 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
     from pbd import blocks
     from pbd.blockwise.context import TrainingContext, load_dataset, load_teacher
     from pbd.blockwise.tasks import enumerate_tasks
+    from pbd.networks import files
 
+    design = blocks.get(setup.block)
+    files.load_own(Path(setup.teacher))  # says in one line if it is no model
     teacher = load_teacher(setup.teacher, SESSION)
     context = TrainingContext(
         teacher_path=setup.teacher,
         data=setup.data,
         image_shape=tuple(teacher.inputs[0].shape[1:]),
         training=setup.training,
-        designs={setup.block: blocks.get(setup.block)},
+        designs={setup.block: design},
         block_init=setup.block_init,
         seed=setup.seed,
         journal=Journal(Path(setup.run_dir)),
@@ -124,7 +136,7 @@ def load(setup: Setup) -> "tuple[TrainingContext, list[BlockTask]]":
     )
     dataset = load_dataset(context.data, context.seed, context.image_shape, SESSION, context.journal)
     teacher.predict_on_batch(next(iter(dataset.training_batches(0, 1)))[0])
-    tasks = enumerate_tasks(teacher, blocks.get(setup.block))
+    tasks = enumerate_tasks(teacher, design)
     return context, [task for task in tasks if task.skip_reason is None]
 
 
@@ -223,32 +235,40 @@ def _spent(
     return time_breakdown.split(watch.spent(ended), steps, alone_s, worker_rows(results, workers)[0].idle_s)
 
 
+def parse(argv: Sequence[str]) -> Setup:
+    """Return the setup.
+
+    Raises:
+        UsageError: the argument is no `Setup` as JSON, or a value is wrong; the message is one line.
+        MissingInputError: there is no such teacher or run directory.
+    """
+    parser = Parser(NAME, __doc__ or "")
+    parser.add_argument("setup", metavar="JSON", help="a Setup as JSON")
+    setup = processes.from_json(Setup, parser.parse_args(argv).setup)
+    if not Path(setup.teacher).is_file():
+        raise MissingInputError(f"the teacher must be a model file. Received: {setup.teacher!r}, no such file.")
+    if not Path(setup.run_dir).is_dir():
+        raise MissingInputError(f"the run directory must exist. Received: {setup.run_dir!r}. Create it.")
+    return setup
+
+
+def run(setup: Setup) -> None:
+    """Measure the setup and print what the phase took.
+
+    Raises:
+        PbdError: the phase cannot be run, or a block could not be trained.
+    """
+
+    def work(executor: Executor) -> None:
+        print(processes.as_json(measure(setup, executor)), flush=True)
+
+    # All as measured here: not in a child process.
+    processes.run_workers(ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial", isolate=False), work)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
-    """Measure one setup and print the seconds; return the exit code."""
-    (text,) = sys.argv[1:] if argv is None else argv
-    setup, finished = Setup(**json.loads(text)), StoppedError("the block phase is over")
-    try:
-        executor = open_executor(
-            ExecutionConfig(executor="mpi" if setup.workers > 1 else "serial", isolate=False)  # all as measured here
-        )
-        try:
-            measured = measure(setup, executor)
-        except BaseException as error:
-            executor.stop(error)
-            raise
-        print(json.dumps(dataclasses.asdict(measured)), flush=True)
-        executor.stop(finished)  # there is no report to finish with
-    except PbdError as error:
-        if str(error) == str(finished):
-            return 0
-        print(f"experiments.block_phase: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
-
-
-def as_argument(setup: Setup) -> str:
-    """Return what `main` takes."""
-    return json.dumps(dataclasses.asdict(setup))
+    """Run the command line; return the exit code, those of pbd-run."""
+    return command_line.run(NAME, lambda arguments: run(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

@@ -19,11 +19,17 @@ from typing import Any
 
 from rich.table import Table
 
-from pbd.errors import PbdError
+from experiments import processes
+from pbd import command_line
+from pbd.command_line import Parser, check_folder
+from pbd.config import RunConfig
+from pbd.config.values import Section
+from pbd.errors import PbdError, UsageError
 from pbd.system import devices
 
 CACHES = ("cold", "warm")
-PROGRAM = ("-m", "experiments.gpu_phases")
+NAME = "experiments.gpu_phases"
+PROGRAM = ("-m", NAME)
 """Arguments of Python with which a run is started."""
 _LINE = re.compile(r"^\[ *([0-9.]+) s\] (.*)$")
 _BEGINNINGS = (
@@ -47,15 +53,20 @@ report their progress once, after the last of them."""
 
 
 @dataclass(frozen=True)
-class Job:
+class Job(Section):
     """What is run."""
 
     teacher: str
     dataset: str
     batch_size: int
     augment: str
-    settings: dict[str, Any]
-    """Arguments of `pbd.distill`."""
+    settings: Any
+    """Arguments of `pbd.distill` by name, a dict."""
+
+    def check(self) -> None:
+        if not isinstance(self.settings, dict):
+            raise UsageError(f'settings must be arguments by name. Received: {self.settings!r}. Give {{"epochs": 3}}.')
+        RunConfig.of(**self.settings)
 
 
 def phases(log: str, total_s: float) -> dict[str, float]:
@@ -94,7 +105,7 @@ def run(job: Job, cache: str, folder: Path, timeout_s: float) -> dict[str, Any]:
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": str(devices.SHORTEST_COMPILATION_S),
     }
     log, figures = folder / f"{cache}.log", folder / f"{cache}.json"
-    arguments = [json.dumps(dataclasses.asdict(job)), str(folder / f"run-{cache}"), str(figures)]
+    arguments = [processes.as_json(job), str(folder / f"run-{cache}"), str(figures)]
     started = time.monotonic()
     with log.open("w", encoding="utf-8") as stream:
         command = [sys.executable, *PROGRAM, *arguments]
@@ -116,17 +127,36 @@ def run(job: Job, cache: str, folder: Path, timeout_s: float) -> dict[str, Any]:
     return measured
 
 
-def main(job: str, run_dir: str, out: str) -> None:
-    """Run a job in this process and write its figures to a file."""
+def parse(argv: Sequence[str]) -> tuple[Job, str, Path]:
+    """Return the job, its run directory and the file for its figures.
+
+    Raises:
+        UsageError: the first argument is no `Job` as JSON, or a value is wrong; the message is one line.
+        MissingInputError: the folder of the file does not exist.
+    """
+    parser = Parser(NAME, __doc__ or "")
+    parser.add_argument("job", metavar="JSON", help="a Job as JSON")
+    parser.add_argument("run_dir", metavar="DIR", help="the run directory")
+    parser.add_argument("out", metavar="FILE", type=Path, help="where the figures are written, as JSON")
+    settings = parser.parse_args(argv)
+    check_folder("FILE", settings.out)
+    return processes.from_json(Job, settings.job), settings.run_dir, settings.out
+
+
+def measure(job: Job, run_dir: str, out: Path) -> None:
+    """Run a job in this process and write its figures to a file.
+
+    Raises:
+        PbdError: the run failed.
+    """
     from experiments.compilations import Recorder
 
     recorder = Recorder()
     import pbd
 
-    wanted = Job(**json.loads(job))
-    data = pbd.Data.load(wanted.dataset, batch_size=wanted.batch_size, augment=wanted.augment)
+    data = pbd.Data.load(job.dataset, batch_size=job.batch_size, augment=job.augment)
     started = time.monotonic()
-    report = pbd.distill(teacher=wanted.teacher, data=data, run_dir=run_dir, **wanted.settings).report
+    report = pbd.distill(teacher=job.teacher, data=data, run_dir=run_dir, **job.settings).report
     figures = {
         "run_s": time.monotonic() - started,
         "device": report.device,
@@ -138,7 +168,7 @@ def main(job: str, run_dir: str, out: str) -> None:
         "jax": recorder.as_json(),
         "tensorflow_loaded": "tensorflow" in sys.modules,
     }
-    Path(out).write_text(json.dumps(figures), encoding="utf-8")
+    out.write_text(json.dumps(figures), encoding="utf-8")
 
 
 def rows(measured: Mapping[str, dict[str, Any]], most_callers: int) -> list[dict[str, Any]]:
@@ -218,5 +248,10 @@ def _text(value: Any) -> str:
     )
 
 
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    return command_line.run(NAME, lambda arguments: measure(*parse(arguments)), argv)
+
+
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    sys.exit(main())

@@ -22,7 +22,7 @@ from experiments import measured_runs, replays, schedule_tables
 from experiments.csv_table import write_csv
 from experiments.measured_runs import Execution
 from experiments.replays import Source
-from experiments.sleep_tasks import EXECUTORS, schedulers_of
+from experiments.sleep_tasks import EXECUTORS, schedulers_of, seconds
 from pbd import command_line
 from pbd.command_line import Parser, positive
 from pbd.errors import CannotCreateError, EnvironmentMismatchError, UsageError
@@ -148,16 +148,6 @@ def run_executed(part: str, settings: argparse.Namespace, console: Console) -> N
         write_csv(rows, settings.csv / f"{part}.csv")
 
 
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise argparse.ArgumentTypeError(f"must be seconds above 0. Received: {text!r}")
-    return seconds
-
-
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Turn command-line arguments into settings.
 
@@ -181,10 +171,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     replay.add_argument("--worker-counts", nargs="+", type=positive, default=list(replays.WORKERS), metavar="N")
     replay.add_argument("--images", type=positive, default=50_000, help="to train on with the measured tables")
-    replay.add_argument("--time-limit-s", type=_seconds, default=10.0, help="of the solver, for each optimum")
+    replay.add_argument("--time-limit-s", type=seconds, default=10.0, help="of the solver, for each optimum")
     execute = parser.add_argument_group("sleep and train")
     execute.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
-    execute.add_argument("--mean-s", type=_seconds, default=8.0, help="sleep per worker and run (default: 8)")
+    execute.add_argument("--mean-s", type=seconds, default=8.0, help="sleep per worker and run (default: 8)")
     execute.add_argument("--teacher", default="digits_cnn", help="as in pbd-run")
     execute.add_argument("--dataset", default="digits", help="as in pbd-run")
     execute.add_argument(

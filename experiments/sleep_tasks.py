@@ -5,6 +5,7 @@ mpirun -n 4 python -m experiments.sleep_tasks --executor mpi --workers 4 --mean-
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Sequence
@@ -12,16 +13,29 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from experiments import processes
 from experiments.replays import Source, logged_runs, named_tasks
+from pbd import command_line
+from pbd.command_line import Parser, check_folder, positive
 from pbd.config import ExecutionConfig
-from pbd.errors import PbdError, StoppedError
-from pbd.executors import open_executor
 from pbd.executors.base import Executor
 from pbd.records import Assignment, BlockResult, ProgressCallback, TaskGroup
 from pbd.scheduling.cost_model import TaskCosts
 from pbd.scheduling.schedulers import SCHEDULERS
 
+NAME = "experiments.sleep_tasks"
 EXECUTORS = ("dask", "mpi")
+
+
+def seconds(text: str) -> float:
+    """Return the text as finite seconds above 0."""
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not 0 < number < math.inf:
+        raise argparse.ArgumentTypeError(f"must be seconds above 0. Received: {text!r}")
+    return number
 
 
 @dataclass(frozen=True)
@@ -100,32 +114,43 @@ def _run_cases(executor: Executor, name: str, workers: int, mean_s: float) -> li
     return rows
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run every sleeping case on one executor and write the results; return the exit code."""
-    parser = argparse.ArgumentParser(prog="experiments.sleep_tasks")
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """Turn command-line arguments into settings.
+
+    Raises:
+        UsageError: a flag or a value is wrong; the message is one line.
+        MissingInputError: the folder of the results does not exist.
+    """
+    parser = Parser(NAME, __doc__ or "")
     parser.add_argument("--executor", choices=EXECUTORS, required=True)
-    parser.add_argument("--workers", type=int, required=True)
-    parser.add_argument("--mean-s", type=float, required=True, help="seconds of work per worker")
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--workers", type=positive, required=True)
+    parser.add_argument("--mean-s", type=seconds, required=True, help="seconds of work per worker")
+    parser.add_argument("--out", type=Path, required=True, help="where the results are written, as JSON")
     settings = parser.parse_args(argv)
-    finished = StoppedError("all cases are done")
-    try:
-        executor = open_executor(ExecutionConfig(executor=settings.executor, workers=settings.workers, isolate=False))
-        try:
-            if not executor.coordinates:
-                executor.serve()
-            rows = _run_cases(executor, settings.executor, settings.workers, settings.mean_s)
-            settings.out.write_text(json.dumps(rows), encoding="utf-8")
-        except BaseException as error:
-            executor.stop(error)
-            raise
-        executor.stop(finished)  # there is no report to finish with
-    except PbdError as error:
-        if str(error) == str(finished):
-            return 0
-        print(f"experiments.sleep_tasks: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    check_folder("--out", settings.out)
+    return settings
+
+
+def run(settings: argparse.Namespace) -> None:
+    """Run every sleeping case on one executor and write the results.
+
+    Raises:
+        PbdError: the executor cannot be opened, or a process was lost.
+    """
+
+    def work(executor: Executor) -> None:
+        if not executor.coordinates:
+            executor.serve()
+        rows = _run_cases(executor, settings.executor, settings.workers, settings.mean_s)
+        settings.out.write_text(json.dumps(rows), encoding="utf-8")
+
+    config = ExecutionConfig(executor=settings.executor, workers=settings.workers, isolate=False)
+    processes.run_workers(config, work)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code, those of pbd-run."""
+    return command_line.run(NAME, lambda arguments: run(parse(arguments)), argv)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,8 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from experiments.block_phase import SCHEMES, Measured, Setup, as_argument
+from experiments import processes
+from experiments.block_phase import SCHEMES, Measured, Setup
 from experiments.csv_table import write_csv
 from experiments.measured_runs import run_module
 from experiments.time_breakdown import PARTS
@@ -101,7 +102,7 @@ def measure(setup: Setup) -> Measured:
     """
     Journal.create(setup.run_dir, {})
     executor = "mpi" if setup.workers > 1 else "serial"
-    printed = run_module(executor, setup.workers, ["experiments.block_phase", as_argument(setup)])
+    printed = run_module(executor, setup.workers, ["experiments.block_phase", processes.as_json(setup)])
     return Measured(**json.loads(printed.strip().splitlines()[-1]))
 
 
@@ -220,10 +221,10 @@ def add_what_is_trained(parser: Parser) -> None:
 
 
 def as_setup(settings: argparse.Namespace, threads: int, teacher: str) -> Setup:
-    """Return what is trained; scheme, workers and run directory are to be filled in."""
+    """Return what is trained, with one worker by tasks; scheme, workers and run directory are to be filled in."""
     shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
     chosen = {name: getattr(settings, name) for name in shared}
-    return Setup("", 0, threads, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
+    return Setup("task", 1, threads, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
 
 
 def save_teacher(name: str, folder: Path) -> str:
