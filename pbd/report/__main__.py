@@ -8,6 +8,7 @@ from pbd import command_line
 from pbd.command_line import Parser, path
 from pbd.errors import CannotCreateError, UsageError
 from pbd.records import RunReport
+from pbd.records.recipe_report import RecipeReport
 from pbd.report import files, page, recipes
 from pbd.run_dir import lock, manifest, steps
 from pbd.run_dir.journal import Journal, write_atomically
@@ -40,7 +41,7 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
     if any(map(_is_recipe, run_dirs)):
         if len(run_dirs) > 1:
             raise UsageError("recipes are shown one by one. Received: several run directories. Give one of them.")
-        name, html = recipes.PAGE, page.of_recipe(recipes.read(first))
+        name, html = recipes.PAGE, page.of_recipe(_read_recipe(first))
     else:
         reports = {run_dir: _read(Journal(Path(run_dir))) for run_dir in run_dirs}
         name = files.PAGE
@@ -66,6 +67,13 @@ def _read(journal: Journal) -> RunReport:
     report = files.read(journal)
     if "report.json" in (manifest.damaged(journal) or ()):
         raise files.damaged(journal)
+    return report
+
+
+def _read_recipe(journal: Journal) -> RecipeReport:
+    report = recipes.read(journal)
+    if recipes.REPORT in (manifest.damaged(journal) or ()):
+        raise recipes.damaged(journal)
     return report
 
 

@@ -45,15 +45,20 @@ def read(journal: Journal) -> RecipeReport:
         MissingInputError: the directory has no such report.
         CorruptStateError: it is damaged.
     """
-    path = journal.file(REPORT)
     try:
-        return from_json(json.loads(path.read_bytes()))
+        return from_json(json.loads(journal.file(REPORT).read_bytes()))
     except OSError as error:
         raise MissingInputError(f"there is no complete recipe in {journal.path}. Give its command again.") from error
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptStateError(
-            f"{path} is damaged. Give the command of the recipe again, with --resume --run-dir {path.parent}."
-        ) from error
+        raise damaged(journal) from error
+
+
+def damaged(journal: Journal) -> CorruptStateError:
+    """Return the error for a recipe whose `recipe.json` is damaged."""
+    return CorruptStateError(
+        f"{journal.file(REPORT)} is damaged. Give the command of the recipe again, with --resume --run-dir "
+        f"{journal.path}."
+    )
 
 
 def from_json(content: Mapping[str, Any]) -> RecipeReport:

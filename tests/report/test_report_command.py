@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from pbd.config import RunConfig
+from pbd.errors import CorruptStateError
 from pbd.records import ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
 from pbd.report import recipes, write
@@ -96,6 +97,18 @@ def test_a_recipe_whose_page_is_made_again_is_intact(recipe: Journal) -> None:
     assert main([str(recipe.path)]) == 0
     assert recipe.file(recipes.PAGE).read_bytes() != b"of another version"
     assert manifest.damaged(recipe) == []
+
+
+def test_a_recipe_that_has_changed_since_it_was_complete_is_refused(
+    recipe: Journal, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = recipe.file(recipes.REPORT)
+    path.write_text(path.read_text().replace('"seconds"', '"seconds" '))
+    assert main([str(recipe.path)]) == CorruptStateError.exit_code
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{path} is damaged" in line
+    assert "--resume" in line
+    assert recipe.file(recipes.PAGE).read_bytes() == b"of another version"
 
 
 def test_recipes_that_are_refused_together_are_not_touched(recipe: Journal, run_dir: Path, tmp_path: Path) -> None:
