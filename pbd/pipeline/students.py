@@ -44,10 +44,8 @@ def is_complete(config: RunConfig) -> bool:
 
 
 def has_settings(finished: RunReport, config: RunConfig) -> bool:
-    """Return whether a report is that of the student of these settings; its blocks are known to be."""
-    settings = asdict(config.student)
-    if config.student.chooses_together:
-        settings["target"] = config.execution.target
+    """Return whether a report is that of the student of these settings in their target; its blocks are known to be."""
+    settings = asdict(config.student) | {"target": config.execution.target}
     return all(report.json_safe(value) == finished.config.get(name) for name, value in settings.items())
 
 

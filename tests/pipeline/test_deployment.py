@@ -52,6 +52,18 @@ def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(tmp_
     assert manifest.damaged(Journal(tmp_path / "run")) == ["student_int8.onnx"]
 
 
+@needs_onnx
+def test_a_complete_run_without_a_budget_is_measured_in_another_target(tmp_path: Path) -> None:
+    first = run(tmp_path / "run", target="keras")
+    resumed = run(tmp_path / "run", target="onnx", resume=True)
+    assert {row.target for row in first.report.deployments} == {"keras"}
+    assert {row.target for row in resumed.report.deployments} == {"onnx", "onnx-int8"}
+    assert resumed.report.config["target"] == "onnx"
+    for one, other in zip(first.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
+    assert (tmp_path / "run" / "student.onnx").is_file()
+
+
 def test_a_file_for_keras_on_a_gpu_does_not_replace_the_student_of_the_run() -> None:
     model, kept = classifier(), list[Path]()
     runtime = Keras("cpu")
