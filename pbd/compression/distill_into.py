@@ -88,6 +88,8 @@ class DistillInto:
 
     def check_data(self, dataset: Dataset) -> None:
         _ = self.settings(dataset.labelled)
+        if self.student not in small_nets.SMALL_NETS:
+            _ = self._model(dataset)
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
@@ -141,25 +143,32 @@ class DistillInto:
         Raises:
             BadInputError: it does not take these images, or has other classes than the teacher.
         """
-        student = self.student
-        if isinstance(student, str):
-            if student in small_nets.SMALL_NETS:
-                classes = max(2, teacher.output_shape[-1])
-                student = small_nets.build(student, dataset.image_shape, classes, rescaled(dataset))
-            else:
-                student = files.load(student)
+        if self.student in small_nets.SMALL_NETS:
+            classes = max(2, teacher.output_shape[-1])
+            student = small_nets.build(self.student, dataset.image_shape, classes, rescaled(dataset))
+        else:
+            student = self._model(dataset)
+        student = graph.flatten(precision.in_float32(graph.flatten(student, dataset.image_shape)))
+        outputs = [max(2, network.output_shape[-1]) for network in (student, teacher)]
+        if outputs[0] != outputs[1]:
+            raise BadInputError(
+                f"student and teacher must have the same classes. Received: {outputs[0]} and {outputs[1]}. "
+                "Give another student."
+            )
+        return student
+
+    def _model(self, dataset: Dataset) -> keras.Model:
+        """Return the student that the user gave, as it is.
+
+        Raises:
+            BadInputError: its file is no model, or it does not take these images.
+        """
+        student = files.load(self.student) if isinstance(self.student, str) else self.student
         shape = graph.image_shape(student)
         if any(one not in (None, other) for one, other in zip(shape, dataset.image_shape, strict=True)):
             raise BadInputError(
                 f"the student must take the images of the data, {dataset.image_shape}. Received: one for {shape}. "
                 "Give another student, or resize the images."
-            )
-        student = graph.flatten(precision.in_float32(graph.flatten(student, dataset.image_shape)))
-        classes = [max(2, network.output_shape[-1]) for network in (student, teacher)]
-        if classes[0] != classes[1]:
-            raise BadInputError(
-                f"student and teacher must have the same classes. Received: {classes[0]} and {classes[1]}. "
-                "Give another student."
             )
         return student
 

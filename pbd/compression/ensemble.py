@@ -10,8 +10,8 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
-from pbd.compression.step import Step, StepResult, check_data, uses_target
-from pbd.config.values import at_least
+from pbd.compression.step import Step, StepResult, check_data, check_target, uses_target
+from pbd.config.values import as_kind, at_least
 from pbd.errors import UsageError
 from pbd.learning.distillation import logits_model
 from pbd.learning.metrics import outputs_probabilities
@@ -21,6 +21,7 @@ from pbd.run_dir.journal import Journal
 if TYPE_CHECKING:
     from pbd.compression.context import Context
     from pbd.data import Dataset
+    from pbd.deploy.targets import Target
 
 PROBABILITIES, LOGITS = "probabilities", "logits"
 
@@ -50,7 +51,10 @@ class Ensemble:
     mean: str = PROBABILITIES
 
     def __post_init__(self) -> None:
+        if not all(isinstance(each, list | tuple) for each in (self.members, *_listed(self.members))):
+            raise UsageError(f"members are lists of steps. Received: {self.members!r}. Give [[FineTune()], ...].")
         object.__setattr__(self, "members", tuple(tuple(steps) for steps in self.members))
+        object.__setattr__(self, "copies", as_kind("copies", int, self.copies))
         at_least("copies", self.copies, 1)
         if self.mean not in (PROBABILITIES, LOGITS):
             raise UsageError(f"mean is {PROBABILITIES} or {LOGITS}. Received: {self.mean!r}. Give one of them.")
@@ -66,6 +70,9 @@ class Ensemble:
 
     def check_data(self, dataset: "Dataset") -> None:
         check_data(itertools.chain(*self.members), dataset)
+
+    def check_target(self, target: "Target") -> None:
+        check_target(itertools.chain(*self.members), target)
 
     @property
     def uses_target(self) -> bool:
@@ -86,6 +93,10 @@ class Ensemble:
         events = tuple(_equal_copies(networks, len(self.members)))
         images, _ = next(iter(context.dataset.batches("validation", limit=context.dataset.batch_size)))
         return StepResult(joined(networks, self.mean, images), {"members": rows}, events, any(zeros))
+
+
+def _listed(members: Any) -> Sequence[Any]:
+    return members if isinstance(members, list | tuple) else ()
 
 
 def _equal_copies(networks: Sequence[keras.Model], kinds: int) -> Iterator[str]:

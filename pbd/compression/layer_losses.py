@@ -23,8 +23,7 @@ def read(features: Any) -> tuple[Feature, ...]:
     Raises:
         UsageError: one is something else, or a field of it is wrong.
     """
-    single = isinstance(features, Feature | Mapping | keras.distillation.FeatureDistillation)
-    return tuple(map(_feature, [features] if single else features))
+    return tuple(map(_feature, features if isinstance(features, list | tuple) else [features]))
 
 
 def _feature(value: Any) -> Feature:

@@ -47,9 +47,14 @@ class Quantize(Section):
     def check(self) -> None:
         one_of("method", self.method, METHODS)
         quantizing.check_settings(self.max_drop, self.calibration_images)
-        if self.method == "qat" and self.target is not None:
-            quantizing.check_trained(self.target)
+        if self.target is not None:
+            quantizing.check_int8(self.target)
+            if self.method == "qat":
+                quantizing.check_trained(self.target)
         _ = self.training
+
+    def check_target(self, target: "Target") -> None:
+        _ = self._target(target)
 
     @property
     def training(self) -> Training:
@@ -57,7 +62,7 @@ class Quantize(Section):
         return Training(self.epochs, self.learning_rate)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
-        target = self._target(context)
+        target = self._target(context.target)
         path = context.journal.file(f"network_int8{target.runtime.suffix}")
         written = quantization.written(
             model,
@@ -80,7 +85,7 @@ class Quantize(Section):
         }
         return StepResult(written.network, details, quantized={target.name: path})
 
-    def _target(self, context: "Context") -> "Target":
+    def _target(self, of_recipe: "Target") -> "Target":
         """Return the target.
 
         Raises:
@@ -89,10 +94,10 @@ class Quantize(Section):
         """
         if self.target is not None:
             return quantizing.get_target(self.target)
-        name = f"{context.target.name}-int8"
+        name = f"{of_recipe.name}-int8"
         if name not in targets.TARGETS:
             raise EnvironmentMismatchError(
-                f"a target must have 8-bit integers. Received: {context.target.name}. "
+                f"a target must have 8-bit integers. Received: {of_recipe.name}. "
                 "Set the target of the step, or install one: pip install 'pbd[openvino]'."
             )
         return quantizing.get_target(name)

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 import keras
 
+from pbd import blocks
 from pbd.compression import labels
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig
@@ -41,6 +42,8 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
             section.check(self)
         if self.sweep is not None:
             raise UsageError(f"a step makes one network. Received: sweep {self.sweep}. Give a budget.")
+        for name in self.block:
+            blocks.get(name)
 
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "fine_tune_loss", self.fine_tune_epochs, dataset)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from pbd.compression.context import Context
     from pbd.data import Dataset
+    from pbd.deploy.targets import Target
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +35,10 @@ class StepResult:
 class Step(Protocol):
     """A step: a frozen dataclass of its settings, which checks them when it is made.
 
-    The name of its class in lower case with underscores is its name in recipe files and reports. It may have two more
-    attributes: a method `check_data(dataset)`, which raises a PbdError before the first step of a recipe if the step
-    cannot be applied to these images, and `uses_target`, which is true if its network or its files depend on the target
-    of the recipe.
+    The name of its class in lower case with underscores is its name in recipe files and reports. It may have three more
+    attributes: methods `check_data(dataset)` and `check_target(target)`, which raise a PbdError before the first step
+    of a recipe if the step cannot be applied to these images or for this target, and `uses_target`, which is true if
+    its network or its files depend on the target of the recipe.
     """
 
     def apply(self, model: "keras.Model", context: "Context") -> StepResult:
@@ -68,6 +69,18 @@ def check_data(steps: Iterable[Step], dataset: "Dataset") -> None:
         check = getattr(step, "check_data", None)
         if check is not None:
             check(dataset)
+
+
+def check_target(steps: Iterable[Step], target: "Target") -> None:
+    """Check that steps can be applied for this target, the first one of the recipe in float32.
+
+    Raises:
+        PbdError: one cannot.
+    """
+    for step in steps:
+        check = getattr(step, "check_target", None)
+        if check is not None:
+            check(target)
 
 
 def uses_target(step: Step) -> bool:

@@ -13,7 +13,7 @@ import numpy as np
 from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
-from pbd.compression.step import StepResult, check_data, settings_of
+from pbd.compression.step import StepResult, check_data, check_target, settings_of
 from pbd.compression.step_folder import MODEL, Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, targets
@@ -49,6 +49,7 @@ def run(
 ) -> RecipeReport:
     """Do the steps on the workers of a session that is open; see `recipe.run`."""
     chosen = [targets.for_run(name).name for name in recipe.targets or (config.execution.target,)]
+    check_target(recipe.steps, targets.TARGETS[chosen[0]])
     prepared = prepare.prepare(
         config,
         model,

@@ -86,7 +86,7 @@ class DistillationConfig:
 
 
 def _names(whose: str, loss: str, received: Any) -> tuple[str, ...]:
-    names = (received,) if isinstance(received, str) else tuple(received)
+    names = tuple(received) if isinstance(received, list | tuple) else (received,)
     count = 2 if loss == "fsp" else 1
     if len(names) != count or not all(isinstance(name, str) for name in names):
         layers = "the name of one layer" if count == 1 else "the names of two layers"

@@ -10,7 +10,7 @@ import pytest
 
 import pbd
 from pbd.compression.context import Context
-from pbd.compression.step import StepResult
+from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment
 from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
 from pbd.networks import graph
@@ -156,3 +156,20 @@ def test_a_student_that_learns_from_labels_alone_is_refused_before_the_first_ste
             data=replace(DATA, labels=False),
         )
     assert not contexts
+
+
+@pytest.mark.parametrize("step", [pbd.Quantize(), pbd.Ensemble([[pbd.Quantize()]], copies=2)], ids=name_of)
+def test_a_target_without_8_bit_integers_is_refused_before_the_first_step(step: Any, tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentMismatchError, match=r"a target must have 8-bit integers. Received: keras"):
+        compress(tmp_path, pbd.FineTune(epochs=1), step)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_student_that_is_no_model_is_refused_before_the_first_step(tmp_path: Path) -> None:
+    (tmp_path / "student.keras").write_text("no model")
+    with pytest.raises(BadInputError, match=r"student\.keras"):
+        compress(tmp_path, pbd.FineTune(epochs=1), pbd.DistillInto(str(tmp_path / "student.keras")))
+    other = keras.Sequential([keras.Input((7, 7, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
+    with pytest.raises(BadInputError, match="the student must take the images of the data"):
+        compress(tmp_path, pbd.FineTune(epochs=1), pbd.DistillInto(other))
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from pbd.deploy.agreement import Agreement
 from pbd.deploy.int8 import rounding, sensitivity, separable_form
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
-from pbd.errors import BadInputError, UsageError, one_line
+from pbd.errors import BadInputError, UsageError, one_line, unknown_name
 from pbd.networks import heads
 from pbd.system import devices, silence
 
@@ -57,10 +57,21 @@ def get_target(name: str) -> Target:
         UsageError: it is unknown, or has no 8-bit integers.
         EnvironmentMismatchError: it is not installed.
     """
-    names = [each for each, target in targets.TARGETS.items() if target.int8]
-    if name in targets.TARGETS and name not in names:
-        raise UsageError(f"a target must have 8-bit integers. Received: {name!r}. Choose from: {', '.join(names)}.")
+    check_int8(name)
     return targets.get(name)
+
+
+def check_int8(name: str) -> None:
+    """Check that a target of this name has 8-bit integers, installed or not.
+
+    Raises:
+        UsageError: it is unknown, or has none.
+    """
+    names = [each for each, target in targets.TARGETS.items() if target.int8]
+    if name not in targets.TARGETS:
+        raise UsageError(unknown_name("target", name, names))
+    if name not in names:
+        raise UsageError(f"a target must have 8-bit integers. Received: {name!r}. Choose from: {', '.join(names)}.")
 
 
 def check_trained(name: str) -> None:
