@@ -174,7 +174,9 @@ class Proposer:
 
         def cost_of(layer: Layer, design: str | None, outputs: int) -> Costs:
             counted = costs_of_blocks.count(layer, design, outputs)
-            weights = {BYTES: bytes_of_weight * counted["params"]} if BYTES in limited else {}
+            weights = {}
+            if BYTES in limited:
+                weights[BYTES] = bytes_of_weight * self._folded.params(layer, design, outputs, counted["params"])
             behind = self._behind.get(layer.name, {})
             saved = costs_of_blocks.saved_behind(behind, layer, design, outputs) if behind else {}
             latency = {} if table is None else table.cost_of(layer, design, outputs)
@@ -193,6 +195,11 @@ class Proposer:
     def _behind(self) -> Mapping[str, Costs]:
         """The costs of the layers between a convolution and its only reader (see `costs_of_blocks.behind_layers`)."""
         return costs_of_blocks.behind_layers(self.teacher)
+
+    @functools.cached_property
+    def _folded(self) -> costs_of_blocks.Folded:
+        """The teacher as its file holds it."""
+        return costs_of_blocks.Folded.of(self.teacher)
 
     def _of_teacher(self, resource: str) -> float:
         """Return what the teacher takes of a resource."""

@@ -2,13 +2,15 @@
 
 import functools
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import keras
 
 from pbd import blocks
+from pbd.deploy import inference_form
 from pbd.networks import channels, cost, graph
 from pbd.networks.residuals import find_residuals
-from pbd.records import Layer
+from pbd.records import RESIDUAL, Layer
 from pbd.student.candidates import Costs
 
 
@@ -72,3 +74,37 @@ def behind_layers(teacher: keras.Model) -> Mapping[str, Costs]:
         macs += cost.layer_macs(first) * (calls[first] - 1)
         costs[name] = {"macs": float(macs), "params": float(sum(layer.count_params() for layer in layers))}
     return costs
+
+
+@dataclass(frozen=True)
+class Folded:
+    """The teacher as its file holds it, with normalisations folded into convolutions: each leaves a bias at most."""
+
+    of_layers: Mapping[str, int]
+    """The parameters of layers and residual blocks, by name."""
+    behind: Mapping[str, Costs]
+    """See `behind_layers`."""
+
+    @classmethod
+    def of(cls, teacher: keras.Model) -> "Folded":
+        """Return the folded form of a teacher, which is flat and functional."""
+        folded = inference_form.fold(teacher)
+        layers = {layer.name: layer.count_params() for layer in folded.layers}
+        residuals = {name: residual.params for name, residual in find_residuals(folded).items()}
+        return cls({**layers, **residuals}, behind_layers(folded))
+
+    def params(self, layer: Layer, design: str | None, outputs: int, unfolded: float) -> float:
+        """Return the parameters of a layer or its block, without what the layers behind it save.
+
+        Args:
+            layer: see `count`, as for `design` and `outputs`.
+            design: of the block.
+            outputs: the number of output channels that are read.
+            unfolded: the parameters before folding.
+        """
+        behind = self.behind.get(layer.name)
+        saved = saved_behind(behind, layer, design, outputs)["params"] if behind else 0.0
+        if design is not None and layer.kind == RESIDUAL:
+            return unfolded - saved
+        added = self.of_layers.get(layer.name, layer.params) - layer.params
+        return unfolded + added * outputs / layer.output_shape[-1] - saved

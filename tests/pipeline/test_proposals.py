@@ -11,8 +11,10 @@ import pytest
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import RunConfig, budgets
+from pbd.deploy import inference_form
 from pbd.deploy.latency_model import PieceTime
 from pbd.networks import cost
+from pbd.pipeline import proposals
 from pbd.pipeline.proposals import Proposer
 from pbd.records import BlockResult
 from pbd.student import latency_costs
@@ -90,13 +92,35 @@ def network(body: Any) -> keras.Model:
 @pytest.mark.parametrize("body", [bottlenecks, dense, chain, shared])
 def test_predicted_costs_are_those_of_the_network(body: Any, designs: tuple[str, ...]) -> None:
     teacher = network(body)
-    proposals = proposer(teacher, designs)
+    made = proposer(teacher, designs)
     for budget in ("params:0.8", "macs:0.75"):
-        proposal = proposals.best([budgets.parse(budget)], 1)
+        proposal = made.best([budgets.parse(budget)], 1)
         student = proposal.assembled.model
         assert proposal.blocks
         shares = {name: count(student) / count(teacher) for name, count in COUNTS.items()}
         assert proposal.report.predicted == pytest.approx(shares)
+
+
+def residuals(x: Any) -> Any:
+    for _ in range(3):
+        y = layers.Conv2D(16, 3, padding="same", use_bias=False)(conv(x, 16))
+        x = layers.ReLU()(layers.Add()([x, layers.BatchNormalization()(y)]))
+    return x
+
+
+@pytest.mark.parametrize("designs", [("merge",), ("drop",), ("narrow_r50", "merge", "drop")], ids=" ".join)
+def test_predicted_bytes_are_those_of_the_folded_network(
+    designs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def size(model: keras.Model, target: Any) -> int:
+        return 4 * cost.count_params(inference_form.fold(model))
+
+    monkeypatch.setattr(proposals, "file_size", size)
+    teacher = network(residuals)
+    proposal = proposer(teacher, designs).best([budgets.parse("bytes:0.7")], 1)
+    expected = size(proposal.assembled.model, None) / size(teacher, None)
+    assert proposal.blocks
+    assert proposal.report.predicted["bytes"] == pytest.approx(expected)
 
 
 def test_what_is_gone_with_a_residual_block_is_not_saved_twice() -> None:
