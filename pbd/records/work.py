@@ -43,7 +43,7 @@ class Layer:
     strides: tuple[int, int]
     dilation_rate: tuple[int, int]
     padding: str
-    activation: dict[str, Any] | str
+    activation: dict[str, Any] | str = field(hash=False)  # a dictionary has no hash
     """The layer's own activation, serialised by Keras."""
     input_shape: tuple[int, int, int]
     output_shape: tuple[int, int, int]

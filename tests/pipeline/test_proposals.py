@@ -60,6 +60,12 @@ def shared(x: Any) -> Any:
     return conv(conv(layers.Add()([both(x), both(layers.ReLU()(x))]), 8), 8)
 
 
+def layers_as_activations(x: Any) -> Any:
+    for _ in range(2):
+        x = layers.Conv2D(16, 3, padding="same", activation=layers.LeakyReLU(negative_slope=0.1))(x)
+    return x
+
+
 def residual_of_a_depthwise_convolution(x: Any) -> Any:
     x = layers.Conv2D(16, 3, padding="same")(x)
     return conv(layers.Add()([x, depthwise(x)]), 16)
@@ -121,6 +127,12 @@ def test_predicted_bytes_are_those_of_the_folded_network(
     expected = size(proposal.assembled.model, None) / size(teacher, None)
     assert proposal.blocks
     assert proposal.report.predicted["bytes"] == pytest.approx(expected)
+
+
+def test_an_activation_may_be_a_layer() -> None:
+    """Keras serialises it as a dictionary, which has no hash."""
+    proposal = proposer(network(layers_as_activations), ("decoupled_r2",)).best([budgets.parse("macs:0.5")], 1)
+    assert proposal.blocks
 
 
 def test_what_is_gone_with_a_residual_block_is_not_saved_twice() -> None:
