@@ -39,7 +39,7 @@ class Narrow(PercentageDesign):
 
     def unprofitable(self, layer: Layer) -> str | None:
         if not layer.producer:
-            return "other layers read its input channels, too, so that they all stay"
+            return "no layer before it could leave out the channels that it does not read"
         return None
 
     def channels_read(self, layer: Layer) -> int:

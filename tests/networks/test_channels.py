@@ -42,6 +42,10 @@ def depthwise(x: Any) -> Any:
     return layers.BatchNormalization()(x)
 
 
+def one_filter_per_channel(x: Any) -> Any:
+    return layers.BatchNormalization()(layers.DepthwiseConv2D(3)(x))
+
+
 def separable(x: Any) -> Any:
     return layers.SeparableConv2D(6, 3, depth_multiplier=2, bias_initializer="normal", name="b")(x)
 
@@ -250,9 +254,11 @@ def test_a_layer_must_keep_a_channel() -> None:
         (residual, {"b": "c", "z": "head"}),
         (concatenated, {"z": "head"}),
         (gated, {"z": "head"}),
-        (depthwise, {"a": "z", "z": "head"}),
+        (one_filter_per_channel, {"a": "z", "z": "head"}),
+        (depthwise, {"z": "head"}),
         (layer_normalised, {"z": "head"}),
         (lambda x: layers.Concatenate()([conv("b", 4)(x), conv("c", 4)(x)]), {"z": "head"}),
+        (lambda x: layers.Concatenate()([x, x]), {"z": "head"}),
     ],
 )
 def test_the_only_reader_of_a_convolution(body: Body, readers: dict[str, str]) -> None:
@@ -263,7 +269,7 @@ def test_the_only_reader_of_a_convolution(body: Body, readers: dict[str, str]) -
     ("body", "paths"),
     [
         (chain, {"a": ("batch_normalization", "z"), "z": ("head",)}),
-        (depthwise, {"a": ("depthwise_conv2d", "batch_normalization", "z"), "z": ("head",)}),
+        (one_filter_per_channel, {"a": ("depthwise_conv2d", "batch_normalization", "z"), "z": ("head",)}),
         (lambda x: layers.PReLU(shared_axes=[1, 2, 3], name="one_slope")(x), {"a": ("z",), "z": ("head",)}),
     ],
 )

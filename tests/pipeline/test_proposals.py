@@ -60,6 +60,11 @@ def shared(x: Any) -> Any:
     return conv(conv(layers.Add()([both(x), both(layers.ReLU()(x))]), 8), 8)
 
 
+def repeated(x: Any) -> Any:
+    x = conv(x, 16)
+    return conv(conv(layers.Concatenate()([x, layers.ReLU()(x)]), 16), 16)
+
+
 def layers_as_activations(x: Any) -> Any:
     for _ in range(2):
         x = layers.Conv2D(16, 3, padding="same", activation=layers.LeakyReLU(negative_slope=0.1))(x)
@@ -95,7 +100,7 @@ def network(body: Any) -> keras.Model:
 
 
 @pytest.mark.parametrize("designs", [("narrow_r50", "narrow_r25"), DESIGNS], ids=" ".join)
-@pytest.mark.parametrize("body", [bottlenecks, dense, chain, shared])
+@pytest.mark.parametrize("body", [bottlenecks, dense, chain, shared, repeated])
 def test_predicted_costs_are_those_of_the_network(body: Any, designs: tuple[str, ...]) -> None:
     teacher = network(body)
     made = proposer(teacher, designs)

@@ -42,8 +42,10 @@ def reader_of(model: keras.Model) -> Mapping[str, str]:
     """Return, by the name of a convolution, the one layer that reads its output channels.
 
     The convolution must be the only producer of its channels, the reader must be their only reader and must read
-    no others, and it must be possible to remove channels. For example, the second convolution of a residual block
-    reads the output of the first, and the classifier reads that of the last layer of a VGG.
+    no others, and it must be possible to remove channels. If the reader is a convolution, each channel must be one of
+    its inputs: behind `Concatenate()([x, x])` or two depthwise filters per channel, a channel that is not read from one
+    of its two inputs is still read from the other. For example, the second convolution of a residual block reads the
+    output of the first, and the classifier reads that of the last layer of a VGG.
 
     Args:
         model: flat and functional.
@@ -70,13 +72,14 @@ def up_to_reader(model: keras.Model) -> Mapping[str, tuple[str, ...]]:
 
 def _read_by_one(traced: Trace) -> dict[str, tuple[str, set[int]]]:
     """Return, by the name of a convolution, its only reader (see `reader_of`) and the classes of its channels."""
-    read = {call.operation.name: set(traced.of(call.input).tolist()) for call in traced.readers()}
+    read = {call.operation.name: traced.of(call.input).tolist() for call in traced.readers()}
+    convolutions = {layer.name for layer in traced.model.layers if isinstance(layer, keras.layers.Conv2D)}
     return {
         group.name: (group.readers[0], set(classes))
         for group, classes in with_classes(traced)
         if len(group.producers) == len(group.readers) == 1 and not group.fixed
-        if isinstance(traced.model.get_layer(group.name), keras.layers.Conv2D)
-        if read[group.readers[0]] == set(classes)
+        if group.name in convolutions and set(read[group.readers[0]]) == set(classes)
+        if len(read[group.readers[0]]) == len(classes) or group.readers[0] not in convolutions
     }
 
 
