@@ -61,6 +61,20 @@ def _check_fit(name: str, model: keras.Model, teacher: keras.Model) -> None:
         )
 
 
+def check_outputs(name: str, outputs: np.ndarray) -> None:
+    """Check that the outputs of a network, (images, classes), are finite; the largest of NaNs is no answer.
+
+    Raises:
+        BadInputError: one is not.
+    """
+    count = int((~np.isfinite(outputs)).any(axis=-1).sum())
+    if count:
+        raise BadInputError(
+            f"the outputs of networks must be finite. Received: {name!r}, with NaN or infinity for {count} of "
+            f"{len(outputs)} images. Leave it out, or make it again."
+        )
+
+
 def check_labels(labels: np.ndarray | None, classes: int) -> None:
     """Check that labels, (images,), are classes of the teacher.
 

@@ -94,7 +94,7 @@ def analyse(
 
     Raises:
         UsageError: a name is unknown, a number is too small, or a population has fewer than two students.
-        BadInputError: the networks do not fit each other or the data.
+        BadInputError: the networks do not fit each other or the data, or an output of one is not finite.
 
     Example:
         >>> report = pbd.analyse(teacher, result.model, data)
@@ -110,12 +110,12 @@ def analyse(
     chosen = _Images(split, predicted, compared, positions == AVERAGE)
     original = _network(teacher, dataset, layers)
     activations.check_patterns(original.model, layers)
-    reference, labels = _predictions(original, chosen)
+    reference, labels = _predictions("teacher", original, chosen)
     checks.check_labels(labels, reference.probabilities.shape[-1])
     rows, answers = [], []
     for name, model in students.items():
         network = _network(model, dataset, layers)
-        predictions, _ = _predictions(network, chosen)
+        predictions, _ = _predictions(name, network, chosen)
         answers.append(predictions.classes)
         rows.append(_student(name, original, network, chosen, (reference, predictions), labels))
     return AnalysisReport(
@@ -137,12 +137,17 @@ def _network(model: keras.Model, dataset: Dataset, layers: Sequence[str]) -> Net
     return Network(network, activations.points(network, layers))
 
 
-def _predictions(network: Network, chosen: _Images) -> tuple[Predictions, np.ndarray | None]:
-    """Return the predictions of a network, and the labels if there are any."""
+def _predictions(name: str, network: Network, chosen: _Images) -> tuple[Predictions, np.ndarray | None]:
+    """Return the predictions of a network, and the labels if there are any.
+
+    Raises:
+        BadInputError: an output is not finite.
+    """
     tensors = {activations.LOGITS: network.points[activations.LOGITS].tensor}
     outputs, labels = activations.outputs(network.model, tensors, chosen.predicted, chosen.split, averaged=True)
-    scores = class_scores(np.asarray(outputs[activations.LOGITS], np.float64))
-    return Predictions(np.exp(log_probabilities(scores))), labels if chosen.predicted.labelled else None
+    logits = np.asarray(outputs[activations.LOGITS], np.float64)
+    checks.check_outputs(name, logits)
+    return Predictions(np.exp(log_probabilities(class_scores(logits)))), labels if chosen.predicted.labelled else None
 
 
 def _student(
@@ -181,7 +186,10 @@ def _population(
     chosen: _Images,
     labels: np.ndarray | None,
 ) -> PopulationAnalysis:
-    originals = [_predictions(_network(model, chosen.predicted, ()), chosen)[0].classes for model in teachers]
+    originals = []
+    for number, model in enumerate(teachers, 2):
+        predictions, _ = _predictions(f"teacher {number}", _network(model, chosen.predicted, ()), chosen)
+        originals.append(predictions.classes)
     return image_changes.population([reference.classes, *originals], answers, labels)
 
 

@@ -146,3 +146,11 @@ def test_networks_and_labels_must_fit() -> None:
         analyse(network(0), network(1, head="sigmoid"), data())
     with pytest.raises(BadInputError, match="labels must be below"):
         analyse(network(0), network(1), data(classes=7))
+
+
+def test_a_network_without_finite_outputs_is_refused() -> None:
+    """The largest of NaNs would be class 0: an accuracy that nothing tells from a real one."""
+    broken = network(1)
+    broken.get_layer("first").bias.assign([np.nan] * 6)
+    with pytest.raises(BadInputError, match="'student', with NaN or infinity for 50 of 50 images"):
+        analyse(network(0), broken, data())
