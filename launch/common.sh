@@ -24,6 +24,7 @@ usage() {
 run_job() {
     local code=0 signalled=
     job=
+    forwarded=
     trap 'signalled=TERM; forward TERM' INT TERM
     trap 'signalled=USR1; forward USR1' USR1
     "$@" &
@@ -40,7 +41,13 @@ run_job() {
 }
 
 forward() {
+    forwarded=$1
     kill -s "$1" "$job" 2>/dev/null || true
+}
+
+# was_terminated: whether the last signal that `run_job` forwarded was TERM.
+was_terminated() {
+    [[ $forwarded == TERM ]]
 }
 
 # start COMMAND...: run it beside this script, in a process group of its own, which Ctrl-C does not reach.

@@ -7,12 +7,12 @@ source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
 run_dir=${PBD_RUN_DIR:-runs/slurm-$SLURM_JOB_ID}
 
 # run_or_requeue COMMAND...: run pbd in the run directory of this job, and resume the run if there is one already. If it
-# was stopped (exit code 75) and PBD_REQUEUE is 1, queue the job again.
+# stopped (exit code 75) and PBD_REQUEUE is 1, queue the job again, except after TERM, with which `scancel` ends a job.
 run_or_requeue() {
     local code=0 resume=()
     [[ ! -f $run_dir/run.json ]] || resume=(--resume)
     run_job "$@" --run-dir "$run_dir" "${resume[@]}" || code=$?
-    if ((code == 75)) && [[ ${PBD_REQUEUE:-0} == 1 ]]; then
+    if ((code == 75)) && [[ ${PBD_REQUEUE:-0} == 1 ]] && ! was_terminated; then
         scontrol requeue "$SLURM_JOB_ID"
     fi
     return "$code"

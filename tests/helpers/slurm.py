@@ -71,6 +71,12 @@ class Slurm:
     def is_over(self, job: str) -> bool:
         return self.field(job, "JobState") in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 
+    def limit(self, job: str, minutes_left: int) -> None:
+        """Set a running job's time limit, in whole minutes, so that this is left or up to a minute less."""
+        hours, minutes, _ = self.field(job, "RunTime").split(":")
+        limit = int(hours) * 60 + int(minutes) + minutes_left
+        self.run("scontrol", "update", f"JobId={job}", f"TimeLimit={limit}")
+
     def pids(self, job: str, module: str) -> list[int]:
         """Return the processes of a job that run a module of Python."""
         mark = f"SLURM_JOB_ID={job}\0".encode()

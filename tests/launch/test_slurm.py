@@ -3,7 +3,7 @@
 import importlib.util
 import signal
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -54,19 +54,14 @@ def wait_for_block(slurm: Slurm, job: str, run_dir: Path) -> None:
     assert not slurm.is_over(job), output_of(run_dir)
 
 
-def set_limit(slurm: Slurm, jobs: Iterable[str], minutes: int) -> None:
-    """Change the time limit of jobs."""
-    for job in jobs:
-        slurm.run("scontrol", "update", f"JobId={job}", f"TimeLimit={minutes}")
-
-
 @needs_openssl
 def test_jobs_at_their_time_limit_are_queued_again_and_resume(
     slurm: Slurm, folder: Path, played: dict[str, str]
 ) -> None:
     """The digits job on MPI and a played one on Dask: Slurm looks for expired limits every 30 s, so both at once.
 
-    Neither may finish before the signal, so the ranks are stopped and the played blocks held until then.
+    Neither may finish before the signal, so the ranks are stopped and the played blocks held until then. Three minutes
+    leave a busy machine the time to stop before Slurm kills, and the signal comes within one.
     """
     mpi = submit(slurm, "slurm_mpi.sh", folder, DIGITS)
     dask = submit(slurm, "slurm_dask.sh", folder, LONGER, **played)
@@ -76,16 +71,29 @@ def test_jobs_at_their_time_limit_are_queued_again_and_resume(
     wait_for_block(slurm, mpi, run_dirs[mpi])
     with stopped_until_signalled(slurm.pids(mpi, "pbd.run"), signal.SIGUSR1):
         kept = {path: path.stat().st_mtime_ns for run_dir in run_dirs.values() for path in finished_blocks(run_dir)}
-        set_limit(slurm, run_dirs, minutes=1)
+        for job in run_dirs:
+            slurm.limit(job, minutes_left=3)
     wait_until(lambda: all(slurm.field(job, "Restarts") == "1" for job in run_dirs), "jobs that are queued again")
     (run_dirs[dask] / played_run.HOLD).unlink()
-    set_limit(slurm, run_dirs, minutes=10)
+    for job in run_dirs:
+        slurm.run("scontrol", "update", f"JobId={job}", "TimeLimit=10")
     wait_until(lambda: all(map(slurm.is_over, run_dirs)), "end of the jobs")
     for job, run_dir in run_dirs.items():
         assert slurm.field(job, "JobState") == "COMPLETED", output_of(run_dir)
         assert_complete(run_dir, workers=2)
     assert {path: path.stat().st_mtime_ns for path in kept} == kept, "a finished block was trained again"
     assert not list(folder.glob(".pbd-dask*")), "the certificates are left"
+
+
+def test_a_cancelled_job_is_not_queued_again(slurm: Slurm, folder: Path) -> None:
+    stopping = folder / "mpirun"
+    stopping.write_text("#!/bin/sh\ntrap 'sleep 1; exit 75' TERM USR1\ntouch started\nwhile :; do sleep 0.1; done\n")
+    stopping.chmod(0o755)
+    job = submit(slurm, "slurm_mpi.sh", folder, [], PBD_MPIRUN=str(stopping))
+    wait_until((folder / "started").exists, "start of the job")
+    slurm.run("scancel", job)
+    wait_until(lambda: slurm.is_over(job), "end of the job")
+    assert (slurm.field(job, "JobState"), slurm.field(job, "Restarts")) == ("CANCELLED", "0")
 
 
 @needs_openssl
