@@ -27,7 +27,7 @@ from experiments.csv_table import write_csv
 from experiments.efficiency_plans import BASELINE, Plan, Training, student_plans, teacher_plans
 from experiments.efficiency_table import NO_SOURCE, SOURCES, Row, show
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, path, positive
+from pbd.command_line import Parser, check_folder, path, positive, whole
 from pbd.config import DataConfig, StudentConfig
 from pbd.errors import UsageError, unknown_name
 
@@ -201,6 +201,7 @@ def _dataset(settings: argparse.Namespace) -> "Dataset":
         preprocess=built_in.preprocessing(settings.network),
     )
     dataset = data.load(config, settings.seed)
+    dataset.check_trainable()
     if not dataset.labelled:
         raise UsageError(f"the table needs labels. Received: {settings.dataset!r}, which has none. Give other data.")
     return dataset
@@ -257,7 +258,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--learning-rate", type=float, default=0.003, help="of Adam (default 0.003)")
     parser.add_argument("--temperature", type=float, default=StudentConfig.temperature, help="of KL (default 4)")
     parser.add_argument("--weight", type=float, default=1.0, help="of the distillation loss (default 1)")
-    parser.add_argument("--seed", type=int, default=0, help="of the students; teachers have the next ones")
+    parser.add_argument("--seed", type=whole, default=0, help="of the students; teachers have the next ones")
     parser.add_argument("--threads", type=positive, default=1, help="CPU threads (default 1)")
     parser.add_argument(
         "--run-dir", type=Path, metavar="DIR", help="folder of the trainings; complete ones are not done again"

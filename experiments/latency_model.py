@@ -20,7 +20,7 @@ from rich.table import Table
 from experiments.csv_table import write_csv
 from experiments.latency import installed, use_one_thread
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, positive
+from pbd.command_line import Parser, check_folder, positive, whole
 from pbd.system import backend
 
 if TYPE_CHECKING:
@@ -63,9 +63,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         "--batch-sizes", nargs="+", type=positive, default=[1, 32], metavar="N", help="images in a pass"
     )
     parser.add_argument("--networks", type=positive, default=8, metavar="N", help="random networks")
-    parser.add_argument("--fitted", type=int, default=2, metavar="N", help="of these, seen by the corrected model")
+    parser.add_argument("--fitted", type=whole, default=2, metavar="N", help="of these, seen by the corrected model")
     parser.add_argument("--block", nargs="+", default=list(DESIGNS), metavar="NAME", help="designs to draw from")
-    parser.add_argument("--seed", type=int, default=0, help="of the random networks")
+    parser.add_argument("--seed", type=whole, default=0, help="of the random networks")
     parser.add_argument("--csv", type=Path, help="also write the figures to this file; times in seconds")
     settings = parser.parse_args(argv)
     check_folder("--csv", settings.csv)

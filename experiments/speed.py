@@ -30,7 +30,7 @@ from experiments.csv_table import write_csv
 from experiments.measured_runs import run_module
 from experiments.time_breakdown import PARTS
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, positive
+from pbd.command_line import Parser, check_folder, positive, whole
 from pbd.config import AUGMENTATIONS, BLOCK_INITS, BlockConfig, DataConfig, TrainingConfig
 from pbd.errors import PbdError
 from pbd.run_dir.journal import Journal
@@ -217,7 +217,7 @@ def add_what_is_trained(parser: Parser) -> None:
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
     parser.add_argument("--block", default=BlockConfig().designs[0])
     parser.add_argument("--block-init", choices=BLOCK_INITS, default=BlockConfig().block_init)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole, default=0)
 
 
 def as_setup(settings: argparse.Namespace, threads: int, teacher: str) -> Setup:

@@ -50,6 +50,13 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def whole(text: str) -> int:
+    """Return the text as a whole number, 0 or above."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"must be a whole number, 0 or above. Received: {text!r}")
+    return int(text)
+
+
 def path(text: str) -> str:
     """Return the text as a path, with the home folder for a leading `~`: shells leave it in `--flag=~/file`."""
     return os.path.expanduser(text)

@@ -16,7 +16,7 @@ from pbd.data.images import ArrayImages, FileImages
 from pbd.data.mixing import UNMIXED, Mixing, Mixture, mixture
 from pbd.data.order import WHOLE, WorkerShare
 from pbd.data.shapes import Shape
-from pbd.errors import UsageError, unknown_name
+from pbd.errors import BadInputError, UsageError, unknown_name
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +114,18 @@ class Dataset:
                 f"{self.batch_size}. Raise it, or give --parallel task."
             )
         return replace(self, worker=worker, unit=unit)
+
+    def check_trainable(self) -> None:
+        """Check that there is a batch of training images.
+
+        Raises:
+            BadInputError: there are fewer.
+        """
+        if len(self.train) < self.batch_size:
+            raise BadInputError(
+                f"there must be at least one batch of training images. Received: {len(self.train)} training images "
+                f"and a batch size of {self.batch_size}. Give a smaller --batch-size, or more images."
+            )
 
     def digest(self) -> str:
         """Return a SHA-256 of the splits: images, or the names of their files, and labels; of a stream, its sizes."""

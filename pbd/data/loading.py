@@ -74,11 +74,6 @@ def load(
         split_off = _split_off(raw, config)
         shape, pixel_max = raw.train.images.read_shape, raw.train.images.pixel_max
     check_preprocess(preprocess, shape, pixel_max)
-    if len(splits["train"]) < config.batch_size:
-        raise BadInputError(
-            f"there must be at least one batch of training images. Received: {len(splits['train'])} training images "
-            f"and a batch size of {config.batch_size}. Give a smaller --batch-size, or more images."
-        )
     return Dataset(
         name=config.dataset,
         train=splits["train"],

@@ -111,6 +111,7 @@ def prepare(
     data_config = replace(config.data, preprocess=preprocess)
     raw = data.raw_splits(data_config.labels) if data else None
     dataset = datasets.load(data_config, config.seed, source.image_shape(), raw=raw)
+    dataset.check_trainable()
     _check_labels(config, dataset)
     check_data(dataset)
     loaded = source.load(functools.partial(_labelled, data_config, data, dataset))
