@@ -47,10 +47,7 @@ def inference_copy(model: keras.Model, shape: tuple[int, int, int]) -> keras.Mod
 
     The activations of a convolution are then behind its normalisation, whether or not the file of a student is folded.
     """
-    network = precision.in_float32(graph.flatten(model, shape))
-    while foldable := folding.find_foldable(network):
-        network = folding.fold(network, foldable)
-    return network
+    return folding.fold_all(precision.in_float32(graph.flatten(model, shape)))
 
 
 def points(network: keras.Model, patterns: Sequence[str] = ()) -> dict[str, Point]:

@@ -21,10 +21,7 @@ def fold(model: keras.Model, int8: bool = False) -> keras.Model:
         model: flat and functional (see `graph.flatten`), with its weights.
         int8: the form that is fastest in 8-bit integers, and not the fastest in float32 (see `BlockDesign.for_int8`).
     """
-    model = graph.flatten(model)
-    # Folding a normalisation can expose another one behind it.
-    while foldable := folding.find_foldable(model):
-        model = folding.fold(model, foldable)
+    model = folding.fold_all(graph.flatten(model))
     for design in blocks.designs():
         model = _rewritten(design.for_int8 if int8 else design.for_inference, model)
     return model

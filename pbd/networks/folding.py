@@ -65,6 +65,18 @@ def find_foldable(model: keras.Model) -> dict[str, keras.layers.BatchNormalizati
     return foldable
 
 
+def fold_all(model: keras.Model) -> keras.Model:
+    """Return a copy of the model with all normalisations folded that can be; the model itself if there are none.
+
+    Args:
+        model: flat and functional.
+    """
+    # Folding a normalisation can expose another one behind it.
+    while foldable := find_foldable(model):
+        model = fold(model, foldable)
+    return model
+
+
 @initial_values.on_host()
 def fold(model: keras.Model, foldable: Mapping[str, keras.layers.BatchNormalization]) -> keras.Model:
     """Return a copy of the model with these normalisations folded into the layers before them.

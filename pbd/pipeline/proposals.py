@@ -176,7 +176,7 @@ class Proposer:
             counted = costs_of_blocks.count(layer, design, outputs)
             weights = {}
             if BYTES in limited:
-                weights[BYTES] = bytes_of_weight * self._folded.params(layer, design, outputs, counted["params"])
+                weights[BYTES] = bytes_of_weight * self._folded.params(layer, design, outputs)
             behind = self._behind.get(layer.name, {})
             saved = costs_of_blocks.saved_behind(behind, layer, design, outputs) if behind else {}
             latency = {} if table is None else table.cost_of(layer, design, outputs)

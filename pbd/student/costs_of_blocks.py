@@ -1,16 +1,16 @@
 """Multiply-accumulates and parameters of a layer or its block, for a number of output channels that are read."""
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import keras
 
 from pbd import blocks
 from pbd.deploy import inference_form
-from pbd.networks import channels, cost, graph
+from pbd.networks import channels, cost, folding, graph
 from pbd.networks.residuals import find_residuals
-from pbd.records import RESIDUAL, Layer
+from pbd.records import Layer
 from pbd.student.candidates import Costs
 
 
@@ -42,10 +42,24 @@ def saved_behind(behind: Costs, layer: Layer, design: str | None, outputs: int) 
 @functools.lru_cache(maxsize=4096)
 def _of_block(layer: Layer, design: str, outputs: int) -> tuple[Costs, int]:
     """Return the costs of a block and how many outputs it computes: more than are read if it reads them itself."""
+    block = _block(layer, design, outputs)
+    return {"macs": float(cost.count_macs(block)), "params": float(cost.count_params(block))}, block.output.shape[-1]
+
+
+@functools.lru_cache(maxsize=4096)
+def _folded_params(layer: Layer, design: str, outputs: int, normalised: bool) -> float:
+    """Return the parameters of a folded block, with those of the normalisation behind it if it is `normalised`."""
+    block = _block(layer, design, outputs)
+    features = keras.layers.BatchNormalization()(block.outputs[0]) if normalised else block.outputs[0]
+    pooled = keras.Model(block.inputs[0], keras.layers.GlobalAveragePooling2D()(features))
+    return float(cost.count_params(folding.fold_all(pooled)))
+
+
+def _block(layer: Layer, design: str, outputs: int) -> keras.Model:
     block = blocks.build_block(blocks.get(design), layer, seed=0)
     if outputs < layer.output_shape[-1]:
         block = channels.restricted(graph.swap(block, blocks.constant_selections(block)), outputs)
-    return {"macs": float(cost.count_macs(block)), "params": float(cost.count_params(block))}, block.output.shape[-1]
+    return block
 
 
 def behind_layers(teacher: keras.Model) -> Mapping[str, Costs]:
@@ -84,6 +98,8 @@ class Folded:
     """The parameters of layers and residual blocks, by name."""
     behind: Mapping[str, Costs]
     """See `behind_layers`."""
+    normalised: Collection[str]
+    """The layers whose normalisation was folded into them."""
 
     @classmethod
     def of(cls, teacher: keras.Model) -> "Folded":
@@ -91,20 +107,18 @@ class Folded:
         folded = inference_form.fold(teacher)
         layers = {layer.name: layer.count_params() for layer in folded.layers}
         residuals = {name: residual.params for name, residual in find_residuals(folded).items()}
-        return cls({**layers, **residuals}, behind_layers(folded))
+        return cls({**layers, **residuals}, behind_layers(folded), folding.find_foldable(teacher).keys())
 
-    def params(self, layer: Layer, design: str | None, outputs: int, unfolded: float) -> float:
+    def params(self, layer: Layer, design: str | None, outputs: int) -> float:
         """Return the parameters of a layer or its block, without what the layers behind it save.
 
         Args:
             layer: see `count`, as for `design` and `outputs`.
-            design: of the block.
+            design: of the block; None for the layer itself.
             outputs: the number of output channels that are read.
-            unfolded: the parameters before folding.
         """
         behind = self.behind.get(layer.name)
         saved = saved_behind(behind, layer, design, outputs)["params"] if behind else 0.0
-        if design is not None and layer.kind == RESIDUAL:
-            return unfolded - saved
-        added = self.of_layers.get(layer.name, layer.params) - layer.params
-        return unfolded + added * outputs / layer.output_shape[-1] - saved
+        if design is not None:
+            return _folded_params(layer.without_place(), design, outputs, layer.name in self.normalised) - saved
+        return self.of_layers.get(layer.name, layer.params) * outputs / layer.output_shape[-1] - saved

@@ -151,7 +151,7 @@ def test_names_and_layers_that_do_not_suit() -> None:
     assert "channels_first" in str(design.applies_to(replace(layer, data_format="channels_first")))
     assert "groups: 2" in str(design.applies_to(layer_of(groups=2)[1]))
     assert "input channels: 3" in str(design.applies_to(layer_of(channels=3)[1]))
-    assert "other layers" in str(design.unprofitable(layer))
+    assert "no layer before it" in str(design.unprofitable(layer))
     assert design.unprofitable(replace(layer, producer="before")) is None
 
 

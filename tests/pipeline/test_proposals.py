@@ -119,7 +119,9 @@ def residuals(x: Any) -> Any:
     return x
 
 
-@pytest.mark.parametrize("designs", [("merge",), ("drop",), ("narrow_r50", "merge", "drop")], ids=" ".join)
+@pytest.mark.parametrize(
+    "designs", [("merge",), ("drop",), ("two_layer",), ("narrow_r50", "three_layer", "drop")], ids=" ".join
+)
 def test_predicted_bytes_are_those_of_the_folded_network(
     designs: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
