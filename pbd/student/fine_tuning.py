@@ -1,5 +1,6 @@
 """Fine-tune a student against its frozen teacher: keep the best epoch, undo and repeat epochs that diverge."""
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
-from pbd.student.validation import validate
+from pbd.student.validation import Validator
 
 COLLAPSE = 0.5
 """An epoch diverges if it keeps less than this share of the best score's lead over chance."""
@@ -111,7 +112,7 @@ class FineTuner:
         """Validate; add the epoch to the state unless it diverged."""
         if self._divergence:
             return
-        metrics = validate(self.student, self.teacher, self.dataset, self.collective)
+        metrics = self._validator.metrics(self.student)
         chance, undoes_collapse = 1.0 / max(2, self.student.output_shape[-1]), self.distillation.undoes_collapse
         reason = divergence(metrics, self.state.best if undoes_collapse else None, chance)
         if reason:
@@ -129,6 +130,10 @@ class FineTuner:
             variables, of_optimizer = _values(self._variables), _values(optimizer.variables)
             current = replace(self.state, variables=variables, optimizer_variables=of_optimizer)
             self.checkpoint.write(current)
+
+    @functools.cached_property
+    def _validator(self) -> Validator:
+        return Validator(self.teacher, self.dataset, self.collective)
 
     @property
     def _tolerance(self) -> float:

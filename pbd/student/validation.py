@@ -20,7 +20,8 @@ class Validator:
     """
 
     def __init__(self, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> None:
-        self._teacher, self._dataset, self._collective = teacher, dataset, collective
+        self.collective = collective
+        self._teacher, self._dataset = teacher, dataset
         self._teacher_outputs: list[np.ndarray] = []
 
     def metrics(self, student: keras.Model) -> Metrics:
@@ -30,7 +31,7 @@ class Validator:
             [student],
             self._dataset.batches("validation"),
             self._dataset.labelled,
-            self._collective,
+            self.collective,
             teacher_outputs=self._teacher_outputs,
         )[0]
 

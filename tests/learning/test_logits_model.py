@@ -13,6 +13,7 @@ from pbd.data import Dataset
 from pbd.learning import distillation
 from pbd.networks import graph
 from pbd.student import fine_tuning
+from pbd.student.validation import validate
 from tests.helpers.palette import (
     CLASSES,
     SHAPE,
@@ -87,7 +88,7 @@ def test_training_the_logits_model_trains_the_student(dataset: Dataset) -> None:
     student = graph.flatten(teacher)
     damage(student, 1.0)
     before, teachers = snapshot(student), snapshot(teacher)
-    start = fine_tuning.validate(student, teacher, dataset)
+    start = validate(student, teacher, dataset)
     config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
     assert moved_layers(before, student) == {"body", "head"}

@@ -20,6 +20,7 @@ from pbd.pipeline.remote_tasks import FineTuneTask
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.validation import Validator
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
@@ -49,7 +50,7 @@ def tune(
     teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., tuple[FineTuneState, list[np.ndarray]]]:
     """Return a function that tunes a damaged copy of the teacher, with a checkpoint in a folder, if one is given."""
-    validate = fine_tuning.validate
+    validate = Validator.metrics
 
     def run(
         folder: Path | None = None,
@@ -61,15 +62,15 @@ def tune(
         student, validated = graph.flatten(teacher), list[Metrics]()
         damage(student, 0.5)
 
-        def watch(*arguments: object) -> Metrics:
+        def watch(validator: Validator, student: keras.Model) -> Metrics:
             if len(validated) == interrupt_at:
                 raise Interruption
-            metrics = validate(*arguments)
+            metrics = validate(validator, student)
             validated.append(metrics if script is None else script[len(validated)])
             return validated[-1]
 
         if collective is SINGLE:
-            monkeypatch.setattr(fine_tuning, "validate", watch)
+            monkeypatch.setattr(Validator, "metrics", watch)
         checkpoint = CheckpointFile(Journal(folder), NAME, collective) if folder else None
         config = StudentConfig(fine_tune_epochs=EPOCHS, fine_tune_learning_rate=0.01)
         tuning = fine_tuning.fine_tune(student, teacher, data, config, START, ignore, 2, collective, checkpoint)
@@ -127,18 +128,18 @@ def test_several_workers_resume_from_the_same_state(
     tune: Callable[..., object], dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
-    validate, seen = fine_tuning.validate, list[Metrics]()
+    validate, seen = Validator.metrics, list[Metrics]()
 
-    def at_most_two(student: keras.Model, teacher: keras.Model, data: Dataset, collective: Collective) -> Metrics:
-        if collective.index == 0:
+    def at_most_two(validator: Validator, student: keras.Model) -> Metrics:
+        if validator.collective.index == 0:
             seen.append(START)
         if len(seen) > 2:
             raise Interruption
-        return validate(student, teacher, data, collective)
+        return validate(validator, student)
 
     (whole, weights), _ = run_threads(2, lambda collective: tune(collective=collective, data=large))
     with monkeypatch.context() as patch:
-        patch.setattr(fine_tuning, "validate", at_most_two)
+        patch.setattr(Validator, "metrics", at_most_two)
         with pytest.raises((Interruption, CollectiveLostError)):
             run_threads(2, lambda collective: tune(tmp_path, collective, data=large))
     first, second = run_threads(2, lambda collective: tune(tmp_path, collective, data=large))

@@ -24,6 +24,7 @@ from pbd.pipeline.remote_tasks import FineTuneTask
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.validation import Validator
 from tests.helpers.palette import CLASSES, SHAPE, ignore, make_dataset, make_teacher, predict
 from tests.helpers.thread_collective import run_threads
 
@@ -153,7 +154,7 @@ def test_the_projector_is_resumed_and_left_behind(
     whole, resumed = make_student(), make_student()
     variables = len(whole.variables)
     expected = tune(whole, teacher, dataset, MSE)
-    validate, calls = fine_tuning.validate, list[int]()
+    validate, calls = Validator.metrics, list[int]()
 
     def interrupted(*arguments: Any) -> Metrics:
         calls.append(1)
@@ -161,7 +162,7 @@ def test_the_projector_is_resumed_and_left_behind(
             raise KeyboardInterrupt
         return validate(*arguments)
 
-    monkeypatch.setattr(fine_tuning, "validate", interrupted)
+    monkeypatch.setattr(Validator, "metrics", interrupted)
     checkpoint = CheckpointFile(Journal(tmp_path), "state.npz", SINGLE)
     with pytest.raises(KeyboardInterrupt):
         tune(make_student(), teacher, dataset, MSE, checkpoint=checkpoint)
@@ -180,7 +181,7 @@ def test_a_divergence_undoes_the_projector_too(
 ) -> None:
     """Without that, the projector of an epoch that diverged would be trained on."""
     scores, starts = iter([(0.8, 0.5), (0.2, 3.0), (0.9, 0.4), (0.9, 0.3)]), list[Any]()
-    monkeypatch.setattr(fine_tuning, "validate", lambda *a: Metrics((s := next(scores))[0], s[0], s[1]))
+    monkeypatch.setattr(Validator, "metrics", lambda *a: Metrics((s := next(scores))[0], s[0], s[1]))
     assigned = fine_tuning._assign
     monkeypatch.setattr(fine_tuning, "_assign", lambda to, values: (starts.append(values), assigned(to, values)))
     state = tune(make_student(), teacher, dataset, MSE)
@@ -272,7 +273,7 @@ def test_from_random_weights_a_collapse_is_no_divergence(
     dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scores = iter([0.6, 0.34, math.nan, 0.7])
-    monkeypatch.setattr(fine_tuning, "validate", lambda *a: Metrics(s := next(scores), s, s))
+    monkeypatch.setattr(Validator, "metrics", lambda *a: Metrics(s := next(scores), s, s))
     config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.004)
     distillation = DistillationConfig(undoes_collapse=False)
     state = fine_tuning.fine_tune(make_student(), teacher, dataset, config, START, ignore, distillation=distillation)

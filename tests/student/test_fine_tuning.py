@@ -11,11 +11,12 @@ from pbd.collective import Collective
 from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.data.mixing import Mixing
-from pbd.learning import ghost_batch_norm
+from pbd.learning import ghost_batch_norm, metrics
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import FineTuneState
+from pbd.student.validation import validate
 from tests.helpers.palette import damage, ignore, moved_layers, predict, snapshot, some_images
 from tests.helpers.thread_collective import run_threads
 
@@ -24,14 +25,14 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 @pytest.mark.parametrize("loss", ["kd_mse", "cross_entropy", "mixed"])
 def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: keras.Model, dataset: Dataset) -> None:
-    start = fine_tuning.validate(student, teacher, dataset)
+    start = validate(student, teacher, dataset)
     assert start.accuracy < 0.7
     events: list[Any] = []
     config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, events.append)
     assert tuning.best.accuracy > 0.9
     assert tuning.best.agreement > 0.9
-    assert fine_tuning.validate(student, teacher, dataset) == tuning.best
+    assert validate(student, teacher, dataset) == tuning.best
     assert [row["epoch"] for row in tuning.history] == [1, 2, 3, 4]
     assert tuning.history[-1]["loss"] < tuning.history[0]["loss"]
     assert {tuple(row) for row in tuning.history} == {
@@ -45,7 +46,7 @@ def test_a_damaged_student_recovers(loss: str, teacher: keras.Model, student: ke
 def test_distillation_needs_no_labels(
     loss: str, teacher: keras.Model, student: keras.Model, unlabelled: Dataset
 ) -> None:
-    start = fine_tuning.validate(student, teacher, unlabelled)
+    start = validate(student, teacher, unlabelled)
     assert start.accuracy is None
     config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
     tuning = fine_tuning.fine_tune(student, teacher, unlabelled, config, start, ignore)
@@ -56,12 +57,23 @@ def test_distillation_needs_no_labels(
         assert np.isfinite(list(row.values())).all()
 
 
+def test_the_teacher_sees_the_validation_images_once(
+    teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, seen = StudentConfig(fine_tune_epochs=3), list[keras.Model]()
+    monkeypatch.setattr(metrics, "predict", lambda model, images: seen.append(model) or predict(model, images))
+    fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.1, 0.1, 9.0), ignore)
+    batches = sum(1 for _ in dataset.batches("validation"))
+    assert sum(model is teacher for model in seen) == batches
+    assert sum(model is student for model in seen) == 3 * batches
+
+
 def test_mixed_images_are_those_of_fine_tuning_only(
     teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, ways = Dataset.training_batches, list[Mixing]()
     monkeypatch.setattr(Dataset, "training_batches", lambda data, *of: ways.append(data.mixing) or read(data, *of))
-    start = fine_tuning.validate(student, teacher, dataset)
+    start = validate(student, teacher, dataset)
     config = StudentConfig(
         fine_tune_epochs=2, fine_tune_learning_rate=0.02, fine_tune_loss="kd_kl", mixup=1.0, cutmix=0.5
     )
@@ -79,7 +91,7 @@ def test_the_teacher_keeps_its_weights_and_stays_as_trainable_as_it_was(
     assert set(trainable.values()) == {True, False}
     before = snapshot(teacher)
     config = StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=0.01, fine_tune_loss="mixed")
-    fine_tuning.fine_tune(student, teacher, dataset, config, fine_tuning.validate(student, teacher, dataset), ignore)
+    fine_tuning.fine_tune(student, teacher, dataset, config, validate(student, teacher, dataset), ignore)
     assert moved_layers(before, teacher) == set(), "statistics included"
     assert {layer.name: layer.trainable for layer in teacher.layers} == trainable
     assert teacher.trainable
@@ -104,7 +116,7 @@ def test_several_workers_fine_tune_as_one_worker_does(mixed: float, dataset: Dat
     copies = [graph.flatten(teacher) for _ in range(3)]
     for copy in copies:
         damage(copy, 0.5)
-    start, damaged = fine_tuning.validate(copies[0], teacher, large), snapshot(copies[0])
+    start, damaged = validate(copies[0], teacher, large), snapshot(copies[0])
     before = predict(copies[0], some_images())
     alone = fine_tuning.fine_tune(copies[2], teacher, large, config, start, ignore)
 

@@ -18,6 +18,7 @@ from pbd.networks import graph
 from pbd.run_dir.journal import Journal
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.validation import Validator
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
@@ -124,13 +125,13 @@ def test_rolled_back_and_resumed_the_zeros_and_the_result_are_the_same(
     def tune(measured: list[Metrics], folder: Path) -> keras.Model:
         remaining, student = iter(measured), pruned()
 
-        def validate(*_: object) -> Metrics:
+        def measure(*_: object) -> Metrics:
             metrics = next(remaining, None)
             if metrics is None:
                 raise Interruption
             return metrics
 
-        monkeypatch.setattr(fine_tuning, "validate", validate)
+        monkeypatch.setattr(Validator, "metrics", measure)
         checkpoint = CheckpointFile(Journal(folder), "state.npz", fine_tuning.SINGLE)
         state = fine_tuning.fine_tune(student, teacher, dataset, CONFIG, START, ignore, checkpoint=checkpoint)
         assert (state.rollbacks, state.epoch) == (1, 3)

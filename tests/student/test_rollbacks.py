@@ -16,6 +16,7 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.student import fine_tuning
 from pbd.student.checkpoints import FineTuneState
+from pbd.student.validation import Validator, validate
 from tests.helpers.palette import damage, ignore, moved_layers, snapshot
 from tests.helpers.thread_collective import run_threads
 
@@ -34,7 +35,7 @@ def test_divergence_is_detected_undone_and_reported(
         monkeypatch.setattr(losses.logits, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
     student = graph.flatten(teacher)
     damage(student, 0.3)
-    start = fine_tuning.validate(student, teacher, dataset)
+    start = validate(student, teacher, dataset)
     assert start.accuracy > 0.75
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=rate)
@@ -44,7 +45,7 @@ def test_divergence_is_detected_undone_and_reported(
     assert tuning.events[0].endswith(f"undone, repeated at {rate / 4:g}")
     assert (tuning.best.accuracy, -tuning.best.kl) >= (start.accuracy, -start.kl)
     assert all(np.isfinite(value).all() for value in student.get_weights())
-    assert fine_tuning.validate(student, teacher, dataset) == tuning.best
+    assert validate(student, teacher, dataset) == tuning.best
     if tuning.best == start:
         assert moved_layers(before, student) == set(), "statistics included"
 
@@ -56,7 +57,7 @@ class Script:
         self._metrics = iter(Metrics(accuracy, accuracy, kl) for accuracy, kl in measures)
         self.seen: list[list[np.ndarray]] = []
 
-    def __call__(self, student: keras.Model, teacher: keras.Model, dataset: Dataset, collective: Collective) -> Metrics:
+    def __call__(self, student: keras.Model) -> Metrics:
         self.seen.append(student.get_weights())
         return next(self._metrics)
 
@@ -71,7 +72,7 @@ def follow(
         *measures: tuple[float, float], epochs: int, loss: str = "kd_mse", keep: str = "best"
     ) -> tuple[FineTuneState, Script]:
         script = Script(*measures)
-        monkeypatch.setattr(fine_tuning, "validate", script)
+        monkeypatch.setattr(Validator, "metrics", script)
         monkeypatch.setattr(fine_tuning, "standard_error", lambda score, images: 0.02)
         config = StudentConfig(
             fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss, fine_tune_keep=keep
