@@ -16,7 +16,7 @@ from pbd.compression.recipe import Recipe
 from pbd.compression.step import StepResult, check_data, check_target, settings_of
 from pbd.compression.step_folder import MODEL, Finished
 from pbd.config import RunConfig
-from pbd.deploy import deployment, targets
+from pbd.deploy import deployment, exporting, targets
 from pbd.energy import accounting
 from pbd.executors.base import Executor
 from pbd.learning.metrics import Metrics
@@ -30,6 +30,7 @@ from pbd.records.recipe_report import RecipeReport, StepReport
 from pbd.report import json_safe, recipes
 from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.run_dir import steps as of_steps
+from pbd.run_dir.journal import Journal
 from pbd.system import devices
 
 if TYPE_CHECKING:
@@ -77,6 +78,10 @@ class _Run:
         """Do the steps that are missing, measure all networks, write the report, and return it."""
         began = time.monotonic()
         inputs, journal = self.inputs, self.inputs.journal
+        earlier = self._earlier_report()
+        if earlier is not None:
+            self.display.phase("already complete: the report, with its times and energy, is the earlier one")
+            return earlier
         manifest.withdraw(journal)
         start = Finished(StepResult(inputs.teacher), self._context().evaluate(inputs.teacher), 0.0, None)
         finished = {deployment.TEACHER: start}
@@ -99,8 +104,24 @@ class _Run:
             seconds=time.monotonic() - began,
             run_dir=str(journal.path),
         )
-        manifest.record(journal, recipes.write(report, journal))
+        manifest.record(journal, [*recipes.write(report, journal), *_quantized_files(finished, journal)])
         return report
+
+    def _earlier_report(self) -> RecipeReport | None:
+        """Return the report that the run directory holds if it is of these steps, and no file of theirs has changed."""
+        journal = self.inputs.journal
+        if not manifest.is_intact(journal):
+            return None
+        earlier = recipes.read(journal)
+        names = [deployment.TEACHER, *Chain(self._context(), self.recipe.steps).names]
+        steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
+        same_steps = steps == {step.name: step.settings for step in earlier.steps}
+        same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
+        return replace(earlier, run_dir=str(journal.path)) if same_steps and same_choices else None
+
+    def _settings_of_steps(self) -> list[dict[str, Any]]:
+        """Return the settings of each network of the report; the first one is no step's."""
+        return [{}, *map(settings_of, self.recipe.steps)]
 
     def _context(self) -> Context:
         inputs, target = self.inputs, targets.TARGETS[self.targets[0]]
@@ -122,8 +143,7 @@ class _Run:
         deployed, events = self._deployed(finished)
         context = self._context()
         self.display.phase("evaluating all networks on the test split")
-        settings = [{}, *map(settings_of, self.recipe.steps)]
-        for (name, one), of_step in zip(finished.items(), settings, strict=True):
+        for (name, one), of_step in zip(finished.items(), self._settings_of_steps(), strict=True):
             network = one.result.model
             yield StepReport(
                 name=name,
@@ -178,6 +198,13 @@ class _Run:
             val_kl=one.metrics.kl,
             test_kl=test.kl,
         )
+
+
+def _quantized_files(finished: dict[str, Finished], journal: Journal) -> Iterator[str]:
+    """Yield the names, in the run directory, of all files in 8-bit integers."""
+    for one in finished.values():
+        for path in one.result.quantized.values():
+            yield from (str(part.relative_to(journal.path)) for part in exporting.files_of(path))
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:

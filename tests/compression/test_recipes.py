@@ -104,11 +104,24 @@ def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: 
     whole = compress(tmp_path, first, second, resume=True)
     assert calls == ["a", "b", "b"]
     assert np.allclose(whole.model.get_layer("head").get_weights()[0], 6.0 * head_of_teacher())
-    compress(tmp_path, first, second, resume=True)
+    again = compress(tmp_path, first, second, resume=True)
     assert calls == ["a", "b", "b"]
+    assert again.report == whole.report  # with the times of then
     changed = compress(tmp_path, replace(first, factor=4.0), second, resume=True)
     assert calls == ["a", "b", "b", "a", "b"]
     assert np.allclose(changed.model.get_layer("head").get_weights()[0], 12.0 * head_of_teacher())
+
+
+@pytest.mark.parametrize("change", [{"targets": ("onnx",)}, {"max_drop": 0.0}], ids=["target", "max_drop"])
+def test_a_complete_recipe_that_is_resumed_with_another_choice_is_measured_again(
+    change: dict[str, Any], tmp_path: Path
+) -> None:
+    pytest.importorskip("onnxruntime")
+    whole = compress(tmp_path, Scaled(2.0), targets=("keras",))
+    again = compress(tmp_path, Scaled(2.0), **{"targets": ("keras",), **change}, resume=True)
+    assert again.report.seconds != whole.report.seconds
+    assert again.report.targets == change.get("targets", ("keras",))
+    assert again.report.max_drop == change.get("max_drop")
 
 
 def test_a_damaged_step_is_done_again(tmp_path: Path) -> None:

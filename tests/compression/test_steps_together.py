@@ -123,6 +123,11 @@ def test_layers_that_a_step_leaves_in_float32_are_in_the_table_of_deployments(
     result = compress(tmp_path, Quantized(), targets="onnx")
     path = result.run_dir / "steps/01-quantized/network_int8.onnx"
     assert measured == [{"1 quantized": deployment.QuantizedFile(path, ("first",))}]
+    compress(tmp_path, Quantized(), targets="onnx", resume=True)
+    assert len(measured) == 1, "the recipe is complete"
+    path.write_bytes(b"damaged")
+    compress(tmp_path, Quantized(), targets="onnx", resume=True)
+    assert (len(measured), path.read_bytes()) == (2, b"")
 
 
 @pytest.mark.parametrize(
