@@ -21,7 +21,9 @@ Settings = dict[str, Any]
 
 def dataset(settings: Settings, image_shape: Any = None) -> Dataset:
     data = Data(**settings)
-    return load(data.config, 0, image_shape, raw=data.raw_splits(data.labels))
+    loaded = load(data.config, 0, image_shape, raw=data.raw_splits(data.labels))
+    loaded.check_trainable()
+    return loaded
 
 
 def train(images: np.ndarray, classes: Any = LABELS, **settings: Any) -> Settings:

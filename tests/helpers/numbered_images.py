@@ -41,9 +41,9 @@ def own_validation() -> dict[str, np.ndarray]:
 
 
 def one_line(kind: type[PbdError], *fragments: str, image_shape: Any = None, **settings: Any) -> None:
-    """Check that loading fails with this error, in one line that has these fragments."""
+    """Check that loading for a training fails with this error, in one line that has these fragments."""
     with pytest.raises(PbdError) as caught:
-        load(config(**settings), 0, image_shape)
+        load(config(**settings), 0, image_shape).check_trainable()
     message = str(caught.value)
     assert type(caught.value) is kind, message
     assert "\n" not in message
