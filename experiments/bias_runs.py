@@ -69,7 +69,7 @@ def load(dataset: str, train_limit: int | None, validation_limit: int | None, te
     from pbd.analysis import activations
     from pbd.data.images import ArrayImages
 
-    loaded = data.load(pbd.RunConfig.of(dataset=dataset, train_limit=train_limit, batch_size=1).data, seed=0)
+    loaded = data.load(pbd.RunConfig.of(dataset=dataset, train_limit=train_limit).data, seed=0)
     loaded = activations.sample(loaded, "validation", validation_limit)
     loaded = activations.sample(loaded, "test", test_limit)
     splits = [loaded.train, loaded.validation, loaded.test]

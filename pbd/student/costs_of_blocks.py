@@ -48,9 +48,10 @@ def _of_block(layer: Layer, design: str, outputs: int) -> tuple[Costs, int]:
 
 @functools.lru_cache(maxsize=4096)
 def _folded_params(layer: Layer, design: str, outputs: int, normalised: bool) -> float:
-    """Return the parameters of a folded block, with those of the normalisation behind it if it is `normalised`."""
+    """Return the parameters of a folded block and, if it is `normalised`, of the normalisation behind it."""
     block = _block(layer, design, outputs)
     features = keras.layers.BatchNormalization()(block.outputs[0]) if normalised else block.outputs[0]
+    # Folding takes networks that map images to scores.
     pooled = keras.Model(block.inputs[0], keras.layers.GlobalAveragePooling2D()(features))
     return float(cost.count_params(folding.fold_all(pooled)))
 
