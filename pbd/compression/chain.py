@@ -79,6 +79,7 @@ class Chain:
         return {
             "use": name_of(step),
             "settings": settings_of(step),
+            "fine_tune_keep": self.context.config.student.fine_tune_keep,
             "before": model_digest(before),
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),

@@ -92,7 +92,7 @@ class _Run:
         chosen = _last_within(finished, self.recipe.max_drop)
         prepare.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
-            config=_settings(self.config),
+            config=_settings(self.inputs.settled(self.config)),
             versions=versions(),
             device=devices.describe(),
             steps=tuple(self._rows(finished)),
@@ -112,11 +112,12 @@ class _Run:
         journal = self.inputs.journal
         if not manifest.is_intact(journal):
             return None
-        earlier = recipes.read(journal)
-        names = [deployment.TEACHER, *Chain(self._context(), self.recipe.steps).names]
+        earlier, context = recipes.read(journal), self._context()
+        names = [deployment.TEACHER, *Chain(context, self.recipe.steps).names]
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}
-        same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
+        choices = self.targets, self.recipe.max_drop, context.config.student.fine_tune_keep
+        same_choices = choices == (earlier.targets, earlier.max_drop, earlier.config.get("fine_tune_keep"))
         return replace(earlier, run_dir=str(journal.path)) if same_steps and same_choices else None
 
     def _settings_of_steps(self) -> list[dict[str, Any]]:
@@ -208,11 +209,10 @@ def _quantized_files(finished: dict[str, Finished], journal: Journal) -> Iterato
 
 
 def _settings(config: RunConfig) -> dict[str, Any]:
-    """Return the settings that are not those of steps, in plain JSON types."""
+    """Return the settings that are not those of one step, in plain JSON types."""
     sections = (config.teacher, config.data, config.execution)
-    return json_safe(
-        {name: value for section in sections for name, value in asdict(section).items()} | {"seed": config.seed}
-    )
+    values = {name: value for section in sections for name, value in asdict(section).items()}
+    return json_safe(values | {"seed": config.seed, "fine_tune_keep": config.student.fine_tune_keep})
 
 
 def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:
