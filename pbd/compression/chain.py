@@ -84,7 +84,7 @@ class Chain:
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),
             "batches": [dataset.batch_size, dataset.augment, dataset.preprocess],
-            **({"target": self.context.target.name} if uses_target(step) else {}),
+            **({"target": self.context.config.execution.target} if uses_target(step) else {}),
         }
 
 

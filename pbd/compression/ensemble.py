@@ -144,10 +144,10 @@ def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Mod
         _answers(network, inputs, of_logits, is_distribution, images)
         for network, is_distribution in zip(named, are_probabilities, strict=True)
     ]
-    outputs = keras.layers.Average(name="ensemble")(answers)
+    outputs = keras.layers.Average(name="ensemble", dtype="float32")(answers)
     if of_logits and are_probabilities[0]:
         activation = "sigmoid" if single else "softmax"
-        outputs = keras.layers.Activation(activation, name=activation)(outputs)
+        outputs = keras.layers.Activation(activation, name=activation, dtype="float32")(outputs)
     return graph.flatten(keras.Model(inputs, outputs, name="ensemble"))
 
 
@@ -163,4 +163,4 @@ def _answers(network: keras.Model, inputs: Any, of_logits: bool, are_probabiliti
         is_single = network.outputs[0].shape[-1] == 1  # whose logit stays one
         return (graph.logits(network) if is_single else logits_model(network, images))(inputs)
     outputs = network(inputs)
-    return outputs if are_probabilities else keras.layers.Softmax()(outputs)
+    return outputs if are_probabilities else keras.layers.Softmax(dtype="float32")(outputs)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pbd.compression.step import uses_target
 from pbd.config import ExecutionConfig, RunConfig
 from pbd.errors import MissingInputError, UsageError
 from pbd.report import files, recipes
@@ -112,5 +113,6 @@ def _recipe(journal: Journal) -> tuple[dict[str, Any], Callable[[RunConfig], obj
             f"Received: a step that cannot be made again ({error}). "
             "Give the files of several students with --population alone."
         ) from error
-    repeated = recipe.Recipe(steps, report.max_drop, ("keras",))
+    target = report.config["target"] if any(map(uses_target, steps)) else "keras"  # where nothing has to be written
+    repeated = recipe.Recipe(steps, report.max_drop, (target,))
     return report.config, lambda config: recipe.run(lambda: repeated, config)

@@ -49,8 +49,10 @@ def run(
     display: ProgressDisplay,
 ) -> RecipeReport:
     """Do the steps on the workers of a session that is open; see `recipe.run`."""
-    chosen = [targets.for_run(name).name for name in recipe.targets or (config.execution.target,)]
+    names = recipe.targets or (config.execution.target,)
+    chosen = [targets.for_run(name).name for name in names]
     check_target(recipe.steps, targets.TARGETS[chosen[0]])
+    config = config.replace(target=targets.of_budget(names[0]).name)
     prepared = prepare.prepare(
         config,
         model,
@@ -116,22 +118,23 @@ class _Run:
         names = [deployment.TEACHER, *Chain(context, self.recipe.steps).names]
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}
-        choices = self.targets, self.recipe.max_drop, context.config.student.fine_tune_keep
-        same_choices = choices == (earlier.targets, earlier.max_drop, earlier.config.get("fine_tune_keep"))
-        return replace(earlier, run_dir=str(journal.path)) if same_steps and same_choices else None
+        settled, kept = _settings(context.config), earlier.config
+        same = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep"))
+        same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
+        return replace(earlier, run_dir=str(journal.path)) if same_steps and same_choices and same else None
 
     def _settings_of_steps(self) -> list[dict[str, Any]]:
         """Return the settings of each network of the report; the first one is no step's."""
         return [{}, *map(settings_of, self.recipe.steps)]
 
     def _context(self) -> Context:
-        inputs, target = self.inputs, targets.TARGETS[self.targets[0]]
+        inputs = self.inputs
         return Context(
             teacher=inputs.teacher,
             teacher_path=inputs.journal.file("teacher.keras"),
             dataset=inputs.dataset,
-            config=replace(inputs.settled(self.config), data=inputs.data_config).replace(target=target.name),
-            target=target,
+            config=replace(inputs.settled(self.config), data=inputs.data_config),
+            target=inputs.target,
             journal=inputs.journal,
             executor=self.executor,
             display=self.display,

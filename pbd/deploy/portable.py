@@ -61,7 +61,7 @@ class _Ungrouped:
     def __call__(self, x: Any) -> Any:
         layer = self._layer
         y = self._depthwise(x) if layer.groups == x.shape[self._axis] else self._split(x)
-        return keras.layers.Activation(layer.activation, name=f"{layer.name}_activation")(y)
+        return keras.layers.Activation(layer.activation, name=f"{layer.name}_activation", dtype=layer.dtype_policy)(y)
 
     def _depthwise(self, x: Any) -> Any:
         kernel, *bias = self._layer.get_weights()
@@ -81,4 +81,5 @@ class _Ungrouped:
             layer = keras.layers.Conv2D(self._layer.filters // groups, name=name, **self._config)
             parts.append(layer(part))
             layer.set_weights(list(arrays))
-        return keras.layers.Concatenate(self._axis, name=f"{self._layer.name}_groups")(parts)
+        name, policy = f"{self._layer.name}_groups", self._layer.dtype_policy
+        return keras.layers.Concatenate(self._axis, name=name, dtype=policy)(parts)

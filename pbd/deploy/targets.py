@@ -106,14 +106,19 @@ def default() -> Target:
     return next(TARGETS[name] for name in _PREFERRED if TARGETS[name].obstacle() is None)
 
 
-def for_run(name: str) -> Target:
-    """Return the target of a run, in float32; "auto" is the default.
+def of_budget(name: str) -> Target:
+    """Return the target that budgets and `max_drop` hold for; "auto" is the default.
 
     Raises:
         UsageError: there is none of this name.
         EnvironmentMismatchError: something that it needs is not installed.
     """
-    return default() if name == "auto" else TARGETS[get_timed(name).runtime.name]
+    return default() if name == "auto" else get_timed(name)
+
+
+def for_run(name: str) -> Target:
+    """Return the target of a run, in float32; see `of_budget`."""
+    return TARGETS[of_budget(name).runtime.name]
 
 
 def default_pair() -> list[Target]:

@@ -66,9 +66,9 @@ class FeatureTerm(keras.layers.Layer):
         initial = keras.initializers.GlorotUniform(seed)
         layer: Any = None
         if loss == "crd":
-            layer = keras.layers.Dense(EMBEDDING, kernel_initializer=initial)
+            layer = keras.layers.Dense(EMBEDDING, kernel_initializer=initial, dtype="float32")
         elif loss in ("mse", "keras", "fsp") and target is not None and shape[-1] != target[-1]:
-            options = {"use_bias": False, "kernel_initializer": initial}
+            options = {"use_bias": False, "kernel_initializer": initial, "dtype": "float32"}
             layer = keras.layers.Conv2D(target[-1], 1, **options) if len(shape) == 4 else None
             layer = layer or keras.layers.Dense(target[-1], **options)
         if layer is not None:

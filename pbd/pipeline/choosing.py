@@ -169,7 +169,7 @@ def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
             enough = share
         else:
             too_small = share
-        if enough <= too_small:
+        if min(enough, 1.0) <= too_small:  # the fastest network may be predicted slower than the teacher
             break
         share = (too_small + min(enough, 1.0)) / 2
     if enough == math.inf:

@@ -117,7 +117,7 @@ class _BlockPhase:
 
 
 def _compress(run: _Context) -> RunReport:
-    from pbd.deploy import parity
+    from pbd.deploy import parity, targets
     from pbd.pipeline import choosing, remote_tasks
     from pbd.pipeline.kept_choices import KeptChoices
     from pbd.pipeline.proposals import Proposer
@@ -154,7 +154,8 @@ def _compress(run: _Context) -> RunReport:
 
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
     damages = _refitted(run, pool, results) if config.student.chooses_together and config.student.refits else results
-    kept = KeptChoices.of(journal, config.student, inputs.target.name, damages.values())
+    target = targets.of_budget(config.execution.target)
+    kept = KeptChoices.of(journal, config.student, target.name, damages.values())
     choices = choosing.choices(proposer(damages), kept, config.student, teacher_metrics.score)
     chosen, built = choosing.build(choices, builder, config.student.max_drop, teacher_metrics.score)
     student_result = _write_student(inputs, built, chosen.accepted, images)

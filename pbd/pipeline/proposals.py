@@ -25,16 +25,6 @@ from pbd.student.candidates import Candidates, Costs, Piece
 from pbd.student.latency_costs import LatencyTable
 
 
-def budget_target(name: str) -> Target:
-    """Return the target that a budget of latency holds for; "auto" is the default target.
-
-    Raises:
-        UsageError: there is none of this name.
-        EnvironmentMismatchError: something that it needs is not installed.
-    """
-    return targets.default() if name == "auto" else targets.get_timed(name)
-
-
 @dataclass(frozen=True)
 class Proposal:
     """A choice of the solver, as an assembled network."""
@@ -213,7 +203,7 @@ class Proposer:
 
     @property
     def _target(self) -> Target:
-        return budget_target(self.config.execution.target)
+        return targets.of_budget(self.config.execution.target)
 
     def _latencies(self) -> LatencyTable:
         """Return the latencies that were measured so far; the teacher's layers are, with the first call."""

@@ -11,7 +11,9 @@ from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
 RECORD = "complete.json"
-MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
+STUDENT = "student"
+"""How the names of all files of the student begin, also of those for other runtimes."""
+MODELS = ("teacher.keras", f"{STUDENT}.keras", f"{STUDENT}_folded.keras")
 TEXTS = ("run.json", "report.json", "report.html", "summary.txt")
 COSTS = "costs.json"
 """Written only if the run trained blocks; models and texts are written by every run."""
@@ -44,9 +46,16 @@ def record(journal: Journal, names: Iterable[str]) -> None:
 
 
 def withdraw(journal: Journal) -> None:
-    """Remove the record, since files will be rewritten; remove damaged costs, which are written only after training."""
+    """Remove the record, since files will be rewritten, and the files that may not be.
+
+    Those are the student's files for other runtimes, which a student in another target leaves, and damaged costs, which
+    are written only after training.
+    """
+    stale = {name for name in names(journal.path) if name.startswith(STUDENT) and name not in MODELS}
     if COSTS in (damaged(journal) or ()):
-        journal.file(COSTS).unlink(missing_ok=True)
+        stale.add(COSTS)
+    for name in stale:
+        journal.file(name).unlink(missing_ok=True)
     journal.file(RECORD).unlink(missing_ok=True)
 
 

@@ -92,17 +92,35 @@ def free_host_memory() -> int:
     return int(min(psutil.virtual_memory().available, _free_in_group()))
 
 
-def _free_in_group(root: Path = Path("/sys/fs/cgroup")) -> float:
-    """Return the bytes below the control group's limit, with its file cache counted as free; infinity without a limit.
+def _free_in_group(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/proc/self/cgroup")) -> float:
+    """Return the bytes below the limits of this process's control groups; infinity without a limit.
 
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
+
+    Args:
+        root: where control groups are mounted; in a container, this is the group of the container.
+        groups: the file that names the groups of this process, such as those of a Slurm job.
     """
-    for limit, used, cached in (
-        ("memory.max", "memory.current", "file"),
-        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "total_cache"),
-    ):
-        with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no limit
-            stat = (root / limit).with_name("memory.stat").read_text().split()
-            files = int(dict(zip(stat[::2], stat[1::2], strict=True))[cached])
-            return max(0, int((root / limit).read_text()) - int((root / used).read_text()) + files)
+    folders = {(root, _VERSION_2), (root / "memory", _VERSION_1)}
+    with contextlib.suppress(OSError):
+        for line in groups.read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                top, names = (root / "memory", _VERSION_1) if controllers else (root, _VERSION_2)
+                below = Path(path.lstrip("/"))
+                folders |= {(top / each, names) for each in (below, *below.parents)}  # a limit holds for what is below
+    return min(_free_in(folder, *names) for folder, names in folders)
+
+
+_VERSION_1 = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_cache"
+_VERSION_2 = "memory.max", "memory.current", "file"
+"""The files of a control group with its limit and its use, and the entry of `memory.stat` with its file cache."""
+
+
+def _free_in(folder: Path, limit: str, used: str, cached: str) -> float:
+    """Return the bytes below the limit of a group, with its file cache counted as free; infinity without a limit."""
+    with contextlib.suppress(OSError, ValueError, KeyError):  # "max" is no limit
+        stat = (folder / "memory.stat").read_text().split()
+        files = int(dict(zip(stat[::2], stat[1::2], strict=True))[cached])
+        return max(0, int((folder / limit).read_text()) - int((folder / used).read_text()) + files)
     return math.inf

@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd.compression import analyse_command, population
+from pbd.compression import analyse_command, population, recipe
 from pbd.compression.fine_tune import FineTune
 from pbd.compression.prune_filters import PruneFilters
+from pbd.compression.quantize import Quantize
+from pbd.compression.recipe import Recipe
 from pbd.config import RunConfig
 from pbd.errors import UsageError
 from pbd.networks import files
@@ -70,6 +72,22 @@ def test_a_built_in_teacher_is_trained_with_every_seed(tmp_path: Path, monkeypat
     assert {(one.execution.executor, one.execution.workers) for one in ran} == {("dask", 2)}
     folder = tmp_path / "population"
     assert repeated.originals == tuple(str(folder / f"seed-{seed}" / "teacher.keras") for seed in (2**32 - 1, 0))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"), [([Quantize(max_drop=1.0, calibration_images=16)], "onnx"), ([FineTune(epochs=0)], "keras")]
+)
+def test_a_recipe_is_repeated_in_its_target_if_a_step_uses_it(
+    steps: list[Any], expected: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    compress(tmp_path, *steps, targets="onnx")
+    repeated: list[Recipe] = []
+    monkeypatch.setattr(recipe, "run", lambda made, config: repeated.append(made()))
+    settings, run = population._read(Journal(tmp_path / "run"), "student.keras")
+    assert settings["target"] == "onnx"
+    run(RunConfig())
+    assert [each.targets for each in repeated] == [(expected,)]
 
 
 def test_what_cannot_be_repeated_is_refused(tmp_path: Path) -> None:

@@ -93,6 +93,8 @@ def test_steps_know_the_target_of_the_recipe_and_a_resumed_recipe_another_one(tm
     quantize = pbd.Quantize(max_drop=1.0, calibration_images=16)
     compress(tmp_path, Noted(contexts), targets=("keras", "onnx"))
     assert [(context.target.name, context.config.execution.target) for context in contexts] == [("keras", "keras")]
+    compress(tmp_path / "int8 budgets", Noted(contexts), targets="onnx-int8")
+    assert (contexts[-1].target.name, contexts[-1].config.execution.target) == ("onnx", "onnx-int8")
     first = compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="onnx")
     assert first.report.steps[1].details["target"] == "onnx-int8"
     with pytest.raises(EnvironmentMismatchError, match=r"a target must have 8-bit integers. Received: keras"):

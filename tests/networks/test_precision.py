@@ -8,6 +8,9 @@ import numpy as np
 import pytest
 
 import pbd
+from pbd.compression import ensemble
+from pbd.compression.pruning import refitting
+from pbd.deploy import portable
 from pbd.networks import graph, precision
 
 HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
@@ -77,6 +80,19 @@ def other_defaults() -> Iterator[None]:
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(data_format)
+
+
+def test_networks_are_changed_and_joined_in_float32_whatever_the_global_policy(other_defaults: None) -> None:
+    keras.config.set_image_data_format("channels_last")
+    inputs = keras.Input((8, 8, 4))
+    x = keras.layers.Conv2D(4, 3, groups=2, activation="relu", dtype="float32", name="grouped")(inputs)
+    x = keras.layers.GlobalAveragePooling2D(dtype="float32")(x)
+    model = keras.Model(inputs, keras.layers.Dense(3, dtype="float32", name="head")(x))
+    images = np.zeros((4, 8, 8, 4), "float32")
+    joined = [ensemble.joined([model, model], mean, images) for mean in (ensemble.PROBABILITIES, ensemble.LOGITS)]
+    for network in (*joined, portable.portable(model), refitting._as_convolutions(model, {})):
+        layers = [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+        assert {layer.dtype_policy.name for layer in layers} == {"float32"}, [layer.name for layer in layers]
 
 
 @pytest.fixture

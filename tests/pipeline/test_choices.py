@@ -31,18 +31,18 @@ class Networks:
         for n in range(21)
     }
 
-    def __init__(self, drop: Any) -> None:
-        self.drop, self.assembled, self.events = drop, list[float](), list[str]()
+    def __init__(self, drop: Any, least: float = LEAST) -> None:
+        self.drop, self.least, self.assembled, self.events = drop, least, list[float](), list[str]()
 
     def least_latency(self) -> float:
-        return LEAST
+        return self.least
 
     def best(
         self, requested: Sequence[budgets.Budget], count: int, tightened: Mapping[str, float] | None = None
     ) -> Any:
         (budget,) = requested
         share = int(20 * budget.amount * (tightened or {}).get(budget.resource, 1.0) + 1e-4) / 20
-        if share < LEAST:
+        if budget.amount < self.least:
             raise InfeasibleBudgetError("the least possible: latency:0.2")
         self.assembled.append(share)
         metrics = SimpleNamespace(score=0.9 - self.drop(share))
@@ -96,6 +96,11 @@ def test_the_fastest_network_of_all_is_tried_first_and_only_once(kept: KeptChoic
 def test_if_every_network_loses_too_much_the_teacher_is_left(kept: KeptChoices) -> None:
     networks = Networks(lambda _: 0.05)
     assert shares(networks, kept, 0.01) == [LEAST, None]
+
+
+def test_a_network_that_is_predicted_slower_than_the_teacher_is_not_searched_below_it(kept: KeptChoices) -> None:
+    networks = Networks(lambda _: 0.05, least=1.01)
+    assert shares(networks, kept, 0.01) == [1.0, None]
 
 
 def test_a_budget_gives_one_choice_and_is_repeated_under_a_tighter_limit_if_it_is_measured_too_slow(

@@ -61,7 +61,12 @@ def test_a_complete_run_without_a_budget_is_measured_in_another_target(tmp_path:
     assert resumed.report.config["target"] == "onnx"
     for one, other in zip(first.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    assert (tmp_path / "run" / "student.onnx").is_file()
+    files = {"student.keras", "student_folded.keras"}
+    of_onnx = files | {"student.onnx", "student_int8.onnx"}
+    assert {path.name for path in (tmp_path / "run").glob("student*")} == of_onnx
+    (tmp_path / "run" / "student_litert.tflite").write_bytes(b"exported by hand")
+    run(tmp_path / "run", target="keras", resume=True)
+    assert {path.name for path in (tmp_path / "run").glob("student*")} == files | {"student_litert.tflite"}
 
 
 def test_a_file_for_keras_on_a_gpu_does_not_replace_the_student_of_the_run() -> None:

@@ -187,6 +187,19 @@ def test_a_container_may_use_what_its_group_leaves_and_what_it_only_caches(
     assert memory._free_in_group(tmp_path) == 3000
 
 
+@pytest.mark.parametrize(
+    ("files", "line"), [(VERSION_2, "0::/slurm/job_7/step_0"), (VERSION_1, "4:cpu,memory:/slurm/job_7/step_0")]
+)
+def test_a_job_may_use_what_the_groups_above_it_leave(tmp_path: Path, files: dict[str, str], line: str) -> None:
+    (tmp_path / "groups").write_text(f"9:pids:/\n{line}\n")
+    top = tmp_path / "memory" if "memory" in line else tmp_path
+    job = top / "slurm" / "job_7"
+    (job / "step_0").mkdir(parents=True)
+    for name, text in files.items():
+        (job / Path(name).name).write_text(text)
+    assert memory._free_in_group(tmp_path, tmp_path / "groups") == 3000
+
+
 def test_without_a_limit_a_group_leaves_everything(tmp_path: Path) -> None:
     assert memory._free_in_group(tmp_path) == math.inf
     for name, text in (VERSION_2 | {"memory.max": "max\n"}).items():

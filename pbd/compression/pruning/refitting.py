@@ -107,11 +107,11 @@ def _build(layer: Any, positions: np.ndarray | None, x: Any) -> Any:
     if positions is not None:
         x, kernel = keras.ops.take(x, positions.tolist(), axis=-1), kernel[:, :, positions]
     if is_flat:
-        x = keras.layers.Reshape((1, 1, kernel.shape[2]))(x)
+        x = keras.layers.Reshape((1, 1, kernel.shape[2]), dtype=layer.dtype_policy)(x)
     convolution = keras.layers.Conv2D.from_config(_config(layer))
     y = convolution(x)
     convolution.set_weights([kernel, *bias])
-    return keras.layers.Reshape((kernel.shape[3],))(y) if is_flat else y
+    return keras.layers.Reshape((kernel.shape[3],), dtype=layer.dtype_policy)(y) if is_flat else y
 
 
 def _config(layer: Any) -> dict[str, Any]:
