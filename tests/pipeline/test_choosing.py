@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd.deploy import targets
+from pbd.deploy import deployment, targets
 from pbd.deploy.latency import file_size
 from pbd.errors import UsageError
 from pbd.networks import cost
@@ -222,6 +222,16 @@ def test_the_file_of_the_student_keeps_within_its_bytes(teacher: keras.Model, ru
     assert result.report.choice is not None
     assert 0.8 * limit < file_size(result.model, targets.get("keras")) <= limit
     assert result.report.choice.measured["bytes"] * whole <= limit
+
+
+def test_a_choice_is_not_kept_for_another_precision(
+    teacher: keras.Model, run_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(deployment, "measure", lambda *_: deployment.Deployed())
+    for target in ("onnx", "onnx-int8"):
+        distill(teacher, run_dir, block=BLOCKS, budget="macs:0.8", target=target, resume=True)
+    assert len(list((run_dir / "choices").iterdir())) == 2
 
 
 def test_only_pieces_of_networks_that_could_be_chosen_are_measured(
