@@ -49,7 +49,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         help="ptq: validation accuracy to lose at most (default: 0.005)",
     )
     parser.add_argument(
-        "--calibration-images", metavar="N", type=positive, default=512, help="training images (default: 512)"
+        "--calibration-images", metavar="N", type=positive, default=256, help="training images (default: 256)"
     )
     parser.add_argument(
         "--epochs",

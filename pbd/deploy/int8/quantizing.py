@@ -18,7 +18,8 @@ from pbd.errors import BadInputError, UsageError, one_line, unknown_name
 from pbd.networks import heads
 from pbd.system import devices, silence
 
-CALIBRATION_IMAGES = 512
+CALIBRATION_IMAGES = 256
+"""The extremes of more images lie further apart, so that values are rounded more coarsely."""
 MAX_DROP = 0.005
 _SENSITIVITY_IMAGES = 64
 
@@ -98,7 +99,7 @@ def check_settings(max_drop: float, calibration_images: int) -> None:
     if not 0 <= max_drop <= 1:
         raise UsageError(f"max_drop must lie in [0, 1]. Received: {max_drop}. Give 0.005 for half a percentage point.")
     if calibration_images < 1:
-        raise UsageError(f"calibration_images must be at least 1. Received: {calibration_images}. Give 512.")
+        raise UsageError(f"calibration_images must be at least 1. Received: {calibration_images}. Give 256.")
 
 
 @dataclass
