@@ -113,6 +113,6 @@ def _recipe(journal: Journal) -> tuple[dict[str, Any], Callable[[RunConfig], obj
             f"Received: a step that cannot be made again ({error}). "
             "Give the files of several students with --population alone."
         ) from error
-    target = report.config["target"] if any(map(uses_target, steps)) else "keras"  # where nothing has to be written
+    target = report.config["target"] if any(map(uses_target, steps)) else "keras"  # which needs no export
     repeated = recipe.Recipe(steps, report.max_drop, (target,))
     return report.config, lambda config: recipe.run(lambda: repeated, config)

@@ -198,8 +198,8 @@ class ExecutionConfig(Section):
     target: str = "auto"
     """Where teacher and student are measured beside each other, in float32 and, if the runtime has them, in 8-bit
     integers: openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert,
-    keras-gpu and keras that can be used). max_drop and budgets of latency or bytes hold for this target: give
-    openvino-int8, for example, for 8-bit integers."""
+    keras-gpu and keras that can be used). Blocks are chosen by the latency and the bytes that networks have in this
+    target: give openvino-int8, for example, for 8-bit integers. Accuracies they are chosen by are in float32."""
     run_dir: str | None = None
     """Folder for the models, the blocks and the report (default: runs/TEACHER-DATASET-TIME)."""
     resume: bool = False

@@ -107,7 +107,7 @@ def default() -> Target:
 
 
 def of_budget(name: str) -> Target:
-    """Return the target that budgets and `max_drop` hold for; "auto" is the default.
+    """Return the target whose latency and file sizes blocks are chosen by; "auto" is the default.
 
     Raises:
         UsageError: there is none of this name.

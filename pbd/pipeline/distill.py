@@ -1,10 +1,10 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
+import functools
 import time
 import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pbd import progress, report
@@ -24,7 +24,7 @@ from pbd.records import (
     WorkerReport,
 )
 from pbd.report import rows
-from pbd.run_dir import damaged_images, error_files, manifest
+from pbd.run_dir import damaged_images, deployed_files, error_files, manifest
 from pbd.scheduling import cost_table
 from pbd.system import devices
 
@@ -187,6 +187,7 @@ def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, Bl
 
     layers = {layer.name for layer in inputs.teacher.layers}
     model = precision.restored(built.model, inputs.half, layers, accepted.keys() - built.restored.keys())
+    deployed_files.remove(inputs.journal)
     events = model_files.write(inputs.journal, model, images)
     return replace(built, model=model, events=(*built.events, *events))
 
@@ -250,9 +251,7 @@ def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
     run.display.phase(f"measuring teacher and student in {inputs.target.runtime.name}")
     networks = {deployment.TEACHER: inputs.teacher, deployment.STUDENT: precision.in_float32(student)}
 
-    def keep(path: Path) -> None:
-        inputs.journal.write_bytes(path.name, path.read_bytes())
-
+    keep = functools.partial(deployed_files.keep, inputs.journal)
     return deployment.measure(networks, inputs.dataset, inputs.target, deployment.BATCH_SIZES, keep)
 
 

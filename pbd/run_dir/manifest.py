@@ -11,9 +11,7 @@ from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
 RECORD = "complete.json"
-STUDENT = "student"
-"""How the names of all files of the student begin, also of those for other runtimes."""
-MODELS = ("teacher.keras", f"{STUDENT}.keras", f"{STUDENT}_folded.keras")
+MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
 TEXTS = ("run.json", "report.json", "report.html", "summary.txt")
 COSTS = "costs.json"
 """Written only if the run trained blocks; models and texts are written by every run."""
@@ -46,16 +44,9 @@ def record(journal: Journal, names: Iterable[str]) -> None:
 
 
 def withdraw(journal: Journal) -> None:
-    """Remove the record, since files will be rewritten, and the files that may not be.
-
-    Those are the student's files for other runtimes, which a student in another target leaves, and damaged costs, which
-    are written only after training.
-    """
-    stale = {name for name in names(journal.path) if name.startswith(STUDENT) and name not in MODELS}
+    """Remove the record, since files will be rewritten; remove damaged costs, which are written only after training."""
     if COSTS in (damaged(journal) or ()):
-        stale.add(COSTS)
-    for name in stale:
-        journal.file(name).unlink(missing_ok=True)
+        journal.file(COSTS).unlink(missing_ok=True)
     journal.file(RECORD).unlink(missing_ok=True)
 
 

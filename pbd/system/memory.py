@@ -102,8 +102,8 @@ def _free_in_group(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pr
         groups: the file that names the groups of this process, such as those of a Slurm job.
     """
     folders = {(root, _VERSION_2), (root / "memory", _VERSION_1)}
-    with contextlib.suppress(OSError):
-        for line in groups.read_text().splitlines():
+    with contextlib.suppress(OSError, ValueError):
+        for line in groups.read_text(errors="surrogateescape").splitlines():
             _, controllers, path = line.split(":", 2)
             if not controllers or "memory" in controllers.split(","):
                 top, names = (root / "memory", _VERSION_1) if controllers else (root, _VERSION_2)

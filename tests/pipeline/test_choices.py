@@ -42,8 +42,8 @@ class Networks:
     ) -> Any:
         (budget,) = requested
         share = int(20 * budget.amount * (tightened or {}).get(budget.resource, 1.0) + 1e-4) / 20
-        if budget.amount < self.least:
-            raise InfeasibleBudgetError("the least possible: latency:0.2")
+        if budget.amount * (tightened or {}).get(budget.resource, 1.0) < self.least:
+            raise InfeasibleBudgetError(f"the least possible: latency:{self.least}")
         self.assembled.append(share)
         metrics = SimpleNamespace(score=0.9 - self.drop(share))
         return SimpleNamespace(

@@ -12,9 +12,11 @@ import pytest
 import pbd
 from pbd.deploy import deployment, targets
 from pbd.deploy.latency import file_size
-from pbd.errors import UsageError
+from pbd.errors import InfeasibleBudgetError, UsageError
 from pbd.networks import cost
 from pbd.pipeline import choosing
+from pbd.run_dir import deployed_files
+from pbd.run_dir.journal import Journal
 from pbd.student import latency_costs
 from pbd.student.builder import StudentBuilder
 
@@ -232,6 +234,18 @@ def test_a_choice_is_not_kept_for_another_precision(
     for target in ("onnx", "onnx-int8"):
         distill(teacher, run_dir, block=BLOCKS, budget="macs:0.8", target=target, resume=True)
     assert len(list((run_dir / "choices").iterdir())) == 2
+
+
+def test_files_for_other_runtimes_stay_until_another_student_is_written(
+    teacher: keras.Model, run_dir: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "student.onnx").write_bytes(b"of the student before")
+    deployed_files.keep(Journal(run_dir), tmp_path / "student.onnx")
+    with pytest.raises(InfeasibleBudgetError):
+        distill(teacher, run_dir, block=BLOCKS, budget="macs:0.001", resume=True)
+    assert (run_dir / "student.onnx").exists()
+    distill(teacher, run_dir, block=BLOCKS, budget="macs:0.8", resume=True)
+    assert not (run_dir / "student.onnx").exists()
 
 
 def test_only_pieces_of_networks_that_could_be_chosen_are_measured(

@@ -195,8 +195,9 @@ def test_a_job_may_use_what_the_groups_above_it_leave(tmp_path: Path, files: dic
     top = tmp_path / "memory" if "memory" in line else tmp_path
     job = top / "slurm" / "job_7"
     (job / "step_0").mkdir(parents=True)
-    for name, text in files.items():
-        (job / Path(name).name).write_text(text)
+    for folder, limit in ((job / "step_0", "9000"), (job, "5000"), (top, "8000")):
+        for name, text in files.items():
+            (folder / Path(name).name).write_text(text.replace("5000", limit))
     assert memory._free_in_group(tmp_path, tmp_path / "groups") == 3000
 
 

@@ -19,7 +19,7 @@ from pbd.networks import heads
 from pbd.system import devices, silence
 
 CALIBRATION_IMAGES = 256
-"""The extremes of more images lie further apart, so that values are rounded more coarsely."""
+"""Training images that give the ranges. More widen them, so that values are rounded more coarsely; fewer clip more."""
 MAX_DROP = 0.005
 _SENSITIVITY_IMAGES = 64
 
@@ -144,7 +144,7 @@ class Files:
             if enough >= len(layers):
                 raise TooMuchLostError(
                     f"the quantised model may lose {max_drop:g} of validation accuracy. Received: {lost:.4f}, with all "
-                    "layers in float32. Give a higher max_drop, or more calibration images."
+                    "layers in float32. Give a higher max_drop."
                 )
             too_few, enough = enough, min(2 * enough, len(layers))
         while enough - too_few > 1:
