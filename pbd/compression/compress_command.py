@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any
 from pbd import command_line
 from pbd.command_line import Parser, path
 from pbd.config import DataConfig, ExecutionConfig, RunConfig, TeacherConfig
+from pbd.config.values import as_kind
 from pbd.errors import UsageError
 from pbd.pipeline import command
 from pbd.system import backend, launcher
@@ -78,11 +79,13 @@ def parse(arguments: Sequence[str], program: str) -> Settings:
     flags = vars(parser.parse_args(arguments))
     file = command_line.read_settings(flags.pop("recipe"), "Check the path.")
     steps, max_drop, targets = (file.pop(name, None) for name in _OF_RECIPE)
+    max_drop = as_kind("max_drop", float | None, max_drop)
+    targets = as_kind("targets", tuple[str, ...], flags.get("target", targets) or ())
     _check(file)
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UsageError('a recipe needs steps. Received: none. Write a table [[step]] with use = "fine_tune".')
     config = RunConfig.of(**file | flags)
-    return Settings(config, tuple(steps), max_drop, (targets,) if isinstance(targets, str) else tuple(targets or ()))
+    return Settings(config, tuple(steps), max_drop, targets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +108,7 @@ def _check(file: Mapping[str, Any]) -> None:
     sections = (TeacherConfig, DataConfig, ExecutionConfig)
     names = {field.name for section in sections for field in dataclasses.fields(section)} | {"seed"}
     for name in file:
-        if name not in names and name in RunConfig().flat():
+        if name not in names and name in {"recipe", *RunConfig().flat()}:
             raise UsageError(
                 f"{name} is a setting of a step. Received: it outside of a step. Move it below a [[step]]."
             )

@@ -1,6 +1,6 @@
 """The step that trains a network on the logits of the first one, or on the labels."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import keras
@@ -17,6 +17,15 @@ if TYPE_CHECKING:
     from pbd.data import Dataset
 
 
+_SET_BY_RECIPES = {
+    "epochs": "fine_tune_epochs",
+    "loss": "fine_tune_loss",
+    "temperature": "temperature",
+    "mixup": "mixup",
+}
+"""The settings of the step that recipes change, and their names in `StudentConfig`."""
+
+
 @dataclass(frozen=True)
 class FineTune(Section):
     """Trains the network on the logits of the first network or on the labels; its layers stay.
@@ -25,19 +34,20 @@ class FineTune(Section):
         >>> FineTune(epochs=20, loss="kd_kl", temperature=2.0, mixup=1.0)
     """
 
-    epochs: int = StudentConfig.fine_tune_epochs
-    """Passes over the training images."""
-    loss: str = StudentConfig.fine_tune_loss
+    epochs: int | None = None
+    """Passes over the training images (default: 8, or as the `recipe` says)."""
+    loss: str | None = None
     """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), or mixed (kd_kl and
-    cross_entropy)."""
+    cross_entropy); default: kd_mse, or as the `recipe` says."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
     """Initial learning rate of Adam, with cosine decay to zero."""
-    temperature: float = StudentConfig.temperature
-    """Divides the logits before the softmax in kd_kl and mixed."""
+    temperature: float | None = None
+    """Divides the logits before the softmax in kd_kl and mixed (default: 4, or as the `recipe` says)."""
     distillation_weight: float = StudentConfig.distillation_weight
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
-    mixup: float = StudentConfig.mixup
-    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup."""
+    mixup: float | None = None
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup (default: 0, or as
+    the `recipe` says)."""
     cutmix: float = StudentConfig.cutmix
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
     With mixup as well, either is drawn for each image."""
@@ -50,14 +60,18 @@ class FineTune(Section):
     """Losses between layers of the network and of the first one, which are added, as in `DistillInto`: each a
     `Feature`, its fields as a mapping, or a FeatureDistillation."""
     recipe: str | None = None
-    """Other defaults, as in `pbd.distill`. patient: 80 epochs of kd_kl at temperature 2 with mixup 1
-    (arXiv:2106.05237)."""
+    """Other defaults, as in `pbd.distill`; settings that are given win. patient: 80 epochs of kd_kl at temperature 2
+    with mixup 1 (arXiv:2106.05237)."""
 
     def check(self) -> None:
         if self.scope == "blocks":
             raise UsageError("a step trains all layers or no_1x1_dense. Received: scope blocks. Give all.")
         if self.recipe is not None:
             one_of("recipe", self.recipe, RECIPES)
+        of_recipe = {} if self.recipe is None else RECIPES[self.recipe]
+        for name, setting in _SET_BY_RECIPES.items():
+            if getattr(self, name) is None:
+                object.__setattr__(self, name, of_recipe.get(setting, getattr(StudentConfig, setting)))
         object.__setattr__(self, "features", layer_losses.read(self.features))
         _ = self.settings
 
@@ -68,34 +82,21 @@ class FineTune(Section):
         Raises:
             UsageError: one is out of its range.
         """
-        settings = StudentConfig(
-            fine_tune_epochs=self.epochs,
-            fine_tune_loss=self.loss,
+        by_recipes: dict[str, Any] = {setting: getattr(self, name) for name, setting in _SET_BY_RECIPES.items()}
+        return StudentConfig(
             fine_tune_learning_rate=self.learning_rate,
-            temperature=self.temperature,
             distillation_weight=self.distillation_weight,
-            mixup=self.mixup,
             cutmix=self.cutmix,
             fine_tune_keep=self.keep,
             fine_tune_scope=self.scope,
+            **by_recipes,
         )
-        return settings if self.recipe is None else _with_recipe(settings, self.recipe)
 
     def check_data(self, dataset: "Dataset") -> None:
-        labels.require(self, "loss", self.epochs, dataset)
+        labels.require(self, "loss", self.settings.fine_tune_epochs, dataset)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         tuned = graph.flatten(model)
         layer_losses.check(self.features, tuned, context.teacher, context.dataset)
         state = context.fine_tune(tuned, self.settings, distillation=DistillationConfig(self.features))
         return StepResult(tuned, {"history": list(state.history)}, state.events)
-
-
-def _with_recipe(settings: StudentConfig, recipe: str) -> StudentConfig:
-    """Return the settings with those of a recipe in place of the defaults; its settings of the data do not count."""
-    changes = {
-        name: value
-        for name, value in RECIPES[recipe].items()
-        if hasattr(settings, name) and getattr(settings, name) == getattr(StudentConfig, name)
-    }
-    return replace(settings, **changes)

@@ -10,7 +10,7 @@ from pbd.compression import labels
 from pbd.compression.pruning import schedule, sizes, weights
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.config.values import Section, at_least, one_of
 from pbd.errors import UsageError
 from pbd.networks import graph
@@ -147,9 +147,18 @@ class PruneWeights(Section):
         weights.draw_anew(model, context.seed)
         weights.apply(kernels, masks)
         rounds = len(self.shares)
-        return self._train(model, context, rounds + 1, self.ratio, rounds * self.epochs)
+        anew = DistillationConfig(undoes_collapse=False)
+        return self._train(model, context, rounds + 1, self.ratio, rounds * self.epochs, anew)
 
-    def _train(self, model: keras.Model, context: "Context", number: int, share: float, epochs: int) -> dict[str, Any]:
+    def _train(
+        self,
+        model: keras.Model,
+        context: "Context",
+        number: int,
+        share: float,
+        epochs: int,
+        distillation: DistillationConfig | None = None,
+    ) -> dict[str, Any]:
         """Train a network in place; return what there is to know about it.
 
         Args:
@@ -158,10 +167,12 @@ class PruneWeights(Section):
             number: of the round, from 1.
             share: of zeros.
             epochs: passes over the training images.
+            distillation: see `Context.fine_tune`.
         """
         metrics = context.evaluate(model)
         settings = replace(self.training, fine_tune_epochs=epochs)
         # Each training starts at another epoch of the data, which also tells their checkpoints apart.
-        state = context.fine_tune(model, settings, metrics, first_epoch=(number - 1) * self.epochs)
+        first_epoch = (number - 1) * self.epochs
+        state = context.fine_tune(model, settings, metrics, first_epoch=first_epoch, distillation=distillation)
         record = {"round": number, "share": share, "pruned": asdict(metrics), "trained": asdict(state.best)}
         return record | {"history": list(state.history), "events": list(state.events)}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from pbd.compression.step import Step
 from pbd.config import RunConfig
-from pbd.config.values import fraction
+from pbd.config.values import as_kind, fraction
 from pbd.errors import UsageError
 from pbd.executors.base import Executor
 from pbd.pipeline import session
@@ -31,7 +31,8 @@ class Recipe:
     """Where every network is measured, in float32 and in 8-bit integers; by default that of the execution."""
 
     def __post_init__(self) -> None:
-        fraction("max_drop", self.max_drop)
+        fraction("max_drop", as_kind("max_drop", float | None, self.max_drop))
+        as_kind("targets", tuple[str, ...], self.targets)
         if not self.steps:
             raise UsageError("a recipe needs steps. Received: none. Give one, such as FineTune().")
         for step in self.steps:

@@ -59,7 +59,7 @@ def run(
         data,
         display,
         tasks_of=lambda config, teacher: (),
-        kind={"kind": "recipe"},
+        kind={"kind": of_steps.RECIPE},
         check_data=functools.partial(check_data, recipe.steps),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
@@ -94,7 +94,7 @@ class _Run:
         chosen = _last_within(finished, self.recipe.max_drop)
         prepare.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
-            config=_settings(self.inputs.settled(self.config)),
+            config=_settings(inputs.settled(self.config)) | {"preprocess": inputs.dataset.preprocess},
             versions=versions(),
             device=devices.describe(),
             steps=tuple(self._rows(finished)),
@@ -106,7 +106,8 @@ class _Run:
             seconds=time.monotonic() - began,
             run_dir=str(journal.path),
         )
-        manifest.record(journal, [*recipes.write(report, journal), *_quantized_files(finished, journal)])
+        records = of_steps.records(chain.names)
+        manifest.record(journal, [*recipes.write(report, journal), *records, *_quantized_files(finished, journal)])
         return report
 
     def _earlier_report(self) -> RecipeReport | None:

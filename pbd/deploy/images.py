@@ -25,9 +25,7 @@ def load(data: Data, network: keras.Model, seed: int) -> Dataset:
     config = data.config
     if config.preprocess == "auto":
         config = replace(config, preprocess="none")
-    height, width, channels = graph.image_shape(network)
-    shape = None if height is None or width is None or channels is None else (height, width, channels)
-    return datasets.load(config, seed, shape, raw=data.raw_splits(config.labels))
+    return datasets.load(config, seed, graph.image_shape(network), raw=data.raw_splits(config.labels))
 
 
 def first(dataset: Dataset, split: str, count: int) -> np.ndarray:

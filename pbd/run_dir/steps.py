@@ -7,6 +7,8 @@ from typing import Any
 
 from pbd.run_dir.journal import Journal
 
+RECIPE = "recipe"
+"""The kind of a run directory that holds steps, in its identity."""
 STEPS = "steps"
 """The folder of the run directory that holds a folder for each step."""
 _NAMES = "steps.json"
@@ -21,11 +23,21 @@ def write_names(journal: Journal, names: Sequence[str]) -> None:
 
 
 def names(journal: Journal) -> tuple[str, ...] | None:
-    """Return the names of the steps; `None` if the run directory is not that of a recipe."""
-    try:
-        return tuple(map(str, json.loads(journal.file(_NAMES).read_bytes())))
-    except (OSError, ValueError, TypeError):
+    """Return the names of the steps, none if they cannot be read; `None` if the directory is not that of a recipe."""
+    if journal.identity().get("kind") != RECIPE:
         return None
+    try:
+        names = tuple(map(str, json.loads(journal.file(_NAMES).read_bytes())))
+        for name in names:
+            folder(journal.path, name)
+    except (OSError, ValueError, TypeError):
+        return ()
+    return names
+
+
+def records(names: Sequence[str]) -> list[str]:
+    """Return the names of the files, in the run directory, that hold the names and the records of the steps."""
+    return [_NAMES, *(str(folder(Path(), name) / _RECORD) for name in names)]
 
 
 def folder(run_dir: Path, name: str) -> Path:

@@ -13,7 +13,7 @@ import scipy.special
 
 import pbd
 from pbd import cli
-from pbd.compression import catalogue
+from pbd.compression import catalogue, compress_command
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of, settings_of
 from pbd.config import StudentConfig
@@ -23,6 +23,8 @@ from pbd.networks import files, graph
 from pbd.pipeline.workers import WorkerPool
 from pbd.report import recipes
 from pbd.run_dir.journal import Journal
+from pbd.status import DAMAGED
+from pbd.status import read as read_status
 from pbd.student.checkpoints import FineTuneState
 
 layers = keras.layers
@@ -141,6 +143,40 @@ def test_a_damaged_step_is_done_again(tmp_path: Path) -> None:
     (tmp_path / "run/steps/01-scaled/model.keras").write_bytes(b"damaged")
     compress(tmp_path, step, resume=True)
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("name", ["steps.json", "steps/01-scaled/step.json"])
+def test_a_damaged_record_of_the_steps_is_reported_and_repaired(name: str, tmp_path: Path) -> None:
+    compress(tmp_path, Scaled(2.0))
+    path = tmp_path / "run" / name
+    for damage in (lambda: path.write_text('["q scaled"]'), lambda: path.write_bytes(b"["), path.unlink):
+        damage()
+        status = read_status(tmp_path / "run")
+        assert (status.state, status.damaged) == (DAMAGED, (name,))
+        compress(tmp_path, Scaled(2.0), resume=True)
+        assert read_status(tmp_path / "run").done == ("1 scaled",)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("targets = 5", "targets must be names"),
+        ('max_drop = "0.01"', "max_drop must be of type float"),
+        ('recipe = "patient"', "recipe is a setting of a step"),
+    ],
+)
+def test_settings_of_a_recipe_file_are_checked(lines: str, message: str, tmp_path: Path) -> None:
+    file = tmp_path / "chain.toml"
+    file.write_text(f'{lines}\n[[step]]\nuse = "fine_tune"\n')
+    with pytest.raises(UsageError, match=message):
+        compress_command.parse([str(file)], "pbd compress")
+
+
+def test_a_target_that_is_given_overrides_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "chain.toml"
+    file.write_text('targets = ["openvino", "litert"]\n[[step]]\nuse = "fine_tune"\n')
+    assert compress_command.parse([str(file)], "pbd compress").targets == ("openvino", "litert")
+    assert compress_command.parse([str(file), "--target", "onnx"], "pbd compress").targets == ("onnx",)
 
 
 def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> None:
@@ -307,3 +343,5 @@ def test_settings_are_plain_whatever_they_hold() -> None:
 def test_a_patient_recipe_changes_what_is_not_set() -> None:
     settings = pbd.FineTune(recipe="patient", epochs=2).settings
     assert (settings.fine_tune_epochs, settings.fine_tune_loss, settings.mixup) == (2, "kd_kl", 1.0)
+    given = {"epochs": 8, "loss": "kd_mse", "temperature": 4.0, "mixup": 0.0}  # the defaults without a recipe
+    assert pbd.FineTune(recipe="patient", **given) == replace(pbd.FineTune(), recipe="patient")

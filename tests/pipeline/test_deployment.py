@@ -69,6 +69,17 @@ def test_a_complete_run_without_a_budget_is_measured_in_another_target(tmp_path:
     assert {path.name for path in (tmp_path / "run").glob("student*")} == files | {"student_litert.tflite"}
 
 
+def test_the_report_says_how_the_images_were_preprocessed(tmp_path: Path) -> None:
+    config = run(tmp_path / "run").report.config
+    assert (pbd.RunConfig().data.preprocess, config["preprocess"]) == ("auto", "none")
+
+
+def test_images_for_a_network_of_a_free_size_keep_its_channels() -> None:
+    network = keras.Sequential([keras.Input((None, None, 3)), keras.layers.GlobalAveragePooling2D()])
+    grey = pbd.Data(train=images(8)[..., :1], validation=images(8)[..., :1], test=images(8)[..., :1], labels=False)
+    assert deployed_images.load(grey, network, seed=0).image_shape[2] == 3
+
+
 def test_a_file_for_keras_on_a_gpu_does_not_replace_the_student_of_the_run() -> None:
     model, kept = classifier(), list[Path]()
     runtime = Keras("cpu")
