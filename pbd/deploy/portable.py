@@ -1,5 +1,7 @@
 """The form in which a network is exported: flat, in float32, rewritten for inference, of layers that exporters know."""
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -51,6 +53,7 @@ class _Ungrouped:
 
     def __init__(self, layer: keras.layers.Conv2D) -> None:
         self._layer = layer
+        self._built = dict[str, Any]()  # by name; all calls of the layer share them
         self._axis = -1 if layer.data_format == "channels_last" else 1
         self._config = {
             name: value
@@ -61,13 +64,21 @@ class _Ungrouped:
     def __call__(self, x: Any) -> Any:
         layer = self._layer
         y = self._depthwise(x) if layer.groups == x.shape[self._axis] else self._split(x)
-        return keras.layers.Activation(layer.activation, name=f"{layer.name}_activation", dtype=layer.dtype_policy)(y)
+        build = functools.partial(keras.layers.Activation, layer.activation, dtype=layer.dtype_policy)
+        return self._shared("activation", build)(y)
+
+    def _shared(self, suffix: str, build: Callable[..., Any]) -> Any:
+        """Return the layer with this suffix to its name, built with the first call."""
+        name = f"{self._layer.name}_{suffix}"
+        if name not in self._built:
+            self._built[name] = build(name=name)
+        return self._built[name]
 
     def _depthwise(self, x: Any) -> Any:
         kernel, *bias = self._layer.get_weights()
         multiplier = kernel.shape[-1] // self._layer.groups
-        name = f"{self._layer.name}_depthwise"
-        layer = keras.layers.DepthwiseConv2D(depth_multiplier=multiplier, name=name, **self._config)
+        build = functools.partial(keras.layers.DepthwiseConv2D, depth_multiplier=multiplier, **self._config)
+        layer = self._shared("depthwise", build)
         y = layer(x)
         layer.set_weights([kernel.reshape(*kernel.shape[:2], self._layer.groups, multiplier), *bias])
         return y
@@ -77,9 +88,9 @@ class _Ungrouped:
         weights = zip(*(np.split(weight, groups, axis=-1) for weight in self._layer.get_weights()), strict=True)
         parts = []
         for number, (part, arrays) in enumerate(zip(keras.ops.split(x, groups, self._axis), weights, strict=True)):
-            name = f"{self._layer.name}_group{number}"
-            layer = keras.layers.Conv2D(self._layer.filters // groups, name=name, **self._config)
+            build = functools.partial(keras.layers.Conv2D, self._layer.filters // groups, **self._config)
+            layer = self._shared(f"group{number}", build)
             parts.append(layer(part))
             layer.set_weights(list(arrays))
-        name, policy = f"{self._layer.name}_groups", self._layer.dtype_policy
-        return keras.layers.Concatenate(self._axis, name=name, dtype=policy)(parts)
+        join = functools.partial(keras.layers.Concatenate, self._axis, dtype=self._layer.dtype_policy)
+        return self._shared("groups", join)(parts)

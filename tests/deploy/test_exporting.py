@@ -12,9 +12,9 @@ import pytest
 
 import pbd
 from pbd import cli
-from pbd.deploy import exporting, targets
+from pbd.deploy import exporting, portable, targets
 from pbd.deploy.runtimes import base
-from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, UsageError
+from pbd.errors import BadInputError, CannotCreateError, EnvironmentMismatchError, MissingInputError, UsageError
 from pbd.networks import graph
 from tests.deploy.small_networks import SHAPE, classifier, data, images
 from tests.helpers.swapping import swap_all
@@ -246,3 +246,20 @@ def test_the_command_exports_to_several_targets(tmp_path: Path, capsys: pytest.C
     assert {file["checked_on"] for file in files} == {"random images"}
     assert cli.command([*command, "--output", str(tmp_path / "b.onnx")]) == 2
     assert "Received: 2 targets. Leave it out." in capsys.readouterr().err
+
+
+def test_a_folder_that_is_no_saved_model_is_not_replaced(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "report.json").write_text("{}")
+    with pytest.raises(CannotCreateError, match="only a SavedModel is replaced"):
+        pbd.export(classifier(), tmp_path / "run", "saved_model")
+    assert (tmp_path / "run" / "report.json").read_text() == "{}"
+
+
+@pytest.mark.parametrize("groups", [2, 4])
+def test_a_grouped_convolution_that_is_called_twice_is_exported(groups: int) -> None:
+    x = inputs = keras.Input((8, 8, 4))
+    layer = keras.layers.Conv2D(4, 3, padding="same", groups=groups, activation="relu")
+    outputs = keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(layer(layer(x))))
+    model, pixels = keras.Model(inputs, outputs), np.random.default_rng(0).uniform(0, 1, (4, 8, 8, 4)).astype("float32")
+    np.testing.assert_allclose(portable.portable(model)(pixels), model(pixels), rtol=1e-4, atol=1e-6)

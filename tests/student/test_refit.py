@@ -11,7 +11,7 @@ from pbd.collective import SINGLE, Collective
 from pbd.networks import graph
 from pbd.networks.progressive import ProgressiveRun
 from pbd.student import adaptation
-from pbd.student.refit import refit, refitting
+from pbd.student.refit import refit, refitting, samples
 from pbd.student.refit.regression import RIDGES, Moments, choose_ridge
 from pbd.student.refit.sites import find_sites
 from tests.helpers.thread_collective import run_threads
@@ -248,3 +248,25 @@ def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
     assert adapted.metrics == adapted.recalibrated
     assert "the kernels before are kept" in next(adapted.events())
     np.testing.assert_array_equal(np.asarray(student.get_layer("last").kernel), kernel)
+
+
+@pytest.mark.parametrize("batch", [2, 4, 8, 16])
+def test_small_batches_of_large_maps_are_held_out_in_part_too(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(samples, "MOST_PATCHES", 1024)
+    maps = samples.Maps(np.zeros((batch, 32, 32, 1)), None, np.zeros((batch, 32, 32, 1)))
+    layer = keras.layers.Conv2D(1, 3, padding="same")
+    counts = {False: 0, True: 0}
+    for held_out, part in samples._of_batch(maps, layer, images=64):
+        counts[held_out] += len(part.inputs)
+    assert 0.5 <= counts[False] / sum(counts.values()) <= 0.8
+
+
+def test_a_term_that_is_repeated_over_the_map_is_no_shortcut(teacher: keras.Model) -> None:
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.Conv2D(8, 3, padding="same", activation="relu", name="stem")(inputs)
+    context = keras.layers.Reshape((1, 1, 8))(keras.layers.GlobalAveragePooling2D()(x))
+    y = keras.layers.Conv2D(8, 3, padding="same", name="inner")(x)
+    y = keras.layers.Add(name="add")([y, context])
+    network = keras.Model(inputs, keras.layers.Dense(4)(keras.layers.GlobalAveragePooling2D()(y)))
+    sites = find_sites(network, *damaged(network))
+    assert [(site.target.name, site.shortcuts) for site in sites] == [("stem", None), ("inner", None)]

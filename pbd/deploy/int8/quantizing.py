@@ -22,6 +22,8 @@ CALIBRATION_IMAGES = 256
 """Training images that give the ranges. More widen them, so that values are rounded more coarsely; fewer clip more."""
 MAX_DROP = 0.005
 _SENSITIVITY_IMAGES = 64
+_CHECKED = 64
+"""Images on which the file in float32 is compared with Keras."""
 
 
 class TooMuchLostError(BadInputError):
@@ -130,10 +132,12 @@ class Files:
             dB; neither if all layers have 8-bit integers.
 
         Raises:
-            BadInputError: the network cannot be exported or quantised.
+            BadInputError: the network cannot be exported or quantised, or its file in float32 computes something else.
             TooMuchLostError: it loses more even with its layers in float32.
         """
         exporting.write(self.network, self.float32, self.target)
+        pixels = images.first(self.dataset, "validation", _CHECKED)
+        exporting.checked(self.float32, self.network, pixels, targets.TARGETS[self.target.runtime.name])
         calibration = images.first(self.dataset, "train", calibration_images)
         if self._drop(calibration, []) <= max_drop:
             return (), {}

@@ -94,7 +94,7 @@ def _of_batch(maps: Maps, layer: Window, images: int) -> Iterator[tuple[bool, Ma
     for offset in range(min(step, len(maps.inputs))):
         chosen = np.arange(offset, len(maps.inputs), step)
         grid = slice(offset, None, step), slice(offset, None, step)
-        is_held_out = np.arange(len(chosen)) % HELD_OUT == 0
+        is_held_out = (np.arange(len(chosen)) + offset) % HELD_OUT == 0
         for held_out in (False, True):
             place = chosen[is_held_out == held_out], *grid
             added = None if maps.added is None else maps.added[place].reshape(-1, channels)

@@ -123,15 +123,17 @@ class _Graph:
     def shortcut(self, last: Any, convolution: keras.layers.Conv2D, kept: Container[str]) -> tuple[Any, Any]:
         """Return the teacher's addition that reads an output, and the other tensor that it adds.
 
-        None twice if there is no such addition, or if a convolution behind this one has a part in the other tensor:
-        that one is refitted later and makes up for the error of both.
+        None twice if there is no such addition of two feature maps of one size, or if a convolution behind this one has
+        a part in the other one: that one is refitted later and makes up for the error of both.
         """
         addition = self.only_reader(last)
         if addition is None or addition.name not in kept or not is_addition(addition):
             return None, None
-        if len(self._inputs[addition.name]) != 2:
+        terms = self._inputs[addition.name]
+        others = [each for each in terms if producer(each)[0] is not last]
+        if len(terms) != 2 or len(others) != 1 or others[0].shape != last.output.shape:
             return None, None
-        (tensor,) = (each for each in self._inputs[addition.name] if producer(each)[0] is not last)
+        (tensor,) = others
         position = self._positions[convolution.name]
         if any(self._positions[each.name] > position for each in self._convolutions_before(tensor)):
             return None, None

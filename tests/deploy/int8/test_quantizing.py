@@ -1,6 +1,7 @@
 """8-bit integers after training: accuracy, layers that stay in float32, and what is refused."""
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -104,6 +105,22 @@ def test_too_much_loss_is_refused_and_nothing_is_written(tmp_path: Path, monkeyp
         BadInputError, match=r"may lose 0\.1 of validation accuracy\. Received: 0\.4000, with all layers"
     ):
         pbd.quantize(classifier(), data(classifier()), tmp_path / "a.onnx", max_drop=0.1)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_network_that_is_converted_wrongly_is_not_quantised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    needs("onnx-int8")
+    runtime = type(targets.TARGETS["onnx"].runtime)
+    honest = runtime.export
+
+    def wrong(self: Any, network: keras.Model, path: Path) -> None:
+        doubled = keras.models.clone_model(network)
+        doubled.set_weights([2 * weight for weight in network.get_weights()])
+        honest(self, doubled, path)
+
+    monkeypatch.setattr(runtime, "export", wrong)
+    with pytest.raises(BadInputError, match="the onnx file must compute what the model computes"):
+        pbd.quantize(classifier(), data(classifier()), tmp_path / "a.onnx")
     assert list(tmp_path.iterdir()) == []
 
 
