@@ -80,7 +80,8 @@ def parse(arguments: Sequence[str], program: str) -> Settings:
     file = command_line.read_settings(flags.pop("recipe"), "Check the path.")
     steps, max_drop, targets = (file.pop(name, None) for name in _OF_RECIPE)
     max_drop = as_kind("max_drop", float | None, max_drop)
-    targets = as_kind("targets", tuple[str, ...], flags.get("target", targets) or ())
+    targets = flags.get("target", targets)
+    targets = () if targets is None else as_kind("targets", tuple[str, ...], targets)
     _check(file)
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UsageError('a recipe needs steps. Received: none. Write a table [[step]] with use = "fine_tune".')
@@ -110,7 +111,7 @@ def _check(file: Mapping[str, Any]) -> None:
     for name in file:
         if name not in names and name in {"recipe", *RunConfig().flat()}:
             raise UsageError(
-                f"{name} is a setting of a step. Received: it outside of a step. Move it below a [[step]]."
+                f"{name} is a setting of a step. Received: {name} before the first step. Move it below a [[step]]."
             )
 
 

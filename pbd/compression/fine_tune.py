@@ -60,8 +60,8 @@ class FineTune(Section):
     """Losses between layers of the network and of the first one, which are added, as in `DistillInto`: each a
     `Feature`, its fields as a mapping, or a FeatureDistillation."""
     recipe: str | None = None
-    """Other defaults, as in `pbd.distill`; settings that are given win. patient: 80 epochs of kd_kl at temperature 2
-    with mixup 1 (arXiv:2106.05237)."""
+    """Other defaults, as in `pbd.distill`; settings that are given win. They are set when the step is made. patient: 80
+    epochs of kd_kl at temperature 2 with mixup 1 (arXiv:2106.05237)."""
 
     def check(self) -> None:
         if self.scope == "blocks":

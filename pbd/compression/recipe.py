@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_type_hints
 
 from pbd.compression.step import Step
 from pbd.config import RunConfig
@@ -31,8 +31,10 @@ class Recipe:
     """Where every network is measured, in float32 and in 8-bit integers; by default that of the execution."""
 
     def __post_init__(self) -> None:
-        fraction("max_drop", as_kind("max_drop", float | None, self.max_drop))
-        as_kind("targets", tuple[str, ...], self.targets)
+        for name, kind in get_type_hints(type(self)).items():
+            if name != "steps":
+                object.__setattr__(self, name, as_kind(name, kind, getattr(self, name)))
+        fraction("max_drop", self.max_drop)
         if not self.steps:
             raise UsageError("a recipe needs steps. Received: none. Give one, such as FineTune().")
         for step in self.steps:

@@ -120,7 +120,7 @@ class FileImages:
         paths = [os.path.abspath(path) for path in self.paths]
         root = os.path.commonpath(paths) if paths else ""
         for path in paths:
-            yield os.fsencode(os.path.relpath(path, root))
+            yield os.path.relpath(path, root).encode()
 
 
 def encoded_image(path: str) -> bytes:

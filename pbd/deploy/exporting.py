@@ -126,9 +126,9 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     if not path.absolute().parent.is_dir():
         raise MissingInputError(f"the folder of the new file must exist. Received: {str(path)!r}. Create the folder.")
-    if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
-        raise CannotCreateError(f"only a SavedModel is replaced. Received: the folder {str(path)!r}. Give another.")
     try:
+        if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
+            raise CannotCreateError(f"only a SavedModel is replaced. Received: the folder {str(path)!r}. Give another.")
         with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
             yield Path(folder) / path.name
             for written in Path(folder).iterdir():

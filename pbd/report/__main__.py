@@ -10,7 +10,7 @@ from pbd.errors import CannotCreateError, UsageError
 from pbd.records import RunReport
 from pbd.records.recipe_report import RecipeReport
 from pbd.report import files, page, recipes
-from pbd.run_dir import lock, manifest, steps
+from pbd.run_dir import lock, manifest
 from pbd.run_dir.journal import Journal, write_atomically
 
 PROGRAM = "pbd-report"
@@ -60,7 +60,7 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _is_recipe(run_dir: str) -> bool:
-    return steps.names(Journal(Path(run_dir))) is not None
+    return Journal(Path(run_dir)).file(recipes.REPORT).is_file()
 
 
 def _read(journal: Journal) -> RunReport:

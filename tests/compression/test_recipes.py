@@ -161,6 +161,7 @@ def test_a_damaged_record_of_the_steps_is_reported_and_repaired(name: str, tmp_p
     ("lines", "message"),
     [
         ("targets = 5", "targets must be names"),
+        ("targets = false", "targets must be names"),
         ('max_drop = "0.01"', "max_drop must be of type float"),
         ('recipe = "patient"', "recipe is a setting of a step"),
     ],
@@ -344,4 +345,6 @@ def test_a_patient_recipe_changes_what_is_not_set() -> None:
     settings = pbd.FineTune(recipe="patient", epochs=2).settings
     assert (settings.fine_tune_epochs, settings.fine_tune_loss, settings.mixup) == (2, "kd_kl", 1.0)
     given = {"epochs": 8, "loss": "kd_mse", "temperature": 4.0, "mixup": 0.0}  # the defaults without a recipe
-    assert pbd.FineTune(recipe="patient", **given) == replace(pbd.FineTune(), recipe="patient")
+    settings = pbd.FineTune(recipe="patient", **given).settings
+    found = settings.fine_tune_epochs, settings.fine_tune_loss, settings.temperature, settings.mixup
+    assert found == (8, "kd_mse", 4.0, 0.0)

@@ -1,6 +1,5 @@
 """The digest of a dataset: different if its content differs, the same wherever it lies."""
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -38,16 +37,3 @@ def test_a_folder_is_told_apart_by_its_names_wherever_it_lies(tmp_path: Path) ->
     assert digest("there") == before
     write_bmp(tmp_path / "there" / "a" / "one more.bmp")
     assert digest("there") != before
-
-
-def test_names_that_are_not_utf_8_are_read(tmp_path: Path) -> None:
-    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9/a")
-    try:
-        write_images(Path(folder), kind="png")
-    except OSError:
-        pytest.skip("this file system takes only UTF-8")
-    write_images(Path(folder).parent / "b", kind="png")
-    dataset = load(config(Path(folder).parent, batch_size=4), 0, (8, 8, 3))
-    assert len(dataset.digest()) == 64
-    images, _ = next(iter(dataset.batches("train")))
-    assert images.shape == (4, 8, 8, 3)

@@ -1,6 +1,7 @@
 """Folders of images: class folders, folders of splits, images without labels, and what is refused."""
 
 import dataclasses
+import os
 import shutil
 from pathlib import Path
 
@@ -152,6 +153,17 @@ def test_bad_folders_are_named(tmp_path: Path) -> None:
     write_images(tmp_path / "other" / "train" / "b")
     write_images(tmp_path / "other" / "test" / "c")
     one_line(BadInputError, "a, b, c", dataset=tmp_path / "other", image_size=8)
+
+
+def test_a_name_that_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    write_images(tmp_path / "a")
+    try:
+        (tmp_path / "a").rename(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    except OSError:
+        pytest.skip("this file system takes only UTF-8")
+    write_images(tmp_path / "b")
+    with pytest.raises(BadInputError, match=r"must be UTF-8\. Received: .*caf\\xe9"):
+        load(config(tmp_path, batch_size=4), 0, (8, 8, 3))
 
 
 def test_class_folders_are_read_in_one_order_with_and_without_labels(tmp_path: Path) -> None:

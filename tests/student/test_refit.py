@@ -250,7 +250,7 @@ def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
     np.testing.assert_array_equal(np.asarray(student.get_layer("last").kernel), kernel)
 
 
-@pytest.mark.parametrize("batch", [2, 4, 8, 16])
+@pytest.mark.parametrize("batch", [1, 2, 4, 8, 16])
 def test_small_batches_of_large_maps_are_held_out_in_part_too(batch: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(samples, "MOST_PATCHES", 1024)
     maps = samples.Maps(np.zeros((batch, 32, 32, 1)), None, np.zeros((batch, 32, 32, 1)))

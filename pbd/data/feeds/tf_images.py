@@ -1,7 +1,6 @@
 """Images as TensorFlow tensors: read, decoded and resized."""
 
 import functools
-import os
 import weakref
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -28,8 +27,7 @@ def reader(images: ArrayImages | FileImages) -> Callable[["tf.Tensor"], "tf.Tens
 
     if images not in _TENSORS:
         with tf.device("CPU"):
-            paths = list(map(os.fsencode, images.paths)) if isinstance(images, FileImages) else None
-            _TENSORS[images] = tf.constant(images.array if isinstance(images, ArrayImages) else paths)
+            _TENSORS[images] = tf.constant(images.array if isinstance(images, ArrayImages) else list(images.paths))
     tensor, shape = _TENSORS[images], images.read_shape
     if isinstance(images, ArrayImages):
         stored = images.stored_shape

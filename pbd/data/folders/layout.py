@@ -128,6 +128,7 @@ def image_files(folder: Path) -> Iterator[str]:
 
     Raises:
         MissingInputError: a folder cannot be read.
+        BadInputError: a name is not UTF-8.
     """
 
     def refuse(error: OSError) -> NoReturn:
@@ -140,7 +141,24 @@ def image_files(folder: Path) -> Iterator[str]:
         new = target not in visited
         visited.add(target)
         folders[:] = sorted(name for name in folders if new and not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in files if new and is_image(name))
+        for path in (os.path.join(parent, name) for name in files if new and is_image(name)):
+            yield _checked(path)
+
+
+def _checked(path: str) -> str:
+    """Return the path of an image.
+
+    Raises:
+        BadInputError: its name is not UTF-8, which TensorFlow and reports need.
+    """
+    try:
+        path.encode()
+    except UnicodeEncodeError as error:
+        raise BadInputError(
+            f"names of folders and image files must be UTF-8. Received: {os.fsencode(path)!r}. Rename it, for example "
+            "with convmv."
+        ) from error
+    return path
 
 
 def _holds_images(folder: Path) -> bool:

@@ -16,7 +16,7 @@ MOST_OPERATIONS = 4e10
 PATCHES_PER_VALUE = 4
 """Fewest patches for each value of a patch, whatever they cost; the ridge makes up for what they do not determine."""
 HELD_OUT = 4
-"""Every fourth image is held out to choose the ridge."""
+"""Of a batch, about every fourth image is held out to choose the ridge; of one image, every fourth row of places."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +92,11 @@ def _of_batch(maps: Maps, layer: Window, images: int) -> Iterator[tuple[bool, Ma
     step = math.ceil(math.sqrt(math.prod(windows.shape[1:3]) / per_image)) or 1
     # The images have grids with different offsets, so that all parts of a map count, borders included.
     for offset in range(min(step, len(maps.inputs))):
-        chosen = np.arange(offset, len(maps.inputs), step)
-        grid = slice(offset, None, step), slice(offset, None, step)
-        is_held_out = (np.arange(len(chosen)) + offset) % HELD_OUT == 0
+        parts = [np.arange(offset, size, step) for size in windows.shape[:3]]
+        divided = 0 if len(maps.inputs) > 1 else 1
+        is_held_out = (np.arange(len(parts[divided])) + offset) % HELD_OUT == 0
         for held_out in (False, True):
-            place = chosen[is_held_out == held_out], *grid
+            chosen = [part[is_held_out == held_out] if axis == divided else part for axis, part in enumerate(parts)]
+            place = np.ix_(*chosen)
             added = None if maps.added is None else maps.added[place].reshape(-1, channels)
             yield held_out, Maps(windows[place].reshape(-1, values), added, maps.target[place].reshape(-1, channels))
