@@ -131,6 +131,13 @@ def test_a_run_of_a_version_without_pages_gets_one(run_dir: Path) -> None:
     assert not (run_dir / "complete.json").exists()
 
 
+def test_a_folder_with_nothing_but_a_report_gets_a_page(run_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "front").mkdir()
+    shutil.copy(run_dir / "report.json", tmp_path / "front")
+    assert main([str(tmp_path / "front")]) == 0
+    assert (tmp_path / "front" / "report.html").is_file()
+
+
 def test_what_cannot_be_read_or_written_is_said_in_one_line(
     run_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
