@@ -1,5 +1,6 @@
 """`pbd report RUN_DIR ...`: write the page of a run or recipe anew, or one page that compares several runs."""
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -60,7 +61,7 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _is_recipe(run_dir: str) -> bool:
-    return Journal(Path(run_dir)).file(recipes.REPORT).is_file()
+    return os.path.isfile(Journal(Path(run_dir)).file(recipes.REPORT))  # false in a folder that may not be searched
 
 
 def _read(journal: Journal) -> RunReport:
