@@ -120,9 +120,10 @@ class _Run:
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}
         settled, kept = _settings(context.config), earlier.config
-        same = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep"))
+        same_settings = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep"))
         same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
-        return replace(earlier, run_dir=str(journal.path)) if same_steps and same_choices and same else None
+        is_the_same = same_steps and same_choices and same_settings
+        return replace(earlier, run_dir=str(journal.path)) if is_the_same else None
 
     def _settings_of_steps(self) -> list[dict[str, Any]]:
         """Return the settings of each network of the report; the first one is no step's."""
