@@ -13,18 +13,32 @@ from pbd.system import initial_values
 def fold(model: keras.Model, int8: bool = False) -> keras.Model:
     """Return a copy that computes the same outputs in inference mode, with fewer operations.
 
-    Batch normalisations are folded into the convolutions before them. Then each block design rewrites its blocks in
-    the form that runtimes compute fastest (see `BlockDesign.for_inference`), unless TensorFlow would compute that form
-    wrongly (see `networks.fusion`).
+    Batch normalisations are folded into the convolutions before them. Pooling of single pixels becomes max pooling.
+    Then each block design rewrites its blocks in the form that runtimes compute fastest (see
+    `BlockDesign.for_inference`), unless TensorFlow would compute that form wrongly (see `networks.fusion`).
 
     Args:
         model: flat and functional (see `graph.flatten`), with its weights.
         int8: the form that is fastest in 8-bit integers, and not the fastest in float32 (see `BlockDesign.for_int8`).
     """
-    model = folding.fold_all(graph.flatten(model))
+    model = _max_pooled(folding.fold_all(graph.flatten(model)))
     for design in blocks.designs():
         model = _rewritten(design.for_int8 if int8 else design.for_inference, model)
     return model
+
+
+def _max_pooled(model: keras.Model) -> keras.Model:
+    """Return a copy in which each average pooling of single pixels is a max pooling; the model itself if it has none.
+
+    Strided shortcuts select pixels in this way. Runtimes compute the maximum in 8-bit integers as it is, but convert
+    them for an average.
+    """
+    builders = {
+        layer.name: keras.layers.MaxPooling2D.from_config(layer.get_config())
+        for layer in model.layers
+        if type(layer) is keras.layers.AveragePooling2D and layer.pool_size == (1, 1)
+    }
+    return graph.swap(model, builders) if builders else model
 
 
 def _rewritten(rewrite: Callable[[keras.Model], keras.Model], model: keras.Model) -> keras.Model:

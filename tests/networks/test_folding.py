@@ -106,6 +106,20 @@ def test_layers_whose_output_is_used_elsewhere_are_not_folded() -> None:
         assert kinds(folded(model)) == kinds(model)
 
 
+def test_pooling_of_single_pixels_becomes_max_pooling() -> None:
+    import keras
+
+    layers = keras.layers
+
+    def build(x: Any) -> Any:
+        subsample = layers.AveragePooling2D(1, strides=2, padding="same")
+        x = layers.AveragePooling2D(2, strides=1)(layers.Conv2D(6, 3)(x))
+        return layers.Add()([subsample(x), subsample(layers.Conv2D(6, 1)(x))])
+
+    counts = kinds(folded(network(build)))
+    assert (counts["MaxPooling2D"], counts["AveragePooling2D"]) == (1, 1)
+
+
 @pytest.mark.parametrize("block", ["decoupled_r1", "decoupled_r2", "decoupled_r3", "two_layer", "two_layer_skip"])
 @pytest.mark.parametrize("activation", ["linear", "relu"])
 def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes import base, onnx_kernels, onnx_outputs
+from pbd.deploy.runtimes import base, onnx_broadcasts, onnx_clips, onnx_kernels, onnx_outputs
 from pbd.system import processor
 
 OPSET = 17
@@ -36,6 +36,8 @@ class Onnx(base.QuantizingRuntime):
         for tensor in (*proto.graph.input, *proto.graph.output):
             tensor.type.tensor_type.shape.dim[0].dim_param = "batch"
         _replace_erfc(proto.graph)
+        onnx_clips.fuse(proto)
+        onnx_broadcasts.lengthen(proto)
         path.write_bytes(proto.SerializeToString())
 
     def load(self, path: Path, threads: int) -> base.Runner:

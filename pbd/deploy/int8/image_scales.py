@@ -1,0 +1,95 @@
+"""Scales of the preprocessing of images, folded into the kernels that read the images.
+
+Some runtimes fold them as they convert a network: its first kernel is then neither the one that was rounded nor the one
+that was to stay in float32. Networks that are trained for 8-bit integers keep their scales, since the steps of Adam
+suit kernels of the usual size.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from pbd.networks import fusion, graph
+from pbd.networks.cost import layer_calls
+
+_READERS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
+"""Layers with a kernel for each input channel; exact types only, since a subclass may compute something else."""
+
+
+def folded(network: keras.Model) -> keras.Model:
+    """Return a network that computes the same without multiplying its images by anything.
+
+    Args:
+        network: flat and functional; returned itself if anything but convolutions reads its preprocessed images.
+    """
+    users = fusion.consumers(network)
+    once = {layer.name for layer, count in layer_calls(network) if count == 1}
+    chain = list(_preprocessing(network, users, once))
+    readers = list(_readers(chain[-1][0].output, users)) if chain else []
+    if not all(_reads_channels(each) and each.name in once for each in readers):
+        return network
+    scale, shift = np.ones(1), np.zeros(1)
+    for _, factor, summand in chain:
+        scale, shift = scale * factor, shift * factor + summand
+    if not scale.all() or (scale == 1).all():
+        return network
+    builders: dict[str, graph.Builder] = {layer.name: lambda images: images for layer, *_ in chain}
+    if shift.any():
+        last = chain[-1][0].name
+        mean = np.broadcast_to(-shift / scale, network.inputs[0].shape[-1:])
+        builders[last] = keras.layers.Normalization(mean=mean.tolist(), variance=[1.0] * len(mean), name=last)
+    copy = graph.swap(network, builders)
+    for layer in readers:
+        kernel, *bias = layer.get_weights()
+        copy.get_layer(layer.name).set_weights([(kernel * scale[:, None]).astype(kernel.dtype), *bias])
+    return copy
+
+
+def _preprocessing(
+    network: keras.Model, users: fusion.Consumers, once: set[str]
+) -> Iterator[tuple[keras.Layer, np.ndarray, np.ndarray]]:
+    """Yield the layers that images pass first, one behind another, each with its scale and its shift."""
+    tensor = network.inputs[0]
+    while len(users[id(tensor)]) == 1:
+        ((layer, _),) = users[id(tensor)]
+        affine = _affine_map(layer) if layer.name in once else None
+        if affine is None:
+            return
+        yield layer, *affine
+        tensor = layer.output
+
+
+def _affine_map(layer: Any) -> tuple[np.ndarray, np.ndarray] | None:
+    """Return the scale and the shift of a layer: one number, or one for each channel. `None` if there are others."""
+    if type(layer) is keras.layers.Rescaling:
+        scale, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
+    elif type(layer) is keras.layers.Normalization and not layer.invert:
+        mean, variance = (keras.ops.convert_to_numpy(each).astype(np.float64) for each in (layer.mean, layer.variance))
+        scale = 1 / np.maximum(np.sqrt(variance), keras.config.epsilon())
+        shift = -mean * scale
+    else:
+        return None
+    channels = layer.output.shape[-1]
+    if any(
+        (each.size > 1 and each.shape[-1] != each.size) or each.size not in (1, channels) for each in (scale, shift)
+    ):
+        return None
+    return scale.ravel(), shift.ravel()
+
+
+def _readers(tensor: Any, users: fusion.Consumers) -> Iterator[Any]:
+    """Yield the operations that read a tensor, as it is or with a border of zeros."""
+    for operation, outputs in users[id(tensor)]:
+        if type(operation) is keras.layers.ZeroPadding2D and operation.data_format == "channels_last":
+            yield from _readers(outputs[0], users)
+        else:
+            yield operation
+
+
+def _reads_channels(operation: Any) -> bool:
+    """Return whether an operation is a convolution whose kernel can take the scales of its input channels."""
+    if type(operation) not in _READERS or operation.data_format != "channels_last":
+        return False
+    return type(operation) is keras.layers.DepthwiseConv2D or operation.groups == 1
