@@ -1,6 +1,7 @@
 """What all tests share: threads, the stage of each test, and where the optional shared material lies."""
 
 import contextlib
+import functools
 import gc
 import os
 import sys
@@ -48,6 +49,7 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return is_left_out(collection_path, config.option.markexpr) or None
 
 
+@functools.cache
 def is_left_out(path: Path, stage: str) -> bool:
     """Return whether a run of this stage does not read a module."""
     if stage not in ("fast", "launch", "system", "jax") or path.suffix != ".py":
@@ -56,16 +58,18 @@ def is_left_out(path: Path, stage: str) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put every test without a stage into `unit`.
+    """Put every test without a stage into `unit`, and check that the run of its stage reads its module.
 
     Raises:
-        UsageError: the test has several stages, by markers of its own, its class or its module.
+        UsageError: the test has several stages, by markers of its own, its class or its module; or it has a marker that
+            its module does not name.
     """
-    stages = [stage for stage in STAGES if item.get_closest_marker(stage)]
-    if not stages:
-        item.add_marker("unit")
-    elif len(stages) > 1:
+    stages = [stage for stage in STAGES if item.get_closest_marker(stage)] or ["unit"]
+    if len(stages) > 1:
         raise pytest.UsageError(f"a test must have one stage. Received: {item.nodeid}: {', '.join(stages)}.")
+    item.add_marker(stages[0])
+    if is_left_out(item.path, stages[0]):
+        raise pytest.UsageError(f"a module must name the stage of its tests. Received: {item.nodeid}: {stages[0]}.")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -185,7 +189,7 @@ def fresh_names() -> None:
     """Name layers from the beginning, and draw the same weights whatever ran before."""
     import keras
 
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(3)
 
 

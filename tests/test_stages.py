@@ -1,47 +1,34 @@
-"""The stages of the test suite: together they select every test, and no test twice."""
+"""The stages of the test suite: together they run every test, and no test twice.
 
-import json
+Every run of the stage `unit` checks this of all tests (see `conftest.pytest_itemcollected`).
+"""
+
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.conftest import is_left_out
 from tests.helpers.cluster import PATIENCE_S
 
-pytestmark = pytest.mark.system
+pytestmark = pytest.mark.fast
 ROOT = Path(__file__).resolve().parents[1]
 
 
-COLLECT = """
-import json, sys
-import pytest
-from pbd.system import backend
-
-backend.dedicate_process()
-backend.load()
-
-class Collector:
-    def pytest_collection_finish(self, session):
-        stages = {"fast", "unit", "launch", "system"}
-        rows = [(item.nodeid, str(item.path), sorted(stages & {mark.name for mark in item.iter_markers()}))
-                for item in session.items]
-        print("COLLECTED", json.dumps(rows))
-
-sys.exit(pytest.main(["--collect-only", "-q", "-o", "addopts=--import-mode=importlib"], plugins=[Collector()]))
-"""
+REFUSED = {
+    "a test must have one stage": "@pytest.mark.fast\n@pytest.mark.system\ndef test(): pass",
+    "a module must name the stage of its tests": "def test(): pass\ntest = getattr(pytest.mark, 'fast')(test)",
+}
 
 
-def test_every_test_is_in_one_stage_whose_run_reads_its_module() -> None:
-    done = subprocess.run([sys.executable, "-c", COLLECT], capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("COLLECTED"))
-    tests = json.loads(line.removeprefix("COLLECTED"))
-    assert len(tests) > 2000
-    assert [name for name, _, stages in tests if len(stages) != 1] == []
-    unread = [name for name, path, (stage,) in tests if is_left_out(Path(path), stage)]
-    assert unread == [], "a run of their stage leaves out their modules"
+@pytest.mark.parametrize("message", REFUSED)
+def test_what_no_run_or_several_runs_would_test_is_refused(message: str, tmp_path: Path) -> None:
+    module = tmp_path / "test_one.py"
+    module.write_text(f"import pytest\n{REFUSED[message]}\n", encoding="utf-8")
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--collect-only", str(module)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
+    assert done.returncode == pytest.ExitCode.USAGE_ERROR
+    assert message in done.stderr
 
 
 @pytest.mark.parametrize("file", ["Makefile", ".ci/run"])

@@ -30,7 +30,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
     folder = tmp_path_factory.mktemp("context")
     journal = Journal.create(folder / "run", {})
     keras.Model(inputs, outputs).save(folder / "run" / "teacher.keras")
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     config = RunConfig.of(train_limit=320, batch_size=32, epochs=6, patience=0)
     dataset = data.load(config.data, 0)
     base = TrainingContext(

@@ -22,7 +22,7 @@ def conv(name: str, filters: int = 8, **settings: Any) -> keras.Layer:
 
 def network(body: Body) -> keras.Model:
     """Return a classifier of random weights: a convolution `a`, the body, a convolution `z` and the layer `head`."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(3)
     inputs = keras.Input(IMAGES.shape[1:])
     x = conv("z")(body(conv("a")(inputs)))
@@ -219,7 +219,7 @@ def test_activations_with_a_sum_fix_the_channels_that_they_make() -> None:
 
 
 def test_channels_added_to_the_input_are_fixed() -> None:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     inputs = keras.Input((8, 8, 3))
     model = keras.Model(inputs, conv("b")(layers.Add()([inputs, conv("a", 3)(inputs)])))
     reasons = {group.name: group.fixed for group in channels.find_groups(model)}

@@ -28,7 +28,7 @@ def conv(name: str, filters: int = 8, **settings: Any) -> keras.Layer:
 
 
 def network(body: Callable[[Any], Any]) -> keras.Model:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(3)
     inputs = keras.Input(IMAGES.shape[1:])
     x = layers.GlobalAveragePooling2D()(body(inputs))
@@ -184,7 +184,7 @@ def test_narrow_second_convolutions_of_resnet20(shared_teachers: Path) -> None:
 
 
 def block(design: str) -> keras.Model:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = blocks.build_block(blocks.get(design), LAYER, seed=0)
     randomise(model)
     return model
@@ -207,7 +207,7 @@ def test_a_block_that_reads_all_its_outputs_is_not_restricted() -> None:
 
 @pytest.mark.parametrize("outputs", [4, 8])
 def test_a_restricted_block_has_no_take_before_its_layers(outputs: int) -> None:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     inputs = keras.Input((8, 8, 16))
     y = conv("b", kernel_initializer="zeros")(ops.take(inputs, [3, 5, 9], axis=-1))
     part = channels.restricted(keras.Model(inputs, y), outputs)

@@ -59,7 +59,7 @@ BODIES = [chain, residual, dense, branches, shared_activation, unused]
 
 def network(body: Callable[[Any], Any]) -> tuple[keras.Model, dict[BlockKey, keras.Model]]:
     """Return a flat classifier of random weights, and a block for each of its convolutions."""
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(3)
     inputs = keras.Input(SHAPE)
     x = layers.Dropout(0.5)(layers.BatchNormalization()(body(inputs)))

@@ -83,7 +83,7 @@ def test_the_filters_that_no_layer_reads_are_removed(tmp_path: Path) -> None:
 
 
 def test_names_of_operations_of_the_teacher_do_not_collide() -> None:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     model = teacher(takes=True)
     assert takes(model) == ["take"]
     task, block = fitted(model)
@@ -93,7 +93,7 @@ def test_names_of_operations_of_the_teacher_do_not_collide() -> None:
 
 
 def test_a_selection_from_channels_that_all_stay_is_an_operation_of_keras(tmp_path: Path) -> None:
-    keras.utils.clear_session()
+    keras.utils.clear_session(free_memory=False)
     inputs = keras.Input((8, 8, 8))
     x = keras.ops.take(inputs, [4, 3, 2, 1, 5], axis=-1)
     x = layers.Conv2D(6, 3, name="b")(x)
