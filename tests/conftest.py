@@ -58,18 +58,21 @@ def is_left_out(path: Path, stage: str) -> bool:
 
 
 def pytest_itemcollected(item: pytest.Item) -> None:
-    """Put every test without a stage into `unit`, and check that the run of its stage reads its module.
+    """Put every test without a stage into `unit`.
 
-    Raises:
-        UsageError: the test has several stages, by markers of its own, its class or its module; or it has a marker that
-            its module does not name.
+    A test fails in the stage `unit` if it has several stages, by markers of its own, its class or its module, or one
+    that its module does not name.
     """
     stages = [stage for stage in STAGES if item.get_closest_marker(stage)] or ["unit"]
     if len(stages) > 1:
-        raise pytest.UsageError(f"a test must have one stage. Received: {item.nodeid}: {', '.join(stages)}.")
-    item.add_marker(stages[0])
-    if is_left_out(item.path, stages[0]):
-        raise pytest.UsageError(f"a module must name the stage of its tests. Received: {item.nodeid}: {stages[0]}.")
+        fault = f"a test must have one stage. Received: {', '.join(stages)}."
+    elif is_left_out(item.path, stages[0]):
+        fault = f"a module must name the stages of its tests. Received: {stages[0]}."
+    else:
+        item.add_marker(stages[0])
+        return
+    item.add_marker("unit")
+    item.runtest = functools.partial(pytest.fail, fault, pytrace=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

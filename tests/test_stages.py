@@ -11,26 +11,27 @@ import pytest
 
 from tests.helpers.cluster import PATIENCE_S
 
-pytestmark = pytest.mark.fast
 ROOT = Path(__file__).resolve().parents[1]
 
 
 REFUSED = {
     "a test must have one stage": "@pytest.mark.fast\n@pytest.mark.system\ndef test(): pass",
-    "a module must name the stage of its tests": "def test(): pass\ntest = getattr(pytest.mark, 'fast')(test)",
+    "a module must name the stages of its tests": "def test(): pass\ntest = getattr(pytest.mark, 'fast')(test)",
 }
 
 
+@pytest.mark.system
 @pytest.mark.parametrize("message", REFUSED)
-def test_what_no_run_or_several_runs_would_test_is_refused(message: str, tmp_path: Path) -> None:
+def test_what_no_run_or_several_runs_would_test_fails(message: str, tmp_path: Path) -> None:
     module = tmp_path / "test_one.py"
     module.write_text(f"import pytest\n{REFUSED[message]}\n", encoding="utf-8")
-    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "--collect-only", str(module)]
+    command = [sys.executable, "-m", "pytest", "-p", "tests.conftest", "-m", "unit", "-n", "1", str(module)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=ROOT)
-    assert done.returncode == pytest.ExitCode.USAGE_ERROR
-    assert message in done.stderr
+    assert done.returncode == pytest.ExitCode.TESTS_FAILED, done.stdout + done.stderr
+    assert message in done.stdout
 
 
+@pytest.mark.fast
 @pytest.mark.parametrize("file", ["Makefile", ".ci/run"])
 def test_every_stage_is_run(file: str) -> None:
     text = (ROOT / file).read_text(encoding="utf-8")

@@ -30,8 +30,8 @@ def fold(model: keras.Model, int8: bool = False) -> keras.Model:
 def _max_pooled(model: keras.Model) -> keras.Model:
     """Return a copy in which each average pooling of single pixels is a max pooling; the model itself if it has none.
 
-    Strided shortcuts select pixels in this way. Runtimes compute the maximum in 8-bit integers as it is, but convert
-    them for an average.
+    Strided shortcuts select pixels in this way. Runtimes pass on the largest of some 8-bit integers, but round their
+    average anew.
     """
     builders = {
         layer.name: keras.layers.MaxPooling2D.from_config(layer.get_config())

@@ -120,6 +120,8 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         # `training=False` at the call of a nested model holds for all its layers, as in transfer learning.
         inner_training = kwargs.get("training", training)
+        if not args and "inputs" in kwargs:  # what works on flat networks finds the input in its usual place
+            args = (kwargs.pop("inputs"),)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
         return operation(*args, **in_mode(operation, inner_training, kwargs))
@@ -294,10 +296,13 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
         return operation if operation.name in builders else cloner.clone(operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        build = builders.get(operation.name)
-        source = values[sources[operation.name]] if operation.name in sources else args[0]
-        values[operation.name] = build(source) if build else operation(*args, **kwargs)
-        return values[operation.name]
+        if build := builders.get(operation.name):
+            given = keras.tree.flatten((args, kwargs))[0]
+            outputs = build(values[sources[operation.name]] if operation.name in sources else given)
+        else:
+            outputs = operation(*args, **kwargs)
+        values[operation.name] = outputs
+        return outputs
 
     inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
     values[producer(model.inputs[0])[0].name] = inputs

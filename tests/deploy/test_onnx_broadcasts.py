@@ -42,14 +42,25 @@ def test_a_normalisation_computes_the_same_with_constants_for_every_column() -> 
 
 
 def test_a_constant_that_others_use_too_stays_for_them() -> None:
+    """Also for the branches of a condition."""
+    value = [helper.make_tensor_value_info("branch", TensorProto.FLOAT, ["batch", 6, 5, 3])]
+    branches = {
+        f"{name}_branch": helper.make_graph([helper.make_node(kind, ["x", "c"], ["branch"])], name, [], value)
+        for name, kind in (("then", "Mul"), ("else", "Add"))
+    }
     nodes = [
-        helper.make_node("Sub", ["x", "mean"], ["centred"]),
-        helper.make_node("ReduceMean", ["centred"], ["pooled"], axes=[1, 2], keepdims=0),
-        helper.make_node("Add", ["pooled", "mean"], ["y"]),
+        helper.make_node("ReduceMax", ["x"], ["largest"], keepdims=0),
+        helper.make_node("Cast", ["largest"], ["condition"], to=TensorProto.BOOL),
+        helper.make_node("If", ["condition"], ["chosen"], **branches),
+        helper.make_node("Sub", ["x", "c"], ["difference"]),
+        helper.make_node("Add", ["chosen", "difference"], ["y"]),
     ]
-    network = model(nodes, {"mean": np.arange(3)}, ("batch", 6, 5, 3))
+    network = model(nodes, {"c": np.arange(3)}, ("batch", 6, 5, 3))
+    x = np.random.default_rng(0).uniform(1, 2, (2, 6, 5, 3)).astype(np.float32)
+    before = outputs(network, x)
     onnx_broadcasts.lengthen(network)
     assert shapes(network) == [[3], [5, 3]]
+    assert np.array_equal(outputs(network, x), before)
 
 
 @pytest.mark.parametrize(

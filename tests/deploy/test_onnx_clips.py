@@ -50,6 +50,12 @@ def test_other_limits() -> None:
     assert fused(model(RECTIFIED, high=1.5, low=-0.5)) == ["Relu", "Clip"]
 
 
+@pytest.mark.parametrize(("low", "high"), [(0.5, 1.0), (-1.0, -0.5), (0.5, -1.0)])
+def test_limits_that_8_bits_do_not_impose_stay(low: float, high: float) -> None:
+    nodes = [("Neg", ["x"], "r"), *CLIPPED]
+    assert fused(model(nodes, high=high, low=low)) == ["Neg", "Min", "Max"]
+
+
 def test_what_others_read_stays() -> None:
     nodes = [("Relu", ["x"], "r"), ("Min", ["r", "high"], "m"), ("Max", ["low", "m"], "c"), ("Add", ["c", "r"], "y")]
     assert fused(model(nodes, high=1.0, low=0.0)) == ["Relu", "Clip", "Add"]

@@ -49,3 +49,16 @@ def test_what_other_operations_use_too_stays_rounded() -> None:
     nodes += [helper.make_node("Softmax", ["rounded"], ["probabilities"])]
     nodes += [helper.make_node("Mul", ["probabilities", "rounded"], ["y"])]
     assert operations(nodes) == [node.op_type for node in nodes]
+
+
+def test_activations_that_clip_the_outputs_are_named() -> None:
+    limits = [onnx.numpy_helper.from_array(np.float32(each), name) for name, each in (("low", 0), ("high", 1))]
+    nodes = [
+        helper.make_node("Relu", ["x"], ["hidden"], name="inner"),
+        helper.make_node("Neg", ["hidden"], ["logits"]),
+        helper.make_node("Clip", ["logits", "low", "high"], ["clipped"], name="outer"),
+        helper.make_node("Softmax", ["clipped"], ["y"]),
+    ]
+    network = model(nodes)
+    network.graph.initializer.extend(limits)
+    assert onnx_outputs.clipping(network) == ["outer"]

@@ -151,3 +151,10 @@ def test_an_adapted_normalization_keeps_its_statistics() -> None:
     images = np.random.default_rng(1).uniform(0, 255, (4, 8, 8, 3)).astype("float32")
     expected = model.predict(images, verbose=0)
     assert np.abs(graph.flatten(model).predict(images, verbose=0) - expected).max() == 0.0
+
+
+def test_inputs_that_are_given_by_keyword_become_positional() -> None:
+    model = classifier(lambda x: small_body()(inputs=layers.BatchNormalization()(inputs=x)))
+    flat = graph.flatten(model)
+    assert difference(model, flat) == 0.0
+    assert not any(node.arguments.kwargs.get("inputs") for layer in flat.layers for node in layer._inbound_nodes)

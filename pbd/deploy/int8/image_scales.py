@@ -11,6 +11,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd.deploy.runtimes.base import KERNEL_LIMIT, SMALLEST_SCALE
 from pbd.networks import fusion, graph
 from pbd.networks.cost import layer_calls
 
@@ -22,7 +23,8 @@ def folded(network: keras.Model) -> keras.Model:
     """Return a network that computes the same without multiplying its images by anything.
 
     Args:
-        network: flat and functional; returned itself if anything but convolutions reads its preprocessed images.
+        network: flat, functional and in float32; returned itself if anything but convolutions reads its preprocessed
+            images, or if their kernels would become too small to be rounded.
     """
     users = fusion.consumers(network)
     once = {layer.name for layer, count in layer_calls(network) if count == 1}
@@ -33,17 +35,20 @@ def folded(network: keras.Model) -> keras.Model:
     scale, shift = np.ones(1), np.zeros(1)
     for _, factor, summand in chain:
         scale, shift = scale * factor, shift * factor + summand
-    if not scale.all() or (scale == 1).all():
+    scaled = {layer.name: (layer.get_weights()[0] * scale[:, None]).astype(np.float32) for layer in readers}
+    if not scale.all() or (scale == 1).all() or not all(map(_can_be_rounded, readers, scaled.values())):
         return network
     builders: dict[str, graph.Builder] = {layer.name: lambda images: images for layer, *_ in chain}
+    last, channels = chain[-1][0].name, network.inputs[0].shape[-1]
     if shift.any():
-        last = chain[-1][0].name
-        mean = np.broadcast_to(-shift / scale, network.inputs[0].shape[-1:])
-        builders[last] = keras.layers.Normalization(mean=mean.tolist(), variance=[1.0] * len(mean), name=last)
+        mean = np.broadcast_to(-shift / scale, (channels,)).tolist()
+        builders[last] = keras.layers.Normalization(mean=mean, variance=[1.0] * channels, dtype="float32", name=last)
+    elif not keras.backend.is_float_dtype(network.inputs[0].dtype):
+        builders[last] = keras.layers.Rescaling(1.0, dtype="float32", name=last)  # converts the images
     copy = graph.swap(network, builders)
-    for layer in readers:
-        kernel, *bias = layer.get_weights()
-        copy.get_layer(layer.name).set_weights([(kernel * scale[:, None]).astype(kernel.dtype), *bias])
+    for name, kernel in scaled.items():
+        layer = copy.get_layer(name)
+        layer.set_weights([kernel, *layer.get_weights()[1:]])
     return copy
 
 
@@ -93,3 +98,10 @@ def _reads_channels(operation: Any) -> bool:
     if type(operation) not in _READERS or operation.data_format != "channels_last":
         return False
     return type(operation) is keras.layers.DepthwiseConv2D or operation.groups == 1
+
+
+def _can_be_rounded(layer: Any, kernel: np.ndarray) -> bool:
+    """Return whether the scales of a kernel, with 8 bits for each output channel, are large enough for all runtimes."""
+    axes = (0, 1) if type(layer) is keras.layers.DepthwiseConv2D else (0, 1, 2)
+    largest = np.abs(kernel).max(axis=axes)
+    return bool((largest[largest > 0] >= KERNEL_LIMIT * SMALLEST_SCALE).all())

@@ -233,7 +233,8 @@ class Files:
         try:
             with silence.silenced(), tempfile.TemporaryDirectory() as folder:
                 source = Path(folder) / self.float32.name
-                quantizer.export(network, source)
+                # Kernels that stay in float32 are found by their values, which the other form may scale.
+                quantizer.export(network if kernels else quantizer.for_int8(network), source)
                 quantizer.quantize(source, self.quantized, calibration, kernels)
         except Exception as error:
             raise BadInputError(

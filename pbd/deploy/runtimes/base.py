@@ -64,6 +64,14 @@ class QuantizingRuntime(Runtime, Protocol):
     takes_trained: bool = True
     """Whether there is a form for networks that were trained for 8-bit integers (see `export_fake_quantized`)."""
 
+    def for_int8(self, network: Any) -> Any:
+        """Return a network that computes the same, as `export` and `quantize` make the fastest file of it.
+
+        Args:
+            network: as `portable.portable` returns it for 8-bit integers.
+        """
+        return network
+
     def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
         """Write a network with 8-bit weights (per channel) and activations.
 

@@ -49,6 +49,11 @@ class LiteRt(base.QuantizingRuntime):
 
         return run
 
+    def for_int8(self, network: Any) -> Any:
+        from pbd.deploy.runtimes import litert_activations  # loads Keras
+
+        return litert_activations.for_int8(network)
+
     def quantize(self, source: Path, path: Path, images: np.ndarray, kept_float: Mapping[str, np.ndarray]) -> None:
         """Write a file of 8-bit integer operations with float32 inputs and outputs."""
         from ai_edge_quantizer import quantizer, recipe

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes import base, onnx_broadcasts, onnx_clips, onnx_kernels, onnx_outputs
+from pbd.deploy.runtimes import base, onnx_broadcasts, onnx_clips, onnx_graph, onnx_kernels, onnx_outputs
 from pbd.system import processor
 
 OPSET = 17
@@ -69,7 +69,7 @@ class Onnx(base.QuantizingRuntime):
                 quant_format=quantization.QuantFormat.QDQ,
                 per_channel=True,
                 weight_type=quantization.QuantType.QInt8,
-                nodes_to_exclude=_users_of(prepared, kept_float),
+                nodes_to_exclude=_not_quantized(prepared, kept_float),
                 **self.settings(),
             )
         model = onnx.load(path)
@@ -135,11 +135,11 @@ def _reader(path: Path, images: np.ndarray) -> Any:
     return Reader()
 
 
-def _users_of(path: Path, kernels: Mapping[str, np.ndarray]) -> list[str]:
-    """Return the names of the nodes that use one of these kernels."""
+def _not_quantized(path: Path, kernels: Mapping[str, np.ndarray]) -> list[str]:
+    """Return the names of the nodes that use one of these kernels, or clip the outputs."""
     import onnx
 
-    graph = onnx.load(path).graph
-    constants = {constant.name: onnx.numpy_helper.to_array(constant) for constant in graph.initializer}
-    held = base.owners(constants, kernels)
-    return [node.name for node in graph.node if held.intersection(node.input)]
+    model = onnx.load(path)
+    held = base.owners(onnx_graph.constants(model.graph), kernels)
+    users = [node.name for node in model.graph.node if held.intersection(node.input)]
+    return [*users, *onnx_outputs.clipping(model)]

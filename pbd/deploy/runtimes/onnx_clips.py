@@ -8,9 +8,13 @@ from typing import Any
 
 import numpy as np
 
+from pbd.deploy.runtimes import onnx_graph
+
 
 def fuse(model: Any) -> None:
-    """Replace max(min(x, high), low) by clip(x, low, high), also of a rectified x if `low` is not negative.
+    """Replace max(min(x, high), low) by clip(x, low, high) if low <= 0 <= high; a ReLU before it goes if low = 0.
+
+    Other clips stay: the quantiser removes a clip, since 8-bit integers saturate, but their ranges always contain 0.
 
     Args:
         model: an ONNX model of float32, which is changed.
@@ -18,21 +22,19 @@ def fuse(model: Any) -> None:
     import onnx
 
     graph = model.graph
-    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    constants, reads = onnx_graph.constants(graph), onnx_graph.reads(graph)
     producers = {output: node for node in graph.node for output in node.output}
-    readers = [name for node in graph.node for name in node.input] + [output.name for output in graph.output]
     limits = dict[str, np.ndarray]()
     for upper in [node for node in graph.node if node.op_type == "Max"]:
-        low, clipped = _constant_and_other(upper, constants)
+        low, clipped = _number_and_other(upper, constants)
         lower = producers.get(clipped)
-        if lower is None or lower.op_type != "Min" or readers.count(clipped) > 1:
+        if lower is None or lower.op_type != "Min" or reads[clipped] > 1:
             continue
-        high, source = _constant_and_other(lower, constants)
-        if low is None or high is None:
+        high, source = _number_and_other(lower, constants)
+        if low is None or high is None or not low <= 0 <= high:
             continue
-        replaced = [lower]
-        rectified = producers.get(source)
-        if rectified is not None and rectified.op_type == "Relu" and readers.count(source) == 1 and low >= 0:
+        replaced, rectified = [lower], producers.get(source)
+        if rectified is not None and rectified.op_type == "Relu" and reads[source] == 1 and low == 0:
             replaced.append(rectified)
             source = rectified.input[0]
         names = [f"{upper.output[0]}/{limit}" for limit in ("low", "high")]
@@ -40,13 +42,10 @@ def fuse(model: Any) -> None:
         upper.CopyFrom(onnx.helper.make_node("Clip", [source, *names], [upper.output[0]], name=upper.name))
         for node in replaced:
             graph.node.remove(node)
-    used = {name for node in graph.node for name in node.input}
-    kept = [each for each in graph.initializer if each.name in used]
-    del graph.initializer[:]
-    graph.initializer.extend([*kept, *(onnx.numpy_helper.from_array(value, name) for name, value in limits.items())])
+    onnx_graph.replace_constants(graph, limits)
 
 
-def _constant_and_other(node: Any, constants: dict[str, np.ndarray]) -> tuple[np.ndarray | None, str]:
+def _number_and_other(node: Any, constants: dict[str, np.ndarray]) -> tuple[np.ndarray | None, str]:
     """Return the one number among the two inputs of a node, `None` if there is not exactly one, and the other input."""
     numbers = [name for name in node.input if name in constants and constants[name].size == 1]
     if len(node.input) != 2 or len(numbers) != 1:

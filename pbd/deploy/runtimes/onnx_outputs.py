@@ -5,8 +5,29 @@ Rounded to 8 bits, the logits of a small VGG had a step of 0.2, which changed 3%
 
 from typing import Any
 
-_HEADS = ("Flatten", "Reshape", "Sigmoid", "Softmax", "Squeeze")
+_CLIPPING = ("Clip", "Relu")
+_HEADS = ("Flatten", "Reshape", "Sigmoid", "Softmax", "Squeeze", *_CLIPPING)
 """Operations behind the logits."""
+
+
+def clipping(model: Any) -> list[str]:
+    """Return the names of the activations behind the logits that clip.
+
+    The quantiser must leave them out: it removes an activation that clips, since 8-bit integers saturate, but outputs
+    are not rounded.
+
+    Args:
+        model: an ONNX model of float32.
+    """
+    producers = {output: node for node in model.graph.node for output in node.output}
+    names = []
+    for output in model.graph.output:
+        node = producers.get(output.name)
+        while node is not None and node.op_type in _HEADS:
+            if node.op_type in _CLIPPING:
+                names.append(node.name)
+            node = producers.get(node.input[0])
+    return names
 
 
 def keep_exact(model: Any) -> None:

@@ -79,24 +79,47 @@ def test_a_border_of_zeros_may_lie_between() -> None:
     assert_same(model, result)
 
 
+def test_integers_are_converted() -> None:
+    inputs = keras.Input(SHAPE, dtype="uint8")
+    x = layers.GlobalAveragePooling2D()(layers.Conv2D(5, 3)(layers.Rescaling(1 / 255)(inputs)))
+    model = keras.Model(inputs, layers.Dense(4)(x))
+    result = image_scales.folded(model)
+    assert result.get_layer(model.layers[1].name).scale == 1.0
+    np.testing.assert_allclose(result(images(8)), model(images(8)), rtol=1e-4, atol=1e-5)
+
+
+def test_the_dtype_policy_of_the_process_changes_nothing() -> None:
+    model = network([layers.Normalization(**NORMALISATION)], layers.Conv2D(5, 3))
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        result = image_scales.folded(model)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert_same(model, result)
+
+
+def test_kernels_that_would_become_too_small_stay() -> None:
+    model = network([layers.Rescaling(1e-6)], layers.Conv2D(5, 3))
+    assert image_scales.folded(model) is model
+
+
 SHARED = layers.Conv2D(5, 3)
+OTHERS = {
+    "pooling": lambda: network([layers.Rescaling(1 / 255)], layers.AveragePooling2D(2)),
+    "pooling too": lambda: network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), layers.MaxPooling2D(2)),
+    "a shared convolution": lambda: network([layers.Rescaling(1 / 255)], SHARED, SHARED),
+    "a scale of zero": lambda: network([layers.Rescaling([0.1, 0.0, 0.1])], layers.Conv2D(5, 3)),
+    "the inverse": lambda: network([layers.Normalization(**NORMALISATION, invert=True)], layers.Conv2D(5, 3)),
+    "rows": lambda: network([layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8)], layers.Conv2D(5, 3)),
+    "no scale": lambda: network([layers.Rescaling(1.0, offset=-1.0)], layers.Conv2D(5, 3)),
+    "pixels too": lambda: network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), pixels=True),
+    "no preprocessing": lambda: network([], layers.Conv2D(5, 3)),
+}
 
 
-@pytest.mark.parametrize(
-    "model",
-    [
-        network([layers.Rescaling(1 / 255)], layers.AveragePooling2D(2)),
-        network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), layers.MaxPooling2D(2)),
-        network([layers.Rescaling(1 / 255)], SHARED, SHARED),
-        network([layers.Rescaling([0.1, 0.0, 0.1])], layers.Conv2D(5, 3)),
-        network([layers.Normalization(**NORMALISATION, invert=True)], layers.Conv2D(5, 3)),
-        network([layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8)], layers.Conv2D(5, 3)),
-        network([layers.Rescaling(1.0, offset=-1.0)], layers.Conv2D(5, 3)),
-        network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), pixels=True),
-        network([], layers.Conv2D(5, 3)),
-    ],
-)
-def test_networks_of_other_kinds_stay_as_they_are(model: keras.Model) -> None:
+@pytest.mark.parametrize("kind", OTHERS)
+def test_networks_of_other_kinds_stay_as_they_are(kind: str) -> None:
+    model = OTHERS[kind]()
     assert image_scales.folded(model) is model
 
 

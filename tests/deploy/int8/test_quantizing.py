@@ -71,6 +71,22 @@ def test_sensitive_layers_stay_in_float32(target: str, tmp_path: Path) -> None:
     assert quantized.size_bytes > all_int8.size_bytes
 
 
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("has_ceiling", [False, True])
+def test_outputs_that_are_clipped_stay_so(target: str, has_ceiling: bool, tmp_path: Path) -> None:
+    needs(target)
+    plain = classifier()
+    largest = float(np.max(plain(images(48).astype("float32"))))
+    model = keras.Model(plain.inputs, keras.layers.ReLU(largest / 2 if has_ceiling else None)(plain.outputs[0]))
+    path = tmp_path / f"a{SUFFIXES[target]}"
+    pbd.quantize(model, data(plain), path, max_drop=1.0)
+    pixels = images(48, seed=2).astype("float32")
+    outputs, expected = targets.TARGETS[target].load(path, 1)(pixels), np.asarray(model(pixels))
+    assert outputs.min() == expected.min() == 0
+    assert outputs.max() <= expected.max() * (1.01 if has_ceiling else 1.2)
+    assert np.abs(outputs - expected).mean() < 0.05 * expected.max()
+
+
 def test_the_layer_that_suffers_most_has_the_lowest_ratio() -> None:
     network = portable.portable(fragile(), int8=True)
     ratios = sensitivity.signal_to_noise(network, images(16).astype("float32"))
