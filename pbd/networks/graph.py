@@ -296,11 +296,13 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
         return operation if operation.name in builders else cloner.clone(operation)
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if build := builders.get(operation.name):
-            given = keras.tree.flatten((args, kwargs))[0]
-            outputs = build(values[sources[operation.name]] if operation.name in sources else given)
-        else:
+        build = builders.get(operation.name)
+        if build is None:
             outputs = operation(*args, **kwargs)
+        elif operation.name in sources:
+            outputs = build(values[sources[operation.name]])
+        else:
+            outputs = build(keras.tree.flatten((args, kwargs))[0])
         values[operation.name] = outputs
         return outputs
 
