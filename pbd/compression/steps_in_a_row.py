@@ -1,4 +1,4 @@
-"""Do the steps of a recipe, leave out those that are complete, measure all networks, and write the report."""
+"""Do the steps of a recipe, leave out those that are complete, and write the report of all networks."""
 
 import functools
 import time
@@ -8,24 +8,21 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 
+from pbd.compression import step_reports
 from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
 from pbd.compression.step import StepResult, check_data, check_target, settings_of
-from pbd.compression.step_folder import MODEL, Finished
+from pbd.compression.step_folder import Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, exporting, targets
 from pbd.energy import accounting
 from pbd.executors.base import Executor
-from pbd.learning.metrics import Metrics
-from pbd.networks import cost
 from pbd.pipeline import prepare
 from pbd.pipeline.prepare import Inputs
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
-from pbd.records import Deployment, ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
 from pbd.report import json_safe, recipes
 from pbd.run_dir import damaged_images, error_files, manifest
@@ -97,7 +94,7 @@ class _Run:
             config=_settings(inputs.settled(self.config)) | {"preprocess": inputs.dataset.preprocess},
             versions=versions(),
             device=devices.describe(),
-            steps=tuple(self._rows(finished)),
+            steps=tuple(self._step_reports(finished)),
             result=chosen,
             max_drop=self.recipe.max_drop,
             reference="labels" if inputs.dataset.labelled else "teacher",
@@ -129,6 +126,10 @@ class _Run:
         """Return the settings of each network of the report; the first one is no step's."""
         return [{}, *map(settings_of, self.recipe.steps)]
 
+    def _step_reports(self, finished: dict[str, Finished]) -> Iterator[StepReport]:
+        settings = dict(zip(finished, self._settings_of_steps(), strict=True))
+        return step_reports.make(finished, settings, self._context(), self.targets)
+
     def _context(self) -> Context:
         inputs = self.inputs
         return Context(
@@ -142,67 +143,6 @@ class _Run:
             display=self.display,
             seed=self.config.seed,
             session=self.session,
-        )
-
-    def _rows(self, finished: dict[str, Finished]) -> Iterator[StepReport]:
-        """Yield the report of each network: measured side by side in every target, and on the test images."""
-        deployed, events = self._deployed(finished)
-        context = self._context()
-        self.display.phase("evaluating all networks on the test split")
-        for (name, one), of_step in zip(finished.items(), self._settings_of_steps(), strict=True):
-            network = one.result.model
-            yield StepReport(
-                name=name,
-                network=self._facts(name, one, context.evaluate(network, "test")),
-                nonzero_params=sum(int(np.count_nonzero(weight)) for weight in network.get_weights()),
-                settings=of_step,
-                seconds=one.seconds,
-                energy_j=one.energy_j,
-                details=dict(one.result.details),
-                events=(*one.result.events, *(events if name == deployment.TEACHER else ())),
-                deployments=tuple(row for row in deployed if row.model == name),
-            )
-
-    def _deployed(self, finished: dict[str, Finished]) -> tuple[list[Deployment], list[str]]:
-        """Return the networks as measured in each target, and events."""
-        rows: list[Deployment] = []
-        events: list[str] = []
-        networks = {name: one.result.model for name, one in finished.items()}
-        for name in self.targets:
-            self.display.phase(f"measuring {len(networks)} networks in {name}")
-            target = targets.TARGETS[name]
-            int8 = {
-                step: deployment.QuantizedFile(path, tuple(one.result.details.get("kept_float", ())))
-                for step, one in finished.items()
-                if (path := one.result.quantized.get(f"{name}-int8")) is not None
-            }
-            deployed = deployment.measure(
-                networks,
-                self.inputs.dataset,
-                target,
-                deployment.BATCH_SIZES,
-                keep=lambda path: None,
-                in_int8=int8,
-            )
-            rows += deployed.deployments
-            events += deployed.events
-        return rows, events
-
-    def _facts(self, name: str, one: Finished, test: Metrics) -> ModelFacts:
-        run_dir, network = self.inputs.journal.path, one.result.model
-        is_teacher = name == deployment.TEACHER
-        path = run_dir / "teacher.keras" if is_teacher else of_steps.folder(run_dir, name) / MODEL
-        return ModelFacts(
-            params=cost.count_params(network),
-            macs=cost.count_macs(network),
-            val_accuracy=one.metrics.accuracy,
-            test_accuracy=test.accuracy,
-            path=str(path.relative_to(run_dir)),
-            size_bytes=path.stat().st_size,
-            val_agreement=one.metrics.agreement,
-            test_agreement=test.agreement,
-            val_kl=one.metrics.kl,
-            test_kl=test.kl,
         )
 
 

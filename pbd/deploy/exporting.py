@@ -14,6 +14,7 @@ import numpy as np
 from pbd.data import Data
 from pbd.deploy import agreement, images, portable, targets
 from pbd.deploy.agreement import Agreement
+from pbd.deploy.int8.quantizable import quantizable
 from pbd.deploy.runtimes.tensorrt import SCRIPT_SUFFIX
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, CannotCreateError, MissingInputError, PbdError, UsageError, one_line
@@ -98,20 +99,26 @@ def export(
 
 
 def write(network: keras.Model, path: Path, target: Target) -> None:
-    """Write a flat network in float32, in the format of a target; for one of 8-bit integers, in the form for these.
+    """Write a flat network in float32, in the format of a target; for one of 8-bit integers, as it is quantised.
 
     Raises:
         BadInputError: the exporter fails.
     """
     try:
         with silence.silenced():
-            target.runtime.export(portable.portable(network, target.int8), path)
+            target.runtime.export(_form(network, target), path)
     except PbdError:
         raise
     except Exception as error:
         raise BadInputError(
             f"the model cannot be written for {target.name}: {one_line(error)}. Export to another target."
         ) from error
+
+
+def _form(network: keras.Model, target: Target) -> keras.Model:
+    if not target.int8:
+        return portable.portable(network)
+    return target.quantizer.for_int8(quantizable(network))
 
 
 @contextlib.contextmanager

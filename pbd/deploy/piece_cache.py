@@ -15,7 +15,7 @@ from pbd.deploy.targets import Target
 from pbd.run_dir.journal import write_atomically
 from pbd.system import devices, processor
 
-METHOD = 1
+METHOD = 2
 """Number of the way in which pieces are measured; raise it if figures of another way must not be mixed with these."""
 
 _log = logging.getLogger(__name__)

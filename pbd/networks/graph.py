@@ -120,13 +120,22 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         # `training=False` at the call of a nested model holds for all its layers, as in transfer learning.
         inner_training = kwargs.get("training", training)
-        if not args and "inputs" in kwargs:  # what works on flat networks finds the input in its usual place
-            args = (kwargs.pop("inputs"),)
+        args, kwargs = _positional(operation, args, kwargs)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
         return operation(*args, **in_mode(operation, inner_training, kwargs))
 
     return walk(model, inputs, call, operation_for)
+
+
+def _positional(
+    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first one by position: there it is found in flat networks."""
+    name = None if args else next(iter(inspect.signature(operation.call).parameters), None)
+    if name not in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {other: value for other, value in kwargs.items() if other != name}
 
 
 def _with_policy(config: Any, policy: str) -> Any:
@@ -302,7 +311,7 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
         elif operation.name in sources:
             outputs = build(values[sources[operation.name]])
         else:
-            outputs = build(keras.tree.flatten((args, kwargs))[0])
+            outputs = build(args[0])
         values[operation.name] = outputs
         return outputs
 

@@ -17,6 +17,8 @@ from pbd.networks.cost import layer_calls
 
 _READERS = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D)
 """Layers with a kernel for each input channel; exact types only, since a subclass may compute something else."""
+_WIDEST = 4.0
+"""The largest ratio of the scales of two channels: a kernel is rounded in equal steps for all its input channels."""
 
 
 def folded(network: keras.Model) -> keras.Model:
@@ -24,7 +26,7 @@ def folded(network: keras.Model) -> keras.Model:
 
     Args:
         network: flat, functional and in float32; returned itself if anything but convolutions reads its preprocessed
-            images, or if their kernels would become too small to be rounded.
+            images, or if their kernels could be rounded less well.
     """
     users = fusion.consumers(network)
     once = {layer.name for layer, count in layer_calls(network) if count == 1}
@@ -36,7 +38,8 @@ def folded(network: keras.Model) -> keras.Model:
     for _, factor, summand in chain:
         scale, shift = scale * factor, shift * factor + summand
     scaled = {layer.name: (layer.get_weights()[0] * scale[:, None]).astype(np.float32) for layer in readers}
-    if not scale.all() or (scale == 1).all() or not all(map(_can_be_rounded, readers, scaled.values())):
+    smallest, largest = np.abs(scale).min(), np.abs(scale).max()
+    if (scale == 1).all() or largest > _WIDEST * smallest or not all(map(_can_be_rounded, readers, scaled.values())):
         return network
     builders: dict[str, graph.Builder] = {layer.name: lambda images: images for layer, *_ in chain}
     last, channels = chain[-1][0].name, network.inputs[0].shape[-1]

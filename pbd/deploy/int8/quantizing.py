@@ -9,9 +9,9 @@ import keras
 import numpy as np
 
 from pbd.data import Dataset
-from pbd.deploy import agreement, exporting, images, portable, targets
+from pbd.deploy import agreement, exporting, images, targets
 from pbd.deploy.agreement import Agreement
-from pbd.deploy.int8 import image_scales, rounding, sensitivity, separable_form
+from pbd.deploy.int8 import quantizable, rounding, sensitivity
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError, one_line, unknown_name
@@ -117,8 +117,7 @@ class Files:
 
     def __post_init__(self) -> None:
         self.head = heads.head_of(self.network)
-        form = separable_form.with_separate_convolutions(portable.portable(self.network, int8=True))
-        self._form = image_scales.folded(form)
+        self._form = quantizable.quantizable(self.network)
 
     def write(
         self, max_drop: float = MAX_DROP, calibration_images: int = CALIBRATION_IMAGES

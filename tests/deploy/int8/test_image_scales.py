@@ -54,7 +54,7 @@ def adapted() -> keras.Layer:
         (lambda: [layers.Normalization(axis=None, mean=120.0, variance=60.0)], {"Normalization"}),
         (lambda: [adapted()], {"Normalization"}),
         (
-            lambda: [layers.Rescaling(1 / 255), adapted(), layers.Rescaling([0.5, 2.0, 3.0])],
+            lambda: [layers.Rescaling(1 / 255), adapted(), layers.Rescaling([0.8, 2.0, 1.0])],
             {"Normalization"},
         ),
     ],
@@ -108,6 +108,7 @@ OTHERS = {
     "pooling": lambda: network([layers.Rescaling(1 / 255)], layers.AveragePooling2D(2)),
     "pooling too": lambda: network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), layers.MaxPooling2D(2)),
     "a shared convolution": lambda: network([layers.Rescaling(1 / 255)], SHARED, SHARED),
+    "scales that differ": lambda: network([layers.Rescaling([0.1, 0.1, 0.9])], layers.Conv2D(5, 3)),
     "a scale of zero": lambda: network([layers.Rescaling([0.1, 0.0, 0.1])], layers.Conv2D(5, 3)),
     "the inverse": lambda: network([layers.Normalization(**NORMALISATION, invert=True)], layers.Conv2D(5, 3)),
     "rows": lambda: network([layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8)], layers.Conv2D(5, 3)),

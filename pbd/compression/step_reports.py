@@ -1,0 +1,89 @@
+"""The report of each network of a recipe: its size, its quality, and how fast it is in each target."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pbd.compression.context import Context
+from pbd.compression.step_folder import MODEL, Finished
+from pbd.deploy import deployment, targets
+from pbd.learning.metrics import Metrics
+from pbd.networks import cost
+from pbd.records import Deployment, ModelFacts
+from pbd.records.recipe_report import StepReport
+from pbd.run_dir import steps as of_steps
+
+
+def make(
+    finished: Mapping[str, Finished], settings: Mapping[str, dict[str, Any]], context: Context, names: tuple[str, ...]
+) -> Iterator[StepReport]:
+    """Yield the report of each network: measured side by side in every target, and on the test images.
+
+    Args:
+        finished: the networks, by the name of their step.
+        settings: of each step.
+        context: of the recipe.
+        names: of the targets.
+    """
+    deployed, events = _deployed(finished, context, names)
+    context.display.phase("evaluating all networks on the test split")
+    for name, one in finished.items():
+        network = one.result.model
+        yield StepReport(
+            name=name,
+            network=_facts(name, one, context.evaluate(network, "test"), context.journal.path),
+            nonzero_params=sum(int(np.count_nonzero(weight)) for weight in network.get_weights()),
+            settings=settings[name],
+            seconds=one.seconds,
+            energy_j=one.energy_j,
+            details=dict(one.result.details),
+            events=(*one.result.events, *(events if name == deployment.TEACHER else ())),
+            deployments=tuple(row for row in deployed if row.model == name),
+        )
+
+
+def _deployed(
+    finished: Mapping[str, Finished], context: Context, names: tuple[str, ...]
+) -> tuple[list[Deployment], list[str]]:
+    """Return the networks as measured in each target, and events."""
+    rows: list[Deployment] = []
+    events: list[str] = []
+    networks = {name: one.result.model for name, one in finished.items()}
+    for name in names:
+        context.display.phase(f"measuring {len(networks)} networks in {name}")
+        int8 = {
+            step: deployment.QuantizedFile(path, tuple(one.result.details.get("kept_float", ())))
+            for step, one in finished.items()
+            if (path := one.result.quantized.get(f"{name}-int8")) is not None
+        }
+        deployed = deployment.measure(
+            networks,
+            context.dataset,
+            targets.TARGETS[name],
+            deployment.BATCH_SIZES,
+            keep=lambda path: None,
+            in_int8=int8,
+        )
+        rows += deployed.deployments
+        events += deployed.events
+    return rows, events
+
+
+def _facts(name: str, one: Finished, test: Metrics, run_dir: Path) -> ModelFacts:
+    network = one.result.model
+    is_teacher = name == deployment.TEACHER
+    path = run_dir / "teacher.keras" if is_teacher else of_steps.folder(run_dir, name) / MODEL
+    return ModelFacts(
+        params=cost.count_params(network),
+        macs=cost.count_macs(network),
+        val_accuracy=one.metrics.accuracy,
+        test_accuracy=test.accuracy,
+        path=str(path.relative_to(run_dir)),
+        size_bytes=path.stat().st_size,
+        val_agreement=one.metrics.agreement,
+        test_agreement=test.agreement,
+        val_kl=one.metrics.kl,
+        test_kl=test.kl,
+    )
