@@ -39,7 +39,9 @@ def folded(network: keras.Model) -> keras.Model:
         scale, shift = scale * factor, shift * factor + summand
     scaled = {layer.name: (layer.get_weights()[0] * scale[:, None]).astype(np.float32) for layer in readers}
     smallest, largest = np.abs(scale).min(), np.abs(scale).max()
-    if (scale == 1).all() or largest > _WIDEST * smallest or not all(map(_can_be_rounded, readers, scaled.values())):
+    if smallest == 0 or largest > _WIDEST * smallest or (scale == 1).all():
+        return network
+    if not all(map(_can_be_rounded, readers, scaled.values())):
         return network
     builders: dict[str, graph.Builder] = {layer.name: lambda images: images for layer, *_ in chain}
     last, channels = chain[-1][0].name, network.inputs[0].shape[-1]

@@ -109,6 +109,7 @@ OTHERS = {
     "pooling too": lambda: network([layers.Rescaling(1 / 255)], layers.Conv2D(5, 3), layers.MaxPooling2D(2)),
     "a shared convolution": lambda: network([layers.Rescaling(1 / 255)], SHARED, SHARED),
     "scales that differ": lambda: network([layers.Rescaling([0.1, 0.1, 0.9])], layers.Conv2D(5, 3)),
+    "nothing but a scale of zero": lambda: network([layers.Rescaling(0.0, offset=1.0)], layers.Conv2D(5, 3)),
     "a scale of zero": lambda: network([layers.Rescaling([0.1, 0.0, 0.1])], layers.Conv2D(5, 3)),
     "the inverse": lambda: network([layers.Normalization(**NORMALISATION, invert=True)], layers.Conv2D(5, 3)),
     "rows": lambda: network([layers.Normalization(axis=1, mean=[1.0] * 8, variance=[2.0] * 8)], layers.Conv2D(5, 3)),
