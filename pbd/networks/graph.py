@@ -8,7 +8,7 @@ import keras
 
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
-from pbd.networks.keras_internals import call_inputs, is_functional, producer, walk
+from pbd.networks.keras_internals import call_inputs, is_functional, positional, producer, walk
 from pbd.networks.residuals import find_residuals
 from pbd.system import initial_values
 
@@ -120,22 +120,12 @@ def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | N
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         # `training=False` at the call of a nested model holds for all its layers, as in transfer learning.
         inner_training = kwargs.get("training", training)
-        args, kwargs = _positional(operation, args, kwargs)
+        args, kwargs = positional(operation, args, kwargs)
         if isinstance(operation, keras.Model):
             return _unfold(as_functional(operation), args[0], cloner, inner_training)
         return operation(*args, **in_mode(operation, inner_training, kwargs))
 
     return walk(model, inputs, call, operation_for)
-
-
-def _positional(
-    operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Return the arguments of a call with the first one by position: there it is found in flat networks."""
-    name = None if args else next(iter(inspect.signature(operation.call).parameters), None)
-    if name not in kwargs:
-        return args, kwargs
-    return (kwargs[name],), {other: value for other, value in kwargs.items() if other != name}
 
 
 def _with_policy(config: Any, policy: str) -> Any:

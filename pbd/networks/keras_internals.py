@@ -5,6 +5,7 @@ module of pbd reads these attributes. `tests/networks/test_keras_internals.py` s
 a new version of Keras fails there first.
 """
 
+import inspect
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -45,6 +46,14 @@ def calls(model: keras.Model) -> Iterator[tuple[Any, list[Any], list[Any]]]:
         for node in model._nodes_by_depth[depth]:
             if not node.is_input:
                 yield node.operation, node.input_tensors, node.outputs
+
+
+def positional(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Return the arguments of a call with the first one by position: there it is found in flat networks."""
+    name = None if args else next(iter(inspect.signature(operation.call).parameters), None)
+    if name not in kwargs:
+        return args, kwargs
+    return (kwargs[name],), {other: value for other, value in kwargs.items() if other != name}
 
 
 def call_counts(model: keras.Model) -> dict[int, int]:

@@ -72,7 +72,7 @@ def _preprocessing(
 
 
 def _affine_map(layer: Any) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return the scale and the shift of a layer: one number, or one for each channel. `None` if there are others."""
+    """Return the scale and the shift of a layer, each one number or one for each channel; `None` for other layers."""
     if type(layer) is keras.layers.Rescaling:
         scale, shift = np.asarray(layer.scale, np.float64), np.asarray(layer.offset, np.float64)
     elif type(layer) is keras.layers.Normalization and not layer.invert:

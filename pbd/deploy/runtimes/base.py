@@ -65,10 +65,10 @@ class QuantizingRuntime(Runtime, Protocol):
     """Whether there is a form for networks that were trained for 8-bit integers (see `export_fake_quantized`)."""
 
     def for_int8(self, network: Any) -> Any:
-        """Return a network that computes the same, as `export` and `quantize` make the fastest file of it.
+        """Return a network that computes the same, in the form from which `quantize` makes the fastest file.
 
         Args:
-            network: as `portable.portable` returns it for 8-bit integers.
+            network: as `quantizable.quantizable` returns it.
         """
         return network
 

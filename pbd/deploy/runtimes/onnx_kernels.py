@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes import base
+from pbd.deploy.runtimes import base, onnx_graph
 
 _MOVING = ("Flatten", "Pad", "Reshape", "Squeeze", "Transpose")
 """Operations that keep the values of their input."""
@@ -34,11 +34,11 @@ class _Graph:
         import onnx
 
         self._graph = model.graph
-        self.constants = {each.name: onnx.numpy_helper.to_array(each) for each in model.graph.initializer}
+        self.constants = onnx_graph.constants(model.graph)
         self._producers = {output: node for node in model.graph.node for output in node.output}
         inferred = onnx.shape_inference.infer_shapes(model).graph.value_info
         self._ranks = {each.name: len(each.type.tensor_type.shape.dim) for each in inferred}
-        self._new_constants: list[Any] = []
+        self._new_constants: dict[str, np.ndarray] = {}
         self._before: dict[str, list[Any]] = {}
         """Nodes to insert before others, by the first output of these."""
 
@@ -62,11 +62,9 @@ class _Graph:
     def write(self) -> None:
         """Put the new nodes and constants into the model; remove the constants that nothing uses any more."""
         nodes = [each for node in self._graph.node for each in (*self._before.get(node.output[0], ()), node)]
-        used = {name for node in nodes for name in node.input}
-        constants = [each for each in (*self._graph.initializer, *self._new_constants) if each.name in used]
-        del self._graph.node[:], self._graph.initializer[:]
+        del self._graph.node[:]
         self._graph.node.extend(nodes)
-        self._graph.initializer.extend(constants)
+        onnx_graph.replace_constants(self._graph, self._new_constants)
 
     def _dequantized(self, node: Any, role: str, integers: np.ndarray, scales: np.ndarray, axis: int) -> str:
         """Insert the dequantisation of a constant before a node; return the name of its output."""
@@ -74,8 +72,7 @@ class _Graph:
 
         name = f"{node.output[0]}/{role}"
         parts = {"integers": integers, "scales": scales, "zero_points": np.zeros(scales.shape, integers.dtype)}
-        for part, values in parts.items():
-            self._new_constants.append(onnx.numpy_helper.from_array(values, f"{name}/{part}"))
+        self._new_constants |= {f"{name}/{part}": values for part, values in parts.items()}
         inputs = [f"{name}/{part}" for part in parts]
         dequantize = onnx.helper.make_node("DequantizeLinear", inputs, [name], name=name, axis=axis)
         self._before.setdefault(node.output[0], []).append(dequantize)
