@@ -3,9 +3,10 @@
     python -m experiments.steps --quick
     python -m experiments.steps --teacher resnet20.keras --dataset cifar10.npz --augment flip_crop --epochs 20
 
-Rows: the teacher; the student under a budget, and the same trained for 8-bit integers; the teacher fine-tuned on its
-logits; 50% of its filters removed by L1, then trained on the labels, or on the teacher's logits; the teacher trained
-for 8-bit integers. Each is trained for --epochs passes over the images, the second student for --qat-epochs more.
+Rows: the teacher; the student under a budget, and the same trained for 8-bit integers; the teacher fine-tuned; 50% of
+its filters removed by L1, then trained on the labels, or with distillation; the teacher trained for 8-bit integers.
+Each is trained for --epochs passes over the images, the second student for --qat-epochs more. Distillation is on the
+teacher and the labels, half and half.
 
 Each recipe is a run directory of its own under --runs, so that a table that was stopped goes on. Speeds are measured
 beside the teacher in 8-bit integers, in one process, on one thread; rows of different recipes compare by these ratios.
@@ -36,7 +37,8 @@ WIDTH = 170
 QUICK_IMAGES = 1024
 DESIGNS = ("merge", "drop", "narrow_r75", "narrow_r50", "spatial_svd_r50", "spatial_svd_r33")
 """What a residual network gains from in 8-bit integers (docs/measurements/2026-11-budgets.md)."""
-PATIENT: dict[str, Any] = {"temperature": 2.0, "mixup": 1.0}
+DISTILLATION: dict[str, Any] = {"temperature": 2.0, "distillation_weight": 0.5}
+"""The best of those measured in 8-bit integers (likewise); with the loss `mixed`."""
 
 
 @dataclass(frozen=True)
@@ -71,18 +73,19 @@ class Recipe:
 def recipes(settings: argparse.Namespace) -> list[Recipe]:
     """Return the recipes, in the order of the table."""
     epochs, more, rate = settings.epochs, settings.qat_epochs, settings.learning_rate
-    logits: dict[str, Any] = {"loss": "kd_kl", "learning_rate": rate, **PATIENT}
+    distilled: dict[str, Any] = {"loss": "mixed", "learning_rate": rate, "keep": "last", **DISTILLATION}
     integers = f"{settings.targets[0]}-int8"
     half: dict[str, Any] = {"ratio": 0.5, "importance": "l1"}
     budgeted = pbd.ReplaceBlocks(
-        block=DESIGNS,
+        block=tuple(settings.blocks),
         budget=settings.budget,
         target_batch=32,
         epochs=0,
         fine_tune_epochs=epochs,
-        fine_tune_loss="kd_kl",
+        fine_tune_loss="mixed",
         fine_tune_learning_rate=rate,
-        **PATIENT,
+        fine_tune_keep="last",
+        **DISTILLATION,
     )
     return [
         Recipe(
@@ -91,16 +94,16 @@ def recipes(settings: argparse.Namespace) -> list[Recipe]:
             [f"budget {settings.budget}", "budget > QAT"],
             [epochs, epochs + more],
         ),
-        Recipe("tuned", [pbd.FineTune(epochs=epochs, **logits)], ["fine-tuning"], [epochs]),
+        Recipe("tuned", [pbd.FineTune(epochs=epochs, **distilled)], ["fine-tuning"], [epochs]),
         Recipe(
             "filters",
-            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, loss="cross_entropy", learning_rate=rate)],
+            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, loss="cross_entropy", learning_rate=rate, keep="last")],
             ["L1 filters 50%, refitted", "L1 filters 50%, labels"],
             [0, epochs],
         ),
         Recipe(
             "filters_kd",
-            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, **logits)],
+            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, **distilled)],
             [None, "L1 filters 50%, KD"],
             [0, epochs],
         ),
@@ -223,7 +226,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits", help="as in pbd distill")
     parser.add_argument("--epochs", type=positive, help="passes of every training (default 20; --quick: 2)")
     parser.add_argument("--qat-epochs", type=positive, help="of the last step (default 4; --quick: 1)")
-    parser.add_argument("--learning-rate", type=float, default=0.001, help="of fine-tuning (default 0.001)")
+    parser.add_argument("--learning-rate", type=float, default=0.002, help="of fine-tuning (default %(default)s)")
+    parser.add_argument("--blocks", nargs="+", default=DESIGNS, help="designs to choose from, as in pbd distill")
     parser.add_argument(
         "--budget", default="latency:0.65", help="as in pbd distill, with 32 images (default %(default)s)"
     )
