@@ -73,7 +73,8 @@ class Recipe:
 def recipes(settings: argparse.Namespace) -> list[Recipe]:
     """Return the recipes, in the order of the table."""
     epochs, more, rate = settings.epochs, settings.qat_epochs, settings.learning_rate
-    distilled: dict[str, Any] = {"loss": "mixed", "learning_rate": rate, "keep": "last", **DISTILLATION}
+    training: dict[str, Any] = {"epochs": epochs, "learning_rate": rate, "keep": "last"}
+    distilled = pbd.FineTune(loss="mixed", **training, **DISTILLATION)
     integers = f"{settings.targets[0]}-int8"
     half: dict[str, Any] = {"ratio": 0.5, "importance": "l1"}
     budgeted = pbd.ReplaceBlocks(
@@ -94,16 +95,16 @@ def recipes(settings: argparse.Namespace) -> list[Recipe]:
             [f"budget {settings.budget}", "budget > QAT"],
             [epochs, epochs + more],
         ),
-        Recipe("tuned", [pbd.FineTune(epochs=epochs, **distilled)], ["fine-tuning"], [epochs]),
+        Recipe("tuned", [distilled], ["fine-tuning"], [epochs]),
         Recipe(
             "filters",
-            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, loss="cross_entropy", learning_rate=rate, keep="last")],
+            [pbd.PruneFilters(**half), pbd.FineTune(loss="cross_entropy", **training)],
             ["L1 filters 50%, refitted", "L1 filters 50%, labels"],
             [0, epochs],
         ),
         Recipe(
             "filters_kd",
-            [pbd.PruneFilters(**half), pbd.FineTune(epochs=epochs, **distilled)],
+            [pbd.PruneFilters(**half), distilled],
             [None, "L1 filters 50%, KD"],
             [0, epochs],
         ),
