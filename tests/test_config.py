@@ -190,19 +190,8 @@ def test_where_it_runs_and_what_is_done_with_the_blocks_is_not_part_of_their_ide
         ({"dask_address": "file"}, "Give --executor dask", {"dask_address": "file", "executor": "dask"}),
         ({"recipe": "patent"}, "Did you mean 'patient'?", {"recipe": "patient"}),
         ({"recipe": 3}, "must be of type str", {"recipe": "quick"}),
-        (
-            {"recipe": "patient", "fine_tune_loss": "cross_entropy"},
-            "kd_kl, or --mixup 0.",
-            {"recipe": "patient", "fine_tune_loss": "cross_entropy", "mixup": 0.0},
-        ),
-        ({"mixup": -1.0}, "Give 0 or more.", {"mixup": 0.0}),
+        ({"mixup": -1.0}, "Give 0 or more.", {"mixup": 0.0, "fine_tune_loss": "mixed"}),
         ({"cutmix": -1.0}, "Give 0 or more.", {"cutmix": 0.0}),
-        (
-            {"cutmix": 1.0, "fine_tune_loss": "mixed"},
-            "kd_kl, or --cutmix 0.",
-            {"cutmix": 0.0, "fine_tune_loss": "mixed"},
-        ),
-        ({"mixup": 1.0, "fine_tune_loss": "mixed"}, "kd_kl, or --mixup 0.", {"mixup": 1.0, "fine_tune_loss": "kd_kl"}),
         ({"resume": True}, "Give --run-dir DIR with --resume.", {"resume": True, "run_dir": "DIR"}),
         (
             {"labels": False, "fine_tune_loss": "mixed"},

@@ -67,7 +67,6 @@ def test_flags_and_the_settings_file_win_over_a_recipe(tmp_path: Path) -> None:
         (["--no-labels", "--fine-tune-loss", "cross_entropy"], "cross_entropy needs labels"),
         (["--block-init", "fited"], "Did you mean 'fitted'?"),
         (["--recipe", "patent"], "Did you mean 'patient'?"),
-        (["--recipe", "patient", "--fine-tune-loss", "mixed"], "or --mixup 0"),
         (["--target-accuracy-drop", "5"], "0.05 is 5%"),
     ],
 )

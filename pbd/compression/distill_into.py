@@ -61,11 +61,10 @@ class DistillInto:
     features: Any = ()
     """Losses between layers, which are added: each a `Feature`, its fields as a mapping, or a FeatureDistillation."""
     mixup: float = StudentConfig.mixup
-    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup. Needs kd_mse or
-    kd_kl."""
+    """Train on weighted sums of two images, with weights drawn from Beta(mixup, mixup); 0: no mixup."""
     cutmix: float = StudentConfig.cutmix
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
-    With mixup as well, either is drawn for each image. Needs kd_mse or kd_kl."""
+    With mixup as well, either is drawn for each image."""
     file_digest: str = field(default="", init=False)
     """SHA-256 of the student's file: if it changes, the step is done again."""
 
@@ -106,12 +105,6 @@ class DistillInto:
         if self.loss == "cross_entropy" and not labelled:
             raise UsageError("cross_entropy needs labels. Received: data without labels. Give loss kd_kl.")
         loss = self.loss if labelled or self.loss not in NEED_LABELS else "kd_kl"
-        for name in ("mixup", "cutmix"):
-            if getattr(self, name) and loss in NEED_LABELS:
-                raise UsageError(
-                    f"{name} mixes images, not labels: it needs the loss kd_mse or kd_kl. Received: {loss}. "
-                    f"Give loss kd_kl, or {name} 0."
-                )
         return StudentConfig(
             fine_tune_epochs=self.epochs,
             fine_tune_learning_rate=self.learning_rate,

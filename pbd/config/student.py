@@ -62,11 +62,11 @@ class StudentConfig(Section):
     """Weight of the teacher's term in mixed, in [0, 1]; the labels get the rest."""
     mixup: float = 0.0
     """Fine-tune on weighted sums of two images, which student and teacher both see; weights are drawn from Beta(mixup,
-    mixup), with 1 uniformly from [0, 1]; 0: no mixup. Needs kd_mse or kd_kl."""
+    mixup), with 1 uniformly from [0, 1]; 0: no mixup. A loss on labels is weighted likewise."""
     cutmix: float = 0.0
     """Fine-tune on images into each of which a box of another image is pasted, which student and teacher both see; the
     share that is kept is drawn from Beta(cutmix, cutmix). With mixup as well, either is drawn for each image. 0: no
-    CutMix. Needs kd_mse or kd_kl."""
+    CutMix."""
     keep_zeros: bool = False
     """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed."""
     target_accuracy_drop: float | None = None
@@ -106,11 +106,6 @@ class StudentConfig(Section):
         one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
         for name in ("mixup", "cutmix"):
             at_least(name, getattr(self, name), 0)
-            if getattr(self, name) and self.fine_tune_loss in NEED_LABELS:
-                raise UsageError(
-                    f"{name} mixes images, not labels: it needs the loss kd_mse or kd_kl. "
-                    f"Received: {self.fine_tune_loss}. Give --fine-tune-loss kd_kl, or --{name} 0."
-                )
         positive("temperature", self.temperature)
         positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
 

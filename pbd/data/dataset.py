@@ -96,7 +96,7 @@ class Dataset:
     split_off: tuple[str, ...] = ()
     """Which of validation and test were split off the training images of the data set."""
     mixing: Mixing = UNMIXED
-    """How training images are mixed in pairs. Labels are not mixed."""
+    """How training images are mixed in pairs."""
 
     def shared(self, worker: WorkerShare, unit: int = 1) -> "Dataset":
         """Return the same data as read by one of several workers that share batches.
@@ -174,7 +174,7 @@ class Dataset:
 
         Returns:
             Images, (batch_size, *image_shape) float32, augmented, mixed and preprocessed, and labels, (batch_size,)
-            int32; of a shared dataset, this worker's share of them.
+            int32, or those of `mixed_labels` if images are mixed; of a shared dataset, this worker's share of them.
         """
         return feeds.current().training_batches(self, first_epoch, end_epoch)
 

@@ -1,7 +1,7 @@
 """Mixup and CutMix: every training image is mixed with another one of its batch.
 
 Mixup takes a weighted sum of both (arXiv:1710.09412), CutMix pastes a box of the other one (arXiv:1905.04899). The
-teacher sees the mixed image too, so no labels are mixed (Beyer et al. 2021, arXiv:2106.05237).
+teacher sees the mixed image too (Beyer et al. 2021, arXiv:2106.05237); a loss on labels takes those of both images.
 """
 
 from dataclasses import dataclass
@@ -43,6 +43,8 @@ class Mixture(NamedTuple):
     """Weights of its own images, (n,) float32 in [0, 1]; the partners get the rest."""
     boxes: Any
     """Boxes that show the partner alone, (n, 4) int32: first row, first column, end row, end column; may be empty."""
+    shares: Any
+    """Shares of its own images in the mixed ones, by weight and area, (n,) float32 in [0, 1]."""
 
 
 def mixture(
@@ -66,10 +68,12 @@ def mixture(
         generator = np.random.default_rng([derived_seed(seed, "cutmix"), step])
         cut = generator.random(batch_size) < (0.5 if mixing.mixup else 1.0)
         weights[cut], boxes[cut] = 1.0, _boxes(mixing.cutmix, batch_size, image_size, generator)[cut]
+    heights, widths = (boxes[:, 2:] - boxes[:, :2]).T
+    shares = weights * np.float32(1.0 - heights * widths / np.prod(image_size))
     own_positions = np.arange(batch_size)[own_images]
     positions = np.union1d(own_positions, partners)
     own_index, partner_index = (np.searchsorted(positions, position) for position in (own_positions, partners))
-    return Mixture(positions, own_index, partner_index, weights[own_images], boxes[own_images])
+    return Mixture(positions, own_index, partner_index, *(each[own_images] for each in (weights, boxes, shares)))
 
 
 def _weights(alpha: float, count: int, seed: int, step: int) -> np.ndarray:
@@ -104,3 +108,14 @@ def mixed(xp: Any, images: Any, partners: Any, weights: Any, boxes: Any) -> Any:
     in_box = in_rows[:, :, None, None] & in_columns[:, None, :, None]
     weights = weights[:, None, None, None]
     return xp.where(in_box, partners, weights * images + (1.0 - weights) * partners)
+
+
+def mixed_labels(labels: np.ndarray, partners: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """Return the labels of mixed images, (n, 3) float32: the image's own, the partner's, and the share of its own.
+
+    Args:
+        labels: of the images, (n,) integers.
+        partners: likewise.
+        shares: of the images, (n,) float32; see `Mixture`.
+    """
+    return np.stack([labels, partners, shares], axis=1).astype(np.float32)

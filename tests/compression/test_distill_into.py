@@ -164,8 +164,8 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "epochs": (lambda: DistillInto("resnet20", epochs=0), UsageError, "at least 1"),
     "epochs kind": (lambda: DistillInto("resnet20", epochs="3"), UsageError, "epochs must be of type int"),
     "warmup": (lambda: DistillInto("resnet20", warmup=1), UsageError, "warmup"),
-    "mixup": (lambda: DistillInto("resnet20", mixup=1.0), UsageError, "Give loss kd_kl, or mixup 0"),
-    "cutmix": (lambda: DistillInto("resnet20", cutmix=1.0), UsageError, "Give loss kd_kl, or cutmix 0"),
+    "mixup": (lambda: DistillInto("resnet20", mixup=-1.0), UsageError, "Give 0 or more"),
+    "cutmix": (lambda: DistillInto("resnet20", cutmix=-1.0), UsageError, "Give 0 or more"),
     "feature": (lambda: DistillInto("resnet20", features=["at"]), UsageError, "a feature is a mapping"),
     "feature field": (
         lambda: DistillInto("resnet20", features={"loss": "at", "student": "a", "teacher": "b", "beta": 1}),

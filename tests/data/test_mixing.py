@@ -42,6 +42,7 @@ def test_a_batch_is_mixed_the_same_for_any_number_of_workers(mixing: Mixing, cou
         np.testing.assert_array_equal(share.positions[share.partners], whole.positions[whole.partners][own_images])
         np.testing.assert_array_equal(share.weights, whole.weights[own_images])
         np.testing.assert_array_equal(share.boxes, whole.boxes[own_images])
+        np.testing.assert_array_equal(share.shares, whole.shares[own_images])
         assert len(share.positions) <= min(16, 2 * (own_images.stop - own_images.start))
     for other in (mixture(mixing, 16, SIZE, slice(0, 16), 5, 8), mixture(mixing, 16, SIZE, slice(0, 16), 6, 7)):
         assert not np.array_equal(other.weights, whole.weights) or not np.array_equal(other.boxes, whole.boxes)
@@ -72,6 +73,7 @@ def test_boxes_have_the_shape_of_the_image_and_their_centres_are_anywhere_in_it(
     # Of an even share s, boxes keep s (1 - sqrt(s)/4)^2 on average; by integration over s: 0.5 - 0.2 + 1/48.
     np.testing.assert_allclose(share.mean(), 0.5 - 0.2 + 1 / 48, atol=0.02)
     assert np.all(drawn.weights == 1.0)
+    np.testing.assert_allclose(drawn.shares, 1.0 - share, atol=1e-6)
 
 
 @pytest.mark.fast
@@ -83,6 +85,7 @@ def test_with_both_each_image_is_mixed_in_one_way() -> None:
     assert (has_box | is_sum).mean() > 0.95  # the smallest boxes are empty
     sums = mixture(Mixing(1.0), 1000, (32, 32), slice(0, 1000), 0, 0)
     np.testing.assert_array_equal(drawn.weights[is_sum], sums.weights[is_sum])
+    np.testing.assert_array_equal(drawn.shares[is_sum], sums.shares[is_sum])
     np.testing.assert_array_equal(drawn.partners, sums.partners)
 
 
@@ -103,7 +106,7 @@ def test_two_augmented_images_are_mixed() -> None:
     first_step = digits().steps_per_epoch
     for step, ((images, labels), (mixed_images, mixed_labels)) in enumerate(zip(plain, result, strict=True)):
         drawn = digits().mixture(first_step + step)
-        np.testing.assert_array_equal(mixed_labels, labels)
+        np.testing.assert_array_equal(mixed_labels, np.stack([labels, labels[drawn.partners], drawn.shares], axis=1))
         expected = mixed(np, images, images[drawn.partners], drawn.weights, drawn.boxes)
         np.testing.assert_allclose(mixed_images, expected, atol=1e-6)
         assert not np.allclose(images, mixed_images, atol=0.1)
@@ -157,6 +160,8 @@ def test_batches_of_a_stream_are_mixed() -> None:
         original = plain[step][0]
         expected = mixed(np, original, original[drawn.partners], drawn.weights, drawn.boxes)
         np.testing.assert_allclose(images, expected, atol=1e-3)
+        own_labels = plain[step][1]
+        np.testing.assert_array_equal(labels, np.stack([own_labels, own_labels[drawn.partners], drawn.shares], axis=1))
         np.testing.assert_allclose(np.concatenate([share[step][0] for share in shares]), images, atol=1e-3)
         np.testing.assert_array_equal(np.concatenate([share[step][1] for share in shares]), labels)
 

@@ -5,6 +5,7 @@ import pytest
 from scipy import special
 
 from pbd.config import StudentConfig
+from pbd.data.mixing import mixed_labels
 from pbd.learning import losses
 
 pytestmark = pytest.mark.usefixtures("eager")
@@ -35,6 +36,15 @@ def test_losses_equal_their_definitions(loss: str, temperature: float, weight: f
     config = StudentConfig(fine_tune_loss=loss, temperature=temperature, distillation_weight=weight)
     found = float(losses.make_loss(config)(labels, student, teacher))
     assert found == pytest.approx(by_hand(config, labels, student, teacher), rel=1e-5)
+
+
+def test_the_loss_on_labels_of_mixed_images_is_that_on_their_distribution() -> None:
+    generator = np.random.default_rng(1)
+    labels, partners = generator.integers(5, size=(2, 7)).astype("int32")
+    student, share = generator.normal(0.0, 3.0, (7, 5)).astype("float32"), generator.random(7).astype("float32")
+    distribution = share[:, None] * np.eye(5)[labels] + (1 - share[:, None]) * np.eye(5)[partners]
+    found = float(losses.cross_entropy(mixed_labels(labels, partners, share), student, None))
+    assert found == pytest.approx(-(distribution * special.log_softmax(student, axis=-1)).sum(axis=-1).mean(), rel=1e-5)
 
 
 @pytest.mark.parametrize("loss", ["kd_mse", "kd_kl"])

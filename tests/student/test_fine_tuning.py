@@ -108,11 +108,15 @@ def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model,
     assert moved_layers(before, student) == {"a", "norm"}
 
 
-@pytest.mark.parametrize("mixed", [0.0, 1.0])
-def test_several_workers_fine_tune_as_one_worker_does(mixed: float, dataset: Dataset, teacher: keras.Model) -> None:
+@pytest.mark.parametrize(("loss", "mixed"), [("kd_mse", 0.0), ("mixed", 1.0)])
+def test_several_workers_fine_tune_as_one_worker_does(
+    loss: str, mixed: float, dataset: Dataset, teacher: keras.Model
+) -> None:
     """The student has a batch normalisation, which sees parts of the batch that no worker's share cuts."""
     large = dataclasses.replace(dataset, batch_size=2 * ghost_batch_norm.SMALLEST)
-    config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=0.004, mixup=mixed, cutmix=mixed)
+    config = StudentConfig(
+        fine_tune_epochs=2, fine_tune_learning_rate=0.004, fine_tune_loss=loss, mixup=mixed, cutmix=mixed
+    )
     copies = [graph.flatten(teacher) for _ in range(3)]
     for copy in copies:
         damage(copy, 0.5)
@@ -130,5 +134,5 @@ def test_several_workers_fine_tune_as_one_worker_does(mixed: float, dataset: Dat
         assert tuning.best.accuracy == pytest.approx(alone.best.accuracy, abs=1 / 48)
         # not the weights: a bias in front of a normalisation has no gradient but rounding, which Adam follows
         np.testing.assert_allclose(predict(copy, some_images()), predict(copies[2], some_images()), atol=1e-3)
-        assert np.abs(predict(copy, some_images()) - before).max() > 0.1
+        assert np.abs(predict(copy, some_images()) - before).max() > 0.05
     assert {"norm", "logits"} <= moved_layers(damaged, copies[2])

@@ -16,7 +16,7 @@ from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
 from pbd.data.dataset import Dataset, IndexedSplit, Split
 from pbd.data.feeds.sampling import augmented
 from pbd.data.images import ArrayImages
-from pbd.data.mixing import mixed
+from pbd.data.mixing import mixed, mixed_labels
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.shapes import Shape
@@ -76,6 +76,7 @@ class DeviceImages:
             drawn = dataset.mixture(step)
             partners = drawn.positions[drawn.partners]
             inputs |= {"weights": drawn.weights, "boxes": drawn.boxes, "partner_rows": self._rows(positions[partners])}
+            inputs["labels"] = mixed_labels(inputs["labels"], self.labels[positions[partners]], drawn.shares)
             if maps is not None:
                 inputs["partner_maps"] = maps[partners]
         return inputs

@@ -11,7 +11,7 @@ from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.ahead import made_ahead
 from pbd.data.feeds.numpy_images import can_be_decoded, reader
 from pbd.data.feeds.sampling import augmented
-from pbd.data.mixing import mixed
+from pbd.data.mixing import Mixture, mixed, mixed_labels
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.splitting import derived_seed
@@ -26,7 +26,7 @@ AHEAD = THREADS + 2
 """Batches that are made, or are ready, before they are asked for."""
 
 Batch = tuple[np.ndarray, np.ndarray]
-"""Images, (batch, height, width, channels) float32, and labels, (batch,) int32."""
+"""Images, (batch, height, width, channels) float32, and labels, (batch,) int32, or `mixed_labels`."""
 
 
 class NumpyFeed:
@@ -40,12 +40,18 @@ class NumpyFeed:
             step, rows = item
             if not dataset.mixing:
                 positions = np.arange(dataset.batch_size)[own_images]
-                images = augment(read(split.rows[rows[positions]]), step, positions)
+                images, labels = (
+                    augment(read(split.rows[rows[positions]]), step, positions),
+                    split.labels[rows[positions]],
+                )
             else:
                 drawn = dataset.mixture(step)
-                images = augment(read(split.rows[rows[drawn.positions]]), step, drawn.positions)
-                images = mixed(np, images[drawn.own_images], images[drawn.partners], drawn.weights, drawn.boxes)
-            return _preprocessed(preprocess, images), split.labels[rows[own_images]]
+                images, labels = _mixed(
+                    augment(read(split.rows[rows[drawn.positions]]), step, drawn.positions),
+                    split.labels[rows[drawn.positions]],
+                    drawn,
+                )
+            return _preprocessed(preprocess, images), labels
 
         return made_ahead(make, _steps(dataset, first_epoch, end_epoch), THREADS, AHEAD)
 
@@ -71,6 +77,15 @@ def _indexed(split: "Split") -> IndexedSplit:
             "a stream needs the TensorFlow backend. Received: another backend. Set KERAS_BACKEND=tensorflow."
         )
     return split
+
+
+def _mixed(images: np.ndarray, labels: np.ndarray, drawn: Mixture) -> Batch:
+    """Return a worker's share of a batch, mixed; images and labels are those of `drawn.positions`."""
+    own, partners = drawn.own_images, drawn.partners
+    return (
+        mixed(np, images[own], images[partners], drawn.weights, drawn.boxes),
+        mixed_labels(labels[own], labels[partners], drawn.shares),
+    )
 
 
 def _steps(dataset: "Dataset", first_epoch: int, end_epoch: int) -> Iterator[tuple[int, np.ndarray]]:

@@ -60,9 +60,9 @@ def drawn_mixture(dataset: "Dataset", step: "tf.Tensor") -> Mixture:
     def draw(step: np.ndarray) -> Mixture:
         return dataset.mixture(int(step))
 
-    parts = tf.numpy_function(draw, [step], [tf.int64, tf.int64, tf.int64, tf.float32, tf.int32])
+    parts = tf.numpy_function(draw, [step], [tf.int64, tf.int64, tf.int64, tf.float32, tf.int32, tf.float32])
     count = dataset.own_images.stop - dataset.own_images.start
-    shapes = ([None], [count], [count], [count], [count, 4])
+    shapes = ([None], [count], [count], [count], [count, 4], [count])
     return Mixture(*(tf.ensure_shape(part, shape) for part, shape in zip(parts, shapes, strict=True)))
 
 
@@ -72,3 +72,11 @@ def mixed_share(images: "tf.Tensor", drawn: Mixture) -> "tf.Tensor":
 
     own_images, partners = tf.gather(images, drawn.own_images), tf.gather(images, drawn.partners)
     return mixed(tf, own_images, partners, drawn.weights, drawn.boxes)
+
+
+def mixed_labels(labels: "tf.Tensor", drawn: Mixture) -> "tf.Tensor":
+    """Return the labels of a worker's share of a mixed batch, (n, 3) float32; see `pbd.data.mixing.mixed_labels`."""
+    import tensorflow as tf
+
+    labels = tf.cast(labels, tf.float32)
+    return tf.stack([tf.gather(labels, drawn.own_images), tf.gather(labels, drawn.partners), drawn.shares], axis=1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pbd.data.dataset import IndexedSplit, StreamSplit
-from pbd.data.feeds.tf_augment import augmented, drawn_mixture, mixed_share
+from pbd.data.feeds.tf_augment import augmented, drawn_mixture, mixed_labels, mixed_share
 from pbd.data.feeds.tf_images import can_be_decoded, reader
 from pbd.data.mixing import Mixture
 from pbd.data.order import WorkerShare, batch_bounds, training_positions
@@ -31,7 +31,6 @@ class TfDataFeed:
     """Feeds batches as TensorFlow tensors; Keras takes them on every backend."""
 
     def training_batches(self, dataset: "Dataset", first_epoch: int, end_epoch: int) -> "tf.data.Dataset":
-        import tensorflow as tf
 
         preprocess, seed = preprocessor(dataset.preprocess), derived_seed(dataset.seed, "augment")
         name, first_image = dataset.augment, dataset.own_images.start
@@ -40,10 +39,10 @@ class TfDataFeed:
             return preprocess(augmented(images, name, (seed, step), first_image)), labels
 
         def finish_mixed(
-            step: tf.Tensor, drawn: Mixture, images: tf.Tensor, labels: tf.Tensor
-        ) -> tuple[tf.Tensor, tf.Tensor]:
+            step: "tf.Tensor", drawn: Mixture, images: "tf.Tensor", labels: "tf.Tensor"
+        ) -> tuple["tf.Tensor", "tf.Tensor"]:
             images = augmented(images, name, (seed, step), positions=drawn.positions)
-            return preprocess(mixed_share(images, drawn)), tf.gather(labels, drawn.own_images)
+            return preprocess(mixed_share(images, drawn)), mixed_labels(labels, drawn)
 
         steps, make = _steps(dataset, first_epoch, end_epoch), finish_mixed if dataset.mixing else finish
         return _prefetched(steps.map(make, num_parallel_calls=PARALLEL_CALLS, deterministic=True))

@@ -12,7 +12,7 @@ import keras
 from pbd.config import StudentConfig
 
 Loss = Callable[[Any, Any, Any], Any]
-"""Maps (labels, student logits, teacher logits) to a scalar."""
+"""Maps (labels, student logits, teacher logits) to a scalar. Labels are (n,), or those of mixed images, (n, 3)."""
 
 
 def kd_mse(labels: Any, student: Any, teacher: Any) -> Any:
@@ -29,8 +29,16 @@ def kd_kl(labels: Any, student: Any, teacher: Any, temperature: float) -> Any:
 
 
 def cross_entropy(labels: Any, student: Any, teacher: Any) -> Any:
-    """Cross entropy against the labels."""
-    return keras.ops.mean(keras.losses.sparse_categorical_crossentropy(labels, student, from_logits=True))
+    """Cross entropy against the labels; of mixed images, against both labels by their shares (arXiv:1710.09412)."""
+
+    def against(classes: Any) -> Any:
+        classes = keras.ops.cast(classes, "int32")
+        return keras.losses.sparse_categorical_crossentropy(classes, student, from_logits=True)
+
+    if len(labels.shape) == 1:
+        return keras.ops.mean(against(labels))
+    own, partner, share = labels[:, 0], labels[:, 1], labels[:, 2]
+    return keras.ops.mean(share * against(own) + (1.0 - share) * against(partner))
 
 
 def make_loss(config: StudentConfig) -> Loss:
