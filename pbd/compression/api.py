@@ -1,7 +1,7 @@
 """`pbd.compress`: compression steps in a row."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -119,6 +119,8 @@ def compress(
         >>> result.model, result.report.steps[-1].network.test_accuracy
     """
     settings = {name: value for name, value in locals().items() if name in _SETTINGS}
+    if not isinstance(steps, Iterable):
+        raise UsageError(f"steps must be a list. Received: {steps!r}. Give [{steps!r}].")
     steps_in_a_row = Recipe(tuple(steps), max_drop, _names(targets))
     chosen = _config(config or RunConfig(), model, data, settings)
     return Compressed(recipe.run(lambda: steps_in_a_row, chosen, model, data))

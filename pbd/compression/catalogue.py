@@ -62,10 +62,11 @@ def _made(number: int, entry: Mapping[str, Any]) -> Step:
     for name in settings:
         if name not in names:
             raise UsageError(unknown_name(f"setting of {entry['use']}", name, names))
-    try:
-        return kind(**settings)
-    except TypeError as error:
-        raise UsageError(f"step {number}, {entry['use']}, lacks a setting: {error}. See its documentation.") from error
+    for one in dataclasses.fields(kind):
+        has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
+        if one.init and not has_default and one.name not in settings:
+            raise UsageError(f"{entry['use']} needs {one.name}. Received: step {number} without it. Add it.")
+    return kind(**settings)
 
 
 def _computed(kind: type) -> set[str]:

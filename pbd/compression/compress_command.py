@@ -79,6 +79,8 @@ def parse(arguments: Sequence[str], program: str) -> Settings:
     flags = vars(parser.parse_args(arguments))
     file = command_line.read_settings(flags.pop("recipe"), "Check the path.")
     steps, max_drop, targets = (file.pop(name, None) for name in _OF_RECIPE)
+    if targets is not None and "target" in file:
+        raise UsageError("target and targets exclude each other. Received: both. Give targets, the first one first.")
     max_drop = as_kind("max_drop", float | None, max_drop)
     targets = flags.get("target", targets)
     targets = () if targets is None else as_kind("targets", tuple[str, ...], targets)

@@ -73,7 +73,8 @@ class Context:
     ) -> FineTuneState:
         """Train a network in place on all workers, and leave it with the weights of its best epoch, or of its last.
 
-        If the recipe was interrupted, training goes on after the last epoch that was complete.
+        If the recipe was interrupted, training goes on after the last epoch that was complete, provided that the step
+        calls this again with the same weights and settings.
 
         Args:
             model: flat; which of its layers are trainable does not change.
@@ -95,7 +96,9 @@ class Context:
             if settings.fine_tune_keep == "auto":
                 settings = replace(settings, fine_tune_keep=self.config.student.fine_tune_keep)
             with _trainable(model, settings.fine_tune_scope, trainable):
-                return self._pool(path).fine_tune(model, settings, initial, first_epoch, distillation)
+                return self._pool(path).fine_tune(
+                    model, settings, initial, first_epoch, distillation, start=model_digest(model)
+                )
 
     def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> Adapted:
         """Re-estimate batch statistics and refit convolutions in place, on all workers (see `adaptation.adapt`)."""

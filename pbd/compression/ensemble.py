@@ -10,7 +10,7 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
-from pbd.compression.step import Step, StepResult, check_data, check_target, uses_target
+from pbd.compression.step import Step, StepResult, check, check_data, check_target, uses_target
 from pbd.config.values import as_kind, at_least
 from pbd.errors import UsageError
 from pbd.learning.distillation import logits_model
@@ -63,10 +63,7 @@ class Ensemble:
         if not all(self.members):
             raise UsageError("each member needs steps. Received: one without. Add a step, such as FineTune().")
         for step in (step for steps in self.members for step in steps):
-            if not isinstance(step, Step):
-                raise UsageError(
-                    f"members are lists of steps. Received: {step!r} in one. Give FineTune(), for example."
-                )
+            check(step)
 
     def check_data(self, dataset: "Dataset") -> None:
         check_data(itertools.chain(*self.members), dataset)

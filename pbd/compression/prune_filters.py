@@ -7,7 +7,7 @@ import keras
 
 from pbd.compression import labels, layer_losses
 from pbd.compression.importance import IMPORTANCES, Subject
-from pbd.compression.pruning import refitting, schedule, selection
+from pbd.compression.pruning import refitting, schedule, selection, statistics
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig, patterns
@@ -135,15 +135,8 @@ class PruneFilters(Section):
         """Return the network after a round, and what there is to know about it."""
         share = schedule.cubic(self.ratio, number, self.rounds, self.first_ratio)
         kept, events = self.choose(model, groups, share, context)
-        refits = self.refit and not context.keeps_zeros
-        if refits:
-            refitted = refitting.remove_and_refit(model, kept, context.adapt)
-            pruned = refitted.model
-            events += [] if refitted.adapted is None else list(refitted.adapted.events())
-        else:
-            pruned = channels.remove(model, {name: each.tolist() for name, each in kept.items()})
-        if self.refit and not refits:
-            events.append("not refitted, since weights that are zero have to stay zero")
+        pruned, changes = self._removed(model, kept, context)
+        events += changes
         metrics = context.evaluate(pruned)
         state = context.fine_tune(
             pruned,
@@ -156,6 +149,19 @@ class PruneFilters(Section):
         prefix = f"round {number}: " if self.rounds > 1 else ""
         events = [f"{prefix}{event}" for event in (*events, *state.events)]
         return pruned, record | {"history": list(state.history), "events": events}
+
+    def _removed(self, model: keras.Model, kept: selection.Kept, context: "Context") -> tuple[keras.Model, list[str]]:
+        """Return the network without the other channels, and what was corrected."""
+        if self.refit and not context.keeps_zeros:
+            refitted = refitting.remove_and_refit(model, kept, context.adapt)
+            if refitted.adapted is not None:
+                return refitted.model, [*refitted.adapted.events(), *refitted.events()]
+            return refitted.model, [*refitted.events(), *statistics.re_estimate(refitted.model, model, context)]
+        pruned = channels.remove(model, {name: each.tolist() for name, each in kept.items()})
+        if not self.refit:
+            return pruned, []
+        reason = "not refitted, since weights that are zero have to stay zero"
+        return pruned, [reason, *statistics.re_estimate(pruned, model, context)]
 
     def choose(
         self, model: keras.Model, groups: tuple[ChannelGroup, ...], share: float, context: "Context"

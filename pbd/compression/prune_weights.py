@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from pbd.compression import labels
-from pbd.compression.pruning import schedule, sizes, weights
+from pbd.compression.pruning import schedule, sizes, statistics, weights
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig
@@ -26,8 +26,9 @@ CONTROLS = ("magnitude", "random", "redraw")
 class PruneWeights(Section):
     """Sets the smallest weights of kernels to zero, where they stay in all training that follows.
 
-    Biases and normalisations are not pruned. The network keeps its shapes: it takes fewer bytes if its file is
-    compressed, and less time where a runtime leaves out zeros.
+    Biases and normalisations are not pruned. Batch statistics are estimated again, and kept if the divergence from the
+    network before falls. The network keeps its shapes: it takes fewer bytes if its file is compressed, and less time
+    where a runtime leaves out zeros.
 
     Example:
         >>> PruneWeights(ratio=0.8, scope="global", per_round=0.15, epochs=1)
@@ -107,7 +108,7 @@ class PruneWeights(Section):
         weights.find_kernels(model, self.layers, self.prune_classifier)
         current, records = graph.flatten(model), list[dict[str, Any]]()
         if self.control != "random":
-            current, records = self._pruned(current, context)
+            current, records = self._pruned(current, model, context)
         if self.control != "magnitude":
             records.append(self._train_control(current, context))
         kernels = weights.find_kernels(current, self.layers, self.prune_classifier)
@@ -121,8 +122,16 @@ class PruneWeights(Section):
         events = [event for record in records for event in record["events"]]
         return StepResult(current, details, tuple(events), keeps_zeros=True)
 
-    def _pruned(self, model: keras.Model, context: "Context") -> tuple[keras.Model, list[dict[str, Any]]]:
-        """Return the network after all rounds, and what there is to know about each."""
+    def _pruned(
+        self, model: keras.Model, before: keras.Model, context: "Context"
+    ) -> tuple[keras.Model, list[dict[str, Any]]]:
+        """Return the network after all rounds, and what there is to know about each.
+
+        Args:
+            model: a copy of the network, which may change.
+            before: the network, which stays as it is.
+            context: of the step.
+        """
         files = RoundFiles(context.journal)
         current, records = files.read(model)
         for number, share in list(enumerate(self.shares, start=1))[len(records) :]:
@@ -131,7 +140,9 @@ class PruneWeights(Section):
             weights.apply(kernels, weights.SCOPES[self.scope](weights.magnitudes(kernels), share))
             # The last training changes no zeros, which are all that `redraw` keeps.
             epochs = self.epochs if self.control == "magnitude" or number < len(self.shares) else 0
-            records.append(self._train(current, context, number, share, epochs))
+            events = statistics.re_estimate(current, before, context)
+            record = self._train(current, context, number, share, epochs)
+            records.append(record | {"events": [*events, *record["events"]]})
             files.write(current, records)
         return current, records
 

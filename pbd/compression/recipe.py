@@ -4,7 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_type_hints
 
-from pbd.compression.step import Step
+from pbd.compression.step import Step, check
 from pbd.config import RunConfig
 from pbd.config.values import as_kind, fraction
 from pbd.errors import UsageError
@@ -38,10 +38,7 @@ class Recipe:
         if not self.steps:
             raise UsageError("a recipe needs steps. Received: none. Give one, such as FineTune().")
         for step in self.steps:
-            if not isinstance(step, Step):
-                raise UsageError(
-                    f"a step is an object with a method apply. Received: {step!r}. Give one of pbd, such as FineTune()."
-                )
+            check(step)
 
 
 def run(

@@ -1,11 +1,16 @@
 """A step of a recipe: it takes a network and returns another one."""
 
 import dataclasses
+import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from pbd.errors import BadInputError, UsageError
 
 if TYPE_CHECKING:
     import keras
@@ -88,17 +93,33 @@ def uses_target(step: Step) -> bool:
     return bool(getattr(step, "uses_target", False))
 
 
+def check(step: Any) -> None:
+    """Check that an object is a step.
+
+    Raises:
+        UsageError: it is something else.
+    """
+    if isinstance(step, type) or not isinstance(step, Step) or not dataclasses.is_dataclass(step):
+        raise UsageError(
+            "a step is an object of a dataclass with a method apply. "
+            f"Received: {step!r}. Give one of pbd, such as FineTune()."
+        )
+
+
 def settings_of(step: Step) -> dict[str, Any]:
-    """Return the settings of a step in plain JSON types; a network is represented by its digest."""
-    assert dataclasses.is_dataclass(step)
+    """Return the settings of a step in plain JSON types; networks and arrays are represented by their digests."""
+    assert dataclasses.is_dataclass(step), "see check"
     return {one.name: _plain(getattr(step, one.name)) for one in dataclasses.fields(step)}
 
 
 def _plain(value: Any) -> Any:
     if hasattr(value, "get_weights"):
-        from pbd.networks import digest, graph  # Keras is loaded
-
-        return digest.model_digest(graph.flatten(value))
+        return _network_digest(value)
+    if isinstance(value, np.ndarray):
+        data = hashlib.sha256(np.ascontiguousarray(value).tobytes()).hexdigest()
+        return {"dtype": str(value.dtype), "shape": list(value.shape), "sha256": data}
+    if isinstance(value, set | frozenset):
+        return sorted(map(_plain, value), key=repr)
     if isinstance(value, Step) and dataclasses.is_dataclass(value):
         return {"use": name_of(value), **settings_of(value)}
     if dataclasses.is_dataclass(value):
@@ -110,3 +131,16 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "get_config"):
         return {"class": type(value).__name__, **_plain(value.get_config())}
     return value if isinstance(value, bool | int | float | str | None) else repr(value)
+
+
+def _network_digest(network: Any) -> str:
+    """Return a digest of a network or layer; of a classifier, names of layers that Keras numbers do not count."""
+    from pbd.networks import digest, graph  # Keras is loaded
+
+    try:
+        return digest.model_digest(graph.flatten(network))
+    except BadInputError:
+        content = hashlib.sha256(repr(_plain(network.get_config())).encode())
+        for weight in network.get_weights():
+            content.update(np.ascontiguousarray(weight).tobytes())
+        return content.hexdigest()

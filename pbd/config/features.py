@@ -4,7 +4,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from pbd.config.values import at_least, one_of
+from pbd.config.values import as_kind, at_least, one_of
 from pbd.errors import UsageError
 
 FEATURE_WEIGHTS = {"at": 1000.0, "sp": 3000.0, "pkt": 30000.0, "fsp": 50.0, "crd": 0.8, "mse": 100.0, "keras": 1.0}
@@ -36,6 +36,7 @@ class Feature:
     """For keras: the loss, as JSON of `keras.losses.serialize`."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "weight", as_kind("the weight of a feature loss", float | None, self.weight))
         one_of("feature loss", self.loss, FEATURE_WEIGHTS)
         at_least("the weight of a feature loss", self.weight, 0)
         object.__setattr__(self, "student", _names("student", self.loss, self.student))

@@ -7,6 +7,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd.networks.keras_internals import KERNELS
+
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 """The defaults of `keras.optimizers.Adam`."""
 UNSUPPORTED = (
@@ -155,6 +157,6 @@ def size(variable: Any) -> int:
 
 def trained_elements(variable: Any) -> np.ndarray:
     """Return, as one vector, which elements of a variable are trained if zeros are kept: not the zeros of kernels."""
-    if len(variable.shape) < 2:
+    if variable.name not in KERNELS:
         return np.ones(size(variable), bool)
     return (keras.ops.convert_to_numpy(variable) != 0).reshape(-1)

@@ -37,12 +37,12 @@ def as_functional(model: keras.Model) -> keras.Model:
         return keras.Model(model.inputs[0], model.outputs[0], name=model.name)
     if isinstance(model, keras.Sequential):
         raise BadInputError(
-            f"the teacher must have an input shape. Received: Sequential {model.name!r}, not built. "
+            f"the network must have an input shape. Received: Sequential {model.name!r}, not built. "
             "Call model.build((None, HEIGHT, WIDTH, CHANNELS)) and load its weights again."
         )
     if not is_functional(model):
         raise BadInputError(
-            f"the teacher must be a functional or sequential Keras model. Received: {type(model).__name__}. "
+            f"the network must be a functional or sequential Keras model. Received: {type(model).__name__}. "
             "Rebuild it with keras.Model(inputs, outputs), from a keras.Input of known shape."
         )
     return model
@@ -148,13 +148,13 @@ def image_shape(model: keras.Model) -> tuple[int | None, int | None, int | None]
     model = as_functional(model)
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise BadInputError(
-            "the teacher must have one input and one output. "
+            "the network must have one input and one output. "
             f"Received: {len(model.inputs)} inputs, {len(model.outputs)} outputs. Cut out the branch to compress."
         )
     shapes = tuple(model.inputs[0].shape), tuple(model.outputs[0].shape)
     if len(shapes[0]) != 4 or len(shapes[1]) != 2:
         raise BadInputError(
-            "the teacher must take images (batch, height, width, channels) and return scores (batch, classes). "
+            "the network must take images (batch, height, width, channels) and return scores (batch, classes). "
             f"Received: {shapes[0]} to {shapes[1]}. If these are feature maps, add the trained classifier: "
             "keras.Sequential([model, keras.layers.GlobalAveragePooling2D(), keras.layers.Dense(CLASSES)])."
         )

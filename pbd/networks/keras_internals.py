@@ -11,6 +11,8 @@ from typing import Any
 
 import keras
 
+KERNELS = ("kernel", "depthwise_kernel", "pointwise_kernel")
+"""The names that Keras gives to kernels of layers."""
 Call = Callable[..., Any]
 """Applies an operation: `call(operation, *args, **kwargs)`."""
 

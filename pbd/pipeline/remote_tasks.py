@@ -154,6 +154,8 @@ class FineTuneTask:
     """The epoch of the data with which to start."""
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
     """What the student learns from besides logits and labels."""
+    start: str = ""
+    """If not empty, a checkpoint is that of this task only if its training began with the same `start`."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
@@ -178,7 +180,7 @@ class FineTuneTask:
         """Return this task's checkpoint.
 
         A run can fine-tune several students. They differ in their layers, in the shapes of their weights, in their
-        first epoch or in the settings, so a digest of these names the file.
+        first epoch, in the settings or in `start`, so a digest of these names the file.
         """
         layers = [
             (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
@@ -186,6 +188,8 @@ class FineTuneTask:
         identity = [layers, self.first_epoch, asdict(self.settings)]
         if self.distillation != DistillationConfig():  # a run that began before there was one resumes
             identity.append(asdict(self.distillation))
+        if self.start:
+            identity.append(self.start)
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

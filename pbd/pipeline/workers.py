@@ -111,6 +111,7 @@ class WorkerPool:
         initial: Metrics,
         first_epoch: int,
         distillation: DistillationConfig | None = None,
+        start: str = "",
     ) -> FineTuneState:
         """Fine-tune the trainable layers of a student in place.
 
@@ -120,13 +121,14 @@ class WorkerPool:
             initial: Its validation metrics before fine-tuning.
             first_epoch: The epoch of the data with which to start.
             distillation: What the student learns from besides logits and labels; by default nothing.
+            start: Names the weights it begins with. Training goes on from a checkpoint if this is the same, too.
         """
         batch_size, distillation = self._context.data.batch_size, distillation or DistillationConfig()
         # A worker needs at least one split unit of every batch.
         max_workers = batch_size // split_unit(model, batch_size, distillation)
         checkpoint_token = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
         with self._temporary_file(model) as path:
-            task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation)
+            task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation, start)
             state = self._executor.run_collective(task, self._emit, max_workers, checkpoint_token)
         model.set_weights(state.best_weights)
         return state

@@ -2,6 +2,7 @@
 
 import functools
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from pbd.data import Dataset
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import channels, graph
 from pbd.run_dir.journal import Journal
-from pbd.student.adaptation import adapt
+from pbd.student.adaptation import adapt, recalibrate_batch_norm
 from tests.helpers.narrowing import TOLERANCE, difference
 from tests.helpers.palette import SHAPE, make_dataset, predict, trained_teacher
 from tests.helpers.step_context import Interruption, StepContext
@@ -245,7 +246,39 @@ def test_weights_that_have_to_stay_zero_are_not_refitted(
     result = PruneFilters(epochs=1).apply(teacher, context)
     assert result.keeps_zeros
     assert context.trainings[0][0].keep_zeros
-    assert result.events == ("not refitted, since weights that are zero have to stay zero",)
+    reason, change = result.events
+    assert reason == "not refitted, since weights that are zero have to stay zero"
+    before, after, keeps = re_estimated(change)
+    assert keeps == (after < before)
+
+
+def re_estimated(event: str) -> tuple[float, float, bool]:
+    """Return the divergences with the old and the new batch statistics, and whether the new ones are kept."""
+    pattern = r"batch statistics estimated again: KL divergence ([\d.]+) -> ([\d.]+)(; those before are kept)?"
+    found = re.fullmatch(pattern, event)
+    assert found, event
+    return float(found[1]), float(found[2]), found[3] is None
+
+
+def test_behind_layers_that_are_not_refitted_batch_statistics_are_estimated_again(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    """Four channels of a layer are nearly constant: a normalisation that knows their absence makes up for it."""
+    inputs = keras.Input(SHAPE)
+    x = layers.BatchNormalization()(layers.SeparableConv2D(6, 3, name="read")(layers.Conv2D(8, 3, name="a")(inputs)))
+    outputs = layers.Dense(3, name="classes")(layers.GlobalAveragePooling2D()(layers.ReLU()(x)))
+    model = graph.flatten(keras.Model(inputs, outputs))
+    kernel, bias = model.get_layer("a").get_weights()
+    kernel[..., :4] *= 1e-3
+    bias[:4] = 5.0
+    model.get_layer("a").set_weights([kernel, bias])
+    recalibrate_batch_norm(model, [images for images, _ in dataset.batches("train")])
+    result = PruneFilters(0.5, layers=("a",)).apply(model, StepContext(model, dataset, tmp_path))
+    which, change = result.events
+    assert which.startswith("not refitted: read (")
+    before, after, keeps = re_estimated(change)
+    assert keeps, change
+    assert after < 0.1 * before
 
 
 @pytest.mark.parametrize(

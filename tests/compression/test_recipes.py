@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -69,6 +70,22 @@ class Scaled:
         return StepResult(scaled, {"factor": self.factor}, ("scaled",))
 
 
+@dataclass(frozen=True)
+class TrainsTwice:
+    """Trains the network, multiplies the weights of its head by ten, and trains it again; it notes both heads."""
+
+    heads: list[np.ndarray]
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        trained = graph.flatten(model)
+        head = trained.get_layer("head")
+        for _ in range(2):
+            context.fine_tune(trained, StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=1e-4))
+            self.heads.append(head.get_weights()[0])
+            head.set_weights([10 * weight for weight in head.get_weights()])
+        return StepResult(trained)
+
+
 def compress(tmp_path: Path, *steps: Any, data: pbd.Data = DATA, **settings: Any) -> Any:
     settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), **settings}
     return pbd.compress(teacher(), data, steps, **settings)
@@ -87,9 +104,11 @@ def test_each_step_gets_the_network_of_the_one_before(tmp_path: Path) -> None:
 def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     kept = []
 
-    def fine_tune(self: WorkerPool, model: keras.Model, settings: StudentConfig, *arguments: Any) -> FineTuneState:
+    def fine_tune(
+        self: WorkerPool, model: keras.Model, settings: StudentConfig, initial: Any, *_: Any, start: str
+    ) -> FineTuneState:
         kept.append(settings.fine_tune_keep)
-        return FineTuneState(arguments[0], settings.fine_tune_learning_rate, best_weights=model.get_weights())
+        return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
 
     monkeypatch.setattr(WorkerPool, "fine_tune", fine_tune)
     steps = (pbd.FineTune(epochs=1), pbd.FineTune(epochs=1, keep="best"))
@@ -173,6 +192,18 @@ def test_settings_of_a_recipe_file_are_checked(lines: str, message: str, tmp_pat
         compress_command.parse([str(file)], "pbd compress")
 
 
+def test_one_target_of_a_file_beside_several_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "chain.toml"
+    file.write_text('target = "onnx"\ntargets = ["openvino"]\n[[step]]\nuse = "fine_tune"\n')
+    with pytest.raises(UsageError, match="target and targets exclude each other"):
+        compress_command.parse([str(file)], "pbd compress")
+
+
+def test_a_single_step_is_no_list_of_steps() -> None:
+    with pytest.raises(UsageError, match="steps must be a list"):
+        pbd.compress(teacher(), DATA, pbd.FineTune())
+
+
 def test_a_target_that_is_given_overrides_those_of_the_file(tmp_path: Path) -> None:
     file = tmp_path / "chain.toml"
     file.write_text('targets = ["openvino", "litert"]\n[[step]]\nuse = "fine_tune"\n')
@@ -187,6 +218,13 @@ def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> Non
     assert result.report.result == "1 scaled"
     assert "2 scaled" in recipes.headline(result.report)
     assert np.array_equal(result.model.get_weights()[-1], result.network("1 scaled").get_weights()[-1])
+
+
+def test_each_training_of_a_step_begins_with_the_weights_that_it_is_given(tmp_path: Path) -> None:
+    """Two trainings with the same settings, the second one of other weights."""
+    compress(tmp_path, trains_twice := TrainsTwice([]))
+    once, twice = trains_twice.heads
+    assert np.abs(twice - 10 * once).max() < np.abs(twice - once).max()
 
 
 def test_steps_train_and_quantise(tmp_path: Path) -> None:
@@ -291,7 +329,9 @@ def test_a_recipe_is_no_run_and_a_run_no_recipe(tmp_path: Path) -> None:
     ("steps", "message"),
     [
         ((), "a recipe needs steps"),
-        (("fine_tune",), "a step is an object with a method apply"),
+        (("fine_tune",), "a step is an object of a dataclass"),
+        ((pbd.FineTune,), "a step is an object of a dataclass"),
+        ((SimpleNamespace(apply=len),), "a step is an object of a dataclass"),
     ],
 )
 def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_path: Path) -> None:
@@ -309,7 +349,10 @@ def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_pa
         ({"use": "fine_tune", "recipe": "patience"}, "patient"),
         ({"use": "quantize", "method": "later"}, "method"),
         ({"use": "ensemble", "members": [[{"use": "fine_tune"}]]}, "an ensemble needs two members"),
-        ({"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]}, "members are lists of steps"),
+        (
+            {"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]},
+            "a step is an object of a dataclass .* Received: 'x'",
+        ),
         ({"use": "ensemble", "members": [[{"use": "fine"}], []]}, "Did you mean 'fine_tune'"),
         ({"use": "ensemble", "members": 5}, "members are lists of steps. Received: 5"),
         ({"use": "ensemble", "members": [[{"use": "fine_tune"}]], "copies": 2.5}, "copies must be of type int"),
@@ -338,6 +381,11 @@ def test_settings_are_plain_whatever_they_hold() -> None:
     settings = settings_of(Scaled(2.0, applied=len))
     assert json.loads(json.dumps(settings))["factor"] == 2.0
     assert settings_of(Scaled()) != settings_of(Scaled(3.0))
+    values = [np.zeros(2000), np.eye(1, 2000, 1000)[0], {"b", "a"}, layers.Dense(2), keras.Sequential([layers.ReLU()])]
+    plain = [settings_of(Scaled(applied=value))["applied"] for value in values]
+    assert plain[0]["sha256"] != plain[1]["sha256"], "their texts are equal"
+    assert plain[2] == ["a", "b"]
+    assert plain[3] != plain[4]
     assert name_of(pbd.FineTune()) == "fine_tune"
 
 

@@ -38,8 +38,8 @@ class StepContext:
     def for_new_network(self) -> "StepContext":
         return self
 
-    def evaluate(self, model: keras.Model, split: str = "validation") -> Metrics:
-        return validate(model, self.teacher, self.dataset)
+    def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
+        return validate(model, teacher or self.teacher, self.dataset)
 
     def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> adaptation.Adapted:
         return adaptation.adapt(student, teacher, ends, self.dataset)

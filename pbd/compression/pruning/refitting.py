@@ -5,7 +5,7 @@ its layers read only those that remain. Dense layers are 1x1 convolutions in bot
 """
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,8 +28,18 @@ class Refitted:
     model: keras.Model
     layers: tuple[str, ...]
     """That read fewer channels than before, and were refitted first of all."""
+    others: tuple[str, ...]
+    """That read fewer channels, and cannot be refitted."""
     adapted: Adapted | None
-    """None if there are no such layers."""
+    """None if no layer was refitted."""
+
+    def events(self) -> Iterator[str]:
+        """Yield what is not refitted, as a sentence of the report."""
+        if self.others:
+            yield (
+                f"not refitted: {', '.join(self.others)} (no plain convolution that is called once, and no dense layer "
+                f"of at most {MOST_INPUTS} inputs)"
+            )
 
 
 Adapt = Callable[[keras.Model, keras.Model, Mapping[str, str]], Adapted]
@@ -50,27 +60,28 @@ def remove_and_refit(model: keras.Model, kept: Kept, adapt: Adapt) -> Refitted:
     """
     lists = {name: each.tolist() for name, each in kept.items()}
     whole = channels.masked(model, lists)
-    positions = _positions_read(model, kept)
+    left, counts = _positions_left(model, kept), call_counts(model)
+    others = tuple(each.name for each in left if counts[id(each)] > 1 or not _can_be_refitted(each))
+    positions = {each.name: positions for each, positions in left.items() if each.name not in others}
     student = _as_convolutions(whole, positions)
     if not positions:
-        return Refitted(channels.remove(whole, lists), (), None)
+        return Refitted(channels.remove(whole, lists), (), others, None)
     adapted = adapt(student, _as_convolutions(model, {}), {name: name for name in positions})
     for layer in whole.layers:
         if layer.weights:
             layer.set_weights(_weights(layer, student.get_layer(layer.name), positions.get(layer.name)))
-    return Refitted(channels.remove(whole, lists), tuple(positions), adapted)
+    return Refitted(channels.remove(whole, lists), tuple(positions), others, adapted)
 
 
-def _positions_read(model: keras.Model, kept: Kept) -> Mapping[str, np.ndarray]:
-    """Return, by name of each layer that can be refitted and loses inputs, the positions of the others."""
-    counts, lost = call_counts(model), dict[str, np.ndarray]()
-    widths: dict[str, int] = {}
+def _positions_left(model: keras.Model, kept: Kept) -> Mapping[keras.Layer, np.ndarray]:
+    """Return, by layer that loses inputs, the positions of the others."""
+    lost, widths = dict[keras.Layer, np.ndarray](), dict[keras.Layer, int]()
     for each in channels.find_placements(model).readers:
-        if each.group in kept and counts[id(each.layer)] == 1 and _can_be_refitted(each.layer):
+        if each.group in kept:
             of_group = each.positions[~np.isin(each.channels, kept[each.group])]
-            lost[each.layer.name] = np.union1d(lost.get(each.layer.name, np.zeros(0, int)), of_group)
-            widths[each.layer.name] = each.width
-    return {name: np.setdiff1d(np.arange(widths[name]), each) for name, each in lost.items() if len(each)}
+            lost[each.layer] = np.union1d(lost.get(each.layer, np.zeros(0, int)), of_group)
+            widths[each.layer] = each.width
+    return {layer: np.setdiff1d(np.arange(widths[layer]), each) for layer, each in lost.items() if len(each)}
 
 
 def _can_be_refitted(layer: keras.Layer) -> bool:

@@ -11,11 +11,10 @@ import numpy as np
 from pbd import blocks
 from pbd.config import patterns
 from pbd.errors import BadInputError
-from pbd.networks.keras_internals import calls
+from pbd.networks.keras_internals import KERNELS, calls
 
 FLOOR = 0.01
 """Least share of each kernel that remains where kernels are compared: a layer without weights passes nothing on."""
-_NAMES = ("kernel", "depthwise_kernel", "pointwise_kernel")
 _LAYERS = (
     keras.layers.Conv2D,
     keras.layers.Dense,
@@ -62,7 +61,7 @@ def find_kernels(model: keras.Model, layers: Sequence[str] = (), prune_classifie
     patterns.check(layers, [layer.name for layer in found_layers])
     spared = set[str]() if prune_classifier else _classifiers(model)
     selected = [layer for layer in found_layers if patterns.selects(layers, layer.name) and layer.name not in spared]
-    kernels = [Kernel(layer, each) for layer in selected for each in layer.weights if each.name in _NAMES]
+    kernels = [Kernel(layer, each) for layer in selected for each in layer.weights if each.name in KERNELS]
     if not kernels:
         raise BadInputError(
             "a network must have kernels to prune. Received: none besides the last dense layer. "
@@ -87,11 +86,14 @@ def _classifiers(model: keras.Model) -> set[str]:
 def in_each_kernel(scores: Mapping[str, np.ndarray], share: float) -> Masks:
     """Return masks that remove the same share of each kernel: the lowest scores, of equal ones the last.
 
+    At least one weight of each kernel remains.
+
     Args:
         scores: by kernel, in its shape.
         share: to remove.
     """
-    return {name: _highest(values, values.size - round(share * values.size)) for name, values in scores.items()}
+    left = {name: max(1, values.size - round(share * values.size)) for name, values in scores.items()}
+    return {name: _highest(values, left[name]) for name, values in scores.items()}
 
 
 def over_all_kernels(scores: Mapping[str, np.ndarray], share: float) -> Masks:
@@ -148,7 +150,7 @@ def draw_anew(model: keras.Model, seed: int) -> None:
     constants = {"bias": 0.0, "beta": 0.0, "gamma": 1.0, "moving_mean": 0.0, "moving_variance": 1.0}
     for layer in model.layers:
         for weight in layer.weights:
-            if weight.name in _NAMES:
+            if weight.name in KERNELS:
                 draws = np.random.default_rng(blocks.derive_seed(seed, "weights", layer.name, weight.name))
                 is_depthwise = weight.name == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv2D)
                 inputs = math.prod(weight.shape[:2] if is_depthwise else weight.shape[:-1])
