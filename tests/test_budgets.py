@@ -16,6 +16,7 @@ def test_up_to_one_an_amount_is_a_fraction_of_the_teachers() -> None:
     assert parse("macs:0.3").limit(200.0) == pytest.approx(60.0)
     assert parse("params:1").limit(200.0) == 200.0
     assert parse("params:100000").limit(200.0) == 100_000.0
+    assert Budget("latency", 1.25).limit(2.0) == 2.5, "a fraction, of a network that is slower than its teacher"
     assert str(parse("params:100000")) == "params:100000"
 
 

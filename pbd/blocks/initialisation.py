@@ -62,7 +62,8 @@ class Needs:
         if block_init == "noise":
             return cls()
         fitted = block_init == "fitted"
-        return cls(design.needs_inputs and fitted, design.needs_targets, design.needs_pairs and fitted)
+        # What needs pairs replaces a residual block, which has no kernel.
+        return cls(design.needs_inputs and fitted, design.needs_targets, design.needs_pairs)
 
     def __or__(self, other: "Needs") -> "Needs":
         return Needs(self.inputs or other.inputs, self.targets or other.targets, self.pairs or other.pairs)
@@ -102,9 +103,10 @@ def initialise(
     statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if needed[task.layer.name]}
     if statistics:
         gather(statistics, prefix, images, needed)
+    operations = {operation.name: operation for operation in teacher.operations}  # `+` is no layer
     for task in tasks:
         name, design = task.layer.name, designs[task.design]
-        kernel = layer_kernel(teacher.get_layer(name))
+        kernel = layer_kernel(operations[name])
         shown = _shown(statistics.get(name), Needs.of(design, block_init))
         design.initialise(built[task.key], task.layer, kernel, shown)
 
@@ -143,8 +145,8 @@ def initial_factors(
     return factors, kernel.bias + statistics.mean @ error
 
 
-def layer_kernel(layer: keras.Layer) -> LayerKernel:
-    """Return the trained weights of a convolution; those of any other layer are empty."""
+def layer_kernel(layer: Any) -> LayerKernel:
+    """Return the trained weights of a convolution; those of any other operation are empty."""
     if not isinstance(layer, keras.layers.Conv2D):
         return LayerKernel(np.zeros((0, 0, 0)), np.zeros(0))
     dense = dense_kernel(layer)

@@ -52,8 +52,8 @@ def enumerate_tasks(
     name_patterns.check(patterns, [layer.name for layer, _ in layers])
     sizes = _BlockSizes()
     tasks = tuple(
-        _task(layer, calls, design, sizes, patterns, include_unprofitable)
-        for layer, calls in layers
+        _task(layer, reason, design, sizes, patterns, include_unprofitable)
+        for layer, reason in layers
         for design in designs
         if design.replaces == layer.kind
     )
@@ -65,19 +65,26 @@ def enumerate_tasks(
     return tasks
 
 
-def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, int]]:
-    """Return the layers of these kinds in graph order, with their numbers of calls."""
+def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, str | None]]:
+    """Return the layers of these kinds in graph order, with the reason why no block can replace them, if any."""
     convolutions = {layer.name: (layer, calls) for layer, calls in find_convolutions(model) if CONVOLUTION in kinds}
     residuals = find_residuals(model) if RESIDUAL in kinds else {}
     places = _Places(model, residuals)
-    layers: list[tuple[Layer, int]] = []
+    layers: list[tuple[Layer, str | None]] = []
     for operation in model.operations:
         if operation.name in convolutions:
             layer, calls = convolutions[operation.name]
-            layers.append((describe_layer(len(layers), layer, model), calls))
+            layers.append((describe_layer(len(layers), layer, model), _reason(layer, calls)))
         elif operation.name in residuals:
-            layers.append((describe_residual(len(layers), residuals[operation.name], model), 1))
-    return [(places.add_to(layer), calls) for layer, calls in layers]
+            layers.append((describe_residual(len(layers), residuals[operation.name], model), None))
+    return [(places.add_to(layer), reason) for layer, reason in layers]
+
+
+def _reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
+    """Return why no block of any design can replace a convolution; None if one can."""
+    if type(layer) is not keras.layers.Conv2D:
+        return f"{type(layer).__name__}: a subclass of Conv2D may compute something else"
+    return f"called {calls} times: one block cannot learn from several inputs" if calls > 1 else None
 
 
 def other_convolutions(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[Layer, ...]:
@@ -181,14 +188,13 @@ class _BlockSizes:
 
 def _task(
     layer: Layer,
-    calls: int,
+    reason: str | None,
     design: BlockDesign,
     sizes: _BlockSizes,
     patterns: Sequence[str],
     include_unprofitable: bool,
 ) -> BlockTask:
     macs = params = 0
-    reason = f"called {calls} times: one block cannot learn from several inputs" if calls > 1 else None
     reason = reason or design.applies_to(layer)
     if reason is None:
         macs, params = sizes.of(design, layer)

@@ -27,7 +27,8 @@ class Budget:
         Args:
             of_teacher: the teacher's cost.
         """
-        return self.amount * of_teacher if self.amount <= 1.0 else self.amount
+        is_fraction = self.amount <= 1.0 or self.resource == LATENCY
+        return self.amount * of_teacher if is_fraction else self.amount
 
     def __str__(self) -> str:
         return f"{self.resource}:{self.amount:g}"

@@ -112,7 +112,8 @@ class BlockConfig(Section):
     decoupled_r2; decoupled_r2 alone with a threshold of accuracy."""
     block_init: str = "fitted"
     """Initial weights of a block: noise (random, as in the paper), kernel (the teacher's kernel, decoupled), or fitted
-    (as kernel, then refined by least squares on a few thousand images)."""
+    (as kernel, then refined by least squares on a few thousand images). A merged residual block, which has no kernel to
+    start from, is fitted with kernel, too."""
     layers: tuple[str, ...] = ()
     """Glob patterns of the layers to replace (default: all); a pattern that begins with ^ excludes layers."""
     include_unprofitable: bool = False

@@ -83,7 +83,7 @@ def _residual(addition: Any, inputs: list[Any], graph: list[_Call]) -> Residual 
     first, second = ancestors(inputs[0]), ancestors(inputs[1])
     common = [operation for key, operation in first.items() if key in second]
     source = max(common, key=lambda operation: by_operation.get(id(operation), -1), default=None)
-    if source is None:
+    if source is None or keras.tree.is_nested(source.output):  # of an operation with several outputs
         return None
     before = ancestors(source.output)
     inside = {key: operation for key, operation in (first | second).items() if key not in before}

@@ -106,8 +106,16 @@ def cache_path(config: TeacherConfig, dataset: Dataset, settings: dict[str, Any]
     file = Path(dataset.name)
     if dataset.name == ARRAYS:
         stamp: Any = dataset.digest()
+    elif file.is_dir():
+        stamp = [[str(each.relative_to(file)), *_changes(each)] for each in sorted(file.rglob("*")) if each.is_file()]
     else:
-        stamp = [str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns] if file.exists() else dataset.name
+        stamp = [str(file.resolve()), *_changes(file)] if file.exists() else dataset.name
     key = hashlib.sha256(json.dumps([settings, stamp, len(dataset.train)], sort_keys=True).encode()).hexdigest()[:16]
     name = f"{config.teacher}-{file.stem}-{key}.keras".replace(":", "-")
     return platformdirs.user_cache_path("pbd") / "teachers" / name
+
+
+def _changes(file: Path) -> tuple[int, int]:
+    """Return what changes if a file is written again: its size and its time."""
+    status = file.stat()
+    return status.st_size, status.st_mtime_ns

@@ -10,18 +10,19 @@ from pbd import blocks
 from pbd.blocks import initialisation
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.networks import graph
+from pbd.networks.residuals import find_residuals
 
 L = keras.layers
 SHAPE = (7, 7, 4)
 
 
-def teacher(filters: int = 6, strides: int = 1) -> keras.Model:
+def teacher(filters: int = 6, strides: int = 1, operator: bool = False) -> keras.Model:
     keras.utils.set_random_seed(1)
     inputs = keras.Input(SHAPE)
     y = L.Conv2D(5, 3, strides, padding="same", activation="relu", bias_initializer="normal", name="a")(inputs)
     y = L.Conv2D(filters, 3, padding="same", bias_initializer="normal", name="b")(y)
     shortcut = inputs if filters == SHAPE[-1] else L.Conv2D(filters, 1, strides, name="shortcut")(inputs)
-    x = L.Add(name="sum")([y, shortcut])
+    x = y + shortcut if operator else L.Add(name="sum")([y, shortcut])
     return keras.Model(inputs, L.Dense(2)(L.Flatten()(x)))
 
 
@@ -30,7 +31,7 @@ def initialised(model: keras.Model, images: np.ndarray, block_init: str = "fitte
     design = blocks.get("merge")
     (task,) = (task for task in enumerate_tasks(model, design, include_unprofitable=True))
     built = {task.key: blocks.build_block(design, task.layer, 0)}
-    prefix = graph.truncate(model, ["sum"])
+    prefix = graph.truncate(model, [task.layer.name])
     batches = iter(np.split(images, 2))
     initialisation.initialise(built, [task], {"merge": design}, model, prefix, batches, block_init, seed=0)
     return built[task.key]
@@ -44,12 +45,17 @@ def images(monkeypatch: pytest.MonkeyPatch) -> np.ndarray:
 
 
 @pytest.mark.parametrize(
-    ("filters", "strides"), [(6, 1), (SHAPE[-1], 1), (6, 2), (6, 3)], ids=["projection", "identity", "half", "third"]
+    ("filters", "strides", "operator"),
+    [(6, 1, False), (6, 1, True), (SHAPE[-1], 1, False), (6, 2, False), (6, 3, False)],
+    ids=["projection", "+", "identity", "half", "third"],
 )
-def test_a_merged_block_has_the_least_squared_error(filters: int, strides: int, images: np.ndarray) -> None:
-    model = teacher(filters, strides)
+def test_a_merged_block_has_the_least_squared_error(
+    filters: int, strides: int, operator: bool, images: np.ndarray
+) -> None:
+    model = teacher(filters, strides, operator)
     block = initialised(model, images)
-    inputs, target = map(np.asarray, graph.truncate(model, ["sum"]).predict_on_batch(images)["sum"])
+    (name,) = find_residuals(model)
+    inputs, target = map(np.asarray, graph.truncate(model, [name]).predict_on_batch(images)[name])
 
     def error(weights: list[np.ndarray]) -> float:
         block.set_weights(weights)
@@ -79,7 +85,8 @@ def test_a_merged_block_with_noise_is_random(images: np.ndarray) -> None:
     design: Any = blocks.get("merge")
     model = teacher()
     (task,) = enumerate_tasks(model, design, include_unprofitable=True)
-    for block_init in ("noise", "kernel"):
-        found, random = initialised(model, images, block_init), blocks.build_block(design, task.layer, 0)
-        for one, other in zip(found.get_weights(), random.get_weights(), strict=True):
+    random = blocks.build_block(design, task.layer, 0).get_weights()
+    noise, kernel, fitted = (initialised(model, images, init).get_weights() for init in ("noise", "kernel", "fitted"))
+    for expected, found in ((random, noise), (fitted, kernel)):  # a residual block has no kernel to begin with
+        for one, other in zip(found, expected, strict=True):
             np.testing.assert_array_equal(one, other)

@@ -36,6 +36,21 @@ def test_channels_first_and_unequal_strides_are_skipped_by_name() -> None:
     assert skip_reasons["last"] is None
 
 
+class Standardised(keras.layers.Conv2D):
+    """Computes something else with its kernel than a convolution."""
+
+    def call(self, inputs: Any) -> Any:
+        return super().call(inputs) / keras.ops.std(self.kernel)
+
+
+def test_a_subclass_of_a_convolution_is_skipped() -> None:
+    flat = graph.flatten(classifier(lambda x: conv("plain")(Standardised(8, 3, padding="same", name="special")(x))))
+    assert reasons(flat) == {
+        "special": "Standardised: a subclass of Conv2D may compute something else",
+        "plain": None,
+    }
+
+
 def test_an_unprofitable_layer_is_skipped_unless_included() -> None:
     flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(x[..., :1]))))
     skip_reasons = reasons(flat)

@@ -68,6 +68,12 @@ def doubled(x: Any) -> Any:
     return L.Add(name="sum")([L.ReLU()(x), x])
 
 
+def halves(x: Any) -> Any:
+    """The branches start from different outputs of one operation."""
+    first, second = keras.ops.split(x, 2, axis=-1)
+    return L.Add(name="sum")([L.Conv2D(4, 3, padding="same", name="a")(first), second])
+
+
 def three(x: Any) -> Any:
     return L.Add(name="sum")([conv("a")(x), conv("b")(x), x])
 
@@ -112,7 +118,7 @@ def test_nested_blocks_are_found_both() -> None:
     assert [task.layer.name for task in tasks if task.layer.kind == RESIDUAL] == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("body", [leaking, shared, used_again, doubled, three])
+@pytest.mark.parametrize("body", [leaking, shared, used_again, doubled, halves, three])
 def test_a_part_that_a_block_cannot_replace_is_not_found(body: Callable[[Any], Any]) -> None:
     assert find_residuals(network(body)) == {}
 

@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -13,7 +14,7 @@ import pbd
 from pbd.config import RunConfig
 from pbd.data import load
 from pbd.errors import CorruptStateError, UsageError
-from pbd.pipeline import prepare
+from pbd.pipeline import built_in, prepare
 from pbd.pipeline.prepare import check_designs
 from pbd.progress import ProgressDisplay
 
@@ -213,3 +214,20 @@ def test_a_built_in_teacher_is_trained_anew_for_other_arrays(tmp_path: Path, mon
             assert inputs.teacher.output_shape == (None, 3)
             assert inputs.settled(config).student.fine_tune_keep == "best", "it has not seen the validation images"
     assert len(list((tmp_path / "cache" / "pbd" / "teachers").glob("digits_cnn-arrays-*.keras"))) == 3
+
+
+def test_the_cached_teacher_of_a_folder_is_that_of_its_files(tmp_path: Path) -> None:
+    for file in ("cats/1.png", "dogs/2.png"):
+        (tmp_path / file).parent.mkdir()
+        (tmp_path / file).write_bytes(b"pixels")
+
+    def path() -> Path:
+        return built_in.cache_path(RunConfig().teacher, SimpleNamespace(name=str(tmp_path), train=range(2)), {})
+
+    paths = [path(), path()]
+    (tmp_path / "cats" / "1.png").rename(tmp_path / "dogs" / "1.png")
+    paths.append(path())
+    (tmp_path / "dogs" / "1.png").write_bytes(b"other pixels")
+    paths.append(path())
+    assert paths[0] == paths[1]
+    assert len(set(paths)) == 3

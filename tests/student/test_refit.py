@@ -214,11 +214,17 @@ def pbd_narrow(layer: keras.layers.Conv2D, x: keras.KerasTensor) -> keras.KerasT
     return keras.layers.Activation(layer.activation, name="last_end")(x)
 
 
+IN_ORDER = (("inner", ["stem"]), ("outer", ["inner_relu", "stem"]), ("last", ["relu"]))
+
+
 @pytest.mark.parametrize("most_bytes", [0, 40_000, 2**30])
-def test_tensors_are_those_of_the_whole_network(teacher: keras.Model, most_bytes: int) -> None:
+@pytest.mark.parametrize("places", [IN_ORDER, IN_ORDER[::-1]], ids=["in order", "against the order"])
+def test_tensors_are_those_of_the_whole_network(
+    teacher: keras.Model, places: tuple[tuple[str, list[str]], ...], most_bytes: int
+) -> None:
     """Whatever fits in memory; also after weights behind the cut have changed."""
     run = ProgressiveRun(teacher, images(), most_bytes)
-    for name, tensors in (("inner", ["stem"]), ("outer", ["inner_relu", "stem"]), ("last", ["relu"])):
+    for name, tensors in places:
         layer = teacher.get_layer(name)
         outputs = [teacher.get_layer(each).output for each in tensors]
         expected = keras.Model(teacher.inputs[0], outputs)
@@ -226,6 +232,19 @@ def test_tensors_are_those_of_the_whole_network(teacher: keras.Model, most_bytes
             for value, reference in zip(values, keras.tree.flatten(expected(batch)), strict=True):
                 np.testing.assert_allclose(value, np.asarray(reference), rtol=1e-5, atol=1e-5)
         layer.kernel.assign(layer.kernel * 1.5)
+
+
+def test_a_layer_that_is_called_several_times_may_lie_at_the_cut() -> None:
+    inputs, relu = keras.Input((6, 6, 3)), keras.layers.ReLU()
+    x = inputs
+    for name in ("a", "b", "c"):
+        x = relu(keras.layers.Conv2D(4, 3, padding="same", name=name)(x))
+    model, batch = keras.Model(inputs, x), np.random.default_rng(0).normal(size=(2, 6, 6, 3)).astype("float32")
+    run = ProgressiveRun(model, [batch])
+    for name in ("b", "c"):
+        layer = model.get_layer(name)
+        ((value,),) = run.values([layer.input], layer)
+        np.testing.assert_allclose(value, np.asarray(keras.Model(inputs, layer.input)(batch)), atol=1e-5)
 
 
 def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(

@@ -70,10 +70,11 @@ def prefix_times(teacher: keras.Model, setup: Setup, baseline: BaselineTimes, de
     whole = forward(whole_distiller)
     # The empty prefix and the whole teacher bound the interpolation if the deadline leaves depths untimed.
     times = {0: StepTime(0.0, 0.0), count_macs(teacher): whole}
+    operations = {operation.name: operation for operation in teacher.operations}  # `+` is no layer
     for task in reversed(depths(setup.tasks)):
         if deadline.passed():
             break
-        output = teacher.get_layer(task.layer.name).output
+        output = operations[task.layer.name].output
         times[task.layer.prefix_macs] = forward(_baseline_behind(teacher, output))
     return PrefixTimes(
         depths=times,
