@@ -81,10 +81,10 @@ def _indexed(split: "Split") -> IndexedSplit:
 
 def _mixed(images: np.ndarray, labels: np.ndarray, drawn: Mixture) -> Batch:
     """Return a worker's share of a batch, mixed; images and labels are those of `drawn.positions`."""
-    own, partners = drawn.own_images, drawn.partners
+    own_images, partners = drawn.own_images, drawn.partners
     return (
-        mixed(np, images[own], images[partners], drawn.weights, drawn.boxes),
-        mixed_labels(labels[own], labels[partners], drawn.shares),
+        mixed(np, images[own_images], images[partners], drawn.weights, drawn.boxes),
+        mixed_labels(labels[own_images], labels[partners], drawn.shares),
     )
 
 

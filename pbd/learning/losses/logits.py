@@ -37,8 +37,8 @@ def cross_entropy(labels: Any, student: Any, teacher: Any) -> Any:
 
     if len(labels.shape) == 1:
         return keras.ops.mean(against(labels))
-    own, partner, share = labels[:, 0], labels[:, 1], labels[:, 2]
-    return keras.ops.mean(share * against(own) + (1.0 - share) * against(partner))
+    share = labels[:, 2]
+    return keras.ops.mean(share * against(labels[:, 0]) + (1.0 - share) * against(labels[:, 1]))
 
 
 def make_loss(config: StudentConfig) -> Loss:
