@@ -71,10 +71,15 @@ def repeat(student: str, count: int, dataset: str | None, execution: Mapping[str
 
 
 def _repeated(settings: Mapping[str, Any], execution: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that all repetitions share, without teacher, data set, seed and run directory."""
+    """Return the settings that all repetitions share, without teacher, data set, seed and run directory.
+
+    All have the splits of the run, so that none is compared on images that another one was trained on.
+    """
     of_execution = {field.name for field in dataclasses.fields(ExecutionConfig)} - set(_KEPT)
     left_out = of_execution | {"teacher", "dataset", "seed"}
     kept = {name: value for name, value in settings.items() if name not in left_out}
+    if kept.get("split_seed") is None:
+        kept["split_seed"] = settings["seed"]
     return kept | {name: value for name, value in execution.items() if value is not None}
 
 

@@ -70,6 +70,7 @@ def test_a_built_in_teacher_is_trained_with_every_seed(tmp_path: Path, monkeypat
         ("digits_cnn", 5, "keras")
     }
     assert {(one.execution.executor, one.execution.workers) for one in ran} == {("dask", 2)}
+    assert {one.data.split_seed for one in ran} == {2**32 - 2}, "validation images are those of the run"
     folder = tmp_path / "population"
     assert repeated.originals == tuple(str(folder / f"seed-{seed}" / "teacher.keras") for seed in (2**32 - 1, 0))
 

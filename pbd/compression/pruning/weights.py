@@ -152,11 +152,18 @@ def draw_anew(model: keras.Model, seed: int) -> None:
         for weight in layer.weights:
             if weight.name in KERNELS:
                 draws = np.random.default_rng(blocks.derive_seed(seed, "weights", layer.name, weight.name))
-                is_depthwise = weight.name == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv2D)
-                inputs = math.prod(weight.shape[:2] if is_depthwise else weight.shape[:-1])
-                weight.assign(draws.normal(0.0, math.sqrt(2.0 / inputs), weight.shape))
+                weight.assign(draws.normal(0.0, math.sqrt(2.0 / _inputs(layer, weight)), weight.shape))
             elif weight.name in constants:
                 weight.assign(np.full(weight.shape, constants[weight.name], np.float32))
+
+
+def _inputs(layer: keras.Layer, kernel: Any) -> int:
+    """Return the number of inputs of each output of a kernel."""
+    if kernel.name == "depthwise_kernel" or isinstance(layer, keras.layers.DepthwiseConv2D):
+        return math.prod(kernel.shape[:2])
+    if isinstance(layer, keras.layers.Conv2DTranspose):  # (height, width, outputs, inputs)
+        return math.prod(kernel.shape) // kernel.shape[2]
+    return math.prod(kernel.shape[:-1])
 
 
 def _highest(values: np.ndarray, count: int) -> np.ndarray:
