@@ -125,7 +125,7 @@ def _options(kind: Any, default: Any) -> dict[str, Any]:
     if bool in (kind, *get_args(kind)):
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
-        return {"nargs": "*", "metavar": "NAME"}
+        return {"nargs": "*", "action": "extend", "metavar": "NAME"}
     scalar = next(one for one in (*get_args(kind), kind) if one is not NoneType)
     return {"type": scalar, "metavar": scalar.__name__.upper()}
 

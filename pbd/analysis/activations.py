@@ -94,16 +94,12 @@ def _is_convolution(operation: Any) -> bool:
 
 
 def sample(dataset: Dataset, split: str, most: int | None) -> Dataset:
-    """Return the data with at most this many images in a split, evenly spaced; of a stream, the first ones.
-
-    Images of a file are often sorted by class, so that the first ones would be of a few classes.
-    """
+    """Return the data with at most this many images in a split, the first ones: they are of all classes."""
     images = getattr(dataset, split)
     if most is None or most >= len(images):
         return dataset
     if isinstance(images, IndexedSplit):
-        chosen = np.arange(most) * len(images) // most
-        images = replace(images, rows=images.rows[chosen], labels=images.labels[chosen])
+        images = replace(images, rows=images.rows[:most], labels=images.labels[:most])
     else:
         images = replace(images, size=most)
     return replace(dataset, **{split: images})

@@ -81,6 +81,10 @@ def check_labels(labels: np.ndarray | None, classes: int) -> None:
     Raises:
         BadInputError: one is not.
     """
+    if labels is not None and int(labels.min()) < 0:
+        raise BadInputError(
+            f"labels must be classes, from 0. Received: {int(labels.min())}. Give --no-labels, or another split."
+        )
     if labels is not None and int(labels.max()) >= classes:
         raise BadInputError(
             f"labels must be below the number of the teacher's classes, {classes}. Received: {int(labels.max())}. "

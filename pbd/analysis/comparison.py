@@ -82,7 +82,7 @@ def analyse(
         population: also compare the answers of all students with those of all originals.
         layers: globs over names of the teacher's layers; by default convolutions, ends of residual blocks, and logits.
         split: train, validation or test.
-        limit: use at most this many images of the split, evenly spaced.
+        limit: use at most this many images of the split, the first ones, which are of all classes.
         similarity_images: compare activations on at most this many of them; by default 2000, with `fourier` 500.
         positions: `average`: feature maps are averaged over their positions. `fourier`: SVCCA compares the channels'
             Fourier coefficients, frequency by frequency, and CKA takes each position as a neuron.

@@ -91,7 +91,7 @@ class _Run:
         chosen = _last_within(finished, self.recipe.max_drop)
         prepare.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
-            config=_settings(inputs.settled(self.config)) | {"preprocess": inputs.dataset.preprocess},
+            config=_settings(inputs.settled(self.config)) | inputs.recorded,
             versions=versions(),
             device=devices.describe(),
             steps=tuple(self._step_reports(finished)),

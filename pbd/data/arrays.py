@@ -111,12 +111,11 @@ def _checked_labels(name: str, labels: np.ndarray, num_images: int) -> np.ndarra
         raise BadInputError(
             f"the labels of {name} must have shape (n,). Received: {labels.shape}. For one-hot, use labels.argmax(1)."
         )
-    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and np.array_equal(labels, np.round(labels))):
+    if labels.dtype.kind == "b" or (labels.dtype.kind == "f" and np.isfinite(labels).all() and not (labels % 1).any()):
         labels = labels.astype(np.int64)
     if labels.dtype.kind not in "iu":
-        raise BadInputError(
-            f"the labels of {name} must be integers. Received: {labels.dtype}. Use labels.astype('int64')."
-        )
+        remedy = "labels.astype('int64')" if labels.dtype.kind == "f" else "np.unique(labels, return_inverse=True)[1]"
+        raise BadInputError(f"the labels of {name} must be integers. Received: {labels.dtype}. Use {remedy}.")
     if len(labels) != num_images:
         raise BadInputError(
             f"{name} needs one label per image. Received: {len(labels)} labels, {num_images} images. "

@@ -184,7 +184,7 @@ class Dataset:
         Args:
             split_name: train, validation or test.
             limit: return at most this many images, the first ones; they are class-balanced if the data are labelled and
-                no stream, and if the split was made by pbd.
+                no stream.
 
         Returns:
             Images, (batch, *image_shape) float32, preprocessed, and labels, (batch,) int32; the last batch may be

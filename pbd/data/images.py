@@ -102,7 +102,8 @@ class FileImages:
     @property
     def checked_paths(self) -> Sequence[str]:
         """The files that are decoded before training."""
-        return self.paths[:: -(-len(self.paths) // MOST_DECODED)]
+        count = min(len(self.paths), MOST_DECODED)
+        return [self.paths[number * len(self.paths) // count] for number in range(count)]
 
     @property
     def is_checked(self) -> bool:

@@ -12,7 +12,7 @@ from pbd.data.folders import check_files, load_folder
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
 from pbd.data.sources import KERAS_NAMES, load_digits, load_keras, load_npz
-from pbd.data.splitting import NO_LABEL, TEST_FRACTION, TEST_SEED, stratified_split
+from pbd.data.splitting import NO_LABEL, TEST_FRACTION, TEST_SEED, stratified_order, stratified_split
 from pbd.data.tfds_streams import TFDS_PREFIX, load_stream
 from pbd.errors import BadInputError, MissingInputError, unknown_name
 from pbd.system.permissions import check_readable
@@ -139,17 +139,24 @@ def _split(raw: RawSplits, config: DataConfig, seed: int, by_class: bool) -> Spl
         test_rows, pool = stratified_split(classes, TEST_FRACTION, TEST_SEED)
         test = IndexedSplit(train.images, test_rows, labels[test_rows])
     else:
-        test = IndexedSplit.whole(raw.test.images, raw.test.batch_labels)
+        test = _in_random_order(raw.test, by_class)
     from_train = raw.validation is None and config.validation_from == "train"
     validation_rows, rows = stratified_split(classes, config.validation_fraction if from_train else 0.0, seed, pool)
     if raw.validation:
-        validation = IndexedSplit.whole(raw.validation.images, raw.validation.batch_labels)
+        validation = _in_random_order(raw.validation, by_class)
     elif from_train:
         validation = IndexedSplit(train.images, validation_rows, labels[validation_rows])
     else:
         validation, test = _halves(test, by_class)
     rows = rows[: config.train_limit]
     return {"train": IndexedSplit(train.images, rows, labels[rows]), "validation": validation, "test": test}
+
+
+def _in_random_order(split: RawSplit, by_class: bool) -> IndexedSplit:
+    """Return a split of the user's, whose order may be that of the classes, so that its first images are of all."""
+    labels = split.batch_labels
+    rows = stratified_order(labels if by_class else np.full_like(labels, NO_LABEL), TEST_SEED)
+    return IndexedSplit(split.images, rows, labels[rows])
 
 
 def _halves(test: IndexedSplit, by_class: bool) -> tuple[IndexedSplit, IndexedSplit]:

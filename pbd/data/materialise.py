@@ -85,6 +85,11 @@ def _from_tf_data(role: str, dataset: Any) -> Arrays:
     if cardinality == sys.modules["tensorflow"].data.INFINITE_CARDINALITY:
         raise BadInputError(f"{role} must be finite. Received: an endless tf.data.Dataset. Remove .repeat().")
     images, labels = _pair(role, dataset.element_spec)
+    if any(isinstance(each, tuple | list | dict) for each in (images, labels)):
+        raise BadInputError(
+            f"{role} must be images or pairs (images, labels). Received: several images or labels in one. Map it to "
+            "a pair."
+        )
     if not _is_batched(role, images, labels):
         dataset = dataset.batch(READ_AT_ONCE)
         cardinality = int(dataset.cardinality())

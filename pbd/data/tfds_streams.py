@@ -1,6 +1,7 @@
 """`tfds:NAME`: data sets of tensorflow-datasets, read as streams."""
 
 import importlib
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -54,7 +55,10 @@ def load_stream(
             lambda: builder.as_dataset(split=expression, shuffle_files=False, decoders=decoders), size, decode
         )
 
-    plan = _plan(builder, config, seed)
+    sizes = {name: int(info.num_examples) for name, info in builder.info.splits.items()}
+    if num_classes is not None and sizes.get("test") and not _has_labels(split("test[:1]", 1)):
+        del sizes["test"]
+    plan = _plan(sizes, config, seed)
     split_off = tuple(role for role, (expression, _) in plan.items() if role != "train" and "train[" in expression)
     return {role: split(*part) for role, part in plan.items()}, num_classes, shape, split_off
 
@@ -110,9 +114,19 @@ def _features(builder: Any, config: DataConfig) -> tuple[int | None, FreeShape]:
     return num_classes, stored
 
 
-def _plan(builder: Any, config: DataConfig, seed: int) -> dict[str, tuple[str, int]]:
-    """Return, for each split, its expression for tfds and its number of images."""
-    sizes = {name: int(info.num_examples) for name, info in builder.info.splits.items()}
+def _has_labels(split: StreamSplit) -> bool:
+    """Return whether the first image of a split has a label: the test split of imagenet2012 has -1 in its place."""
+    return int(next(iter(split.stream().as_numpy_iterator()))["label"]) >= 0
+
+
+def _plan(sizes: Mapping[str, int], config: DataConfig, seed: int) -> dict[str, tuple[str, int]]:
+    """Return, for each split, its expression for tfds and its number of images.
+
+    Args:
+        sizes: of the splits that tfds has.
+        config: how many images are held out, and of which split.
+        seed: which of them are.
+    """
     test = next((name for name in ("test", "validation") if sizes.get(name)), None)
     if test is None or not sizes.get("train"):
         raise BadInputError(

@@ -82,12 +82,12 @@ def add_data_flags(parser: Parser) -> None:
         type=path,
         help="as in pbd distill; by default that of the run whose folder holds the model",
     )
-    parser.add_argument("--preprocess", metavar="NAME", help="as in pbd distill (default: none)")
-    parser.add_argument("--image-size", metavar="N", type=positive, help="as in pbd distill")
+    parser.add_argument("--preprocess", metavar="NAME", help="as in pbd distill; by default that of the run, or none")
+    parser.add_argument("--image-size", metavar="N", type=positive, help="likewise")
+    parser.add_argument("--validation-from", choices=VALIDATION_SOURCES, help="likewise; without a run train")
     parser.add_argument(
-        "--validation-from", choices=VALIDATION_SOURCES, default="train", help="as in pbd distill (default: train)"
+        "--no-labels", dest="labels", action="store_false", default=None, help="do not use the labels of the data"
     )
-    parser.add_argument("--no-labels", dest="labels", action="store_false", help="do not use the labels of the data")
 
 
 def read(settings: argparse.Namespace) -> SeededData | None:
@@ -101,17 +101,16 @@ def read(settings: argparse.Namespace) -> SeededData | None:
     """
     from pbd.data import Data
 
+    flags = {name: getattr(settings, name) for name in ("preprocess", "image_size", "validation_from", "labels")}
+    chosen = {name: value for name, value in flags.items() if value is not None}
     if settings.dataset is not None:
-        chosen = {"preprocess": settings.preprocess or "none", "image_size": settings.image_size}
-        chosen["validation_from"] = settings.validation_from
-        data = Data.load(settings.dataset, labels=settings.labels, **chosen)
-        return SeededData(data, seed=0)
+        return SeededData(Data.load(settings.dataset, **{"preprocess": "none", **chosen}), seed=0)
     config = _config_of_run(Path(settings.model).absolute().parent)
     if config is None or config["dataset"] == "arrays":  # arrays of a Python program are gone with it
         return None
     source, *others = _SETTINGS
     later = {name: config[name] for name in _LATER_SETTINGS if name in config}
-    data = Data.load(config[source], **later, **{name: config[name] for name in others})
+    data = Data.load(config[source], **{**later, **{name: config[name] for name in others}, **chosen})
     return SeededData(data, config["seed"])
 
 

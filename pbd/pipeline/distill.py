@@ -277,7 +277,7 @@ def _report(
         run.display.phase("evaluating teacher and student on the test split")
         tested, counts = pool.evaluate_classes(paths, "test")
     return RunReport(
-        config=config.flat() | {"preprocess": inputs.dataset.preprocess},  # never auto: it depends on the teacher
+        config=config.flat() | inputs.recorded,
         versions=versions(),
         device=devices.describe(),
         teacher=model_facts.of(inputs.teacher, teacher_metrics, tested[0], paths[0]),

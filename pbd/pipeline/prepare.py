@@ -56,6 +56,13 @@ class Inputs:
     events: tuple[str, ...] = ()
     """Of the preparation, for the report."""
 
+    @property
+    def recorded(self) -> dict[str, str]:
+        """The settings of the data as reports have them: they hold in every folder, and for every teacher."""
+        name = self.dataset.name
+        source = name if name == datasets.ARRAYS else self.data_config.dataset
+        return {"dataset": source, "preprocess": self.dataset.preprocess}
+
     def settled(self, config: RunConfig) -> RunConfig:
         """Return the settings of the run without `auto` for the epoch with which fine-tuning ends."""
         if config.student.fine_tune_keep != "auto":

@@ -37,6 +37,15 @@ def batch_of(reports: Mapping[str, RunReport]) -> int | None:
     return target_batch if target_batch in sizes else min(sizes, default=None)
 
 
+def is_common(reports: Mapping[str, RunReport]) -> bool:
+    """Return whether all runs have one teacher, one data set and one target, so that one picture can show them."""
+    conditions = {
+        (report.config.get("teacher"), report.config.get("dataset"), *(row.target for row in report.deployments[:1]))
+        for report in reports.values()
+    }
+    return len(conditions) == 1
+
+
 def judged(reports: Mapping[str, RunReport]) -> str:
     """Return what these runs can all be compared by: `accuracy`, or `agreement` if one of them has no labels."""
     return "accuracy" if all(report.reference == "labels" for report in reports.values()) else "agreement"

@@ -44,14 +44,14 @@ def of_run(report: RunReport) -> str:
 def of_runs(reports: Mapping[str, RunReport]) -> str:
     """Return the page that compares runs, given by name."""
     by_name = [{row.layer: row for row in report.blocks} for report in reports.values()]
-    judged = front.judged(reports)
+    judged, has_picture = front.judged(reports), front.is_common(reports) and bool(front.points(reports))
     return render(
         "runs.html.j2",
         reports=reports,
         judged=judged,
         title=title,
         charts=bar_charts(reports, judged),
-        picture=Markup(front_picture(reports, is_file=False)) if front.points(reports) else "",
+        picture=Markup(front_picture(reports, is_file=False)) if has_picture else "",
         layers={name: [rows.get(name) for rows in by_name] for one in by_name for name in one},
         differences=settings.differences(list(reports.values())),
     )

@@ -57,7 +57,8 @@ def in_order(feed: Any, dataset: Dataset, limit: int | None = None) -> Batches:
 def assert_equal(batches: Batches, expected: Batches, tolerance: float = 0.0) -> None:
     assert len(batches) == len(expected)
     for (images, labels), (other_images, other_labels) in zip(batches, expected, strict=True):
-        assert (images.dtype, labels.dtype) == (other_images.dtype, other_labels.dtype) == (np.float32, np.int32)
+        kind = np.int32 if labels.ndim == 1 else np.float32  # of mixed images
+        assert (images.dtype, labels.dtype) == (other_images.dtype, other_labels.dtype) == (np.float32, kind)
         np.testing.assert_array_equal(labels, other_labels)
         np.testing.assert_allclose(images, other_images, rtol=0, atol=tolerance)
 

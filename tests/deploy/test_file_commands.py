@@ -1,6 +1,5 @@
 """Data of the commands that write files: by default those of the run whose folder holds the model."""
 
-import argparse
 import json
 from pathlib import Path
 
@@ -20,10 +19,23 @@ def test_the_splits_are_those_of_the_run(split_seed: int | None, source: str, tm
     if split_seed is None:
         del config["split_seed"], config["validation_from"]  # as in reports of earlier versions
     (tmp_path / "report.json").write_text(json.dumps({"config": config}), encoding="utf-8")
-    read = file_commands.read(argparse.Namespace(model=str(tmp_path / "student.keras"), dataset=None))
-    assert read is not None
+    read = read_data(tmp_path)
     assert (read.data.config.split_seed, read.data.config.validation_from) == (split_seed, source)
-    assert (read.seed, read.data.batch_size) == (3, 16)
+    assert (read.seed, read.data.batch_size, read.data.config.labels) == (3, 16, True)
+    other = read_data(tmp_path, "--no-labels", "--preprocess", "unit", "--image-size", "9", "--validation-from", "test")
+    found = other.data.config
+    assert (found.labels, found.preprocess, found.image_size, found.validation_from) == (False, "unit", 9, "test")
+    assert (other.seed, other.data.batch_size) == (3, 16)
+
+
+def read_data(folder: Path, *flags: str) -> file_commands.SeededData:
+    """Return the data for the student of the run in a folder."""
+    parser = Parser("pbd quantize", "")
+    file_commands.add_data_flags(parser)
+    parser.set_defaults(model=str(folder / "student.keras"))
+    read = file_commands.read(parser.parse_args(flags))
+    assert read is not None
+    return read
 
 
 def test_validation_images_can_be_those_of_the_test_split(tmp_path: Path) -> None:
