@@ -14,7 +14,7 @@ from pbd.deploy.int8 import integer_form, quantizing
 from pbd.deploy.int8.quantizing import Files, Quantized
 from pbd.deploy.targets import Target
 from pbd.errors import UsageError, unknown_name
-from pbd.networks import graph, precision
+from pbd.networks import files, graph, precision
 from pbd.system import random_state
 
 
@@ -77,8 +77,11 @@ def quantize(
     quantizing.check_settings(max_drop, calibration_images)
     if method == "qat":
         quantizing.check_trained(chosen.name)
+    exporting.check_suffix(path, chosen)
+    files.check_known(model)
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(data, network, seed)
+    dataset = dataclasses.replace(dataset, batch_size=min(dataset.batch_size, len(dataset.train)))
     return written(network, dataset, path, chosen, method, max_drop, calibration_images, training).file
 
 

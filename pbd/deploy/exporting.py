@@ -18,7 +18,7 @@ from pbd.deploy.int8.quantizable import quantizable
 from pbd.deploy.runtimes.tensorrt import SCRIPT_SUFFIX
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, CannotCreateError, MissingInputError, PbdError, UsageError, one_line
-from pbd.networks import graph, heads, precision
+from pbd.networks import files, graph, heads, precision
 from pbd.system import devices, random_state, silence
 
 CHECKED = 1000
@@ -86,6 +86,8 @@ def export(
     chosen = targets.get(target or targets.of_file(str(path)))
     if chosen.int8:
         raise UsageError(f"export writes float32. Received: target {chosen.name}. Use quantize for 8-bit integers.")
+    check_suffix(path, chosen)
+    files.check_known(model)
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(check, network, seed) if isinstance(check, Data) else None
     with replaced(path) as draft:
@@ -96,6 +98,17 @@ def export(
         keras_tested = images.accuracy(network.predict_on_batch, dataset, "test", head) if dataset else None
     checked_on = "random images" if check is None else "test images" if dataset else "images"
     return Exported(chosen.name, path, size_of(path), agreed, checked_on, tested, keras_tested)
+
+
+def check_suffix(path: Path, target: Target) -> None:
+    """Check that a new file has the suffix by which its runtime knows the format.
+
+    Raises:
+        UsageError: it has another one.
+    """
+    suffix = target.runtime.suffix
+    if suffix and path.suffix != suffix:
+        raise UsageError(f"the file of {target.name} must end in {suffix}. Received: {str(path)!r}. Rename it.")
 
 
 def write(network: keras.Model, path: Path, target: Target) -> None:
@@ -169,7 +182,8 @@ def _images(check: Data | np.ndarray | None, dataset: images.Dataset | None, net
         return images.random(network, _RANDOM)
     pixels = np.asarray(check, np.float32)[:CHECKED]
     shape = tuple(network.inputs[0].shape[1:])
-    if pixels.shape[1:] != shape or not len(pixels):
+    fits = pixels.ndim == 4 and all(size in (None, of) for size, of in zip(shape, pixels.shape[1:], strict=True))
+    if not fits or not len(pixels):
         raise BadInputError(
             f"the images must have the shape (n, *{shape}). Received: {pixels.shape}. Give what the model takes."
         )

@@ -8,6 +8,7 @@ import numpy as np
 from pbd import data as datasets
 from pbd.data import Data, Dataset
 from pbd.deploy.runtimes.base import Runner
+from pbd.errors import BadInputError
 from pbd.networks import graph, heads
 
 
@@ -34,9 +35,18 @@ def first(dataset: Dataset, split: str, count: int) -> np.ndarray:
 
 
 def random(network: keras.Model, count: int) -> np.ndarray:
-    """Return images of random bytes, (count, height, width, channels) float32."""
-    shape = (count, *network.inputs[0].shape[1:])
-    return np.random.default_rng(0).integers(0, 256, shape).astype(np.float32)
+    """Return images of random bytes, (count, height, width, channels) float32.
+
+    Raises:
+        BadInputError: the network takes images of any size.
+    """
+    shape = tuple(network.inputs[0].shape[1:])
+    if None in shape:
+        raise BadInputError(
+            f"the size of the images must be known. Received: a model for {shape}. Give images or data to check with, "
+            "or a model that is built for one size."
+        )
+    return np.random.default_rng(0).integers(0, 256, (count, *shape)).astype(np.float32)
 
 
 def accuracy(run: Runner, dataset: Dataset, split: str, head: heads.Head) -> float | None:

@@ -10,7 +10,7 @@ from pbd.system import initial_values
 
 
 @initial_values.on_host()
-def fold(model: keras.Model, int8: bool = False) -> keras.Model:
+def fold(model: keras.Model, int8: bool = False, runs_in_tensorflow: bool = True) -> keras.Model:
     """Return a copy that computes the same outputs in inference mode, with fewer operations.
 
     Batch normalisations are folded into the convolutions before them. Pooling of single pixels becomes max pooling.
@@ -20,8 +20,9 @@ def fold(model: keras.Model, int8: bool = False) -> keras.Model:
     Args:
         model: flat and functional (see `graph.flatten`), with its weights.
         int8: the form that is fastest in 8-bit integers, and not the fastest in float32 (see `BlockDesign.for_int8`).
+        runs_in_tensorflow: see `folding.find_foldable`. If not, all normalisations are folded that runtimes fold.
     """
-    model = _max_pooled(folding.fold_all(graph.flatten(model)))
+    model = _max_pooled(folding.fold_all(graph.flatten(model), runs_in_tensorflow))
     for design in blocks.designs():
         model = _rewritten(design.for_int8 if int8 else design.for_inference, model)
     return model

@@ -99,7 +99,8 @@ def measure_latency(
             "latency needs a model, and batch sizes and threads of at least 1. "
             f"Received: models {list(models)}, batch sizes {list(batch_sizes)}, threads {threads}. Give them."
         )
-    chosen = [_targets.get_timed(name) for name in targets] or _targets.default_pair()
+    names = [targets] if isinstance(targets, str) else dict.fromkeys(targets)
+    chosen = [_targets.get_timed(name) for name in names] or _targets.default_pair()
     shape = _common_shape(models)
     networks = {name: precision.in_float32(graph.flatten(model)) for name, model in models.items()}
     with tempfile.TemporaryDirectory() as folder:

@@ -22,16 +22,19 @@ COLD_PASSES = 4
 Clock = Callable[[], float]
 
 
-def clock_for(threads: int) -> Clock:
+def clock_for(threads: int | None) -> Clock:
     """Return the clock for passes on this many threads: the CPU time of the process for one thread, else the time.
 
     On one thread, CPU time is the time on a machine without other work, to 3% or so: it does not count what other
     processes take. On several threads it is a sum over threads, which says nothing about latency.
+
+    Args:
+        threads: None if they are not known, or if passes wait for another device.
     """
     return time.process_time if threads == 1 else time.perf_counter
 
 
-def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threads: int) -> tuple[float, ...]:
+def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threads: int | None) -> tuple[float, ...]:
     """Return how long a pass of each network takes if nothing disturbs it.
 
     The networks take turns of several passes. A turn counts as the median of its passes, a network as its shortest
@@ -40,7 +43,7 @@ def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threa
     Args:
         runners: forward passes of the networks.
         images: for each network, (batch, height, width, channels) float32.
-        threads: CPU threads that the passes use.
+        threads: CPU threads that the passes use; see `clock_for`.
     """
     clock = clock_for(threads)
     for run, pixels in zip(runners, images, strict=True):
@@ -56,7 +59,7 @@ def least_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threa
     return tuple(float(least) for least in turns_s.min(axis=0))
 
 
-def cold_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threads: int) -> tuple[float, ...]:
+def cold_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], threads: int | None) -> tuple[float, ...]:
     """Return how long a pass of each network takes if its weights have to be read from memory.
 
     Between passes so much is read that the caches of the CPU hold nothing of the network.
@@ -64,7 +67,7 @@ def cold_seconds(runners: Sequence[Runner], images: Sequence[np.ndarray], thread
     Args:
         runners: forward passes of the networks, which have run once.
         images: for each network, (batch, height, width, channels) float32.
-        threads: CPU threads that the passes use.
+        threads: CPU threads that the passes use; see `clock_for`.
     """
     clock = clock_for(threads)
     other_data = np.ones(2 * processor.cache_bytes() // 8)

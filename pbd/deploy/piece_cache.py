@@ -21,13 +21,13 @@ METHOD = 2
 _log = logging.getLogger(__name__)
 
 
-def conditions(target: Target, batch: int, threads: int) -> dict[str, Any]:
+def conditions(target: Target, batch: int, threads: int | None) -> dict[str, Any]:
     """Return what the seconds of a piece depend on beside the piece itself.
 
     Args:
         target: where it runs.
         batch: images in a pass.
-        threads: CPU threads.
+        threads: CPU threads; None if they are those of the process.
     """
     packages = target.runtime.packages + (target.quantizer.quantizing_packages if target.int8 else ())
     return {
@@ -64,13 +64,13 @@ class PieceCache(Mapping[str, Seconds]):
         self._seconds = self._read()
 
     @classmethod
-    def of(cls, target: Target, batch: int, threads: int, folder: Path | None = None) -> "PieceCache":
+    def of(cls, target: Target, batch: int, threads: int | None, folder: Path | None = None) -> "PieceCache":
         """Return the cache for these conditions.
 
         Args:
             target: where the pieces run.
             batch: images in a pass.
-            threads: CPU threads.
+            threads: CPU threads; None if they are those of the process.
             folder: of the files; by default a folder of the user's caches.
         """
         under = conditions(target, batch, threads)

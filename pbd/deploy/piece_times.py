@@ -56,7 +56,8 @@ def measure(
     Raises:
         BadInputError: a piece does not map feature maps of fixed shape to one, or cannot be exported.
     """
-    caches = {batch: PieceCache.of(target, batch, threads, cache_folder) for batch in batch_sizes}
+    known = _known_threads(target, threads)
+    caches = {batch: PieceCache.of(target, batch, known, cache_folder) for batch in batch_sizes}
     signatures = {key: digest.structure_digest(piece) for key, piece in pieces.items()}
     unique = {signatures[key]: piece for key, piece in pieces.items()}
     missing = [signature for signature in unique if any(signature not in cache for cache in caches.values())]
@@ -99,7 +100,9 @@ def measure_networks(
         measured = {}
         for batch in batch_sizes:
             images = [_random_images(network, batch) for network in flat.values()]
-            measured[batch] = dict(zip(flat, pass_time.least_seconds(runners, images, threads), strict=True))
+            measured[batch] = dict(
+                zip(flat, pass_time.least_seconds(runners, images, _known_threads(target, threads)), strict=True)
+            )
         return measured
 
 
@@ -173,8 +176,8 @@ class _Bench:
             warm_s, cold_s = (
                 _added(times_s, dict(zip(around, times_s[len(pieces) :], strict=True)), sizes, inputs)
                 for times_s in (
-                    pass_time.least_seconds(runners, images, self._threads),
-                    pass_time.cold_seconds(runners, images, self._threads),
+                    pass_time.least_seconds(runners, images, _known_threads(self._target, self._threads)),
+                    pass_time.cold_seconds(runners, images, _known_threads(self._target, self._threads)),
                 )
             )
             seconds[batch] = [Seconds(*pair) for pair in zip(warm_s, map(max, warm_s, cold_s), strict=True)]
@@ -185,6 +188,11 @@ class _Bench:
         self._files += 1
         file = latency.deployed_file("", network, self._target, self._folder / str(self._files))
         return self._target.load(file.path, self._threads)
+
+
+def _known_threads(target: Target, threads: int) -> int | None:
+    """Return the CPU threads of a pass; None if the target uses those of the process, or a GPU."""
+    return threads if target.runtime.takes_threads else None
 
 
 def _added(

@@ -11,7 +11,7 @@ from pbd.deploy.runtimes.onnx import Onnx
 from pbd.deploy.runtimes.openvino import OpenVino
 from pbd.deploy.runtimes.saved_model import SavedModel
 from pbd.deploy.runtimes.tensorrt import TensorRt
-from pbd.errors import EnvironmentMismatchError, UsageError, unknown_name
+from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError, one_line, unknown_name
 from pbd.system import backend, devices, silence
 
 _INT8 = "-int8"
@@ -36,9 +36,18 @@ class Target:
         return self.runtime
 
     def load(self, path: Path, threads: int) -> base.Runner:
-        """Return the forward pass of a file (see `base.Runtime.load`); what the library prints is discarded."""
-        with silence.silenced():
-            return self.runtime.load(path, threads)
+        """Return the forward pass of a file (see `base.Runtime.load`); what the library prints is discarded.
+
+        Raises:
+            BadInputError: the runtime does not take the file: exporters write operations that it does not have.
+        """
+        try:
+            with silence.silenced():
+                return self.runtime.load(path, threads)
+        except Exception as error:
+            raise BadInputError(
+                f"the {self.name} file cannot be run here: {one_line(error)}. Export to another target."
+            ) from error
 
     def obstacle(self) -> str | None:
         """Return why networks cannot be run here, with the remedy; `None` if they can."""

@@ -75,7 +75,7 @@ def check_known(model: keras.Model) -> None:
                 keras.layers.deserialize(keras.layers.serialize(layer))
         except Exception as error:
             raise BadInputError(
-                f"Keras must be able to recreate each layer of the teacher. Received: {layer.name!r} "
+                f"Keras must be able to recreate each layer of the network. Received: {layer.name!r} "
                 f"({type(layer).__name__}). Register your own with @keras.saving.register_keras_serializable(), or "
                 "call pbd in a keras.saving.custom_object_scope; replace a Lambda by such a layer."
             ) from error

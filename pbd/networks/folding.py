@@ -44,14 +44,15 @@ def fold_around(
     return fold(flat, foldable), extended
 
 
-def find_foldable(model: keras.Model) -> dict[str, keras.layers.BatchNormalization]:
+def find_foldable(model: keras.Model, runs_in_tensorflow: bool = True) -> dict[str, keras.layers.BatchNormalization]:
     """Return, by layer name, each normalisation that can be folded into the layer before it.
 
-    The layer must be linear, must be called once, and nothing but the normalisation may use its output. The bias that
-    the layer gets must not lead to a sum that TensorFlow computes wrongly (see `fusion`).
+    The layer must be linear, must be called once, and nothing but the normalisation may use its output.
 
     Args:
         model: flat and functional.
+        runs_in_tensorflow: whether TensorFlow may compile the result: then the bias that the layer gets must not lead
+            to a sum that it computes wrongly (see `fusion`).
     """
     calls = {operation.name: count for operation, count in layer_calls(model)}
     users = fusion.consumers(model)
@@ -60,19 +61,22 @@ def find_foldable(model: keras.Model) -> dict[str, keras.layers.BatchNormalizati
         if type(layer) not in _LINEAR or layer.activation is not keras.activations.linear or calls[layer.name] > 1:
             continue
         (user, _), *others = users[id(layer.output)]
-        if not others and _is_foldable(user, calls, layer.output) and not fusion.misfused_behind(user.output, users):
+        if others or not _is_foldable(user, calls, layer.output):
+            continue
+        if not (runs_in_tensorflow and fusion.misfused_behind(user.output, users)):
             foldable[layer.name] = user
     return foldable
 
 
-def fold_all(model: keras.Model) -> keras.Model:
+def fold_all(model: keras.Model, runs_in_tensorflow: bool = True) -> keras.Model:
     """Return a copy of the model with all normalisations folded that can be; the model itself if there are none.
 
     Args:
         model: flat and functional.
+        runs_in_tensorflow: see `find_foldable`.
     """
     # Folding a normalisation can expose another one behind it.
-    while foldable := find_foldable(model):
+    while foldable := find_foldable(model, runs_in_tensorflow):
         model = fold(model, foldable)
     return model
 

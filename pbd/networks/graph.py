@@ -202,7 +202,7 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
 
 def _split_activation(model: keras.Model) -> keras.Model:
     """Move a softmax or sigmoid that is the last layer's activation into a layer of its own."""
-    last, _ = producer(model.outputs[0])
+    last, _ = _last(model)
     activation = getattr(last, "activation", None)
     if isinstance(last, keras.layers.Activation) or activation not in _HEADS:
         return model
@@ -219,7 +219,7 @@ def logits(model: keras.Model) -> keras.Model:
 
     One inside another layer is recognised only after `flatten` has moved it into a layer of its own.
     """
-    last, call_index = producer(model.outputs[0])
+    last, call_index = _last(model)
     is_head = _is_head(last, keras.activations.softmax) or has_sigmoid(model)
     scores = call_inputs(last, call_index)[0] if is_head else model.outputs[0]
     return keras.Model(model.inputs[0], scores, name=f"{model.name}_logits")
@@ -227,7 +227,15 @@ def logits(model: keras.Model) -> keras.Model:
 
 def has_sigmoid(model: keras.Model) -> bool:
     """Return whether the model ends in a sigmoid that `logits` removes."""
-    return _is_head(producer(model.outputs[0])[0], keras.activations.sigmoid)
+    return _is_head(_last(model)[0], keras.activations.sigmoid)
+
+
+def _last(model: keras.Model) -> tuple[Any, int]:
+    """Return the operation that computes the outputs, before linear activations (which cast them), and its call."""
+    operation, call_index = producer(model.outputs[0])
+    while _is_head(operation, keras.activations.linear):
+        operation, call_index = producer(call_inputs(operation, call_index)[0])
+    return operation, call_index
 
 
 def _is_head(operation: Any, activation: Any) -> bool:

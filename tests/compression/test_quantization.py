@@ -52,6 +52,13 @@ def test_settings_out_of_range_are_refused(setting: dict, message: str, tmp_path
     assert "\n" not in str(error.value)
 
 
+def test_training_takes_fewer_images_than_a_batch(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    few = pbd.Data(train=(PIXELS[:9], LABELS[:9]), validation=DATA.validation, test=DATA.test, batch_size=16)
+    pbd.quantize(teacher(), few, tmp_path / "a.onnx", method="qat", epochs=1, calibration_images=9)
+    assert (tmp_path / "a.onnx").exists()
+
+
 @pytest.mark.usefixtures("eager")
 def test_training_approaches_the_logits_of_the_teacher() -> None:
     network, pixels = teacher(), PIXELS.astype(np.float32)

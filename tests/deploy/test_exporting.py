@@ -206,6 +206,7 @@ def test_an_export_replaces_an_earlier_one(tmp_path: Path) -> None:
         (("a.onnx", "onnx-int8"), UsageError, "Use quantize for 8-bit integers"),
         (("nowhere/a.onnx", None), MissingInputError, "Create the folder"),
         (("a.keras", "keras-gpu"), EnvironmentMismatchError, "keras-gpu needs a GPU"),
+        (("a.xml", "onnx"), UsageError, "the file of onnx must end in .onnx"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -221,6 +222,35 @@ def test_wrong_arguments_are_refused_in_one_line(
 def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=r"must have the shape \(n, \*\(8, 8, 3\)\)"):
         pbd.export(classifier(), tmp_path / "a.keras", check=np.zeros((2, 9, 9, 3)))
+
+
+def flexible(activation: str = "relu") -> keras.Model:
+    """Return a network for images of any size."""
+    inputs = keras.Input((None, None, 3))
+    x = keras.layers.Conv2D(4, 3, activation=activation)(inputs)
+    return keras.Model(inputs, keras.layers.Dense(3)(keras.layers.GlobalAveragePooling2D()(x)))
+
+
+def test_a_network_for_images_of_any_size_is_checked_on_those_that_are_given(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match="the size of the images must be known"):
+        pbd.export(flexible(), tmp_path / "a.keras")
+    assert pbd.export(flexible(), tmp_path / "a.keras", check=images(4)).checked_on == "images"
+
+
+def test_a_file_that_its_runtime_refuses_is_named_in_one_line(tmp_path: Path) -> None:
+    """The converter writes operations that ONNX does not have."""
+    needs("onnx")
+    with pytest.raises(BadInputError, match=r"the onnx file cannot be run here: .* Export to another target") as caught:
+        pbd.export(flexible("celu"), tmp_path / "a.onnx", check=images(4))
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_layer_that_cannot_be_recreated_is_refused_in_one_line(tmp_path: Path) -> None:
+    inputs = keras.Input(SHAPE)
+    x = keras.layers.Flatten()(keras.layers.Lambda(lambda pixels: pixels / 255)(inputs))
+    with pytest.raises(BadInputError, match="replace a Lambda"):
+        pbd.export(keras.Model(inputs, keras.layers.Dense(2)(x)), tmp_path / "a.keras")
 
 
 def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -96,6 +96,11 @@ def test_the_number_of_threads_is_that_of_the_runtime(monkeypatch: pytest.Monkey
     assert threads == [1, 2]
 
 
+def test_a_target_counts_once() -> None:
+    assert [row.target for row in pbd.measure_latency({"one": classifier()}, [1], ["keras", "keras"])] == ["keras"]
+    assert [row.target for row in pbd.measure_latency({"one": classifier()}, [1], "keras")] == ["keras"]
+
+
 def test_models_that_cannot_be_compared_are_refused() -> None:
     small, large = classifier(), keras.Sequential([keras.Input((16, 16, 3)), keras.layers.Conv2D(4, 3)])
     with pytest.raises(BadInputError, match="of the same fixed shape"):

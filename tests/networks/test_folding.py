@@ -53,6 +53,23 @@ def normalised(layer: Any) -> Callable[[Any], Any]:
     return lambda x: keras.layers.ReLU()(keras.layers.BatchNormalization()(layer(x)))
 
 
+def test_what_tensorflow_does_not_compile_is_folded_in_front_of_every_sum() -> None:
+    """TensorFlow computes a convolution with a bias, a sum and a leaky ReLU wrongly; other runtimes fold them."""
+    import keras
+
+    from pbd.networks import folding, graph
+
+    def residual(x: Any) -> Any:
+        y = keras.layers.BatchNormalization()(keras.layers.Conv2D(6, 3, padding="same", use_bias=False)(x))
+        return keras.layers.LeakyReLU()(keras.layers.Add()([y, x]))
+
+    flat = graph.flatten(network(residual))
+    assert kinds(folding.fold_all(flat))["BatchNormalization"] == 1
+    form = folding.fold_all(flat, runs_in_tensorflow=False)
+    assert kinds(form)["BatchNormalization"] == 0
+    np.testing.assert_allclose(predict(form), predict(flat), rtol=1e-4)
+
+
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize(
     ("kind", "settings"),

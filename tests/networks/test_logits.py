@@ -59,6 +59,21 @@ def test_logits_stop_before_the_softmax(case: str) -> None:
     assert all(flat.get_layer(layer.name) is layer for layer in before.layers), "on the same layers"
 
 
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+def test_logits_stop_before_an_activation_whose_outputs_are_cast(activation: str) -> None:
+    """As the guide of Keras to mixed precision casts them, by a linear activation."""
+
+    def head(x: Any) -> Any:
+        return layers.Activation("linear", dtype="float32")(layers.Dense(5, activation=activation, name="scores")(x))
+
+    flat = graph.flatten(probabilistic(head))
+    scores = predict(graph.logits(flat), images())
+    of_scores = keras.ops.convert_to_numpy(getattr(keras.ops, activation)(scores))
+    np.testing.assert_allclose(of_scores, predict(flat, images()), atol=1e-6)
+    assert graph.has_sigmoid(flat) == (activation == "sigmoid")
+    assert np.abs(scores - predict(flat, images())).max() > 0.01
+
+
 @pytest.mark.parametrize(
     "head", [plain_head, lambda x: layers.Dense(5, activation="elu")(x), lambda x: layers.LeakyReLU()(plain_head(x))]
 )

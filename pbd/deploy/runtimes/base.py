@@ -33,6 +33,8 @@ class Runtime(Protocol):
     """The modules that exporting and running import; if TensorFlow is one of them, it must be Keras' backend."""
     packages_to_run: tuple[str, ...]
     """Those of them that running imports."""
+    takes_threads: bool = True
+    """Whether `load` can limit the CPU threads; if not, passes use those of the process, or wait for a GPU."""
     is_timed: bool = True
     """Whether latency can be measured; if not, files are run by another library to compare them with Keras."""
 

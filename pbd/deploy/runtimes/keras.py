@@ -17,6 +17,7 @@ class Keras(base.Runtime):
     extra = "cpu"
     packages = ("keras",)
     packages_to_run = packages
+    takes_threads = False
 
     def __init__(self, device: str) -> None:
         self.name = "keras" if device == "cpu" else f"keras-{device}"

@@ -16,6 +16,7 @@ class SavedModel(base.Runtime):
     extra = "cpu"
     packages = ("tensorflow",)
     packages_to_run = packages
+    takes_threads = False
 
     def export(self, network: Any, path: Path) -> None:
         import tensorflow as tf
