@@ -56,8 +56,8 @@ def measure(
     Raises:
         BadInputError: a piece does not map feature maps of fixed shape to one, or cannot be exported.
     """
-    known = _known_threads(target, threads)
-    caches = {batch: PieceCache.of(target, batch, known, cache_folder) for batch in batch_sizes}
+    of_pass = _known_threads(target, threads)
+    caches = {batch: PieceCache.of(target, batch, of_pass, cache_folder) for batch in batch_sizes}
     signatures = {key: digest.structure_digest(piece) for key, piece in pieces.items()}
     unique = {signatures[key]: piece for key, piece in pieces.items()}
     missing = [signature for signature in unique if any(signature not in cache for cache in caches.values())]
