@@ -56,8 +56,9 @@ def measure(
     Raises:
         BadInputError: a piece does not map feature maps of fixed shape to one, or cannot be exported.
     """
-    of_pass = _known_threads(target, threads)
-    caches = {batch: PieceCache.of(target, batch, of_pass, cache_folder) for batch in batch_sizes}
+    caches = {
+        batch: PieceCache.of(target, batch, _known_threads(target, threads), cache_folder) for batch in batch_sizes
+    }
     signatures = {key: digest.structure_digest(piece) for key, piece in pieces.items()}
     unique = {signatures[key]: piece for key, piece in pieces.items()}
     missing = [signature for signature in unique if any(signature not in cache for cache in caches.values())]
@@ -153,6 +154,7 @@ class _Bench:
 
     def __init__(self, target: Target, threads: int, folder: Path) -> None:
         self._target, self._threads, self._folder = target, threads, folder
+        self._known_threads = _known_threads(target, threads)
         self._files = 0
 
     def seconds(self, pieces: Sequence[keras.Model], batch_sizes: Sequence[int]) -> dict[int, list[Seconds]]:
@@ -176,8 +178,8 @@ class _Bench:
             warm_s, cold_s = (
                 _added(times_s, dict(zip(around, times_s[len(pieces) :], strict=True)), sizes, inputs)
                 for times_s in (
-                    pass_time.least_seconds(runners, images, _known_threads(self._target, self._threads)),
-                    pass_time.cold_seconds(runners, images, _known_threads(self._target, self._threads)),
+                    pass_time.least_seconds(runners, images, self._known_threads),
+                    pass_time.cold_seconds(runners, images, self._known_threads),
                 )
             )
             seconds[batch] = [Seconds(*pair) for pair in zip(warm_s, map(max, warm_s, cold_s), strict=True)]

@@ -11,7 +11,7 @@ from pbd.deploy.runtimes.onnx import Onnx
 from pbd.deploy.runtimes.openvino import OpenVino
 from pbd.deploy.runtimes.saved_model import SavedModel
 from pbd.deploy.runtimes.tensorrt import TensorRt
-from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError, one_line, unknown_name
+from pbd.errors import BadInputError, EnvironmentMismatchError, PbdError, UsageError, one_line, unknown_name
 from pbd.system import backend, devices, silence
 
 _INT8 = "-int8"
@@ -44,6 +44,8 @@ class Target:
         try:
             with silence.silenced():
                 return self.runtime.load(path, threads)
+        except PbdError:
+            raise
         except Exception as error:
             raise BadInputError(
                 f"the {self.name} file cannot be run here: {one_line(error)}. Export to another target."

@@ -1,10 +1,8 @@
 """Compression steps in a row: `pbd.compress`."""
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -14,12 +12,11 @@ import scipy.special
 
 import pbd
 from pbd import cli
-from pbd.compression import catalogue, compress_command
 from pbd.compression.context import Context
-from pbd.compression.step import StepResult, name_of, settings_of
+from pbd.compression.step import StepResult, name_of
 from pbd.config import StudentConfig
 from pbd.data import load
-from pbd.errors import CorruptStateError, PbdError, UsageError
+from pbd.errors import CorruptStateError, PbdError
 from pbd.networks import files, graph
 from pbd.pipeline.workers import WorkerPool
 from pbd.report import recipes
@@ -176,41 +173,6 @@ def test_a_damaged_record_of_the_steps_is_reported_and_repaired(name: str, tmp_p
         assert read_status(tmp_path / "run").done == ("1 scaled",)
 
 
-@pytest.mark.parametrize(
-    ("lines", "message"),
-    [
-        ("targets = 5", "targets must be names"),
-        ("targets = false", "targets must be names"),
-        ('max_drop = "0.01"', "max_drop must be of type float"),
-        ('recipe = "patient"', "recipe is a setting of a step"),
-    ],
-)
-def test_settings_of_a_recipe_file_are_checked(lines: str, message: str, tmp_path: Path) -> None:
-    file = tmp_path / "chain.toml"
-    file.write_text(f'{lines}\n[[step]]\nuse = "fine_tune"\n')
-    with pytest.raises(UsageError, match=message):
-        compress_command.parse([str(file)], "pbd compress")
-
-
-def test_one_target_of_a_file_beside_several_is_refused(tmp_path: Path) -> None:
-    file = tmp_path / "chain.toml"
-    file.write_text('target = "onnx"\ntargets = ["openvino"]\n[[step]]\nuse = "fine_tune"\n')
-    with pytest.raises(UsageError, match="target and targets exclude each other"):
-        compress_command.parse([str(file)], "pbd compress")
-
-
-def test_a_single_step_is_no_list_of_steps() -> None:
-    with pytest.raises(UsageError, match="steps must be a list"):
-        pbd.compress(teacher(), DATA, pbd.FineTune())
-
-
-def test_a_target_that_is_given_overrides_those_of_the_file(tmp_path: Path) -> None:
-    file = tmp_path / "chain.toml"
-    file.write_text('targets = ["openvino", "litert"]\n[[step]]\nuse = "fine_tune"\n')
-    assert compress_command.parse([str(file)], "pbd compress").targets == ("openvino", "litert")
-    assert compress_command.parse([str(file), "--target", "onnx"], "pbd compress").targets == ("onnx",)
-
-
 def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> None:
     unlabelled = replace(DATA, labels=False)
     steps = Scaled(2.0), Scaled(-1.0)  # the second turns every answer around
@@ -323,76 +285,3 @@ def test_a_recipe_is_no_run_and_a_run_no_recipe(tmp_path: Path) -> None:
     compress(tmp_path, Scaled())
     with pytest.raises(CorruptStateError, match="kind was 'recipe'"):
         pbd.distill(teacher(), DATA, executor="serial", run_dir=str(tmp_path / "run"), resume=True)
-
-
-@pytest.mark.parametrize(
-    ("steps", "message"),
-    [
-        ((), "a recipe needs steps"),
-        (("fine_tune",), "a step is an object of a dataclass"),
-        ((pbd.FineTune,), "a step is an object of a dataclass"),
-        ((SimpleNamespace(apply=len),), "a step is an object of a dataclass"),
-    ],
-)
-def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=message):
-        compress(tmp_path, *steps)
-
-
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"use": "fine_tun"}, "Did you mean 'fine_tune'"),
-        ({"epochs": 3}, "step 1 without use"),
-        ({"use": "fine_tune", "epoch": 3}, "Did you mean 'epochs'"),
-        ({"use": "fine_tune", "epochs": "three"}, "epochs must be of type int"),
-        ({"use": "fine_tune", "recipe": "patience"}, "patient"),
-        ({"use": "quantize", "method": "later"}, "method"),
-        ({"use": "ensemble", "members": [[{"use": "fine_tune"}]]}, "an ensemble needs two members"),
-        (
-            {"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]},
-            "a step is an object of a dataclass .* Received: 'x'",
-        ),
-        ({"use": "ensemble", "members": [[{"use": "fine"}], []]}, "Did you mean 'fine_tune'"),
-        ({"use": "ensemble", "members": 5}, "members are lists of steps. Received: 5"),
-        ({"use": "ensemble", "members": [[{"use": "fine_tune"}]], "copies": 2.5}, "copies must be of type int"),
-        ({"use": "quantize", "target": "onnx-int9"}, "Did you mean 'onnx-int8'"),
-        ({"use": "quantize", "target": "onnx"}, "a target must have 8-bit integers"),
-        ({"use": "replace_blocks", "block": "decoupled_r9"}, "unknown block"),
-        ({"use": "prune_filters", "features": "mse"}, "a feature is a mapping .* Received: 'mse'"),
-        ({"use": "prune_filters", "features": 5}, "a feature is a mapping .* Received: 5"),
-        ({"use": "fine_tune", "features": {"loss": "at", "student": 5, "teacher": "a"}}, "Received: 5"),
-        ({"use": "replace_blocks", "sweep": "macs:0.5,0.4"}, "a step makes one network"),
-        ({"use": "replace_blocks", "budget": "macs:0.5", "max_drop": 0.1}, "exclude one another"),
-    ],
-)
-def test_entries_of_a_recipe_file_are_checked(entry: dict[str, Any], message: str) -> None:
-    with pytest.raises(UsageError, match=message) as error:
-        catalogue.made([entry])
-    assert "\n" not in str(error.value)
-
-
-def test_every_step_is_public_and_has_its_name() -> None:
-    for name, kind in catalogue.HOMES.items():
-        assert getattr(pbd, kind) is catalogue.get(name)
-
-
-def test_settings_are_plain_whatever_they_hold() -> None:
-    settings = settings_of(Scaled(2.0, applied=len))
-    assert json.loads(json.dumps(settings))["factor"] == 2.0
-    assert settings_of(Scaled()) != settings_of(Scaled(3.0))
-    values = [np.zeros(2000), np.eye(1, 2000, 1000)[0], {"b", "a"}, layers.Dense(2), keras.Sequential([layers.ReLU()])]
-    plain = [settings_of(Scaled(applied=value))["applied"] for value in values]
-    assert plain[0]["sha256"] != plain[1]["sha256"], "their texts are equal"
-    assert plain[2] == ["a", "b"]
-    assert plain[3] != plain[4]
-    assert name_of(pbd.FineTune()) == "fine_tune"
-
-
-def test_a_patient_recipe_changes_what_is_not_set() -> None:
-    settings = pbd.FineTune(recipe="patient", epochs=2).settings
-    assert (settings.fine_tune_epochs, settings.fine_tune_loss, settings.mixup) == (2, "kd_kl", 1.0)
-    given = {"epochs": 8, "loss": "kd_mse", "temperature": 4.0, "mixup": 0.0}  # the defaults without a recipe
-    settings = pbd.FineTune(recipe="patient", **given).settings
-    found = settings.fine_tune_epochs, settings.fine_tune_loss, settings.temperature, settings.mixup
-    assert found == (8, "kd_mse", 4.0, 0.0)
