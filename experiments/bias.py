@@ -257,7 +257,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--percents", type=positive, nargs="+", metavar="N", help="what remains of reduced classes")
     parser.add_argument("--classes", type=positive, metavar="N", help="number of reduced classes (default: 15%%)")
-    parser.add_argument("--blocks", nargs="+", default=[], metavar="LAYER", help="ends of blocks (default: found)")
+    parser.add_argument(
+        "--blocks", nargs="+", default=[], metavar="LAYER", help="ends of up to 3 blocks (default: found)"
+    )
     parser.add_argument("--rounds", type=positive, metavar="N", help="rounds of pruning")
     parser.add_argument("--epochs", type=positive, metavar="N", help="after each round")
     parser.add_argument("--tune-epochs", type=int, metavar="N", help="after the last one")
@@ -271,6 +273,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--runs", type=Path, default=Path("runs/bias"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     settings = parser.parse_args(argv)
+    if len(settings.blocks) >= len(MEASURES):
+        raise UsageError(f"--blocks takes at most {len(MEASURES) - 1} layers. Received: {len(settings.blocks)}.")
     for name, value in (FULL if settings.full else QUICK).items():
         if getattr(settings, name) is None:
             setattr(settings, name, value)

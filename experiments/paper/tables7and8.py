@@ -1,4 +1,4 @@
-"""Tables 7 and 8: accuracy before and after, on CIFAR-10 and on ImageNet, by the paper's recipe and by pbd's.
+"""Tables 7 and 8: accuracy before and after, on CIFAR-10 and on ImageNet, by the paper's recipe and by fitted blocks.
 
 Each recipe is one of those of `experiments.accuracy`, run on as many workers as --workers ends with.
 
@@ -17,7 +17,11 @@ from experiments.paper.runs import Report, Run
 from pbd import command_line
 from pbd.errors import UsageError, unknown_name
 
-NAMES = {"paper": "the paper's recipe", "+ teacher's logits": "teacher's logits", "+ least squares": "pbd's default"}
+NAMES = {
+    "paper": "the paper's recipe",
+    "+ teacher's logits": "teacher's logits",
+    "+ least squares": "decoupled_r2, fitted",
+}
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=2, costs="macs")
 FULL = tuple(
     Setting(setting.name, {name: value for name, value in setting.flags.items() if name not in PAPER})

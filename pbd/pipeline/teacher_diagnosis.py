@@ -40,6 +40,10 @@ class Outcome:
     changes: tuple[Change, ...]
     predictions: Predictions
 
+    @property
+    def is_repaired(self) -> bool:
+        return self.predictions.kappa >= SMALLEST_KAPPA and self.predictions.is_better_than_chance
+
     def describe(self) -> str:
         """Return the changes, the accuracy with them, and the remedy."""
         changes = [change for change in self.changes if change.condition]
@@ -57,15 +61,18 @@ def diagnose(teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray,
         sample: images without preprocessing, and their labels.
     """
     images, labels = sample  # copied for each change: functions of keras.applications write into arrays
-    outcomes = [
+    as_it_is, *outcomes = [
         outcome
         for change, function in _pixel_changes(dataset)
         for outcome in _numberings(change, _predicted(teacher, function(images.copy())), labels)
     ]
-    best = max(outcome.predictions.kappa for outcome in outcomes)
-    if best < SMALLEST_KAPPA:
-        return "No other numbering of the classes and no --preprocess repairs it: check the teacher and the labels."
-    return next(outcome for outcome in outcomes if outcome.predictions.kappa >= best - SIMILAR).describe()
+    repaired = [outcome for outcome in outcomes if outcome.is_repaired]
+    if repaired:
+        best = max(outcome.predictions.kappa for outcome in repaired)
+        return next(outcome for outcome in repaired if outcome.predictions.kappa >= best - SIMILAR).describe()
+    if as_it_is.predictions.kappa >= SMALLEST_KAPPA:
+        return "It may be, but so few images do not prove it: give more labelled images for validation."
+    return "No other numbering of the classes and no --preprocess repairs it: check the teacher and the labels."
 
 
 def _predicted(teacher: "keras.Model", images: Any, at_once: int = 64) -> np.ndarray:

@@ -84,10 +84,7 @@ def read(journal: Journal) -> RunReport:
     try:
         return from_json(json.loads(path.read_bytes()))
     except PermissionError as error:
-        raise MissingInputError(
-            f"a report must be readable. Received: {path}: {error.strerror}. Check its permissions, and those of the "
-            "folders above it."
-        ) from error
+        raise unreadable(path, error) from error
     except OSError as error:
         journal.keys()  # raises if the directory holds no run
         raise MissingInputError(
@@ -100,6 +97,14 @@ def read(journal: Journal) -> RunReport:
 def damaged(journal: Journal) -> CorruptStateError:
     """Return the error for a run whose `report.json` is damaged."""
     return CorruptStateError(f"{journal.file('report.json')} is damaged. Repair the run: {_again(journal)}.")
+
+
+def unreadable(path: Path, error: OSError) -> MissingInputError:
+    """Return the error for a report that this user may not read."""
+    return MissingInputError(
+        f"a report must be readable. Received: {path}: {error.strerror}. Check its permissions, and those of the "
+        "folders above it."
+    )
 
 
 def _again(journal: Journal) -> str:

@@ -1,6 +1,7 @@
 """The files of a recipe: `recipe.json`, and `summary.txt`, `recipe.html` and `recipe.svg` made from it."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -12,7 +13,7 @@ from rich.text import Text
 from pbd.errors import CorruptStateError, MissingInputError
 from pbd.records import ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
-from pbd.report import deployments
+from pbd.report import deployments, files
 from pbd.report.deployment_table import DeploymentTable
 from pbd.report.files import deployment, json_safe
 from pbd.report.plain_text import plain_text
@@ -47,6 +48,8 @@ def read(journal: Journal) -> RecipeReport:
     """
     try:
         return from_json(json.loads(journal.file(REPORT).read_bytes()))
+    except PermissionError as error:
+        raise files.unreadable(journal.file(REPORT), error) from error
     except OSError as error:
         raise MissingInputError(f"there is no complete recipe in {journal.path}. Give its command again.") from error
     except (ValueError, KeyError, TypeError) as error:
@@ -57,7 +60,7 @@ def damaged(journal: Journal) -> CorruptStateError:
     """Return the error for a recipe whose `recipe.json` is damaged."""
     return CorruptStateError(
         f"{journal.file(REPORT)} is damaged. Give the command of the recipe again, with --resume --run-dir "
-        f"{journal.path}."
+        f"{shlex.quote(str(journal.path))}."
     )
 
 

@@ -18,7 +18,7 @@ def block_rows(
     """Return the report's row of each layer: the decision, its reason, and the measurements.
 
     Args:
-        tasks: of every convolution, including the skipped ones, those of a layer one after another.
+        tasks: of every convolution and residual block, including the skipped ones, those of a layer one after another.
         results: of the tasks that workers returned.
         accepted: the accepted blocks, by layer.
         lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1]; None if a
@@ -101,7 +101,6 @@ def _decision(
 
 def _row(shown: _Candidate, candidates: Sequence[_Candidate]) -> BlockReport:
     task, result, kept = shown.task, shown.result, shown.status == "accepted"
-    joules = [each.result.energy_j for each in candidates if each.result and each.result.energy_j is not None]
     return BlockReport(
         layer=task.layer.name,
         status=shown.status,
@@ -122,9 +121,15 @@ def _row(shown: _Candidate, candidates: Sequence[_Candidate]) -> BlockReport:
         nmse_history=result.nmse_history if result else (),
         predicted_s=result.predicted_s if result else None,
         attempts=result.attempts if result else 1,
-        energy_j=sum(joules) if joules else None,
+        energy_j=_energy([each.result for each in candidates if each.result and each.result.status == "trained"]),
         candidates=tuple(each.as_record() for each in candidates),
     )
+
+
+def _energy(results: Sequence[BlockResult]) -> float | None:
+    """Return the sum in joules; `None` if one of the results has no measured energy."""
+    joules = [result.energy_j for result in results if result.energy_j is not None]
+    return sum(joules) if joules and len(joules) == len(results) else None
 
 
 def describe_retries(results: Iterable[BlockResult]) -> tuple[str, ...]:

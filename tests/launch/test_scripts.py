@@ -62,6 +62,32 @@ def test_outside_slurm_a_batch_script_says_how_to_submit_it(name: str) -> None:
     assert "SBATCH" not in told.stderr
 
 
+@pytest.mark.parametrize(
+    ("flags", "expected"),
+    [
+        (["--epochs", "1"], ["--epochs", "1", "--run-dir", "runs/slurm-77"]),
+        (["--run-dir", "a b", "--epochs", "1", "--resume"], ["--epochs", "1", "--run-dir", "a b", "--resume"]),
+        (["--run-dir=first"], ["--run-dir", "first"]),
+        (["--run-dir=begun"], ["--run-dir", "begun", "--resume"]),
+    ],
+)
+def test_a_run_directory_of_the_command_is_that_of_a_slurm_job(
+    flags: list[str], expected: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "begun").mkdir()
+    (tmp_path / "begun" / "run.json").touch()
+    script = 'source "$0"; run_or_requeue printf "<%s>" "$@"'
+    told = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script, LAUNCH / "slurm.sh", *flags],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        cwd=tmp_path,
+        env=_without_slurm() | {"SLURM_JOB_ID": "77"},
+    )
+    assert told.stdout == "".join(f"<{word}>" for word in expected), told.stderr
+
+
 def _without_slurm() -> dict[str, str]:
     return {name: value for name, value in environment().items() if not name.startswith("SLURM")}
 

@@ -122,6 +122,18 @@ def test_a_few_images_prove_nothing() -> None:
     assert check(teacher(), dataset(source), allow_weak=False) == ()
 
 
+def test_a_teacher_that_may_be_good_needs_more_images() -> None:
+    count, wrong = 30, slice(20, 29)
+    seen = np.arange(count) % 2
+    labels = seen.copy()
+    labels[wrong] = 1 - labels[wrong]
+    images = np.full((count, 8, 8, 3), 5.0) + STEP * seen[:, None, None, None]
+    source = pbd.Data(train=(images[:2], labels[:2]), validation=(images, labels), batch_size=16)
+    message = refusal(teacher(2), source)
+    assert "give more labelled images" in message
+    assert "With " not in message
+
+
 def test_labels_from_1_with_as_many_outputs_have_a_remedy(tmp_path: Path) -> None:
     source = data(lambda y: y + 1)
     config = RunConfig(data=source.config).replace(run_dir=tmp_path / "run", include_unprofitable=True)

@@ -55,6 +55,15 @@ def test_the_picture_stands_alone_and_has_a_dot_for_every_point(reports: dict[st
     assert page.of_runs(reports).count("<polyline") >= 4
 
 
+def test_the_legend_of_many_lines_stays_above_the_axis() -> None:
+    lines = {f"{name}, target {number}": [(1.0 + number, 90.0)] for name in ("teacher", "steps") for number in range(6)}
+    picture = ElementTree.fromstring(page.picture(lines, ("times as fast", "accuracy, %")))
+    texts = {text.text: float(text.get("y") or 0) for text in picture.iter(f"{SVG}text")}
+    heights = [texts[name] for name in lines]
+    assert heights == sorted(heights)
+    assert max(heights) < texts["times as fast"] - 40
+
+
 def test_without_measurements_there_is_no_picture() -> None:
     bare = {"macs:0.5": full_report(deployments=())}
     assert front.points(bare) == []

@@ -160,11 +160,14 @@ def test_a_layer_has_one_row_with_all_its_candidates() -> None:
     results = by_key(
         of("small", 0.4, energy_j=2.0, nmse=0.5),
         of("middle", 0.8, energy_j=3.0, nmse=0.2, worker=1, started_s=2.0, seconds=4.0, predicted_s=3.0),
-        of("large", 0.9, nmse=0.1, from_journal=True),
+        of("large", 0.9, energy_j=4.0, nmse=0.1, from_journal=True),
     )
     (row,) = block_rows(tasks, results, accept(tasks, results, 0.5), 0.5, restored={})
     assert (row.layer, row.status, row.block, row.nmse, row.macs_after) == ("conv0", "accepted", "middle", 0.2, 200)
-    assert row.energy_j == 5.0
+    assert row.energy_j == 9.0
+    unmetered = by_key(*results.values(), of("large", 0.9, nmse=0.1))
+    (row_without,) = block_rows(tasks, unmetered, accept(tasks, unmetered, 0.5), 0.5, restored={})
+    assert row_without.energy_j is None, "the energy of some candidates is not that of the layer"
     assert [(one.block, one.status, one.macs) for one in row.candidates] == [
         ("small", "rejected", 100),
         ("middle", "accepted", 200),
