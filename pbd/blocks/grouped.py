@@ -42,12 +42,14 @@ class Grouped(BlockDesign):
         object.__setattr__(self, "name", f"{PREFIX}{self.groups}")
 
     def applies_to(self, layer: Layer) -> str | None:
+        if reason := factored.cannot_replace(layer):
+            return reason
         if factored.groups(layer) > 1:
             return f"groups: {factored.groups(layer)}; only a convolution without groups is divided into groups"
         channels, outputs = layer.input_shape[-1], layer.output_shape[-1]
         if channels % self.groups or outputs % self.groups:
             return f"channels: {channels} to {outputs}; both must be divisible by {self.groups}"
-        return factored.cannot_replace(layer)
+        return None
 
     def unprofitable(self, layer: Layer) -> str | None:
         fewest = min(layer.input_shape[-1], layer.output_shape[-1]) // self.groups

@@ -187,12 +187,12 @@ class Statistics:
     """Sum of p - centre over patches p, (values,)."""
     second: Any = 0.0
     """Sum of (p - centre)(p - centre)^T, (values, values)."""
-    batches: int = 0
-    """Batches of outputs so far."""
+    images: int = 0
+    """Images whose outputs were added so far."""
     targets: Any = 0.0
-    """Sum over batches of the output's mean, (channels,)."""
+    """Sum over images of the output's mean, (channels,)."""
     squares: Any = 0.0
-    """Sum over batches of the mean squared output, (channels,)."""
+    """Sum over images of the mean squared output, (channels,)."""
     target_centre: Any = 0.0
     """Mean output of the first batch at the positions of the patches, (channels,)."""
     target_first: Any = 0.0
@@ -225,12 +225,12 @@ class Statistics:
     @property
     def target_mean(self) -> np.ndarray:
         """Mean of the layer's output, (channels,)."""
-        return self.targets / self.batches
+        return self.targets / self.images
 
     @property
     def target_deviation(self) -> np.ndarray:
         """Standard deviation of the layer's output, (channels,)."""
-        return np.sqrt(np.maximum(self.squares / self.batches - self.target_mean**2, 0.0))
+        return np.sqrt(np.maximum(self.squares / self.images - self.target_mean**2, 0.0))
 
     @property
     def paired_target_mean(self) -> np.ndarray:
@@ -271,9 +271,9 @@ class Statistics:
 
     def add_targets(self, outputs: np.ndarray) -> None:
         """Add a batch of the layer's outputs, (images, height, width, channels)."""
-        self.batches += 1
-        self.targets = self.targets + outputs.mean(axis=(0, 1, 2), dtype=np.float64)
-        self.squares = self.squares + np.square(outputs).mean(axis=(0, 1, 2), dtype=np.float64)
+        self.images += len(outputs)
+        self.targets = self.targets + outputs.mean(axis=(1, 2), dtype=np.float64).sum(axis=0)
+        self.squares = self.squares + np.square(outputs).mean(axis=(1, 2), dtype=np.float64).sum(axis=0)
 
     def _some_places(self, inputs: np.ndarray) -> tuple[slice, slice, slice]:
         """Return the output positions on a regular grid with a random offset, as an index of (images, rows, columns).

@@ -31,11 +31,13 @@ class Narrow(PercentageDesign):
     prefix = "narrow_r"
 
     def applies_to(self, layer: Layer) -> str | None:
+        if reason := factored.cannot_replace(layer):
+            return reason
         if factored.groups(layer) > 1:
             return f"groups: {factored.groups(layer)}; input channels are chosen for a convolution without groups"
         if layer.input_shape[-1] < FEWEST_CHANNELS:
             return f"input channels: {layer.input_shape[-1]}; from {FEWEST_CHANNELS} on, some are left out"
-        return factored.cannot_replace(layer)
+        return None
 
     def unprofitable(self, layer: Layer) -> str | None:
         if not layer.producer:

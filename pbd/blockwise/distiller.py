@@ -29,7 +29,8 @@ class GroupDistiller(keras.Model):
 
     The loss is the sum over the blocks of the mean squared error (Eq. 3 of arXiv:2012.03096). Inputs and targets come
     from the frozen teacher, so no gradient passes from one block to another, and the optimiser treats each variable by
-    itself. Each block is therefore trained exactly as it would be alone.
+    itself. Each block is therefore trained exactly as it would be alone, except in float16: a gradient that overflows
+    skips the step of all blocks.
 
     Args:
         prefix: maps images to each layer's input and output (see `graph.truncate`); it is frozen.

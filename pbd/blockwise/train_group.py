@@ -3,7 +3,7 @@
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import keras
@@ -17,6 +17,7 @@ from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
 from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
 from pbd.errors import describe
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
 from pbd.records import BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
@@ -198,11 +199,25 @@ def _initialise(
     if tasks:
         mine = {task.key: built[task.key] for task in tasks}
         # Always whole batches: the closed form must not depend on the number of workers.
-        images = (batch for batch, _ in replace(dataset, worker=data.WHOLE).batches("train", limit=FIT_IMAGES))
+        whole = replace(dataset, worker=data.WHOLE)
+        images = (batch for batch, _ in whole.batches("train", limit=FIT_IMAGES))
         my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, my_layers)
         initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
+        if not context.training.block_epochs:
+            _estimate_batch_statistics(context, mine, my_prefix, whole)
     if collective.size > 1:
         _share_weights(built, tasks, collective)
+
+
+def _estimate_batch_statistics(
+    context: TrainingContext, built: Mapping[BlockKey, keras.Model], prefix: keras.Model, dataset: data.Dataset
+) -> None:
+    """Give blocks that no epoch will train the batch statistics of their layers' inputs."""
+    for key, block in built.items():
+        if not context.designs[key.design].per_image:
+            batches = dataset.batches("train", limit=FIT_IMAGES)
+            inputs = (prefix.predict_on_batch(images)[key.layer][0] for images, _ in batches)
+            recalibrate_batch_norm(block, inputs)
 
 
 def _share_weights(built: dict[BlockKey, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:

@@ -37,12 +37,12 @@ def adam(
         variables: Trained; with `keep_zeros` they have the values with which training starts.
         precision: In which the model computes.
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
-        warmup: Number of the steps in which the learning rate rises from 0 first.
+        warmup: Number of the steps in which the learning rate rises first, to the learning rate.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     if warmup:
         schedule = keras.optimizers.schedules.CosineDecay(
-            0.0, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
+            learning_rate / warmup, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
         )
     optimizer: Any = FlatAdam(schedule, keep_zeros)
     if precision == "float16":

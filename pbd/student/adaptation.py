@@ -3,22 +3,18 @@
 Blocks were trained on the teacher's feature maps. In the student, errors of the blocks before add up.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import keras
-import numpy as np
 
-from pbd.collective import SINGLE, Collective, all_reduce_sums
+from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.learning.metrics import Metrics
-from pbd.networks import graph
-from pbd.networks.compiled import compiled
 from pbd.records import ProgressCallback, no_progress
 from pbd.student.refit import refit
 from pbd.student.validation import Validator
-from pbd.system import watchdog
 
 ADAPTATION_IMAGES = 2048
 """Number of training images to which a student is adapted."""
@@ -82,42 +78,3 @@ def adapt(
     if adapted.is_better:
         student.set_weights(new)
     return adapted
-
-
-def recalibrate_batch_norm(student: keras.Model, batches: Iterable[Any], collective: Collective = SINGLE) -> None:
-    """Set the moving statistics of all batch normalisations to their averages over these batches, in place.
-
-    Blocks were trained on the teacher's activations. Behind other blocks, the input distribution of every batch
-    normalisation has shifted, including the teacher's own. Every batch has the same weight; all other layers run in
-    inference mode.
-
-    Args:
-        student: Changed in place.
-        batches: This worker's batches of training images.
-        collective: The workers that have the other batches.
-    """
-    normalisations = [layer for layer in student.layers if isinstance(layer, keras.layers.BatchNormalization)]
-    if not normalisations:
-        return
-    settings = [(layer.momentum, layer.trainable) for layer in normalisations]
-    in_training_mode, count = {layer.name for layer in normalisations}, 0
-    for layer in normalisations:
-        layer.trainable = True  # Keras does not update the statistics of frozen layers
-
-    def add(batch: Any, momentum: Any) -> None:
-        for layer in normalisations:
-            layer.momentum = momentum
-        graph.run(student, batch, training=in_training_mode)
-
-    add_compiled = compiled(student, add)
-    for count, batch in enumerate(batches, start=1):
-        watchdog.touch()
-        # The exponential average becomes the mean of the batches so far.
-        add_compiled(keras.ops.convert_to_tensor(batch), 1.0 - 1.0 / count)
-    for layer, (momentum, trainable) in zip(normalisations, settings, strict=True):
-        layer.momentum, layer.trainable = momentum, trainable
-    statistics = [value for layer in normalisations for value in (layer.moving_mean, layer.moving_variance)]
-    sums = [count * keras.ops.convert_to_numpy(value) for value in statistics]
-    *sums, counts = all_reduce_sums(collective, [*sums, np.array([count], np.float32)])
-    for value, total in zip(statistics, sums, strict=True):
-        value.assign(total / counts)

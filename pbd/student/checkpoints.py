@@ -33,7 +33,7 @@ class FineTuneState:
     history: tuple[dict[str, float], ...] = ()
     """Epoch, loss, validation metrics and initial learning rate of each completed epoch."""
     events: tuple[str, ...] = ()
-    """One line per rollback."""
+    """One line per rollback, or why nothing was trained."""
     best_weights: Sequence[np.ndarray] = field(default=(), compare=False)
     variables: Sequence[np.ndarray] = field(default=(), compare=False)
     """All current variables of the student, including random generator states, then those of the projectors of its

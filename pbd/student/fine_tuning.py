@@ -231,6 +231,8 @@ def fine_tune(
         best_weights=student.get_weights(),
         best_projectors=_values(model.projector_variables),
     )
+    if not model.trainable_variables:
+        return replace(start, events=("nothing is fine-tuned: no layer of the scope has weights",))
     return FineTuner(
         student=student,
         teacher=teacher,

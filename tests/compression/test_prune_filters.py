@@ -19,9 +19,10 @@ from pbd.compression.pruning import refitting, schedule, selection
 from pbd.config import Feature
 from pbd.data import Dataset
 from pbd.errors import BadInputError, PbdError, UsageError
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.networks import channels, graph
 from pbd.run_dir.journal import Journal
-from pbd.student.adaptation import adapt, recalibrate_batch_norm
+from pbd.student.adaptation import adapt
 from tests.helpers.narrowing import TOLERANCE, difference
 from tests.helpers.palette import SHAPE, make_dataset, predict, trained_teacher
 from tests.helpers.step_context import Interruption, StepContext

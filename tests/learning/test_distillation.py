@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from pbd.learning import ghost_batch_norm
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.learning.distillation import DistillationModel
 from pbd.learning.losses import kd_mse
 from pbd.networks import graph, variants
 from pbd.records import BlockKey
-from pbd.student.adaptation import recalibrate_batch_norm
 
 layers = keras.layers
 ON_PIXELS: dict[str, Callable[[], keras.Layer]] = {

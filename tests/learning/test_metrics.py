@@ -198,3 +198,10 @@ def test_probabilities_are_distinguished_from_logits(activation: str, probabilit
     dense = layers.Dense(4, activation=activation, kernel_initializer=keras.initializers.RandomNormal(seed=0))
     images = np.random.default_rng(0).normal(size=(16, 6)).astype("float32")
     assert metrics.outputs_probabilities(keras.Model(inputs, dense(inputs)), images) is probabilities
+
+
+@pytest.mark.parametrize("classes", [10, 1000])
+def test_probabilities_in_bfloat16_are_recognised(classes: int) -> None:
+    scores = np.random.default_rng(0).normal(size=(64, classes)).astype("float32")
+    rounded = keras.ops.cast(keras.ops.softmax(scores), "bfloat16")
+    assert metrics.are_probabilities(np.asarray(keras.ops.cast(rounded, "float32"), np.float64))

@@ -108,6 +108,20 @@ def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model,
     assert moved_layers(before, student) == {"a", "norm"}
 
 
+@pytest.mark.parametrize("keep_zeros", [False, True])
+def test_without_trainable_weights_nothing_is_trained(
+    keep_zeros: bool, teacher: keras.Model, student: keras.Model, dataset: Dataset
+) -> None:
+    student.trainable = False
+    before, start, events = snapshot(student), Metrics(0.5, 0.5, 1.0), []
+    config = StudentConfig(fine_tune_epochs=2, keep_zeros=keep_zeros)
+    tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, events.append)
+    assert (tuning.best, tuning.epoch, events) == (start, 0, [])
+    assert "nothing is fine-tuned" in tuning.events[0]
+    assert moved_layers(before, student) == set()
+    assert len(tuning.best_weights) == len(student.weights)
+
+
 @pytest.mark.parametrize(("loss", "mixed"), [("kd_mse", 0.0), ("mixed", 1.0)])
 def test_several_workers_fine_tune_as_one_worker_does(
     loss: str, mixed: float, dataset: Dataset, teacher: keras.Model

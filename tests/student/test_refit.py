@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from pbd.collective import SINGLE, Collective
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.networks import graph
 from pbd.networks.progressive import ProgressiveRun
 from pbd.student import adaptation
@@ -96,7 +97,7 @@ def test_refitting_brings_all_later_feature_maps_closer(teacher: keras.Model, na
     """On images that were not among those to fit."""
     student, ends = damaged(teacher, name)
     unseen = np.random.default_rng(9).uniform(0, 1, (64, 8, 8, 3)).astype(np.float32)
-    adaptation.recalibrate_batch_norm(student, images())
+    recalibrate_batch_norm(student, images())
     later = ["relu", "pool", "logits"] if name != "last" else ["pool", "logits"]
     before = [feature_error(student, teacher, each, unseen) for each in later]
     refit(student, teacher, ends, images())
@@ -115,7 +116,7 @@ def test_normalisations_keep_their_function_when_their_statistics_are_estimated_
     batch = np.concatenate(images())
     refit(student, teacher, ends, [batch])
     before = np.asarray(student(batch))
-    adaptation.recalibrate_batch_norm(student, [batch])
+    recalibrate_batch_norm(student, [batch])
     np.testing.assert_allclose(np.asarray(student(batch)), before, rtol=1e-3, atol=1e-3)
 
 

@@ -14,6 +14,7 @@ from pbd.collective import Collective
 from pbd.config import RunConfig
 from pbd.data import Dataset, WorkerShare
 from pbd.learning import metrics
+from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.records import BlockResult, BlockTask
@@ -103,12 +104,12 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
     before, momentum = snapshot(assembled), assembled.get_layer("a_pbd_bn1").momentum
     own_momentum = assembled.get_layer("norm").momentum
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
-    adaptation.recalibrate_batch_norm(assembled, batches())
+    recalibrate_batch_norm(assembled, batches())
     reached = keras.Model(assembled.inputs[0], assembled.get_layer("a_pbd_bn1").input)
     inputs = np.stack([predict(reached, batch) for batch in batches()])
     norm = assembled.get_layer("a_pbd_bn1")
     np.testing.assert_allclose(norm.moving_mean, inputs.mean(axis=(0, 1, 2, 3)), rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(norm.moving_variance, inputs.var(axis=(1, 2, 3)).mean(axis=0), rtol=1e-4)
+    np.testing.assert_allclose(norm.moving_variance, inputs.var(axis=(0, 1, 2, 3)), rtol=1e-4)
     assert norm.momentum == momentum
     assert assembled.get_layer("norm").momentum == own_momentum
     assert {layer.name: layer.trainable for layer in assembled.layers} == trainable
@@ -121,12 +122,23 @@ def test_statistics_are_those_of_the_inputs_on_these_batches(assembled: keras.Mo
 def test_statistics_of_one_batch_forget_the_old_ones(assembled: keras.Model) -> None:
     """On that batch, inference then computes what training mode does, through every block and the teacher's own."""
     (batch,) = batches(1)
-    adaptation.recalibrate_batch_norm(assembled, [batch])
+    recalibrate_batch_norm(assembled, [batch])
     normalisations = {layer.name for layer in assembled.layers if isinstance(layer, layers.BatchNormalization)}
     assert len(normalisations) == 5
     expected = graph.run(assembled, keras.ops.convert_to_tensor(batch), training=normalisations)
-    adaptation.recalibrate_batch_norm(assembled, [batch])
+    recalibrate_batch_norm(assembled, [batch])
     np.testing.assert_allclose(predict(assembled, batch), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_statistics_do_not_depend_on_how_images_fall_into_batches(assembled: keras.Model) -> None:
+    """Of the first normalisation, whose inputs no other one changes."""
+    images = np.concatenate(batches())
+    norm, found = assembled.get_layer("a_pbd_bn1"), []
+    for parts in ([images], [images[:-1], images[-1:]], [images[:1], images[1:]]):
+        recalibrate_batch_norm(assembled, parts)
+        found.append([np.asarray(norm.moving_mean), np.asarray(norm.moving_variance)])
+    for split in found[1:]:
+        np.testing.assert_allclose(split, found[0], rtol=1e-4, atol=1e-5)
 
 
 def test_statistics_that_workers_share_are_those_of_one(
@@ -155,7 +167,7 @@ def test_statistics_of_a_normalisation_that_was_frozen_in_the_teacher_shift_too(
     teacher.get_layer("norm").trainable = False
     assembled = assemble.assemble(teacher, tasks, accepted)
     before = snapshot(assembled)
-    adaptation.recalibrate_batch_norm(assembled, batches())
+    recalibrate_batch_norm(assembled, batches())
     assert "norm" in moved_layers(before, assembled)
     assert not assembled.get_layer("norm").trainable
 

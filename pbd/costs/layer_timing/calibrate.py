@@ -6,6 +6,7 @@ from collections.abc import Hashable, Mapping
 
 import keras
 
+from pbd.blocks import factored
 from pbd.costs.layer_timing.block_probe import BaselineTimes, baseline_times
 from pbd.costs.layer_timing.block_times import BlockTimes, block_times
 from pbd.costs.layer_timing.prefix_times import PREFIX_PASSES, PrefixTimes, prefix_times
@@ -108,4 +109,4 @@ def _kind(task: BlockTask) -> Hashable:
     layer = task.layer
     shapes = (layer.input_shape, layer.output_shape, layer.kernel_size, layer.strides, layer.dilation_rate)
     activation = json.dumps(layer.activation, sort_keys=True)
-    return (task.design, *shapes, layer.padding, layer.use_bias, activation)
+    return (task.design, *shapes, factored.groups(layer), layer.padding, layer.use_bias, activation)
