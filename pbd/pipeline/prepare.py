@@ -126,7 +126,8 @@ def prepare(
     teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
     events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
-    if source.is_pretrained:
+    is_pretrained = source.is_pretrained(teacher.output_shape[-1])
+    if is_pretrained:
         events += _of_seen_images(dataset)
     identity = _identity(config, source, teacher, dataset) | dict(kind)
     if config.execution.resume:
@@ -144,7 +145,7 @@ def prepare(
         with _reachable(data_config, data, journal) as reachable:
             half = precision.policies(flat, named=teacher)
             tasks = tasks_of(config, teacher)
-            yield Inputs(teacher, half, dataset, reachable, journal, tasks, target, source.is_pretrained, events)
+            yield Inputs(teacher, half, dataset, reachable, journal, tasks, target, is_pretrained, events)
 
 
 def _of_seen_images(dataset: Dataset) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import keras
 
@@ -33,9 +33,8 @@ CheckNetwork = Callable[[keras.Model], object]
 class TeacherSource(Protocol):
     """Where the teacher comes from."""
 
-    @property
-    def is_pretrained(self) -> bool:
-        """Whether the network comes trained, probably on all training images of the data."""
+    def is_pretrained(self, outputs: int) -> bool:
+        """Return whether the network, of so many outputs, came trained, probably on all training images of the data."""
         ...
 
     def check(self) -> None:
@@ -100,7 +99,9 @@ class ModelTeacher:
     """A model from Python."""
 
     model: keras.Model
-    is_pretrained: ClassVar = True
+
+    def is_pretrained(self, outputs: int) -> bool:
+        return True
 
     def check(self) -> None:
         """Check that every process can make the layers of the model again.
@@ -161,7 +162,9 @@ class FileTeacher:
     """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
 
     config: TeacherConfig
-    is_pretrained: ClassVar = True
+
+    def is_pretrained(self, outputs: int) -> bool:
+        return True
 
     def check(self) -> None:
         """Refuse a file that cannot be read.
@@ -218,8 +221,9 @@ class BuiltInTeacher:
     def config(self) -> TeacherConfig:
         return self.run_config.teacher
 
-    @property
-    def is_pretrained(self) -> bool:
+    def is_pretrained(self, outputs: int) -> bool:
+        if self.config.teacher_weights == "imagenet":
+            return outputs == 1000  # else it gets a new head and is trained on the data
         return self.config.teacher_weights is not None
 
     def check(self) -> None:
@@ -273,8 +277,7 @@ class BuiltInTeacher:
         assert dataset.num_classes is not None, "a network is built and trained for data with labels"
         model = built_in.build(config, dataset.image_shape, dataset.num_classes, self.run_config.seed)
         self.check_network(graph.flatten(model, dataset.image_shape))
-        new_head = config.teacher_weights == "imagenet" and dataset.num_classes != 1000
-        if config.teacher_epochs == 0 or (config.teacher_weights is not None and not new_head):
+        if config.teacher_epochs == 0 or self.is_pretrained(dataset.num_classes):
             return model
         settings = {**vars(config), **vars(self.run_config.data), "seed": self.run_config.seed, "versions": versions()}
         path = built_in.cache_path(config, dataset, settings)

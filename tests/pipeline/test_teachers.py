@@ -48,6 +48,14 @@ def test_known_teachers_pass(saved: Path, tmp_path: Path) -> None:
     source(teacher="VGG16", teacher_weights=str(saved)).check()
 
 
+def test_a_network_that_pbd_trains_on_the_data_did_not_come_trained(saved: Path) -> None:
+    assert source(teacher=str(saved)).is_pretrained(10)
+    assert source(teacher="VGG16", teacher_weights=str(saved)).is_pretrained(10)
+    assert source(teacher="VGG16", teacher_weights="imagenet").is_pretrained(1000)
+    assert not source(teacher="VGG16", teacher_weights="imagenet").is_pretrained(10), "its head is new"
+    assert not source(teacher="digits_cnn").is_pretrained(10)
+
+
 def test_a_missing_file_and_a_folder_are_missing_input(tmp_path: Path) -> None:
     for name in ("nowhere.keras", "nowhere.h5", str(tmp_path / "deep" / "nowhere")):
         assert f"Received: {name!r}, no such file" in refused(MissingInputError, 66, teacher=name)
