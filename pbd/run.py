@@ -67,7 +67,7 @@ def parse(arguments: Sequence[str], program: str = PROGRAM) -> RunConfig:
     add_settings(parser, RunConfig())
     flags = vars(parser.parse_args(arguments))
     file = flags.pop("config", None)
-    return RunConfig.of(**(read_settings(file) if file else {}) | flags)
+    return RunConfig.of(**({} if file is None else read_settings(file)) | flags)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,9 @@ def test_flags_and_the_settings_file_win_over_a_recipe(tmp_path: Path) -> None:
         (["--epoch-count", "3"], "--epoch-count"),
         (["--epochs", "many"], "many"),
         (["--batch-size", "0"], "batch_size must be at least 1"),
+        (["--run-dir", ""], "run_dir must not be empty"),
+        (["--teacher", ""], "teacher must not be empty"),
+        (["--dataset="], "dataset must not be empty"),
         (["--no-labels", "--fine-tune-loss", "cross_entropy"], "cross_entropy needs labels"),
         (["--block-init", "fited"], "Did you mean 'fitted'?"),
         (["--recipe", "patent"], "Did you mean 'patient'?"),
@@ -92,6 +95,7 @@ def test_usage_errors_are_one_line(arguments: list[str], words: str) -> None:
         (["--no-labels", "--fine-tune-loss", "mixed"], "Give kd_mse", ["--no-labels", "--fine-tune-loss", "kd_mse"]),
         (["--parallel", "data", "--no-group"], "Give --parallel task", ["--parallel", "task", "--no-group"]),
         (["--config", "absent.toml"], "Check --config.", ["--config", "~/good.toml"]),
+        (["--config", ""], "Check --config.", ["--config", "~/good.toml"]),
         (["--config", "bad.toml"], "such as epochs = 3", ["--config", "~/good.toml"]),
     ],
 )
@@ -118,6 +122,15 @@ def test_settings_file_errors(tmp_path: Path) -> None:
     file.write_text("epochs 3")
     assert pbd_run("--config", str(file)).returncode == 2
     assert pbd_run("--config", str(tmp_path / "absent.toml")).returncode == 66
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("setting", ["batch_size", "learning_rate"])
+def test_a_number_too_large_for_a_float_is_refused(setting: str, tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text(f"{setting} = 1{'0' * 400}\n")
+    with pytest.raises(UsageError, match=setting):
+        run.parse(["--config", str(file)])
 
 
 @pytest.mark.fast

@@ -53,11 +53,13 @@ def repeat(student: str, count: int, dataset: str | None, execution: Mapping[str
         raise UsageError(
             "a run is repeated on its images. Received: one whose images came from a Python program. Give --dataset."
         )
-    trains_teacher = "teacher" in journal.identity()
+    # A teacher that came trained is the same in all repetitions, which find it in the run directory.
+    trains_teacher = "teacher" in journal.identity() and settings["teacher_weights"] in (None, "imagenet")
     chosen = {
         **_repeated(settings, execution),
         "dataset": dataset if settings["dataset"] == ARRAYS else settings["dataset"],
         "teacher": settings["teacher"] if trains_teacher else str(journal.file(TEACHER)),
+        "teacher_weights": settings["teacher_weights"] if trains_teacher else None,
     }
     folders = []
     for number in range(1, count):

@@ -8,7 +8,7 @@ from typing import Any
 
 from pbd.config.recipes import recipe_settings
 from pbd.config.student import NEED_LABELS, StudentConfig
-from pbd.config.values import Section, as_kind, at_least, one_of, positive
+from pbd.config.values import Section, as_kind, at_least, not_empty, one_of, positive
 from pbd.errors import UsageError, unknown_name
 
 EXECUTORS = ("auto", "serial", "mpi", "dask")
@@ -47,6 +47,7 @@ class TeacherConfig(Section):
     """Epochs of training for a built-in teacher without weights; the trained teacher is cached."""
 
     def check(self) -> None:
+        not_empty("teacher", self.teacher)
         at_least("teacher_epochs", self.teacher_epochs, 0)
 
 
@@ -82,6 +83,7 @@ class DataConfig(Section):
     one split_seed use the same images for training and for validation."""
 
     def check(self) -> None:
+        not_empty("dataset", self.dataset)
         at_least("split_seed", self.split_seed, 0)
         at_least("batch_size", self.batch_size, 1)
         at_least("train_limit", self.train_limit, 1)
@@ -144,8 +146,9 @@ class TrainingConfig(Section):
     patience: int = 2
     """Stop training a block if its validation error fell by less than 1% in total over this many epochs; 0: never."""
     precision: str = "float32"
-    """float32, bfloat16 or float16: what the frozen teacher and the blocks compute in while blocks are trained; weights
-    are kept and scored in float32. Half precision is for GPUs with units for it."""
+    """float32, bfloat16 or float16: what networks compute in while blocks are trained and, except with float16, while
+    the student is fine-tuned; weights are kept and scored in float32. Half precision is for processors and GPUs with
+    units for it."""
 
     def check(self) -> None:
         at_least("epochs", self.epochs, 0)
@@ -212,6 +215,7 @@ class ExecutionConfig(Section):
     """Show warnings of libraries, and the traceback of an error."""
 
     def check(self) -> None:
+        not_empty("run_dir", self.run_dir)
         one_of("executor", self.executor, EXECUTORS)
         one_of("scheduler", self.scheduler, SCHEDULERS)
         one_of("kind of parallelism", self.parallel, PARALLEL)

@@ -1,6 +1,5 @@
 """Values of settings: conversion to the types of their fields, and checks of their ranges."""
 
-import math
 import os
 import sys
 from collections.abc import Iterable
@@ -25,8 +24,22 @@ def at_least(name: str, received: float | None, least: float) -> None:
     Raises:
         UsageError: it is not.
     """
-    if received is not None and not (math.isfinite(received) and received >= least):
+    if received is not None and not (_is_finite(received) and received >= least):
         raise UsageError(f"{name} must be at least {least}. Received: {received}. Give {least} or more.")
+
+
+def _is_finite(number: float) -> bool:
+    return -sys.float_info.max <= number <= sys.float_info.max  # integers may be too large for a float
+
+
+def not_empty(name: str, received: object) -> None:
+    """Check that a text or path, if there is one, is not empty: shells give an empty one for an unset variable.
+
+    Raises:
+        UsageError: it is empty.
+    """
+    if received is not None and not str(received):
+        raise UsageError(f"{name} must not be empty. Received: ''. Give a value, or leave it out.")
 
 
 def positive(name: str, received: float) -> None:
@@ -35,7 +48,7 @@ def positive(name: str, received: float) -> None:
     Raises:
         UsageError: it is not.
     """
-    if not (math.isfinite(received) and received > 0):
+    if not (_is_finite(received) and received > 0):
         raise UsageError(f"{name} must be positive. Received: {received}. Give a number above 0.")
 
 
@@ -66,7 +79,7 @@ def as_kind(name: str, kind: Any, value: Any) -> Any:
             return tuple(values)
         raise UsageError(f"{name} must be names or patterns. Received: {value!r}. Give a list of texts.")
     kinds = get_args(kind) or (kind,)
-    if float in kinds and type(value) is int:
+    if float in kinds and type(value) is int and _is_finite(value):
         return float(value)
     if type(value) not in kinds:
         names = " or ".join(one.__name__ for one in kinds if one is not type(None))

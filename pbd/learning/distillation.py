@@ -75,6 +75,7 @@ class DistillationModel(keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
+        y_pred = keras.tree.map_structure(lambda outputs: keras.ops.cast(outputs, "float32"), y_pred)
         student_logits, teacher_logits, *compared = y_pred
         loss = self._loss(y, student_logits, keras.ops.stop_gradient(teacher_logits))
         for term, maps in zip(self._terms, compared, strict=True):

@@ -66,7 +66,7 @@ def for_model(path: str, error: Exception) -> tuple[str, str]:
     version = keras_version(path)
     if version is not None and version < "3":
         return f"{one_line(root)}; Keras {version} wrote it", _convert(path)
-    if any(words in messages for words in ("Could not locate class", "Unknown layer", "custom_objects")):
+    if any(words in messages for words in ("Could not locate", "Unknown layer", "custom_objects")):
         return one_line(root), _with_own_class(messages)
     return one_line(root), _OTHERWISE
 
@@ -104,12 +104,14 @@ def _holds_weights_only(path: str) -> bool:
 
 def _with_own_class(messages: str) -> str:
     """Return how to load a file with a class that Keras does not know; workers find it only if it is registered."""
-    match = re.search(
+    function = re.search(r"Could not locate function '([^']+)'", messages)
+    match = function or re.search(
         r"Could not locate class .*?'registered_name': '([^']+)'|Unknown layer: '([^']+)'", messages, re.S
     )
-    name = (match[1] or match[2]) if match else "NAME"
+    name = next(filter(None, match.groups())) if match else "NAME"
+    kind = "function" if function else "class"
     return (
-        "Decorate the class with @keras.saving.register_keras_serializable(), load the file with "
+        f"Decorate the {kind} with @keras.saving.register_keras_serializable(), load the file with "
         f"keras.models.load_model(FILE, custom_objects={{{name!r}: {name.rpartition('>')[2]}}}), and pass the model "
         "from Python: pbd.distill(model, ...)."
     )

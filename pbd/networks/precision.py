@@ -8,6 +8,7 @@ from collections.abc import Collection, Mapping
 import keras
 
 from pbd.networks import graph
+from pbd.networks.keras_internals import producer
 
 _HALF = ("float16", "bfloat16")
 
@@ -27,17 +28,30 @@ def policies(model: keras.Model, named: keras.Model | None = None) -> dict[str, 
     }
 
 
-def mixed(model: keras.Model, precision: str) -> keras.Model:
+def mixed(model: keras.Model, precision: str, float32: Collection[str] = ()) -> keras.Model:
     """Return a copy of a flat model that computes in half precision with weights in float32.
 
     Args:
         model: flat and functional, in float32.
         precision: float16 or bfloat16; for float32, the model itself is returned.
+        float32: names of layers that compute in float32.
     """
     if precision not in _HALF:
         return model
-    names = [layer.name for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    layers = [layer for layer in model.layers if not isinstance(layer, keras.layers.InputLayer)]
+    names = [layer.name for layer in layers if layer.name not in float32]
     return graph.with_policies(model, dict.fromkeys(names, f"mixed_{precision}"))
+
+
+def mixed_classifier(model: keras.Model, precision: str) -> keras.Model:
+    """Return such a copy of a network that computes its scores in float32, from features of half precision.
+
+    Args:
+        model: flat and functional, in float32.
+        precision: see `mixed`.
+    """
+    ends = graph.logits(model).outputs[0], model.outputs[0]
+    return mixed(model, precision, {producer(end)[0].name for end in ends})
 
 
 def in_float32(model: keras.Model) -> keras.Model:

@@ -174,7 +174,14 @@ class FineTuneTask:
             collective,
             self._checkpoint(student, collective),
             self.distillation,
+            self._precision,
         )
+
+    @property
+    def _precision(self) -> str:
+        """In float16 losses would have to be scaled, and gradients of several workers would not add up."""
+        precision = self.context.training.precision
+        return "float32" if precision == "float16" else precision
 
     def _checkpoint(self, student: keras.Model, collective: Collective) -> CheckpointFile:
         """Return this task's checkpoint.
@@ -188,8 +195,7 @@ class FineTuneTask:
         identity = [layers, self.first_epoch, asdict(self.settings)]
         if self.distillation != DistillationConfig():  # a run that began before there was one resumes
             identity.append(asdict(self.distillation))
-        if self.start:
-            identity.append(self.start)
+        identity += [text for text in (self.start, self._precision) if text not in ("", "float32")]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

@@ -18,7 +18,7 @@ from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import make_loss
 from pbd.learning.metrics import Metrics
-from pbd.networks import graph
+from pbd.networks import folding, graph, precision
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.validation import Validator
@@ -37,6 +37,8 @@ class FineTuner:
     """The training loop. It advances `state` by one epoch at a time and writes it to the checkpoint."""
 
     student: keras.Model
+    learner: keras.Model
+    """What is trained: the student itself, or its copy in half precision."""
     teacher: keras.Model
     distillation_model: DistillationModel
     dataset: Dataset
@@ -75,7 +77,7 @@ class FineTuner:
         if state.variables:  # read from a checkpoint: continue exactly where it was written
             _assign(self._variables, state.variables)
         else:
-            self.student.set_weights(state.best_weights)
+            self.learner.set_weights(state.best_weights)
             _assign(self.distillation_model.projector_variables, state.best_projectors)
         # The cosine schedule always ends with the last epoch, wherever it started.
         total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
@@ -112,6 +114,8 @@ class FineTuner:
         """Validate; add the epoch to the state unless it diverged."""
         if self._divergence:
             return
+        if self.learner is not self.student:
+            self.student.set_weights(self.learner.get_weights())
         metrics = self._validator.metrics(self.student)
         chance, undoes_collapse = 1.0 / max(2, self.student.output_shape[-1]), self.distillation.undoes_collapse
         reason = divergence(metrics, self.state.best if undoes_collapse else None, chance)
@@ -144,7 +148,7 @@ class FineTuner:
     @property
     def _variables(self) -> list[Any]:
         """All variables that a checkpoint holds besides those of the optimiser."""
-        return [*self.student.variables, *self.distillation_model.projector_variables]
+        return [*self.learner.variables, *self.distillation_model.projector_variables]
 
     @property
     def _warmup(self) -> float:
@@ -184,6 +188,7 @@ def fine_tune(
     collective: Collective = SINGLE,
     checkpoint: CheckpointFile | None = None,
     distillation: DistillationConfig | None = None,
+    training_precision: str = "float32",
 ) -> FineTuneState:
     """Train the student and leave it at its best epoch on the validation split, which may be the start, or at its last.
 
@@ -207,6 +212,8 @@ def fine_tune(
             part of every batch; at most as many as the batch has split units (see `split_unit`).
         checkpoint: Where to resume from and to write the state after every epoch; None for neither.
         distillation: What the student learns from besides, and how the learning rate rises; by default nothing.
+        training_precision: float32, or bfloat16: what student and teacher compute in during training, but for their
+            logits. The student's weights are those of the float32 network that is validated after every epoch.
 
     Returns:
         The final state: best metrics and weights, history, events.
@@ -218,7 +225,11 @@ def fine_tune(
     """
     distillation = distillation or DistillationConfig()
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    student_logits, teacher_logits = logits_model(student, images), logits_model(graph.flatten(teacher), images)
+    reference = graph.flatten(teacher)
+    if not distillation.features:  # which may name a normalisation
+        reference = folding.fold_all(reference)  # fewer operations
+    learner, reference = (precision.mixed_classifier(model, training_precision) for model in (student, reference))
+    student_logits, teacher_logits = logits_model(learner, images), logits_model(reference, images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
     if not math.isfinite(initial.kl):  # the outputs are not finite: let any epoch count as better
         initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
@@ -235,6 +246,7 @@ def fine_tune(
         return replace(start, events=("nothing is fine-tuned: no layer of the scope has weights",))
     return FineTuner(
         student=student,
+        learner=learner,
         teacher=teacher,
         distillation_model=model,
         dataset=replace(dataset.shared(share, unit), mixing=mixing),

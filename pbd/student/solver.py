@@ -129,7 +129,7 @@ def _solved(problem: Problem, limits: Mapping[str, float], excluded: Sequence[tu
     """Return the best choice that is not excluded; the solver's tolerance must not exceed a limit."""
     tightened = dict(limits)
     for _ in range(20):
-        choice = _milp(problem, tightened, excluded)
+        choice = _least_damage(problem, tightened, excluded)
         if choice is None:
             return None
         exceeded = {name: choice.costs[name] / limit for name, limit in limits.items() if limit > 0}
@@ -139,6 +139,23 @@ def _solved(problem: Problem, limits: Mapping[str, float], excluded: Sequence[tu
             if ratio > 1.0 + ROUNDING:
                 tightened[name] -= 2 * (choice.costs[name] - limits[name])
     return None
+
+
+def _least_damage(problem: Problem, limits: Mapping[str, float], excluded: Sequence[tuple[int, ...]]) -> Choice | None:
+    """Return the choice of the least damage; `None` if nothing keeps the limits.
+
+    The solver's tolerances are absolute: a huge damage, which no good choice has, would hide differences of small ones.
+    Damages are therefore cut off at twice that of the choice so far. A choice with one of them stays worse.
+    """
+    choice, cut = _milp(problem, limits, excluded), problem
+    while choice is not None and 0 < 2 * choice.damage < max(float(damages.max()) for damages in cut.damages):
+        highest = 2 * choice.damage
+        cut = replace(problem, damages=tuple(np.minimum(damages, highest) for damages in problem.damages))
+        again = _milp(cut, limits, excluded)
+        if again is None or problem.damage(again.options) >= choice.damage:
+            break
+        choice = replace(again, damage=problem.damage(again.options))
+    return choice
 
 
 def _milp(

@@ -75,6 +75,19 @@ def test_a_built_in_teacher_is_trained_with_every_seed(tmp_path: Path, monkeypat
     assert repeated.originals == tuple(str(folder / f"seed-{seed}" / "teacher.keras") for seed in (2**32 - 1, 0))
 
 
+def test_a_teacher_with_weights_from_a_file_is_one_in_all_repetitions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Journal.create(tmp_path, {"teacher": "VGG16"})
+    settings = RunConfig.of(teacher="VGG16", teacher_weights="vgg.weights.h5").flat()
+    ran: list[RunConfig] = []
+    monkeypatch.setattr(population, "_read", lambda journal, name: (settings, ran.append))
+    repeated = population.repeat(str(tmp_path / "student.keras"), 2, None, {})
+    assert ran[0].teacher.teacher == str(tmp_path / "teacher.keras")
+    assert ran[0].teacher.teacher_weights is None
+    assert repeated.originals == ()
+
+
 @pytest.mark.parametrize(
     ("steps", "expected"), [([Quantize(max_drop=1.0, calibration_images=16)], "onnx"), ([FineTune(epochs=0)], "keras")]
 )

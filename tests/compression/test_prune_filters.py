@@ -101,6 +101,12 @@ def test_over_all_groups_each_keeps_a_tenth() -> None:
     assert {name: len(channels) for name, channels in least.items()} == {"a": 2, "b": 1, "c": 1}
 
 
+def test_channels_that_went_before_count_over_all_groups() -> None:
+    """Of two groups of 10 channels, one is left each; 60% of all 100 shall be removed."""
+    kept = selection.over_all_groups({"large": np.arange(80.0)}, {"a": 10, "large": 80, "b": 10}, 0.6)
+    assert len(kept["large"]) == 40 - 2
+
+
 def test_each_tensor_keeps_a_channel() -> None:
     scores = {"a": np.array([1.0, 2.0, 9.0, 9.0]), "b": np.array([3.0, 4.0])}
     kept = {"a": np.array([2, 3]), "b": np.array([1])}

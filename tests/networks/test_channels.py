@@ -183,7 +183,12 @@ def subclassed(x: Any) -> Any:
     return Subclass(name="mixes")(x)
 
 
+def dropped_with_a_shape(x: Any) -> Any:
+    return layers.Dropout(0.5, noise_shape=(None, 1, 1, 8), name="mixes")(x)
+
+
 MIXING = [
+    dropped_with_a_shape,
     layer_normalised,
     group_normalised,
     grouped,

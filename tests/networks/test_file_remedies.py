@@ -234,6 +234,23 @@ def test_a_class_that_keras_does_not_know_is_registered_and_given(
         forget_classes(known)
 
 
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_a_function_that_keras_does_not_know_is_registered_and_given(suffix: str, tmp_path: Path) -> None:
+    def thirds(x: Any) -> Any:
+        return x / 3
+
+    old, file = network(lambda: L.Activation(thirds)), tmp_path / f"teacher{suffix}"
+    old.save(file)
+    message = refusal(file)
+    names, known = {"keras": keras, "FILE": file, "thirds": thirds}, dict(keras.saving.get_custom_objects())
+    try:
+        eval(in_message(r"Decorate the function with @(keras\S*\(\)),", message), names)(thirds)
+        model = eval(in_message(r"load the file with (keras.*\}\)),", message), names)
+        assert_same(model, old)
+    finally:
+        forget_classes(known)
+
+
 def forget_classes(known: dict[str, Any]) -> None:
     """Let Keras know only these classes, as in a process that has registered no other."""
     keras.saving.get_custom_objects().clear()

@@ -56,6 +56,19 @@ def test_a_network_of_float32_is_not_copied() -> None:
     assert precision.restored(model, {}, {layer.name for layer in model.layers}, ()) is model
 
 
+@pytest.mark.parametrize("activation", ["linear", "softmax"])
+def test_the_scores_of_a_classifier_are_computed_in_float32(activation: str) -> None:
+    inputs = keras.Input((8, 8, 3))
+    x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Conv2D(4, 3, name="conv")(inputs))
+    scores = keras.layers.Dense(5, name="head")(x)
+    model = keras.Model(inputs, keras.layers.Activation(activation, name="answers")(scores))
+    half = precision.mixed_classifier(graph.flatten(model), "bfloat16")
+    policies = {layer.name: layer.dtype_policy.name for layer in half.layers}
+    assert policies["conv"] == policies["mean"] == "mixed_bfloat16"
+    assert policies["head"] == policies["answers"] == "float32"
+    assert precision.mixed_classifier(model, "float32") is model
+
+
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
 def test_the_student_has_the_precision_of_its_teacher(policy: str, data: pbd.Data, tmp_path: Path) -> None:
     path = tmp_path / "teacher.keras"

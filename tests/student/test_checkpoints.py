@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pbd.collective import SINGLE, Collective, CollectiveLostError
-from pbd.config import StudentConfig
+from pbd.config import StudentConfig, TrainingConfig
 from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm
 from pbd.learning.metrics import Metrics
@@ -166,11 +166,13 @@ def test_a_damaged_checkpoint_is_ignored(
 
 
 def test_students_that_differ_only_in_their_widths_have_checkpoints_of_their_own(tmp_path: Path) -> None:
-    def file_name(width: int) -> str:
-        inputs = keras.Input((8, 8, 3))
+    def file_name(width: int, precision: str = "float32") -> str:
+        inputs = keras.Input((8, 8, 3), name="images")
         outputs = keras.layers.Conv2D(4, 3, name="b")(keras.layers.Conv2D(width, 3, name="a")(inputs))
-        context = SimpleNamespace(journal=Journal.create(tmp_path / str(width), {}))
+        context = SimpleNamespace(journal=Journal(tmp_path), training=TrainingConfig(precision=precision))
         task = FineTuneTask(context, Path("student.keras"), StudentConfig(), Metrics(1.0, 1.0, 0.0), first_epoch=0)  # type: ignore[arg-type]
         return task._checkpoint(keras.Model(inputs, outputs), SINGLE)._name
 
     assert file_name(8) != file_name(4)
+    assert file_name(8, "bfloat16") != file_name(8)
+    assert file_name(4, "float16") == file_name(4), "fine-tuned in float32"

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from pbd.collective import SINGLE, Collective
-from pbd.config import DistillationConfig, Feature, StudentConfig
+from pbd.config import DistillationConfig, Feature, StudentConfig, TrainingConfig
 from pbd.config.features import LOGITS
 from pbd.data import Dataset
 from pbd.errors import UsageError
@@ -210,7 +210,7 @@ def test_a_checkpoint_without_projectors_is_read(tmp_path: Path, monkeypatch: py
 def test_tasks_with_other_features_have_checkpoints_of_their_own(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
-    context: Any = SimpleNamespace(journal=Journal(tmp_path))
+    context: Any = SimpleNamespace(journal=Journal(tmp_path), training=TrainingConfig())
 
     def name(distillation: DistillationConfig) -> str:
         task = FineTuneTask(context, tmp_path, StudentConfig(), START, 0, distillation)
@@ -263,7 +263,7 @@ def test_the_learning_rate_rises_first(dataset: Dataset, teacher: keras.Model, m
     state = tune(make_student(), teacher, larger, warmup=1 / 3)
     schedule = made[0]._learning_rate
     rates = [float(schedule(step)) for step in range(10)]
-    assert rates[:4] == pytest.approx([0.0, 0.004 / 3, 0.008 / 3, 0.004])
+    assert rates[:4] == pytest.approx([0.004 / 3, 0.004 * 5 / 9, 0.004 * 7 / 9, 0.004])
     assert rates[9] == pytest.approx(0.0, abs=1e-9)
     assert [row["learning_rate"] for row in state.history] == pytest.approx([0.004, 0.004, 0.002])
     assert rates[6] == pytest.approx(0.002)

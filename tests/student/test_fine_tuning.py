@@ -108,6 +108,21 @@ def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model,
     assert moved_layers(before, student) == {"a", "norm"}
 
 
+@pytest.mark.parametrize("loss", ["kd_mse", "mixed"])
+def test_in_bfloat16_a_student_recovers_as_a_network_of_float32(
+    loss: str, teacher: keras.Model, student: keras.Model, dataset: Dataset
+) -> None:
+    start = validate(student, teacher, dataset)
+    config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
+    student.get_layer("norm").trainable = False
+    before = snapshot(student)
+    tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore, training_precision="bfloat16")
+    assert tuning.best.accuracy > 0.9 > start.accuracy
+    assert validate(student, teacher, dataset) == tuning.best, "of the network in float32"
+    assert {layer.compute_dtype for layer in student.layers} == {"float32"}
+    assert "norm" not in moved_layers(before, student)
+
+
 @pytest.mark.parametrize("keep_zeros", [False, True])
 def test_without_trainable_weights_nothing_is_trained(
     keep_zeros: bool, teacher: keras.Model, student: keras.Model, dataset: Dataset

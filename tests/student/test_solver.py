@@ -65,6 +65,19 @@ def test_the_choice_is_that_of_brute_force(seeds: range) -> None:
     assert 10 < infeasible < 90, "both kinds of problems are tried"
 
 
+@pytest.mark.parametrize("huge", [50.0, 1e6])
+def test_a_huge_damage_does_not_hide_the_order_of_small_ones(huge: float) -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(5):
+        damages = [np.array([0.0, *10 ** rng.uniform(-5, -2, 3)]) for _ in range(5)]
+        costs = [np.array([1.0, *rng.uniform(0.2, 0.9, 3)]) for _ in range(5)]
+        damages[1], costs[1] = np.append(damages[1], huge), np.append(costs[1], 0.05)
+        problem, limits = Problem(tuple(damages), {"latency": tuple(costs)}), {"latency": 3.0}
+        allowed = [problem.damage(o) for o in all_choices(problem) if problem.cost("latency", o) <= 3.0]
+        found = [choice.damage for choice in itertools.islice(best(problem, limits), 6)]
+        assert found == pytest.approx(sorted(allowed)[:6], rel=1e-6)
+
+
 def test_a_limit_of_exactly_what_is_needed_is_kept() -> None:
     """Costs of any size: the solver's tolerances are absolute."""
     for scale in (1e-6, 1.0, 1e9):

@@ -31,13 +31,13 @@ def over_all_groups(scores: Values, sizes: Mapping[str, int], share: float) -> K
     At least the share `FLOOR` of a group remains.
 
     Args:
-        scores: of the channels that are left.
+        scores: of the channels that are left, without those of groups that have one left.
         sizes: of the groups before anything was removed.
         share: of all these sizes, how much shall be removed in all.
     """
     kept = {name: _highest(values, max(1, math.ceil(FLOOR * sizes[name]))) for name, values in scores.items()}
-    total = sum(sizes[name] for name in scores)
-    missing = total - round(share * total) - sum(map(len, kept.values()))
+    total, last_ones = sum(sizes.values()), len(sizes) - len(scores)
+    missing = total - round(share * total) - last_ones - sum(map(len, kept.values()))
     others = [
         (-score, order, name, channel)
         for order, (name, values) in enumerate(scores.items())

@@ -74,6 +74,9 @@ def _unknown(_: Identities, call: Call) -> Origin:
 def _same(_: Identities, call: Call) -> Origin:
     """Each value becomes one value."""
     activation = getattr(call.operation, "activation", keras.activations.linear)
+    noise_shape = getattr(call.operation, "noise_shape", None)  # of dropout
+    if noise_shape is not None and noise_shape[call.input.axis] not in (None, 1):
+        return None
     return (call.input.axis, call.input.ids) if is_per_value(activation) else None
 
 
