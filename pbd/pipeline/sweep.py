@@ -6,9 +6,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pbd.config import RunConfig, budgets
-from pbd.pipeline import distill, students
+from pbd.executors.base import Executor
+from pbd.pipeline import distill, session, students
+from pbd.progress import ProgressDisplay
 from pbd.records import RunReport
-from pbd.system import launcher
 
 if TYPE_CHECKING:
     import keras
@@ -25,17 +26,21 @@ def run(
 ) -> RunReport:
     """Run the method once, or for each budget of a sweep; see `distill.run`.
 
+    A sweep is one session: the process that leads it decides alone which students are missing, and if it cannot keep
+    one, all processes end.
+
     Returns:
         The report of the run directory: that of the only student, or of the last one of a sweep.
     """
-
-    def run_one(one: RunConfig) -> RunReport:
-        return distill.run(one, model, data, dedicated_process=dedicated_process)
-
     config = config.resolved()
-    if config.student.sweep is not None:
-        return _each(_Students(config, run_one), budgets.sweep(config.student.sweep))
-    return run_one(config)
+    if config.student.sweep is None:
+        return distill.run(config, model, data, dedicated_process=dedicated_process)
+    texts = budgets.sweep(config.student.sweep)
+
+    def work(executor: Executor, display: ProgressDisplay) -> RunReport:
+        return _each(_Students(config, lambda one: distill.run_on(executor, display, one, model, data)), texts)
+
+    return session.run(config.execution, work, dedicated_process=dedicated_process)
 
 
 @dataclass
@@ -56,9 +61,8 @@ class _Students:
             return students.read(Path(str(one.execution.run_dir)))[budget]
         finished = self.run_one(one)
         self.config = self.config.replace(run_dir=finished.run_dir, resume=True)
-        if launcher.rank() in (None, 0):
-            students.keep(finished)
-            students.write_front(Path(finished.run_dir), {budget, *shown})
+        students.keep(finished)
+        students.write_front(Path(finished.run_dir), {budget, *shown})
         return finished
 
 

@@ -1,13 +1,17 @@
 """Several students from one set of blocks: which budgets are built, what is kept, and what resumes."""
 
+import contextlib
+import errno
 import re
 from pathlib import Path
+from typing import NoReturn
 
 import pytest
 
 from pbd import report
-from pbd.config import RunConfig
-from pbd.pipeline import students, sweep
+from pbd.config import ExecutionConfig, RunConfig
+from pbd.executors.serial import SerialExecutor
+from pbd.pipeline import session, students, sweep
 from pbd.records import ModelFacts, RunReport
 from pbd.run_dir import manifest
 from pbd.run_dir.journal import Journal
@@ -23,7 +27,7 @@ class Runs:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.configs = run_dir, list[RunConfig]()
 
-    def __call__(self, config: RunConfig, *_: object, **__: object) -> RunReport:
+    def __call__(self, executor: object, display: object, config: RunConfig, *_: object) -> RunReport:
         self.configs.append(config)
         (budget,) = config.student.budget
         journal = Journal(self.run_dir) if self.run_dir.exists() else Journal.create(self.run_dir, {})
@@ -46,10 +50,22 @@ class Runs:
         return [config.student.budget[0] for config in self.configs]
 
 
+class Workers(SerialExecutor):
+    """A worker without a process, which keeps the error that ends the session."""
+
+    stopped: BaseException | None = None
+
+    def stop(self, error: BaseException) -> None:
+        type(self).stopped = error
+
+
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Runs:
     of_test = Runs(tmp_path / "run")
-    monkeypatch.setattr(sweep.distill, "run", of_test)
+    monkeypatch.setattr(sweep.distill, "run_on", of_test)
+    monkeypatch.setattr(session, "open_executor", lambda config: Workers(ExecutionConfig(isolate=False)))
+    monkeypatch.setattr(session.process, "prepared", contextlib.nullcontext)
+    monkeypatch.setattr(Workers, "stopped", None)
     return of_test
 
 
@@ -72,6 +88,31 @@ def test_a_resumed_sweep_builds_no_student_twice_but_that_of_the_run_directory(r
     assert runs.budgets == ["latency:0.5"], "its settings, teacher and data are compared"
     sweep.run(resumed.replace(target_batch=32))
     assert runs.budgets[1:] == ["latency:0.8", "latency:0.5"], "other settings of a budget, other students"
+
+
+@pytest.mark.parametrize("step", ["keep", "write_front"])
+def test_a_student_that_cannot_be_kept_ends_the_session_of_all_processes(
+    runs: Runs, monkeypatch: pytest.MonkeyPatch, step: str
+) -> None:
+    """Outside the session, the ranks of an MPI job would wait for a rank 0 that has left."""
+
+    def fail(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(students, step, fail)
+    with pytest.raises(OSError, match="No space left") as raised:
+        sweep.run(RunConfig.of(sweep=BUDGETS))
+    assert Workers.stopped is raised.value
+    assert runs.budgets == ["latency:0.8"]
+
+
+def test_one_process_decides_which_students_are_there(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a shared file system, ranks may see different students."""
+    monkeypatch.setattr(Workers, "coordinates", False)
+    monkeypatch.setattr(Workers, "serve", lambda executor: "the result")
+    monkeypatch.setattr(students, "is_complete", lambda config: pytest.fail("this rank decides"))
+    assert sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir))) == "the result"
+    assert not runs.configs
 
 
 def test_without_a_sweep_there_is_one_run_with_the_settings_resolved(
