@@ -246,6 +246,7 @@ class MpiExecutor:
         self._send_all(_Stop(result=result))
         self._end()
 
+    @world.signals_ignored()
     def stop(self, error: BaseException) -> None:
         if self._ended:
             return

@@ -69,20 +69,38 @@ def _ended_by_signals_or_limit() -> Iterator[None]:
     `MPI_Init` waits for every rank without releasing the interpreter lock, so that no Python handler would run. The
     limit is set by the environment; `pbd-run` sets it.
     """
-    if threading.current_thread() is not threading.main_thread():  # only the main thread may set signal handlers
+    if not _is_main_thread():
         yield
         return
     limit = _start_limit()
-    handlers = {number: signal.getsignal(number) for number in (signal.SIGALRM, *STOPPING)}
-    for number, handler in handlers.items():
-        if handler is not signal.SIG_IGN:
-            signal.signal(number, signal.SIG_DFL)
+    with _signals_handled_by(signal.SIG_DFL, signal.SIGALRM, *STOPPING), limit:
+        yield
+
+
+@contextlib.contextmanager
+def signals_ignored() -> Iterator[None]:
+    """Ignore further signals to stop within the block, in which this rank leaves: the other ranks wait for its end."""
+    with _signals_handled_by(signal.SIG_IGN, *STOPPING) if _is_main_thread() else contextlib.nullcontext():
+        yield
+
+
+@contextlib.contextmanager
+def _signals_handled_by(handler: signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
+    """Set the handler of these signals, except of those that are ignored, for the block."""
+    handlers = {number: signal.getsignal(number) for number in numbers}
+    for number, before in handlers.items():
+        if before is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
-        with limit:
-            yield
+        yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
+        for number, before in handlers.items():
+            signal.signal(number, before or signal.SIG_DFL)
+
+
+def _is_main_thread() -> bool:
+    """Return whether this thread may set signal handlers; the exceptions of handlers are raised in it alone."""
+    return threading.current_thread() is threading.main_thread()
 
 
 def _start_limit() -> contextlib.AbstractContextManager[None]:
@@ -125,6 +143,7 @@ def allows_threads() -> bool:
     return MPI.Query_thread() == MPI.THREAD_MULTIPLE
 
 
+@signals_ignored()
 def abort(error: BaseException) -> NoReturn:
     """Print an error and end all ranks at once: after an exception in one rank the others would wait for ever."""
     from mpi4py import MPI
