@@ -19,6 +19,7 @@ from distributed.cli.dask_worker import main as dask_worker
 from pbd import run
 from pbd.config import ExecutionConfig
 from pbd.executors.dask import cluster, connection, results, worker
+from pbd.executors.isolation import runner
 from pbd.system import devices
 from pbd.system.keras_state import KerasSetup
 from tests.helpers.cluster import LAUNCH, PATIENCE_S, free_port, needs_openssl, wait_until
@@ -159,11 +160,28 @@ def test_a_scheduler_writes_the_file_that_is_asked_for(tmp_path: Path) -> None:
             pass
 
 
-@pytest.mark.fast
-def test_workers_are_started_where_pbd_can_be_imported() -> None:
+ABSENT = b"cabsent_module\nthing\n."
+"""A pickle of something that cannot be imported here."""
+
+
+def cannot_run() -> object:
+    """Get the result of a task whose function the worker cannot import."""
     future: Future[int] = Future()
-    future.set_exception(ImportError("no module pbd"))
-    message = refusal(lambda: results.result_of(future), "every Dask worker must have this pbd")
+    future.set_exception(ImportError("no module\npbd"))
+    return results.result_of(future)
+
+
+def cannot_be_unpickled() -> object:
+    """Get a result that this process cannot unpickle."""
+    future: Future[bytes] = Future()
+    future.set_result(ABSENT)
+    return results.result_of(future, runner.unpickled)
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("lack", [cannot_run, runner.Pickled(ABSENT), cannot_be_unpickled])
+def test_workers_are_started_where_pbd_can_be_imported(lack: Callable[[], object]) -> None:
+    message = refusal(lack, "every worker must have this pbd")
     words = in_message(r"Start the workers where python (.*) works\.", message).split()
     help_text = subprocess.run([sys.executable, *words, "--help"], capture_output=True, text=True, timeout=PATIENCE_S)
     assert help_text.returncode == 0

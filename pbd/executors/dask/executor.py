@@ -8,7 +8,6 @@ import collections
 import contextlib
 import dataclasses
 import itertools
-import pickle
 import queue
 import string
 import time
@@ -29,6 +28,7 @@ from pbd.executors.dask.collective import members
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.results import LostWorkError, first_result, result_of, wait_for_any
 from pbd.executors.isolation.retry import failed_results, retry_lost
+from pbd.executors.isolation.runner import unpickled
 from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.scheduling.retry import split_for_retry
@@ -108,7 +108,7 @@ class DaskExecutor:
             worker, key = min(workers.ready, key=self._cluster.number), _key("call")
             future = self._cluster.submit(key, worker_tasks.call, pickled, self._settings(workers), worker=worker)
             self._wait_for(worker, key, future)
-            return result_of(future, pickle.loads)
+            return result_of(future, unpickled)
 
         return retry_lost(attempt, LostWorkError)
 

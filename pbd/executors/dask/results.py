@@ -1,7 +1,6 @@
 """The results of futures of Dask tasks, with Dask's errors translated into pbd's."""
 
 import concurrent.futures
-import pickle
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -10,11 +9,27 @@ from typing import Any
 import distributed
 
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
-from pbd.errors import EnvironmentMismatchError, NoWorkersError, PbdError
+from pbd.errors import NoWorkersError
+from pbd.executors.isolation import runner
 
 
 class LostWorkError(Exception):
     """A task was given up because its worker, or several workers one after another, died."""
+
+
+class TaskError(Exception):
+    """An exception that a task raised in its worker; Dask's own failures to run a task are none.
+
+    Args:
+        error: the exception; it can be pickled.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__(error)
+        self.error = error
+
+    def __str__(self) -> str:
+        return type(self.error).__name__  # Dask replaces an exception with a long message
 
 
 def wait_for_any(futures: "Mapping[str, Future[Any]]", timeout_s: float) -> list[str]:
@@ -30,7 +45,7 @@ def result_of(future: "Future[Any]", decode: Callable[[Any], Any] = lambda resul
 
     Args:
         future: of the task.
-        decode: applied to the result, for example to unpickle it.
+        decode: applied to the result, for example `runner.unpickled`.
 
     Raises:
         LostWorkError: the workers that ran it died.
@@ -39,19 +54,22 @@ def result_of(future: "Future[Any]", decode: Callable[[Any], Any] = lambda resul
         Exception: the task's own exception.
     """
     try:
-        return decode(future.result())
+        return decode(_returned(future))
+    except TaskError as error:
+        own = error.error
+    raise own  # behind the block, which would become its context
+
+
+def _returned(future: "Future[Any]") -> Any:
+    """Return what a task returned, or raise its `TaskError`, or Dask's failure to run it as an error of pbd."""
+    try:
+        return future.result()
     except CancelledError as error:
         raise scheduler_lost() from error
     except distributed.KilledWorker as error:
         raise LostWorkError(str(error)) from error
-    except PbdError:
-        raise
-    except (ImportError, AttributeError, pickle.UnpicklingError) as error:
-        reason = " ".join(str(error).split())
-        raise EnvironmentMismatchError(
-            f"every Dask worker must have this pbd. Received: {type(error).__name__}: {reason}. "
-            "Start the workers where python -m pbd.run works."
-        ) from error
+    except runner.PICKLE_ERRORS as error:
+        raise runner.other_modules(error) from error
 
 
 def first_result(futures: "Sequence[Future[Any]]") -> Any:
@@ -69,7 +87,7 @@ def first_result(futures: "Sequence[Future[Any]]") -> Any:
             consequences.append(error)
     if consequences:
         raise LostWorkError(str(consequences[0])) from consequences[0]
-    return result_of(futures[0], pickle.loads)
+    return result_of(futures[0], runner.unpickled)
 
 
 def scheduler_lost() -> NoWorkersError:

@@ -18,6 +18,7 @@ from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
 from pbd.executors.base import Throttle, run_queue
 from pbd.executors.dask.collective import CollectiveMember, DaskCollective
+from pbd.executors.dask.results import TaskError
 from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.base import LostProcessError, TaskRunner
 from pbd.executors.isolation.messages import picklable
@@ -57,8 +58,8 @@ class GroupResults:
     """Wall time of the group."""
 
 
-def _raises_picklable(function: Callable[P, T]) -> Callable[P, T]:
-    """Let a task raise what can be pickled: of other exceptions Dask keeps neither the type nor the exit code."""
+def _raises_task_error(function: Callable[P, T]) -> Callable[P, T]:
+    """Let a task raise a `TaskError` that can be pickled: of others Dask keeps neither the type nor the exit code."""
 
     @functools.wraps(function)
     def call_function(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -66,12 +67,14 @@ def _raises_picklable(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
         except Exception as error:
             raised = picklable(error)
-        raise raised  # behind the block, else the first exception would be its context
+        # Behind the block, else the first exception would be its context. Dask prepares the classes of causes to be
+        # pickled as a whole.
+        raise TaskError(raised) from raised
 
     return call_function
 
 
-@_raises_picklable
+@_raises_task_error
 def train(pickled: bytes, group: TaskGroup, settings: Settings) -> GroupResults:
     """Train a group with a pickled function, which is unpickled in the training process only."""
     from distributed import get_worker
@@ -93,13 +96,13 @@ class _PickledResult:
         return cloudpickle.dumps(self.function(*arguments))
 
 
-@_raises_picklable
+@_raises_task_error
 def call(pickled: bytes, settings: Settings) -> bytes:
     """Call a pickled function without arguments; return its result, pickled."""
     return retry.call_in(set_up_worker(settings), _PickledResult(Pickled(pickled)))
 
 
-@_raises_picklable
+@_raises_task_error
 def run_member(pickled: bytes, member: CollectiveMember, settings: Settings) -> bytes | None:
     """Call a pickled function of a collective and a progress callback, at the same time as the other members.
 
@@ -143,7 +146,7 @@ def end_run(run: str) -> None:
         _current.runner.release()
 
 
-@_raises_picklable
+@_raises_task_error
 def set_up(settings: Settings) -> None:
     """Set up this worker before it has work, so that its training process starts early."""
     set_up_worker(settings)

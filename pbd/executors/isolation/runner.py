@@ -9,11 +9,15 @@ import cloudpickle
 
 from pbd.collective import SINGLE, WorkerCollective
 from pbd.config import ExecutionConfig
+from pbd.errors import EnvironmentMismatchError
 from pbd.executors.isolation.base import T, TaskRunner, Work
 from pbd.executors.isolation.child import Child
 from pbd.records import ProgressCallback
 from pbd.system import devices, process
 from pbd.system.keras_state import KerasSetup
+
+PICKLE_ERRORS = (ImportError, AttributeError, pickle.UnpicklingError)
+"""Raised by `pickle.loads` if a module or a name in it is absent."""
 
 
 class InProcessRunner:
@@ -58,4 +62,25 @@ class Pickled(Generic[T]):
         return function if isinstance(function, cls) else cls(cloudpickle.dumps(function))
 
     def __call__(self, *arguments: Any) -> T:
-        return pickle.loads(self.pickled)(*arguments)
+        return unpickled(self.pickled)(*arguments)
+
+
+def unpickled(pickled: bytes) -> Any:
+    """Return what another process of the run has pickled.
+
+    Raises:
+        EnvironmentMismatchError: it needs what this process cannot import.
+    """
+    try:
+        return pickle.loads(pickled)
+    except PICKLE_ERRORS as error:
+        raise other_modules(error) from error
+
+
+def other_modules(error: Exception) -> EnvironmentMismatchError:
+    """Return the error for one of `PICKLE_ERRORS`, raised because two processes have different modules."""
+    reason = " ".join(str(error).split())
+    return EnvironmentMismatchError(
+        f"every worker must have this pbd. Received: {type(error).__name__}: {reason}. "
+        "Start the workers where python -m pbd.run works."
+    )
