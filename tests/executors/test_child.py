@@ -70,6 +70,12 @@ def test_one_process_does_one_thing_after_another(child: Child, caplog: pytest.L
     assert child.run(child_tasks.pid, ignore) == first
 
 
+def test_the_longest_stall_limit_is_a_timeout_that_the_system_takes() -> None:
+    child = Child(devices.Share(), sys.float_info.max)
+    assert child.run(child_tasks.pid, ignore) != os.getpid()
+    child.close()
+
+
 def test_it_inherits_module_paths_and_no_rank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PMI_RANK", "3")
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "4")

@@ -38,6 +38,7 @@ T = TypeVar("T")
 _POLL_S = 0.5
 _EXIT_S = 10.0
 _LONGEST_OUTPUT = 200
+_LONGEST_TIMEOUT_S = 1e9  # thirty years: a C long holds it on every platform
 _MAIN = "pbd.executors.isolation.child_main"
 
 
@@ -213,7 +214,7 @@ class Child:
 
 def _set_timeouts(descriptor: int, seconds: float) -> None:
     """Let a read or a write fail if the other end stops in the middle of a message."""
-    timeout = struct.pack("ll", max(1, int(seconds)), 0)
+    timeout = struct.pack("ll", max(1, int(min(seconds, _LONGEST_TIMEOUT_S))), 0)
     with socket.socket(fileno=os.dup(descriptor)) as connection:
         for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
             connection.setsockopt(socket.SOL_SOCKET, option, timeout)
