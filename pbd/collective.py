@@ -39,8 +39,12 @@ class Collective(Protocol):
 class WorkerCollective(Collective, Protocol):
     """The collective of a worker whose part of the work runs in a process that may be lost."""
 
-    def disconnect(self) -> None:
-        """End the collective, since this worker lost its training process; call in place of the next sum."""
+    def disconnect(self, reason: str) -> None:
+        """End the collective, since this worker lost its training process; call in place of the next sum.
+
+        Args:
+            reason: how the process was lost, for the other members.
+        """
         ...
 
 
@@ -57,7 +61,7 @@ class SingleProcess:
     def abort(self) -> None:
         """Do nothing: there are no other members."""
 
-    def disconnect(self) -> None:
+    def disconnect(self, reason: str) -> None:
         """Do nothing: there are no other members."""
 
 

@@ -1,6 +1,7 @@
 """Collectives of MPI ranks and of Dask workers: sums are right, and no member waits for one that failed or died."""
 
 import json
+import platform
 import subprocess
 import sys
 import threading
@@ -17,6 +18,7 @@ from pbd.executors import open_executor
 from pbd.executors.dask.executor import DaskExecutor
 from pbd.executors.serial import SerialExecutor
 from pbd.records import Progress
+from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.helpers import collective_tasks
 from tests.helpers.cluster import PATIENCE_S
 
@@ -35,14 +37,17 @@ def test_the_serial_collective_has_one_member() -> None:
 # MPI
 
 
-def ranks(count: int, work: str, isolate: bool, most: int = 9) -> subprocess.CompletedProcess[str]:
+def ranks(
+    count: int, work: str, isolate: bool, most: int = 9, checkpoint: str = "no_checkpoint"
+) -> subprocess.CompletedProcess[str]:
     """Let so many ranks do something of `tests.helpers.collective_tasks`; the first prints what it gives."""
     script = (
         "import json\nfrom pathlib import Path\nfrom pbd.config import ExecutionConfig\n"
+        "from pbd.executors.base import no_checkpoint\n"
         "from pbd.executors.mpi.executor import MpiExecutor\nfrom tests.helpers import collective_tasks\n"
         f"executor = MpiExecutor(ExecutionConfig(isolate={isolate}))\n"
         "try:\n    if executor.coordinates:\n"
-        f"        reply = executor.run_collective(collective_tasks.{work}, lambda event: None, max_workers={most})\n"
+        f"        reply = executor.run_collective(collective_tasks.{work}, lambda event: None, {most}, {checkpoint})\n"
         "        print(json.dumps(reply), flush=True)\n"
         "        executor.finish(None)\n"
         "    else:\n"
@@ -85,7 +90,15 @@ def test_a_loss_takes_precedence_over_an_abort(tmp_path: Path) -> None:
 def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
     done = ranks(2, "kills_the_second", isolate=True)
     assert done.returncode == NoWorkersError.exit_code
-    assert "at each of 3 attempts" in done.stderr
+    cause = f"rank 1 on {platform.node()}: the training process was ended by SIGKILL (out of memory?)"
+    assert f"pbd-run: {cause}, at each of 3 attempts" in done.stderr
+
+
+def test_all_ranks_count_attempts_by_the_checkpoints_that_rank_0_sees(tmp_path: Path) -> None:
+    """Over NFS another rank may see an old checkpoint: it alone would give up."""
+    work = f"KilledOften(Path({str(tmp_path)!r}), 1, times={MOST_ATTEMPTS})"
+    done = ranks(2, work, isolate=True, checkpoint="collective_tasks.NewInRank0()")
+    assert json.loads(done.stdout) == 2.0, done.stderr
 
 
 @in_children

@@ -1,15 +1,19 @@
 """Ranks of MPI jobs, with a stand-in for mpi4py: how one rank ends the job, and what ranks exchange after a loss."""
 
 import os
+import platform
 import signal
 import sys
 from collections.abc import Iterator
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
+from pbd.collective import CollectiveLostError
 from pbd.errors import StoppedError
 from pbd.executors.mpi import world
+from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.executor import MpiExecutor
 from pbd.pipeline import command
 
@@ -51,3 +55,38 @@ def test_a_rank_that_is_stopped_twice_ends_the_job(second: signal.Signals, monke
     assert codes == [StoppedError.exit_code]
     with pytest.raises(KeyboardInterrupt):
         receive_second()  # a session that is over leaves the handlers as they were
+
+
+class OneRank:
+    """The communicator of a single rank."""
+
+    exchanges = 0
+
+    def Get_rank(self) -> int:
+        return 0
+
+    def Get_size(self) -> int:
+        return 1
+
+    def Allreduce(self, sent: np.ndarray, received: np.ndarray, op: object = None) -> None:
+        received[:] = sent
+        self.exchanges += 1
+
+    def allgather(self, value: str) -> list[str]:
+        return [value]
+
+
+def test_a_second_loss_at_one_attempt_is_not_exchanged(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other members, which know of the first, are about to begin the next attempt, and exchange something else."""
+    monkeypatch.setitem(sys.modules, "mpi4py", SimpleNamespace(MPI=SimpleNamespace(MAX=max)))
+    communicator = OneRank()
+    collective = MpiCollective(communicator)
+    collective.start()
+    collective.disconnect("the training process was killed")
+    assert communicator.exchanges == 1
+    collective.disconnect("and the next one, too")
+    with pytest.raises(CollectiveLostError, match=f"^rank 0 on {platform.node()}: the training process was killed$"):
+        collective.all_reduce_sum(np.ones(1))
+    assert communicator.exchanges == 1
+    collective.start()
+    assert collective.all_reduce_sum(np.ones(1)) == 1.0

@@ -12,6 +12,7 @@ import numpy as np
 from pbd.collective import Collective, CollectiveAbortedError
 from pbd.errors import MissingInputError
 from pbd.records import ProgressCallback
+from pbd.system import launcher
 
 
 def sums(collective: Collective, progress: ProgressCallback) -> tuple[int, list[float]]:
@@ -122,3 +123,29 @@ class KilledOnce:
             mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
         return collective.size, float(collective.all_reduce_sum(np.ones(1))[0])
+
+
+@dataclass(frozen=True)
+class KilledOften:
+    """At the first attempts, the process of the member with this index is killed."""
+
+    folder: Path
+    index: int
+    times: int
+
+    def __call__(self, collective: Collective, progress: ProgressCallback) -> float:
+        collective.all_reduce_sum(np.ones(1))
+        if collective.index == self.index and len(list(self.folder.iterdir())) < self.times:
+            (self.folder / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return float(collective.all_reduce_sum(np.ones(1))[0])
+
+
+class NewInRank0:
+    """The token of a checkpoint that rank 0 sees to be new each time, and other ranks do not."""
+
+    calls = 0
+
+    def __call__(self) -> int:
+        self.calls += launcher.rank() == 0
+        return self.calls

@@ -29,7 +29,7 @@ class ThreadCollective:
     def abort(self) -> None:
         self._exchange(None)
 
-    def disconnect(self) -> None:
+    def disconnect(self, reason: str) -> None:
         self._barrier.abort()
 
     def _exchange(self, values: np.ndarray | None) -> list[np.ndarray | None]:

@@ -115,7 +115,7 @@ class DaskCollective:
         with contextlib.suppress(CollectiveAbortedError):
             self._call(None, "")
 
-    def disconnect(self) -> None:
+    def disconnect(self, reason: str) -> None:
         """Do nothing: the coordinator detects the loss and disconnects the collective."""
 
     def _call(self, values: bytes | None, dtype: str) -> bytes:

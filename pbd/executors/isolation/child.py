@@ -73,9 +73,9 @@ class Child:
         try:
             self._send(Request(cloudpickle.dumps(work), collective.index, collective.size))
             response = self._wait_for_response(progress, collective)
-        except LostProcessError:
+        except LostProcessError as error:
             self._end()
-            collective.disconnect()
+            collective.disconnect(str(error))
             raise
         except BaseException:
             self._end()  # the process still runs the work; its late response must not answer the next request

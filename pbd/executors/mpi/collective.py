@@ -1,6 +1,8 @@
 """All-reduce among MPI ranks: one `Allreduce`, after all members have agreed that none of them failed."""
 
 import contextlib
+import platform
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -16,11 +18,15 @@ class MpiCollective:
     def __init__(self, comm: Any) -> None:
         self._comm = comm
         self.index, self.size = comm.Get_rank(), comm.Get_size()
-        self._attempt = 0
+        self._attempt, self._loss = 0, ""
 
     def start(self) -> None:
         """Start the next attempt at the work; all members call this."""
-        self._attempt += 1
+        self._attempt, self._loss = self._attempt + 1, ""
+
+    def first_value(self, read: Callable[[], object]) -> object:
+        """Return, in all members, what `read` returns in the first one; to be called between attempts by all."""
+        return self._comm.bcast(read() if self.index == 0 else None)
 
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
         self._agree(_OK)
@@ -33,9 +39,9 @@ class MpiCollective:
         with contextlib.suppress(CollectiveAbortedError):
             self._agree(_ABORTED)
 
-    def disconnect(self) -> None:
+    def disconnect(self, reason: str) -> None:
         with contextlib.suppress(CollectiveAbortedError, CollectiveLostError):
-            self._agree(_LOST)
+            self._agree(_LOST, reason)
 
     def finish(self) -> None:
         """Make sure that no member failed after the last sum, so that all members complete the work, or none.
@@ -46,8 +52,12 @@ class MpiCollective:
         """
         self._agree(_OK)
 
-    def _agree(self, state: int) -> None:
-        """Exchange the states of all members and raise the worst one.
+    def _agree(self, state: int, reason: str = "") -> None:
+        """Exchange the states of all members and raise the worst one; after a loss, raise it until the next attempt.
+
+        Args:
+            state: of this member.
+            reason: how this member lost its training process, if it did.
 
         Raises:
             CollectiveAbortedError: a member aborted.
@@ -55,6 +65,8 @@ class MpiCollective:
         """
         from mpi4py import MPI
 
+        if self._loss:
+            raise CollectiveLostError(self._loss)
         # One MAX of the negated attempt also yields the smallest attempt.
         largest = np.empty(3, np.int32)
         self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), largest, op=MPI.MAX)
@@ -62,6 +74,12 @@ class MpiCollective:
         if first != last:
             raise RuntimeError(f"members of a collective are at attempts {first} and {last}")
         if worst == _LOST:
-            raise CollectiveLostError("a worker of the collective lost its training process")
+            self._loss = self._first_loss(reason)
+            raise CollectiveLostError(self._loss)
         if worst == _ABORTED:
             raise CollectiveAbortedError("a worker of the collective aborted.")
+
+    def _first_loss(self, reason: str) -> str:
+        """Return, in all members, the first member that gives a reason for its loss, its host and the reason."""
+        reasons = self._comm.allgather(reason and f"rank {self.index} on {platform.node()}: {reason}")
+        return next(filter(None, reasons))

@@ -148,7 +148,10 @@ class MpiExecutor:
                 collective.finish()
                 return result
 
-            return retry.retry_lost(attempt, CollectiveLostError, checkpoint=command.checkpoint)
+            def checkpoint() -> object:
+                return collective.first_value(command.checkpoint)
+
+            return retry.retry_lost(attempt, CollectiveLostError, checkpoint=checkpoint)
 
     @contextlib.contextmanager
     def _collective(self, max_workers: int) -> "Iterator[MpiCollective | None]":
