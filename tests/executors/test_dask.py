@@ -184,6 +184,16 @@ def test_a_result_that_arrives_as_its_worker_leaves_is_kept(executor: DaskExecut
     assert all(len(sleeper.begun(f"conv{at}")) == 1 for at in range(3))
 
 
+def test_a_collective_has_a_member_even_if_no_worker_is_ready_now(
+    executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Otherwise a plan in data parallelism would divide the batches among no workers."""
+    now = executor._cluster.snapshot()
+    snapshots = [now, cluster.WorkersSnapshot(now.present, frozenset())]
+    monkeypatch.setattr(executor._cluster, "snapshot", lambda: snapshots.pop())
+    assert executor.collective_size == 3
+
+
 def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, monkeypatch: pytest.MonkeyPatch) -> None:
     now = [1000.0]
     monkeypatch.setattr(cluster, "time", types.SimpleNamespace(monotonic=lambda: now[0]))

@@ -97,8 +97,8 @@ class DaskExecutor:
 
     @property
     def collective_size(self) -> int:
-        """The number of workers that are ready now."""
-        return len(self._cluster.snapshot().ready)
+        """The number of workers that are ready now; if there is none, it waits for the first."""
+        return len(self._wait_for_ready_workers().ready)
 
     def call(self, function: Callable[[], T]) -> T:
         pickled = cloudpickle.dumps(function)
