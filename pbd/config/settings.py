@@ -167,7 +167,7 @@ class ExecutionConfig(Section):
     """The execution; of these settings, only target can change the student."""
 
     executor: str = "auto"
-    """serial, mpi, dask, or auto (mpi under mpirun, else serial)."""
+    """serial, mpi, dask, or auto (mpi under mpirun with several ranks, else serial)."""
     scheduler: str = "auto"
     """round_robin, wfd (bin packing), contiguous (exact partition), pull (a free worker takes the longest remaining
     group), work_stealing (of Dask), or auto (pull on Dask, else contiguous for groups, else wfd)."""

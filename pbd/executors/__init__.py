@@ -7,7 +7,7 @@ from pbd.system import launcher
 
 
 def open_executor(config: ExecutionConfig) -> Executor:
-    """Return the configured executor; `auto` selects MPI under `mpirun`, else serial.
+    """Return the configured executor; `auto` selects MPI under an `mpirun` of several ranks, else serial.
 
     Raises:
         EnvironmentMismatchError: MPI or Dask is not installed, its launcher belongs to another MPI, or there are
@@ -17,7 +17,9 @@ def open_executor(config: ExecutionConfig) -> Executor:
     """
     name = config.executor
     if name == "auto":
-        name = "mpi" if launcher.rank() is not None else "serial"
+        # A single rank needs no MPI, but must not simulate workers that were to be ranks.
+        under_mpirun = launcher.rank() is not None and config.workers not in (None, 1)
+        name = "mpi" if under_mpirun or not launcher.has_one_rank() else "serial"
     if name == "mpi":
         from pbd.executors.mpi.executor import MpiExecutor
 

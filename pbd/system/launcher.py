@@ -21,6 +21,11 @@ def size() -> int:
     return max([1, *(int(os.environ[name]) for name in SIZE_VARIABLES if name in os.environ)])
 
 
+def has_one_rank() -> bool:
+    """Return whether there is no launcher, or one that says that it started a single rank."""
+    return rank() is None or (size() == 1 and any(name in os.environ for name in SIZE_VARIABLES))
+
+
 def child_environment() -> dict[str, str]:
     """Return the environment for a Python child process that is no rank, with this process's module paths."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}

@@ -1,4 +1,4 @@
-"""Ranks of MPI jobs, with a stand-in for mpi4py: how one rank ends the job, and what ranks exchange after a loss."""
+"""Ranks of MPI jobs, with a stand-in for mpi4py: when MPI is chosen, how one rank ends the job, and its losses."""
 
 import os
 import platform
@@ -11,13 +11,41 @@ import numpy as np
 import pytest
 
 from pbd.collective import CollectiveLostError
-from pbd.errors import StoppedError
+from pbd.config import ExecutionConfig
+from pbd.errors import EnvironmentMismatchError, StoppedError
+from pbd.executors import open_executor
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.executor import MpiExecutor
 from pbd.pipeline import command
 
 pytestmark = pytest.mark.fast
+
+
+@pytest.mark.parametrize(
+    ("launcher", "workers", "expected"),
+    [
+        ({}, None, "serial"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, None, "serial"),
+        ({"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, 1, "serial"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, 2, "mpi"),
+        ({"PMI_RANK": "0", "PMI_SIZE": "2"}, None, "mpi"),
+        ({"PMIX_RANK": "0"}, None, "mpi"),
+    ],
+)
+def test_mpi_is_chosen_for_several_ranks(
+    launcher: dict[str, str], workers: int | None, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Slurm sets the variables of a launcher for one process, too, where mpi4py may be absent."""
+    for name, value in launcher.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "mpi4py", None)
+    config = ExecutionConfig(workers=workers, isolate=False)
+    if expected == "serial":
+        assert open_executor(config).name == "serial"
+    else:
+        with pytest.raises(EnvironmentMismatchError, match="the mpi executor needs mpi4py"):
+            open_executor(config)
 
 
 @pytest.fixture
