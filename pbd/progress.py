@@ -1,5 +1,6 @@
 """The progress of all workers, from `Progress` events: bars on a terminal, plain lines elsewhere."""
 
+import os
 import threading
 import time
 from collections.abc import Callable
@@ -12,6 +13,16 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from pbd.records import Progress
+
+
+class LastingConsole(Console):
+    """A console whose output is discarded once its reader has gone, as in `... | head -1`: the work goes on."""
+
+    def on_broken_pipe(self) -> None:
+        self.quiet = True
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.file.fileno())  # what the stream still buffers, and others write to it, must not fail later
+        os.close(null)
 
 
 class ProgressDisplay:
@@ -129,7 +140,7 @@ def open_progress(console: Console | None = None, interval_s: float = 5.0) -> Pr
         ...     progress.phase("teacher: training")
         [  0.0 s] teacher: training
     """
-    console = console or Console()
+    console = console or LastingConsole()
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(console)
     return LineProgress(console, interval_s)

@@ -35,14 +35,15 @@ def _run(config: RunConfig) -> int:
 
     report = run(config, dedicated_process=True)
     if launcher.rank() in (None, 0):
-        from rich.console import Console
-
         from pbd.pipeline import students
+        from pbd.progress import LastingConsole
         from pbd.report import front, summary
 
-        Console().print(summary(report))
+        console = LastingConsole()
+        console.print(summary(report))
         if config.student.sweep:
-            print(f"\n{front.render(students.read(Path(report.run_dir)))}", end="")
+            text = front.render(students.read(Path(report.run_dir)))
+            console.print(f"\n{text}", end="", markup=False, highlight=False, emoji=False, soft_wrap=True)
     return FINISHED_WITH_FAILED_BLOCKS if report.failed_blocks else 0
 
 

@@ -1,12 +1,22 @@
-"""Progress: plain lines are few enough for a log, bars survive many workers and odd events."""
+"""Progress: plain lines are few enough for a log, bars survive many workers and odd events, and no reader is needed."""
 
 import io
+import os
+import sys
+from collections.abc import Iterator
+from typing import TextIO
 
 import pytest
 from rich.console import Console
 
-from pbd.progress import LineProgress, LiveProgress, ProgressDisplay, open_progress
-from pbd.records import Progress
+from pbd import run
+from pbd.config import RunConfig
+from pbd.errors import FINISHED_WITH_FAILED_BLOCKS
+from pbd.pipeline import sweep
+from pbd.progress import LastingConsole, LineProgress, LiveProgress, ProgressDisplay, open_progress
+from pbd.records import Progress, RunReport
+from pbd.report import front
+from tests.helpers.report_factory import full_report
 
 pytestmark = pytest.mark.fast
 
@@ -108,6 +118,40 @@ def test_the_console_decides() -> None:
     assert isinstance(open_progress(make_console(True)), LiveProgress)
     assert isinstance(open_progress(make_console(False)), LineProgress)
     assert isinstance(open_progress(Console(force_terminal=True, _environ={"TERM": "dumb"})), LineProgress)
+
+
+@pytest.fixture
+def pipe_without_reader() -> Iterator[TextIO]:
+    """A stream as standard output is under `... | head -1`, after the first line."""
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as stream:
+        yield stream
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_the_work_goes_on_after_the_reader_has_gone(pipe_without_reader: TextIO, terminal: bool) -> None:
+    console = LastingConsole(file=pipe_without_reader, force_terminal=terminal, _environ={"TERM": "xterm"})
+    with open_progress(console) as progress:
+        progress.phase("first")
+        progress.update(Progress(0, "conv", 1, 2))
+        progress.phase("second")
+    print("of something else", file=pipe_without_reader, flush=True)
+
+
+@pytest.mark.parametrize("first", ["progress", "summary"])
+def test_a_run_without_a_reader_ends_with_its_own_exit_code(
+    pipe_without_reader: TextIO, monkeypatch: pytest.MonkeyPatch, first: str
+) -> None:
+    def pretend(*_: object, **__: object) -> RunReport:
+        if first == "progress":
+            open_progress().phase("teacher: training")
+        return full_report()
+
+    monkeypatch.setattr(sys, "stdout", pipe_without_reader)
+    monkeypatch.setattr(sweep, "run", pretend)
+    monkeypatch.setattr(front, "render", lambda students: "the table of the front")
+    assert run._run(RunConfig.of(sweep="latency:0.8,0.5")) == FINISHED_WITH_FAILED_BLOCKS
 
 
 def test_the_default_display_shows_nothing(capsys: pytest.CaptureFixture[str]) -> None:

@@ -122,9 +122,8 @@ def _run(settings: Settings) -> int:
 
     finished = recipe.run(settings.recipe, settings.config, dedicated_process=True)
     if launcher.rank() in (None, 0):
-        from rich.console import Console
-
+        from pbd.progress import LastingConsole
         from pbd.report import recipes
 
-        Console().print(recipes.summary(finished))
+        LastingConsole().print(recipes.summary(finished))
     return 0
