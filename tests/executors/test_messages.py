@@ -2,6 +2,7 @@
 
 import pickle
 import threading
+from concurrent.futures import Future
 from types import SimpleNamespace
 from typing import Any
 
@@ -11,6 +12,7 @@ from distributed.core import error_message
 
 from pbd.errors import BadInputError, PbdError
 from pbd.executors.dask import worker
+from pbd.executors.dask.results import TaskError, result_of
 from pbd.executors.isolation import child_main, messages
 from pbd.system import backend
 
@@ -70,15 +72,20 @@ def test_an_exception_that_cannot_be_pickled_keeps_message_notes_and_exit_code(
     assert getattr(received, "exit_code", None) == getattr(error, "exit_code", None)
 
 
-def test_a_dask_task_raises_what_dask_can_pickle(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cause", [None, KeyError("two")])
+def test_a_dask_task_raises_what_dask_can_pickle(monkeypatch: pytest.MonkeyPatch, cause: Exception | None) -> None:
     def refuse(_: Any) -> None:
-        raise _caused_by_a_library()
+        raise BadInputError("x" * 20_000) from cause or LockedError()
 
     monkeypatch.setattr(worker, "set_up_worker", refuse)
-    with pytest.raises(BadInputError) as caught:
+    with pytest.raises(TaskError) as caught:
         worker.set_up(None)  # type: ignore[arg-type]
-    sent = error_message(caught.value)["exception"].data
-    assert type(pickle.loads(sent)) is BadInputError
+    future: Future[None] = Future()
+    future.set_exception(pickle.loads(error_message(caught.value)["exception"].data))
+    with pytest.raises(BadInputError, match=r"^x{20000}$") as received:
+        result_of(future)
+    assert repr(received.value.__cause__) == repr(cause)
+    assert received.value.__context__ is None
 
 
 def test_a_failed_start_of_a_training_process_can_be_sent(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,8 +56,8 @@ def result_of(future: "Future[Any]", decode: Callable[[Any], Any] = lambda resul
     try:
         return decode(_returned(future))
     except TaskError as error:
-        own = error.error
-    raise own  # behind the block, which would become its context
+        raised = error.error
+    raise raised  # behind the block, which would become its context
 
 
 def _returned(future: "Future[Any]") -> Any:
