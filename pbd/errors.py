@@ -57,6 +57,12 @@ class CannotCreateError(PbdError, OSError):
     exit_code = 73
 
 
+class CannotWriteError(PbdError, OSError):
+    """A disk is full, read-only or defective."""
+
+    exit_code = 74
+
+
 class StoppedError(PbdError):
     """A signal stopped the run; what is finished is in the run directory."""
 

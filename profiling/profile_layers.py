@@ -21,7 +21,7 @@ from rich.table import Table
 from pbd import command_line
 from pbd.command_line import Parser, check_folder, positive
 from pbd.config import BLOCK_INITS, BlockConfig, DataConfig
-from pbd.run_dir.journal import write_atomically
+from pbd.run_dir.atomic import write_atomically
 from pbd.scheduling.cost_table import CostTable
 from pbd.system import backend, devices
 

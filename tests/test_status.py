@@ -104,6 +104,12 @@ def test_who_only_asks_keeps_nobody_out(journal: Journal) -> None:
             other.kill()
 
 
+def test_a_record_that_is_nested_too_deep_is_damaged(complete: Journal) -> None:
+    complete.file(manifest.RECORD).write_text("[" * 200_000)
+    assert manifest.damaged(complete) == [manifest.RECORD]
+    assert manifest.names(complete.path) == frozenset()
+
+
 def test_a_file_that_is_gone_is_noticed_and_one_of_others_is_not_looked_at(complete: Journal) -> None:
     complete.file("notes.txt").write_text("mine")
     complete.file("notes.json").write_text("{}")

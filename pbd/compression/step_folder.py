@@ -55,11 +55,11 @@ class StepFolder:
         for other in path.parent.glob(f"{number}-*"):
             if other != path:
                 shutil.rmtree(other)
-        folder = cls(Journal(path), inputs)
-        if steps.read_record(path).get("inputs") != folder._digest:
+        digest = json_digest(json_safe(dict(inputs)))
+        if steps.read_record(path).get("inputs") != digest:
             shutil.rmtree(path, ignore_errors=True)
-            steps.write_record(path, {"inputs": folder._digest})
-        return folder
+            steps.write_record(path, {"inputs": digest})
+        return cls(Journal(path, digest), inputs)
 
     def read(self) -> Finished | None:
         """Return the step if it is complete; a damaged one is logged, and has to be done again."""
@@ -90,7 +90,7 @@ class StepFolder:
             for target, path in result.quantized.items()
         }
         record = {
-            "inputs": self._digest,
+            "inputs": self.journal.settings_digest,
             **self.inputs,
             "network": model_digest(result.model),
             "details": result.details,
@@ -124,10 +124,6 @@ class StepFolder:
             if _sha256(self.journal.file(name)) != digest:
                 raise BadInputError(f"{name} has changed")
         return self.journal.file(next(iter(parts)))
-
-    @property
-    def _digest(self) -> str:
-        return json_digest(json_safe(dict(self.inputs)))
 
 
 def _sha256(path: Path) -> str:

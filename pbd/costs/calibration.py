@@ -19,7 +19,7 @@ from pbd.costs.layer_timing import Setup, calibrate
 from pbd.errors import PbdError, describe
 from pbd.networks.cost import count_macs
 from pbd.records import BlockTask
-from pbd.run_dir.journal import write_atomically
+from pbd.run_dir.atomic import write_atomically
 from pbd.scheduling import cost_table
 from pbd.scheduling.cost_table import CostTable, Workload
 from pbd.system import devices

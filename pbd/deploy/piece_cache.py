@@ -12,7 +12,7 @@ import platformdirs
 
 import pbd
 from pbd.deploy.targets import Target
-from pbd.run_dir.journal import write_atomically
+from pbd.run_dir.atomic import write_atomically
 from pbd.system import devices, processor
 
 METHOD = 2

@@ -28,7 +28,8 @@ from pbd.pipeline.teachers import TeacherSource
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockTask
 from pbd.run_dir import damaged_images, lock
-from pbd.run_dir.journal import Journal, open_atomically
+from pbd.run_dir.atomic import open_atomically
+from pbd.run_dir.journal import Journal
 from pbd.system import watchdog
 
 ARRAYS_FILE = "data.npz"

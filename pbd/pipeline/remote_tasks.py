@@ -187,7 +187,8 @@ class FineTuneTask:
         """Return this task's checkpoint.
 
         A run can fine-tune several students. They differ in their layers, in the shapes of their weights, in their
-        first epoch, in the settings or in `start`, so a digest of these names the file.
+        first epoch, in the settings or in `start`, so a digest of these names the file, and of the settings of the
+        run: a worker of an earlier run in a directory of this name may write its own.
         """
         layers = [
             (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
@@ -195,7 +196,8 @@ class FineTuneTask:
         identity = [layers, self.first_epoch, asdict(self.settings)]
         if self.distillation != DistillationConfig():  # a run that began before there was one resumes
             identity.append(asdict(self.distillation))
-        identity += [text for text in (self.start, self._precision) if text not in ("", "float32")]
+        others = self.start, self._precision, self.context.journal.settings_digest
+        identity += [text for text in others if text not in ("", "float32")]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

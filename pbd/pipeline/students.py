@@ -10,7 +10,8 @@ from pbd import report
 from pbd.config import RunConfig, budgets
 from pbd.errors import CorruptStateError
 from pbd.records import RunReport
-from pbd.run_dir.journal import Journal, write_atomically
+from pbd.run_dir.atomic import write_atomically
+from pbd.run_dir.journal import Journal
 
 FOLDER = "front"
 """The folder of the run directory that holds a folder for each budget."""

@@ -20,7 +20,7 @@ from pbd.networks import files, graph
 from pbd.pipeline import built_in
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
-from pbd.run_dir.journal import write_atomically
+from pbd.run_dir.atomic import write_atomically
 from pbd.system.permissions import check_readable
 
 SUFFIXES = (".keras", ".h5", ".hdf5")

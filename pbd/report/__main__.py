@@ -12,7 +12,8 @@ from pbd.records import RunReport
 from pbd.records.recipe_report import RecipeReport
 from pbd.report import files, page, recipes
 from pbd.run_dir import lock, manifest
-from pbd.run_dir.journal import Journal, write_atomically
+from pbd.run_dir.atomic import write_atomically
+from pbd.run_dir.journal import Journal
 
 PROGRAM = "pbd-report"
 COMPARISON = "comparison.html"

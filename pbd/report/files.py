@@ -90,7 +90,7 @@ def read(journal: Journal) -> RunReport:
         raise MissingInputError(
             f"the run in {journal.path} has no report yet. Continue it: {_again(journal)}."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise damaged(journal) from error
 
 

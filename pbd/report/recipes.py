@@ -52,7 +52,7 @@ def read(journal: Journal) -> RecipeReport:
         raise files.unreadable(journal.file(REPORT), error) from error
     except OSError as error:
         raise MissingInputError(f"there is no complete recipe in {journal.path}. Give its command again.") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise damaged(journal) from error
 
 

@@ -27,5 +27,5 @@ def remove(journal: Journal) -> None:
 def _names(journal: Journal) -> list[str]:
     try:
         return [Path(name).name for name in json.loads(journal.file(RECORD).read_bytes())]
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return []

@@ -1,22 +1,22 @@
 """The run directory: results are written to it atomically, and read when the run is resumed."""
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import os
 import shutil
-import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 from urllib.parse import quote
 
 from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
 from pbd.records import BlockKey, BlockResult
+from pbd.run_dir import lock
 from pbd.run_dir.archive import json_digest, pack, plain, unpack
+from pbd.run_dir.atomic import TEMPORARY, write_atomically
 
 FORMAT = 6
 _RUN_FILE = "run.json"
@@ -37,36 +37,42 @@ class Journal:
     """
 
     path: Path
+    settings_digest: str = ""
+    """Of the settings that the blocks depend on. A block of other settings, which a worker of an earlier run in a
+    directory of this name may write, is not read. Empty: of the settings that the directory holds."""
 
     @classmethod
     def create(cls, path: str | Path, identity: dict[str, Any], keys: Iterable[BlockKey] = ()) -> "Journal":
         """Start a run directory at `path`, parents included.
 
         Args:
-            path: a directory that does not exist yet, or is empty.
+            path: a directory that does not exist yet, is empty, or holds no more than a start that was killed leaves.
             identity: the settings that the results depend on; a resumed run must have the same.
             keys: of the blocks that the run trains.
 
         Raises:
-            CannotCreateError: `path` is a file, not writable, not empty, or holds a run.
+            CannotCreateError: `path` is a file, not writable, not empty, holds a run, or is not UTF-8.
         """
-        journal = cls(Path(path))
+        journal = cls(Path(path), json_digest(identity))
+        _check_name(journal.path)
         try:
             journal.path.mkdir(parents=True, exist_ok=True)
-            entries = sorted(entry.name for entry in journal.path.iterdir())
-            if not entries:
-                # Only one process can create this folder: if two runs start here at once, one of them fails.
-                (journal.path / _BLOCKS).mkdir()
+            _check_unused(journal.path)
+            blocks = journal.file(_BLOCKS)
+            is_left = blocks.is_dir()
+            with lock.starting(journal.path):
+                _check_unused(journal.path)  # again: another run may have started here meanwhile
+                for stale in journal.path.glob(TEMPORARY):
+                    stale.unlink()
+                # Only one process can create it: without the lock, all but one of those that start here at once fail.
+                blocks.mkdir(exist_ok=is_left)
                 content = {"format": FORMAT, "identity": identity, "blocks": [list(key) for key in keys]}
                 journal.write_json(_RUN_FILE, content | {"sha256": json_digest(content)})
-                return journal
+        except CannotCreateError:
+            raise
         except OSError as error:
             raise _cannot_create(path, error.strerror or str(error)) from error
-        if _RUN_FILE in entries:
-            raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
-        raise CannotCreateError(
-            f"a run directory must be new or empty. Received: {path} (holds {entries[0]}). Give another --run-dir."
-        )
+        return journal
 
     @classmethod
     def resume(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
@@ -74,11 +80,12 @@ class Journal:
 
         Raises:
             MissingInputError: it holds no run.
-            CannotCreateError: the directory cannot be written to.
+            CannotCreateError: the directory cannot be written to, or its path is not UTF-8.
             CorruptStateError: its `run.json` is damaged, or `identity` is not the one it was created with.
         """
-        journal = cls(Path(path))
-        before = journal._read_run_file()["identity"]
+        _check_name(Path(path))
+        before = cls(Path(path)).identity()
+        journal = cls(Path(path), json_digest(before))
         if not os.access(journal.path, os.W_OK):
             raise CannotCreateError(f"cannot write to {path}. Make it writable, or start anew in another --run-dir.")
         differences = _differences(before, json.loads(_dump_json(identity)))
@@ -94,37 +101,45 @@ class Journal:
         """Check whether `create` or `resume` can succeed, before any work is done.
 
         Raises:
-            CannotCreateError: `resume` is false, and the directory is not empty or cannot be written.
+            CannotCreateError: `resume` is false, and the directory is not empty or cannot be written; or its path is
+                not UTF-8.
             MissingInputError: `resume` is true, and the directory holds no run or cannot be read.
         """
         target = Path(path).absolute()
+        _check_name(target)
         if resume:
             cls(Path(path))._read_run_file()
             return
         existing = next(folder for folder in (target, *target.parents) if os.path.exists(folder))
         if os.path.isdir(existing) and not os.access(existing, os.R_OK | os.W_OK | os.X_OK):
             raise _cannot_create(path, f"{existing} is closed to this user")
-        if not os.path.isdir(existing) or (target.is_dir() and any(target.iterdir())):
-            cls.create(path, {})  # raises, with the reason
+        if not os.path.isdir(existing):
+            raise _cannot_create(path, f"{existing} is not a folder")
+        if target.is_dir():
+            _check_unused(Path(path))
 
     def commit_block(self, result: BlockResult) -> None:
         """Write `result` durably: after this call it survives the end of the process and a power cut.
 
         Raises:
             TypeError: a weight is not a numeric array.
+            CorruptStateError: the directory is gone, or holds another run by now.
             OSError: the directory cannot be written, for example because the disk is full; no partial file is left.
         """
-        self.write_bytes(f"{_BLOCKS}/{block_file_name(result.key)}", _pack(result))
+        self._check_same_run()
+        path = self.file(f"{_BLOCKS}/{block_file_name(result.key)}")
+        write_atomically(path, _pack(result, self._settings()), parents=False)
 
     def committed_blocks(self) -> dict[BlockKey, BlockResult]:
         """Return the trained blocks; damaged files are logged and left out, so that their blocks are trained again."""
-        results = map(_read_block, sorted((self.path / _BLOCKS).glob("*.npz")))
+        settings = self._settings()
+        results = [_read_block(path, settings) for path in sorted((self.path / _BLOCKS).glob("*.npz"))]
         return {result.key: result for result in results if result is not None}
 
     def committed_block(self, key: BlockKey) -> BlockResult | None:
         """Return the trained block with this key, None if it has not been written or is damaged."""
         path = self.path / _BLOCKS / block_file_name(key)
-        return _read_block(path) if path.exists() else None
+        return _read_block(path, self._settings()) if path.exists() else None
 
     def keys(self) -> tuple[BlockKey, ...]:
         """Return the keys of the blocks that the run trains.
@@ -168,6 +183,20 @@ class Journal:
         """Remove a folder of the run directory, if it exists."""
         shutil.rmtree(self.file(name), ignore_errors=True)
 
+    def _settings(self) -> str:
+        """Return the digest of the settings that the blocks depend on; empty in a folder that is no run directory."""
+        if self.settings_digest or not os.path.isfile(self.file(_RUN_FILE)):
+            return self.settings_digest
+        return json_digest(self.identity())
+
+    def _check_same_run(self) -> None:
+        gone = not self.path.is_dir()
+        if gone or (os.path.isfile(self.file(_RUN_FILE)) and json_digest(self.identity()) != self._settings()):
+            raise CorruptStateError(
+                f"a block is written only to the directory of its run. Received: {self.path}, which "
+                f"{'is gone' if gone else 'holds another run by now'}. End the workers of the earlier run."
+            )
+
     def _read_run_file(self) -> dict[str, Any]:
         run_file = self.file(_RUN_FILE)
         try:
@@ -182,7 +211,7 @@ class Journal:
             raise MissingInputError(
                 f"there is no run in {self.path}. Check the path; a new run is started without --resume."
             ) from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise CorruptStateError(f"{run_file} is damaged. Start anew in another --run-dir.") from error
         if version != FORMAT:
             raise CorruptStateError(
@@ -198,36 +227,38 @@ def _cannot_create(path: str | Path, reason: str) -> CannotCreateError:
     return CannotCreateError(f"cannot create {path}: {reason}. Give another --run-dir.")
 
 
-def write_atomically(target: Path, data: bytes) -> Path:
-    """Write `data` to `target` atomically: even if the process dies, the file has its old content or all of the new."""
-    with open_atomically(target) as stream:
-        stream.write(data)
-    return target
-
-
-@contextlib.contextmanager
-def open_atomically(target: Path) -> Iterator[BinaryIO]:
-    """Open `target` for writing; it keeps its old content until the block ends without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.parent / f".{uuid.uuid4().hex}.tmp"
+def _check_name(path: Path) -> None:
+    """Refuse a path that is not UTF-8: reports and costs hold it as text."""
     try:
-        with temporary.open("xb") as stream:
-            yield stream
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, target)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _sync_folder(target.parent)
+        str(path.absolute()).encode()
+    except UnicodeEncodeError as error:
+        raise CannotCreateError(
+            f"the path of a run directory must be UTF-8. Received: {os.fsencode(path.absolute())!r}. "
+            "Give another --run-dir."
+        ) from error
 
 
-def _read_block(path: Path) -> BlockResult | None:
+def _check_unused(path: Path) -> None:
+    """Refuse a directory that holds more than a start that was killed leaves: an empty `blocks`, temporary files."""
+    entries = sorted(entry.name for entry in path.iterdir() if not entry.match(TEMPORARY))
+    if _RUN_FILE in entries:
+        raise CannotCreateError(f"{path} already holds a run. Add --resume, or give another --run-dir.")
+    blocks = path / _BLOCKS
+    if entries and not (entries == [_BLOCKS] and blocks.is_dir() and not any(blocks.iterdir())):
+        raise CannotCreateError(
+            f"a run directory must be new or empty. Received: {path} (holds {entries[0]}). Give another --run-dir."
+        )
+
+
+def _read_block(path: Path, settings_digest: str) -> BlockResult | None:
+    """Return the trained block in a file; None if it is damaged or of other settings."""
     try:
-        result = _unpack(path.read_bytes())
+        result, of_settings = _unpack(path.read_bytes())
         if block_file_name(result.key) != path.name:
             raise ValueError(f"it holds block {str(result.key)!r}")
-    except (OSError, ValueError) as error:
+        if of_settings not in (None, settings_digest):
+            raise ValueError("it is a block of a run with other settings")
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
         _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
@@ -250,16 +281,6 @@ def _dump_json(obj: Any) -> bytes:
     return json.dumps(obj, indent=2, allow_nan=False, default=plain, ensure_ascii=False).encode()
 
 
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` survive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with contextlib.suppress(OSError):  # some network file systems do not support it; the file itself is synced
-            os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
     """Return a phrase for each setting whose value differs; nested settings have dotted names."""
     phrases: list[str] = []
@@ -272,12 +293,15 @@ def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> 
     return phrases
 
 
-def _pack(result: BlockResult) -> bytes:
+def _pack(result: BlockResult, settings_digest: str) -> bytes:
     fields = {f.name: getattr(result, f.name) for f in dataclasses.fields(result) if f.name != "weights"}
-    return pack({"fields": fields, "weights": list(result.weights)}, list(result.weights.values()))
+    description = {"settings": settings_digest, "fields": fields, "weights": list(result.weights)}
+    return pack(description, list(result.weights.values()))
 
 
-def _unpack(data: bytes) -> BlockResult:
+def _unpack(data: bytes) -> tuple[BlockResult, str | None]:
+    """Return a block and the digest of the settings of its run; None for a block of an earlier version of pbd."""
     content, arrays = unpack(data)
     fields = content["fields"] | {name: tuple(content["fields"][name]) for name in ("loss_history", "nmse_history")}
-    return BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))
+    result = BlockResult(**fields, weights=dict(zip(content["weights"], arrays, strict=True)))
+    return result, content.get("settings")

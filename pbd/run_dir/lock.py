@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from pbd.errors import CannotCreateError, EnvironmentMismatchError
+from pbd.run_dir.atomic import disk_errors
 
 NAME = "lock"
 RETRY_S = 1.0
@@ -29,21 +30,39 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises:
         EnvironmentMismatchError: another run has locked it.
         CannotCreateError: the directory is not writable.
+        CannotWriteError: the disk is full or defective.
     """
     try:
-        file = (run_dir / NAME).open("a+", encoding="utf-8")
+        file = (run_dir / NAME).open("ab+", buffering=0)  # on a full disk, a buffer fails once more when it is closed
     except OSError as error:
         raise CannotCreateError(f"cannot write to {run_dir}: {error.strerror}. Give another --run-dir.") from error
     with file:
         _acquire(file, run_dir)
-        file.truncate(0)
         since = time.strftime("%Y-%m-%d %H:%M:%S %z")
-        file.write(json.dumps({"host": platform.node(), "process": os.getpid(), "since": since}))
-        file.flush()
+        owner = {"host": platform.node(), "process": os.getpid(), "since": since}
+        with disk_errors(run_dir):
+            file.truncate(0)
+            file.write(json.dumps(owner).encode())
         try:
             yield
         finally:
-            file.truncate(0)
+            with contextlib.suppress(OSError):  # what it says counts only while the file is locked
+                file.truncate(0)
+
+
+@contextlib.contextmanager
+def starting(run_dir: Path) -> Iterator[None]:
+    """Lock the folder itself for the block, in which a run directory is made; a second process waits.
+
+    It leaves no file behind. Where the file system has no locks for folders, nothing is locked.
+    """
+    descriptor = os.open(run_dir, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _acquire(file: Any, run_dir: Path) -> None:
@@ -99,5 +118,5 @@ def _read(file: Any) -> dict[str, Any]:
     file.seek(0)
     try:
         return dict(json.loads(file.read()))
-    except (ValueError, TypeError):  # its holder is just writing it
+    except (ValueError, TypeError, RecursionError):  # its holder is just writing it
         return {}

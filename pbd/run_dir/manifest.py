@@ -57,7 +57,7 @@ def damaged(journal: Journal) -> list[str] | None:
         return None
     try:
         files = _recorded(path)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [RECORD]
     return [name for name, digest in files.items() if not _is_unchanged(journal.file(name), digest)]
 
@@ -66,7 +66,7 @@ def names(folder: Path) -> frozenset[str]:
     """Return the names of the files that belong to the complete run in this folder; none if there is no such run."""
     try:
         return frozenset(_recorded(folder / RECORD))
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
 
 

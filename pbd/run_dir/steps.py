@@ -30,7 +30,7 @@ def names(journal: Journal) -> tuple[str, ...] | None:
         names = tuple(map(str, json.loads(journal.file(_NAMES).read_bytes())))
         for name in names:
             folder(journal.path, name)
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return ()
     return names
 
@@ -50,7 +50,7 @@ def read_record(path: Path) -> dict[str, Any]:
     """Return the record in the folder of a step; empty if there is none, or a damaged one."""
     try:
         return dict(json.loads((path / _RECORD).read_bytes()))
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         return {}
 
 

@@ -1,13 +1,17 @@
 """The run directory: nothing half-written, nothing damaged believed, no run mixed with another."""
 
 import dataclasses
+import errno
+import io
 import json
 import logging
 import math
 import os
 import pickle
+import shutil
 import sys
-from concurrent.futures import ProcessPoolExecutor
+import uuid
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -15,8 +19,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pbd.errors import CannotCreateError, CorruptStateError, MissingInputError
+from pbd.errors import CannotCreateError, CannotWriteError, CorruptStateError, MissingInputError
 from pbd.records import BlockKey, BlockResult
+from pbd.run_dir import lock
+from pbd.run_dir.archive import json_digest, pack
 from pbd.run_dir.journal import Journal, block_file_name
 from tests.helpers.ordinary_user import ordinary_user
 
@@ -155,6 +161,48 @@ def test_a_valid_block_under_another_layers_name_is_not_believed(journal: Journa
     assert journal.committed_blocks() == {}
 
 
+@pytest.mark.parametrize("change", ["a field more", "a field less", "no fields"])
+def test_a_whole_block_of_another_version_is_trained_again(journal: Journal, change: str) -> None:
+    fields = {name: value for name, value in vars(make_result()).items() if name != "weights"}
+    if change == "a field more":
+        fields["new"] = 1
+    elif change == "a field less":
+        del fields["nmse_history"]
+    description = {"weights": [], **({} if change == "no fields" else {"fields": fields})}
+    journal.write_bytes("blocks/conv@two_layer.npz", pack(description, []))
+    assert journal.committed_blocks() == {}
+
+
+def test_a_worker_of_an_earlier_run_writes_no_block_into_a_new_one(journal: Journal) -> None:
+    """Its coordinator was killed, and the user has started again in a directory of the same name."""
+    earlier = pickle.loads(pickle.dumps(journal))
+    shutil.rmtree(journal.path)
+    with pytest.raises(CorruptStateError, match="is gone"):
+        earlier.commit_block(make_result())
+    assert not journal.path.exists()
+    new = Journal.create(journal.path, IDENTITY | {"epochs": 9})
+    with pytest.raises(CorruptStateError, match="holds another run"):
+        earlier.commit_block(make_result())
+    assert new.committed_blocks() == {}
+
+
+def test_a_block_of_other_settings_is_trained_again(journal: Journal, caplog: pytest.LogCaptureFixture) -> None:
+    journal.commit_block(make_result())
+    other = Journal.create(journal.path.with_name("other"), IDENTITY | {"epochs": 9})
+    name = f"blocks/{block_file_name(key())}"
+    other.write_bytes(name, journal.file(name).read_bytes())
+    for reader in (other, Journal(other.path)):
+        assert reader.committed_block(key()) is None
+    assert "other settings" in caplog.text
+    assert list(Journal(journal.path).committed_blocks()) == [key()]
+
+
+def test_blocks_of_earlier_versions_of_pbd_are_read(journal: Journal) -> None:
+    fields = {name: value for name, value in vars(make_result(weights={})).items() if name != "weights"}
+    journal.write_bytes("blocks/conv@two_layer.npz", pack({"fields": fields, "weights": []}, []))
+    assert list(Journal.resume(journal.path, IDENTITY).committed_blocks()) == [key()]
+
+
 def test_pickled_content_is_never_loaded(journal: Journal) -> None:
     np.savez(
         journal.file("blocks/conv@two_layer.npz"), meta=np.array([{"a": 1}], object), sha256=np.zeros(32, np.uint8)
@@ -191,6 +239,46 @@ def test_a_failed_write_leaves_what_was_there(journal: Journal, monkeypatch: pyt
     assert journal.file("kept.bin").read_bytes() == b"old"
 
 
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO])
+def test_a_full_disk_is_said_in_a_line_with_its_remedy(
+    journal: Journal, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(CannotWriteError, match=os.strerror(number)) as caught:
+        journal.commit_block(make_result())
+    received = pickle.loads(pickle.dumps(caught.value))
+    assert (type(received), str(received)) == (CannotWriteError, str(caught.value))
+    assert isinstance(received, OSError), "what may fail without harm is still suppressed"
+    assert received.exit_code == 74
+    assert f"{journal.path}/blocks" in str(received)
+    assert "--resume" in str(received)
+    assert "\n" not in str(received)
+
+
+def test_a_directory_is_not_made_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fail)
+        with pytest.raises(CannotCreateError, match=r"No space left on device\. Give another"):
+            Journal.create(tmp_path / "run", IDENTITY)
+    Journal.create(tmp_path / "run", IDENTITY)
+
+
+def test_a_lock_on_a_full_disk_is_refused_in_a_line(journal: Journal, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(io.FileIO):
+        def write(self, _: Any) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "open", lambda path, *_, **__: Full(path, "a+"))
+    with pytest.raises(CannotWriteError, match="No space left on device"), lock.held(journal.path):
+        pass
+
+
 def test_json_is_strict_and_knows_numpy(journal: Journal) -> None:
     path = journal.write_json("sub/a.json", {"a": np.float32(0.5), "p": Path("x"), "t": (1, 2)})
     assert json.loads(path.read_text()) == {"a": 0.5, "p": "x", "t": [1, 2]}
@@ -211,6 +299,38 @@ def test_create_takes_an_empty_directory_and_refuses_a_run(tmp_path: Path) -> No
     Journal.create(tmp_path, IDENTITY)
     with pytest.raises(CannotCreateError, match=r"already holds a run.*--resume.*--run-dir"):
         Journal.create(tmp_path, IDENTITY)
+
+
+def test_create_takes_what_a_start_that_was_killed_leaves(tmp_path: Path) -> None:
+    (tmp_path / "blocks").mkdir()
+    stale = tmp_path / f".{uuid.uuid4().hex}.tmp"
+    stale.write_bytes(b"{")
+    Journal.check(tmp_path, resume=False)
+    journal = Journal.create(tmp_path, IDENTITY)
+    assert not stale.exists()
+    assert journal.identity() == Journal.resume(tmp_path, IDENTITY).identity()
+
+
+@pytest.mark.parametrize("name", ["blocks/conv@two_layer.npz", ".notes.tmp"])
+def test_create_refuses_what_is_more_than_that(tmp_path: Path, name: str) -> None:
+    (tmp_path / "blocks").mkdir()
+    (tmp_path / name).write_bytes(b"")
+    for begin in (lambda: Journal.check(tmp_path, resume=False), lambda: Journal.create(tmp_path, IDENTITY)):
+        with pytest.raises(CannotCreateError, match="must be new or empty"):
+            begin()
+
+
+def test_of_two_runs_that_start_in_a_directory_at_once_one_is_refused(tmp_path: Path) -> None:
+    def start(seed: int) -> Journal | CannotCreateError:
+        try:
+            return Journal.create(tmp_path / "run", {"seed": seed})
+        except CannotCreateError as error:
+            return error
+
+    with ThreadPoolExecutor(8) as pool:
+        journals = [one for one in pool.map(start, range(8)) if isinstance(one, Journal)]
+    assert len(journals) == 1
+    assert journals[0].settings_digest == json_digest(journals[0].identity())
 
 
 def test_create_refuses_files_and_folders_of_others(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Refusals of run directories, locks and of the commands that read them: each remedy is followed, and works."""
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from pbd import status
 from pbd.errors import PbdError
+from pbd.records import BlockResult
 from pbd.report import __main__ as report_command
 from pbd.run_dir import lock
 from pbd.run_dir.journal import Journal
@@ -40,7 +42,7 @@ REFUSALS: list[tuple[Action, Action, str, Action]] = [
     (lambda run: None, create, "Add --resume", resume),
     (lambda run: None, create, "or give another --run-dir", lambda run: create(run.parent / "another")),
     (
-        lambda run: (run / "run.json").unlink(),
+        lambda run: (run / "run.json").rename(run / "notes.json"),
         create,
         "Give another --run-dir",
         lambda run: create(run.parent / "another"),
@@ -86,6 +88,30 @@ REFUSALS: list[tuple[Action, Action, str, Action]] = [
         resume,
         "or start anew in another --run-dir",
         lambda run: create(run.parent / "another"),
+    ),
+    (
+        lambda run: (run / "run.json").write_text("[" * 200_000),
+        status.read,
+        "Start anew in another --run-dir",
+        lambda run: create(run.parent / "another"),
+    ),
+    (
+        lambda run: shutil.rmtree(run),
+        lambda run: Journal(run, "settings").commit_block(BlockResult("conv", "trained", "two_layer")),
+        "End the workers of the earlier run",
+        lambda run: create(run),
+    ),
+    (
+        lambda run: None,
+        lambda run: create(run.parent / os.fsdecode(b"caf\xe9")),
+        "Give another --run-dir",
+        lambda run: create(run.parent / "café"),
+    ),
+    (
+        lambda run: None,
+        lambda run: Journal.check(run.parent / os.fsdecode(b"caf\xe9"), resume=False),
+        "must be UTF-8",
+        lambda run: Journal.check(run.parent / "café", resume=False),
     ),
     (
         lambda run: None,
