@@ -110,7 +110,7 @@ def build(
 
 def _once(proposer: Proposer, kept: KeptChoices, limit: str, propose: Callable[[], Proposal | None]) -> Chosen:
     """Return the choice that an earlier session made under a limit; if there is none, make and keep it."""
-    before = kept.read(limit)
+    before = kept.read(limit, proposer.results)
     if before is None:
         chosen = _chosen(proposer, propose())
         designs = {layer: result.design for layer, result in chosen.accepted.items()}

@@ -4,16 +4,15 @@ A choice rests on networks that are assembled, refitted and measured, which take
 again may lead to other blocks, for which there is no checkpoint of fine-tuning.
 """
 
-import json
 import logging
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Container, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from pbd.config import StudentConfig
-from pbd.records import BlockResult, ChoiceReport
-from pbd.run_dir.archive import json_digest
+from pbd.records import BlockKey, BlockResult, ChoiceReport
+from pbd.run_dir.archive import json_digest, sealed, unsealed
 from pbd.run_dir.journal import Journal
 
 FOLDER = "choices"
@@ -60,13 +59,16 @@ class KeptChoices:
             {"candidates": candidates, "target": target, "batch": settings.target_batch, "refit": settings.refits},
         )
 
-    def read(self, limit: str) -> KeptChoice | None:
-        """Return the choice under a limit; None if there is none or its file is damaged."""
+    def read(self, limit: str, candidates: Container[BlockKey]) -> KeptChoice | None:
+        """Return the choice under a limit among these blocks; None if there is none or its file is damaged."""
         path = self.journal.file(self._name(limit))
         try:
-            content = json.loads(path.read_bytes())
+            content = unsealed(path.read_bytes())
             report = None if content["report"] is None else ChoiceReport(**content["report"])
-            return KeptChoice(dict(content["designs"]), tuple(content["events"]), report)
+            choice = KeptChoice(dict(content["designs"]), tuple(content["events"]), report)
+            if not all(BlockKey(*chosen) in candidates for chosen in choice.designs.items()):
+                raise ValueError("it has a block that is no candidate")
+            return choice
         except FileNotFoundError:
             return None
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -76,7 +78,7 @@ class KeptChoices:
     def write(self, limit: str, choice: KeptChoice) -> None:
         """Keep the choice under a limit, unless its network diverges."""
         if choice.report is None or math.isfinite(choice.report.divergence):
-            self.journal.write_json(self._name(limit), asdict(choice))
+            self.journal.write_json(self._name(limit), sealed(asdict(choice)))
 
     def _name(self, limit: str) -> str:
         return f"{FOLDER}/{json_digest({**self.basis, 'limit': limit})[:16]}.json"

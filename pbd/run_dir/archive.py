@@ -52,6 +52,27 @@ def plain(value: Any) -> Any:
     raise TypeError(f"cannot be written as JSON: {value!r}")
 
 
-def json_digest(content: Mapping[str, Any]) -> str:
+def json_digest(content: Any) -> str:
     """Return the SHA-256 digest of an object's JSON form, which does not depend on the order of its keys."""
     return hashlib.sha256(json.dumps(content, sort_keys=True, default=plain).encode()).hexdigest()
+
+
+def sealed(content: Any) -> dict[str, Any]:
+    """Return the JSON object that holds `content` and its digest."""
+    return {"content": content, "sha256": json_digest(content)}
+
+
+def unsealed(data: bytes) -> Any:
+    """Return the content of the JSON of `sealed`.
+
+    Raises:
+        ValueError: it is damaged.
+    """
+    try:
+        record = json.loads(data)
+        content, digest = record["content"], record["sha256"]
+    except (KeyError, TypeError, RecursionError) as error:
+        raise ValueError("it has no content with a checksum") from error
+    if digest != json_digest(content):
+        raise ValueError("its content does not match its checksum")
+    return content

@@ -7,7 +7,6 @@ convolutions behind it refitted. For blocks of convolutions the ratio of both di
 place: it is taken to be that of the residual block around them.
 """
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -18,6 +17,7 @@ import numpy as np
 from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset
 from pbd.records import RESIDUAL, BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, no_progress
+from pbd.run_dir.archive import sealed, unsealed
 from pbd.run_dir.journal import Journal
 from pbd.student.assemble import swap_blocks
 from pbd.student.refit import refit
@@ -69,13 +69,13 @@ def corrected(
 def write(journal: Journal, measured: Mapping[BlockKey, float]) -> None:
     """Keep measured divergences in the run directory."""
     rows = [[key.layer, key.design, value if math.isfinite(value) else None] for key, value in measured.items()]
-    journal.write_json(_FILE, rows)
+    journal.write_json(_FILE, sealed(rows))
 
 
 def read(journal: Journal) -> dict[BlockKey, float]:
     """Return the divergences that the run directory holds; none if its file is missing or damaged."""
     try:
-        rows = json.loads(journal.file(_FILE).read_bytes())
+        rows = unsealed(journal.file(_FILE).read_bytes())
         return {BlockKey(layer, design): math.inf if value is None else float(value) for layer, design, value in rows}
     except (OSError, ValueError, TypeError):
         return {}

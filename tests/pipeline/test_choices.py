@@ -11,7 +11,7 @@ import pytest
 from pbd.config import StudentConfig, budgets
 from pbd.errors import InfeasibleBudgetError
 from pbd.pipeline import choosing
-from pbd.pipeline.kept_choices import FOLDER, KeptChoices
+from pbd.pipeline.kept_choices import FOLDER, KeptChoice, KeptChoices
 from pbd.records import BlockKey, BlockResult, ChoiceReport
 from pbd.run_dir.journal import Journal
 
@@ -139,7 +139,7 @@ def test_a_resumed_run_goes_on_where_the_choices_of_the_earlier_session_end(kept
     assert resumed.assembled, "the second and the third choice are new"
 
 
-@pytest.mark.parametrize("change", ["limit", "candidates", "damage"])
+@pytest.mark.parametrize("change", ["limit", "candidates", "damage", "another block", "no candidate"])
 def test_blocks_are_chosen_again_if_what_the_choice_rests_on_has_changed(kept: KeptChoices, change: str) -> None:
     budget, again = ("macs:0.6",), Networks(lambda _: 0.0)
     list(choose(Networks(lambda _: 0.0), kept, budget=budget))
@@ -149,7 +149,13 @@ def test_blocks_are_chosen_again_if_what_the_choice_rests_on_has_changed(kept: K
         kept = replace(kept, basis={"candidates": 22})
     else:
         (file,) = kept.journal.file(FOLDER).iterdir()
-        file.write_bytes(file.read_bytes()[:-20])
+        whole = file.read_bytes()
+        if change == "no candidate":
+            kept.write(" ".join(budget), KeptChoice({"conv": "0.61"}, (), None))
+        else:
+            damaged = whole[:-20] if change == "damage" else whole.replace(b'"conv": "0.6"', b'"conv": "0.2"')
+            file.write_bytes(damaged)
+        assert file.read_bytes() != whole
     list(choose(again, kept, budget=budget))
     assert again.assembled
 

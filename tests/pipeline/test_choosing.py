@@ -93,7 +93,7 @@ def test_the_student_keeps_within_the_budget(
     assert set(rows) == {"stem", "a1", "a2", "a_add", "b1", "b2", "b_add"}
     accepted = {row.layer: row.block for row in rows.values() if row.status == "accepted"}
     (kept,) = (run_dir / "choices").iterdir()
-    assert accepted == json.loads(kept.read_text())["designs"]
+    assert accepted == json.loads(kept.read_text())["content"]["designs"]
     assert accepted
     for block in "ab":
         assert f"{block}_add" not in accepted or not accepted.keys() & {f"{block}1", f"{block}2"}

@@ -85,8 +85,10 @@ def test_divergences_are_kept_in_the_run_directory(tmp_path: Path) -> None:
     measured = {BlockKey("add", "drop"): 0.25, BlockKey("add", "merge"): float("inf")}
     refitted_damages.write(journal, measured)
     assert refitted_damages.read(journal) == measured
-    journal.write_bytes("refitted.json", b"[1, 2")
-    assert refitted_damages.read(journal) == {}
+    whole = journal.file("refitted.json").read_bytes()
+    for damaged in (whole.replace(b"0.25", b"0.75"), whole[:-20], b"[1, 2", b"[" * 200_000):
+        journal.write_bytes("refitted.json", damaged)
+        assert refitted_damages.read(journal) == {}
 
 
 @pytest.mark.parametrize("after", [math.nan, math.inf])
