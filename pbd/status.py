@@ -61,6 +61,8 @@ def read(run_dir: str | Path) -> Status:
     journal = Journal(Path(run_dir))
     keys = journal.keys()
     holder, damaged = lock.holder(journal.path), manifest.damaged(journal)
+    if damaged is not None:
+        damaged += manifest.damaged_students(journal)
     if holder is not None:
         state = RUNNING
     elif damaged is None:

@@ -10,11 +10,10 @@ from pbd import report
 from pbd.config import RunConfig, budgets
 from pbd.errors import CorruptStateError
 from pbd.records import RunReport
-from pbd.run_dir.atomic import write_atomically
+from pbd.run_dir import manifest
+from pbd.run_dir.atomic import sync_folder, write_atomically
 from pbd.run_dir.journal import Journal
 
-FOLDER = "front"
-"""The folder of the run directory that holds a folder for each budget."""
 _TEXTS = ("report.json", "report.html", "summary.txt")
 _MODELS = ("student.keras", "student_folded.keras")
 _log = logging.getLogger(__name__)
@@ -26,7 +25,7 @@ def read(run_dir: Path) -> dict[str, RunReport]:
     A student whose report is damaged is left out.
     """
     reports = {}
-    for path in (run_dir / FOLDER).glob("[!.]*/report.json"):
+    for path in (run_dir / manifest.STUDENTS).glob("[!.]*/report.json"):
         finished = _read(path.parent)
         if finished is not None:
             reports[finished.config["budget"][0]] = finished
@@ -34,11 +33,11 @@ def read(run_dir: Path) -> dict[str, RunReport]:
 
 
 def is_complete(config: RunConfig) -> bool:
-    """Return whether a resumed run has the student of these settings, their budget included."""
+    """Return whether a resumed run has the undamaged student of these settings, their budget included."""
     if not config.execution.resume or config.execution.run_dir is None:
         return False
     folder = _folder(Path(config.execution.run_dir), config.student.budget[0])
-    if not all((folder / name).is_file() for name in (*_TEXTS, *_MODELS)):
+    if not manifest.is_intact(Journal(folder)):
         return False
     finished = _read(folder)
     return finished is not None and has_settings(finished, config)
@@ -51,16 +50,23 @@ def has_settings(finished: RunReport, config: RunConfig) -> bool:
 
 
 def keep(finished: RunReport) -> None:
-    """Copy the student of the run directory and its report into a folder of their own, complete or not at all."""
+    """Copy the student of the run directory and its report into a folder of their own, complete or not at all.
+
+    Raises:
+        CannotWriteError: the disk is full, read-only or defective.
+        OSError: a file cannot be read or written for another reason.
+    """
     run_dir = Path(finished.run_dir)
     folder = _folder(run_dir, finished.config["budget"][0])
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    for name in (*_TEXTS, *_MODELS, *_deployed(finished)):
-        shutil.copy2(run_dir / name, partial / name)
+    names = (*_TEXTS, *_MODELS, *_deployed(finished))
+    for name in names:
+        write_atomically(partial / name, (run_dir / name).read_bytes())
+    manifest.record(Journal(partial), names)
     shutil.rmtree(folder, ignore_errors=True)
     partial.rename(folder)
+    sync_folder(folder.parent)
 
 
 def write_front(run_dir: Path, shown: Collection[str]) -> None:
@@ -85,7 +91,7 @@ def _read(folder: Path) -> RunReport | None:
 
 
 def _folder(run_dir: Path, budget: str) -> Path:
-    return run_dir / FOLDER / budget.replace(":", "_")
+    return run_dir / manifest.STUDENTS / budget.replace(":", "_")
 
 
 def _deployed(finished: RunReport) -> list[str]:

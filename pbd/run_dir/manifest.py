@@ -11,6 +11,8 @@ from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
 RECORD = "complete.json"
+STUDENTS = "front"
+"""The folder of the run directory that holds a folder, with a record of its own, for each budget of a sweep."""
 MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
 TEXTS = ("run.json", "report.json", "report.html", "summary.txt")
 COSTS = "costs.json"
@@ -60,6 +62,13 @@ def damaged(journal: Journal) -> list[str] | None:
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return [RECORD]
     return [name for name, digest in files.items() if not _is_unchanged(journal.file(name), digest)]
+
+
+def damaged_students(journal: Journal) -> list[str]:
+    """Return the files of the students of a sweep that have changed since these were complete."""
+    records = sorted(journal.path.glob(f"{STUDENTS}/[!.]*/{RECORD}"))
+    changed = [(record.parent, damaged(Journal(record.parent)) or ()) for record in records]
+    return [str(folder.relative_to(journal.path) / name) for folder, names in changed for name in names]
 
 
 def names(folder: Path) -> frozenset[str]:

@@ -206,7 +206,7 @@ def test_a_run_that_is_killed_in_fine_tuning_goes_on_with_the_same_blocks_whatev
     busy = Stopwatch(monkeypatch, seconds_of_student=1.5)
     resumed = distill(teacher, run_dir, **settings, fine_tune_epochs=1)
     accepted = {row.layer: row.block for row in resumed.report.blocks if row.status == "accepted"}
-    assert accepted == json.loads(chosen.read_text())["designs"]
+    assert accepted == json.loads(chosen.read_text())["content"]["designs"]
     assert not busy.networks
     assert not busy.pieces
     assert resumed.report.choice is not None

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 import pytest
 
-from pbd import report
+from pbd import report, status
 from pbd.config import ExecutionConfig, RunConfig
 from pbd.executors.serial import SerialExecutor
 from pbd.pipeline import session, students, sweep
@@ -124,19 +124,38 @@ def test_without_a_sweep_there_is_one_run_with_the_settings_resolved(
     assert received == [RunConfig().resolved()]
 
 
-@pytest.mark.parametrize("damage", ["report", "missing model"])
+DAMAGES = {
+    "report": lambda folder: (folder / "report.json").write_text("{"),
+    "figure": lambda folder: replace(folder / "report.json", '"val_accuracy": 0.8', '"val_accuracy": 0.9'),
+    "missing model": lambda folder: (folder / "student.keras").unlink(),
+    "damaged model": lambda folder: (folder / "student.keras").write_bytes(b"torn"),
+    "record": lambda folder: (folder / manifest.RECORD).write_bytes(b"{"),
+}
+
+
+def replace(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_student_that_is_damaged_is_built_again(runs: Runs, damage: str) -> None:
     sweep.run(RunConfig.of(sweep=BUDGETS))
     runs.configs.clear()
     folder = runs.run_dir / "front" / "latency_0.8"
-    if damage == "report":
-        (folder / "report.json").write_text("{")
-    else:
-        (folder / "student.keras").unlink()
+    assert status.read(runs.run_dir).state == status.COMPLETE
+    DAMAGES[damage](folder)
+    found = status.read(runs.run_dir)
+    assert found.state == status.DAMAGED
+    assert [name.startswith("front/latency_0.8/") for name in found.damaged] == [True]
     sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir)))
     assert runs.budgets == ["latency:0.8", "latency:0.5"]
-    assert list(students.read(runs.run_dir)) == runs.budgets
-    assert (folder / "student.keras").is_file()
+    assert status.read(runs.run_dir).state == status.COMPLETE
+    built = students.read(runs.run_dir)
+    assert list(built) == runs.budgets
+    assert built["latency:0.8"].student.val_accuracy == 0.8
+    assert (folder / "student.keras").read_text() == "student.keras of latency:0.8"
 
 
 def test_a_front_is_written_without_the_students_that_are_damaged(runs: Runs) -> None:
