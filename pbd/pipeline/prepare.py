@@ -135,6 +135,8 @@ def prepare(
         journal = Journal.resume(directory, identity)
     else:
         keys = [task.key for task in tasks_of(config, teacher) if task.skip_reason is None]
+        if config.execution.run_dir is None:
+            directory = _new_folder(directory)
         journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
         dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
@@ -305,7 +307,10 @@ def _check_labels(config: RunConfig, dataset: Dataset) -> None:
 
 
 def _directory(config: RunConfig) -> Path:
-    """Return the run directory; a directory that cannot be used is refused before any work."""
+    """Return the run directory; a directory that cannot be used is refused before any work.
+
+    If the settings name none, another run that starts within the same second may have the same (see `_new_folder`).
+    """
     if config.execution.run_dir is None:
         name = Path(config.teacher.teacher).stem
         dataset = Path(config.data.dataset).stem.replace(":", "-")
@@ -313,6 +318,20 @@ def _directory(config: RunConfig) -> Path:
     lock.check(Path(config.execution.run_dir))
     Journal.check(config.execution.run_dir, config.execution.resume)
     return Path(config.execution.run_dir).absolute()
+
+
+def _new_folder(path: Path) -> Path:
+    """Create a folder of this name, or if there is one, of this name and a number, and return its path."""
+    new, number = path, 1
+    while True:
+        try:
+            new.mkdir(parents=True)
+            return new
+        except FileExistsError:  # another run has started within this second
+            number += 1
+            new = path.with_name(f"{path.name}-{number}")
+        except OSError:
+            return new  # `Journal.create` says why it cannot be created
 
 
 def save_model(journal: Journal, name: str, model: keras.Model) -> Path:

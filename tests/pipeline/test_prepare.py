@@ -2,6 +2,7 @@
 
 import contextlib
 import pickle
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,10 +14,11 @@ import pytest
 import pbd
 from pbd.config import RunConfig
 from pbd.data import load
-from pbd.errors import CorruptStateError, UsageError
+from pbd.errors import CannotCreateError, CorruptStateError, UsageError
 from pbd.pipeline import built_in, prepare
 from pbd.pipeline.prepare import check_designs
 from pbd.progress import ProgressDisplay
+from pbd.run_dir.journal import Journal
 
 
 @pytest.mark.parametrize(
@@ -231,3 +233,25 @@ def test_the_cached_teacher_of_a_folder_is_that_of_its_files(tmp_path: Path) -> 
     paths.append(path())
     assert paths[0] == paths[1]
     assert len(set(paths)) == 3
+
+
+def test_runs_that_start_in_the_same_second_have_folders_of_their_own(tmp_path: Path) -> None:
+    path = tmp_path / "runs" / "digits_cnn-digits-20261130-060839"
+    with ThreadPoolExecutor(4) as pool:
+        folders = list(pool.map(prepare._new_folder, [path] * 4))
+    assert sorted(folder.name.removeprefix(path.name) for folder in folders) == ["", "-2", "-3", "-4"]
+    (tmp_path / "file").touch()
+    with pytest.raises(CannotCreateError, match="Not a directory"):
+        Journal.create(prepare._new_folder(tmp_path / "file" / "run"), {})
+
+
+def test_a_second_run_without_a_name_for_its_directory_has_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(prepare, "time", SimpleNamespace(strftime=lambda _: "20261130-060839"))
+    data = pbd.Data(train=(IMAGES, LABELS), batch_size=16)
+    config = RunConfig(data=data.config).replace(teacher="tiny", include_unprofitable=True, allow_weak_teacher=True)
+    names = []
+    for _ in range(2):
+        with prepare.prepare(config, tiny_teacher(), data, ProgressDisplay()) as inputs:
+            names.append(inputs.journal.path.name)
+    assert names == ["tiny-arrays-20261130-060839", "tiny-arrays-20261130-060839-2"]
