@@ -131,6 +131,14 @@ def test_class_folders_whose_labels_are_not_used_are_folders_of_images(tmp_path:
     one_line(BadInputError, "none in", "data'", dataset=tmp_path / "data", image_size=8, labels=False)
 
 
+def test_a_link_from_a_class_to_the_folder_above_brings_no_images_of_other_classes(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        write_images(tmp_path / name, 12)
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    data = load(config(tmp_path, image_size=8), 0)
+    assert len(data.train) + len(data.validation) + len(data.test) == 24
+
+
 def test_a_broken_image_without_a_label_is_named(tmp_path: Path) -> None:
     write_images(tmp_path, 12)
     (tmp_path / "bild 03.png").write_bytes(b"no image at all")

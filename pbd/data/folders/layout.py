@@ -124,7 +124,8 @@ def is_image(name: str) -> bool:
 def image_files(folder: Path) -> Iterator[str]:
     """Yield the image files at any depth under a folder, without hidden files and folders.
 
-    Links are followed, since class folders often are links; but no folder twice, since links may form a circle.
+    Links are followed, since class folders often are links; but no folder twice, since links may form a circle, and none
+    that contains this folder, whose other folders are other classes.
 
     Raises:
         MissingInputError: a folder cannot be read.
@@ -134,7 +135,7 @@ def image_files(folder: Path) -> Iterator[str]:
     def refuse(error: OSError) -> NoReturn:
         raise _unreadable(error.filename, error) from error
 
-    visited: set[str] = set()
+    visited = set(map(str, Path(os.path.realpath(folder)).parents))
     for parent, folders, files in os.walk(folder, followlinks=True, onerror=refuse):
         watchdog.touch()
         target = os.path.realpath(parent)
