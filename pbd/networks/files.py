@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import h5py
 import keras
 import numpy as np
 
@@ -60,7 +61,18 @@ def load_weights(model: keras.Model, path: str) -> None:
     _check(rule, path, file_remedies.for_damaged_weights)
     with _one_line_errors(rule, path, file_remedies.for_weights):
         model.load_weights(path)
+        _check_all_loaded(model, path)
         _check_finite(model)
+
+
+def _check_all_loaded(model: keras.Model, path: str) -> None:
+    """Check that a file has no further weights: Keras loads those of a larger network if the first shapes are equal."""
+    names = list[str]()
+    with h5py.File(path, "r") as file:
+        file.visititems(lambda name, item: names.append(name) if isinstance(item, h5py.Dataset) else None)
+    in_file = sum("/vars/" in name and not name.startswith("optimizer/") for name in names)
+    if in_file > len(model.weights):
+        raise ValueError(f"the file has {in_file} weights, the network {len(model.weights)}")
 
 
 def check_known(model: keras.Model) -> None:

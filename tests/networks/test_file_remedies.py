@@ -206,6 +206,20 @@ def test_weights_of_the_same_network_are_given(tmp_path: Path) -> None:
     assert_same(load_or_fill(tmp_path / name), network(L.ReLU))
 
 
+def test_weights_of_a_network_with_more_layers_are_refused(tmp_path: Path) -> None:
+    def deep(count: int) -> keras.Model:
+        inputs = x = keras.Input((8, 8, 3))
+        for _ in range(count):
+            x = L.Dropout(0.1, seed=1)(L.Conv2D(3, 3, padding="same")(x))
+        return keras.Model(inputs, x)
+
+    for count in (1, 2):
+        deep(count).save_weights(tmp_path / f"{count}.weights.h5")
+    files.load_weights(deep(1), str(tmp_path / "1.weights.h5"))
+    with pytest.raises(BadInputError, match="the file has 4 weights, the network 2"):
+        files.load_weights(deep(1), str(tmp_path / "2.weights.h5"))
+
+
 @pytest.mark.parametrize("suffix", [".keras", ".h5"])
 @pytest.mark.parametrize("package", [None, "elsewhere"])
 def test_a_class_that_keras_does_not_know_is_registered_and_given(

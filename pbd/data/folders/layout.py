@@ -124,8 +124,8 @@ def is_image(name: str) -> bool:
 def image_files(folder: Path) -> Iterator[str]:
     """Yield the image files at any depth under a folder, without hidden files and folders.
 
-    Links are followed, since class folders often are links; but no folder twice, since links may form a circle, and none
-    that contains this folder, whose other folders are other classes.
+    Links are followed, since class folders often are links; but no folder twice, since links may form a circle, and
+    none that contains this folder, whose other folders are other classes.
 
     Raises:
         MissingInputError: a folder cannot be read.
