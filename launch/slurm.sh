@@ -10,7 +10,7 @@ others=()
 while (($#)); do # the script's own arguments: `run_or_requeue` gives pbd these two flags
     case $1 in
         --run-dir=*) run_dir=${1#*=} ;;
-        --run-dir) [[ $# -eq 1 ]] || { run_dir=$2 && shift; } ;;
+        --run-dir) if (($# > 1)); then run_dir=$2 && shift; else others+=("$1"); fi ;;
         --resume) resume=(--resume) ;;
         *) others+=("$1") ;;
     esac

@@ -13,7 +13,7 @@
 #
 # Two minutes before the time limit, pbd stops cleanly (exit code 75). With PBD_REQUEUE=1 the job is then queued again
 # and resumes the run. To continue the run of another job, give its --run-dir (default: runs/slurm-JOBID).
-# Environment: PBD_RUN_DIR (instead of --run-dir), PBD_REQUEUE, PBD_PYTHON,
+# Environment: PBD_RUN_DIR (used without --run-dir), PBD_REQUEUE, PBD_PYTHON,
 # PBD_SHARED (a folder that all nodes share, for the certificates; default: here), PBD_INTERFACE (ib0, …), PBD_HOME (the
 # checkout, if the job is submitted from elsewhere).
 set -euo pipefail

@@ -11,7 +11,7 @@
 #
 # Two minutes before the time limit, pbd stops cleanly (exit code 75). With PBD_REQUEUE=1 the job is then queued again
 # and resumes the run. To continue the run of another job, give its --run-dir (default: runs/slurm-JOBID).
-# Environment: PBD_RUN_DIR (instead of --run-dir), PBD_REQUEUE, PBD_PYTHON,
+# Environment: PBD_RUN_DIR (used without --run-dir), PBD_REQUEUE, PBD_PYTHON,
 # PBD_MPIRUN, PBD_HOME (the checkout, if the job is submitted from elsewhere).
 set -euo pipefail
 home=${PBD_HOME:-${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}} # Slurm runs a copy of this file

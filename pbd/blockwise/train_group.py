@@ -17,12 +17,12 @@ from pbd.blockwise.distiller import fit, group_label, target_variances
 from pbd.blockwise.scoring import Score, score
 from pbd.collective import SINGLE, Collective, CollectiveAbortedError, CollectiveLostError, all_reduce_sums
 from pbd.errors import describe
-from pbd.learning.batch_statistics import recalibrate_batch_norm
+from pbd.learning.batch_statistics import BatchStatistics
 from pbd.learning.early_stopping import LearningCurve
 from pbd.networks import graph
 from pbd.records import BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
-from pbd.system import memory
+from pbd.system import memory, watchdog
 
 MOST_BYTES = 2000
 """Bytes of the reason for which training a block failed, as members of a collective exchange it."""
@@ -213,11 +213,18 @@ def _estimate_batch_statistics(
     context: TrainingContext, built: Mapping[BlockKey, keras.Model], prefix: keras.Model, dataset: data.Dataset
 ) -> None:
     """Give blocks that no epoch will train the batch statistics of their layers' inputs."""
-    for key, block in built.items():
-        if not context.designs[key.design].per_image:
-            batches = dataset.batches("train", limit=FIT_IMAGES)
-            inputs = (prefix.predict_on_batch(images)[key.layer][0] for images, _ in batches)
-            recalibrate_batch_norm(block, inputs)
+    statistics = {
+        key: BatchStatistics(block) for key, block in built.items() if not context.designs[key.design].per_image
+    }
+    if not statistics:
+        return
+    for images, _ in dataset.batches("train", limit=FIT_IMAGES):
+        watchdog.touch()
+        features = prefix.predict_on_batch(images)
+        for key, of_block in statistics.items():
+            of_block.add(features[key.layer][0])
+    for of_block in statistics.values():
+        of_block.assign()
 
 
 def _share_weights(built: dict[BlockKey, keras.Model], tasks: Sequence[BlockTask], collective: Collective) -> None:

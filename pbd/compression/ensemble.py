@@ -151,7 +151,7 @@ def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Mod
 def _outputs_probabilities(network: keras.Model, images: Any) -> bool:
     if heads.head_of(network) is not heads.Head.NONE:
         return True
-    return not graph.ends_in_logits(network) and outputs_probabilities(network, images)
+    return not heads.ends_in_logits(network) and outputs_probabilities(network, images)
 
 
 def _answers(network: keras.Model, inputs: Any, of_logits: bool, are_probabilities: bool, images: Any) -> Any:

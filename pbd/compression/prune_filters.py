@@ -174,13 +174,15 @@ class PruneFilters(Section):
             share: of the channels before the first round that are removed after this one.
             context: of the step.
         """
-        sizes = {group.name: group.size for group in groups}
-        left = tuple(group for group in channels.find_groups(model) if group.name in sizes and group.fixed is None)
+        sizes, pruned = {group.name: group.size for group in groups}, set[str]().union(*(g.producers for g in groups))
+        now = [group for group in channels.find_groups(model) if group.producers[0] in pruned]
+        left = tuple(group for group in now if group.name in sizes and group.fixed is None)
         if not left:  # of each group, the last channel remains
             return {}, []
         subject = Subject(model, left, context.seed, lambda measure: context.measure(model, measure))
         scores = IMPORTANCES[self.importance](subject)
-        kept = selection.SCOPES[self.scope](scores.values, sizes, share)
+        unscored = sum(group.size for group in now if group.name not in scores.values)
+        kept = selection.SCOPES[self.scope](scores.values, sizes, share, unscored)
         tensors = channels.find_placements(model).tensors
         return selection.in_every_tensor(kept, scores.values, tensors), list(scores.events)
 

@@ -164,7 +164,7 @@ def _write_cache(setup: Setup, table: CostTable) -> None:
     try:
         write_atomically(cache_path(setup), json.dumps(table.as_json(), indent=2).encode())
     except OSError as error:
-        _log.warning("the calibration cannot be cached for later runs: %s", error)
+        _log.warning("the calibration cannot be cached for later runs: %s", error.strerror or error)
 
 
 def estimate(setup: Setup) -> CostTable:

@@ -108,7 +108,7 @@ class PieceCache(Mapping[str, Seconds]):
         try:
             write_atomically(self._path, json.dumps(held, indent=1).encode())
         except OSError as error:
-            _log.warning("measured latencies cannot be cached for later runs: %s", error)
+            _log.warning("measured latencies cannot be cached for later runs: %s", error.strerror or error)
 
 
 def _version(package: str) -> str:

@@ -17,7 +17,7 @@ def open_executor(config: ExecutionConfig) -> Executor:
     """
     name = config.executor
     if name == "auto":
-        # A single rank needs no MPI, but must not simulate workers that were to be ranks.
+        # A single rank needs no MPI; with `--workers 4`, MPI refuses it and names `mpirun -n 4`.
         under_mpirun = launcher.rank() is not None and config.workers not in (None, 1)
         name = "mpi" if under_mpirun or not launcher.has_one_rank() else "serial"
     if name == "mpi":

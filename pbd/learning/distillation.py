@@ -9,7 +9,7 @@ from pbd.config import Feature
 from pbd.learning import feature_terms, ghost_batch_norm
 from pbd.learning.losses import Loss
 from pbd.learning.metrics import class_scores, outputs_probabilities
-from pbd.networks import augmentation, graph
+from pbd.networks import augmentation, graph, heads
 
 SMALLEST_PROBABILITY = 1e-30
 """Smaller probabilities count as this one, so that their logarithm is finite in float32."""
@@ -110,7 +110,7 @@ def logits_model(model: keras.Model, images: Any) -> keras.Model:
     logits = graph.logits(model)
     if logits.output.shape[-1] == 1:
         return keras.Model(model.inputs[0], class_scores(logits.outputs[0]), name=logits.name)
-    if graph.ends_in_logits(model) or not outputs_probabilities(logits, images):
+    if heads.ends_in_logits(model) or not outputs_probabilities(logits, images):
         return logits
     logarithms = keras.ops.log(keras.ops.maximum(logits.outputs[0], SMALLEST_PROBABILITY))
     return keras.Model(model.inputs[0], logarithms, name=logits.name)

@@ -37,7 +37,7 @@ def adam(
         variables: Trained; with `keep_zeros` they have the values with which training starts.
         precision: In which the model computes.
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
-        warmup: Number of the steps in which the learning rate rises first, to the learning rate.
+        warmup: Number of the first steps, in which the learning rate rises from `learning_rate / warmup`.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     if warmup:

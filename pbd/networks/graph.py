@@ -9,7 +9,7 @@ import keras
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import call_inputs, is_functional, positional, producer, walk
-from pbd.networks.residuals import find_residuals
+from pbd.networks.residuals import block_sources, find_residuals
 from pbd.system import initial_values
 
 Builder = Callable[[Any], Any]
@@ -245,12 +245,14 @@ def _is_head(operation: Any, activation: Any) -> bool:
     return type(operation).__name__.lower() == activation.__name__
 
 
-def ends_in_logits(model: keras.Model) -> bool:
-    """Return whether the outputs of `logits(model)` are those of a layer without activation, pooled or reshaped."""
+def logits_layers(model: keras.Model) -> list[Any]:
+    """Return the layer that computes the outputs of `logits(model)`, behind those that pool, reshape or drop them."""
     operation, call_index = producer(logits(model).outputs[0])
+    found = [operation]
     while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
         operation, call_index = producer(call_inputs(operation, call_index)[0])
-    return getattr(operation, "activation", None) is keras.activations.linear
+        found.append(operation)
+    return found
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:
@@ -277,12 +279,6 @@ def truncate(model: keras.Model, layer_names: Iterable[str]) -> keras.Model:
         return [layer.input, layer.output]
 
     return keras.Model(model.inputs[0], {name: ends(name) for name in layer_names})
-
-
-def block_sources(model: keras.Model, names: Iterable[str]) -> dict[str, str]:
-    """Return, by name of each residual block among these layers, the operation whose output is the block's input."""
-    residuals = find_residuals(model)
-    return {name: residuals[name].source.name for name in names if name in residuals}
 
 
 @initial_values.on_host()

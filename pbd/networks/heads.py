@@ -28,6 +28,11 @@ def head_of(network: keras.Model) -> Head:
     return Head.SIGMOID if graph.has_sigmoid(network) else Head.SOFTMAX
 
 
+def ends_in_logits(network: keras.Model) -> bool:
+    """Return whether the outputs of `graph.logits(network)` are those of a layer without activation, or from them."""
+    return getattr(graph.logits_layers(network)[-1], "activation", None) is keras.activations.linear
+
+
 def logits(outputs: np.ndarray, head: Head) -> np.ndarray:
     """Return the logits of outputs, (batch, outputs) float64, as far as float32 probabilities keep them.
 

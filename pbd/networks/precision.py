@@ -3,12 +3,13 @@
 In float16, gradients of a mean squared error over a feature map are smaller than the smallest normal number (6e-5).
 """
 
+import itertools
 from collections.abc import Collection, Mapping
 
 import keras
 
 from pbd.networks import graph
-from pbd.networks.keras_internals import producer
+from pbd.networks.keras_internals import KERNELS, producer
 
 _HALF = ("float16", "bfloat16")
 
@@ -44,14 +45,19 @@ def mixed(model: keras.Model, precision: str, float32: Collection[str] = ()) -> 
 
 
 def mixed_classifier(model: keras.Model, precision: str) -> keras.Model:
-    """Return such a copy of a network that computes its scores in float32, from features of half precision.
+    """Return such a copy of a network that prepares its images and computes its scores in float32.
 
     Args:
         model: flat and functional, in float32.
         precision: see `mixed`.
     """
-    ends = graph.logits(model).outputs[0], model.outputs[0]
-    return mixed(model, precision, {producer(end)[0].name for end in ends})
+    before_kernels = itertools.takewhile(lambda layer: not _has_kernel(layer), model.layers)
+    ends = producer(model.outputs[0])[0], *graph.logits_layers(model)
+    return mixed(model, precision, {layer.name for layer in (*before_kernels, *ends)})
+
+
+def _has_kernel(layer: keras.Layer) -> bool:
+    return any(getattr(layer, name, None) is not None for name in KERNELS)
 
 
 def in_float32(model: keras.Model) -> keras.Model:

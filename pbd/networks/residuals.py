@@ -1,7 +1,7 @@
 """The residual blocks of a network: parts between a tensor and an addition that joins the two branches from it."""
 
 import collections
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,3 +104,9 @@ def _is_closed(inside: Mapping[int, Any], source: Any, addition: Any, graph: lis
                 return False
     allowed = {*inside, id(addition)}
     return all(users[key] <= allowed for key in inside)
+
+
+def block_sources(model: keras.Model, names: Iterable[str]) -> dict[str, str]:
+    """Return, by name of each residual block among these layers, the operation whose output is the block's input."""
+    found = find_residuals(model)
+    return {name: found[name].source.name for name in names if name in found}

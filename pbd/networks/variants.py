@@ -13,7 +13,7 @@ from typing import Any
 
 import keras
 
-from pbd.networks import graph
+from pbd.networks import graph, residuals
 from pbd.networks.cost import layer_calls
 from pbd.networks.keras_internals import Call, producer, walk
 from pbd.records import BlockKey
@@ -65,7 +65,7 @@ def run(model: keras.Model, built: Mapping[BlockKey, keras.Model], images: Any) 
         built: the block of each variant; several may replace the same layer.
         images: (images, height, width, channels).
     """
-    of_layer, sources = _by_layer(built), graph.block_sources(model, (key.layer for key in built))
+    of_layer, sources = _by_layer(built), residuals.block_sources(model, (key.layer for key in built))
     at_source, needed = {producer(model.inputs[0])[0].name: images}, set(sources.values())
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:

@@ -21,7 +21,7 @@ from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
 from pbd.deploy import targets
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError
-from pbd.networks import files, graph, precision
+from pbd.networks import files, graph, heads, precision
 from pbd.networks.digest import model_digest
 from pbd.pipeline import teacher_check, teachers
 from pbd.pipeline.teachers import TeacherSource
@@ -278,7 +278,7 @@ def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
 
 def _check_single_output(teacher: keras.Model, classes: int | None) -> None:
     """Refuse a single output that is not the score of class 1 of two, as far as network and labels tell."""
-    if not graph.ends_in_logits(teacher):
+    if not heads.ends_in_logits(teacher):
         raise BadInputError(
             "a single output must come from a sigmoid or from a layer without activation. "
             f"Received: a teacher that ends in {teacher.layers[-1].name!r}. "

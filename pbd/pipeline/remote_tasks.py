@@ -193,11 +193,8 @@ class FineTuneTask:
         layers = [
             (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
         ]
-        identity = [layers, self.first_epoch, asdict(self.settings)]
-        if self.distillation != DistillationConfig():  # a run that began before there was one resumes
-            identity.append(asdict(self.distillation))
-        others = self.start, self._precision, self.context.journal.settings_digest
-        identity += [text for text in others if text not in ("", "float32")]
+        settings = asdict(self.settings), asdict(self.distillation), self._precision, self.first_epoch
+        identity = [layers, settings, self.start, self.context.journal.settings_digest]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

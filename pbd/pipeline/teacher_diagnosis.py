@@ -70,8 +70,8 @@ def diagnose(teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray,
     if repaired:
         best = max(outcome.predictions.kappa for outcome in repaired)
         return next(outcome for outcome in repaired if outcome.predictions.kappa >= best - SIMILAR).describe()
-    if as_it_is.predictions.kappa >= SMALLEST_KAPPA:
-        return "It may be, but so few images do not prove it: give more labelled images for validation."
+    if any(outcome.predictions.kappa >= SMALLEST_KAPPA for outcome in (as_it_is, *outcomes)):
+        return "So few images prove nothing: give more labelled images for validation."
     return "No other numbering of the classes and no --preprocess repairs it: check the teacher and the labels."
 
 

@@ -292,5 +292,5 @@ class BuiltInTeacher:
         try:
             write_atomically(path, files.model_bytes(model))
         except OSError as error:
-            self.display.phase(f"the trained teacher cannot be cached for later runs: {error}")
+            self.display.phase(f"the trained teacher cannot be cached for later runs: {error.strerror or error}")
         return model

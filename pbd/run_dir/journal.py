@@ -64,8 +64,10 @@ class Journal:
                 _check_unused(journal.path)  # again: another run may have started here meanwhile
                 for stale in journal.path.glob(TEMPORARY):
                     stale.unlink()
+                if is_left:
+                    blocks.rmdir()
                 # Only one process can create it: without the lock, all but one of those that start here at once fail.
-                blocks.mkdir(exist_ok=is_left)
+                blocks.mkdir()
                 content = {"format": FORMAT, "identity": identity, "blocks": [list(key) for key in keys]}
                 journal.write_json(_RUN_FILE, content | {"sha256": json_digest(content)})
         except CannotCreateError:
@@ -124,7 +126,8 @@ class Journal:
         Raises:
             TypeError: a weight is not a numeric array.
             CorruptStateError: the directory is gone, or holds another run by now.
-            OSError: the directory cannot be written, for example because the disk is full; no partial file is left.
+            CannotWriteError: the disk is full, read-only or defective; no partial file is left.
+            OSError: the directory cannot be written for another reason.
         """
         self._check_same_run()
         path = self.file(f"{_BLOCKS}/{block_file_name(result.key)}")
@@ -191,10 +194,12 @@ class Journal:
 
     def _check_same_run(self) -> None:
         gone = not self.path.is_dir()
-        if gone or (os.path.isfile(self.file(_RUN_FILE)) and json_digest(self.identity()) != self._settings()):
+        begun = bool(self.settings_digest) and os.path.isfile(self.file(_RUN_FILE))
+        if gone or (begun and json_digest(self.identity()) != self.settings_digest):
             raise CorruptStateError(
                 f"a block is written only to the directory of its run. Received: {self.path}, which "
-                f"{'is gone' if gone else 'holds another run by now'}. End the workers of the earlier run."
+                f"{'is gone' if gone else 'holds another run by now'}. End the workers of the earlier run, or mount "
+                "the storage again."
             )
 
     def _read_run_file(self) -> dict[str, Any]:
@@ -259,7 +264,7 @@ def _read_block(path: Path, settings_digest: str) -> BlockResult | None:
         if of_settings not in (None, settings_digest):
             raise ValueError("it is a block of a run with other settings")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        _log.warning("%s is damaged (%s): its layer will be trained again.", path, error)
+        _log.warning("%s is not used (%s): its layer will be trained again.", path, error)
         return None
     return result if result.status == "trained" else None
 

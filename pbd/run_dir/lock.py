@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pbd.errors import CannotCreateError, EnvironmentMismatchError
+from pbd.errors import CannotCreateError, CannotWriteError, EnvironmentMismatchError
 from pbd.run_dir.atomic import disk_errors
 
 NAME = "lock"
@@ -30,10 +30,13 @@ def held(run_dir: Path) -> Iterator[None]:
     Raises:
         EnvironmentMismatchError: another run has locked it.
         CannotCreateError: the directory is not writable.
-        CannotWriteError: the disk is full or defective.
+        CannotWriteError: the disk is full, read-only or defective.
     """
     try:
-        file = (run_dir / NAME).open("ab+", buffering=0)  # on a full disk, a buffer fails once more when it is closed
+        with disk_errors(run_dir):  # on a full disk, a buffer would fail once more when it is closed
+            file = (run_dir / NAME).open("ab+", buffering=0)
+    except CannotWriteError:
+        raise
     except OSError as error:
         raise CannotCreateError(f"cannot write to {run_dir}: {error.strerror}. Give another --run-dir.") from error
     with file:

@@ -22,6 +22,7 @@ from pbd.networks import folding, graph, precision
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.validation import Validator
+from pbd.system import backend
 
 COLLAPSE = 0.5
 """An epoch diverges if it keeps less than this share of the best score's lead over chance."""
@@ -212,7 +213,7 @@ def fine_tune(
             part of every batch; at most as many as the batch has split units (see `split_unit`).
         checkpoint: Where to resume from and to write the state after every epoch; None for neither.
         distillation: What the student learns from besides, and how the learning rate rises; by default nothing.
-        training_precision: float32, or bfloat16: what student and teacher compute in during training, but for their
+        training_precision: float32, or bfloat16: what student and teacher compute in during training, except for their
             logits. The student's weights are those of the float32 network that is validated after every epoch.
 
     Returns:
@@ -227,7 +228,7 @@ def fine_tune(
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     reference = graph.flatten(teacher)
     if not distillation.features:  # which may name a normalisation
-        reference = folding.fold_all(reference)  # fewer operations
+        reference = folding.fold_all(reference, backend.name() == "tensorflow")  # fewer operations
     learner, reference = (precision.mixed_classifier(model, training_precision) for model in (student, reference))
     student_logits, teacher_logits = logits_model(learner, images), logits_model(reference, images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
@@ -243,7 +244,7 @@ def fine_tune(
         best_projectors=_values(model.projector_variables),
     )
     if not model.trainable_variables:
-        return replace(start, events=("nothing is fine-tuned: no layer of the scope has weights",))
+        return replace(start, events=("nothing is fine-tuned: no layer of the scope has trainable weights",))
     return FineTuner(
         student=student,
         learner=learner,

@@ -154,7 +154,8 @@ def _least_damage(problem: Problem, limits: Mapping[str, float], excluded: Seque
         again = _milp(cut, limits, excluded)
         if again is None or problem.damage(again.options) >= choice.damage:
             break
-        choice = replace(again, damage=problem.damage(again.options))
+        seconds = choice.seconds + again.seconds
+        choice = replace(again, damage=problem.damage(again.options), seconds=seconds)
     return choice
 
 

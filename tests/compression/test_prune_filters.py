@@ -103,7 +103,7 @@ def test_over_all_groups_each_keeps_a_tenth() -> None:
 
 def test_channels_that_went_before_count_over_all_groups() -> None:
     """Of two groups of 10 channels, one is left each; 60% of all 100 shall be removed."""
-    kept = selection.over_all_groups({"large": np.arange(80.0)}, {"a": 10, "large": 80, "b": 10}, 0.6)
+    kept = selection.over_all_groups({"large": np.arange(80.0)}, {"a": 10, "large": 80, "b": 10}, 0.6, unscored=2)
     assert len(kept["large"]) == 40 - 2
 
 

@@ -1,5 +1,6 @@
 """Dask executor: the worker of each group, calls in workers, and workers that pause."""
 
+import itertools
 import os
 import time
 import types
@@ -189,8 +190,8 @@ def test_a_collective_has_a_member_even_if_no_worker_is_ready_now(
 ) -> None:
     """Otherwise a plan in data parallelism would divide the batches among no workers."""
     now = executor._cluster.snapshot()
-    snapshots = [now, cluster.WorkersSnapshot(now.present, frozenset())]
-    monkeypatch.setattr(executor._cluster, "snapshot", lambda: snapshots.pop())
+    snapshots = itertools.chain([cluster.WorkersSnapshot(now.present, frozenset())], itertools.repeat(now))
+    monkeypatch.setattr(executor._cluster, "snapshot", lambda: next(snapshots))
     assert executor.collective_size == 3
 
 

@@ -68,6 +68,7 @@ def test_outside_slurm_a_batch_script_says_how_to_submit_it(name: str) -> None:
         (["--epochs", "1"], ["--epochs", "1", "--run-dir", "runs/slurm-77"]),
         (["--run-dir", "a b", "--epochs", "1", "--resume"], ["--epochs", "1", "--run-dir", "a b", "--resume"]),
         (["--run-dir=first"], ["--run-dir", "first"]),
+        (["--run-dir"], ["--run-dir", "--run-dir", "runs/slurm-77"]),  # which pbd refuses
         (["--run-dir=begun"], ["--run-dir", "begun", "--resume"]),
     ],
 )

@@ -59,13 +59,14 @@ def test_a_network_of_float32_is_not_copied() -> None:
 @pytest.mark.parametrize("activation", ["linear", "softmax"])
 def test_the_scores_of_a_classifier_are_computed_in_float32(activation: str) -> None:
     inputs = keras.Input((8, 8, 3))
-    x = keras.layers.GlobalAveragePooling2D(name="mean")(keras.layers.Conv2D(4, 3, name="conv")(inputs))
-    scores = keras.layers.Dense(5, name="head")(x)
+    x = keras.layers.Conv2D(4, 3, name="conv")(keras.layers.Rescaling(1 / 255, name="unit")(inputs))
+    x = keras.layers.GlobalAveragePooling2D(name="mean")(x)
+    scores = keras.layers.Dropout(0.1, name="dropped")(keras.layers.Dense(5, name="head")(x))
     model = keras.Model(inputs, keras.layers.Activation(activation, name="answers")(scores))
     half = precision.mixed_classifier(graph.flatten(model), "bfloat16")
     policies = {layer.name: layer.dtype_policy.name for layer in half.layers}
     assert policies["conv"] == policies["mean"] == "mixed_bfloat16"
-    assert policies["head"] == policies["answers"] == "float32"
+    assert {policies[name] for name in ("unit", "head", "dropped", "answers")} == {"float32"}
     assert precision.mixed_classifier(model, "float32") is model
 
 

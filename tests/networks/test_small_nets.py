@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from pbd.errors import UsageError
-from pbd.networks import graph, small_nets
+from pbd.networks import heads, small_nets
 from tests.conftest import SHARED
 
 PARAMETERS_K = {
@@ -41,7 +41,7 @@ def test_layers_and_parameters(name: str) -> None:
     assert trainable(model) / 1000 == pytest.approx(thousands, rel=0.01)
     assert sum(isinstance(layer, keras.layers.Conv2D) for layer in model.layers) == convolutions
     assert sum(isinstance(layer, keras.layers.Dense) for layer in model.layers) == dense
-    assert graph.ends_in_logits(model)
+    assert heads.ends_in_logits(model)
     assert (model.output_shape, model.name) == ((None, 10), name)
 
 

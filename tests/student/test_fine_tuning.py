@@ -12,6 +12,7 @@ from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.data.mixing import Mixing
 from pbd.learning import ghost_batch_norm, metrics
+from pbd.learning.distillation import DistillationModel
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.student import fine_tuning
@@ -110,17 +111,24 @@ def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model,
 
 @pytest.mark.parametrize("loss", ["kd_mse", "mixed"])
 def test_in_bfloat16_a_student_recovers_as_a_network_of_float32(
-    loss: str, teacher: keras.Model, student: keras.Model, dataset: Dataset
+    loss: str, teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    start = validate(student, teacher, dataset)
+    start, made = validate(student, teacher, dataset), []
     config = StudentConfig(fine_tune_epochs=4, fine_tune_learning_rate=0.02, fine_tune_loss=loss)
     student.get_layer("norm").trainable = False
+    monkeypatch.setattr(
+        fine_tuning, "DistillationModel", lambda *models: made.append(models[:2]) or DistillationModel(*models)
+    )
     before = snapshot(student)
     tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore, training_precision="bfloat16")
     assert tuning.best.accuracy > 0.9 > start.accuracy
     assert validate(student, teacher, dataset) == tuning.best, "of the network in float32"
     assert {layer.compute_dtype for layer in student.layers} == {"float32"}
     assert "norm" not in moved_layers(before, student)
+    for network in made[0]:
+        convolutions = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D)]
+        assert {layer.compute_dtype for layer in convolutions} == {"bfloat16"}
+        assert network.layers[-1].compute_dtype == "float32"
 
 
 @pytest.mark.parametrize("keep_zeros", [False, True])

@@ -141,6 +141,20 @@ def test_statistics_do_not_depend_on_how_images_fall_into_batches(assembled: ker
         np.testing.assert_allclose(split, found[0], rtol=1e-4, atol=1e-5)
 
 
+def test_statistics_of_a_shared_normalisation_are_those_of_all_its_inputs() -> None:
+    images = np.random.default_rng(1).normal(size=(40, 4, 4, 3)).astype(np.float32)
+    inputs, norm = keras.Input((4, 4, 3)), layers.BatchNormalization()
+    norm_inputs = [inputs, 10.0 * inputs + 5.0]
+    maps = layers.Add()([norm(each) for each in norm_inputs])
+    model = graph.flatten(keras.Model(inputs, layers.Dense(2)(layers.GlobalAveragePooling2D()(maps))))
+    (shared,) = (layer for layer in model.layers if isinstance(layer, layers.BatchNormalization))
+    shared.moving_variance.assign(np.full(3, np.nan))
+    recalibrate_batch_norm(model, [images[:32], images[32:]])
+    both = np.concatenate([images, 10 * images + 5])
+    np.testing.assert_allclose(shared.moving_mean, both.mean(axis=(0, 1, 2)), rtol=1e-3)
+    np.testing.assert_allclose(shared.moving_variance, both.var(axis=(0, 1, 2)), rtol=1e-3)
+
+
 def test_statistics_that_workers_share_are_those_of_one(
     teacher: keras.Model, dataset: Dataset, accepted: dict[str, BlockResult], tasks: tuple[BlockTask, ...]
 ) -> None:

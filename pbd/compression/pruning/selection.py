@@ -13,31 +13,33 @@ Kept = Mapping[str, np.ndarray]
 """By group, the channels that remain, in order."""
 
 
-def in_each_group(scores: Values, sizes: Mapping[str, int], share: float) -> Kept:
+def in_each_group(scores: Values, sizes: Mapping[str, int], share: float, unscored: int = 0) -> Kept:
     """Return the channels with the highest scores of each group; of equal ones, the first.
 
     Args:
         scores: of the channels that are left.
         sizes: of the groups before anything was removed.
         share: of these sizes, how much shall be removed in all; at least one channel remains.
+        unscored: not used: each group is treated by itself.
     """
     counts = {name: max(1, sizes[name] - round(share * sizes[name])) for name in scores}
     return {name: _highest(values, counts[name]) for name, values in scores.items()}
 
 
-def over_all_groups(scores: Values, sizes: Mapping[str, int], share: float) -> Kept:
+def over_all_groups(scores: Values, sizes: Mapping[str, int], share: float, unscored: int = 0) -> Kept:
     """Return the channels with the highest scores of all, which are normalised in each group.
 
     At least the share `FLOOR` of a group remains.
 
     Args:
-        scores: of the channels that are left, without those of groups that have one left.
+        scores: of the channels that are left, and of which some can be removed.
         sizes: of the groups before anything was removed.
         share: of all these sizes, how much shall be removed in all.
+        unscored: channels that are left and have no scores, such as the last one of a group.
     """
     kept = {name: _highest(values, max(1, math.ceil(FLOOR * sizes[name]))) for name, values in scores.items()}
-    total, last_ones = sum(sizes.values()), len(sizes) - len(scores)
-    missing = total - round(share * total) - last_ones - sum(map(len, kept.values()))
+    total = sum(sizes.values())
+    missing = total - round(share * total) - unscored - sum(map(len, kept.values()))
     others = [
         (-score, order, name, channel)
         for order, (name, values) in enumerate(scores.items())
