@@ -248,11 +248,11 @@ def _is_head(operation: Any, activation: Any) -> bool:
 def logits_layers(model: keras.Model) -> list[Any]:
     """Return the layer that computes the outputs of `logits(model)`, behind those that pool, reshape or drop them."""
     operation, call_index = producer(logits(model).outputs[0])
-    found = [operation]
+    operations = [operation]
     while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
         operation, call_index = producer(call_inputs(operation, call_index)[0])
-        found.append(operation)
-    return found
+        operations.append(operation)
+    return operations
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:

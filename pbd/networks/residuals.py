@@ -108,5 +108,5 @@ def _is_closed(inside: Mapping[int, Any], source: Any, addition: Any, graph: lis
 
 def block_sources(model: keras.Model, names: Iterable[str]) -> dict[str, str]:
     """Return, by name of each residual block among these layers, the operation whose output is the block's input."""
-    found = find_residuals(model)
-    return {name: found[name].source.name for name in names if name in found}
+    blocks = find_residuals(model)
+    return {name: blocks[name].source.name for name in names if name in blocks}
