@@ -296,7 +296,7 @@ def test_a_sweep_gives_a_student_for_each_budget_from_one_set_of_blocks(
 
     (tmp_path / "run" / "front" / "macs_0.6" / "report.json").unlink()
     runs: list[tuple[str, ...]] = []
-    monkeypatch.setattr("pbd.pipeline.sweep.distill.run", lambda config, *_, **__: runs.append(config.student.budget))
+    monkeypatch.setattr("pbd.pipeline.distill.run_on", lambda _, __, config, *___: runs.append(config.student.budget))
     with pytest.raises(AttributeError):  # the replacement returns no report
         distill(teacher, tmp_path / "run", block=("narrow_r50", "merge"), sweep="macs:0.9,0.6", resume=True)
     assert runs == [("macs:0.6",)], "the student that is there is not built again"
