@@ -26,6 +26,7 @@ import pbd
 from experiments.csv_table import write_csv
 from pbd import command_line
 from pbd.command_line import Parser, check_folder, positive
+from pbd.config.settings import PRECISIONS
 
 if TYPE_CHECKING:
     from pbd.compression.step import Step
@@ -162,6 +163,7 @@ def run(recipe: Recipe, settings: argparse.Namespace) -> "RecipeReport":
         train_limit=QUICK_IMAGES if settings.quick else settings.train_limit,
         batch_size=settings.batch_size,
         augment=settings.augment,
+        precision=settings.precision,
         target=f"{settings.targets[0]}-int8",
     )
     return pbd.compress(
@@ -239,6 +241,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--train-limit", type=positive, help="training images (default: all)")
     parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default 64)")
     parser.add_argument("--augment", default="none", help="as in pbd distill")
+    parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of training, as in pbd distill")
     parser.add_argument("--runs", type=Path, default=Path("runs/steps"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     settings = parser.parse_args(argv)

@@ -95,8 +95,8 @@ def compress(
             labels: agreement), in [0, 1]; by default that of the last step.
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
             of `config`.
-        config: settings of teacher, data and execution that no other argument gives, and the `fine_tune_keep` of all
-            trainings that do not set one; see `pbd.RunConfig`.
+        config: settings of teacher, data and execution that no other argument gives, the `precision` of all trainings,
+            and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`.
         teacher: see `pbd.distill`, as for all arguments below.
         dataset: see `pbd.Data.load`.
         executor: serial, mpi, dask, or auto.

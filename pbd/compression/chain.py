@@ -80,6 +80,7 @@ class Chain:
             "use": name_of(step),
             "settings": settings_of(step),
             "fine_tune_keep": self.context.config.student.fine_tune_keep,
+            "precision": self.context.config.training.precision,
             "before": model_digest(before),
             "first": model_digest(self.context.teacher),
             "data": dataset.digest(),

@@ -168,6 +168,7 @@ class Context:
         """Yield the workers for blocks; see `train_blocks`."""
         designs = {task.design: blocks.get(task.design) for task in tasks}
         with self._teacher_file(model) as path:
+            training = replace(training, precision=self.config.training.precision)
             context = replace(self._training(path), training=training, designs=designs, block_init=block_init)
             yield WorkerPool(self.executor, context, self.display.update)
 
@@ -179,7 +180,7 @@ class Context:
             teacher_path=str(teacher_path),
             data=self.config.data,
             image_shape=self.dataset.image_shape,
-            training=TrainingConfig(),
+            training=TrainingConfig(precision=self.config.training.precision),
             designs={},
             block_init=self.config.blocks.block_init,
             seed=self.config.seed,

@@ -117,7 +117,7 @@ class _Run:
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}
         settled, kept = _settings(context.config), earlier.config
-        same_settings = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep"))
+        same_settings = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep", "precision"))
         same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
         is_the_same = same_steps and same_choices and same_settings
         return replace(earlier, run_dir=str(journal.path)) if is_the_same else None
@@ -157,7 +157,8 @@ def _settings(config: RunConfig) -> dict[str, Any]:
     """Return the settings that are not those of one step, in plain JSON types."""
     sections = (config.teacher, config.data, config.execution)
     values = {name: value for section in sections for name, value in asdict(section).items()}
-    return json_safe(values | {"seed": config.seed, "fine_tune_keep": config.student.fine_tune_keep})
+    others = {"seed": config.seed, "fine_tune_keep": config.student.fine_tune_keep}
+    return json_safe(values | others | {"precision": config.training.precision})
 
 
 def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:

@@ -12,6 +12,7 @@ from pbd.compression import ensemble
 from pbd.compression.pruning import refitting
 from pbd.deploy import portable
 from pbd.networks import graph, precision
+from pbd.pipeline import remote_tasks
 
 HALF = ("mixed_float16", "mixed_bfloat16", "float16", "bfloat16")
 CHEAP = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
@@ -68,6 +69,20 @@ def test_the_scores_of_a_classifier_are_computed_in_float32(activation: str) -> 
     assert policies["conv"] == policies["mean"] == "mixed_bfloat16"
     assert {policies[name] for name in ("unit", "head", "dropped", "answers")} == {"float32"}
     assert precision.mixed_classifier(model, "float32") is model
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_runs_and_steps_fine_tune_in_the_precision_of_the_settings(
+    setting: str, expected: str, data: pbd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    used, fine_tune = list[str](), remote_tasks.fine_tune
+    monkeypatch.setattr(remote_tasks, "fine_tune", lambda *args: used.append(args[-1]) or fine_tune(*args))
+    of_run = {"block": "decoupled_r1", "include_unprofitable": True, "accuracy_threshold": 0.0, "precision": setting}
+    pbd.distill(network("float32"), data, **CHEAP, **of_run, run_dir=str(tmp_path / "run"))
+    in_process = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "recipe")}
+    config = pbd.RunConfig.of(precision=setting)
+    pbd.compress(network("float32"), data, [pbd.FineTune(epochs=1)], config=config, **in_process)
+    assert used == [expected, expected]
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
