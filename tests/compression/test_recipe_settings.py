@@ -124,3 +124,11 @@ def test_a_patient_recipe_changes_what_is_not_set() -> None:
     settings = pbd.FineTune(recipe="patient", **given).settings
     found = settings.fine_tune_epochs, settings.fine_tune_loss, settings.temperature, settings.mixup
     assert found == (8, "kd_mse", 4.0, 0.0)
+
+
+def test_the_precision_of_all_trainings_is_a_setting_of_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('precision = "bfloat16"\n[[step]]\nuse = "fine_tune"\n')
+    assert compress_command.parse([str(file)], "pbd compress").config.training.precision == "bfloat16"
+    flags = [str(file), "--precision", "float32"]
+    assert compress_command.parse(flags, "pbd compress").config.training.precision == "float32"
