@@ -53,6 +53,7 @@ def _stopping_signals() -> Iterator[None]:
     """Handle signals as a command does."""
     before = {number: signal.getsignal(number) for number in world.STOPPING}
     command.stop_on_signals()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     yield
     for number, handler in before.items():
         signal.signal(number, handler)
