@@ -72,8 +72,8 @@ class BatchStatistics:
         def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
             if id(operation) not in moments:
                 return operation(*args, **graph.in_mode(operation, False, kwargs))
-            outputs, *of_batch = _normalised(operation, args[0])
-            moments[id(operation)].append((of_batch[0], of_batch[1]))
+            outputs, mean, variance = _normalised(operation, args[0])
+            moments[id(operation)].append((mean, variance))
             return outputs
 
         walk(self._model, batch, call)

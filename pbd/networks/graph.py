@@ -246,7 +246,7 @@ def _is_head(operation: Any, activation: Any) -> bool:
 
 
 def logits_layers(model: keras.Model) -> list[Any]:
-    """Return the layer that computes the outputs of `logits(model)`, behind those that pool, reshape or drop them."""
+    """Return the operations from the end of `logits(model)` back to its layer, through those that pool or reshape."""
     operation, call_index = producer(logits(model).outputs[0])
     operations = [operation]
     while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
@@ -335,12 +335,3 @@ def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Mode
 
 def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:
     return operation(*args, **kwargs)
-
-
-def run(model: keras.Model, images: Any, training: set[str]) -> Any:
-    """Run the model eagerly with the layers named in `training` in training mode and all others in inference mode."""
-
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        return operation(*args, **in_mode(operation, operation.name in training, kwargs))
-
-    return walk(model, images, call)
