@@ -9,10 +9,7 @@ import pytest
 from pbd.config import DataConfig
 from pbd.data import Dataset, StreamSplit, WorkerShare, load
 from pbd.errors import UsageError
-
-
-def taken(batches: Any) -> list[tuple[np.ndarray, np.ndarray]]:
-    return [(x.numpy(), y.numpy()) for x, y in batches]
+from tests.helpers.batches import taken
 
 
 def stream_of(images: int) -> StreamSplit:

@@ -12,7 +12,7 @@ SPLITS = ("train", "validation", "test")
 
 def taken(batches: Any) -> Batches:
     """Return all batches as numpy arrays."""
-    return [(x.numpy(), y.numpy()) for x, y in batches]
+    return [(np.asarray(x), np.asarray(y)) for x, y in batches]
 
 
 def ids(batches: Any) -> np.ndarray:
