@@ -9,6 +9,7 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import platformdirs
 import threadpoolctl
@@ -21,6 +22,8 @@ _CLAIMED = "PBD_CLAIMED"
 _LOCAL_WORKERS = "PBD_LOCAL_WORKERS"
 """Environment variable: the number of workers on this host."""
 _THREADS = "TF_NUM_INTRAOP_THREADS"
+_WORKER_THREADS = "PBD_WORKER_THREADS"
+"""Environment variable: the threads of each worker on this host, where this process has others."""
 SHORTEST_COMPILATION_S = 0.1
 """What JAX compiles in less time is not written to the cache."""
 _GPU_LOCKS: dict[int, socket.socket] = {}
@@ -37,6 +40,8 @@ class Share:
     """CPU threads of this worker; by default the host's cores divided by its workers."""
     verbose: bool = False
     """Whether the backend's own log messages are shown."""
+    leads: bool = False
+    """Whether this process trains no blocks, but computes while the workers wait: it gets all cores by default."""
 
     def settings(self) -> dict[str, str]:
         """Return the environment variables that give a new process this share.
@@ -46,7 +51,7 @@ class Share:
         Raises:
             EnvironmentMismatchError: there are GPUs, but fewer than workers.
         """
-        threads = self.threads or max(1, available_cores() // self.local_workers)
+        threads = self._threads(1 if self.leads else self.local_workers)
         settings = {
             _THREADS: str(threads),
             # One pool computes at a time if workers share the host: each inter-op thread adds intra-op threads.
@@ -70,13 +75,19 @@ class Share:
                     "Start fewer workers, or set CUDA_VISIBLE_DEVICES to share them or to use the CPU."
                 )
             settings["CUDA_VISIBLE_DEVICES"] = str(self.local_rank)
-        threads_set = self.threads is not None
+        threads_set, claimed = self.threads is not None, _claims()
         missing = {
             name: value
             for name, value in settings.items()
-            if name not in os.environ or (threads_set and name.endswith(("_THREADS", "_NPROC")))
+            if os.environ.get(name) in (None, claimed.get(name))
+            or (threads_set and name.endswith(("_THREADS", "_NPROC")))
         }
+        if self.leads and _THREADS in missing:
+            missing[_WORKER_THREADS] = str(self._threads(self.local_workers))
         return missing | {_LOCAL_WORKERS: str(self.local_workers)}
+
+    def _threads(self, workers: int) -> int:
+        return self.threads or max(1, available_cores() // workers)
 
     def claim(self) -> int:
         """Apply the share to this process until it ends, not for a block; return its number of CPU threads.
@@ -94,8 +105,7 @@ class Share:
         else:  # NumPy's BLAS is loaded and no longer reads the environment
             threadpoolctl.threadpool_limits(threads, user_api="blas")
         os.environ.update(settings)
-        earlier = json.loads(os.environ.get(_CLAIMED) or "{}")
-        os.environ[_CLAIMED] = json.dumps(earlier | settings | {"pid": os.getpid()})
+        os.environ[_CLAIMED] = json.dumps(_claims() | settings | {"pid": os.getpid()})
         return threads
 
 
@@ -137,11 +147,15 @@ def forget_inherited() -> None:
 
     Dask starts a lost local worker from the coordinator's environment.
     """
-    claimed_by_parent = json.loads(os.environ.get(_CLAIMED) or "{}")
+    claimed_by_parent = _claims()
     if claimed_by_parent.pop("pid", os.getpid()) != os.getpid():
         for name, value in {**claimed_by_parent, _CLAIMED: os.environ[_CLAIMED]}.items():
             if os.environ.get(name) == value:
                 del os.environ[name]
+
+
+def _claims() -> dict[str, Any]:
+    return json.loads(os.environ.get(_CLAIMED) or "{}")
 
 
 def local_workers() -> int:
@@ -240,7 +254,7 @@ def describe() -> str:
     """Return the device, the backend and the threads of this process in words, for the report."""
     import platform
 
-    threads = os.environ.get(_THREADS, "?")
+    threads = os.environ.get(_WORKER_THREADS) or os.environ.get(_THREADS, "?")
     return (
         f"{', '.join(names())} ({backend.name()}); {processor.name() or platform.machine()}; "
         f"{threads} of {available_cores()} threads per worker"

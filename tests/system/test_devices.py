@@ -21,7 +21,7 @@ NAMES = ("TF_NUM_INTRAOP_THREADS", "OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES")
 @pytest.fixture
 def bare_host(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """A host of eight cores and two GPUs, with nothing set and nothing loaded."""
-    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED", "PBD_LOCAL_WORKERS"):
+    for name in (*NAMES, "TF_NUM_INTEROP_THREADS", "PBD_CLAIMED", "PBD_LOCAL_WORKERS", "PBD_WORKER_THREADS"):
         monkeypatch.setenv(name, "")  # so that it is put back afterwards
         monkeypatch.delenv(name)
     monkeypatch.setattr(devices, "available_cores", lambda: 8)
@@ -45,6 +45,25 @@ def test_a_worker_of_one_thread_computes_one_operation_at_a_time(
 ) -> None:
     devices.Share(0, workers, threads).claim()
     assert os.environ["TF_NUM_INTEROP_THREADS"] == at_once
+
+
+def test_the_process_that_leads_has_all_cores_and_its_workers_their_share(bare_host: pytest.MonkeyPatch) -> None:
+    bare_host.setattr(devices, "names", lambda: ["cpu:0"])
+    worker, leading = devices.Share(0, 2), devices.Share(0, 2, leads=True)
+    leading.claim()
+    assert environment()[:2] == ("8", "8")
+    assert devices.describe().endswith("4 of 8 threads per worker")
+    assert worker.settings()["TF_NUM_INTRAOP_THREADS"] == "4", "the claim is not a choice of the user"
+    assert devices.Share(0, 2, threads=3, leads=True).settings()["TF_NUM_INTRAOP_THREADS"] == "3"
+
+
+def test_threads_that_the_user_has_set_hold_for_all_processes(bare_host: pytest.MonkeyPatch) -> None:
+    bare_host.setattr(devices, "names", lambda: ["cpu:0"])
+    bare_host.setenv("TF_NUM_INTRAOP_THREADS", "7")
+    devices.Share(0, 2, leads=True).claim()
+    assert environment()[0] == "7"
+    assert "TF_NUM_INTRAOP_THREADS" not in devices.Share(0, 2).settings()
+    assert devices.describe().endswith("7 of 8 threads per worker")
 
 
 def test_a_flag_beats_the_environment_and_the_environment_beats_the_default(bare_host: pytest.MonkeyPatch) -> None:

@@ -11,7 +11,7 @@ import itertools
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NoReturn, TypeVar
 
 import cloudpickle
@@ -91,10 +91,11 @@ class MpiExecutor:
                 f"under MPI the number of workers is the number of ranks. Received: --workers {config.workers}, "
                 f"{self.num_workers} ranks. Use mpirun -n {config.workers}."
             )
-        self.share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
+        share = devices.Share(local_rank, local_ranks, config.threads_per_worker, config.verbose)
+        self.share = replace(share, leads=self.coordinates and config.isolate)
         try:
             backend.use(self._comm.bcast(backend.name()))  # launchers do not pass the environment to every host
-            self._runner = runner.open_runner(config, self.share)
+            self._runner = runner.open_runner(config, share)
             if self.num_workers > 1 and world.allows_threads():
                 monitor = HeartbeatMonitor(config.stall_limit)
                 self._heartbeat = watchdog.Watchdog(monitor.exchange, self.abort)
