@@ -7,6 +7,7 @@ import multiprocessing.connection
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -43,5 +44,5 @@ def forking() -> Iterator[None]:
         process.join()
         return subprocess.CompletedProcess(command, process.exitcode, said, b"")
 
-    with mock.patch.object(file_checks.subprocess, "run", run):
+    with mock.patch.object(file_checks, "subprocess", SimpleNamespace(run=run, DEVNULL=subprocess.DEVNULL)):
         yield

@@ -1,9 +1,12 @@
 """What the tests of bad input share."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+
+from tests.helpers import forked_checks
 
 
 @pytest.fixture(scope="module")
@@ -20,3 +23,10 @@ def good(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     model.save(files["h5"])
     np.savez(files["npz"], **arrays())
     return files
+
+
+@pytest.fixture
+def light_checks() -> Iterator[None]:
+    """Check model files in forked processes instead of one fresh Python for each."""
+    with forked_checks.forking():
+        yield

@@ -15,6 +15,8 @@ from pbd.networks import files
 from tests.helpers.damaged_files import KERNEL, fill, in_config, in_weights, link_inside, repacked, with_part, without
 from tests.helpers.refused_runs import IMAGES, MOST_BYTES, Files, Twice, classifier, refusal, resident
 
+pytestmark = pytest.mark.usefixtures("light_checks")
+
 
 def declare_much(file: h5py.File) -> None:
     del file[KERNEL]

@@ -12,6 +12,7 @@ import pbd
 from pbd.errors import PbdError
 from tests.helpers.refused_runs import IMAGES, Files, Twice, arrays, classifier, refusal
 
+pytestmark = pytest.mark.usefixtures("light_checks")
 BAD_DATA: dict[str, tuple[dict[str, Any], int, str]] = {
     "images of another shape": ({"x_train": IMAGES[:, :10], "x_test": IMAGES[:32, :10]}, 65, "--image-size 12"),
     "no images": ({"x_train": None, "y_train": None}, 65, "Add x_train"),

@@ -52,7 +52,8 @@ def endless(source: bytes) -> bytes:
     return changed[:at] + bytes(8) + changed[at + 8 :]
 
 
-CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
+Content = tuple[str, Callable[[bytes], bytes], str]
+CONTENTS: dict[str, Content] = {
     "empty.keras": ("keras", lambda _: b"", "empty, cut off"),
     "empty.h5": ("h5", lambda _: b"", "empty, cut off"),
     "truncated.keras": ("keras", truncated, "empty, cut off"),
@@ -63,16 +64,28 @@ CONTENTS: dict[str, tuple[str, Callable[[bytes], bytes], str]] = {
     "flipped.keras": ("keras", bit_flipped, "does not match its checksum"),
     "both.keras": ("keras", lambda whole: empty_hdf5() + whole, "of another format"),
     "wrong.name": ("keras", bytes, "must be a whole Keras model"),
-    "lengthened.h5": ("h5", lengthened, "memory allocation failed"),
-    "endless.h5": ("h5", endless, "takes longer than its size explains"),
     "no_config.h5": ("h5", lambda whole: edited(whole, lambda file: file.attrs.pop("model_config")), "config"),
     "no_weights.h5": ("h5", lambda whole: edited(whole, lambda file: file.pop("model_weights")), "must be a whole"),
 }
+TRAPS: dict[str, Content] = {
+    "lengthened.h5": ("h5", lengthened, "memory allocation failed"),
+    "endless.h5": ("h5", endless, "takes longer than its size explains"),
+}
+"""Files that only the limits of the process that checks them keep from taking all memory, or from never ending."""
 
 
 @pytest.mark.parametrize("name", CONTENTS)
-def test_a_file_that_holds_no_whole_model(name: str, good: Files, tmp_path: Path) -> None:
-    source, change, words = CONTENTS[name]
+def test_a_file_that_holds_no_whole_model(name: str, light_checks: None, good: Files, tmp_path: Path) -> None:
+    refuse(name, CONTENTS[name], good, tmp_path)
+
+
+@pytest.mark.parametrize("name", TRAPS)
+def test_a_file_whose_check_is_stopped(name: str, good: Files, tmp_path: Path) -> None:
+    refuse(name, TRAPS[name], good, tmp_path)
+
+
+def refuse(name: str, content: Content, good: Files, tmp_path: Path) -> None:
+    source, change, words = content
     (tmp_path / name).write_bytes(change(good[source].read_bytes()))
     error = refusal(tmp_path / "run", teacher=str(tmp_path / name), dataset=str(good["npz"]))
     assert error.exit_code == 65
@@ -80,7 +93,9 @@ def test_a_file_that_holds_no_whole_model(name: str, good: Files, tmp_path: Path
     assert name in str(error)
 
 
-def test_weights_that_memory_has_no_room_for(good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_memory_has_no_room_for(
+    light_checks: None, good: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("pbd.system.memory.free_host_memory", lambda: 10_000)
     error = refusal(tmp_path / "run", teacher=str(good["keras"]), dataset=str(good["npz"]))
     assert error.exit_code == 65
@@ -95,7 +110,7 @@ WEIGHTS: dict[str, Callable[[bytes], bytes]] = {
 
 
 @pytest.mark.parametrize("kind", WEIGHTS)
-def test_bad_weights_for_a_built_in_teacher(kind: str, good: Files, tmp_path: Path) -> None:
+def test_bad_weights_for_a_built_in_teacher(kind: str, light_checks: None, good: Files, tmp_path: Path) -> None:
     whole = tmp_path / "whole.weights.h5"
     built_in.build(TeacherConfig(), (12, 12, 3), 4, seed=0).save_weights(whole)
     (tmp_path / "bad.weights.h5").write_bytes(WEIGHTS[kind](whole.read_bytes()))

@@ -20,6 +20,7 @@ from tests.helpers.damaged_files import repacked
 from tests.pipeline.test_teachers import source
 
 L = keras.layers
+pytestmark = pytest.mark.usefixtures("light_checks")
 
 
 @keras.saving.register_keras_serializable("test_file_remedies")

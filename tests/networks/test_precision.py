@@ -73,7 +73,7 @@ def test_the_scores_of_a_classifier_are_computed_in_float32(activation: str) -> 
 
 @pytest.mark.parametrize(("setting", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32")])
 def test_runs_and_steps_fine_tune_in_the_precision_of_the_settings(
-    setting: str, expected: str, data: pbd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    setting: str, expected: str, eager: None, data: pbd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     used, fine_tune = list[str](), remote_tasks.fine_tune
     monkeypatch.setattr(remote_tasks, "fine_tune", lambda *args: used.append(args[-1]) or fine_tune(*args))
@@ -86,7 +86,7 @@ def test_runs_and_steps_fine_tune_in_the_precision_of_the_settings(
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])
-def test_the_student_has_the_precision_of_its_teacher(policy: str, data: pbd.Data, tmp_path: Path) -> None:
+def test_the_student_has_the_precision_of_its_teacher(policy: str, eager: None, data: pbd.Data, tmp_path: Path) -> None:
     path = tmp_path / "teacher.keras"
     network(policy).save(path)
     result = pbd.distill(teacher=str(path), data=data, **CHEAP, max_accuracy_drop=1.0, run_dir=str(tmp_path / "run"))
