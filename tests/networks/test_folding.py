@@ -138,9 +138,8 @@ def test_pooling_of_single_pixels_becomes_max_pooling() -> None:
 
 
 @pytest.mark.parametrize("block", ["decoupled_r1", "decoupled_r2", "decoupled_r3", "two_layer", "two_layer_skip"])
-@pytest.mark.parametrize("activation", ["linear", "relu"])
-def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, tmp_path: Path) -> None:
-    """A residual network: one block before a normalisation and a join, one with its own activation."""
+def test_a_student_is_folded_and_opens_without_pbd(block: str, tmp_path: Path) -> None:
+    """A residual network: one block before a normalisation, one with its own activation, one before a join."""
     import keras
 
     from pbd.blockwise.tasks import enumerate_tasks
@@ -150,7 +149,8 @@ def test_a_student_is_folded_and_opens_without_pbd(block: str, activation: str, 
     def build(x: Any) -> Any:
         y = layers.Conv2D(12, 3, padding="same", use_bias=False, name="a")(layers.Conv2D(12, 1)(x))
         y = layers.ReLU()(layers.BatchNormalization()(y))
-        y = layers.Conv2D(12, 3, padding="same", activation=activation, name="b")(y)
+        y = layers.Conv2D(12, 3, padding="same", activation="relu", name="b")(y)
+        y = layers.Conv2D(12, 3, padding="same", name="c")(y)
         return layers.Add()([layers.Conv2D(12, 1)(x), y])
 
     teacher = network(build)

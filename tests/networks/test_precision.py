@@ -71,18 +71,30 @@ def test_the_scores_of_a_classifier_are_computed_in_float32(activation: str) -> 
     assert precision.mixed_classifier(model, "float32") is model
 
 
-@pytest.mark.parametrize(("setting", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32")])
-def test_runs_and_steps_fine_tune_in_the_precision_of_the_settings(
-    setting: str, expected: str, eager: None, data: pbd.Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def used(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The precision of each fine-tuning, in order."""
+    precisions, fine_tune = list[str](), remote_tasks.fine_tune
+    monkeypatch.setattr(remote_tasks, "fine_tune", lambda *args: precisions.append(args[-1]) or fine_tune(*args))
+    return precisions
+
+
+def test_a_run_fine_tunes_in_the_precision_of_its_settings(
+    eager: None, used: list[str], data: pbd.Data, tmp_path: Path
 ) -> None:
-    used, fine_tune = list[str](), remote_tasks.fine_tune
-    monkeypatch.setattr(remote_tasks, "fine_tune", lambda *args: used.append(args[-1]) or fine_tune(*args))
-    of_run = {"block": "decoupled_r1", "include_unprofitable": True, "accuracy_threshold": 0.0, "precision": setting}
-    pbd.distill(network("float32"), data, **CHEAP, **of_run, run_dir=str(tmp_path / "run"))
+    settings = {"block": "decoupled_r1", "include_unprofitable": True, "accuracy_threshold": 0.0}
+    pbd.distill(network("float32"), data, **CHEAP, **settings, precision="bfloat16", run_dir=str(tmp_path / "run"))
+    assert used == ["bfloat16"]
+
+
+@pytest.mark.parametrize(("setting", "expected"), [("bfloat16", "bfloat16"), ("float16", "float32")])
+def test_a_step_fine_tunes_in_the_precision_of_the_settings(
+    setting: str, expected: str, eager: None, used: list[str], data: pbd.Data, tmp_path: Path
+) -> None:
     in_process = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "recipe")}
     config = pbd.RunConfig.of(precision=setting)
     pbd.compress(network("float32"), data, [pbd.FineTune(epochs=1)], config=config, **in_process)
-    assert used == [expected, expected]
+    assert used == [expected]
 
 
 @pytest.mark.parametrize("policy", ["mixed_float16", "bfloat16"])

@@ -84,7 +84,7 @@ def vgg() -> keras.Model:
 def test_applications(name: str, tmp_path: Path) -> None:
     model = APPLICATIONS[name](weights=None, input_shape=(SIDES[name], SIDES[name], 3), classes=10)
     randomise(model)
-    assert check(model, SIDES[name], 0.3, tmp_path) == {"they are the network's output"}
+    assert check(model, SIDES[name], 0.35, tmp_path) == {"they are the network's output"}
 
 
 def test_layer_normalisations_fix_the_residual_streams_of_convnext(tmp_path: Path) -> None:
