@@ -62,6 +62,11 @@ def concatenated(x: Any) -> Any:
     return layers.Concatenate()([x, layers.ReLU()(conv("b", 6)(x)), x])
 
 
+def concatenated_twice(x: Any) -> Any:
+    """As in the last blocks of InceptionV3."""
+    return layers.Concatenate()([layers.Concatenate()([conv("b", 6)(x), x]), layers.ReLU()(conv("c", 4)(x))])
+
+
 def residual(x: Any) -> Any:
     return layers.Add()([x, conv("c")(layers.ReLU()(conv("b", 6)(x)))])
 
@@ -116,6 +121,7 @@ FREE: list[tuple[Body, dict[str, str]]] = [
     (transposed, {"a": "b", "b": "z"}),
     (slopes, {"a": "z"}),
     (concatenated, {"a": "bz", "b": "z"}),
+    (concatenated_twice, {"a": "bcz", "b": "z", "c": "z"}),
     (residual, {"ac": "bz", "b": "c"}),
     (gated, {"ac": "bz", "b": "c"}),
     (gated_by_a_vector, {"ab": "bz"}),
