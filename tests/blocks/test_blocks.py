@@ -1,6 +1,8 @@
 """The designs: shapes, the last activation, what they cost, where their first weights come from."""
 
 import copy
+import functools
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -11,14 +13,24 @@ import pytest
 from pbd import blocks
 from pbd.blocks import decoupling, initialisation
 from pbd.blocks.decoupled import Decoupled, set_factors
-from pbd.blockwise.tasks import enumerate_tasks
+from pbd.blockwise.tasks import describe_layer, enumerate_tasks
 from pbd.config import BlockConfig
 from pbd.errors import UsageError
-from pbd.records import CONVOLUTION, BlockTask
+from pbd.records import CONVOLUTION, BlockTask, Layer
 from tests.helpers.fakes import make_task
 from tests.helpers.swapping import swap_blocks
 
+
+def first_and_last(names: Iterable[str]) -> list[str]:
+    """Return the first and the last design of each class: those between have a number or an option of either."""
+    of_class: dict[type, list[str]] = {}
+    for name in names:
+        of_class.setdefault(type(blocks.get(name)), []).append(name)
+    return [name for same in of_class.values() for name in dict.fromkeys((same[0], same[-1]))]
+
+
 DESIGNS = sorted(design.name for design in blocks.designs() if design.replaces == CONVOLUTION)
+FIRST_AND_LAST = first_and_last(DESIGNS)
 RANKS = {"decoupled_r1": 1, "decoupled_r2": 2, "decoupled_r3": 3}
 DEPTHS = {"two_layer": 2, "two_layer_skip": 2, "three_layer": 3, "three_layer_skip": 3}
 GEOMETRIES: list[dict[str, Any]] = [
@@ -34,21 +46,26 @@ GEOMETRIES: list[dict[str, Any]] = [
 ]
 
 
-def convolution(channels: int = 6, **settings: Any) -> tuple[keras.layers.Conv2D, BlockTask]:
-    """Return one convolution of a small network, with a bias that counts, and its task."""
+def convolution(channels: int = 6, **settings: Any) -> tuple[keras.layers.Conv2D, Layer]:
+    """Return a convolution with a bias that counts, and its record."""
     inputs = keras.Input((11, 11, channels))
     arguments = {"filters": 10, "kernel_size": 3, "name": "layer", "bias_initializer": "normal"} | settings
     layer = keras.layers.Conv2D(**arguments)
-    model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Flatten()(layer(inputs))))
-    return layer, enumerate_tasks(model, blocks.get("two_layer"), include_unprofitable=True)[0]
+    return layer, describe_layer(0, layer, keras.Model(inputs, layer(inputs)))
 
 
-def convolution_task(**settings: Any) -> BlockTask:
-    return convolution(**settings)[1]
+def record(**settings: Any) -> Layer:
+    """Return the record of a convolution, made once for all tests with these settings."""
+    return _record(tuple(settings.items()))
 
 
-def output_of(block: keras.Model | keras.Layer, task: BlockTask) -> np.ndarray:
-    images = np.random.default_rng(0).normal(size=(4, *task.layer.input_shape)).astype("float32")
+@functools.cache
+def _record(settings: tuple[tuple[str, Any], ...]) -> Layer:
+    return convolution(**dict(settings))[1]
+
+
+def output_of(block: keras.Model | keras.Layer, layer: Layer) -> np.ndarray:
+    images = np.random.default_rng(0).normal(size=(4, *layer.input_shape)).astype("float32")
     return keras.ops.convert_to_numpy(block(images, training=False))
 
 
@@ -67,23 +84,28 @@ def test_the_default_design_is_registered_and_an_unknown_one_is_refused_with_the
         blocks.get("decoupeld_r2")
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", FIRST_AND_LAST)
 @pytest.mark.parametrize("settings", GEOMETRIES, ids=str)
 def test_a_block_has_the_shape_of_its_layer(design: str, settings: dict[str, Any]) -> None:
-    task = convolution_task(channels=8, filters=16, **settings)
-    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
-    assert block.input_shape == (None, *task.layer.input_shape)
-    assert block.output_shape == (None, *task.layer.output_shape)
-    assert output_of(block, task).shape == (4, *task.layer.output_shape)
+    layer = record(channels=8, filters=16, **settings)
+    block = blocks.build_block(blocks.get(design), layer, seed=0)
+    assert block.input_shape == (None, *layer.input_shape)
+    assert block.output_shape == (None, *layer.output_shape)
+    assert output_of(block, layer).shape == (4, *layer.output_shape)
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@functools.cache
+def output_before_activation(design: str) -> np.ndarray:
+    layer = record(channels=8, filters=16)
+    return output_of(blocks.build_block(blocks.get(design), layer, seed=0), layer)
+
+
+@pytest.mark.parametrize("design", FIRST_AND_LAST)
 @pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "leaky_relu", "silu"])
 def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: str) -> None:
-    task = convolution_task(channels=8, filters=16, activation=activation)
-    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
-    linear = blocks.build_block(blocks.get(design), replace(task.layer, activation="linear"), seed=0)
-    output, before = output_of(block, task), output_of(linear, task)
+    layer = record(channels=8, filters=16, activation=activation)
+    output = output_of(blocks.build_block(blocks.get(design), layer, seed=0), layer)
+    before = output_before_activation(design)
     assert before.min() < 0, "nothing cuts off a linear layer"
     expected = keras.ops.convert_to_numpy(keras.activations.get(activation)(before))
     np.testing.assert_allclose(output, expected, rtol=1e-6, atol=1e-7)
@@ -92,8 +114,7 @@ def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: 
 @pytest.mark.parametrize("use_bias", [True, False])
 @pytest.mark.parametrize("design", [*RANKS, *DEPTHS])
 def test_a_block_costs_what_its_task_says(design: str, use_bias: bool) -> None:
-    task = convolution_task(strides=2)
-    inputs = keras.Input(task.layer.input_shape)
+    inputs = keras.Input((11, 11, 6))
     layer = keras.layers.Conv2D(10, 3, strides=2, use_bias=use_bias, name="layer")(inputs)
     (described,) = enumerate_tasks(keras.Model(inputs, layer), blocks.get(design), include_unprofitable=True)
     if design in RANKS:
@@ -106,14 +127,14 @@ def test_a_block_costs_what_its_task_says(design: str, use_bias: bool) -> None:
     assert described.macs == 5 * 5 * kernels
 
 
-def full_rank_block(task: BlockTask) -> keras.Model:
-    inputs = keras.Input(task.layer.input_shape)
-    return keras.Model(inputs, Decoupled(99).build(inputs, task.layer, seed=0))
+def full_rank_block(layer: Layer) -> keras.Model:
+    inputs = keras.Input(layer.input_shape)
+    return keras.Model(inputs, Decoupled(99).build(inputs, layer, seed=0))
 
 
-def give_factors(block: keras.Model, task: BlockTask, layer: keras.layers.Conv2D, rank: int) -> None:
-    bias = np.asarray(layer.bias) if layer.use_bias else np.full(task.layer.output_shape[-1], np.nan)
-    set_factors(block, task.layer, decoupling.decouple(initialisation.dense_kernel(layer), rank), bias)
+def give_factors(block: keras.Model, described: Layer, layer: keras.layers.Conv2D, rank: int) -> None:
+    bias = np.asarray(layer.bias) if layer.use_bias else np.full(described.output_shape[-1], np.nan)
+    set_factors(block, described, decoupling.decouple(initialisation.dense_kernel(layer), rank), bias)
 
 
 @pytest.mark.parametrize(
@@ -131,31 +152,30 @@ def give_factors(block: keras.Model, task: BlockTask, layer: keras.layers.Conv2D
     ids=str,
 )
 def test_a_decoupled_block_of_full_rank_computes_what_the_layer_does(settings: dict[str, Any]) -> None:
-    layer, task = convolution(**settings)
-    block = full_rank_block(task)
-    give_factors(block, task, layer, rank=99)
-    np.testing.assert_allclose(output_of(block, task), output_of(layer, task), atol=2e-5)
+    layer, described = convolution(**settings)
+    block = full_rank_block(described)
+    give_factors(block, described, layer, rank=99)
+    np.testing.assert_allclose(output_of(block, described), output_of(layer, described), atol=2e-5)
 
 
 @pytest.mark.parametrize("design", sorted(RANKS))
 @pytest.mark.parametrize("settings", [{"padding": "same"}, {"padding": "valid", "strides": 2, "use_bias": False}])
 def test_a_kernel_of_its_rank_is_held_exactly(design: str, settings: dict[str, Any]) -> None:
-    layer, task = convolution(**settings, activation="relu")
+    layer, described = convolution(**settings, activation="relu")
     generator, rank = np.random.default_rng(3), RANKS[design]
     for kernel_rank, exact in ((rank, True), (rank + 1, False)):
         kernel = generator.normal(size=(6, 9, kernel_rank)) @ generator.normal(size=(6, kernel_rank, 10))
         layer.kernel.assign(kernel.transpose(1, 0, 2).reshape(3, 3, 6, 10))
-        block = blocks.build_block(blocks.get(design), task.layer, seed=0)
-        give_factors(block, task, layer, rank)
-        expected = output_of(layer, task)
-        assert np.allclose(output_of(block, task), expected, atol=1e-5 * np.abs(expected).max()) == exact
+        block = blocks.build_block(blocks.get(design), described, seed=0)
+        give_factors(block, described, layer, rank)
+        expected = output_of(layer, described)
+        assert np.allclose(output_of(block, described), expected, atol=1e-5 * np.abs(expected).max()) == exact
 
 
 @pytest.mark.parametrize("design", sorted(RANKS))
 @pytest.mark.parametrize("use_bias", [True, False])
 def test_a_decoupled_block_has_a_bias_exactly_if_its_layer_has(design: str, use_bias: bool) -> None:
-    task = convolution_task(use_bias=use_bias)
-    built = blocks.build_block(blocks.get(design), task.layer, seed=0)
+    built = blocks.build_block(blocks.get(design), record(use_bias=use_bias), seed=0)
     biased = {layer.name for layer in built.layers if getattr(layer, "use_bias", False)}
     assert biased == ({"layer_pbd_pointwise"} if use_bias else set())
 
@@ -175,26 +195,24 @@ def test_filters_stand_side_by_side_and_no_more_than_can_help(
     design: str, settings: dict[str, Any], filters: int
 ) -> None:
     """A depth multiplier has no fast kernel in any runtime."""
-    layer, task = convolution(**settings)
-    block = blocks.build_block(blocks.get(design), task.layer, seed=0)
+    layer, described = convolution(**settings)
+    block = blocks.build_block(blocks.get(design), described, seed=0)
     depthwise = [layer for layer in block.layers if isinstance(layer, keras.layers.DepthwiseConv2D)]
     assert len(depthwise) == filters
     assert all(layer.depth_multiplier == 1 for layer in depthwise)
-    assert block.get_layer("layer_pbd_pointwise").kernel.shape == (1, 1, 6 * filters, task.layer.output_shape[-1])
+    assert block.get_layer("layer_pbd_pointwise").kernel.shape == (1, 1, 6 * filters, described.output_shape[-1])
     first = [keras.ops.convert_to_numpy(layer.kernel) for layer in depthwise]
     assert not any(np.allclose(one, first[0]) for one in first[1:]), "equal filters would stay equal"
-    give_factors(block, task, layer, filters)
+    give_factors(block, described, layer, filters)
     whole = filters < RANKS[design]
-    assert np.allclose(output_of(block, task), output_of(layer, task), atol=1e-5) == whole
+    assert np.allclose(output_of(block, described), output_of(layer, described), atol=1e-5) == whole
 
 
 def test_a_skip_adds_the_first_layers_output() -> None:
-    task = convolution_task()
-    plain, skip = (
-        blocks.build_block(blocks.get(design), task.layer, seed=0) for design in ("two_layer", "two_layer_skip")
-    )
+    layer = record()
+    plain, skip = (blocks.build_block(blocks.get(design), layer, seed=0) for design in ("two_layer", "two_layer_skip"))
     first = keras.Model(plain.inputs[0], plain.get_layer("layer_pbd_relu1").output)
-    np.testing.assert_allclose(output_of(skip, task), output_of(plain, task) + output_of(first, task), atol=1e-5)
+    np.testing.assert_allclose(output_of(skip, layer), output_of(plain, layer) + output_of(first, layer), atol=1e-5)
 
 
 def weights_of(task: BlockTask, seed: int, design: str = "two_layer") -> dict[str, np.ndarray]:
@@ -248,7 +266,7 @@ def test_seeds_are_31_bits_and_tell_names_apart() -> None:
     assert blocks.derive_seed(-1, "a") == blocks.derive_seed(-1, "a")
 
 
-@pytest.mark.parametrize("design", DESIGNS)
+@pytest.mark.parametrize("design", FIRST_AND_LAST)
 def test_weights_go_round_through_a_student(design: str) -> None:
     inputs = keras.Input((8, 8, 16))
     x = keras.layers.Conv2D(16, 3, padding="same", activation="relu", name="a")(inputs)
