@@ -11,7 +11,7 @@ from pbd.blocks import BlockDesign
 from pbd.config import patterns as name_patterns
 from pbd.errors import BadInputError
 from pbd.networks import channels
-from pbd.networks.cost import count_macs, count_params, layer_macs
+from pbd.networks.cost import count_macs, count_macs_before, count_params, layer_macs
 from pbd.networks.graph import find_convolutions
 from pbd.networks.residuals import Residual, find_residuals
 from pbd.records import CONVOLUTION, RESIDUAL, BlockTask, Layer
@@ -139,7 +139,7 @@ def describe_layer(index: int, layer: keras.layers.Conv2D, model: keras.Model) -
         activation=keras.activations.serialize(layer.activation),
         input_shape=tuple(layer.input.shape[1:]),
         output_shape=tuple(layer.output.shape[1:]),
-        prefix_macs=count_macs(keras.Model(model.inputs[0], layer.output)),
+        prefix_macs=count_macs_before(model, layer.output),
         macs=layer_macs(layer),
         params=layer.count_params(),
         use_bias=bool(layer.use_bias),
@@ -162,7 +162,7 @@ def describe_residual(index: int, residual: Residual, model: keras.Model) -> Lay
         activation="linear",
         input_shape=tuple(inputs),
         output_shape=tuple(outputs),
-        prefix_macs=count_macs(keras.Model(model.inputs[0], residual.addition.output)),
+        prefix_macs=count_macs_before(model, residual.addition.output),
         macs=residual.macs,
         params=residual.params,
         use_bias=True,

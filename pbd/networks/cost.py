@@ -1,10 +1,11 @@
 """Size and arithmetic cost of a network: parameters and multiply-accumulates."""
 
 import math
+from typing import Any
 
 import keras
 
-from pbd.networks.keras_internals import call_counts
+from pbd.networks.keras_internals import call_counts, calls
 
 
 def layer_macs(layer: keras.Layer) -> int:
@@ -29,6 +30,21 @@ def count_macs(model: keras.Model) -> int:
     A shared layer counts once per call; every call is counted with the shapes of the first.
     """
     return sum(layer_macs(layer) * calls for layer, calls in layer_calls(model))
+
+
+def count_macs_before(model: keras.Model, tensor: Any) -> int:
+    """Return the multiply-accumulates of a flat functional model that a tensor of its graph needs, per image.
+
+    The result is `count_macs` of the model that ends in the tensor.
+    """
+    needed, macs = {id(tensor)}, 0
+    for operation, inputs, outputs in reversed(list(calls(model))):
+        if needed.isdisjoint(map(id, outputs)):
+            continue
+        needed.update(map(id, inputs))
+        if isinstance(operation, keras.Layer):
+            macs += layer_macs(operation)
+    return macs
 
 
 def layer_calls(model: keras.Model) -> list[tuple[keras.Layer, int]]:

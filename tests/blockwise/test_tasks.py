@@ -9,6 +9,7 @@ from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import graph
+from pbd.networks.cost import count_macs
 from tests.helpers.small_graphs import BLOCK, classifier, conv, reasons, residual
 
 pytestmark = pytest.mark.usefixtures("fresh_names")
@@ -22,6 +23,19 @@ def test_a_task_says_what_its_layer_is() -> None:
     assert task.layer.macs == 6 * 6 * 9 * 8 * 4
     assert task.layer.prefix_macs == 12 * 12 * 8 * 8 + task.layer.macs
     assert task.macs == 6 * 6 * (9 * 8 + 8 * 4 + 9 * 4 + 4 * 4)
+
+
+def test_the_macs_up_to_a_layer_are_those_of_the_network_that_ends_there() -> None:
+    def body(x: Any) -> Any:
+        shared = conv("shared", 8)
+        return residual(shared(shared(x)))
+
+    flat = graph.flatten(classifier(body))
+    tasks = enumerate_tasks(flat, blocks.get(BLOCK), blocks.get("merge"), include_unprofitable=True)
+    assert {"shared", "a1", "a2", "b1"} < {task.layer.name for task in tasks}, "and a sum"
+    for task in tasks:
+        ended = keras.Model(flat.inputs[0], flat.get_layer(task.layer.name).output)
+        assert task.layer.prefix_macs == count_macs(ended)
 
 
 def test_channels_first_and_unequal_strides_are_skipped_by_name() -> None:
