@@ -51,13 +51,15 @@ def teacher() -> keras.Model:
     return keras.Model(inputs, keras.layers.Dense(10)(keras.layers.GlobalAveragePooling2D()(x)), name="small")
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_registered_design_runs_through_distill_in_a_process_of_its_own(
     bottleneck: blocks.BlockDesign, tmp_path: Path
 ) -> None:
     result = pbd.distill(
         teacher(),
         dataset="digits",
-        train_limit=256,
+        train_limit=128,
+        validation_fraction=0.05,
         batch_size=64,
         block="bottleneck",
         epochs=2,

@@ -105,10 +105,9 @@ def test_groups_are_those_of_the_layer(settings: dict[str, Any]) -> None:
     assert factored.groups(layer_of(**settings)[1]) == settings.get("groups", 1)
 
 
-@pytest.mark.parametrize("fitted", [False, True])
-@pytest.mark.parametrize(
-    "settings",
-    [
+@pytest.fixture(
+    scope="module",
+    params=[
         *GEOMETRIES,
         *GROUPED,
         {"padding": "same", "strides": (2, 1)},
@@ -120,16 +119,22 @@ def test_groups_are_those_of_the_layer(settings: dict[str, Any]) -> None:
     ],
     ids=str,
 )
+def replaceable(request: pytest.FixtureRequest) -> tuple[keras.layers.Conv2D, Layer, np.ndarray, np.ndarray]:
+    """A convolution, its record, images, and what the convolution makes of them."""
+    images = smooth_images(20, 11, 6, seed=1)
+    convolution, layer = layer_of(**request.param)
+    return convolution, layer, images, keras.ops.convert_to_numpy(convolution(images))
+
+
 @pytest.mark.parametrize("design", EXACT, ids=lambda design: type(design).__name__)
 def test_a_block_of_full_rank_computes_what_the_layer_does(
-    design: blocks.BlockDesign, settings: dict[str, Any], fitted: bool
+    design: blocks.BlockDesign, replaceable: tuple[keras.layers.Conv2D, Layer, np.ndarray, np.ndarray]
 ) -> None:
     """`same` padding, strides and dilation split into rows and columns, and pointwise convolutions have none."""
-    convolution, layer = layer_of(**settings)
-    images = smooth_images(20, 11, 6, seed=1)
-    block = initialised(design, convolution, layer, images if fitted else None)
-    expected = keras.ops.convert_to_numpy(convolution(images))
-    np.testing.assert_allclose(keras.ops.convert_to_numpy(block(images)), expected, atol=1e-5)
+    convolution, layer, images, expected = replaceable
+    for seen in (None, images):
+        block = initialised(design, convolution, layer, seen)
+        np.testing.assert_allclose(keras.ops.convert_to_numpy(block(images)), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("percent", [5, 25, 33, 50, 70, 95])
