@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
-    """A context for training on 320 digits; the teacher's graph holds operations with Keras' own names."""
+    """A context for training on 64 digits; the teacher's graph holds operations with Keras' own names."""
     import keras
 
     from pbd import blocks, data
@@ -31,7 +31,7 @@ def context(tmp_path_factory: pytest.TempPathFactory) -> "tuple[Any, Tasks]":
     journal = Journal.create(folder / "run", {})
     keras.Model(inputs, outputs).save(folder / "run" / "teacher.keras")
     keras.utils.clear_session(free_memory=False)
-    config = RunConfig.of(train_limit=320, batch_size=32, epochs=6, patience=0)
+    config = RunConfig.of(train_limit=64, validation_fraction=0.034, batch_size=32, epochs=6, patience=0)
     dataset = data.load(config.data, 0)
     base = TrainingContext(
         teacher_path=str(folder / "run" / "teacher.keras"),

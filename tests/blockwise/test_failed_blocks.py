@@ -43,6 +43,7 @@ def test_nan_in_one_block_costs_only_that_block(context: tuple[Any, Tasks], monk
     assert_same_weights(results["second"], clean, atol=1e-6)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Tasks]) -> None:
     _, tasks = context
     settings = {"block": "decoupled_r2", "block_init": "fitted"}
@@ -58,10 +59,11 @@ def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Task
     assert_same_weights(committed, start)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_block_that_fails_costs_only_itself(context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch) -> None:
     from pbd.blockwise import train_group
 
-    adapted, tasks = changed(context), context[1]
+    adapted, tasks = changed(context, epochs=1), context[1]
     build_block = blocks.build_block
 
     def broken(design: blocks.BlockDesign, layer: Layer, seed: int) -> Any:
@@ -95,6 +97,7 @@ def test_a_worker_that_does_not_see_the_run_directory_says_so(context: tuple[Any
         train(adapted, context[1])
 
 
+@pytest.mark.usefixtures("eager")
 def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> None:
     result = train(changed(context, learning_rate=1e30), [context[1][0]])["second"]
     assert result.status == "failed"
@@ -102,6 +105,7 @@ def test_divergence_is_a_failure_with_a_remedy(context: tuple[Any, Tasks]) -> No
     assert result.weights == {}
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("error", [StoppedError(), BrokenPipeError("the worker is gone")])
 def test_an_error_of_the_progress_callback_is_no_failure_of_the_group(
     context: tuple[Any, Tasks], error: Exception

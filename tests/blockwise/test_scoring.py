@@ -63,7 +63,7 @@ def make_teacher(softmax: bool) -> keras.Model:
 @pytest.fixture(scope="module", params=[(True, False), (False, True)], ids=["labels, logits", "no labels, softmax"])
 def scored(request: pytest.FixtureRequest) -> Scored:
     labelled, softmax = request.param
-    config = DataConfig(dataset="digits", train_limit=160, batch_size=32, labels=labelled)
+    config = DataConfig(dataset="digits", validation_fraction=0.05, batch_size=32, labels=labelled)
     dataset = data.load(config, 0)
     teacher = make_teacher(softmax)
     tasks = tuple(task for task in enumerate_tasks(teacher, blocks.get(BLOCK)) if task.skip_reason is None)
@@ -83,6 +83,7 @@ def test_every_block_is_scored(scored: Scored) -> None:
     assert [key.layer for key in scored.scores] == ["second", "third"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
     expected = probabilities(scored.teacher, scored.images)
     assert len(np.unique(expected.argmax(axis=1))) > 2, "a teacher with constant answers would hide errors"
@@ -101,6 +102,7 @@ def test_the_metrics_are_those_of_the_swapped_teacher(scored: Scored) -> None:
             assert result.accuracy is None
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -> None:
     activations = graph.truncate(scored.teacher, [key.layer for key in scored.built]).predict(scored.images, verbose=0)
     for key, block in scored.built.items():

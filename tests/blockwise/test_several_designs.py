@@ -20,6 +20,8 @@ from pbd.run_dir.journal import Journal
 DESIGNS = {name: blocks.get(name) for name in ("two_layer", "decoupled_r1", "decoupled_r2", "merge", "drop")}
 L = keras.layers
 
+pytestmark = pytest.mark.usefixtures("eager_module")
+
 
 @dataclasses.dataclass(frozen=True)
 class Setting:
@@ -51,7 +53,7 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     journal = Journal.create(folder / "run", {})
     path = str(folder / "run" / "teacher.keras")
     keras.Model(inputs, outputs).save(path)
-    config = RunConfig.of(train_limit=96, batch_size=32, patience=0)
+    config = RunConfig.of(train_limit=64, validation_fraction=0.034, batch_size=32, patience=0)
     shape = data.load(config.data, 0).image_shape
     base = TrainingContext(path, config.data, shape, config.training, DESIGNS, "fitted", 0, journal)
     tasks = enumerate_tasks(load_teacher(path), *DESIGNS.values(), include_unprofitable=True)

@@ -10,6 +10,8 @@ from pbd.records import BlockKey, BlockResult, TaskGroup
 from tests.helpers.group_training import Tasks, changed, committed, group_of, ignore, train
 from tests.helpers.thread_collective import run_threads
 
+pytestmark = pytest.mark.usefixtures("eager")
+
 
 def train_in_threads(context: Any, tasks: Tasks, size: int) -> list[dict[str, BlockResult]]:
     """Train the tasks in one group in a collective of `size` threads; return the results of each."""
@@ -24,9 +26,11 @@ def train_in_threads(context: Any, tasks: Tasks, size: int) -> list[dict[str, Bl
 
 @pytest.fixture
 def teacher_per_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let every thread load a teacher of its own, as every process does."""
+    """Let every thread load a teacher of its own, as every process does, and forget which work was announced last."""
     from pbd.blockwise import context
+    from pbd.run_dir import error_files
 
+    monkeypatch.setattr(error_files, "_current", None)
     monkeypatch.setattr(context, "load_teacher", context.load_teacher.__wrapped__)
     monkeypatch.setattr(context, "forget_teacher", lambda: None)
 

@@ -15,7 +15,7 @@ from tests.helpers.group_training import Tasks, assert_same_weights, changed, co
 def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> None:
     from pbd.blockwise import train_group
 
-    adapted, tasks = changed(context, block="decoupled_r2"), context[1]
+    adapted, tasks = changed(context, block="decoupled_r2", train_limit=320), context[1]
     events: list[Progress] = []
     results = train_group.train_group(adapted, group_of(adapted, tasks), events.append)
     assert [result.layer for result in results] == ["second", "third"]
@@ -35,15 +35,22 @@ def test_blocks_learn_are_scored_and_are_written(context: tuple[Any, Tasks]) -> 
     assert {event.label for event in events if event not in training} == {"scoring second … third (2)"}
 
 
-@pytest.mark.parametrize("block", ["decoupled_r2", "two_layer"])
+def trained(context: tuple[Any, Tasks], block: str, precision: str) -> BlockResult:
+    """Return a block for `second` that learned in this precision."""
+    settings = {"block": block, "precision": precision, "epochs": 3, "block_init": "noise", "train_limit": 320}
+    return train(changed(context, **settings), context[1][:1])["second"]
+
+
+@pytest.fixture(scope="module", params=["decoupled_r2", "two_layer"])
+def in_float32(request: pytest.FixtureRequest, context: tuple[Any, Tasks]) -> BlockResult:
+    return trained(context, request.param, "float32")
+
+
 @pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 0.1), ("float16", 0.02)])
 def test_in_half_precision_nearly_the_same_block_is_trained(
-    block: str, precision: str, apart: float, context: tuple[Any, Tasks]
+    precision: str, apart: float, in_float32: BlockResult, context: tuple[Any, Tasks]
 ) -> None:
-    settings: dict[str, Any] = {"block": block, "epochs": 3, "block_init": "noise"}
-    half, single = changed(context, precision=precision, **settings), changed(context, **settings)
-    task = context[1][:1]
-    (received,), (expected,) = train(half, task).values(), train(single, task).values()
+    received, expected = trained(context, in_float32.design, precision), in_float32
     assert {value.dtype for value in received.weights.values()} == {np.dtype("float32")}
     assert received.nmse == pytest.approx(expected.nmse, rel=apart)
     assert received.loss_history[-1] < 0.9 * received.loss_history[0]
@@ -51,6 +58,7 @@ def test_in_half_precision_nearly_the_same_block_is_trained(
     assert not np.array_equal(received.weights[kernel], expected.weights[kernel])
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_block_that_is_not_trained_has_the_batch_statistics_of_its_inputs(context: tuple[Any, Tasks]) -> None:
     for result in train(changed(context, epochs=0, block="two_layer", block_init="fitted"), context[1]).values():
         means = [value for name, value in result.weights.items() if "moving_mean" in name]
@@ -59,6 +67,7 @@ def test_a_block_that_is_not_trained_has_the_batch_statistics_of_its_inputs(cont
         assert result.nmse < 0.9, "worse than a constant without these statistics"
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_fitted_block_has_a_small_error_before_any_training(context: tuple[Any, Tasks]) -> None:
     adapted = changed(context, epochs=0, block="decoupled_r2", block_init="fitted")
     results = train(adapted, context[1])
@@ -70,6 +79,7 @@ def test_a_fitted_block_has_a_small_error_before_any_training(context: tuple[Any
         assert result.nmse < 0.1
 
 
+@pytest.mark.usefixtures("eager")
 def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks]) -> None:
     adapted, tasks = changed(context, epochs=1), context[1]
     unlabelled = dataclasses.replace(adapted, data=dataclasses.replace(adapted.data, labels=False))
@@ -81,6 +91,7 @@ def test_without_labels_blocks_are_scored_by_agreement(context: tuple[Any, Tasks
         assert result.val_kl > 0
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_block_in_the_run_directory_is_not_trained_again(
     context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -104,6 +115,7 @@ def test_a_block_in_the_run_directory_is_not_trained_again(
     assert trained == [("second",)]
 
 
+@pytest.mark.usefixtures("eager")
 def test_zero_epochs_leave_the_first_weights(context: tuple[Any, Tasks]) -> None:
 
     adapted, tasks = changed(context, epochs=0), context[1]

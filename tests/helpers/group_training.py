@@ -18,10 +18,12 @@ def ignore(_: Progress) -> None:
 
 
 def changed(context: tuple[Any, Tasks], **training_settings: Any) -> Any:
-    """Return the context of a new run with other settings: `block` and `block_init`, or those of the training."""
+    """Return the context of a new run with other settings: `block`, `block_init`, `train_limit`, or of the training."""
     base = context[0]
     journal = Journal.create(base.journal.path.parent / uuid.uuid4().hex, {})
     fields = {name: training_settings.pop(name) for name in ("block_init",) if name in training_settings}
+    if (limit := training_settings.pop("train_limit", None)) is not None:
+        fields["data"] = dataclasses.replace(base.data, train_limit=limit)
     if (block := training_settings.pop("block", None)) is not None:
         fields["designs"] = {block: blocks.get(block)}
     return dataclasses.replace(
