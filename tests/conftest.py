@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import threadpoolctl
 
 from tests.helpers import short_graphs, short_latencies
 
@@ -84,8 +85,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Check that modules with fast tests can be imported without TensorFlow; collect garbage from now on, but rarely.
 
     Tracing makes millions of small objects: looking through the modules of TensorFlow again and again took a tenth of
-    the time of the stage `unit`.
+    the time of the stage `unit`. NumPy has one thread in this process: others wait busily for the products of small
+    matrices. The environment stays, since processes that tests start have threads of their own.
     """
+    threadpoolctl.threadpool_limits(1, user_api="blas")
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
     gc.enable()
