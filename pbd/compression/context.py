@@ -58,8 +58,10 @@ class Context:
 
     def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
         """Return the quality of a network beside a teacher, by default the first one of the recipe, on all workers."""
-        with self._file(model) as path, self._teacher_file(teacher) as other:
-            return self._pool(other).evaluate([path], split)[0]
+        with self._teacher_file(teacher) as other:
+            is_teacher = model is (self.teacher if teacher is None else teacher)
+            with contextlib.nullcontext(other) if is_teacher else self._file(model) as path:
+                return self._pool(other).evaluate([path], split)[0]
 
     def fine_tune(
         self,
@@ -190,7 +192,7 @@ class Context:
 
     @contextlib.contextmanager
     def _teacher_file(self, teacher: keras.Model | None) -> Iterator[Path]:
-        if teacher is None:
+        if teacher is None or teacher is self.teacher:
             yield self.teacher_path
         else:
             with self._file(teacher, f"teacher-{model_digest(teacher)[:16]}.keras") as path:
