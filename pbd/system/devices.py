@@ -119,9 +119,8 @@ def claimed(share: Share) -> Iterator[None]:
         EnvironmentMismatchError: there are GPUs, but fewer than workers.
     """
     before = dict(os.environ)
-    controller = threadpoolctl.ThreadpoolController()
-    libraries = {library.filepath for library in controller.lib_controllers}
-    with controller.limit():  # without a limit it only restores the limits at the end
+    # With a loaded backend a claim sets no limits, and to look at all libraries takes longer than the claim.
+    with contextlib.nullcontext() if backend.is_loaded() else _restored_thread_pools():
         share.claim()
         changed = {name for name in before | os.environ if before.get(name) != os.environ.get(name)}
         try:
@@ -130,6 +129,17 @@ def claimed(share: Share) -> Iterator[None]:
             for name in changed:
                 os.environ.pop(name, None)
             os.environ.update({name: before[name] for name in changed & before.keys()})
+
+
+@contextlib.contextmanager
+def _restored_thread_pools() -> Iterator[None]:
+    """Restore the limits of all thread pools at the end of the block, and lift those that it set for libraries."""
+    controller = threadpoolctl.ThreadpoolController()
+    libraries = {library.filepath for library in controller.lib_controllers}
+    with controller.limit():  # without a limit it only restores the limits at the end
+        try:
+            yield
+        finally:
             _unlimit_other_libraries(libraries)
 
 
