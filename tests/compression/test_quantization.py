@@ -19,12 +19,12 @@ from pbd.errors import UsageError
 from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
-PIXELS = np.random.default_rng(0).integers(0, 256, (96, 6, 6, 3)).astype(np.uint8)
-LABELS = np.arange(96) % 4
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(32) % 4
 DATA = pbd.Data(
     train=(PIXELS, LABELS),
-    validation=(PIXELS[:32], LABELS[:32]),
-    test=(PIXELS[32:64], LABELS[32:64]),
+    validation=(PIXELS[:16], LABELS[:16]),
+    test=(PIXELS[16:], LABELS[16:]),
     batch_size=16,
 )
 
@@ -52,6 +52,7 @@ def test_settings_out_of_range_are_refused(setting: dict, message: str, tmp_path
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.usefixtures("eager")
 def test_training_takes_fewer_images_than_a_batch(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     few = pbd.Data(train=(PIXELS[:9], LABELS[:9]), validation=DATA.validation, test=DATA.test, batch_size=16)
@@ -98,12 +99,13 @@ def test_a_file_is_written_with_every_layer_in_integers(tmp_path: Path) -> None:
     assert [file.name for file in tmp_path.iterdir()] == ["student.onnx"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_the_command_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     target = targets.TARGETS["onnx-int8"]
     if target.obstacle():
         pytest.skip(str(target.obstacle()))
     teacher().save(tmp_path / "model.keras")
-    splits = {"train": PIXELS, "val": PIXELS[:32], "test": PIXELS[32:64]}
+    splits = {"train": PIXELS, "val": PIXELS[:16], "test": PIXELS[16:]}
     arrays = {f"x_{name}": pixels for name, pixels in splits.items()}
     arrays |= {f"y_{name}": LABELS[: len(pixels)] for name, pixels in splits.items()}
     np.savez(tmp_path / "images.npz", **arrays)
@@ -115,6 +117,7 @@ def test_the_command_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     assert (tmp_path / "model_onnx_int8.onnx").stat().st_size == file["size_bytes"]
 
 
+@pytest.mark.usefixtures("eager")
 def test_training_that_loses_accuracy_is_discarded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     target = targets.TARGETS["onnx-int8"]
     if target.obstacle():

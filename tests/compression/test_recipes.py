@@ -12,6 +12,7 @@ import scipy.special
 
 import pbd
 from pbd import cli
+from pbd.compression import ensemble
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.config import StudentConfig
@@ -27,12 +28,12 @@ from pbd.student.checkpoints import FineTuneState
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager")
-PIXELS = np.random.default_rng(0).integers(0, 256, (96, 6, 6, 3)).astype(np.uint8)
-LABELS = np.arange(96) % 4
+PIXELS = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(48) % 4
 DATA = pbd.Data(
     train=(PIXELS, LABELS),
-    validation=(PIXELS[:32], LABELS[:32]),
-    test=(PIXELS[32:64], LABELS[32:64]),
+    validation=(PIXELS[:16], LABELS[:16]),
+    test=(PIXELS[16:32], LABELS[16:32]),
     batch_size=16,
 )
 
@@ -49,6 +50,14 @@ def head_of_teacher() -> np.ndarray:
     return teacher().get_layer("head").get_weights()[0]
 
 
+def scaled(model: keras.Model, factor: float) -> keras.Model:
+    """Return a copy of a network with other weights of its head."""
+    copy = graph.flatten(model)
+    head = copy.get_layer("head")
+    head.set_weights([factor * weight for weight in head.get_weights()])
+    return copy
+
+
 @dataclass(frozen=True)
 class Scaled:
     """Multiplies the weights of the head; it counts how often it is applied."""
@@ -61,10 +70,7 @@ class Scaled:
         self.applied()
         if self.fails:
             raise PbdError("stopped")
-        scaled = graph.flatten(model)
-        head = scaled.get_layer("head")
-        head.set_weights([self.factor * weight for weight in head.get_weights()])
-        return StepResult(scaled, {"factor": self.factor}, ("scaled",))
+        return StepResult(scaled(model, self.factor), {"factor": self.factor}, ("scaled",))
 
 
 @dataclass(frozen=True)
@@ -130,22 +136,20 @@ def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: 
     assert np.allclose(changed.model.get_layer("head").get_weights()[0], 12.0 * head_of_teacher())
 
 
-@pytest.mark.parametrize("change", [{"targets": ("onnx",)}, {"max_drop": 0.0}], ids=["target", "max_drop"])
-def test_a_complete_recipe_that_is_resumed_with_another_choice_is_measured_again(
-    change: dict[str, Any], tmp_path: Path
-) -> None:
+def test_a_complete_recipe_that_is_resumed_with_another_choice_is_measured_again(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    whole = compress(tmp_path, Scaled(2.0), targets=("keras",))
-    again = compress(tmp_path, Scaled(2.0), **{"targets": ("keras",), **change}, resume=True)
-    assert again.report.seconds != whole.report.seconds
-    assert again.report.targets == change.get("targets", ("keras",))
-    assert again.report.max_drop == change.get("max_drop")
+    whole = compress(tmp_path, Scaled(2.0), targets=("keras",)).report
+    elsewhere = compress(tmp_path, Scaled(2.0), targets=("onnx",), resume=True).report
+    strict = compress(tmp_path, Scaled(2.0), targets=("onnx",), max_drop=0.0, resume=True).report
+    assert len({whole.seconds, elsewhere.seconds, strict.seconds}) == 3
+    assert [report.targets for report in (whole, elsewhere, strict)] == [("keras",), ("onnx",), ("onnx",)]
+    assert [report.max_drop for report in (whole, elsewhere, strict)] == [None, None, 0.0]
 
 
 def test_steps_depend_on_the_epoch_that_trainings_end_with(tmp_path: Path) -> None:
     calls: list[int] = []
     step = Scaled(2.0, lambda: calls.append(1))
-    for keep in ("best", "best", "auto", "last"):  # auto: best, because the teacher has not seen the images
+    for keep in ("best", "auto", "last"):  # auto: best, because the teacher has not seen the images
         resume = (tmp_path / "run" / "run.json").exists()
         result = compress(tmp_path, step, config=pbd.RunConfig.of(fine_tune_keep=keep), resume=resume)
         assert result.report.config["fine_tune_keep"] == {"auto": "best"}.get(keep, keep)
@@ -161,16 +165,29 @@ def test_a_damaged_step_is_done_again(tmp_path: Path) -> None:
     assert len(calls) == 2
 
 
-@pytest.mark.parametrize("name", ["steps.json", "steps/01-scaled/step.json"])
-def test_a_damaged_record_of_the_steps_is_reported_and_repaired(name: str, tmp_path: Path) -> None:
+DAMAGES: list[Callable[[Path], object]] = [
+    lambda path: path.write_text('["q scaled"]'),
+    lambda path: path.write_bytes(b"["),
+    Path.unlink,
+]
+
+
+def test_damaged_records_of_the_steps_are_reported_and_repaired(tmp_path: Path) -> None:
     compress(tmp_path, Scaled(2.0))
-    path = tmp_path / "run" / name
-    for damage in (lambda: path.write_text('["q scaled"]'), lambda: path.write_bytes(b"["), path.unlink):
-        damage()
-        status = read_status(tmp_path / "run")
-        assert (status.state, status.damaged) == (DAMAGED, (name,))
+    run_dir, names = tmp_path / "run", ("steps.json", "steps/01-scaled/step.json")
+    for name in names:
+        content = (run_dir / name).read_bytes()
+        for damage in DAMAGES:
+            damage(run_dir / name)
+            status = read_status(run_dir)
+            assert (status.state, status.damaged) == (DAMAGED, (name,))
+            (run_dir / name).write_bytes(content)
+    for damaged, damage in zip((names[:1], names[1:], names), DAMAGES, strict=True):
+        for name in damaged:
+            damage(run_dir / name)
         compress(tmp_path, Scaled(2.0), resume=True)
-        assert read_status(tmp_path / "run").done == ("1 scaled",)
+        status = read_status(run_dir)
+        assert (status.done, status.damaged) == (("1 scaled",), ())
 
 
 def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> None:
@@ -218,23 +235,29 @@ def test_status_and_report_know_a_recipe(tmp_path: Path, capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("ending", ["softmax", None])
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])
-def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str, tmp_path: Path) -> None:
-    flat = graph.flatten(teacher())
+def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str) -> None:
+    flat, pixels = graph.flatten(teacher()), PIXELS[:8].astype(np.float32)
     model = keras.Model(flat.inputs, layers.Activation(ending)(flat.outputs[0])) if ending else flat
-    members = [[Scaled(2.0)], [Scaled(-1.0), Scaled(3.0)]]
-    settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run")}
-    result = pbd.compress(model, DATA, [pbd.Ensemble(members, mean=mean)], **settings)
-    logits = graph.logits(flat).predict_on_batch(PIXELS[:8].astype(np.float32))
+    model = ensemble.joined([scaled(model, 2.0), scaled(model, -3.0)], mean, pixels)
+    logits = graph.logits(flat).predict_on_batch(pixels)
     several = np.stack([2.0 * logits, -3.0 * logits])
     softmax = scipy.special.softmax
     expected = softmax(several, axis=-1).mean(axis=0) if mean == "probabilities" else several.mean(axis=0)
     if ending and mean == "logits":
         expected = softmax(expected, axis=-1)
-    assert np.allclose(result.model.predict_on_batch(PIXELS[:8].astype(np.float32)), expected, atol=1e-4)
+    assert np.allclose(model.predict_on_batch(pixels), expected, atol=1e-4)
+
+
+def test_an_ensemble_is_made_of_the_last_networks_of_its_members(tmp_path: Path) -> None:
+    members = [[Scaled(2.0)], [Scaled(-1.0), Scaled(3.0)]]
+    result = compress(tmp_path, pbd.Ensemble(members, mean="logits"))
+    pixels = PIXELS[:8].astype(np.float32)
+    expected = -0.5 * graph.flatten(teacher()).predict_on_batch(pixels)
+    assert np.allclose(result.model.predict_on_batch(pixels), expected, atol=1e-4)
     assert len(result.report.steps[1].details["members"]) == 2
 
 
-UNSPLIT = pbd.Data(train=(PIXELS, LABELS), test=(PIXELS[32:64], LABELS[32:64]), batch_size=16)
+UNSPLIT = pbd.Data(train=(PIXELS, LABELS), test=(PIXELS[16:32], LABELS[16:32]), batch_size=16)
 """The validation images are a part of the training images, by the seed."""
 
 

@@ -17,8 +17,8 @@ from pbd.networks import graph
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager", "unmeasured")
-PIXELS = np.random.default_rng(0).integers(0, 256, (48, 6, 6, 3)).astype(np.uint8)
-LABELS = np.arange(48) % 4
+PIXELS = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3)).astype(np.uint8)
+LABELS = np.arange(32) % 4
 DATA = pbd.Data(
     train=(PIXELS, LABELS),
     validation=(PIXELS[:16], LABELS[:16]),
@@ -41,10 +41,19 @@ def network(seed: int = 0) -> keras.Model:
     return keras.Model(inputs, layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(x)))
 
 
-def compress(tmp_path: Path, *steps: Any, data: pbd.Data = DATA, **settings: Any) -> Any:
+def classifier() -> keras.Model:
+    """Return a network of one layer with weights."""
+    inputs = keras.Input((6, 6, 3))
+    outputs = layers.Dense(4, name="head")(layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 128, -1.0)(inputs)))
+    return keras.Model(inputs, outputs)
+
+
+def compress(
+    tmp_path: Path, *steps: Any, data: pbd.Data = DATA, start: keras.Model | None = None, **settings: Any
+) -> Any:
     settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), "targets": "keras"} | settings
     config = pbd.RunConfig.of(allow_weak_teacher=True)
-    return pbd.compress(network(), data, steps, config=config, **settings)
+    return pbd.compress(start or network(), data, steps, config=config, **settings)
 
 
 @dataclass(frozen=True)
@@ -79,7 +88,7 @@ def test_zeros_of_the_network_before_are_none_of_the_student(tmp_path: Path) -> 
 
 def test_an_ensemble_of_an_ensemble_answers_with_the_mean_of_probabilities(tmp_path: Path) -> None:
     members = pbd.Ensemble([[pbd.FineTune(epochs=0)], [pbd.FineTune(epochs=0)]])
-    result = compress(tmp_path, members, members, pbd.Ensemble(members.members, mean="logits"))
+    result = compress(tmp_path, members, members, pbd.Ensemble(members.members, mean="logits"), start=classifier())
     pixels = PIXELS[:8].astype(np.float32)
     expected = result.network("1 ensemble").predict_on_batch(pixels)
     for name in ("2 ensemble", "3 ensemble"):
