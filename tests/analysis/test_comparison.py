@@ -12,6 +12,7 @@ from pbd.analysis.comparison import analyse
 from pbd.data import Data
 from pbd.errors import BadInputError, UsageError
 
+pytestmark = pytest.mark.usefixtures("eager_module")
 SHAPE = (6, 6, 3)
 CLASSES = 4
 

@@ -4,6 +4,7 @@ import csv
 import functools
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from experiments import accuracy
@@ -25,9 +26,23 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """Some of the digits: two batches to train on, and one each to choose and to test with."""
+    from pbd import data
+    from pbd.config import RunConfig
+
+    digits, arrays = data.load(RunConfig.of().data, 0), {}
+    for name, split, count in (("train", digits.train, 128), ("val", digits.validation, 64), ("test", digits.test, 64)):
+        arrays |= {f"x_{name}": split.images.array[split.rows[:count]], f"y_{name}": split.labels[:count]}
+    path = tmp_path_factory.mktemp("images") / "digits.npz"
+    np.savez(path, **arrays)
+    return str(path)
+
+
 @pytest.mark.usefixtures("eager")
 def test_rows_are_real_runs_and_are_not_run_twice(
-    teacher: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    teacher: Path, images: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import keras
 
@@ -37,7 +52,7 @@ def test_rows_are_real_runs_and_are_not_run_twice(
     from pbd.learning import metrics
 
     monkeypatch.setattr(pbd, "distill", functools.partial(pbd.distill, isolate=False))
-    common = [*("--teacher", str(teacher), "--train-limit", "320", "--epochs", "1", "--fine-tune-epochs", "1")]
+    common = [*("--teacher", str(teacher), "--dataset", images, "--epochs", "1", "--fine-tune-epochs", "1")]
     arguments = [*common, "--runs", str(tmp_path), "--csv", str(tmp_path / "table.csv")]
     arguments += ["--recipes", "+ least squares", "no labels"]
     assert accuracy.main(arguments) == 0
@@ -47,7 +62,7 @@ def test_rows_are_real_runs_and_are_not_run_twice(
     assert 0 < float(labelled["nmse"]) < 0.5
     assert labelled["params"] == unlabelled["params"]
 
-    dataset = data.load(RunConfig.of().data, 0, split_by_class=False)
+    dataset = data.load(RunConfig.of(dataset=images).data, 0, split_by_class=False)
     student = keras.models.load_model(tmp_path / "no_labels" / "student.keras", compile=False)
     assert float(unlabelled["test_accuracy"]) == metrics.accuracy(student, dataset.batches("test"))
 

@@ -52,6 +52,7 @@ def setup(files: dict[str, str], run_dir: Path, **settings: Any) -> Setup:
     return Setup("task", 1, 1, str(run_dir), **files, **how | settings)
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize(
     ("block", "block_init", "epochs", "loads_each"), [("decoupled_r2", "fitted", 3, 2), ("two_layer", "noise", 1, 1)]
 )
