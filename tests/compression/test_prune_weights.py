@@ -20,7 +20,7 @@ from pbd.networks import graph
 from tests.helpers.palette import SHAPE, make_dataset, trained_teacher
 from tests.helpers.step_context import Interruption, StepContext
 
-pytestmark = pytest.mark.usefixtures("eager")
+pytestmark = pytest.mark.usefixtures("eager_module")
 
 layers = keras.layers
 KERNELS = ("stem", "a", "b", "point")
