@@ -86,6 +86,7 @@ def done(
 ) -> tuple[StepResult | None, Watched]:
     """Return what a step makes of the network, None if it was stopped; and what was noted."""
     model, context = seen
+    folder.mkdir(exist_ok=True)
     changes = {"executor": Threads(1), **changes}
     parts = {name: getattr(context, name) for name in Context.__dataclass_fields__}
     watched = Watched(**{**parts, "journal": Journal(folder), **changes})

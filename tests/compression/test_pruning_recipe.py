@@ -23,7 +23,7 @@ def zeros_of(model: keras.Model) -> np.ndarray:
 
 
 def test_zeros_stay_in_all_steps_that_follow(tmp_path: Path) -> None:
-    steps = PruneWeights(ratio=0.6, rounds=2, epochs=1), FineTune(epochs=2, learning_rate=0.01)
+    steps = PruneWeights(ratio=0.6, rounds=2, epochs=1), FineTune(epochs=2, learning_rate=0.01, keep="last")
     result = compress(tmp_path, PruneFilters(ratio=0.25), *steps, data=replace(DATA, labels=False))
     smaller, pruned, tuned = (result.network(step.name) for step in result.report.steps[1:])
     assert smaller.get_layer("first").filters == smaller.get_layer("second").filters == 6
