@@ -96,8 +96,20 @@ def pytest_collection_finish(session: pytest.Session) -> None:
         return
     if session.config.option.markexpr == "fast":
         raise pytest.UsageError("a module with fast tests must not load TensorFlow as it is imported.")
+    _use_one_thread_for_blas()
     if session.config.option.markexpr != "system":
         short_graphs.rewrite_little()  # most whole runs, in the stage `system`, rewrite them as those of users do
+
+
+def _use_one_thread_for_blas() -> None:
+    """Let NumPy and SciPy compute with one thread: others wait for work, which costs CPU time beside other processes.
+
+    On two busy cores, Cholesky factors of matrices of 145 rows took about 100 times the CPU time with two threads.
+    """
+    import scipy.linalg  # noqa: F401  brings a BLAS of its own
+    import threadpoolctl
+
+    threadpoolctl.threadpool_limits(1, user_api="blas")
 
 
 @pytest.fixture(autouse=True)
