@@ -4,7 +4,9 @@ A whole run in a process of its own otherwise spends four to eight seconds on th
 `PYTHONPATH` call `install` as they start.
 """
 
+import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
@@ -16,6 +18,19 @@ ROOT = Path(__file__).resolve().parents[2]
 PATHS = os.pathsep.join([str(Path(__file__).with_name("path")), str(ROOT)])
 """For `PYTHONPATH`."""
 MODULE = "pbd.deploy.latency"
+
+
+@contextlib.contextmanager
+def here() -> Iterator[None]:
+    """Shorten the measurements of this process, and measure no memory: for runs of fixtures of a whole module."""
+    import pytest
+
+    from pbd.deploy import latency, resident
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(latency, "LIMIT_S", SHORT_S)
+        patch.setattr(resident, "measure", lambda *_: None)
+        yield
 
 
 def _shorten(module: ModuleType) -> None:

@@ -1,6 +1,7 @@
 """A run measures teacher and student where they are deployed, and keeps the files of the student."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,9 @@ from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
 from pbd.run_dir import manifest
 from pbd.run_dir.journal import Journal
 from tests.deploy.small_networks import classifier, data, images
+from tests.helpers import short_latencies
 
+pytestmark = pytest.mark.usefixtures("eager_module")
 CHEAP: dict[str, Any] = {"executor": "serial", "isolate": False, "costs": "macs", "epochs": 1, "fine_tune_epochs": 1}
 CHEAP |= {"max_accuracy_drop": 1.0}
 needs_onnx = pytest.mark.skipif(targets.TARGETS["onnx-int8"].obstacle() is not None, reason="ONNX Runtime is absent")
@@ -27,10 +30,30 @@ def run(run_dir: Path, **settings: Any) -> pbd.Result:
     return pbd.distill(model, data(model), run_dir=str(run_dir), **CHEAP | settings)
 
 
+@pytest.fixture(scope="module")
+def in_keras(tmp_path_factory: pytest.TempPathFactory) -> pbd.Result:
+    """Return what a run gave that was measured in Keras, by default."""
+    with short_latencies.here():
+        return run(tmp_path_factory.mktemp("keras") / "run")
+
+
+@pytest.fixture(scope="module")
+def in_onnx(in_keras: pbd.Result, tmp_path_factory: pytest.TempPathFactory) -> pbd.Result:
+    """Return what the same run gave when it was resumed with another target."""
+    with short_latencies.here():
+        return run(copy(in_keras, tmp_path_factory.mktemp("onnx")), target="onnx", resume=True)
+
+
+def copy(result: pbd.Result, folder: Path) -> Path:
+    """Return a copy of the directory of a run, in this folder."""
+    return Path(shutil.copytree(result.run_dir, folder / "run"))
+
+
 @needs_onnx
-def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(tmp_path: Path) -> None:
-    result = run(tmp_path / "run", target="onnx")
-    rows = result.report.deployments
+def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(
+    in_onnx: pbd.Result, tmp_path: Path
+) -> None:
+    rows = in_onnx.report.deployments
     assert [(row.model, row.target) for row in rows] == [
         (model, target) for target in ("onnx", "onnx-int8") for model in ("teacher", "student")
     ]
@@ -44,33 +67,33 @@ def test_both_precisions_are_measured_and_the_files_of_the_student_are_kept(tmp_
     assert [each.times_as_fast_as_int8 for each in rows[2].latency] == [1.0, 1.0]
     assert (rows[0].test_accuracy, rows[0].test_agreement) == (1.0, 1.0)
     assert [row.files for row in rows] == [(), ("student.onnx",), (), ("student_int8.onnx",)]
-    pixels = images(4).astype("float32")
-    student = targets.TARGETS["onnx"].load(tmp_path / "run" / "student.onnx", 1)
-    np.testing.assert_allclose(student(pixels), result.model(pixels), rtol=1e-3, atol=1e-4)
-    assert manifest.is_intact(Journal(tmp_path / "run"))
-    (tmp_path / "run" / "student_int8.onnx").write_bytes(b"")
-    assert manifest.damaged(Journal(tmp_path / "run")) == ["student_int8.onnx"]
+    pixels, run_dir = images(4).astype("float32"), copy(in_onnx, tmp_path)
+    student = targets.TARGETS["onnx"].load(run_dir / "student.onnx", 1)
+    np.testing.assert_allclose(student(pixels), in_onnx.model(pixels), rtol=1e-3, atol=1e-4)
+    assert manifest.is_intact(Journal(run_dir))
+    (run_dir / "student_int8.onnx").write_bytes(b"")
+    assert manifest.damaged(Journal(run_dir)) == ["student_int8.onnx"]
 
 
 @needs_onnx
-def test_a_complete_run_without_a_budget_is_measured_in_another_target(tmp_path: Path) -> None:
-    first = run(tmp_path / "run", target="keras")
-    resumed = run(tmp_path / "run", target="onnx", resume=True)
-    assert {row.target for row in first.report.deployments} == {"keras"}
-    assert {row.target for row in resumed.report.deployments} == {"onnx", "onnx-int8"}
-    assert resumed.report.config["target"] == "onnx"
-    for one, other in zip(first.model.get_weights(), resumed.model.get_weights(), strict=True):
+def test_a_complete_run_without_a_budget_is_measured_in_another_target(
+    in_keras: pbd.Result, in_onnx: pbd.Result, tmp_path: Path
+) -> None:
+    assert {row.target for row in in_keras.report.deployments} == {"keras"}
+    assert {row.target for row in in_onnx.report.deployments} == {"onnx", "onnx-int8"}
+    assert in_onnx.report.config["target"] == "onnx"
+    for one, other in zip(in_keras.model.get_weights(), in_onnx.model.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-6)
-    files = {"student.keras", "student_folded.keras"}
+    files, run_dir = {"student.keras", "student_folded.keras"}, copy(in_onnx, tmp_path)
     of_onnx = files | {"student.onnx", "student_int8.onnx"}
-    assert {path.name for path in (tmp_path / "run").glob("student*")} == of_onnx
-    (tmp_path / "run" / "student_litert.tflite").write_bytes(b"exported by hand")
-    run(tmp_path / "run", target="keras", resume=True)
-    assert {path.name for path in (tmp_path / "run").glob("student*")} == files | {"student_litert.tflite"}
+    assert {path.name for path in run_dir.glob("student*")} == of_onnx
+    (run_dir / "student_litert.tflite").write_bytes(b"exported by hand")
+    run(run_dir, target="keras", resume=True)
+    assert {path.name for path in run_dir.glob("student*")} == files | {"student_litert.tflite"}
 
 
-def test_the_report_says_how_the_images_were_preprocessed(tmp_path: Path) -> None:
-    config = run(tmp_path / "run").report.config
+def test_the_report_says_how_the_images_were_preprocessed(in_keras: pbd.Result) -> None:
+    config = in_keras.report.config
     assert (pbd.RunConfig().data.preprocess, config["preprocess"]) == ("auto", "none")
 
 
@@ -92,8 +115,10 @@ def test_a_file_for_keras_on_a_gpu_does_not_replace_the_student_of_the_run() -> 
     assert kept == []
 
 
-def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_missing(tmp_path: Path) -> None:
-    report = run(tmp_path / "run").report
+def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_missing(
+    in_keras: pbd.Result,
+) -> None:
+    report = in_keras.report
     assert [(row.model, row.target, row.files) for row in report.deployments] == [
         ("teacher", "keras", ()),
         ("student", "keras", ()),
@@ -105,26 +130,26 @@ def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_m
 
 @needs_onnx
 def test_a_network_that_cannot_be_exported_costs_neither_the_run_nor_the_report(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_keras: pbd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise BadInputError("the model cannot be written for onnx: a reason.")
 
     monkeypatch.setattr(exporting, "write", refuse)
-    report = run(tmp_path / "run", target="onnx").report
+    report = run(copy(in_keras, tmp_path), target="onnx", resume=True).report
     assert {row.target for row in report.deployments} == {"keras"}
     assert report.events[-1].endswith("in Keras: the model cannot be written for onnx: a reason.")
 
 
 @needs_onnx
 def test_a_network_that_cannot_be_quantised_is_measured_in_float32(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    in_keras: pbd.Result, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(*_: Any) -> None:
         raise BadInputError("too much is lost.")
 
     monkeypatch.setattr(deployment.quantizing.Files, "write", refuse)
-    report = run(tmp_path / "run", target="onnx").report
+    report = run(copy(in_keras, tmp_path), target="onnx", resume=True).report
     assert [row.target for row in report.deployments] == ["onnx", "onnx"]
     assert report.events == tuple(f"no {name} in 8-bit integers: too much is lost." for name in ("teacher", "student"))
 
@@ -149,7 +174,8 @@ def test_the_command_quantises_with_the_data_of_the_run(tmp_path: Path, capsys: 
     (x, y), (x_test, y_test) = data(model).train, data(model).test
     np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
     source = pbd.Data.load(str(tmp_path / "images.npz"), batch_size=16)
-    pbd.distill(keras.models.load_model(tmp_path / "teacher.keras"), source, run_dir=str(tmp_path / "run"), **CHEAP)
+    settings: dict[str, Any] = {**CHEAP, "epochs": 0, "fine_tune_epochs": 0, "run_dir": str(tmp_path / "run")}
+    pbd.distill(keras.models.load_model(tmp_path / "teacher.keras"), source, **settings)
     command = ["export", str(tmp_path / "run" / "student.keras"), "--target", "onnx", "--json"]
     capsys.readouterr()
     assert cli.command(command) == 0

@@ -4,8 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from tests.helpers.small_run import SMALL, small_teacher
+
+pytestmark = pytest.mark.usefixtures("eager_module")
 
 
 def test_no_block_accepted_leaves_the_teacher(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from pbd import energy
 from pbd.energy import accounting
 from pbd.run_dir.journal import Journal
+from tests.helpers import short_latencies
 from tests.helpers.fakes import steady
 from tests.helpers.small_run import SMALL, small_teacher
 
@@ -33,7 +34,7 @@ def run_dir(tmp_path_factory: pytest.TempPathFactory, tensors_before: int) -> Pa
     import pbd
 
     directory = tmp_path_factory.mktemp("pipeline") / "run"
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, short_latencies.here():
         patch.setattr(energy.host_meter, "detect", lambda: metered(lost_with=directory / "student.keras"))
         pbd.distill(model=small_teacher(), run_dir=directory, max_accuracy_drop=1.0, **SMALL)
     return directory
@@ -166,6 +167,7 @@ def test_a_finished_run_is_not_done_again(run_dir: Path, monkeypatch: pytest.Mon
     assert {path: path.stat().st_mtime_ns for path in run_dir.rglob("*.npz")} == before
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_finished_run_that_is_damaged_is_made_whole_again(run_dir: Path, tmp_path: Path) -> None:
     import pbd
     from pbd.run_dir import manifest
@@ -191,6 +193,7 @@ def test_a_second_run_in_the_same_directory_is_refused(run_dir: Path) -> None:
     assert {path: path.read_bytes() for path in run_dir.rglob("*.*")} == before
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_run_that_lacks_only_its_student_predicts_nothing_and_keeps_what_was_measured(
     run_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

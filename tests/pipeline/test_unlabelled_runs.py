@@ -9,6 +9,8 @@ import pytest
 
 from tests.helpers.small_run import SMALL, small_teacher
 
+pytestmark = pytest.mark.usefixtures("eager_module")
+
 
 def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
