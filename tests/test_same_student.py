@@ -20,6 +20,7 @@ from tests.faults.jobs import make_teacher
 from tests.helpers.cluster import PATIENCE_S, environment, without_backend
 from tests.helpers.dask_cluster import DaskCluster
 
+pytestmark = pytest.mark.usefixtures("eager_module")
 Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
 COMMON: Settings = {"batch_size": BATCH, "train_limit": BATCH * STEPS_PER_EPOCH, "epochs": EPOCHS, "augment": "flip"}
