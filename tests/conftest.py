@@ -85,10 +85,8 @@ def pytest_collection_finish(session: pytest.Session) -> None:
     """Check that modules with fast tests can be imported without TensorFlow; collect garbage from now on, but rarely.
 
     Tracing makes millions of small objects: looking through the modules of TensorFlow again and again took a tenth of
-    the time of the stage `unit`. NumPy has one thread in this process: others wait busily for the products of small
-    matrices. The environment stays, since processes that tests start have threads of their own.
+    the time of the stage `unit`.
     """
-    threadpoolctl.threadpool_limits(1, user_api="blas")
     gc.freeze()
     gc.set_threshold(100_000, 20, 100)
     gc.enable()
@@ -104,10 +102,10 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 def _use_one_thread_for_blas() -> None:
     """Let NumPy and SciPy compute with one thread: others wait for work, which costs CPU time beside other processes.
 
-    On two busy cores, Cholesky factors of matrices of 145 rows took about 100 times the CPU time with two threads.
+    On two busy cores, Cholesky factors of matrices of 145 rows took about 100 times the CPU time with two threads. The
+    environment stays, since processes that tests start have threads of their own.
     """
     import scipy.linalg  # noqa: F401  brings a BLAS of its own
-    import threadpoolctl
 
     threadpoolctl.threadpool_limits(1, user_api="blas")
 
