@@ -12,7 +12,7 @@ from keras import layers
 from pbd.config import TeacherConfig
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import files, graph
-from pbd.pipeline import built_in, teachers
+from pbd.pipeline import built_in, teacher_files, teachers
 
 CLASSES = 10
 IMAGE_SHAPE = (32, 32, 3)
@@ -80,13 +80,13 @@ def load_teacher(name: str, image_size: int, classes: int = CLASSES) -> keras.Mo
         PbdError: there is no such teacher, or it cannot be used.
     """
     names = [*OWN, *built_in.BUILT_IN, *built_in.application_names()]
-    if not teachers.is_file(name) and name not in names:
+    if not teacher_files.is_file(name) and name not in names:
         raise UsageError(unknown_name("teacher (no such file, no built-in network)", name, names))
     if name in OWN:
         keras.utils.set_random_seed(0)
         return graph.flatten(OWN[name](classes))
     config = TeacherConfig(teacher=name)
-    if teachers.is_file(name):
+    if teacher_files.is_file(name):
         teachers.FileTeacher(config).check()
         model = files.load(name)
     else:

@@ -12,6 +12,7 @@ from pbd.errors import PbdError, UsageError
 from pbd.pipeline import command
 from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
+from pbd.system import backend
 from tests.helpers.cluster import PATIENCE_S
 
 
@@ -176,6 +177,15 @@ def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> Non
     assert answer.returncode == 73
     assert "--resume" in answer.stderr
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["run.json"]
+
+
+@pytest.mark.fast
+def test_paths_are_refused_before_a_backend_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "load", lambda: pytest.fail("it is loaded"))
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
+    (tmp_path / "run.json").write_text("{}")
+    for arguments, code in ((["--teacher", "absent.keras"], 66), (["--run-dir", str(tmp_path)], 73)):
+        assert run.main([*arguments, "--no-isolate"]) == code
 
 
 @pytest.mark.fast

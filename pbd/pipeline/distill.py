@@ -11,7 +11,7 @@ from pbd import progress, report
 from pbd.config import RunConfig
 from pbd.energy import accounting
 from pbd.executors.base import Executor
-from pbd.pipeline import session, students
+from pbd.pipeline import early_checks, session, students
 from pbd.pipeline.versions import versions
 from pbd.records import (
     Assignment,
@@ -62,7 +62,8 @@ def run(
     def work(executor: Executor, display: progress.ProgressDisplay) -> RunReport:
         return run_on(executor, display, config, model, data)
 
-    return session.run(config.execution, work, dedicated_process=dedicated_process)
+    check = functools.partial(early_checks.check, config, model is not None)
+    return session.run(config.execution, work, check, dedicated_process=dedicated_process)
 
 
 def run_on(

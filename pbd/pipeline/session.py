@@ -17,6 +17,7 @@ T = TypeVar("T")
 def run(
     config: ExecutionConfig,
     work: Callable[[Executor, progress.ProgressDisplay], T],
+    check: Callable[[], object] = lambda: None,
     *,
     dedicated_process: bool = False,
 ) -> T:
@@ -25,6 +26,7 @@ def run(
     Args:
         config: of the execution.
         work: called in one process only, with the workers and a display of the progress; its result is picklable.
+        check: called in that process before it loads a backend; raises an error if the work must fail.
         dedicated_process: this process exists for the work, so it is ended if it hangs. So is a rank of an MPI job, for
             which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
 
@@ -37,6 +39,7 @@ def run(
         try:
             if not executor.coordinates:
                 return executor.serve()
+            check()
             with process.prepared(executor.share), progress.open_progress() as display:
                 finished = work(executor, display)
             executor.finish(finished)

@@ -1,5 +1,6 @@
 """Runs with several students from one set of blocks: one for each budget."""
 
+import functools
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from pbd.config import RunConfig, budgets
 from pbd.executors.base import Executor
-from pbd.pipeline import distill, session, students
+from pbd.pipeline import distill, early_checks, session, students
 from pbd.progress import ProgressDisplay
 from pbd.records import RunReport
 
@@ -40,7 +41,8 @@ def run(
     def work(executor: Executor, display: ProgressDisplay) -> RunReport:
         return _each(_Students(config, lambda one: distill.run_on(executor, display, one, model, data)), texts)
 
-    return session.run(config.execution, work, dedicated_process=dedicated_process)
+    check = functools.partial(early_checks.check, config, model is not None)
+    return session.run(config.execution, work, check, dedicated_process=dedicated_process)
 
 
 @dataclass

@@ -17,13 +17,12 @@ from pbd.data.shapes import FreeShape
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
 from pbd.learning.loop import fit_on_labels
 from pbd.networks import files, graph
-from pbd.pipeline import built_in
+from pbd.pipeline import built_in, teacher_files
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
 from pbd.run_dir.atomic import write_atomically
 from pbd.system.permissions import check_readable
 
-SUFFIXES = (".keras", ".h5", ".hdf5")
 LEARNING_RATE = 0.002
 """First learning rate of Adam for training a built-in network."""
 CheckNetwork = Callable[[keras.Model], object]
@@ -84,14 +83,9 @@ def resolve(
     """
     if model is not None:
         return ModelTeacher(model)
-    if is_file(config.teacher.teacher):
+    if teacher_files.is_file(config.teacher.teacher):
         return FileTeacher(config.teacher)
     return BuiltInTeacher(config, run_dir / "teacher.keras" if config.execution.resume else None, display, check)
-
-
-def is_file(name: str) -> bool:
-    """Return whether the name is that of a model file and not of a built-in network."""
-    return name.endswith(SUFFIXES) or os.sep in name or Path(name).exists()
 
 
 @dataclass(frozen=True)
@@ -145,18 +139,6 @@ def _image_shape(model: keras.Model) -> FreeShape:
     return shape
 
 
-def _what_it_is(path: Path) -> str:
-    """Return what a path is that is no file, and the remedy."""
-    if not path.is_dir():
-        return "no such file. Check the path"
-    if (path / "saved_model.pb").is_file():
-        return (
-            "a SavedModel folder, which holds a graph without Keras layers. Where the model was built or is loaded by "
-            "the Keras that wrote it, save it as a file: model.save('teacher.keras'), or 'teacher.h5' in Keras 2"
-        )
-    return "a folder. Name the file in it"
-
-
 @dataclass(frozen=True)
 class FileTeacher:
     """A model file, which may come from anywhere: it is checked in a process of its own before it is loaded."""
@@ -174,18 +156,7 @@ class FileTeacher:
             BadInputError: the name is a URL.
             UsageError: weights were given as well.
         """
-        name, weights = self.config.teacher, self.config.teacher_weights
-        if "://" in name:
-            raise BadInputError(f"the teacher must be a local file. Received: {name!r}. Download it first.")
-        if weights is not None:
-            raise UsageError(
-                f"teacher_weights are for built-in teachers. Received: {weights!r} with {name!r}. Leave them out."
-            )
-        check_readable("the teacher", name)
-        if not Path(name).is_file():
-            raise MissingInputError(
-                f"the teacher must be a model file (.keras or .h5). Received: {name!r}, {_what_it_is(Path(name))}."
-            )
+        teacher_files.check(self.config)
 
     @functools.cached_property
     def _model(self) -> keras.Model:

@@ -15,7 +15,7 @@ import pytest
 
 from pbd.errors import BadInputError, MissingInputError
 from pbd.networks import file_remedies, files, graph
-from pbd.pipeline import built_in, teachers
+from pbd.pipeline import built_in, teacher_files, teachers
 from tests.helpers.damaged_files import repacked
 from tests.pipeline.test_teachers import source
 
@@ -294,4 +294,4 @@ def test_the_version_is_read_from_both_formats(tmp_path: Path) -> None:
     for suffix in (".keras", ".h5"):
         network(L.ReLU).save(tmp_path / f"model{suffix}")
         assert file_remedies.keras_version(str(tmp_path / f"model{suffix}")) == keras.version()
-    assert teachers.is_file("model.keras")
+    assert teacher_files.is_file("model.keras")
