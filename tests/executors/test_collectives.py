@@ -20,7 +20,7 @@ from pbd.executors.serial import SerialExecutor
 from pbd.records import Progress
 from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.helpers import collective_tasks
-from tests.helpers.cluster import PATIENCE_S
+from tests.helpers.cluster import PATIENCE_S, wait_until
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
 
@@ -37,18 +37,21 @@ def test_the_serial_collective_has_one_member() -> None:
 # MPI
 
 
-def ranks(
-    count: int, work: str, isolate: bool, most: int = 9, checkpoint: str = "no_checkpoint"
-) -> subprocess.CompletedProcess[str]:
-    """Let so many ranks do something of `tests.helpers.collective_tasks`; the first prints what it gives."""
+def call(work: str, most: int = 9, checkpoint: str = "no_checkpoint") -> str:
+    """Return the arguments of a collective that does something of `tests.helpers.collective_tasks`."""
+    return f"(collective_tasks.{work}, lambda event: None, {most}, {checkpoint})"
+
+
+def ranks(count: int, isolate: bool, *calls: str) -> subprocess.CompletedProcess[str]:
+    """Let so many ranks do this, one collective after the other; the first prints what each gives, in a line."""
     script = (
         "import json\nfrom pathlib import Path\nfrom pbd.config import ExecutionConfig\n"
         "from pbd.executors.base import no_checkpoint\n"
         "from pbd.executors.mpi.executor import MpiExecutor\nfrom tests.helpers import collective_tasks\n"
         f"executor = MpiExecutor(ExecutionConfig(isolate={isolate}))\n"
         "try:\n    if executor.coordinates:\n"
-        f"        reply = executor.run_collective(collective_tasks.{work}, lambda event: None, {most}, {checkpoint})\n"
-        "        print(json.dumps(reply), flush=True)\n"
+        f"        for arguments in ({''.join(f'{each}, ' for each in calls)}):\n"
+        "            print(json.dumps(executor.run_collective(*arguments)), flush=True)\n"
         "        executor.finish(None)\n"
         "    else:\n"
         "        executor.serve()\n"
@@ -59,46 +62,54 @@ def ranks(
     return subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, cwd=root)
 
 
+def printed(done: subprocess.CompletedProcess[str]) -> list[Any]:
+    """Return what each collective gave, as the first rank printed it."""
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
 in_children = pytest.mark.parametrize("isolate", [False, True])
 
 
 @in_children
-@pytest.mark.parametrize(("count", "most", "size", "total"), [(2, 9, 2, 11.0), (3, 9, 3, 111.0), (3, 2, 2, 11.0)])
-def test_ranks_add_up(count: int, most: int, size: int, total: float, isolate: bool) -> None:
-    done = ranks(count, "sums", isolate, most)
-    assert json.loads(done.stdout) == [size, [total, size * (size + 1) / 2]], done.stderr
+def test_ranks_add_up_and_continue_after_an_abort(isolate: bool) -> None:
+    done = ranks(3, isolate, call("sums"), call("aborts_once"), call("sums", most=2))
+    assert printed(done) == [[3, [111.0, 6.0]], ["aborted", "summed"], [2, [11.0, 3.0]]]
 
 
-@in_children
-def test_after_an_abort_all_ranks_continue(isolate: bool) -> None:
-    assert json.loads(ranks(3, "aborts_once", isolate).stdout) == ["aborted", "summed"]
+@pytest.fixture(scope="module")
+def recovered(no_backend: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """Return what collectives of one job gave, each of which has lost children of ranks."""
+    folders = {name: tmp_path_factory.mktemp(name) for name in ("first", "last", "aborts", "often")}
+    first, last, aborts, often = (f"Path({str(folder)!r})" for folder in folders.values())
+    calls = [call(f"KilledOnce({first}, 0)"), call(f"KilledOnce({last}, 2)"), call(f"AbortsWhileAnotherDies({aborts})")]
+    work = f"KilledOften({often}, 1, times={MOST_ATTEMPTS})"
+    calls.append(call(work, most=2, checkpoint="collective_tasks.NewInRank0()"))
+    results = dict(zip(folders, printed(ranks(3, True, *calls)), strict=True))
+    assert all(list(folder.iterdir()) for folder in folders.values()), "children were lost"
+    return results
 
 
-@pytest.mark.parametrize("place", [0, 2])
-def test_a_rank_that_loses_its_child_retries_with_all_others(place: int, tmp_path: Path) -> None:
-    done = ranks(3, f"KilledOnce(Path({str(tmp_path)!r}), {place})", isolate=True)
-    assert json.loads(done.stdout) == [3, 3.0], done.stderr
-    assert (tmp_path / "died").exists()
+@pytest.mark.parametrize("place", ["first", "last"])
+def test_a_rank_that_loses_its_child_retries_with_all_others(place: str, recovered: dict[str, Any]) -> None:
+    assert recovered[place] == [3, 3.0]
 
 
-def test_a_loss_takes_precedence_over_an_abort(tmp_path: Path) -> None:
+def test_a_loss_takes_precedence_over_an_abort(recovered: dict[str, Any]) -> None:
     """Both at the same sum: nobody may go on with something else while the others begin again."""
-    done = ranks(3, f"AbortsWhileAnotherDies(Path({str(tmp_path)!r}))", isolate=True)
-    assert json.loads(done.stdout) == 7, done.stderr
+    assert recovered["aborts"] == 7
+
+
+def test_all_ranks_count_attempts_by_the_checkpoints_that_rank_0_sees(recovered: dict[str, Any]) -> None:
+    """Over NFS another rank may see an old checkpoint: it alone would give up."""
+    assert recovered["often"] == 2.0
 
 
 def test_a_rank_that_always_loses_its_child_ends_the_job() -> None:
-    done = ranks(2, "kills_the_second", isolate=True)
+    done = ranks(2, True, call("kills_the_second"))
     assert done.returncode == NoWorkersError.exit_code
     cause = f"rank 1 on {platform.node()}: the training process was ended by SIGKILL (out of memory?)"
     assert f"pbd-run: {cause}, at each of 3 attempts" in done.stderr
-
-
-def test_all_ranks_count_attempts_by_the_checkpoints_that_rank_0_sees(tmp_path: Path) -> None:
-    """Over NFS another rank may see an old checkpoint: it alone would give up."""
-    work = f"KilledOften(Path({str(tmp_path)!r}), 1, times={MOST_ATTEMPTS})"
-    done = ranks(2, work, isolate=True, checkpoint="collective_tasks.NewInRank0()")
-    assert json.loads(done.stdout) == 2.0, done.stderr
 
 
 @in_children
@@ -106,7 +117,7 @@ def test_all_ranks_count_attempts_by_the_checkpoints_that_rank_0_sees(tmp_path: 
     ("work", "said"), [("raises_in_the_second", "run directory"), ("raises_after_the_last_sum", "no space")]
 )
 def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) -> None:
-    done = ranks(2, work, isolate)
+    done = ranks(2, isolate, call(work))
     assert done.returncode == MissingInputError.exit_code
     assert said in done.stderr
 
@@ -114,12 +125,19 @@ def test_a_rank_that_leaves_ends_the_job(work: str, said: str, isolate: bool) ->
 # Dask
 
 
-@pytest.fixture(params=[False, True], ids=["in workers", "in children"])
-def executor(request: pytest.FixtureRequest) -> Iterator[DaskExecutor]:
+@pytest.fixture(scope="module", params=[False, True], ids=["in workers", "in children"])
+def opened(request: pytest.FixtureRequest, no_backend: None) -> Iterator[DaskExecutor]:
     made = open_executor(ExecutionConfig(executor="dask", workers=3, isolate=request.param))
     assert isinstance(made, DaskExecutor)
     yield made
     made.stop(KeyboardInterrupt())
+
+
+@pytest.fixture
+def executor(opened: DaskExecutor) -> DaskExecutor:
+    """Three workers, of which an earlier test may have lost one: its nanny starts it again."""
+    wait_until(lambda: len(opened._cluster.snapshot().ready) == 3, "three workers")
+    return opened
 
 
 def ask(executor: DaskExecutor, work: Any, most: int = 9, during: Callable[[], None] | None = None) -> Any:
