@@ -52,7 +52,7 @@ def ranks(count: int, isolate: bool, *calls: str) -> subprocess.CompletedProcess
         "try:\n    if executor.coordinates:\n"
         f"        for arguments in ({''.join(f'{each}, ' for each in calls)}):\n"
         "            print(json.dumps(executor.run_collective(*arguments)), flush=True)\n"
-        "        executor.finish(None)\n"
+        "        executor.finish('done')\n"
         "    else:\n"
         "        executor.serve()\n"
         "except BaseException as error:\n    executor.stop(error)\n    raise\n"
