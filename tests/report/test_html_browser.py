@@ -45,8 +45,7 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.parametrize("name", ["run", "runs", "analysis", "classes"])
-@pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [380, 1280])
+@pytest.mark.parametrize(("width", "scheme"), [(380, "light"), (1280, "dark")])
 def test_a_browser_shows_it_without_complaint(
     chromium: browser.Browser, pages: dict[str, Path], name: str, scheme: str, width: int
 ) -> None:
