@@ -151,11 +151,13 @@ class Files:
                     "layers in float32. Give a higher max_drop."
                 )
             too_few, enough = enough, min(2 * enough, len(layers))
+        written = enough
         while enough - too_few > 1:
-            middle = (too_few + enough) // 2
-            holds = self._drop(calibration, layers[:middle]) <= max_drop
-            too_few, enough = (too_few, middle) if holds else (middle, enough)
-        self._quantize(calibration, layers[:enough])
+            written = (too_few + enough) // 2
+            holds = self._drop(calibration, layers[:written]) <= max_drop
+            too_few, enough = (too_few, written) if holds else (written, enough)
+        if written != enough:
+            self._quantize(calibration, layers[:enough])
         return tuple(layer.name for layer in layers[:enough]), ratios
 
     def load(self, path: Path) -> Runner:

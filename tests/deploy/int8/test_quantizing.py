@@ -9,9 +9,11 @@ import pytest
 
 import pbd
 from pbd import cli
-from pbd.deploy import portable, targets
+from pbd.deploy import exporting, portable, targets
 from pbd.deploy.int8 import quantizing, sensitivity
+from pbd.deploy.int8.quantizing import Quantized
 from pbd.errors import BadInputError, PbdError
+from pbd.networks import graph
 from pbd.system import processor
 from tests.deploy.small_networks import classifier, data, images
 
@@ -37,38 +39,62 @@ def fragile() -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_network_keeps_its_accuracy_in_8_bits(target: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module", params=TARGETS)
+def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Quantized:
+    """A network that loses little, in 8-bit integers."""
+    target, model = request.param, classifier()
     needs(target)
-    model = classifier()
-    path = tmp_path / f"a{SUFFIXES[target]}"
-    quantized = pbd.quantize(model, data(model), path, max_drop=0.2)
-    assert quantized.target == target
-    if target != "openvino-int8" or processor.has_int8_dot_products():  # else sums may overflow in 16 bits
+    return pbd.quantize(model, data(model), tmp_path_factory.mktemp("8 bits") / f"a{SUFFIXES[target]}", max_drop=0.2)
+
+
+def test_a_network_keeps_its_accuracy_in_8_bits(quantized: Quantized, tmp_path: Path) -> None:
+    target = targets.TARGETS[quantized.target]
+    assert quantized.path.suffix == SUFFIXES[target.name]
+    if target.name != "openvino-int8" or processor.has_int8_dot_products():  # else sums may overflow in 16 bits
         assert quantized.kept_float == ()
     assert quantized.float_val_accuracy == quantized.float_test_accuracy == 1.0
     assert quantized.val_accuracy >= 0.8
     assert quantized.test_accuracy >= 0.8
     assert 1e-5 < quantized.agreement.difference < 0.1, "8 bits are not float32"
-    float32 = pbd.export(model, tmp_path / f"b{SUFFIXES[target]}")
-    assert quantized.size_bytes < float32.size_bytes
+    float32 = tmp_path / f"b{target.runtime.suffix}"
+    exporting.write(graph.flatten(classifier()), float32, targets.TARGETS[target.runtime.name])
+    assert quantized.size_bytes < exporting.size_of(float32)
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_sensitive_layers_stay_in_float32(target: str, tmp_path: Path) -> None:
-    needs(target)
-    model = fragile()
-    images_and_labels = data(model)
-    path = tmp_path / f"a{SUFFIXES[target]}"
-    all_int8 = pbd.quantize(model, images_and_labels, path, max_drop=1.0)
-    limit = (all_int8.float_val_accuracy - all_int8.val_accuracy) / 2
-    assert limit > 0.01, "the network must suffer"
-    quantized = pbd.quantize(model, images_and_labels, path, max_drop=limit)
-    assert quantized.kept_float
-    assert quantized.float_val_accuracy - quantized.val_accuracy <= limit
-    ratios = [quantized.signal_to_noise_db[name] for name in quantized.kept_float]
-    assert ratios == sorted(quantized.signal_to_noise_db.values())[: len(ratios)]
-    assert quantized.size_bytes > all_int8.size_bytes
+def test_sensitive_layers_stay_in_float32(quantized: Quantized, tmp_path: Path) -> None:
+    model, limit = fragile(), 0.05
+    path = tmp_path / quantized.path.name
+    mixed = pbd.quantize(model, data(model), path, max_drop=limit)
+    assert mixed.kept_float, "the network must suffer"
+    assert mixed.float_val_accuracy - mixed.val_accuracy <= limit
+    ratios = [mixed.signal_to_noise_db[name] for name in mixed.kept_float]
+    assert ratios == sorted(mixed.signal_to_noise_db.values())[: len(ratios)]
+    assert mixed.size_bytes > quantized.size_bytes, "the other network has the same layers, all in 8 bits"
+
+
+def test_the_file_has_the_fewest_layers_in_float32_that_are_enough(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whichever numbers are tried, the file is that of the last one, which is not written twice in a row."""
+    needs("onnx-int8")
+    ratios, written, enough = {name: float(number) for number, name in enumerate("abcde")}, list[int](), 0
+    inputs = keras.Input((2, 2, 3))
+    x = keras.layers.Flatten()(inputs)
+    for name in ratios:
+        x = keras.layers.Dense(4, name=name)(x)
+    network, target = keras.Model(inputs, x), targets.TARGETS["onnx-int8"]
+    files = quantizing.Files(network, None, target, tmp_path / "a.onnx", tmp_path / "b.onnx")
+    monkeypatch.setattr(exporting, "write", lambda *_: None)
+    monkeypatch.setattr(exporting, "checked", lambda *_: None)
+    monkeypatch.setattr(quantizing.images, "first", lambda *_: np.zeros((1, 2, 2, 3)))
+    monkeypatch.setattr(sensitivity, "signal_to_noise", lambda *_: ratios)
+    monkeypatch.setattr(files, "_quantize", lambda _, layers: written.append(len(layers)))
+    monkeypatch.setattr(files, "accuracies", lambda _: (0.9 if written[-1] >= enough else 0.5, 0.9))
+    for enough in range(6):
+        kept_float, _ = files.write(max_drop=0.1)
+        assert kept_float == tuple("abcde"[:enough])
+        assert written[-1] == enough
+        assert written[-2:] != [enough, enough]
 
 
 @pytest.mark.parametrize("target", TARGETS)
@@ -116,6 +142,7 @@ def test_without_labels_the_classes_of_the_float32_network_count(tmp_path: Path)
 
 def test_too_much_loss_is_refused_and_nothing_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     needs("onnx-int8")
+    monkeypatch.setattr(quantizing.Files, "_quantize", lambda self, *_: self.quantized.write_bytes(b"8 bits"))
     monkeypatch.setattr(quantizing.Files, "accuracies", lambda self, split: (0.5, 0.9))
     with pytest.raises(
         BadInputError, match=r"may lose 0\.1 of validation accuracy\. Received: 0\.4000, with all layers"
