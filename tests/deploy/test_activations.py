@@ -33,6 +33,9 @@ ACTIVATIONS: dict[str, Callable[[], Any]] = {
     "Softmax": layers.Softmax,
     "operation": lambda: lambda x: keras.ops.leaky_relu(x, negative_slope=0.1),
 }
+INEXACT = ("mish", "LeakyReLU(0.1)", "LeakyReLU(0.3)", "ReLU(slope)", "operation")
+"""Those that TensorFlow computes wrongly behind some sums."""
+EXACT = [name for name in ACTIVATIONS if name not in INEXACT]
 BRANCHES = ("plain", "residual", "behind_dropout", "separable", "depthwise", "dense")
 
 
@@ -55,11 +58,15 @@ def branch(form: str, x: Any, name: str) -> Any:
     return y if form == "plain" else layers.Add()([y, x])
 
 
-def network(activation: str, forms: tuple[str, ...] = BRANCHES) -> keras.Model:
-    """Return a network in which the activation follows every kind of branch."""
+def network(*activations: str, forms: tuple[str, ...] = BRANCHES) -> keras.Model:
+    """Return a network in which each activation follows every kind of branch."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGES.shape[1:])
-    outputs = [layers.Flatten()(ACTIVATIONS[activation]()(branch(form, inputs, form))) for form in forms]
+    outputs = [
+        layers.Flatten()(ACTIVATIONS[activation]()(branch(form, inputs, f"{form}{number or ''}")))
+        for number, activation in enumerate(activations)
+        for form in forms
+    ]
     return graph.flatten(keras.Model(inputs, outputs[0] if len(outputs) == 1 else layers.Concatenate()(outputs)))
 
 
@@ -70,14 +77,21 @@ def student_of(teacher: keras.Model) -> keras.Model:
 
 def assert_same_in_graph_mode(model: keras.Model, expected: np.ndarray) -> None:
     model.compile(jit_compile=False)  # XLA has no such kernels
-    outputs = model.predict_on_batch(IMAGES)
-    assert np.abs(outputs - expected).max() <= TOLERANCE * np.abs(expected).max()
+    outputs, expected = (
+        each.reshape(len(IMAGES), -1, IMAGES[0].size) for each in (model.predict_on_batch(IMAGES), expected)
+    )
+    differences = np.abs(outputs - expected).max(axis=(0, 2)) / np.abs(expected).max(axis=(0, 2))
+    assert (differences <= TOLERANCE).all(), differences  # of each activation behind each branch
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_a_folded_student_computes_in_graph_mode_what_the_student_computes_eagerly(activation: str) -> None:
-    student = student_of(network(activation, ("plain", "residual")))
-    assert_same_in_graph_mode(inference_form.fold(student), np.asarray(student(IMAGES, training=False)))
+@pytest.mark.parametrize(
+    "activations", [*(EXACT[start::4] for start in range(4)), ["LeakyReLU(0.3)"], ["ReLU(slope)"]], ids=", ".join
+)
+def test_a_folded_student_computes_in_graph_mode_what_the_student_computes_eagerly(activations: list[str]) -> None:
+    student = student_of(network(*activations, forms=("plain", "residual")))
+    folded = inference_form.fold(student)
+    assert any(layer.name.endswith("_filtered") for layer in folded.layers) == (activations[0] in INEXACT)
+    assert_same_in_graph_mode(folded, np.asarray(student(IMAGES, training=False)))
 
 
 @pytest.mark.parametrize("activation", ["relu", "mish", "LeakyReLU(0.1)", "operation"])
@@ -91,7 +105,7 @@ def test_every_branch_computes_the_same_before_and_after_folding(activation: str
 @pytest.mark.parametrize(("activation", "exact"), [("relu", True), ("silu", True), ("LeakyReLU(0.1)", False)])
 def test_sums_are_written_only_before_activations_that_are_computed_exactly(activation: str, exact: bool) -> None:
     assert set(folding.find_foldable(network(activation))) == (set(BRANCHES) if exact else {"plain"})
-    folded = inference_form.fold(student_of(network(activation, ("plain",))))
+    folded = inference_form.fold(student_of(network(activation, forms=("plain",))))
     assert any(isinstance(layer, layers.Concatenate) for layer in folded.layers) == (not exact)
 
 

@@ -15,12 +15,19 @@ from tests.deploy.small_networks import classifier, data
 pytestmark = pytest.mark.skipif(targets.TARGETS["tensorrt"].obstacle() is not None, reason="ONNX Runtime is absent")
 
 
-def test_int8_files_are_symmetric_and_biases_stay_float32(tmp_path: Path) -> None:
+NAME = "my model.onnx"
+
+
+@pytest.fixture(scope="module")
+def quantized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    model, path = classifier(), tmp_path_factory.mktemp("int8") / NAME
+    return pbd.quantize(model, data(model), path, "tensorrt-int8", max_drop=1.0).path
+
+
+def test_int8_files_are_symmetric_and_biases_stay_float32(quantized: Path) -> None:
     import onnx
 
-    model = classifier()
-    path = pbd.quantize(model, data(model), tmp_path / "a.onnx", "tensorrt-int8", max_drop=1.0).path
-    graph = onnx.load(path).graph
+    graph = onnx.load(quantized).graph
     constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
     quantizers = [node for node in graph.node if node.op_type == "QuantizeLinear"]
     assert quantizers
@@ -31,12 +38,8 @@ def test_int8_files_are_symmetric_and_biases_stay_float32(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("target", "flag"), [("tensorrt", "--fp16"), ("tensorrt-int8", "--int8 --fp16")])
-def test_a_script_builds_the_engines(target: str, flag: str, tmp_path: Path) -> None:
-    model, path = classifier(), tmp_path / "my model.onnx"
-    if target == "tensorrt":
-        written = pbd.export(model, path, target).path
-    else:
-        written = pbd.quantize(model, data(model), path, target, max_drop=1.0).path
+def test_a_script_builds_the_engines(target: str, flag: str, quantized: Path, tmp_path: Path) -> None:
+    written = pbd.export(classifier(), tmp_path / NAME, target).path if target == "tensorrt" else quantized
     _, script = files_of(written)
     assert script.name == "my model.trtexec.sh"
     assert "has NOT run this script" in script.read_text()

@@ -11,6 +11,8 @@ from pbd.data.images import ArrayImages
 layers = keras.layers
 SHAPE = (8, 8, 3)
 CLASSES = 3
+_trained: dict[tuple[str, int], list[np.ndarray]] = {}
+"""The weights of trained networks, by the images and the size of their batches."""
 
 
 def make_dataset(labelled: bool = True) -> Dataset:
@@ -51,11 +53,15 @@ def make_teacher() -> keras.Model:
 
 
 def trained_teacher(dataset: Dataset) -> keras.Model:
-    """Return the network after a few epochs on the labels: nearly always right."""
+    """Return the network after a few epochs on the labels: nearly always right. Each process trains it once."""
     from pbd.learning.loop import fit_on_labels
 
-    model = make_teacher()
-    fit_on_labels(model, dataset, 4, 0.01, ignore, "teacher")
+    model, key = make_teacher(), (dataset.digest(), dataset.batch_size)
+    if key in _trained:
+        model.set_weights(_trained[key])
+    else:
+        fit_on_labels(model, dataset, 4, 0.01, ignore, "teacher")
+        _trained[key] = model.get_weights()
     return model
 
 

@@ -1,5 +1,6 @@
 """What the tests of students share: three colours, and a network that has learned them. Some files have others."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 import pytest
@@ -15,6 +16,12 @@ def dataset() -> Dataset:
     from tests.helpers.palette import make_dataset
 
     return make_dataset()
+
+
+@pytest.fixture(scope="module")
+def two_steps(dataset: Dataset) -> Dataset:
+    """The same images, with two steps in each epoch."""
+    return dataclasses.replace(dataset, batch_size=48)
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ from tests.helpers.thread_collective import run_threads
 
 pytestmark = pytest.mark.usefixtures("eager")
 
-EPOCHS = 4
+EPOCHS = 3
 NAME = "fine_tuning/state.npz"
 START = Metrics(0.1, 0.1, 9.0)
 
@@ -37,12 +37,13 @@ class Interruption(Exception):
 
 @pytest.fixture(scope="module")
 def dataset() -> Dataset:
-    return make_dataset()
+    """The images, with two steps in each epoch."""
+    return dataclasses.replace(make_dataset(), batch_size=48)
 
 
 @pytest.fixture(scope="module")
-def teacher(dataset: Dataset) -> keras.Model:
-    return trained_teacher(dataset)
+def teacher() -> keras.Model:
+    return trained_teacher(make_dataset())
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def assert_equal(one: tuple[FineTuneState, list[np.ndarray]], other: tuple[FineT
 def test_training_resumes_after_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
     whole = tune()
     assert len(whole[0].history) == EPOCHS
-    for epochs in (1, 3):
+    for epochs in (1, 2):
         folder = tmp_path / f"after {epochs}"
         with pytest.raises(Interruption):
             tune(folder, interrupt_at=epochs)
@@ -108,7 +109,6 @@ DIVERGING = [
     Metrics(0.6, 0.6, 2.0),
     Metrics(0.8, 0.8, math.nan),
     Metrics(0.9, 0.9, 0.2),
-    Metrics(0.7, 0.7, 0.3),
 ]
 
 
@@ -116,7 +116,7 @@ def test_rollbacks_are_resumed(tune: Callable[..., object], tmp_path: Path) -> N
     """An epoch that diverged after the last checkpoint diverges again."""
     whole = tune(script=DIVERGING)
     assert len(whole[0].events) == 2
-    assert [row["epoch"] for row in whole[0].history] == [3, 4, 5, 6]
+    assert [row["epoch"] for row in whole[0].history] == [3, 4, 5]
     for interrupt_at, kept in ((2, 1), (4, 3)):
         folder = tmp_path / f"after {interrupt_at}"
         with pytest.raises(Interruption):

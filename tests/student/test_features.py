@@ -73,8 +73,9 @@ def tune(
     collective: Collective = SINGLE,
     checkpoint: CheckpointFile | None = None,
     warmup: float = 0.0,
+    epochs: int = 3,
 ) -> FineTuneState:
-    config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.004)
+    config = StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=0.004)
     distillation = DistillationConfig(features, warmup)
     return fine_tuning.fine_tune(
         student, teacher, dataset, config, START, ignore, 0, collective, checkpoint, distillation
@@ -128,10 +129,10 @@ def test_several_workers_train_the_student_of_one_worker(
     students = [make_student() for _ in range(3)]
     images = np.random.default_rng(5).normal(size=(6, *SHAPE)).astype("float32")
     chosen = [FEATURES[name] for name in names]
-    alone = tune(students[2], teacher, dataset, *chosen)
+    alone = tune(students[2], teacher, dataset, *chosen, epochs=2)
 
     def work(collective: Collective) -> FineTuneState:
-        return tune(students[collective.index], teacher, dataset, *chosen, collective=collective)
+        return tune(students[collective.index], teacher, dataset, *chosen, collective=collective, epochs=2)
 
     for state in run_threads(2, work):
         assert [row["loss"] for row in state.history] == pytest.approx([row["loss"] for row in alone.history], rel=1e-3)

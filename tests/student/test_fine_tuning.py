@@ -21,7 +21,7 @@ from pbd.student.validation import validate
 from tests.helpers.palette import damage, ignore, moved_layers, predict, snapshot, some_images
 from tests.helpers.thread_collective import run_threads
 
-pytestmark = pytest.mark.usefixtures("eager")
+eager = pytest.mark.usefixtures("eager")
 
 
 @pytest.mark.parametrize("loss", ["kd_mse", "cross_entropy", "mixed"])
@@ -58,54 +58,58 @@ def test_distillation_needs_no_labels(
         assert np.isfinite(list(row.values())).all()
 
 
+@eager
 def test_the_teacher_sees_the_validation_images_once(
-    teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, student: keras.Model, two_steps: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config, seen = StudentConfig(fine_tune_epochs=3), list[keras.Model]()
     monkeypatch.setattr(metrics, "predict", lambda model, images: seen.append(model) or predict(model, images))
-    fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.1, 0.1, 9.0), ignore)
-    batches = sum(1 for _ in dataset.batches("validation"))
+    fine_tuning.fine_tune(student, teacher, two_steps, config, Metrics(0.1, 0.1, 9.0), ignore)
+    batches = sum(1 for _ in two_steps.batches("validation"))
     assert sum(model is teacher for model in seen) == batches
     assert sum(model is student for model in seen) == 3 * batches
 
 
+@eager
 def test_mixed_images_are_those_of_fine_tuning_only(
-    teacher: keras.Model, student: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    teacher: keras.Model, student: keras.Model, two_steps: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, ways = Dataset.training_batches, list[Mixing]()
     monkeypatch.setattr(Dataset, "training_batches", lambda data, *of: ways.append(data.mixing) or read(data, *of))
-    start = validate(student, teacher, dataset)
+    start = validate(student, teacher, two_steps)
     config = StudentConfig(
         fine_tune_epochs=2, fine_tune_learning_rate=0.02, fine_tune_loss="kd_kl", mixup=1.0, cutmix=0.5
     )
-    tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
+    tuning = fine_tuning.fine_tune(student, teacher, two_steps, config, start, ignore)
     assert ways == [Mixing(1.0, 0.5)]
-    assert not dataset.mixing
+    assert not two_steps.mixing
     assert tuning.best.kl < start.kl
 
 
+@eager
 def test_the_teacher_keeps_its_weights_and_stays_as_trainable_as_it_was(
-    teacher: keras.Model, student: keras.Model, dataset: Dataset
+    teacher: keras.Model, student: keras.Model, two_steps: Dataset
 ) -> None:
     teacher.get_layer("stem").trainable = False
     trainable = {layer.name: layer.trainable for layer in teacher.layers}
     assert set(trainable.values()) == {True, False}
     before = snapshot(teacher)
     config = StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=0.01, fine_tune_loss="mixed")
-    fine_tuning.fine_tune(student, teacher, dataset, config, validate(student, teacher, dataset), ignore)
+    fine_tuning.fine_tune(student, teacher, two_steps, config, validate(student, teacher, two_steps), ignore)
     assert moved_layers(before, teacher) == set(), "statistics included"
     assert {layer.name: layer.trainable for layer in teacher.layers} == trainable
     assert teacher.trainable
     teacher.get_layer("stem").trainable = True
 
 
-def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model, dataset: Dataset) -> None:
+@eager
+def test_frozen_layers_do_not_change(teacher: keras.Model, student: keras.Model, two_steps: Dataset) -> None:
     for layer in student.layers:
         layer.trainable = layer.name in ("a", "norm")
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=1, fine_tune_learning_rate=0.01)
     worst = Metrics(0.0, 0.0, 100.0)
-    fine_tuning.fine_tune(student, teacher, dataset, config, worst, ignore)
+    fine_tuning.fine_tune(student, teacher, two_steps, config, worst, ignore)
     assert moved_layers(before, student) == {"a", "norm"}
 
 
@@ -131,6 +135,7 @@ def test_in_bfloat16_a_student_recovers_as_a_network_of_float32(
         assert network.layers[-1].compute_dtype == "float32"
 
 
+@eager
 @pytest.mark.parametrize("keep_zeros", [False, True])
 def test_without_trainable_weights_nothing_is_trained(
     keep_zeros: bool, teacher: keras.Model, student: keras.Model, dataset: Dataset
@@ -145,6 +150,7 @@ def test_without_trainable_weights_nothing_is_trained(
     assert len(tuning.best_weights) == len(student.weights)
 
 
+@eager
 @pytest.mark.parametrize(("loss", "mixed"), [("kd_mse", 0.0), ("mixed", 1.0)])
 def test_several_workers_fine_tune_as_one_worker_does(
     loss: str, mixed: float, dataset: Dataset, teacher: keras.Model

@@ -105,12 +105,13 @@ def test_where_every_block_is_bad_the_student_ends_as_the_teacher(
     assert all(f"validation {judged}" in line for line in small.events)
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_student_made_again_is_fine_tuned_again(
-    teacher: keras.Model, dataset: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
+    teacher: keras.Model, two_steps: Dataset, full_rank: tuple[BlockTask, ...], one_bad: dict[str, BlockResult]
 ) -> None:
     """At so small a rate the garbage stays garbage."""
     settings = {"fine_tune_epochs": 2, "fine_tune_learning_rate": 1e-4}
-    small = builder(teacher, dataset, full_rank, accuracy_target(0.1, **settings)).build(dict(one_bad))
+    small = builder(teacher, two_steps, full_rank, accuracy_target(0.1, **settings)).build(dict(one_bad))
     assert next(iter(small.restored)) == "b"
     assert [row["epoch"] for row in small.history[:4]] == [1, 2, 3, 4]
     assert [row["learning_rate"] for row in small.history[:4]] == pytest.approx([1e-4, 5e-5, 1e-4, 5e-5])

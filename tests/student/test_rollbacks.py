@@ -25,7 +25,7 @@ pytestmark = pytest.mark.usefixtures("eager")
 
 @pytest.mark.parametrize("kind", ["a wild rate", "no number"])
 def test_divergence_is_detected_undone_and_reported(
-    kind: str, teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+    kind: str, teacher: keras.Model, two_steps: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From a good student, neither can end well: what comes back is never worse than what went in."""
     monkeypatch.setattr(fine_tuning, "MAX_ROLLBACKS", 1)
@@ -35,17 +35,17 @@ def test_divergence_is_detected_undone_and_reported(
         monkeypatch.setattr(losses.logits, "kd_mse", lambda y, ours, theirs: np.nan * keras.ops.mean(ours - theirs))
     student = graph.flatten(teacher)
     damage(student, 0.3)
-    start = validate(student, teacher, dataset)
+    start = validate(student, teacher, two_steps)
     assert start.accuracy > 0.75
     before = snapshot(student)
     config = StudentConfig(fine_tune_epochs=2, fine_tune_learning_rate=rate)
-    tuning = fine_tuning.fine_tune(student, teacher, dataset, config, start, ignore)
+    tuning = fine_tuning.fine_tune(student, teacher, two_steps, config, start, ignore)
     assert tuning.events[0].startswith(f"epoch 1 diverged at learning rate {rate:g}")
     assert told in tuning.events[0]
     assert tuning.events[0].endswith(f"undone, repeated at {rate / 4:g}")
     assert (tuning.best.accuracy, -tuning.best.kl) >= (start.accuracy, -start.kl)
     assert all(np.isfinite(value).all() for value in student.get_weights())
-    assert validate(student, teacher, dataset) == tuning.best
+    assert validate(student, teacher, two_steps) == tuning.best
     if tuning.best == start:
         assert moved_layers(before, student) == set(), "statistics included"
 
@@ -64,7 +64,7 @@ class Script:
 
 @pytest.fixture
 def follow(
-    monkeypatch: pytest.MonkeyPatch, teacher: keras.Model, student: keras.Model, dataset: Dataset
+    monkeypatch: pytest.MonkeyPatch, teacher: keras.Model, student: keras.Model, two_steps: Dataset
 ) -> Iterator[Callable[..., tuple[FineTuneState, Script]]]:
     """Return a function that tunes the student from (0.5, 1.0) under such a script."""
 
@@ -77,7 +77,7 @@ def follow(
         config = StudentConfig(
             fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss, fine_tune_keep=keep
         )
-        return fine_tuning.fine_tune(student, teacher, dataset, config, Metrics(0.5, 0.5, 1.0), ignore), script
+        return fine_tuning.fine_tune(student, teacher, two_steps, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
     return run
 
@@ -132,7 +132,7 @@ def test_the_start_remains_if_no_epoch_is_better(
 
 
 def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the_learning_rate(
-    student: keras.Model, dataset: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
+    student: keras.Model, two_steps: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     """Epoch 2 falls below half of the 0.8 before it, is repeated, and so is epoch 3, whose divergence has no number."""
     tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.6, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
@@ -145,7 +145,7 @@ def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the
     assert tuning.best == Metrics(0.9, 0.9, 0.2)
     assert is_at(student, script.seen[-1])
     ends = [weights[0] for weights in script.seen]  # the stem's kernel; a step of Adam is about its rate
-    farthest = 1.2 * dataset.steps_per_epoch * 0.002
+    farthest = 1.2 * two_steps.steps_per_epoch * 0.002
     assert np.abs(ends[2] - ends[0]).max() < farthest, "epoch 2 began again from the end of epoch 1"
     assert np.abs(ends[1] - ends[0]).max() > farthest
 

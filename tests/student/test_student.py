@@ -193,6 +193,7 @@ SCOPES: dict[str, Callable[[set[str], set[str]], set[str]]] = {
 }
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_scope_tunes_exactly_what_it_names(
     scope: str,
@@ -200,14 +201,14 @@ def test_a_scope_tunes_exactly_what_it_names(
     tasks: tuple[BlockTask, ...],
     assembled: keras.Model,
     accepted: dict[str, BlockResult],
-    dataset: Dataset,
+    two_steps: Dataset,
 ) -> None:
     assembled.get_layer("stem").trainable = False
     trainable = {layer.name: layer.trainable for layer in assembled.layers}
     before, teachers = snapshot(assembled), snapshot(teacher)
     students = builder(
         teacher,
-        dataset,
+        two_steps,
         tasks,
         RunConfig.of(block=BLOCK, fine_tune_epochs=1, fine_tune_scope=scope, fine_tune_learning_rate=0.01),
     )
@@ -231,17 +232,18 @@ def test_no_epochs_leave_the_student_as_it_is(
     assert moved_layers(before, assembled) == set()
 
 
+@pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("epochs", [0, 2])
 def test_a_student_says_how_it_came_to_be(
-    epochs: int, able: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult], dataset: Dataset
+    epochs: int, able: keras.Model, tasks: tuple[BlockTask, ...], accepted: dict[str, BlockResult], two_steps: Dataset
 ) -> None:
     config = RunConfig.of(block=BLOCK, fine_tune_epochs=epochs, fine_tune_learning_rate=0.003)
     before = snapshot(able)
-    small = builder(able, dataset, tasks, config).build(accepted)
+    small = builder(able, two_steps, tasks, config).build(accepted)
     assert moved_layers(before, able) == set()
     assert len(small.history) == epochs
     assert small.metrics.score >= small.assembled.score
-    (measured,) = metrics.evaluate(able, [small.model], dataset.batches("validation"), True)
+    (measured,) = metrics.evaluate(able, [small.model], two_steps.batches("validation"), True)
     assert (small.metrics.accuracy, small.metrics.agreement) == (measured.accuracy, measured.agreement)
     assert small.metrics.kl == pytest.approx(measured.kl, rel=1e-4)
     assert not small.model.compiled
