@@ -10,7 +10,7 @@ import pytest
 from pbd import blocks
 from pbd.blockwise import tasks
 from pbd.deploy import inference_form
-from pbd.networks import folding, fusion, graph
+from pbd.networks import folding, fusion
 from tests.helpers.swapping import swap_blocks
 
 layers = keras.layers
@@ -18,9 +18,9 @@ IMAGES = np.random.default_rng(0).normal(size=(4, 6, 6, 8)).astype(np.float32)
 TOLERANCE = 1e-4
 NO_ACTIVATIONS = {"get", "serialize", "deserialize", "threshold", "glu"}
 """Of keras.activations: functions of another kind, and activations that need arguments or change the shape."""
-FUNCTIONS = sorted(
-    name for name in dir(keras.activations) if name not in NO_ACTIVATIONS and callable(getattr(keras.activations, name))
-)
+NAMED = {name: getattr(keras.activations, name) for name in dir(keras.activations) if name not in NO_ACTIVATIONS}
+FUNCTIONS = sorted({function: name for name, function in NAMED.items() if callable(function)}.values())
+"""One name of each function: some have several."""
 ACTIVATIONS: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: layers.Activation(name) for name in FUNCTIONS},
     "LeakyReLU(0.1)": lambda: layers.LeakyReLU(negative_slope=0.1),
@@ -35,7 +35,6 @@ ACTIVATIONS: dict[str, Callable[[], Any]] = {
 }
 INEXACT = ("mish", "LeakyReLU(0.1)", "LeakyReLU(0.3)", "ReLU(slope)", "operation")
 """Those that TensorFlow computes wrongly behind some sums."""
-EXACT = [name for name in ACTIVATIONS if name not in INEXACT]
 BRANCHES = ("plain", "residual", "behind_dropout", "separable", "depthwise", "dense")
 
 
@@ -58,16 +57,12 @@ def branch(form: str, x: Any, name: str) -> Any:
     return y if form == "plain" else layers.Add()([y, x])
 
 
-def network(*activations: str, forms: tuple[str, ...] = BRANCHES) -> keras.Model:
-    """Return a network in which each activation follows every kind of branch."""
+def network(activation: str, forms: tuple[str, ...] = BRANCHES) -> keras.Model:
+    """Return a network in which the activation follows every kind of branch."""
     keras.utils.set_random_seed(0)
     inputs = keras.Input(IMAGES.shape[1:])
-    outputs = [
-        layers.Flatten()(ACTIVATIONS[activation]()(branch(form, inputs, f"{form}{number or ''}")))
-        for number, activation in enumerate(activations)
-        for form in forms
-    ]
-    return graph.flatten(keras.Model(inputs, outputs[0] if len(outputs) == 1 else layers.Concatenate()(outputs)))
+    outputs = [layers.Flatten()(ACTIVATIONS[activation]()(branch(form, inputs, form))) for form in forms]
+    return keras.Model(inputs, outputs[0] if len(outputs) == 1 else layers.Concatenate()(outputs))
 
 
 def student_of(teacher: keras.Model) -> keras.Model:
@@ -81,16 +76,15 @@ def assert_same_in_graph_mode(model: keras.Model, expected: np.ndarray) -> None:
         each.reshape(len(IMAGES), -1, IMAGES[0].size) for each in (model.predict_on_batch(IMAGES), expected)
     )
     differences = np.abs(outputs - expected).max(axis=(0, 2)) / np.abs(expected).max(axis=(0, 2))
-    assert (differences <= TOLERANCE).all(), differences  # of each activation behind each branch
+    assert (differences <= TOLERANCE).all(), differences  # behind each branch
 
 
-@pytest.mark.parametrize(
-    "activations", [*(EXACT[start::4] for start in range(4)), ["LeakyReLU(0.3)"], ["ReLU(slope)"]], ids=", ".join
-)
-def test_a_folded_student_computes_in_graph_mode_what_the_student_computes_eagerly(activations: list[str]) -> None:
-    student = student_of(network(*activations, forms=("plain", "residual")))
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_a_folded_student_computes_in_graph_mode_what_the_student_computes_eagerly(activation: str) -> None:
+    """One at a time: in a network of many branches, TensorFlow 2.21 does not use its wrong kernels."""
+    student = student_of(network(activation, ("plain", "residual")))
     folded = inference_form.fold(student)
-    assert any(layer.name.endswith("_filtered") for layer in folded.layers) == (activations[0] in INEXACT)
+    assert any(layer.name.endswith("_filtered") for layer in folded.layers) == (activation in INEXACT)
     assert_same_in_graph_mode(folded, np.asarray(student(IMAGES, training=False)))
 
 
@@ -105,7 +99,7 @@ def test_every_branch_computes_the_same_before_and_after_folding(activation: str
 @pytest.mark.parametrize(("activation", "exact"), [("relu", True), ("silu", True), ("LeakyReLU(0.1)", False)])
 def test_sums_are_written_only_before_activations_that_are_computed_exactly(activation: str, exact: bool) -> None:
     assert set(folding.find_foldable(network(activation))) == (set(BRANCHES) if exact else {"plain"})
-    folded = inference_form.fold(student_of(network(activation, forms=("plain",))))
+    folded = inference_form.fold(student_of(network(activation, ("plain",))))
     assert any(isinstance(layer, layers.Concatenate) for layer in folded.layers) == (not exact)
 
 
