@@ -19,8 +19,8 @@ TOLERANCE = 1e-4
 NO_ACTIVATIONS = {"get", "serialize", "deserialize", "threshold", "glu"}
 """Of keras.activations: functions of another kind, and activations that need arguments or change the shape."""
 NAMED = {name: getattr(keras.activations, name) for name in dir(keras.activations) if name not in NO_ACTIVATIONS}
-FUNCTIONS = sorted({function: name for name, function in NAMED.items() if callable(function)}.values())
-"""One name of each function: some have several."""
+FUNCTIONS = sorted({function: name for name, function in reversed(NAMED.items()) if callable(function)}.values())
+"""The first name of each function: some have several."""
 ACTIVATIONS: dict[str, Callable[[], Any]] = {
     **{name: lambda name=name: layers.Activation(name) for name in FUNCTIONS},
     "LeakyReLU(0.1)": lambda: layers.LeakyReLU(negative_slope=0.1),
