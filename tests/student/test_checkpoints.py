@@ -86,16 +86,20 @@ def assert_equal(one: tuple[FineTuneState, list[np.ndarray]], other: tuple[FineT
         np.testing.assert_array_equal(ours, theirs)
 
 
+SCORES = [Metrics(0.8, 0.8, 0.5), Metrics(0.7, 0.7, 0.6), Metrics(0.9, 0.9, 0.2)]
+"""The second epoch is not the best one so far, but training goes on from its weights."""
+
+
 def test_training_resumes_after_the_last_epoch(tune: Callable[..., object], tmp_path: Path) -> None:
-    whole = tune()
+    whole = tune(script=SCORES)
     assert len(whole[0].history) == EPOCHS
     for epochs in (1, 2):
         folder = tmp_path / f"after {epochs}"
         with pytest.raises(Interruption):
-            tune(folder, interrupt_at=epochs)
+            tune(folder, interrupt_at=epochs, script=SCORES)
         with pytest.raises(Interruption):
             tune(folder, interrupt_at=0)  # in its first epoch: what was done before is not lost
-        assert_equal(tune(folder), whole)
+        assert_equal(tune(folder, script=SCORES[epochs:]), whole)
 
 
 def test_complete_fine_tuning_is_not_repeated(tune: Callable[..., object], tmp_path: Path) -> None:
