@@ -105,8 +105,8 @@ def _one_epoch(distiller: GroupDistiller, dataset: Dataset, epoch: int) -> float
 
 def _validation_error(distiller: GroupDistiller, dataset: Dataset) -> float:
     """Return the block's mean squared error on the images by which the best epoch is chosen."""
-    images = dataset.batches("validation", limit=STOPPING_IMAGES)
-    return float(np.mean(distiller.predict(images.map(lambda x, _: x), verbose=0)))
+    batches = dataset.batches("validation", limit=STOPPING_IMAGES)
+    return float(np.mean(np.hstack([distiller.predict_on_batch(images) for images, _ in batches])))
 
 
 def _accuracy(teacher: keras.Model, name: str, block: keras.Model, dataset: Dataset) -> float:

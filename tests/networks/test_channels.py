@@ -121,7 +121,7 @@ FREE: list[tuple[Body, dict[str, str]]] = [
     (transposed, {"a": "b", "b": "z"}),
     (slopes, {"a": "z"}),
     (concatenated, {"a": "bz", "b": "z"}),
-    (concatenated_twice, {"a": "bcz", "b": "z", "c": "z"}),
+    (concatenated_twice, {"a": "cbz", "b": "z", "c": "z"}),
     (residual, {"ac": "bz", "b": "c"}),
     (gated, {"ac": "bz", "b": "c"}),
     (gated_by_a_vector, {"ab": "bz"}),
