@@ -81,7 +81,7 @@ def fold_all(model: keras.Model, runs_in_tensorflow: bool = True) -> keras.Model
     return model
 
 
-@initial_values.overwritten()
+@initial_values.on_host()
 def fold(model: keras.Model, foldable: Mapping[str, keras.layers.BatchNormalization]) -> keras.Model:
     """Return a copy of the model with these normalisations folded into the layers before them.
 

@@ -171,7 +171,7 @@ def layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
             yield layer
 
 
-@initial_values.overwritten()
+@initial_values.on_host()
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
     """Return a functional copy without nested models, with its own weights, for images of one shape.
 
@@ -301,8 +301,7 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         build = builders.get(operation.name)
         if build is None:
-            with initial_values.overwritten():
-                outputs = operation(*args, **kwargs)
+            outputs = operation(*args, **kwargs)
         elif operation.name in sources:
             outputs = build(values[sources[operation.name]])
         else:
@@ -318,7 +317,7 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
     return copy
 
 
-@initial_values.overwritten()
+@initial_values.on_host()
 def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Model:
     """Return a copy of the model in which the layers have other dtype policies; the weights are converted.
 

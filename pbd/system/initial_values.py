@@ -1,4 +1,4 @@
-"""Initial values of variables: drawn with NumPy where the backend is JAX, and not drawn where they are overwritten.
+"""Initial values of variables, drawn with NumPy where the backend is JAX.
 
 JAX compiles each operation for each shape. For a network of many shapes, Keras' initialisers therefore take seconds to
 compile, also where weights from a file or from another network replace the values at once.
@@ -41,19 +41,6 @@ def on_host() -> Iterator[None]:
         _leave()
 
 
-@contextlib.contextmanager
-def overwritten() -> Iterator[None]:
-    """Let random initial values be zeros in the block, in this thread: the caller sets all weights of its layers.
-
-    On JAX this is `on_host`. What has no seed of its own (a `SeedGenerator`, whose state moves on) is left to Keras.
-    """
-    _enter()
-    try:
-        yield
-    finally:
-        _leave()
-
-
 def _enter() -> None:
     global _blocks
     _thread.depth = getattr(_thread, "depth", 0) + 1
@@ -78,34 +65,24 @@ def _replace() -> None:
     import keras
 
     random = keras_state.random_functions()
-    if backend.name() != "jax":
-        for name in ("normal", "truncated_normal", "uniform"):
-            _wrap(random, name, _zeros, lambda value: value)
-        return
+    for name, draw in (("normal", _normal), ("truncated_normal", _truncated_normal), ("uniform", _uniform)):
+        _wrap(random, name, draw)
+    for initializer, value in ((keras.initializers.Zeros, 0), (keras.initializers.Ones, 1)):
+        _wrap(initializer, "__call__", _constant(value))
+
+
+def _wrap(owner: Any, name: str, on_host: Callable[..., Any]) -> None:
     import jax
 
-    # Keras would convert an array of NumPy, which JAX compiles for each shape; `device_put` only copies.
-    for name, draw in (("normal", _normal), ("truncated_normal", _truncated_normal), ("uniform", _uniform)):
-        _wrap(random, name, draw, jax.device_put)
-    for initializer, value in ((keras.initializers.Zeros, 0), (keras.initializers.Ones, 1)):
-        _wrap(initializer, "__call__", _constant(value), jax.device_put)
-
-
-def _wrap(owner: Any, name: str, replacement: Callable[..., Any], as_tensor: Callable[[Any], Any]) -> None:
     original = getattr(owner, name)
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        value = replacement(*args, **kwargs) if getattr(_thread, "depth", 0) else None
-        return original(*args, **kwargs) if value is None else as_tensor(value)
+        value = on_host(*args, **kwargs) if getattr(_thread, "depth", 0) else None
+        # Keras would convert an array of NumPy, which JAX compiles for each shape; `device_put` only copies.
+        return original(*args, **kwargs) if value is None else jax.device_put(value)
 
     _originals.append((owner, name, original))
     setattr(owner, name, function)
-
-
-def _zeros(shape: Any, *_: Any, dtype: Any = None, seed: Any = None, **__: Any) -> Any:
-    import keras
-
-    return keras.ops.zeros(shape, dtype) if isinstance(seed, int) else None
 
 
 def _constant(value: int) -> Callable[..., Any]:

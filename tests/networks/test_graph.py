@@ -78,13 +78,6 @@ def test_changing_a_copy_leaves_the_teacher_alone() -> None:
         np.testing.assert_array_equal(old, new)
 
 
-def test_a_layer_that_replaces_another_keeps_its_initial_weights() -> None:
-    flat = graph.flatten(classifier(residual))
-    copy = graph.swap(flat, {"a1": conv("new", 8)})
-    assert copy.get_layer("new").get_weights()[0].any()
-    np.testing.assert_array_equal(copy.get_layer("a2").get_weights()[0], flat.get_layer("a2").get_weights()[0])
-
-
 def test_a_layer_called_twice_is_skipped_in_words_and_stays_shared(tmp_path: Path) -> None:
     twice = conv("twice", 8)
     model = classifier(lambda x: conv("last")(twice(twice(x))))
