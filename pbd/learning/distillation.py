@@ -52,6 +52,22 @@ class DistillationModel(keras.Model):
         self.teacher.trainable = False
         self._loss = loss
         self._ghost_batch_size = ghost_batch_size
+        self._table: tuple[Any, Any] | None = None
+
+    @property
+    def can_use_table(self) -> bool:
+        """Whether the teacher's logits alone are compared, and depend on nothing but the images."""
+        return self._augmentation is None and not self._terms
+
+    def use_table(self, labels: Any, logits: Any) -> None:
+        """Look labels and the teacher's logits up, instead of computing them: from now on `y` holds rows of the table.
+
+        Args:
+            labels: Of all training images, (n,) int32.
+            logits: Of the teacher for all training images, (n, classes) float32.
+        """
+        kinds = (labels, "int32"), (logits, "float32")
+        self._table = tuple(keras.Variable(values, dtype=kind, trainable=False) for values, kind in kinds)
 
     @property
     def projector_variables(self) -> list[Any]:
@@ -61,14 +77,14 @@ class DistillationModel(keras.Model):
     def call(self, images: Any, training: bool = False) -> list[Any]:
         if self._augmentation is not None:
             images = self._augmentation(images, training=training)
-        teacher_outputs = self.teacher(images, training=False)
+        teacher_outputs = [] if self._table else [self.teacher(images, training=False)]
         if training and ghost_batch_norm.normalisations(self.student):
             student_outputs = ghost_batch_norm.train(self.student, images, self._ghost_batch_size)
         else:
             student_outputs = self.student(images, training=training)
         if not self._terms:
-            return [student_outputs, teacher_outputs]
-        (student_logits, *students), (teacher_logits, *teachers) = student_outputs, teacher_outputs
+            return [student_outputs, *teacher_outputs]
+        (student_logits, *students), ((teacher_logits, *teachers),) = student_outputs, teacher_outputs
         compared = [term(*maps) for term, *maps in zip(self._terms, students, teachers, strict=True)]
         return [student_logits, teacher_logits, *compared]
 
@@ -76,6 +92,9 @@ class DistillationModel(keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Any:
         y_pred = keras.tree.map_structure(lambda outputs: keras.ops.cast(outputs, "float32"), y_pred)
+        if self._table:
+            y, teacher_logits = (keras.ops.take(values, y, axis=0) for values in self._table)
+            y_pred = [*y_pred, teacher_logits]
         student_logits, teacher_logits, *compared = y_pred
         loss = self._loss(y, student_logits, keras.ops.stop_gradient(teacher_logits))
         for term, maps in zip(self._terms, compared, strict=True):

@@ -12,7 +12,7 @@ from pbd.collective import SINGLE, Collective
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, WorkerShare
 from pbd.data.mixing import Mixing
-from pbd.learning import ghost_batch_norm
+from pbd.learning import ghost_batch_norm, teacher_table
 from pbd.learning.distillation import DistillationModel, logits_model
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
@@ -245,20 +245,27 @@ def fine_tune(
     )
     if not model.trainable_variables:
         return replace(start, events=("nothing is fine-tuned: no layer of the scope has trainable weights",))
+    state = (checkpoint and checkpoint.read()) or start
+    part, learns_from_teacher = (
+        replace(dataset.shared(share, unit), mixing=mixing),
+        config.fine_tune_loss != "cross_entropy",
+    )
+    if learns_from_teacher:
+        part = teacher_table.use(model, part, collective, config.fine_tune_epochs - state.epoch)
     return FineTuner(
         student=student,
         learner=learner,
         teacher=teacher,
         distillation_model=model,
-        dataset=replace(dataset.shared(share, unit), mixing=mixing),
+        dataset=part,
         epochs=config.fine_tune_epochs,
         first_epoch=first_epoch,
         distillation=distillation,
         collective=collective,
         emit=emit,
         checkpoint=checkpoint,
-        state=(checkpoint and checkpoint.read()) or start,
-        learns_from_teacher=config.fine_tune_loss != "cross_entropy",
+        state=state,
+        learns_from_teacher=learns_from_teacher,
         keep_zeros=config.keep_zeros,
         keeps_last=config.fine_tune_keep == "last",
     ).run()
