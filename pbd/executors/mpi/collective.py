@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ import numpy as np
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
 
 _OK, _ABORTED, _LOST = 0, 1, 2
+_POLL_S = 1e-4
+"""Between two looks at whether all members have come: a blocking call would occupy a core on which others train."""
 
 
 class MpiCollective:
@@ -31,7 +34,7 @@ class MpiCollective:
     def all_reduce_sum(self, values: np.ndarray) -> np.ndarray:
         self._agree(_OK)
         total = np.empty_like(values)
-        self._comm.Allreduce(np.ascontiguousarray(values), total)
+        _wait(self._comm.Iallreduce(np.ascontiguousarray(values), total))
         return total
 
     def abort(self) -> None:
@@ -68,8 +71,8 @@ class MpiCollective:
         if self._loss:
             raise CollectiveLostError(self._loss)
         # One MAX of the negated attempt also yields the smallest attempt.
-        largest = np.empty(3, np.int32)
-        self._comm.Allreduce(np.array([state, self._attempt, -self._attempt], np.int32), largest, op=MPI.MAX)
+        states, largest = np.array([state, self._attempt, -self._attempt], np.int32), np.empty(3, np.int32)
+        _wait(self._comm.Iallreduce(states, largest, op=MPI.MAX))
         worst, last, first = int(largest[0]), int(largest[1]), -int(largest[2])
         if first != last:
             raise RuntimeError(f"members of a collective are at attempts {first} and {last}")
@@ -83,3 +86,8 @@ class MpiCollective:
         """Return, in all members, the first member that gives a reason for its loss, its host and the reason."""
         reasons = self._comm.allgather(reason and f"rank {self.index} on {platform.node()}: {reason}")
         return next(filter(None, reasons))
+
+
+def _wait(request: Any) -> None:
+    while not request.Test():
+        time.sleep(_POLL_S)
