@@ -1,5 +1,6 @@
 """A recipe: compression steps in a row, each on the network of the one before, and a table of all of them."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, get_type_hints
@@ -9,7 +10,7 @@ from pbd.config import RunConfig
 from pbd.config.values import as_kind, fraction
 from pbd.errors import UsageError
 from pbd.executors.base import Executor
-from pbd.pipeline import session
+from pbd.pipeline import early_checks, session
 from pbd.progress import ProgressDisplay
 from pbd.records.recipe_report import RecipeReport
 
@@ -67,4 +68,5 @@ def run(
 
         return steps_in_a_row.run(recipe(), config, model, data, executor, display)
 
-    return session.run(config.execution, work, dedicated_process=dedicated_process)
+    refuse_early = functools.partial(early_checks.check, config, model is not None)
+    return session.run(config.execution, work, refuse_early, dedicated_process=dedicated_process)

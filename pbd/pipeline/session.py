@@ -26,7 +26,7 @@ def run(
     Args:
         config: of the execution.
         work: called in one process only, with the workers and a display of the progress; its result is picklable.
-        check: called in that process before it loads a backend; raises an error if the work must fail.
+        check: called in that process before it loads a backend; raises an error if the work cannot succeed.
         dedicated_process: this process exists for the work, so it is ended if it hangs. So is a rank of an MPI job, for
             which other ranks wait; but not a script or a notebook, which its user may have stopped in a debugger.
 

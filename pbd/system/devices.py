@@ -23,7 +23,7 @@ _LOCAL_WORKERS = "PBD_LOCAL_WORKERS"
 """Environment variable: the number of workers on this host."""
 _THREADS = "TF_NUM_INTRAOP_THREADS"
 _WORKER_THREADS = "PBD_WORKER_THREADS"
-"""Environment variable: the threads of each worker on this host, where this process has others."""
+"""Environment variable: the threads of each worker on this host, if this process has another number."""
 SHORTEST_COMPILATION_S = 0.1
 """What JAX compiles in less time is not written to the cache."""
 _GPU_LOCKS: dict[int, socket.socket] = {}
@@ -41,7 +41,7 @@ class Share:
     verbose: bool = False
     """Whether the backend's own log messages are shown."""
     leads: bool = False
-    """Whether this process trains no blocks, but computes while the workers wait: it gets all cores by default."""
+    """Whether this process computes only while all workers wait: then it has all cores by default."""
 
     def settings(self) -> dict[str, str]:
         """Return the environment variables that give a new process this share.

@@ -22,7 +22,7 @@ from tests.helpers.swapping import swap_blocks
 
 
 def first_and_last(names: Iterable[str]) -> list[str]:
-    """Return the first and the last design of each class: those between have a number or an option of either."""
+    """Return the first and the last design of each class: those between have other numbers."""
     of_class: dict[type, list[str]] = {}
     for name in names:
         of_class.setdefault(type(blocks.get(name)), []).append(name)
@@ -30,7 +30,7 @@ def first_and_last(names: Iterable[str]) -> list[str]:
 
 
 DESIGNS = sorted(design.name for design in blocks.designs() if design.replaces == CONVOLUTION)
-FIRST_AND_LAST = first_and_last(DESIGNS)
+FIRST_AND_LAST = [*first_and_last(DESIGNS), "two_layer", "three_layer_skip"]
 RANKS = {"decoupled_r1": 1, "decoupled_r2": 2, "decoupled_r3": 3}
 DEPTHS = {"two_layer": 2, "two_layer_skip": 2, "three_layer": 3, "three_layer_skip": 3}
 GEOMETRIES: list[dict[str, Any]] = [
