@@ -2,8 +2,7 @@
 
 Rank 0 sends each rank its queue, trains its own, and receives all results in one gather. Groups of a common pool are
 drawn from an atomic counter, so that no rank is needed to distribute them. Ranks that wait poll and sleep: a blocking
-MPI call would occupy a core that another rank trains on. Only what all ranks reach together blocks: all-reduce, which
-is short and frequent, and the exchanges after a loss.
+MPI call would occupy a core that another rank trains on. Only the exchanges after a loss block.
 """
 
 import contextlib
