@@ -24,7 +24,7 @@ def use(model: DistillationModel, dataset: Dataset, collective: Collective, epoc
         model: Of networks that map images to logits.
         dataset: This worker's part of the data.
         collective: The workers that have the other parts; each computes a part of the table.
-        epochs: For which the model is trained.
+        epochs: For which the model is trained, those before an interruption included: it learns from the same numbers.
 
     Returns:
         The data, whose labels are positions in the table if there is one.

@@ -250,8 +250,8 @@ def fine_tune(
         replace(dataset.shared(share, unit), mixing=mixing),
         config.fine_tune_loss != "cross_entropy",
     )
-    if learns_from_teacher:
-        part = teacher_table.use(model, part, collective, config.fine_tune_epochs - state.epoch)
+    if learns_from_teacher and state.epoch < config.fine_tune_epochs:
+        part = teacher_table.use(model, part, collective, config.fine_tune_epochs)
     return FineTuner(
         student=student,
         learner=learner,
