@@ -246,10 +246,8 @@ def fine_tune(
     if not model.trainable_variables:
         return replace(start, events=("nothing is fine-tuned: no layer of the scope has trainable weights",))
     state = (checkpoint and checkpoint.read()) or start
-    part, learns_from_teacher = (
-        replace(dataset.shared(share, unit), mixing=mixing),
-        config.fine_tune_loss != "cross_entropy",
-    )
+    part = replace(dataset.shared(share, unit), mixing=mixing)
+    learns_from_teacher = config.fine_tune_loss != "cross_entropy"
     if learns_from_teacher and state.epoch < config.fine_tune_epochs:
         part = teacher_table.use(model, part, collective, config.fine_tune_epochs)
     return FineTuner(
