@@ -123,13 +123,11 @@ def _fast_tests_load_no_backend(request: pytest.FixtureRequest) -> Iterator[None
 
 
 @pytest.fixture(autouse=True)
-def _short_latencies(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _short_latencies(request: pytest.FixtureRequest) -> Iterator[None]:
     """Measure latencies for a moment only, and no memory, in what tests do in their own process."""
-    if request.node.get_closest_marker("unit"):
-        from pbd.deploy import latency, resident
-
-        monkeypatch.setattr(latency, "LIMIT_S", short_latencies.SHORT_S)
-        monkeypatch.setattr(resident, "measure", lambda *_: None)
+    is_unit = request.node.get_closest_marker("unit") is not None
+    with short_latencies.here() if is_unit else contextlib.nullcontext():
+        yield
 
 
 @pytest.fixture(autouse=True)

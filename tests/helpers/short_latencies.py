@@ -22,7 +22,7 @@ MODULE = "pbd.deploy.latency"
 
 @contextlib.contextmanager
 def here() -> Iterator[None]:
-    """Shorten the measurements of this process, and measure no memory: for runs of fixtures of a whole module."""
+    """Shorten the measurements of this process in the block, and measure no memory."""
     import pytest
 
     from pbd.deploy import latency, resident

@@ -71,7 +71,7 @@ TRAPS: dict[str, Content] = {
     "lengthened.h5": ("h5", lengthened, "memory allocation failed"),
     "endless.h5": ("h5", endless, "takes longer than its size explains"),
 }
-"""Files that only the limits of the process that checks them keep from taking all memory, or from never ending."""
+"""Files whose check would take all memory, or never end, without the limits of its process."""
 
 
 @pytest.mark.parametrize("name", CONTENTS)

@@ -15,7 +15,7 @@ COUNT = 5
 """`python -m tests.helpers.network_fuzz FIRST_SEED COUNT` makes more, and each costs seconds of CPU time."""
 
 COMPILED = 2
-"""Networks whose trainings are traced; of the others only the files are, since a few steps take less than tracing."""
+"""The first networks are trained in compiled steps; the others are not, since a few steps take less than tracing."""
 
 CLEARED_AFTER = 4
 """Networks after which Keras' state is cleared, which looks for garbage for a third of a second."""
@@ -23,7 +23,7 @@ CLEARED_AFTER = 4
 
 @contextlib.contextmanager
 def tracing_files_only() -> Iterator[None]:
-    """Trace networks in files, as they are compared with those in memory, and nothing else."""
+    """Compile only the comparison of files with the networks in memory; run everything else eagerly."""
     import tensorflow as tf
 
     mismatch = parity.mismatch

@@ -71,7 +71,7 @@ def test_a_student_learns_as_from_the_teacher_itself(
     ],
     ids=["augmented", "mixed images", "one epoch", "no teacher", "a loss between layers"],
 )
-def test_no_table_where_the_teacher_answers_anew_or_once(
+def test_no_table_where_logits_would_not_be_used_again(
     data: dict[str, Any],
     settings: dict[str, Any],
     distillation: DistillationConfig | None,
