@@ -1,4 +1,4 @@
-"""Initial values of variables, drawn with NumPy where the backend is JAX.
+"""Initial values of weights, drawn with NumPy where the backend is JAX.
 
 JAX compiles each operation for each shape. For a network of many shapes, Keras' initialisers therefore take seconds to
 compile, also where weights from a file or from another network replace the values at once.
@@ -26,10 +26,11 @@ _blocks = 0
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Let NumPy compute initial values in the block, in this thread, where the backend is JAX.
+    """Let NumPy compute the weights that layers add in the block, in this thread, where the backend is JAX.
 
     Constant values are those of Keras. Random ones have the distribution of Keras' initialiser and depend on its seed
-    alone. What has no seed of its own (a `SeedGenerator`), and other initialisers, are left to Keras.
+    alone. What has no seed of its own (a `SeedGenerator`), and other initialisers, are left to Keras; so is what a
+    layer draws without adding it as a weight: no file holds it, so that it must be the same in every process.
     """
     if backend.name() != "jax":
         yield
@@ -64,11 +65,26 @@ def _replace() -> None:
     """Replace the functions with which Keras' initialisers compute values; other threads still get Keras' values."""
     import keras
 
+    _mark_weights(keras.layers.Layer)
     random = keras_state.random_functions()
     for name, draw in (("normal", _normal), ("truncated_normal", _truncated_normal), ("uniform", _uniform)):
         _wrap(random, name, draw)
     for initializer, value in ((keras.initializers.Zeros, 0), (keras.initializers.Ones, 1)):
         _wrap(initializer, "__call__", _constant(value))
+
+
+def _mark_weights(layer: Any) -> None:
+    """Let the functions that are replaced know whether a layer adds a weight."""
+    original = layer.add_weight
+
+    def add_weight(*args: Any, **kwargs: Any) -> Any:
+        _thread.weights = getattr(_thread, "weights", 0) + 1
+        try:
+            return original(*args, **kwargs)
+        finally:
+            _thread.weights -= 1
+
+    _set(layer, "add_weight", add_weight)
 
 
 def _wrap(owner: Any, name: str, on_host: Callable[..., Any]) -> None:
@@ -77,12 +93,17 @@ def _wrap(owner: Any, name: str, on_host: Callable[..., Any]) -> None:
     original = getattr(owner, name)
 
     def function(*args: Any, **kwargs: Any) -> Any:
-        value = on_host(*args, **kwargs) if getattr(_thread, "depth", 0) else None
+        adds_weight = getattr(_thread, "depth", 0) and getattr(_thread, "weights", 0)
+        value = on_host(*args, **kwargs) if adds_weight else None
         # Keras would convert an array of NumPy, which JAX compiles for each shape; `device_put` only copies.
         return original(*args, **kwargs) if value is None else jax.device_put(value)
 
-    _originals.append((owner, name, original))
-    setattr(owner, name, function)
+    _set(owner, name, function)
+
+
+def _set(owner: Any, name: str, value: Any) -> None:
+    _originals.append((owner, name, getattr(owner, name)))
+    setattr(owner, name, value)
 
 
 def _constant(value: int) -> Callable[..., Any]:

@@ -12,8 +12,8 @@ ON_JAX = keras.backend.backend() == "jax"
 SHAPE = (3, 3, 64, 50)
 
 
-def values(initializer: keras.initializers.Initializer) -> np.ndarray:
-    return np.asarray(initializer(SHAPE, "float32"))
+def values(initializer: keras.initializers.Initializer, dtype: str = "float32") -> np.ndarray:
+    return np.asarray(keras.layers.Layer().add_weight(shape=SHAPE, initializer=initializer, dtype=dtype).value)
 
 
 def from_generator() -> np.ndarray:
@@ -55,10 +55,28 @@ def test_other_threads_and_generators_of_seeds_are_left_to_keras() -> None:
         thread.start()
         thread.join()
         generated = from_generator()
-        half = keras.initializers.HeNormal(seed=3)((4, 4), "bfloat16")
+        half = values(keras.initializers.HeNormal(seed=3), "bfloat16")
     np.testing.assert_array_equal(seen[0], by_keras)
     np.testing.assert_array_equal(generated, by_keras_generator)
     assert half.dtype.name == "bfloat16"
+
+
+class AddsConstant(keras.layers.Layer):
+    """Adds what it draws in `build`, which is no weight."""
+
+    def build(self, input_shape: tuple[int, ...]) -> None:
+        self.drawn = keras.random.normal(input_shape[1:], seed=3)
+        self.initialised = keras.initializers.HeNormal(seed=3)(input_shape[1:])
+
+    def call(self, inputs: keras.KerasTensor) -> keras.KerasTensor:
+        return inputs + self.drawn + self.initialised
+
+
+def test_what_is_no_weight_is_drawn_by_keras() -> None:
+    images = np.zeros((1, 4, 4, 3), np.float32)
+    expected = AddsConstant()(images)
+    with initial_values.on_host():
+        np.testing.assert_array_equal(AddsConstant()(images), expected)
 
 
 @pytest.mark.skipif(not ON_JAX, reason="other backends do not compile initial values")
