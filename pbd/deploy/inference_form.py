@@ -22,7 +22,8 @@ def fold(model: keras.Model, int8: bool = False, runs_in_tensorflow: bool = True
         int8: the form that is fastest in 8-bit integers, and not the fastest in float32 (see `BlockDesign.for_int8`).
         runs_in_tensorflow: see `folding.find_foldable`. If not, all normalisations are folded that runtimes fold.
     """
-    model = _max_pooled(folding.fold_all(graph.flatten(model), runs_in_tensorflow))
+    folded = folding.fold_all(model, runs_in_tensorflow)
+    model = _max_pooled(graph.flatten(model) if folded is model else folded)
     for design in blocks.designs():
         model = _rewritten(design.for_int8 if int8 else design.for_inference, model)
     return model

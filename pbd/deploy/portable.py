@@ -8,21 +8,18 @@ import keras
 import numpy as np
 
 from pbd.deploy import inference_form
-from pbd.networks import graph, precision
+from pbd.networks import graph
 
 
 def portable(model: keras.Model, int8: bool = False, runs_in_tensorflow: bool = True) -> keras.Model:
     """Return a copy of a network that every exporter can read; it computes the same outputs in float32.
 
     Args:
-        model: functional or sequential, one input of images of a fixed shape, one output of class scores.
+        model: flat and functional, in float32.
         int8: whether it will be quantised to 8-bit integers.
         runs_in_tensorflow: whether TensorFlow may compile it, or converters alone (see `folding.find_foldable`).
-
-    Raises:
-        BadInputError: the model is something else.
     """
-    network = inference_form.fold(precision.in_float32(graph.flatten(model)), int8, runs_in_tensorflow)
+    network = inference_form.fold(model, int8, runs_in_tensorflow)
     grouped = [layer for layer in network.layers if isinstance(layer, keras.layers.Conv2D) and layer.groups > 1]
     return graph.swap(network, {layer.name: _Ungrouped(layer) for layer in grouped}) if grouped else network
 

@@ -4,6 +4,7 @@ In inference mode a batch normalisation is an affine map per channel, y = s x + 
 and t = beta - s mean. Behind a linear layer it can be folded into the layer's kernel (times s) and bias (s bias + t).
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,9 +13,7 @@ import numpy as np
 
 from pbd.networks import fusion, graph
 from pbd.networks.cost import layer_calls
-from pbd.networks.keras_internals import walk
 from pbd.records import BlockKey
-from pbd.system import initial_values
 
 _LINEAR = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
 """Layers that a normalisation can be folded into; exact types only, since a subclass may compute something else."""
@@ -81,7 +80,6 @@ def fold_all(model: keras.Model, runs_in_tensorflow: bool = True) -> keras.Model
     return model
 
 
-@initial_values.on_host()
 def fold(model: keras.Model, foldable: Mapping[str, keras.layers.BatchNormalization]) -> keras.Model:
     """Return a copy of the model with these normalisations folded into the layers before them.
 
@@ -89,23 +87,24 @@ def fold(model: keras.Model, foldable: Mapping[str, keras.layers.BatchNormalizat
         model: flat and functional.
         foldable: normalisations by the name of the layer before them (see `find_foldable`).
     """
-    folded = {normalisation.name for normalisation in foldable.values()}
-    new_layers: list[tuple[keras.Layer, list[np.ndarray]]] = []
+    builders: dict[str, graph.Builder] = {normalisation.name: _unchanged for normalisation in foldable.values()}
+    builders |= {
+        name: functools.partial(_folded, model.get_layer(name), normalisation)
+        for name, normalisation in foldable.items()
+    }
+    return graph.swap(model, builders)
 
-    def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
-        if operation.name in folded:
-            return args[0]
-        if operation.name not in foldable:
-            return operation(*args, **kwargs)
-        layer = type(operation).from_config({**operation.get_config(), "use_bias": True})
-        new_layers.append((layer, _folded_weights(operation, foldable[operation.name])))
-        return layer(*args, **kwargs)
 
-    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
-    outputs = keras.tree.flatten(walk(model, inputs, call))[0]
-    for layer, weights in new_layers:  # built by now
-        layer.set_weights(weights)
-    return graph.flatten(keras.Model(inputs, outputs, name=model.name))
+def _unchanged(tensor: Any) -> Any:
+    return tensor
+
+
+def _folded(layer: keras.Layer, normalisation: keras.layers.BatchNormalization, tensor: Any) -> Any:
+    """Return the output of a new layer that computes what layer and normalisation compute."""
+    folded = type(layer).from_config({**layer.get_config(), "use_bias": True})
+    output = folded(tensor)
+    folded.set_weights(_folded_weights(layer, normalisation))
+    return output
 
 
 def _is_foldable(operation: Any, calls: Mapping[str, int], tensor: Any) -> bool:

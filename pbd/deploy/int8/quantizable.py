@@ -13,9 +13,6 @@ def quantizable(network: keras.Model) -> keras.Model:
 
     Args:
         network: see `portable.portable`.
-
-    Raises:
-        BadInputError: it cannot be exported.
     """
     form = portable.portable(network, int8=True, runs_in_tensorflow=False)
     return image_scales.folded(separable_form.with_separate_convolutions(form))
