@@ -16,7 +16,7 @@ from rich.text import Text
 from pbd.command_line import Parser, positive
 from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
-from pbd.deploy.export_command import output_beside, paths, percent
+from pbd.deploy.export_command import output_beside, path_table, percent
 from pbd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -126,7 +126,7 @@ def as_text(files: "Iterable[Quantized]") -> Group:
             str(len(file.kept_float)),
         )
     kept = [Text(f"{file.target}, in float32: {_sensitivities(file)}") for file in files if file.kept_float]
-    return Group(table, paths(files), *kept)
+    return Group(table, path_table(files), *kept)
 
 
 def _sensitivities(file: "Quantized") -> str:

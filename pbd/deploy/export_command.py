@@ -52,16 +52,11 @@ def export(settings: argparse.Namespace) -> "tuple[Exported, ...]":
         chosen = [targets.get(name) for name in settings.target]
         data = file_commands.read(settings)
         model = files.load(settings.model)
-        return tuple(
-            exporting.export(
-                model,
-                settings.output or output_beside(settings.model, target.name, target.runtime.suffix),
-                target.name,
-                check=data.data if data else None,
-                seed=data.seed if data else 0,
-            )
+        paths = {
+            target.name: settings.output or output_beside(settings.model, target.name, target.runtime.suffix)
             for target in chosen
-        )
+        }
+        return exporting.export_each(model, paths, check=data.data if data else None, seed=data.seed if data else 0)
 
 
 def output_beside(model: str, target: str, suffix: str) -> Path:
@@ -98,10 +93,10 @@ def as_text(files: "Iterable[Exported]") -> Group:
             percent(file.keras_test_accuracy),
             f"{file.agreement.images} {file.checked_on}",
         )
-    return Group(table, paths(files))
+    return Group(table, path_table(files))
 
 
-def paths(files: "Iterable[Exported | Quantized]") -> Table:
+def path_table(files: "Iterable[Exported | Quantized]") -> Table:
     """Return the paths of files, a line for each target."""
     grid = Table.grid(padding=(0, 2, 0, 0))
     grid.add_column(no_wrap=True)

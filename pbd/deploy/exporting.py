@@ -1,10 +1,11 @@
 """Export of a network to a file of another runtime: written, run there, compared with Keras, and only then kept."""
 
 import contextlib
+import functools
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from pbd.data import Data
 from pbd.deploy import agreement, images, portable, targets
 from pbd.deploy.agreement import Agreement
 from pbd.deploy.int8.quantizable import quantizable
+from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.runtimes.tensorrt import SCRIPT_SUFFIX
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, CannotCreateError, MissingInputError, PbdError, UsageError, one_line
@@ -45,7 +47,6 @@ class Exported:
     """Of the network in Keras."""
 
 
-@random_state.preserved()
 def export(
     model: keras.Model,
     path: str | Path,
@@ -83,21 +84,68 @@ def export(
         0.869
     """
     path = Path(path)
-    chosen = targets.get(target or targets.of_file(str(path)))
-    if chosen.int8:
-        raise UsageError(f"export writes float32. Received: target {chosen.name}. Use quantize for 8-bit integers.")
-    check_suffix(path, chosen)
+    return export_each(model, {target or targets.of_file(str(path)): path}, check=check, seed=seed)[0]
+
+
+@random_state.preserved()
+def export_each(
+    model: keras.Model, paths: Mapping[str, Path], *, check: Data | np.ndarray | None = None, seed: int = 0
+) -> tuple[Exported, ...]:
+    """Write a network for several other runtimes; see `export`. Its accuracy in Keras is computed once.
+
+    Args:
+        model: likewise.
+        paths: of the new files, by target.
+        check: likewise.
+        seed: likewise.
+    """
+    chosen = [(targets.get(name), path) for name, path in paths.items()]
+    for target, path in chosen:
+        if target.int8:
+            raise UsageError(f"export writes float32. Received: target {target.name}. Use quantize for 8-bit integers.")
+        check_suffix(path, target)
     files.check_known(model)
-    network = precision.in_float32(graph.flatten(model))
-    dataset = images.load(check, network, seed) if isinstance(check, Data) else None
+    reference = _Reference.of(model, check, seed)
+    return tuple(_exported(reference, target, path) for target, path in chosen)
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """What the files of a network are compared with."""
+
+    network: keras.Model
+    """Flat and in float32."""
+    pixels: np.ndarray
+    """Images to compare on."""
+    dataset: images.Dataset | None
+    """To score on."""
+    checked_on: str
+    """See `Exported`."""
+
+    @classmethod
+    def of(cls, model: keras.Model, check: Data | np.ndarray | None, seed: int) -> "_Reference":
+        network = precision.in_float32(graph.flatten(model))
+        dataset = images.load(check, network, seed) if isinstance(check, Data) else None
+        checked_on = "random images" if check is None else "test images" if dataset else "images"
+        return cls(network, _images(check, dataset, network), dataset, checked_on)
+
+    @functools.cached_property
+    def test_accuracy(self) -> float | None:
+        """Of the network in Keras."""
+        return self.accuracy_of(self.network.predict_on_batch)
+
+    def accuracy_of(self, run: Runner) -> float | None:
+        """Return the test accuracy of a forward pass of the network; `None` without test images and labels."""
+        return images.accuracy(run, self.dataset, "test", heads.head_of(self.network)) if self.dataset else None
+
+
+def _exported(reference: _Reference, target: Target, path: Path) -> Exported:
     with replaced(path) as draft:
-        write(network, draft, chosen)
-        agreed = checked(draft, network, _images(check, dataset, network), chosen)
-        run, head = chosen.load(draft, devices.available_cores()), heads.head_of(network)
-        tested = images.accuracy(run, dataset, "test", head) if dataset else None
-        keras_tested = images.accuracy(network.predict_on_batch, dataset, "test", head) if dataset else None
-    checked_on = "random images" if check is None else "test images" if dataset else "images"
-    return Exported(chosen.name, path, size_of(path), agreed, checked_on, tested, keras_tested)
+        write(reference.network, draft, target)
+        agreed = checked(draft, reference.network, reference.pixels, target)
+        tested = reference.accuracy_of(target.load(draft, devices.available_cores()))
+    size = size_of(path)
+    return Exported(target.name, path, size, agreed, reference.checked_on, tested, reference.test_accuracy)
 
 
 def check_suffix(path: Path, target: Target) -> None:

@@ -14,6 +14,7 @@ import pytest
 import pbd
 from pbd import cli
 from pbd.deploy import exporting, portable, targets
+from pbd.deploy import images as deployed_images
 from pbd.deploy.runtimes import base
 from pbd.errors import BadInputError, CannotCreateError, EnvironmentMismatchError, MissingInputError, UsageError
 from pbd.networks import graph
@@ -72,6 +73,17 @@ def test_a_file_computes_what_keras_computes(target: str, head: str, tmp_path: P
         np.testing.assert_allclose(run(pixels[:count]), model(pixels[:count]), rtol=1e-3, atol=1e-5)
     for weight, now in zip(before, model.get_weights(), strict=True):
         np.testing.assert_array_equal(weight, now)
+
+
+def test_the_network_is_scored_in_keras_once_for_all_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, scored = classifier(), list[Any]()
+    accuracy = deployed_images.accuracy
+    monkeypatch.setattr(deployed_images, "accuracy", lambda *args: scored.append(args[0]) or accuracy(*args))
+    paths = {"saved_model": tmp_path / "saved", "keras": tmp_path / "a.keras"}
+    exported = exporting.export_each(model, paths, check=data(model))
+    assert [file.path for file in exported] == list(paths.values())
+    assert len(scored) == 3
+    assert {(file.test_accuracy, file.keras_test_accuracy) for file in exported} == {(1.0, 1.0)}
 
 
 @pytest.mark.parametrize("target", READERS)
