@@ -1,28 +1,19 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
 import functools
-import time
 import uuid
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from pbd import progress, report
 from pbd.config import RunConfig
 from pbd.energy import accounting
 from pbd.executors.base import Executor
 from pbd.pipeline import early_checks, session, students
+from pbd.pipeline.run_context import Clock, RunContext
 from pbd.pipeline.versions import versions
-from pbd.records import (
-    Assignment,
-    BlockKey,
-    BlockReport,
-    BlockResult,
-    BlockTask,
-    RunReport,
-    Timing,
-    WorkerReport,
-)
+from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, RunReport, Timing
 from pbd.report import rows
 from pbd.run_dir import damaged_images, deployed_files, error_files, manifest
 from pbd.scheduling import cost_table
@@ -35,6 +26,7 @@ if TYPE_CHECKING:
     from pbd.data import Data
     from pbd.deploy.deployment import Deployed
     from pbd.learning.metrics import Metrics
+    from pbd.pipeline.block_phase import BlockPhase
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
     from pbd.student.builder import Student
@@ -86,87 +78,43 @@ def run_on(
     """
     from pbd.pipeline import prepare  # loads the backend
 
-    clock = _Clock()
+    clock = Clock()
     given_costs = cost_table.read_requested(config.execution.costs)
     with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
         clock.lap("teacher")
         with error_files.recorded(inputs.journal, "run"):
-            return _compress(_Context(config, given_costs, inputs, executor, clock, account, display, is_step))
+            return _compress(RunContext(config, given_costs, inputs, executor, clock, account, display, is_step))
 
 
-@dataclass(frozen=True)
-class _Context:
-    """The objects that the steps of a run share."""
-
-    config: RunConfig
-    given_costs: cost_table.CostTable | None
-    inputs: "Inputs"
-    executor: Executor
-    clock: "_Clock"
-    account: accounting.EnergyAccount
-    display: progress.ProgressDisplay
-    is_step: bool
-
-
-@dataclass(frozen=True)
-class _BlockPhase:
-    """The blocks that this session trained, without those of earlier sessions, and the assignment that it used."""
-
-    results: list[BlockResult]
-    assignment: Assignment
-    predicted_from: str
-
-
-def _compress(run: _Context) -> RunReport:
-    from pbd.deploy import parity, targets
-    from pbd.pipeline import choosing, remote_tasks
-    from pbd.pipeline.kept_choices import KeptChoices
-    from pbd.pipeline.proposals import Proposer
+def _compress(run: RunContext) -> RunReport:
+    from pbd.deploy import parity
+    from pbd.pipeline import block_phase, remote_tasks
+    from pbd.pipeline.student_phase import StudentPhase
     from pbd.pipeline.workers import WorkerPool
     from pbd.student import model_files
-    from pbd.student.builder import StudentBuilder
 
-    config, inputs, journal = run.config, run.inputs, run.inputs.journal
-    todo = {task.key: task for task in inputs.tasks if task.skip_reason is None}
-    committed = {key: replace(result, from_journal=True) for key, result in journal.committed_blocks().items()}
-    done = {key: result for key, result in committed.items() if key in todo}
-    layers = len({task.layer.name for task in inputs.tasks})
-    run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
-    if len(done) == len(todo) and manifest.is_intact(journal) and students.has_settings(report.read(journal), config):
+    inputs, journal = run.inputs, run.inputs.journal
+    todo, done = _tasks(run)
+    if len(done) == len(todo) and _is_complete(run):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
         return report.located(report.read(journal), journal)
     manifest.withdraw(journal)
     images, _ = next(iter(inputs.dataset.batches("validation", limit=parity.NUM_IMAGES)))
     model_files.check_teacher(journal.file("teacher.keras"), inputs.teacher, images)
 
-    context = _context(config, inputs)
+    context = _context(run.config, inputs)
     pool = WorkerPool(run.executor, context, run.display.update)
-    settled = inputs.settled(config)
-    builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, settled, run.display, workers=pool)
-
-    def proposer(results: Mapping[BlockKey, BlockResult]) -> Proposer:
-        return Proposer(inputs.teacher, inputs.tasks, results, config, run.display, builder.assemble)
-
-    perfect = {key: BlockResult(key.layer, "trained", key.design, val_kl=0.0) for key in todo}
-    choosing.check_counted(proposer(perfect), config.student)
-    block_phase = _train_blocks(run, context, list(todo.values()), done)
-    shares = run.account.shares(block_phase.results, run.clock.laps["distill"])
-    results = done | {result.key: result for result in shares.with_energy(block_phase.results)}
-
+    student_phase = StudentPhase(run, pool)
+    student_phase.check_budget(todo)
+    trained = block_phase.train(run, context, list(todo.values()), done)
+    results = done | {result.key: result for result in trained.results}
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
-    damages = _refitted(run, pool, results) if config.student.chooses_together and config.student.refits else results
-    target = targets.of_budget(config.execution.target)
-    kept = KeptChoices.of(journal, config.student, target.name, damages.values())
-    choices = choosing.choices(proposer(damages), kept, config.student, teacher_metrics.score)
-    chosen, built = choosing.build(choices, builder, config.student.max_drop, teacher_metrics.score)
-    student_result = _write_student(inputs, built, chosen.accepted, images)
-    student_result = replace(student_result, events=(*chosen.events, *student_result.events))
+    chosen, student = student_phase.build(results, teacher_metrics.score, images)
     run.clock.lap("fine_tune")
 
-    workers = shares.with_worker_energy(rows.worker_rows(block_phase.results, run.executor.num_workers))
-    blocks = rows.block_rows(inputs.tasks, results, chosen.accepted, chosen.lowest, student_result.restored)
-    deployed = _deploy(run, student_result.model)
-    finished = _report(run, pool, block_phase, teacher_metrics, student_result, deployed, blocks, workers)
+    blocks = rows.block_rows(inputs.tasks, results, chosen.accepted, chosen.lowest, student.restored)
+    deployed = _deploy(run, student.model)
+    finished = _report(run, pool, trained, teacher_metrics, student, deployed, blocks)
     finished = replace(finished, choice=chosen.report)
     report.write(finished, journal)
     manifest.write(journal, deployed.files)
@@ -174,73 +122,24 @@ def _compress(run: _Context) -> RunReport:
     return finished
 
 
-def _write_student(inputs: "Inputs", built: "Student", accepted: Mapping[str, BlockResult], images: Any) -> "Student":
-    """Write the student in the precision of its teacher; return it with the events of its files.
-
-    Args:
-        inputs: of the run.
-        built: the student in float32.
-        accepted: the blocks that were accepted, by layer; some may have been restored since.
-        images: preprocessed images on which the files are compared with the student.
-    """
-    from pbd.networks import precision
-    from pbd.student import model_files
-
-    layers = {layer.name for layer in inputs.teacher.layers}
-    model = precision.restored(built.model, inputs.half, layers, accepted.keys() - built.restored.keys())
-    deployed_files.remove(inputs.journal)
-    events = model_files.write(inputs.journal, model, images)
-    return replace(built, model=model, events=(*built.events, *events))
+def _tasks(run: RunContext) -> tuple[dict[BlockKey, BlockTask], dict[BlockKey, BlockResult]]:
+    """Return the blocks to train, and the results of those that an earlier session trained."""
+    tasks, journal = run.inputs.tasks, run.inputs.journal
+    todo = {task.key: task for task in tasks if task.skip_reason is None}
+    committed = journal.committed_blocks().items()
+    done = {key: replace(result, from_journal=True) for key, result in committed if key in todo}
+    layers = len({task.layer.name for task in tasks})
+    run.display.phase(f"{layers} layers, {len(todo)} blocks to train, {len(done)} already trained")
+    return todo, done
 
 
-def _refitted(
-    run: _Context, pool: "WorkerPool", results: Mapping[BlockKey, BlockResult]
-) -> Mapping[BlockKey, BlockResult]:
-    """Return the results with the divergences that are left when the layers behind a block are refitted.
-
-    They are kept in the run directory, for the other budgets of a sweep.
-    """
-    from pbd.student import refitted_damages
-
-    tasks = refitted_damages.to_measure(run.inputs.tasks, results)
-    measured = refitted_damages.read(run.inputs.journal)
-    missing = [task for task in tasks if task.key not in measured]
-    if missing:
-        run.display.phase(f"measuring {len(missing)} residual blocks, the convolutions behind each refitted")
-        measured |= dict(zip((task.key for task in missing), pool.refitted_damages(missing), strict=True))
-        refitted_damages.write(run.inputs.journal, measured)
-    return refitted_damages.corrected(run.inputs.tasks, results, measured) if tasks else results
+def _is_complete(run: RunContext) -> bool:
+    """Return whether the run directory holds a student of these settings, and all its files are intact."""
+    journal = run.inputs.journal
+    return manifest.is_intact(journal) and students.has_settings(report.read(journal), run.config)
 
 
-def _train_blocks(
-    run: _Context, context: "TrainingContext", todo: list[BlockTask], done: Mapping[BlockKey, BlockResult]
-) -> _BlockPhase:
-    """Plan the block phase, train the missing blocks, and write the measured costs."""
-    from pbd.pipeline.plan import carry_out, make_plan
-
-    clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
-    missing = [task for task in todo if task.key not in done]
-    if not missing:
-        clock.lap("calibrate")
-        clock.lap("distill")
-        return _BlockPhase([], Assignment("none", (), ()), "no blocks to train")
-    display.phase("predicting the training time of each layer")
-    plan = make_plan(run.config.execution, run.given_costs, context, todo, missing, executor)
-    clock.lap("calibrate")
-
-    workers, details = executor.num_workers, "; ".join(filter(None, (plan.assignment.scheduler, plan.reason)))
-    display.phase(f"training {len(missing)} blocks on {workers} workers ({details})")
-    results = []
-    for result in carry_out(plan.assignment, context, executor, display.update):
-        if result.status == "trained":  # replaces the worker's entry, which lacks the worker's number and the times
-            journal.commit_block(result)
-        results.append(result)
-    journal.write_json("costs.json", plan.measured_costs(results, str(journal.path)).as_json())
-    clock.lap("distill")
-    return _BlockPhase(results, plan.assignment, plan.predicted_from)
-
-
-def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
+def _deploy(run: RunContext, student: "keras.Model") -> "Deployed":
     """Measure teacher and student where they are deployed; keep the student's files."""
     from pbd.deploy import deployment
 
@@ -257,14 +156,13 @@ def _deploy(run: _Context, student: "keras.Model") -> "Deployed":
 
 
 def _report(
-    run: _Context,
+    run: RunContext,
     pool: "WorkerPool",
-    block_phase: _BlockPhase,
+    trained: "BlockPhase",
     teacher_metrics: "Metrics",
     student_result: "Student",
     deployed: "Deployed",
     blocks: Sequence[BlockReport],
-    workers: Sequence[WorkerReport],
 ) -> RunReport:
     """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
     from pbd.analysis import class_changes
@@ -285,20 +183,20 @@ def _report(
         assembled=model_facts.of(student_result.model, student_result.assembled),
         student=model_facts.of(student_result.model, student_result.metrics, tested[1], paths[1]),
         blocks=tuple(blocks),
-        workers=tuple(workers),
+        workers=tuple(trained.workers),
         deployments=deployed.deployments,
         classes=class_changes.changes(counts) if counts else None,
-        timing=run.clock.timing(block_phase),
+        timing=_timing(run.clock, trained),
         energy=run.account.summary(config.execution.resume),
         executor=run.executor.name,
-        scheduler=block_phase.assignment.scheduler,
-        groups=tuple(group.layer_names for group in block_phase.assignment.groups),
+        scheduler=trained.assignment.scheduler,
+        groups=tuple(group.layer_names for group in trained.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
         events=(
             *(() if run.is_step else inputs.events),
             *damaged_images.events(journal),
-            *rows.describe_retries(block_phase.results),
+            *rows.describe_retries(trained.results),
             *student_result.events,
             *deployed.events,
         ),
@@ -323,23 +221,13 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
     )
 
 
-@dataclass
-class _Clock:
-    """Wall-clock seconds of each phase, in the order in which they end."""
-
-    began: float = field(default_factory=time.monotonic)
-    laps: dict[str, float] = field(default_factory=dict)
-
-    def lap(self, phase: str) -> None:
-        self.laps[phase] = time.monotonic() - self.began - sum(self.laps.values())
-
-    def timing(self, block_phase: _BlockPhase) -> Timing:
-        return Timing(
-            teacher_s=self.laps["teacher"],
-            calibrate_s=self.laps["calibrate"],
-            distill_s=self.laps["distill"],
-            predicted_makespan_s=block_phase.assignment.predicted_makespan_s,
-            predicted_from=block_phase.predicted_from,
-            fine_tune_s=self.laps["fine_tune"],
-            total_s=time.monotonic() - self.began,
-        )
+def _timing(clock: Clock, trained: "BlockPhase") -> Timing:
+    return Timing(
+        teacher_s=clock.laps["teacher"],
+        calibrate_s=clock.laps["calibrate"],
+        distill_s=clock.laps["distill"],
+        predicted_makespan_s=trained.assignment.predicted_makespan_s,
+        predicted_from=trained.predicted_from,
+        fine_tune_s=clock.laps["fine_tune"],
+        total_s=clock.total_s(),
+    )

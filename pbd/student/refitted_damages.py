@@ -26,6 +26,8 @@ from pbd.system import watchdog
 
 IMAGES = 256
 """Training images to which the convolutions behind one block are refitted."""
+VALIDATION_IMAGES = 2000
+"""On which its divergence is measured then."""
 _FILE = "refitted.json"
 """In the run directory."""
 
@@ -100,7 +102,7 @@ def divergences(
         emit: called with the number of blocks measured.
     """
     batches = [images for images, _ in dataset.batches("train", limit=IMAGES)]
-    validator, after = Validator(teacher, dataset, collective), list[float]()
+    validator, after = Validator(teacher, dataset, collective, VALIDATION_IMAGES), list[float]()
     for number, result in enumerate(results):
         watchdog.touch()
         emit(Progress(0, f"{result.design} in place of {result.layer}", number, len(results)))

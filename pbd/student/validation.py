@@ -1,4 +1,4 @@
-"""The metrics of students on the validation split."""
+"""The metrics of students on validation images."""
 
 import keras
 import numpy as np
@@ -17,11 +17,14 @@ class Validator:
         teacher: Flat and functional; its weights do not change.
         dataset: This worker's part of the data.
         collective: The workers that have the other parts; all score the same students in the same order.
+        limit: Score on this many images instead (see `Dataset.batches`).
     """
 
-    def __init__(self, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE) -> None:
+    def __init__(
+        self, teacher: keras.Model, dataset: Dataset, collective: Collective = SINGLE, limit: int | None = None
+    ) -> None:
         self.collective = collective
-        self._teacher, self._dataset = teacher, dataset
+        self._teacher, self._dataset, self._limit = teacher, dataset, limit
         self._teacher_outputs: list[np.ndarray] = []
 
     def metrics(self, student: keras.Model) -> Metrics:
@@ -29,7 +32,7 @@ class Validator:
         return evaluate(
             self._teacher,
             [student],
-            self._dataset.batches("validation"),
+            self._dataset.batches("validation", self._limit),
             self._dataset.labelled,
             self.collective,
             teacher_outputs=self._teacher_outputs,

@@ -1,0 +1,45 @@
+"""What the steps of a run share, and the time that its phases take."""
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from pbd import progress
+from pbd.config import RunConfig
+from pbd.energy import accounting
+from pbd.executors.base import Executor
+from pbd.scheduling import cost_table
+
+if TYPE_CHECKING:
+    from pbd.pipeline.prepare import Inputs
+
+
+@dataclass
+class Clock:
+    """Wall-clock seconds of each phase, in the order in which they end."""
+
+    began: float = field(default_factory=time.monotonic)
+    laps: dict[str, float] = field(default_factory=dict)
+
+    def lap(self, phase: str) -> None:
+        """End a phase, and begin the next one."""
+        self.laps[phase] = time.monotonic() - self.began - sum(self.laps.values())
+
+    def total_s(self) -> float:
+        """Return the seconds since the clock was made."""
+        return time.monotonic() - self.began
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """The objects that the steps of a run share."""
+
+    config: RunConfig
+    given_costs: cost_table.CostTable | None
+    inputs: "Inputs"
+    executor: Executor
+    clock: Clock
+    account: accounting.EnergyAccount
+    display: progress.ProgressDisplay
+    is_step: bool
+    """See `distill.run_on`."""
