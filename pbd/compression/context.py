@@ -12,6 +12,7 @@ from pbd import blocks
 from pbd.blockwise.context import TrainingContext
 from pbd.config import DistillationConfig, RunConfig, StudentConfig, TrainingConfig
 from pbd.data import Dataset
+from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.deploy.targets import Target
 from pbd.executors.base import Executor
 from pbd.learning.metrics import Metrics
@@ -72,6 +73,7 @@ class Context:
         first_epoch: int = 0,
         distillation: DistillationConfig | None = None,
         trainable: Collection[str] | None = None,
+        quantization: FakeQuantization | None = None,
     ) -> FineTuneState:
         """Train a network in place on all workers, and leave it with the weights of its best epoch, or of its last.
 
@@ -87,6 +89,7 @@ class Context:
             first_epoch: the epoch of the data with which to start.
             distillation: what it learns from besides logits and labels, and how the learning rate rises.
             trainable: names of the layers to train, in place of the scope; all others are frozen.
+            quantization: with which a copy of the network is trained, without labels; the network is left as it is.
         """
         with self._teacher_file(teacher) as path:
             reference = self.teacher if teacher is None else teacher
@@ -98,8 +101,9 @@ class Context:
             if settings.fine_tune_keep == "auto":
                 settings = replace(settings, fine_tune_keep=self.config.student.fine_tune_keep)
             with _trainable(model, settings.fine_tune_scope, trainable):
+                start = model_digest(model)
                 return self._pool(path).fine_tune(
-                    model, settings, initial, first_epoch, distillation, start=model_digest(model)
+                    model, settings, initial, first_epoch, distillation, start, quantization
                 )
 
     def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> Adapted:

@@ -2,6 +2,7 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Protocol
 
 import keras
 import numpy as np
@@ -12,11 +13,14 @@ from pbd.config import StudentConfig
 from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, portable
 from pbd.deploy.int8 import fake_quantization, integer_form, rounding, separable_form
+from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.deploy.runtimes.base import KERNEL_LIMIT
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, one_line
-from pbd.records import ProgressCallback
+from pbd.learning.metrics import Metrics
+from pbd.records import ProgressCallback, no_progress
 from pbd.student import fine_tuning
+from pbd.student.checkpoints import FineTuneState
 from pbd.student.validation import validate
 from pbd.system import silence
 
@@ -26,15 +30,53 @@ _SAME_CLASS = 0.9
 """Fraction of images for which a file must predict the class that the trained network predicts."""
 
 
+class FineTune(Protocol):
+    """Trains a network with fake quantisation on the logits of a teacher."""
+
+    def __call__(
+        self,
+        network: keras.Model,
+        teacher: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics,
+        quantization: FakeQuantization,
+    ) -> FineTuneState:
+        """Return the final state; the network itself is left as it is."""
+
+
+@dataclasses.dataclass(frozen=True)
+class InThisProcess:
+    """Trains in this process."""
+
+    dataset: Dataset
+    """The whole data."""
+    emit: ProgressCallback = no_progress
+    """Called with the progress of every step."""
+    collective: Collective = SINGLE
+    """The workers that train the same network at the same time, each on its part of every batch."""
+
+    def __call__(
+        self,
+        network: keras.Model,
+        teacher: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics,
+        quantization: FakeQuantization,
+    ) -> FineTuneState:
+        student, dataset = quantization.applied(network), dataclasses.replace(self.dataset, labelled=False)
+        return fine_tuning.fine_tune(
+            student, teacher, dataset, settings, initial, self.emit, collective=self.collective
+        )
+
+
 def train(
     network: keras.Model,
     dataset: Dataset,
     calibration: np.ndarray,
     settings: Training,
+    fine_tune: FineTune,
     limit: int = KERNEL_LIMIT,
     rounds_outputs: bool = True,
-    collective: Collective = SINGLE,
-    emit: ProgressCallback = lambda progress: None,
     keeps_zeros: bool = False,
 ) -> keras.Model:
     """Return a network with fake quantisation that has learned the logits of the network in float32.
@@ -49,25 +91,24 @@ def train(
         dataset: the whole data.
         calibration: images for the ranges, (n, height, width, channels) float32.
         settings: of the training.
+        fine_tune: trains.
         limit: the largest integer of the kernels.
         rounds_outputs: whether the outputs are rounded too.
-        collective: the workers that train the same network at the same time, each on its part of every batch.
-        emit: called with the progress of every step.
         keeps_zeros: whether weights that are zero stay zero.
     """
     form = separable_form.with_separate_convolutions(portable.portable(network, int8=True))
     corrected = rounding.with_corrected_biases(form, calibration, limit)
-    student = fake_quantization.fake_quantized(corrected, limit, rounds_outputs)
-    fake_quantization.calibrate(student, calibration)
+    quantization = FakeQuantization.calibrated(corrected, calibration, limit, rounds_outputs)
+    student = quantization.applied(corrected)
+    initial = validate(student, network, dataclasses.replace(dataset, labelled=False))
     config = StudentConfig(
         fine_tune_epochs=settings.epochs,
         fine_tune_learning_rate=settings.learning_rate,
         fine_tune_loss=LOSS,
+        fine_tune_keep="best",
         keep_zeros=keeps_zeros,
     )
-    dataset = dataclasses.replace(dataset, labelled=False)
-    initial = validate(student, network, dataset)
-    fine_tuning.fine_tune(student, network, dataset, config, initial, emit, collective=collective)
+    student.set_weights(fine_tune(corrected, network, config, initial, quantization).best_weights)
     return student
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import keras
@@ -15,10 +16,10 @@ from pbd.deploy.int8.quantizing import Files, Quantized
 from pbd.deploy.targets import Target
 from pbd.errors import UsageError, unknown_name
 from pbd.networks import files, graph, precision
+from pbd.records import ProgressCallback, no_progress
 from pbd.system import random_state
 
 
-@random_state.preserved()
 def quantize(
     model: keras.Model,
     data: Data,
@@ -70,19 +71,54 @@ def quantize(
         >>> pbd.quantize(result.model, data, "student.onnx", method="qat", epochs=2).test_accuracy
         0.869
     """
+    path = Path(path)
+    name = target or f"{targets.of_file(str(path))}-int8"
+    training = Training(epochs, learning_rate)
+    return quantize_each(model, data, {name: path}, method, max_drop, calibration_images, training, seed)[0]
+
+
+@random_state.preserved()
+def quantize_each(
+    model: keras.Model,
+    data: Data,
+    paths: Mapping[str, Path],
+    method: str,
+    max_drop: float,
+    calibration_images: int,
+    training: Training,
+    seed: int,
+    emit: ProgressCallback = no_progress,
+) -> tuple[Quantized, ...]:
+    """Write a network with 8-bit weights and activations for several runtimes; see `quantize`.
+
+    Args:
+        model: likewise, as `data`, `method`, `max_drop`, `calibration_images` and `seed`.
+        data: see `model`.
+        paths: of the new files, by target.
+        method: see `model`.
+        max_drop: see `model`.
+        calibration_images: see `model`.
+        training: number of epochs and learning rate of `qat`.
+        seed: see `model`.
+        emit: called with the progress of every step of training.
+    """
     if method not in METHODS:
         raise UsageError(unknown_name("method", method, METHODS))
-    path, training = Path(path), Training(epochs, learning_rate)
-    chosen = quantizing.get_target(target or f"{targets.of_file(str(path))}-int8")
+    chosen = [(quantizing.get_target(name), path) for name, path in paths.items()]
     quantizing.check_settings(max_drop, calibration_images)
-    if method == "qat":
-        quantizing.check_trained(chosen.name)
-    exporting.check_suffix(path, chosen)
+    for target, path in chosen:
+        if method == "qat":
+            quantizing.check_trained(target.name)
+        exporting.check_suffix(path, target)
     files.check_known(model)
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(data, network, seed)
     dataset = dataclasses.replace(dataset, batch_size=min(dataset.batch_size, len(dataset.train)))
-    return written(network, dataset, path, chosen, method, max_drop, calibration_images, training).file
+    fine_tune = qat.InThisProcess(dataset, emit)
+    return tuple(
+        written(network, dataset, path, target, method, max_drop, calibration_images, training, fine_tune).file
+        for target, path in chosen
+    )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -103,9 +139,10 @@ def written(
     max_drop: float,
     calibration_images: int,
     training: Training,
+    fine_tune: qat.FineTune,
     keeps_zeros: bool = False,
 ) -> Written:
-    """Write a network, flat and in float32, with 8-bit weights and activations; see `quantize`.
+    """Write a network, flat and in float32, with 8-bit weights and activations; see `quantize` and `qat.train`.
 
     Raises:
         BadInputError: the network cannot be quantised, or loses more even with its layers in float32.
@@ -114,12 +151,14 @@ def written(
         files = Files(network, dataset, target, Path(folder) / f"float32{target.runtime.suffix}", draft)
         if method == "ptq":
             return Written(files.result(path, *files.write(max_drop, calibration_images)), network)
-        trained = _write_trained(files, calibration_images, training, keeps_zeros)
+        trained = _write_trained(files, calibration_images, training, fine_tune, keeps_zeros)
         file = files.result(path, (), {})
         return Written(file, network) if trained is None else Written(dataclasses.replace(file, method="qat"), trained)
 
 
-def _write_trained(files: Files, calibration_images: int, settings: Training, keeps_zeros: bool) -> keras.Model | None:
+def _write_trained(
+    files: Files, calibration_images: int, settings: Training, fine_tune: qat.FineTune, keeps_zeros: bool
+) -> keras.Model | None:
     """Train a network for 8-bit integers, and write it, or what quantisation after training gives if that is better.
 
     Returns:
@@ -131,7 +170,7 @@ def _write_trained(files: Files, calibration_images: int, settings: Training, ke
     calibration = images.first(dataset, "train", calibration_images)
     quantizer = target.quantizer
     limits = quantizer.trained_kernel_limit, quantizer.rounds_outputs
-    trained = qat.train(network, dataset, calibration, settings, *limits, keeps_zeros=keeps_zeros)
+    trained = qat.train(network, dataset, calibration, settings, fine_tune, *limits, keeps_zeros)
     qat.write(trained, files.quantized, target)
     qat.check(files.quantized, trained, dataset, target)
     if files.accuracies("validation")[0] >= after_training:

@@ -18,6 +18,7 @@ from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
 from pbd.deploy.export_command import output_beside, path_table, percent
 from pbd.errors import UsageError
+from pbd.progress import LastingConsole, open_progress
 
 if TYPE_CHECKING:
     from pbd.deploy.int8.quantizing import Quantized
@@ -89,21 +90,22 @@ def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
         if source is None:
             raise UsageError("quantize needs images for the ranges of the activations. Received: none. Give --dataset.")
         model = files.load(settings.model)
-        return tuple(
-            quantization.quantize(
+        paths = {
+            target.name: settings.output or output_beside(settings.model, target.name, target.runtime.suffix)
+            for target in chosen
+        }
+        with open_progress(LastingConsole(stderr=True)) as display:
+            return quantization.quantize_each(
                 model,
                 source.data,
-                settings.output or output_beside(settings.model, target.name, target.runtime.suffix),
-                target.name,
-                method=settings.method,
-                max_drop=settings.max_drop,
-                calibration_images=settings.calibration_images,
-                epochs=settings.epochs,
-                learning_rate=settings.learning_rate,
-                seed=source.seed,
+                paths,
+                settings.method,
+                settings.max_drop,
+                settings.calibration_images,
+                Training(settings.epochs, settings.learning_rate),
+                source.seed,
+                display.update,
             )
-            for target in chosen
-        )
 
 
 def as_text(files: "Iterable[Quantized]") -> Group:

@@ -18,6 +18,7 @@ from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, WorkerShare
+from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.errors import MissingInputError
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics, evaluate
@@ -156,6 +157,8 @@ class FineTuneTask:
     """What the student learns from besides logits and labels."""
     start: str = ""
     """If not empty, a checkpoint is that of this task only if its training began with the same `start`."""
+    quantization: FakeQuantization | None = None
+    """With it the student is trained, without labels."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
@@ -163,6 +166,8 @@ class FineTuneTask:
         teacher, dataset = load(self.context)
         random_state.seed(blocks.derive_seed(self.context.seed, "student"))  # for layers such as dropout
         student = _loaded(self.student)
+        if self.quantization is not None:
+            student, dataset = self.quantization.applied(student), replace(dataset, labelled=False)
         return fine_tune(
             student,
             teacher,
@@ -179,9 +184,12 @@ class FineTuneTask:
 
     @property
     def _precision(self) -> str:
-        """In float16 losses would have to be scaled, and gradients of several workers would not add up."""
+        """Float32 for fake quantisation, whose steps are finer than those of half precision, and in place of float16.
+
+        In float16 losses would have to be scaled, and gradients of several workers would not add up.
+        """
         precision = self.context.training.precision
-        return "float32" if precision == "float16" else precision
+        return "float32" if self.quantization is not None or precision == "float16" else precision
 
     def _checkpoint(self, student: keras.Model, collective: Collective) -> CheckpointFile:
         """Return this task's checkpoint.
@@ -194,7 +202,8 @@ class FineTuneTask:
             (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
         ]
         settings = asdict(self.settings), asdict(self.distillation), self._precision, self.first_epoch
-        identity = [layers, settings, self.start, self.context.journal.settings_digest]
+        quantization = None if self.quantization is None else asdict(self.quantization)
+        identity = [layers, settings, quantization, self.start, self.context.journal.settings_digest]
         digest = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
         return CheckpointFile(self.context.journal, f"{CHECKPOINTS}/{digest[:16]}.npz", collective)
 

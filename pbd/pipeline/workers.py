@@ -11,6 +11,7 @@ import keras
 from pbd.blockwise.context import TrainingContext
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.costs import memory
+from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.executors.base import Executor
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
@@ -112,6 +113,7 @@ class WorkerPool:
         first_epoch: int,
         distillation: DistillationConfig | None = None,
         start: str = "",
+        quantization: FakeQuantization | None = None,
     ) -> FineTuneState:
         """Fine-tune the trainable layers of a student in place.
 
@@ -122,15 +124,17 @@ class WorkerPool:
             first_epoch: The epoch of the data with which to start.
             distillation: What the student learns from besides logits and labels; by default nothing.
             start: Names the weights it begins with. Training goes on from a checkpoint if this is the same, too.
+            quantization: With which a copy of the student is trained. The student itself is left as it is.
         """
         batch_size, distillation = self._context.data.batch_size, distillation or DistillationConfig()
         # A worker needs at least one split unit of every batch.
         max_workers = batch_size // split_unit(model, batch_size, distillation)
         checkpoint_token = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
         with self._temporary_file(model) as path:
-            task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation, start)
+            task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation, start, quantization)
             state = self._executor.run_collective(task, self._emit, max_workers, checkpoint_token)
-        model.set_weights(state.best_weights)
+        if quantization is None:
+            model.set_weights(state.best_weights)
         return state
 
     @contextmanager

@@ -65,8 +65,8 @@ def test_training_approaches_the_logits_of_the_teacher() -> None:
     network, pixels = teacher(), PIXELS.astype(np.float32)
     dataset = images.load(DATA, network, 0)
     settings = Training(epochs=10, learning_rate=1e-3)
-    rough = qat.train(network, dataset, pixels, Training(1, 1e-12), limit=7)
-    better = qat.train(network, dataset, pixels, settings, limit=7)
+    rough = qat.train(network, dataset, pixels, Training(1, 1e-12), qat.InThisProcess(dataset), limit=7)
+    better = qat.train(network, dataset, pixels, settings, qat.InThisProcess(dataset), limit=7)
     expected = network.predict_on_batch(pixels)
     errors = [np.square(each.predict_on_batch(pixels) - expected).mean() for each in (rough, better)]
     assert errors[1] < 0.8 * errors[0]
@@ -79,7 +79,8 @@ def test_two_workers_train_the_network_that_one_trains() -> None:
     dataset = images.load(DATA, network, 0)
 
     def train(collective: Collective) -> keras.Model:
-        return qat.train(network, dataset, PIXELS.astype(np.float32), Training(2, 1e-3), collective=collective)
+        in_thread = qat.InThisProcess(dataset, collective=collective)
+        return qat.train(network, dataset, PIXELS.astype(np.float32), Training(2, 1e-3), in_thread)
 
     alone, (first, second) = train(SINGLE), run_threads(2, train)
     for expected, *others in zip(*(each.get_weights() for each in (alone, first, second)), strict=True):
@@ -111,7 +112,9 @@ def test_the_command_trains_and_writes(tmp_path: Path, capsys: pytest.CaptureFix
     np.savez(tmp_path / "images.npz", **arrays)
     command = ["quantize", str(tmp_path / "model.keras"), "--target", "onnx-int8", "--dataset"]
     assert cli.command([*command, str(tmp_path / "images.npz"), "--method", "qat", "--epochs", "1", "--json"]) == 0
-    (file,) = json.loads(capsys.readouterr().out)
+    printed = capsys.readouterr()
+    (file,) = json.loads(printed.out)
+    assert "fine-tuning, epoch 1" in printed.err
     assert file["method"] in ("ptq", "qat")
     assert file["kept_float"] == []
     assert (tmp_path / "model_onnx_int8.onnx").stat().st_size == file["size_bytes"]

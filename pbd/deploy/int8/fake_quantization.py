@@ -6,6 +6,7 @@ identity (straight-through estimator, Bengio et al. 2013, arXiv:1308.3432), so t
 """
 
 import collections
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -139,7 +140,7 @@ class _Value:
 
 
 def fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT, rounds_outputs: bool = True) -> keras.Model:
-    """Return a network with fake quantisation, for `calibrate`.
+    """Return a network with fake quantisation, whose ranges are not set (see `FakeQuantization`).
 
     A tensor is rounded where runtimes round it: the inputs of layers with kernels; the outputs of these, of sums,
     concatenations and poolings, in each case behind a following ReLU. Everything else is computed in float32.
@@ -247,14 +248,43 @@ def _user_counts(model: keras.Model) -> list[int]:
     return [max(counts[id(tensor)] for tensor in outputs) for _, _, outputs in calls(model)]
 
 
-def calibrate(network: keras.Model, images: np.ndarray) -> None:
-    """Set the ranges to the smallest and the largest value of each activation in float32.
+@dataclass(frozen=True)
+class FakeQuantization:
+    """Which tensors of a network are rounded, and to which ranges; picklable, unlike the network that it gives."""
 
-    Args:
-        network: of `fake_quantized`.
-        images: (n, height, width, channels) float32, as the network takes them.
-    """
-    extremes: dict[FakeQuantize, tuple[float, float]] = {}
+    extremes: Mapping[str, tuple[float, float]]
+    """The smallest and the largest value in float32, by the name of the layer that rounds the tensor."""
+    limit: int
+    """The largest integer of the kernels."""
+    rounds_outputs: bool
+    """Whether the outputs of the network are rounded too."""
+
+    @classmethod
+    def calibrated(
+        cls, network: keras.Model, images: np.ndarray, limit: int = KERNEL_LIMIT, rounds_outputs: bool = True
+    ) -> "FakeQuantization":
+        """Return the fake quantisation whose ranges are the extremes of the activations in float32.
+
+        Args:
+            network: as `portable.portable` returns it for 8-bit integers.
+            images: (n, height, width, channels) float32, as the network takes them.
+            limit: see `FakeQuantization`, as `rounds_outputs`.
+            rounds_outputs: see `limit`.
+        """
+        rounded = fake_quantized(graph.flatten(network), limit, rounds_outputs)
+        return cls(_extremes(rounded, images), limit, rounds_outputs)
+
+    def applied(self, network: keras.Model) -> keras.Model:
+        """Return a copy of the network with this fake quantisation."""
+        rounded = fake_quantized(graph.flatten(network), self.limit, self.rounds_outputs)
+        for name, (low, high) in self.extremes.items():
+            rounded.get_layer(name).set_range(low, high)
+        return rounded
+
+
+def _extremes(network: keras.Model, images: np.ndarray) -> dict[str, tuple[float, float]]:
+    """Return the smallest and the largest value of each activation in float32, by the layer that rounds it."""
+    extremes: dict[str, tuple[float, float]] = {}
 
     def call(operation: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(operation, RoundedKernels):
@@ -262,14 +292,13 @@ def calibrate(network: keras.Model, images: np.ndarray) -> None:
         if not isinstance(operation, FakeQuantize):
             return operation(*args, **graph.in_mode(operation, False, kwargs))
         values = keras.ops.convert_to_numpy(args[0])
-        low, high = extremes.get(operation, (0.0, 0.0))
-        extremes[operation] = min(low, float(values.min())), max(high, float(values.max()))
+        low, high = extremes.get(operation.name, (0.0, 0.0))
+        extremes[operation.name] = min(low, float(values.min())), max(high, float(values.max()))
         return args[0]
 
     for batch in np.split(images, range(_BATCH, len(images), _BATCH)):
         walk(network, keras.ops.convert_to_tensor(batch), call)
-    for quantizer, (low, high) in extremes.items():
-        quantizer.set_range(low, high)
+    return extremes
 
 
 def ranges(network: keras.Model) -> dict[str, tuple[float, float]]:

@@ -9,7 +9,7 @@ import pytest
 
 from pbd.deploy import agreement, portable, targets
 from pbd.deploy.int8 import fake_quantization, integer_form
-from pbd.deploy.int8.fake_quantization import FakeQuantize, RoundedKernels
+from pbd.deploy.int8.fake_quantization import FakeQuantization, FakeQuantize, RoundedKernels
 from pbd.deploy.runtimes.base import KERNEL_LIMIT
 
 layers = keras.layers
@@ -34,9 +34,8 @@ def network(activation: str = "silu") -> keras.Model:
 
 
 def calibrated(activation: str = "silu", limit: int = KERNEL_LIMIT, images: np.ndarray = IMAGES) -> keras.Model:
-    rounded = fake_quantization.fake_quantized(portable.portable(network(activation), int8=True), limit)
-    fake_quantization.calibrate(rounded, images)
-    return rounded
+    form = portable.portable(network(activation), int8=True)
+    return FakeQuantization.calibrated(form, images, limit).applied(form)
 
 
 shared = functools.cache(calibrated)
@@ -110,8 +109,7 @@ def test_a_layer_that_is_called_twice_is_written_once_for_each_input() -> None:
     outputs = layers.Dense(4)(layers.GlobalAveragePooling2D()(shared(shared(layers.Rescaling(1 / 64)(inputs)))))
     plain = portable.portable(keras.Model(inputs, outputs), int8=True)
     expected, count = plain.predict_on_batch(IMAGES[:8]), plain.count_params()
-    rounded = fake_quantization.fake_quantized(plain)
-    fake_quantization.calibrate(rounded, IMAGES)
+    rounded = FakeQuantization.calibrated(plain, IMAGES).applied(plain)
     written = integer_form.exportable(rounded)
     assert len(of_kind(written, layers.Conv2D)) == 2
     assert np.allclose(written(IMAGES[:8]), rounded(IMAGES[:8]), atol=1e-4)

@@ -1,0 +1,64 @@
+"""Training for 8-bit integers as a step: on the workers, with progress, and from its checkpoint."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pbd
+from pbd.compression.api import Compressed
+from pbd.deploy import deployment
+from pbd.records import Progress
+from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from tests.compression.test_quantization import DATA, teacher
+
+pytestmark = pytest.mark.usefixtures("eager")
+STEP = pbd.Quantize(method="qat", target="onnx-int8", epochs=3, learning_rate=1e-3, calibration_images=16)
+
+
+@pytest.fixture
+def compress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Compressed]:
+    pytest.importorskip("onnxruntime")
+    monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed())
+
+    def run(name: str, resume: bool = False) -> Compressed:
+        config = pbd.RunConfig.of(allow_weak_teacher=True, precision="bfloat16")
+        settings = {"executor": "serial", "isolate": False, "targets": "keras"}
+        return pbd.compress(
+            teacher(), DATA, [STEP], config=config, run_dir=str(tmp_path / name), resume=resume, **settings
+        )
+
+    return run
+
+
+def test_training_for_integers_goes_on_from_its_checkpoint(
+    compress: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = compress("whole")
+    (step,) = whole.report.steps[1:]
+    assert step.details["method"] == "qat"
+    write, epochs = CheckpointFile.write, list[int]()
+
+    def interrupting(file: CheckpointFile, state: FineTuneState) -> None:
+        write(file, state)
+        epochs.append(state.epoch)
+        if epochs == [1, 2]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(CheckpointFile, "write", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        compress("resumed")
+    resumed = compress("resumed", resume=True)
+    assert epochs == [1, 2, 3]
+    for expected, weights in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(weights, expected)
+
+
+def test_training_for_integers_shows_its_progress(
+    compress: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown: list[Progress] = []
+    monkeypatch.setattr("pbd.progress.LineProgress.update", lambda _, event: shown.append(event))
+    compress("run")
+    assert {event.epoch for event in shown if event.label == "fine-tuning"} == {1, 2, 3}
