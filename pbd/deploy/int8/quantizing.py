@@ -122,7 +122,7 @@ class Files:
     def write(
         self, max_drop: float = MAX_DROP, calibration_images: int = CALIBRATION_IMAGES
     ) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Write both files, with as few layers in float32 as the validation accuracy needs.
+        """Write both files, that in float32 only once, with as few layers in float32 as the validation accuracy needs.
 
         The number of float32 layers, the most sensitive first, is doubled until the accuracy holds, and then halved in
         between.
@@ -135,9 +135,8 @@ class Files:
             BadInputError: the network cannot be exported or quantised, or its file in float32 computes something else.
             TooMuchLostError: it loses more even with its layers in float32.
         """
-        exporting.write(self.network, self.float32, self.target)
-        pixels = images.first(self.dataset, "validation", _CHECKED)
-        exporting.checked(self.float32, self.network, pixels, targets.TARGETS[self.target.runtime.name])
+        if not self.float32.exists():
+            self._write_float32()
         calibration = images.first(self.dataset, "train", calibration_images)
         if self._drop(calibration, []) <= max_drop:
             return (), {}
@@ -159,6 +158,11 @@ class Files:
         if written != enough:
             self._quantize(calibration, layers[:enough])
         return tuple(layer.name for layer in layers[:enough]), ratios
+
+    def _write_float32(self) -> None:
+        exporting.write(self.network, self.float32, self.target)
+        pixels = images.first(self.dataset, "validation", _CHECKED)
+        exporting.checked(self.float32, self.network, pixels, targets.TARGETS[self.target.runtime.name])
 
     def load(self, path: Path) -> Runner:
         """Return the forward pass of one of the files."""
