@@ -13,7 +13,7 @@ from pbd.blocks.decoupling import Factors
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.patches import all_patches
 from pbd.blocks.seeds import derive_seed
-from pbd.records import BlockKey, BlockTask, Layer
+from pbd.records import BlockKey, BlockTask, Layer, Progress, ProgressCallback, no_progress
 from pbd.system import watchdog
 
 FIT_IMAGES = 2048
@@ -81,6 +81,7 @@ def initialise(
     images: Iterable[Any],
     block_init: str,
     seed: int,
+    emit: ProgressCallback = no_progress,
 ) -> None:
     """Set the weights of several blocks in closed form, in place.
 
@@ -93,6 +94,7 @@ def initialise(
         images: batches of training images, read once, and only if a design needs statistics.
         block_init: `noise` (keep random weights), `kernel` or `fitted` (see `BlockConfig`).
         seed: the run's.
+        emit: called with the number of images read, then with the number of blocks that have their weights.
     """
     if block_init == "noise":
         return
@@ -102,10 +104,11 @@ def initialise(
         needed[task.layer.name] = needed.get(task.layer.name, Needs()) | Needs.of(designs[task.design], block_init)
     statistics = {task.layer.name: Statistics.empty(task.layer, seed) for task in tasks if needed[task.layer.name]}
     if statistics:
-        gather(statistics, prefix, images, needed)
+        gather(statistics, prefix, images, needed, emit)
     operations = {operation.name: operation for operation in teacher.operations}  # `+` is no layer
-    for task in tasks:
+    for number, task in enumerate(tasks):
         name, design = task.layer.name, designs[task.design]
+        emit(Progress(0, "fitting blocks", number, len(tasks)))
         kernel = layer_kernel(operations[name])
         shown = _shown(statistics.get(name), Needs.of(design, block_init))
         design.initialise(built[task.key], task.layer, kernel, shown)
@@ -294,6 +297,7 @@ def gather(
     prefix: keras.Model,
     images: Iterable[Any],
     needed: Mapping[str, Needs],
+    emit: ProgressCallback = no_progress,
 ) -> None:
     """Add the inputs and outputs of layers on these images to the layers' statistics.
 
@@ -302,9 +306,13 @@ def gather(
         prefix: from images to each layer's input and output (see `graph.truncate`).
         images: batches of images.
         needed: by layer, what is needed.
+        emit: called with the number of images read, out of at most `FIT_IMAGES`.
     """
+    count = 0
     for batch in images:
         watchdog.touch()
+        emit(Progress(0, "gathering statistics of layers", count, FIT_IMAGES))
+        count += len(batch)
         activations = prefix.predict_on_batch(batch)
         for name, layer_statistics in statistics.items():
             inputs, outputs = activations[name]

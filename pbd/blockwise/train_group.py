@@ -172,7 +172,7 @@ def _train_in_one_pass(
     designs = {task.key: context.designs[task.design] for task in group.tasks}
     built = {task.key: blocks.build_block(designs[task.key], task.layer, context.seed) for task in group.tasks}
     prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced anew
-    _initialise(context, group, built, teacher, prefix, dataset, collective)
+    _initialise(context, group, built, teacher, prefix, dataset, emit, collective)
     # The variances normalise the errors of the learning curves, which stay empty without epochs.
     variances = target_variances(prefix, dataset, collective) if context.training.block_epochs else {}
     closed_form = context.block_init != "noise"
@@ -190,6 +190,7 @@ def _initialise(
     teacher: keras.Model,
     prefix: keras.Model,
     dataset: data.Dataset,
+    emit: ProgressCallback,
     collective: Collective,
 ) -> None:
     """Set the initial weights of all blocks; each member of the collective computes those of some blocks."""
@@ -202,7 +203,7 @@ def _initialise(
         whole = replace(dataset, worker=data.WHOLE)
         images = (batch for batch, _ in whole.batches("train", limit=FIT_IMAGES))
         my_prefix = prefix if len(mine) == len(built) else graph.truncate(teacher, my_layers)
-        initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed)
+        initialise(mine, tasks, context.designs, teacher, my_prefix, images, context.block_init, context.seed, emit)
         if not context.training.block_epochs:
             _estimate_batch_statistics(context, mine, my_prefix, whole)
     if collective.size > 1:
