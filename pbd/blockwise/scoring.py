@@ -17,6 +17,8 @@ from pbd.networks import folding, graph, variants
 from pbd.records import BlockKey, Progress, ProgressCallback, no_progress
 from pbd.system import devices
 
+MOST_IMAGES = 5000
+"""Validation images on which blocks are scored, at most: enough to compare blocks."""
 IN_A_CACHE, ON_AN_ACCELERATOR = 8 * 2**20, 256 * 2**20
 """Size limit in bytes of the largest tensor while blocks are scored: fits into a CPU's caches; occupies a GPU."""
 TENSOR_COPIES = 3
@@ -98,7 +100,7 @@ class GroupScorer(keras.Model):
 
 @dataclass(frozen=True)
 class Score:
-    """The score of one block on the validation split."""
+    """The score of one block on validation images."""
 
     nmse: float
     """Mean squared error, divided by the variance of the layer's output."""
@@ -113,7 +115,7 @@ def score(
     collective: Collective = SINGLE,
     emit: ProgressCallback = no_progress,
 ) -> dict[BlockKey, Score]:
-    """Score every block on the validation split; the teacher runs once for all blocks.
+    """Score every block on validation images (see `MOST_IMAGES`); the teacher runs once for all blocks.
 
     Args:
         teacher: the network whose layers the blocks replace.
@@ -131,10 +133,11 @@ def score(
     accumulator = MetricAccumulator(len(built), dataset.labelled)
     sums = {key: np.zeros(len(built)) for key in ("error", "mean", "square")}
     image_count, label = np.zeros(1), f"scoring {group_label(dict.fromkeys(key.layer for key in built))}"
-    total = -(-len(dataset.validation) // dataset.worker.count)
+    total = -(-min(len(dataset.validation), MOST_IMAGES) // dataset.worker.count)
     at_once = images_at_once(variants.bytes_per_image(teacher, built), most_bytes())
     emit(Progress(0, label, 0, total))  # tracing comes first
-    for images, labels, count in pad_batches(split_batches(dataset.batches("validation"), at_once)):
+    batches = split_batches(dataset.batches("validation", MOST_IMAGES), at_once)
+    for images, labels, count in pad_batches(batches):
         outputs = {key: np.asarray(each, np.float64)[:count] for key, each in scorer.predict_on_batch(images).items()}
         scores = outputs["scores"]
         accumulator.add(scores[:, 0], [scores[:, i + 1] for i in range(len(built))], np.asarray(labels))

@@ -56,7 +56,9 @@ def check_counted(proposer: Proposer, settings: StudentConfig) -> None:
         proposer.check(counted)
 
 
-def choices(proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teacher_score: float) -> Iterator[Chosen]:
+def choices(
+    proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teacher_score: float, scored_beside: float
+) -> Iterator[Chosen]:
     """Yield the accepted blocks; with `max_drop` several choices, from the boldest to the most careful one.
 
     Args:
@@ -64,6 +66,7 @@ def choices(proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teac
         kept: the choices of earlier sessions, which are not made again.
         settings: of the student.
         teacher_score: the teacher's validation accuracy; without labels, 1.
+        scored_beside: the same on the images on which the blocks were scored.
 
     Raises:
         InfeasibleBudgetError: no choice keeps within the budget.
@@ -80,7 +83,7 @@ def choices(proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teac
                 yield chosen
             tried = chosen.accepted
     else:
-        lowest = settings.lowest_accuracy(teacher_score)
+        lowest = settings.lowest_accuracy(scored_beside)
         yield Chosen(selection.accept(proposer.tasks, proposer.results, lowest), lowest)
 
 

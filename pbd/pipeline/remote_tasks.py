@@ -217,6 +217,8 @@ class EvaluateTask:
     split: str
     by_class: bool = False
     """Also count the answers of the teacher and of the last network, class by class, if there are labels."""
+    limit: int | None = None
+    """Evaluate on this many images (see `Dataset.batches`)."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> tuple[list[Metrics], ClassCounts | None]:
@@ -224,7 +226,7 @@ class EvaluateTask:
         teacher, dataset = load(self.context)
         # The teacher object itself, if it is among them, so that its outputs are computed once.
         models = [teacher if str(p) == self.context.teacher_path else _loaded(p) for p in self.models]
-        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split)
+        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split, self.limit)
         counts = None
         if self.by_class and dataset.labelled:
             counts = ClassCounts(max(2, teacher.outputs[0].shape[-1]))  # a single output is the score of one of two

@@ -4,6 +4,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
+from pbd.blockwise import scoring
 from pbd.deploy import targets
 from pbd.networks import precision
 from pbd.pipeline import choosing
@@ -62,13 +63,24 @@ class StudentPhase:
         damages = self._refitted(results) if settings.chooses_together and settings.refits else results
         target = targets.of_budget(run.config.execution.target)
         kept = KeptChoices.of(run.inputs.journal, settings, target.name, damages.values())
-        choices = choosing.choices(self._proposer(damages), kept, settings, teacher_score)
+        beside, events = self._scored_beside(teacher_score)
+        choices = choosing.choices(self._proposer(damages), kept, settings, teacher_score, beside)
         chosen, built = choosing.build(choices, self._builder, settings.max_drop, teacher_score)
+        chosen = replace(chosen, events=(*events, *chosen.events))
         return chosen, self._written(chosen, built, images)
 
     def _proposer(self, results: Mapping[BlockKey, BlockResult]) -> Proposer:
         inputs, run = self._run.inputs, self._run
         return Proposer(inputs.teacher, inputs.tasks, results, run.config, run.display, self._builder.assemble)
+
+    def _scored_beside(self, teacher_score: float) -> tuple[float, tuple[str, ...]]:
+        """Return the teacher's score on the images on which the blocks were scored, and events."""
+        number = len(self._run.inputs.dataset.validation)
+        if number <= scoring.MOST_IMAGES:
+            return teacher_score, ()
+        path = self._run.inputs.journal.file("teacher.keras")
+        (metrics,) = self._pool.evaluate([path], "validation", scoring.MOST_IMAGES)
+        return metrics.score, (f"blocks were scored on {scoring.MOST_IMAGES:,} of {number:,} validation images",)
 
     def _refitted(self, results: Mapping[BlockKey, BlockResult]) -> Mapping[BlockKey, BlockResult]:
         """Return the results with the divergences that are left when the layers behind a block are refitted.

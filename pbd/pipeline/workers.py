@@ -47,9 +47,9 @@ class WorkerPool:
     def __init__(self, executor: Executor, context: TrainingContext, emit: ProgressCallback) -> None:
         self._executor, self._context, self._emit = executor, context, emit
 
-    def evaluate(self, models: Sequence[Path], split: str) -> list[Metrics]:
-        """Return the metrics of the networks in these files on a split."""
-        return self._evaluate(EvaluateTask(self._context, tuple(models), split))[0]
+    def evaluate(self, models: Sequence[Path], split: str, limit: int | None = None) -> list[Metrics]:
+        """Return the metrics of the networks in these files on a split, or on some of its images."""
+        return self._evaluate(EvaluateTask(self._context, tuple(models), split, limit=limit))[0]
 
     def evaluate_classes(self, models: Sequence[Path], split: str) -> tuple[list[Metrics], ClassCounts | None]:
         """Return the same, and what the teacher and the last network answer class by class; `None` without labels."""

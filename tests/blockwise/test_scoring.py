@@ -111,6 +111,21 @@ def test_the_error_is_normalised_by_the_variance_of_the_target(scored: Scored) -
         assert scored.scores[key].nmse == pytest.approx(error, rel=1e-3)
 
 
+@pytest.mark.usefixtures("eager")
+def test_blocks_are_scored_on_some_of_many_images(scored: Scored, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scoring, "MOST_IMAGES", 40)
+    events = list[Progress]()
+    some = scoring.score(scored.teacher, scored.built, scored.dataset, emit=events.append)
+    assert (events[-1].done, events[-1].total) == (40, 40)
+    expected = probabilities(scored.teacher, scored.images[:40])
+    for task in scored.tasks:
+        alone = swap_blocks(scored.teacher, [task])
+        blocks.set_weights(alone, blocks.get_weights(scored.built[task.key]))
+        swapped = probabilities(alone, scored.images[:40])
+        kl = np.mean(np.sum(expected * np.log(expected / swapped), axis=1))
+        assert some[task.key].metrics.kl == pytest.approx(kl, rel=1e-3)
+
+
 def test_blocks_that_are_the_layer_are_perfect(scored: Scored) -> None:
     inputs = keras.Input(scored.teacher.get_layer("third").input.shape[1:])
     twin = keras.layers.Conv2D(16, 3, padding="same", name="twin")

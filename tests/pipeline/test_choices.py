@@ -66,7 +66,7 @@ def kept(tmp_path: Path) -> KeptChoices:
 
 
 def choose(networks: Networks, kept: KeptChoices, **settings: Any) -> Iterator[choosing.Chosen]:
-    return choosing.choices(networks, kept, StudentConfig(**settings), 0.9)  # type: ignore[arg-type]
+    return choosing.choices(networks, kept, StudentConfig(**settings), 0.9, 0.9)  # type: ignore[arg-type]
 
 
 def share_of(chosen: choosing.Chosen) -> float | None:

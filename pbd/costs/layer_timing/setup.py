@@ -10,6 +10,7 @@ import keras
 
 from pbd import data
 from pbd.blocks import BlockDesign, initialisation
+from pbd.blockwise import scoring
 from pbd.blockwise.distiller import STOPPING_IMAGES
 from pbd.networks import cost, graph
 from pbd.records import BlockKey, BlockTask
@@ -54,7 +55,7 @@ class Setup:
             steps_per_epoch=self.dataset.steps_per_epoch,
             check_batches=math.ceil(min(STOPPING_IMAGES, held_out) / size),
             fit_batches=math.ceil(fit_images / size),
-            score_batches=math.ceil(held_out / size),
+            score_batches=math.ceil(min(scoring.MOST_IMAGES, held_out) / size),
         )
 
 
