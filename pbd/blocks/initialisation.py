@@ -306,12 +306,12 @@ def gather(
         prefix: from images to each layer's input and output (see `graph.truncate`).
         images: batches of images.
         needed: by layer, what is needed.
-        emit: called with the number of images read, out of at most `FIT_IMAGES`.
+        emit: called with the number of images read.
     """
     count = 0
     for batch in images:
         watchdog.touch()
-        emit(Progress(0, "gathering statistics of layers", count, FIT_IMAGES))
+        emit(Progress(0, "gathering statistics of layers", count, 0))
         count += len(batch)
         activations = prefix.predict_on_batch(batch)
         for name, layer_statistics in statistics.items():

@@ -75,7 +75,7 @@ class Context:
         trainable: Collection[str] | None = None,
         quantization: FakeQuantization | None = None,
     ) -> FineTuneState:
-        """Train a network in place on all workers, and leave it with the weights of its best epoch, or of its last.
+        """Train a network on all workers, and leave it with the weights of its best epoch, or of its last.
 
         If the recipe was interrupted, training goes on after the last epoch that was complete, provided that the step
         calls this again with the same weights and settings.
@@ -89,7 +89,8 @@ class Context:
             first_epoch: the epoch of the data with which to start.
             distillation: what it learns from besides logits and labels, and how the learning rate rises.
             trainable: names of the layers to train, in place of the scope; all others are frozen.
-            quantization: with which a copy of the network is trained, without labels; the network is left as it is.
+            quantization: if given, a copy of the network with this fake quantisation is trained, without labels. The
+                network is left as it is, and the best weights of the state are those of the copy.
         """
         with self._teacher_file(teacher) as path:
             reference = self.teacher if teacher is None else teacher

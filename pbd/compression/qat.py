@@ -7,7 +7,6 @@ from typing import Protocol
 import keras
 import numpy as np
 
-from pbd.collective import SINGLE, Collective
 from pbd.compression.settings import Training
 from pbd.config import StudentConfig
 from pbd.data import Dataset
@@ -19,7 +18,7 @@ from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, one_line
 from pbd.learning.metrics import Metrics
 from pbd.records import ProgressCallback, no_progress
-from pbd.student import fine_tuning
+from pbd.student import builder, fine_tuning
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.validation import validate
 from pbd.system import silence
@@ -41,19 +40,24 @@ class FineTune(Protocol):
         initial: Metrics,
         quantization: FakeQuantization,
     ) -> FineTuneState:
-        """Return the final state; the network itself is left as it is."""
+        """Return the final state, whose best weights are those of the network with fake quantisation.
+
+        Args:
+            network: without fake quantisation; it is left as it is.
+            teacher: flat, in float32.
+            settings: loss, number of epochs and learning rate.
+            initial: the validation metrics of the network with fake quantisation, before training.
+            quantization: to apply.
+        """
 
 
 @dataclasses.dataclass(frozen=True)
-class InThisProcess:
-    """Trains in this process."""
+class LocalFineTuning:
+    """Trains in this process (see `FineTune`)."""
 
     dataset: Dataset
-    """The whole data."""
     emit: ProgressCallback = no_progress
     """Called with the progress of every step."""
-    collective: Collective = SINGLE
-    """The workers that train the same network at the same time, each on its part of every batch."""
 
     def __call__(
         self,
@@ -64,9 +68,7 @@ class InThisProcess:
         quantization: FakeQuantization,
     ) -> FineTuneState:
         student, dataset = quantization.applied(network), dataclasses.replace(self.dataset, labelled=False)
-        return fine_tuning.fine_tune(
-            student, teacher, dataset, settings, initial, self.emit, collective=self.collective
-        )
+        return fine_tuning.fine_tune(student, teacher, dataset, settings, initial, self.emit)
 
 
 def train(
@@ -82,22 +84,24 @@ def train(
     """Return a network with fake quantisation that has learned the logits of the network in float32.
 
     Training starts from what quantisation after training computes: the ranges of the activations are those of the
-    float32 network and stay fixed; the biases are corrected for the rounded kernels. Kernels and biases are trained.
-    The best epoch, which may be the start, is chosen by the agreement with the classes of the network in float32 (see
-    `fine_tuning.fine_tune`): between networks this much alike, differences in accuracy are mostly noise.
+    float32 network and stay fixed; the biases are corrected for the rounded kernels. All kernels and biases are
+    trained, those of frozen layers too. The best epoch, which may be the start, is chosen by the agreement with the
+    classes of the network in float32 (see `fine_tuning.fine_tune`): between networks this much alike, differences in
+    accuracy are mostly noise.
 
     Args:
         network: flat, in float32; it is the teacher.
         dataset: the whole data.
         calibration: images for the ranges, (n, height, width, channels) float32.
         settings: of the training.
-        fine_tune: trains.
+        fine_tune: trains the network, in this process or on all workers.
         limit: the largest integer of the kernels.
         rounds_outputs: whether the outputs are rounded too.
         keeps_zeros: whether weights that are zero stay zero.
     """
     form = separable_form.with_separate_convolutions(portable.portable(network, int8=True))
     corrected = rounding.with_corrected_biases(form, calibration, limit)
+    builder.set_trainable(corrected, {}, "all")
     quantization = FakeQuantization.calibrated(corrected, calibration, limit, rounds_outputs)
     student = quantization.applied(corrected)
     initial = validate(student, network, dataclasses.replace(dataset, labelled=False))

@@ -89,17 +89,13 @@ def quantize_each(
     seed: int,
     emit: ProgressCallback = no_progress,
 ) -> tuple[Quantized, ...]:
-    """Write a network with 8-bit weights and activations for several runtimes; see `quantize`.
+    """Write a network with 8-bit weights and activations for several runtimes.
+
+    Arguments that are not listed are those of `quantize`.
 
     Args:
-        model: likewise, as `data`, `method`, `max_drop`, `calibration_images` and `seed`.
-        data: see `model`.
         paths: of the new files, by target.
-        method: see `model`.
-        max_drop: see `model`.
-        calibration_images: see `model`.
         training: number of epochs and learning rate of `qat`.
-        seed: see `model`.
         emit: called with the progress of every step of training.
     """
     if method not in METHODS:
@@ -114,7 +110,7 @@ def quantize_each(
     network = precision.in_float32(graph.flatten(model))
     dataset = images.load(data, network, seed)
     dataset = dataclasses.replace(dataset, batch_size=min(dataset.batch_size, len(dataset.train)))
-    fine_tune = qat.InThisProcess(dataset, emit)
+    fine_tune = qat.LocalFineTuning(dataset, emit)
     return tuple(
         written(network, dataset, path, target, method, max_drop, calibration_images, training, fine_tune).file
         for target, path in chosen

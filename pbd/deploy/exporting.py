@@ -91,13 +91,12 @@ def export(
 def export_each(
     model: keras.Model, paths: Mapping[str, Path], *, check: Data | np.ndarray | None = None, seed: int = 0
 ) -> tuple[Exported, ...]:
-    """Write a network for several other runtimes; see `export`. Its accuracy in Keras is computed once.
+    """Write a network for several other runtimes; its accuracy in Keras is computed once.
+
+    Arguments that are not listed are those of `export`.
 
     Args:
-        model: likewise.
         paths: of the new files, by target.
-        check: likewise.
-        seed: likewise.
     """
     chosen = [(targets.get(name), path) for name, path in paths.items()]
     for target, path in chosen:
@@ -143,9 +142,8 @@ def _exported(reference: _Reference, target: Target, path: Path) -> Exported:
     with replaced(path) as draft:
         write(reference.network, draft, target)
         agreed = checked(draft, reference.network, reference.pixels, target)
-        tested = reference.accuracy_of(target.load(draft, devices.available_cores()))
-    size = size_of(path)
-    return Exported(target.name, path, size, agreed, reference.checked_on, tested, reference.test_accuracy)
+        tested = reference.accuracy_of(target.load(draft, devices.available_cores())), reference.test_accuracy
+    return Exported(target.name, path, size_of(path), agreed, reference.checked_on, *tested)
 
 
 def check_suffix(path: Path, target: Target) -> None:
@@ -194,16 +192,27 @@ def replaced(path: Path) -> Iterator[Path]:
     """
     if not path.absolute().parent.is_dir():
         raise MissingInputError(f"the folder of the new file must exist. Received: {str(path)!r}. Create the folder.")
-    try:
+    with _refused(path):
         if path.is_dir() and any(path.iterdir()) and not (path / "saved_model.pb").exists():
             raise CannotCreateError(f"only a SavedModel is replaced. Received: the folder {str(path)!r}. Give another.")
-        with tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-") as folder:
-            yield Path(folder) / path.name
+        temporary = tempfile.TemporaryDirectory(dir=path.absolute().parent, prefix=".export-")
+    with temporary as folder:
+        yield Path(folder) / path.name
+        with _refused(path):
             for written in Path(folder).iterdir():
                 destination = path.parent / written.name
                 if written.is_dir() and destination.is_dir():
                     shutil.rmtree(destination)
                 os.replace(written, destination)
+
+
+@contextlib.contextmanager
+def _refused(path: Path) -> Iterator[None]:
+    """Turn an error of the file system in the block into one that names the path."""
+    try:
+        yield
+    except CannotCreateError:
+        raise
     except OSError as error:
         raise CannotCreateError(f"cannot write {str(path)!r}: {one_line(error)}. Give another path.") from error
 

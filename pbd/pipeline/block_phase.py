@@ -11,7 +11,7 @@ from pbd.report import rows
 
 
 @dataclass(frozen=True)
-class BlockPhase:
+class TrainedBlocks:
     """The blocks that this session trained, without those of earlier sessions, and the assignment that it used."""
 
     results: Sequence[BlockResult]
@@ -22,13 +22,13 @@ class BlockPhase:
 
 def train(
     run: RunContext, context: TrainingContext, todo: Sequence[BlockTask], done: Mapping[BlockKey, BlockResult]
-) -> BlockPhase:
+) -> TrainedBlocks:
     """Plan the block phase, train the missing blocks, and write the measured costs.
 
     Args:
         run: see `RunContext`.
         context: of the training.
-        todo: of all blocks of the run.
+        todo: the tasks of all blocks to train.
         done: the blocks that an earlier session trained.
     """
     clock, display, executor, journal = run.clock, run.display, run.executor, run.inputs.journal
@@ -51,9 +51,11 @@ def train(
     return _ended(run, results, plan.assignment, plan.predicted_from)
 
 
-def _ended(run: RunContext, results: Sequence[BlockResult], assignment: Assignment, predicted_from: str) -> BlockPhase:
+def _ended(
+    run: RunContext, results: Sequence[BlockResult], assignment: Assignment, predicted_from: str
+) -> TrainedBlocks:
     """Return the phase, which ends now, with the energy of each block and of each worker."""
     run.clock.lap("distill")
     shares = run.account.shares(results, run.clock.laps["distill"])
     workers = shares.with_worker_energy(rows.worker_rows(results, run.executor.num_workers))
-    return BlockPhase(shares.with_energy(results), assignment, predicted_from, workers)
+    return TrainedBlocks(shares.with_energy(results), assignment, predicted_from, workers)

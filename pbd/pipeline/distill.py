@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from pbd.data import Data
     from pbd.deploy.deployment import Deployed
     from pbd.learning.metrics import Metrics
-    from pbd.pipeline.block_phase import BlockPhase
+    from pbd.pipeline.block_phase import TrainedBlocks
     from pbd.pipeline.prepare import Inputs
     from pbd.pipeline.workers import WorkerPool
     from pbd.student.builder import Student
@@ -158,7 +158,7 @@ def _deploy(run: RunContext, student: "keras.Model") -> "Deployed":
 def _report(
     run: RunContext,
     pool: "WorkerPool",
-    trained: "BlockPhase",
+    trained: "TrainedBlocks",
     teacher_metrics: "Metrics",
     student_result: "Student",
     deployed: "Deployed",
@@ -221,7 +221,7 @@ def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":
     )
 
 
-def _timing(clock: Clock, trained: "BlockPhase") -> Timing:
+def _timing(clock: Clock, trained: "TrainedBlocks") -> Timing:
     return Timing(
         teacher_s=clock.laps["teacher"],
         calibrate_s=clock.laps["calibrate"],

@@ -158,7 +158,7 @@ class FineTuneTask:
     start: str = ""
     """If not empty, a checkpoint is that of this task only if its training began with the same `start`."""
     quantization: FakeQuantization | None = None
-    """With it the student is trained, without labels."""
+    """If given, a copy of the student with this fake quantisation is trained, without labels."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> FineTuneState:
@@ -184,9 +184,10 @@ class FineTuneTask:
 
     @property
     def _precision(self) -> str:
-        """Float32 for fake quantisation, whose steps are finer than those of half precision, and in place of float16.
+        """The precision of the settings; float32 in place of float16, and with fake quantisation.
 
-        In float16 losses would have to be scaled, and gradients of several workers would not add up.
+        In float16 losses would have to be scaled, and gradients of several workers would not add up. The steps of fake
+        quantisation are finer than those of half precision.
         """
         precision = self.context.training.precision
         return "float32" if self.quantization is not None or precision == "float16" else precision

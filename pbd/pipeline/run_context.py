@@ -1,4 +1,4 @@
-"""What the steps of a run share, and the time that its phases take."""
+"""What the phases of a run share, and the time that they take."""
 
 import time
 from dataclasses import dataclass, field
@@ -32,14 +32,18 @@ class Clock:
 
 @dataclass(frozen=True)
 class RunContext:
-    """The objects that the steps of a run share."""
+    """The objects that the phases of a run share."""
 
     config: RunConfig
     given_costs: cost_table.CostTable | None
+    """The costs that the settings name, if any."""
     inputs: "Inputs"
+    """The teacher, the data, the tasks and the run directory."""
     executor: Executor
+    """The workers."""
     clock: Clock
     account: accounting.EnergyAccount
+    """Of the energy that the run uses."""
     display: progress.ProgressDisplay
     is_step: bool
     """See `distill.run_on`."""

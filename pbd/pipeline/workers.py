@@ -115,7 +115,7 @@ class WorkerPool:
         start: str = "",
         quantization: FakeQuantization | None = None,
     ) -> FineTuneState:
-        """Fine-tune the trainable layers of a student in place.
+        """Fine-tune the trainable layers of a student, and leave it with the best weights.
 
         Args:
             model: The student.
@@ -124,7 +124,8 @@ class WorkerPool:
             first_epoch: The epoch of the data with which to start.
             distillation: What the student learns from besides logits and labels; by default nothing.
             start: Names the weights it begins with. Training goes on from a checkpoint if this is the same, too.
-            quantization: With which a copy of the student is trained. The student itself is left as it is.
+            quantization: If given, a copy of the student with this fake quantisation is trained. The student is left as
+                it is, and the best weights of the state are those of the copy.
         """
         batch_size, distillation = self._context.data.batch_size, distillation or DistillationConfig()
         # A worker needs at least one split unit of every batch.

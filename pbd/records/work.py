@@ -196,7 +196,7 @@ class BlockResult:
 
 @dataclass(frozen=True)
 class Progress:
-    """The progress of one worker, sent after every training step, batch that is scored, or convolution refitted."""
+    """The progress of one worker in its current activity, sent after every step of it, or before."""
 
     worker: int
     label: str
@@ -204,7 +204,7 @@ class Progress:
     done: int
     """Finished steps of the current activity."""
     total: int
-    """All of its steps."""
+    """All of its steps; 0 if their number is not known."""
     epoch: int = 0
     """Current epoch, from 1."""
     loss: float | None = None

@@ -50,10 +50,9 @@ def _of_block(layer: Layer, design: str, outputs: int) -> tuple[Costs, int]:
 def _folded_params(layer: Layer, design: str, outputs: int, normalised: bool) -> float:
     """Return the parameters of a folded block and, if it is `normalised`, of the normalisation behind it."""
     block = _block(layer, design, outputs)
-    features = keras.layers.BatchNormalization()(block.outputs[0]) if normalised else block.outputs[0]
-    # Folding takes networks that map images to scores.
-    pooled = keras.Model(block.inputs[0], keras.layers.GlobalAveragePooling2D()(features))
-    return float(cost.count_params(folding.fold_all(pooled)))
+    if normalised:
+        block = keras.Model(block.inputs[0], keras.layers.BatchNormalization()(block.outputs[0]))
+    return float(cost.count_params(folding.fold_all(block)))
 
 
 def _block(layer: Layer, design: str, outputs: int) -> keras.Model:

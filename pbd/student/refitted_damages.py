@@ -27,7 +27,7 @@ from pbd.system import watchdog
 IMAGES = 256
 """Training images to which the convolutions behind one block are refitted."""
 VALIDATION_IMAGES = 2000
-"""On which its divergence is measured then."""
+"""Validation images on which the divergence after refitting is measured, at most."""
 _FILE = "refitted.json"
 """In the run directory."""
 

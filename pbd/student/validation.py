@@ -9,7 +9,7 @@ from pbd.learning.metrics import Metrics, evaluate
 
 
 class Validator:
-    """Scores students on the whole validation split, of which each worker evaluates its part.
+    """Scores students on validation images, of which each worker evaluates its part.
 
     The teacher's outputs are computed with the first student, and kept.
 
@@ -17,7 +17,7 @@ class Validator:
         teacher: Flat and functional; its weights do not change.
         dataset: This worker's part of the data.
         collective: The workers that have the other parts; all score the same students in the same order.
-        limit: Score on this many images instead (see `Dataset.batches`).
+        limit: Score on the first images, at most this many (see `Dataset.batches`), in place of the whole split.
     """
 
     def __init__(

@@ -29,8 +29,9 @@ def on_host() -> Iterator[None]:
     """Let NumPy compute the weights that layers add in the block, in this thread, where the backend is JAX.
 
     Constant values are those of Keras. Random ones have the distribution of Keras' initialiser and depend on its seed
-    alone. What has no seed of its own (a `SeedGenerator`), and other initialisers, are left to Keras; so is what a
-    layer draws without adding it as a weight: no file holds it, so that it must be the same in every process.
+    alone. What has no seed of its own (a `SeedGenerator`), and other initialisers, are left to Keras. So is what a
+    layer draws without adding it as a weight: such values are not saved in files, so every process must draw the same
+    ones.
     """
     if backend.name() != "jax":
         yield

@@ -10,13 +10,11 @@ import pytest
 
 import pbd
 from pbd import cli
-from pbd.collective import SINGLE, Collective
 from pbd.compression import qat
 from pbd.compression.settings import Training
 from pbd.deploy import images, targets
 from pbd.deploy.int8 import fake_quantization
 from pbd.errors import UsageError
-from tests.helpers.thread_collective import run_threads
 
 layers = keras.layers
 PIXELS = np.random.default_rng(0).integers(0, 256, (32, 6, 6, 3)).astype(np.uint8)
@@ -61,31 +59,18 @@ def test_training_takes_fewer_images_than_a_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_training_approaches_the_logits_of_the_teacher() -> None:
+@pytest.mark.parametrize("frozen", [False, True])
+def test_training_approaches_the_logits_of_the_teacher(frozen: bool) -> None:
     network, pixels = teacher(), PIXELS.astype(np.float32)
+    network.trainable = not frozen
     dataset = images.load(DATA, network, 0)
     settings = Training(epochs=10, learning_rate=1e-3)
-    rough = qat.train(network, dataset, pixels, Training(1, 1e-12), qat.InThisProcess(dataset), limit=7)
-    better = qat.train(network, dataset, pixels, settings, qat.InThisProcess(dataset), limit=7)
+    rough = qat.train(network, dataset, pixels, Training(1, 1e-12), qat.LocalFineTuning(dataset), limit=7)
+    better = qat.train(network, dataset, pixels, settings, qat.LocalFineTuning(dataset), limit=7)
     expected = network.predict_on_batch(pixels)
     errors = [np.square(each.predict_on_batch(pixels) - expected).mean() for each in (rough, better)]
     assert errors[1] < 0.8 * errors[0]
     assert fake_quantization.ranges(rough) == fake_quantization.ranges(better)
-
-
-@pytest.mark.usefixtures("eager")
-def test_two_workers_train_the_network_that_one_trains() -> None:
-    network = teacher()
-    dataset = images.load(DATA, network, 0)
-
-    def train(collective: Collective) -> keras.Model:
-        in_thread = qat.InThisProcess(dataset, collective=collective)
-        return qat.train(network, dataset, PIXELS.astype(np.float32), Training(2, 1e-3), in_thread)
-
-    alone, (first, second) = train(SINGLE), run_threads(2, train)
-    for expected, *others in zip(*(each.get_weights() for each in (alone, first, second)), strict=True):
-        assert np.array_equal(*others)
-        assert np.allclose(expected, others[0], atol=1e-4)
 
 
 def test_a_file_is_written_with_every_layer_in_integers(tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Training for 8-bit integers as a step: on the workers, with progress, and from its checkpoint."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +13,8 @@ from pbd.compression.api import Compressed
 from pbd.deploy import deployment
 from pbd.records import Progress
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
-from tests.compression.test_quantization import DATA, teacher
+from tests.compression.test_quantization import DATA, LABELS, PIXELS, teacher
+from tests.helpers.step_workers import Threads, network_and_context
 
 pytestmark = pytest.mark.usefixtures("eager")
 STEP = pbd.Quantize(method="qat", target="onnx-int8", epochs=3, learning_rate=1e-3, calibration_images=16)
@@ -53,6 +56,38 @@ def test_training_for_integers_goes_on_from_its_checkpoint(
     assert epochs == [1, 2, 3]
     for expected, weights in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(weights, expected)
+
+
+class Recorded(Threads):
+    """Threads that keep the states of fine-tuning."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__(count)
+        self.states: list[FineTuneState] = []
+
+    def run_collective(self, function: Any, *arguments: Any) -> Any:
+        result = super().run_collective(function, *arguments)
+        if isinstance(result, FineTuneState):
+            self.states.append(result)
+        return result
+
+
+def test_two_workers_train_the_network_that_one_trains(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    np.savez(tmp_path / "images.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS, y_test=LABELS)
+    data = pbd.Data.load(str(tmp_path / "images.npz"), batch_size=16, validation_fraction=0.5)
+    states = []
+    for count in (1, 2):
+        model, context = network_and_context(teacher(), data, tmp_path / f"of {count}")
+        workers = Recorded(count)
+        STEP.apply(model, dataclasses.replace(context, executor=workers))  # type: ignore[arg-type]
+        states += workers.states
+    alone, together = states
+    losses = [[row["loss"] for row in state.history] for state in states]
+    assert len(losses[0]) == STEP.epochs
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)
+    for expected, weights in zip(alone.best_weights, together.best_weights, strict=True):
+        np.testing.assert_allclose(weights, expected, atol=1e-4)
 
 
 def test_training_for_integers_shows_its_progress(

@@ -139,7 +139,7 @@ class _Value:
     """The layer that rounds it, once there is one."""
 
 
-def fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT, rounds_outputs: bool = True) -> keras.Model:
+def _fake_quantized(network: keras.Model, limit: int = KERNEL_LIMIT, rounds_outputs: bool = True) -> keras.Model:
     """Return a network with fake quantisation, whose ranges are not set (see `FakeQuantization`).
 
     A tensor is rounded where runtimes round it: the inputs of layers with kernels; the outputs of these, of sums,
@@ -250,7 +250,7 @@ def _user_counts(model: keras.Model) -> list[int]:
 
 @dataclass(frozen=True)
 class FakeQuantization:
-    """Which tensors of a network are rounded, and to which ranges; picklable, unlike the network that it gives."""
+    """The ranges to which the tensors of a network are rounded; picklable, unlike a network with fake quantisation."""
 
     extremes: Mapping[str, tuple[float, float]]
     """The smallest and the largest value in float32, by the name of the layer that rounds the tensor."""
@@ -271,12 +271,12 @@ class FakeQuantization:
             limit: see `FakeQuantization`, as `rounds_outputs`.
             rounds_outputs: see `limit`.
         """
-        rounded = fake_quantized(graph.flatten(network), limit, rounds_outputs)
+        rounded = cls({}, limit, rounds_outputs).applied(network)
         return cls(_extremes(rounded, images), limit, rounds_outputs)
 
     def applied(self, network: keras.Model) -> keras.Model:
         """Return a copy of the network with this fake quantisation."""
-        rounded = fake_quantized(graph.flatten(network), self.limit, self.rounds_outputs)
+        rounded = _fake_quantized(graph.flatten(network), self.limit, self.rounds_outputs)
         for name, (low, high) in self.extremes.items():
             rounded.get_layer(name).set_range(low, high)
         return rounded

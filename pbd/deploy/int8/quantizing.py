@@ -122,10 +122,10 @@ class Files:
     def write(
         self, max_drop: float = MAX_DROP, calibration_images: int = CALIBRATION_IMAGES
     ) -> tuple[tuple[str, ...], dict[str, float]]:
-        """Write both files, that in float32 only once, with as few layers in float32 as the validation accuracy needs.
+        """Write the quantised file, with as few layers in float32 as the validation accuracy needs.
 
-        The number of float32 layers, the most sensitive first, is doubled until the accuracy holds, and then halved in
-        between.
+        The first call also writes the file in float32. The number of float32 layers, the most sensitive first, is
+        doubled until the accuracy holds, and then halved in between.
 
         Returns:
             The layers in float32, the most sensitive first, and the signal-to-noise ratio that each layer causes, in
@@ -160,6 +160,7 @@ class Files:
         return tuple(layer.name for layer in layers[:enough]), ratios
 
     def _write_float32(self) -> None:
+        """Write the file in float32, and check that it computes what the network computes."""
         exporting.write(self.network, self.float32, self.target)
         pixels = images.first(self.dataset, "validation", _CHECKED)
         exporting.checked(self.float32, self.network, pixels, targets.TARGETS[self.target.runtime.name])
