@@ -18,7 +18,6 @@ from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
 from pbd.deploy.export_command import output_beside, path_table, percent
 from pbd.errors import UsageError
-from pbd.progress import LastingConsole, open_progress
 
 if TYPE_CHECKING:
     from pbd.deploy.int8.quantizing import Quantized
@@ -84,6 +83,7 @@ def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
         from pbd.compression import quantization
         from pbd.deploy.int8 import quantizing
         from pbd.networks import files
+        from pbd.progress import LastingConsole, open_progress
 
         chosen = [quantizing.get_target(name) for name in settings.target]
         source = file_commands.read(settings)
