@@ -8,7 +8,8 @@ its filters removed by L1, then trained on the labels, or with distillation; the
 Each is trained for --epochs passes over the images, the second student for --qat-epochs more. Distillation is on the
 teacher and the labels, half and half.
 
-Each recipe is a run directory of its own under --runs, so that a table that was stopped goes on. Speeds are measured
+Each recipe is a run directory of its own under --runs, so that a table that was stopped goes on, and several processes
+can do some recipes each (--only); a last call, without --only, prints the table. Speeds are measured
 beside the teacher in 8-bit integers, in one process, on one thread; rows of different recipes compare by these ratios.
 """
 
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from pbd.records.recipe_report import RecipeReport, StepReport
 
 NAME = "experiments.steps"
+RECIPES = ("budget", "tuned", "filters", "filters_kd", "qat")
+"""Their folders, in the order of the table."""
 WIDTH = 170
 QUICK_IMAGES = 1024
 DESIGNS = ("merge", "drop", "narrow_r75", "narrow_r50", "spatial_svd_r50", "spatial_svd_r33")
@@ -205,8 +208,13 @@ def _points(value: float | None) -> str:
 
 
 def compare(settings: argparse.Namespace) -> None:
-    """Run what is missing, and print the table."""
+    """Run what is missing, and print the table if all recipes are asked for."""
     check_folder("--csv", settings.csv)
+    if settings.only:
+        for recipe in recipes(settings):
+            if recipe.folder in settings.only:
+                run(recipe, settings)
+        return
     rows: list[Row] = []
     for recipe in recipes(settings):
         report = run(recipe, settings)
@@ -244,6 +252,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of training, as in pbd distill")
     parser.add_argument("--runs", type=Path, default=Path("runs/steps"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
+    parser.add_argument("--only", nargs="+", choices=RECIPES, default=(), help="do these recipes, and print no table")
     settings = parser.parse_args(argv)
     settings.epochs = settings.epochs or (2 if settings.quick else 20)
     settings.qat_epochs = settings.qat_epochs or (1 if settings.quick else 4)

@@ -89,3 +89,13 @@ def test_a_recipe_that_was_started_is_resumed(tmp_path: Path, ran: list[dict[str
         "filters_kd": False,
         "qat": True,
     }
+
+
+def test_several_processes_can_do_some_recipes_each(
+    tmp_path: Path, ran: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = ["--quick", "--runs", str(tmp_path)]
+    assert steps.main([*settings, "--only", "qat", "tuned"]) == 0
+    assert [Path(one["run_dir"]).name for one in ran] == ["tuned", "qat"]
+    assert capsys.readouterr().out == ""
+    assert tuple(recipe.folder for recipe in steps.recipes(steps.parse(settings))) == steps.RECIPES
