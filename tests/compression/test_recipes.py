@@ -108,7 +108,7 @@ def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkey
     kept = []
 
     def fine_tune(
-        self: WorkerPool, model: keras.Model, settings: StudentConfig, initial: Any, *_: Any, start: str
+        self: WorkerPool, model: keras.Model, settings: StudentConfig, initial: Any, *_: Any
     ) -> FineTuneState:
         kept.append(settings.fine_tune_keep)
         return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
