@@ -1,8 +1,8 @@
 """Quantisation-aware training: a network learns its teacher's logits while it computes as in 8-bit integers."""
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Protocol
 
 import keras
 import numpy as np
@@ -29,31 +29,13 @@ _SAME_CLASS = 0.9
 """Fraction of images for which a file must predict the class that the trained network predicts."""
 
 
-class FineTune(Protocol):
-    """Trains a network with fake quantisation on the logits of a teacher."""
-
-    def __call__(
-        self,
-        network: keras.Model,
-        teacher: keras.Model,
-        settings: StudentConfig,
-        initial: Metrics,
-        quantization: FakeQuantization,
-    ) -> FineTuneState:
-        """Return the final state, whose best weights are those of the network with fake quantisation.
-
-        Args:
-            network: without fake quantisation; it is left as it is.
-            teacher: flat, in float32.
-            settings: loss, number of epochs and learning rate.
-            initial: the validation metrics of the network with fake quantisation, before training.
-            quantization: to apply.
-        """
+FineTune = Callable[..., FineTuneState]
+"""Trains a network as `Context.fine_tune(model, settings, initial, teacher, quantization=...)` does."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LocalFineTuning:
-    """Trains in this process (see `FineTune`)."""
+    """Trains in this process, as `FineTune`."""
 
     dataset: Dataset
     emit: ProgressCallback = no_progress
@@ -61,13 +43,14 @@ class LocalFineTuning:
 
     def __call__(
         self,
-        network: keras.Model,
-        teacher: keras.Model,
+        model: keras.Model,
         settings: StudentConfig,
         initial: Metrics,
+        teacher: keras.Model,
         quantization: FakeQuantization,
     ) -> FineTuneState:
-        student, dataset = quantization.applied(network), dataclasses.replace(self.dataset, labelled=False)
+        """Return the final state, whose best weights are those of the network with fake quantisation."""
+        student, dataset = quantization.applied(model), dataclasses.replace(self.dataset, labelled=False)
         return fine_tuning.fine_tune(student, teacher, dataset, settings, initial, self.emit)
 
 
@@ -112,7 +95,8 @@ def train(
         fine_tune_keep="best",
         keep_zeros=keeps_zeros,
     )
-    student.set_weights(fine_tune(corrected, network, config, initial, quantization).best_weights)
+    state = fine_tune(corrected, config, initial, network, quantization=quantization)
+    student.set_weights(state.best_weights)
     return student
 
 

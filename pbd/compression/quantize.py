@@ -1,6 +1,5 @@
 """The step that puts the network into 8-bit integers, after training or with training for them."""
 
-import functools
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
@@ -9,14 +8,10 @@ import keras
 from pbd.compression import quantization
 from pbd.compression.settings import METHODS, Training
 from pbd.compression.step import StepResult
-from pbd.config import StudentConfig
 from pbd.config.values import Section, one_of
 from pbd.deploy import targets
 from pbd.deploy.int8 import quantizing
-from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.errors import EnvironmentMismatchError
-from pbd.learning.metrics import Metrics
-from pbd.student.checkpoints import FineTuneState
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
@@ -78,7 +73,7 @@ class Quantize(Section):
             self.max_drop,
             self.calibration_images,
             self.training,
-            functools.partial(_fine_tune, context),
+            context.fine_tune,
             context.keeps_zeros,
         )
         file = written.file
@@ -107,15 +102,3 @@ class Quantize(Section):
                 "Set the target of the step, or install one: pip install 'pbd[openvino]'."
             )
         return quantizing.get_target(name)
-
-
-def _fine_tune(
-    context: "Context",
-    network: keras.Model,
-    teacher: keras.Model,
-    settings: StudentConfig,
-    initial: Metrics,
-    quantization: FakeQuantization,
-) -> FineTuneState:
-    """Train on all workers (see `qat.FineTune`)."""
-    return context.fine_tune(network, settings, initial, teacher, quantization=quantization)
