@@ -3,10 +3,11 @@
 import functools
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, replace
 
 import keras
+import numpy as np
 
 from pbd.blocks import BlockDesign
 from pbd.config import DataConfig, TrainingConfig
@@ -64,6 +65,12 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 
 
 @functools.lru_cache(maxsize=1)
+def teacher_outputs(path: str, session: str = "") -> dict[Hashable, list[np.ndarray]]:
+    """Return the outputs of the run's teacher that this process has kept, for those who evaluate networks beside it."""
+    return {}
+
+
+@functools.lru_cache(maxsize=1)
 def load_dataset(
     config: DataConfig, seed: int, image_shape: tuple[int, int, int], session: str, journal: Journal
 ) -> Dataset:
@@ -92,6 +99,7 @@ def forget() -> None:
 def forget_teacher() -> None:
     """Free the teacher that this process has loaded: on JAX, a step that fails leaves a model without its variables."""
     load_teacher.cache_clear()
+    teacher_outputs.cache_clear()
 
 
 def load(context: TrainingContext) -> tuple[keras.Model, Dataset]:

@@ -56,7 +56,7 @@ class DistillInto:
     """Passes over the training images."""
     learning_rate: float = 0.003
     """Of Adam, from which it decays to zero along a cosine."""
-    warmup: float = 0.05
+    warmup: float = DistillationConfig.warmup
     """Share of the steps, in [0, 1), in which the learning rate rises from 0 first."""
     features: Any = ()
     """Losses between layers, which are added: each a `Feature`, its fields as a mapping, or a FeatureDistillation."""

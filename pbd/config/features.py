@@ -65,12 +65,13 @@ class Feature:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """What fine-tuning learns from beside logits and labels, and how it begins; the default adds nothing."""
+    """What fine-tuning learns from beside logits and labels, by default nothing, and how it begins."""
 
     features: tuple[Feature, ...] = ()
     """Losses between layers."""
-    warmup: float = 0.0
-    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value."""
+    warmup: float = 0.05
+    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value: the first steps of
+    Adam change every weight by the learning rate, however small its gradient is."""
     undoes_collapse: bool = True
     """Whether an epoch after which the accuracy collapsed is undone. From random weights the accuracy fluctuates at
     first, so there only numbers that are not finite should count as divergence."""

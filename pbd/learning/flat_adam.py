@@ -11,6 +11,8 @@ from pbd.networks.keras_internals import KERNELS
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 """The defaults of `keras.optimizers.Adam`."""
+LEAST_SCALE = 0.01
+"""Of the steps of a kernel, so that one of zeros is trained, too."""
 UNSUPPORTED = (
     "clipnorm",
     "clipvalue",
@@ -33,6 +35,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         learning_rate: A number, or a schedule of steps.
         keep_zeros: Whether the elements of kernels (variables with at least 2 dimensions) that are zero when the
             optimiser is built stay zero. Their gradient counts as 0, so both moments and each change are exactly 0.
+        scale_steps: Whether the learning rate of a kernel is lower by as much as its weights are smaller than initial
+            weights of its shape when the optimiser is built (see `step_scale`).
         **options: Of `keras.optimizers.Optimizer`.
 
     Raises:
@@ -47,10 +51,11 @@ class FlatAdam(keras.optimizers.Optimizer):
         self,
         learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
         keep_zeros: bool = False,
+        scale_steps: bool = False,
         **options: Any,
     ) -> None:
         super().__init__(learning_rate, **options)
-        self.keep_zeros = keep_zeros
+        self.keep_zeros, self.scale_steps = keep_zeros, scale_steps
         self._check_options()
 
     def build(self, variables: Sequence[Any]) -> None:
@@ -64,6 +69,9 @@ class FlatAdam(keras.optimizers.Optimizer):
             # A variable, so that a checkpoint has it and no compiled step holds it as a constant.
             self._trained = self.add_variable((length,), dtype="bool", name="trained")
             self._trained.assign(np.concatenate([trained_elements(variable) for variable in variables]))
+        if self.scale_steps:  # likewise: those of a checkpoint are of the weights with which training began
+            self._scales = self.add_variable((len(variables),), dtype="float32", name="scales")
+            self._scales.assign(np.array([step_scale(variable) for variable in variables], np.float32))
 
     def apply(self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None) -> None:
         """Take a step.
@@ -89,8 +97,11 @@ class FlatAdam(keras.optimizers.Optimizer):
         gradient = concatenate([gradients.get(id(v)) for v in self._trainable_variables], self._trainable_variables)
         if self.keep_zeros:
             gradient = ops.where(ops.convert_to_tensor(self._trained), gradient, 0.0)
-        ends = np.cumsum(list(map(size, self._trainable_variables)))
-        changes = ops.split(self._update_moments(gradient), ends[:-1].tolist())
+        sizes = list(map(size, self._trainable_variables))
+        change = self._update_moments(gradient)
+        if self.scale_steps:
+            change = change * ops.repeat(ops.convert_to_tensor(self._scales), sizes, axis=0)
+        changes = ops.split(change, np.cumsum(sizes)[:-1].tolist())
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
                 variable.assign_sub(ops.cast(ops.reshape(change, variable.shape), variable.dtype))
@@ -107,7 +118,7 @@ class FlatAdam(keras.optimizers.Optimizer):
             variables: Some of those that this optimiser was built on, in any order.
         """
         kept = list(variables)
-        restricted = FlatAdam(self._learning_rate, self.keep_zeros)
+        restricted = FlatAdam(self._learning_rate, self.keep_zeros, self.scale_steps)
         restricted.build(kept)
         restricted.iterations.assign(self.iterations)
         ends = np.cumsum(list(map(size, self._trainable_variables)))
@@ -116,10 +127,14 @@ class FlatAdam(keras.optimizers.Optimizer):
         for old, new in ((getattr(self, name), getattr(restricted, name)) for name in names):
             values = keras.ops.convert_to_numpy(old)
             new.assign(np.concatenate([values[place[id(variable)]] for variable in kept]))
+        if self.scale_steps:
+            number = {id(v): at for at, v in enumerate(self._trainable_variables)}
+            scales = keras.ops.convert_to_numpy(self._scales)
+            restricted._scales.assign(scales[[number[id(variable)] for variable in kept]])
         return restricted
 
     def get_config(self) -> dict[str, Any]:
-        return super().get_config() | {"keep_zeros": self.keep_zeros}
+        return super().get_config() | {"keep_zeros": self.keep_zeros, "scale_steps": self.scale_steps}
 
     def _check_options(self) -> None:
         names = [name for name in UNSUPPORTED if getattr(self, name, None)]
@@ -153,6 +168,24 @@ def concatenate(values: Sequence[Any], variables: Sequence[Any]) -> Any:
 def size(variable: Any) -> int:
     """Return the number of elements of a variable."""
     return math.prod(variable.shape)
+
+
+def step_scale(variable: Any) -> float:
+    """Return the factor on the learning rate of a variable: 1, or less for a kernel of smaller weights.
+
+    Adam changes every weight by about the learning rate, whatever its size. A kernel in front of a normalisation may
+    have weights of any size: those of a network that was trained with weight decay can be a tenth of initial weights,
+    and the first steps would draw them anew. The factor makes steps as large, relative to the weights, as from initial
+    weights, whose root mean square is `sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio 2010). Adafactor (Shazeer and
+    Stern 2018, arXiv:1804.04235, section 8) scales steps likewise, by the weights of the moment.
+    """
+    if variable.name not in KERNELS or len(variable.shape) < 2:
+        return 1.0
+    values = keras.ops.convert_to_numpy(variable).astype(np.float64)
+    *spatial, inputs, outputs = values.shape
+    initial = math.sqrt(2.0 / (math.prod(spatial) * (inputs + outputs)))
+    size_of_weights = math.sqrt(float(np.mean(np.square(values))))
+    return min(1.0, max(LEAST_SCALE, size_of_weights / initial))
 
 
 def trained_elements(variable: Any) -> np.ndarray:

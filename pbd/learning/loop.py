@@ -23,6 +23,7 @@ def adam(
     precision: str = "float32",
     keep_zeros: bool = False,
     warmup: int = 0,
+    scale_steps: bool = False,
 ) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
@@ -34,17 +35,18 @@ def adam(
     Args:
         learning_rate: At the first step, or after the warm-up.
         steps: Until the learning rate is zero.
-        variables: Trained; with `keep_zeros` they have the values with which training starts.
+        variables: Trained; with `keep_zeros` and `scale_steps` they have the values with which training starts.
         precision: In which the model computes.
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
         warmup: Number of the first steps, in which the learning rate rises from `learning_rate / warmup`.
+        scale_steps: Whether kernels of small weights have a lower learning rate (see `FlatAdam`).
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     if warmup:
         schedule = keras.optimizers.schedules.CosineDecay(
             learning_rate / warmup, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
         )
-    optimizer: Any = FlatAdam(schedule, keep_zeros)
+    optimizer: Any = FlatAdam(schedule, keep_zeros, scale_steps)
     if precision == "float16":
         optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
     optimizer.build(list(variables))

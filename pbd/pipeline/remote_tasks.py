@@ -13,13 +13,14 @@ import keras
 import numpy as np
 
 from pbd import blocks
-from pbd.blockwise.context import TrainingContext, load
+from pbd.blockwise.context import TrainingContext, load, teacher_outputs
 from pbd.blockwise.train_group import train_group
 from pbd.collective import Collective
 from pbd.config import DistillationConfig, StudentConfig
-from pbd.data import Dataset, WorkerShare
+from pbd.data import Dataset, IndexedSplit, WorkerShare
 from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.errors import MissingInputError
+from pbd.learning import teacher_table
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import files
@@ -227,8 +228,17 @@ class EvaluateTask:
         teacher, dataset = load(self.context)
         # The teacher object itself, if it is among them, so that its outputs are computed once.
         models = [teacher if str(p) == self.context.teacher_path else _loaded(p) for p in self.models]
-        batches = dataset.shared(WorkerShare(collective.index, collective.size)).batches(self.split, self.limit)
+        share = WorkerShare(collective.index, collective.size)
+        batches, kept = dataset.shared(share).batches(self.split, self.limit), self._kept(teacher, dataset, share)
         counts = None
         if self.by_class and dataset.labelled:
             counts = ClassCounts(max(2, teacher.outputs[0].shape[-1]))  # a single output is the score of one of two
-        return evaluate(teacher, models, batches, dataset.labelled, collective, counts), counts
+        return evaluate(teacher, models, batches, dataset.labelled, collective, counts, kept), counts
+
+    def _kept(self, teacher: keras.Model, dataset: Dataset, share: WorkerShare) -> list[np.ndarray] | None:
+        """Return the list in which the teacher's outputs for these batches are kept; None if they are too many."""
+        images, classes = getattr(dataset, self.split), teacher.outputs[0].shape[-1]
+        if not isinstance(images, IndexedSplit) or len(images) * classes > teacher_table.MOST_VALUES:
+            return None
+        of_session = teacher_outputs(self.context.teacher_path, self.context.session)
+        return of_session.setdefault((self.context.data, self.context.seed, self.split, self.limit, share), [])

@@ -83,7 +83,9 @@ class FineTuner:
         # The cosine schedule always ends with the last epoch, wherever it started.
         total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
         warmup = round(self._warmup * total)
-        optimizer = adam(state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup)
+        optimizer = adam(
+            state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup, scale_steps=True
+        )
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
             self.state = replace(state, variables=(), optimizer_variables=())

@@ -112,6 +112,35 @@ def test_restricted_to_some_variables_the_same_zeros_stay() -> None:
     assert np.array_equal(ours[0].numpy() == variables()[0].numpy(), start[0].numpy() == 0)
 
 
+def test_a_kernel_of_small_weights_takes_steps_that_are_smaller_by_as_much() -> None:
+    draws = np.random.default_rng(2).normal(size=(3, 3, 4, 8)).astype("float32")
+    initial = np.sqrt(2 / (9 * (4 + 8)))  # Glorot and Bengio 2010
+    sizes = {"large": 3 * initial, "small": 0.1 * initial, "zero": 0.0}
+    draws /= np.sqrt(np.mean(np.square(draws)))
+    ours = [keras.Variable(size * draws, name="kernel") for size in sizes.values()]
+    ours.append(keras.Variable(0.1 * np.ones(8, "float32"), name="gamma"))
+    before = [each.numpy() for each in ours]
+    loop.adam(0.01, 100, ours, scale_steps=True).apply([keras.ops.ones(each.shape) for each in ours], ours)
+    steps = [float(np.mean(old - new.numpy())) for old, new in zip(before, ours, strict=True)]
+    np.testing.assert_allclose(steps, [0.01, 0.001, 0.0001, 0.01], rtol=1e-3)
+
+
+def test_scales_of_steps_are_those_of_the_start_also_if_restricted() -> None:
+    ours, theirs = variables(), variables()
+    for pair in zip(ours, theirs, strict=True):
+        for each in pair:
+            each.assign(0.01 * each)
+    whole, part = (loop.adam(0.01, 5, given, scale_steps=True) for given in (ours, theirs))
+    ours[3].assign(100 * ours[3])
+    theirs[3].assign(100 * theirs[3])
+    part = part.restricted_to([theirs[3], theirs[0]])
+    given = [keras.ops.convert_to_tensor(gradient) for gradient in gradients(0)]
+    whole.apply(given, ours)
+    part.apply([given[3], given[0]], [theirs[3], theirs[0]])
+    for at in (0, 3):
+        np.testing.assert_array_equal(ours[at].numpy(), theirs[at].numpy())
+
+
 def test_a_variable_without_a_gradient_keeps_its_value() -> None:
     ours = variables()
     optimizer = FlatAdam(0.01)
@@ -179,3 +208,4 @@ def test_it_is_rebuilt_from_its_config() -> None:
     assert float(optimizer.learning_rate) == pytest.approx(0.01)
     assert not optimizer.keep_zeros
     assert FlatAdam.from_config(FlatAdam(0.1, keep_zeros=True).get_config()).keep_zeros
+    assert FlatAdam.from_config(FlatAdam(0.1, scale_steps=True).get_config()).scale_steps
