@@ -21,13 +21,10 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import folding, graph, precision
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from pbd.student.epoch_quality import divergence, is_better, standard_error
 from pbd.student.validation import Validator
 from pbd.system import backend
 
-COLLAPSE = 0.5
-"""An epoch diverges if it keeps less than this share of the best score's lead over chance."""
-MIN_LEAD = 0.1
-"""Smaller leads over chance than this fluctuate; losing one is no divergence."""
 ROLLBACK_FACTOR = 0.25
 """Factor on the learning rate after a divergence."""
 MAX_ROLLBACKS = 4
@@ -73,18 +70,19 @@ class FineTuner:
 
     def _train(self) -> None:
         """Train until the last epoch is complete or one diverges."""
-        state, steps = self.state, self.dataset.steps_per_epoch
-        variables = self.distillation_model.trainable_variables
+        state, variables = self.state, self.distillation_model.trainable_variables
         if state.variables:  # read from a checkpoint: continue exactly where it was written
             _assign(self._variables, state.variables)
         else:
             self.learner.set_weights(state.best_weights)
             _assign(self.distillation_model.projector_variables, state.best_projectors)
-        # The cosine schedule always ends with the last epoch, wherever it started.
-        total, keep_zeros = steps * (self.epochs - state.schedule_start), self.keep_zeros
-        warmup = round(self._warmup * total)
         optimizer = adam(
-            state.learning_rate, total, variables, keep_zeros=keep_zeros, warmup=warmup, scale_steps=True
+            state.learning_rate,
+            self._steps,
+            variables,
+            keep_zeros=self.keep_zeros,
+            warmup=self._warmup,
+            scale_steps=True,
         )
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
@@ -154,15 +152,19 @@ class FineTuner:
         return [*self.learner.variables, *self.distillation_model.projector_variables]
 
     @property
-    def _warmup(self) -> float:
-        """The share of the current schedule in which the learning rate rises."""
-        return 0.0 if self.state.rollbacks else self.distillation.warmup
+    def _steps(self) -> int:
+        """The length of the current schedule, which always ends with the last epoch, wherever it started."""
+        return self.dataset.steps_per_epoch * (self.epochs - self.state.schedule_start)
+
+    @property
+    def _warmup(self) -> int:
+        """The first steps of the current schedule, in which the learning rate rises."""
+        return 0 if self.state.rollbacks else round(self.distillation.warmup * self._steps)
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started; while it rises, the one that it rises to."""
-        start, warmup = self.state.schedule_start, self._warmup
-        progress = (self.state.epoch - start) / (self.epochs - start)
-        return cosine_decay(self.state.learning_rate, max(0.0, progress - warmup) / (1.0 - warmup))
+        steps, warmup = self.dataset.steps_per_epoch * (self.state.epoch - self.state.schedule_start), self._warmup
+        return cosine_decay(self.state.learning_rate, max(0, steps - warmup) / (self._steps - warmup))
 
     def _roll_back(self, reason: str) -> FineTuneState:
         """Return the state from which the epoch that diverged is repeated, with a new cosine schedule."""
@@ -284,51 +286,6 @@ def split_unit(student: keras.Model, batch_size: int, distillation: Distillation
     unit = ghost_batch_norm.split_unit(student, batch_size)
     compares_images = distillation is not None and distillation.compares_images
     return max(unit, ghost_batch_norm.ghost_batch_size(batch_size)) if compares_images else unit
-
-
-def is_better(metrics: Metrics, best: Metrics, highest_score: float, tolerance: float) -> bool:
-    """Return whether an epoch with these metrics is better than the best before it.
-
-    Args:
-        metrics: After the epoch.
-        best: The best metrics before it.
-        highest_score: The highest score so far, this epoch's included.
-        tolerance: Epochs that score at most this much less than `highest_score` are ranked by their divergence from
-            the teacher.
-    """
-
-    def rank(of: Metrics) -> tuple[float, float]:
-        return min(of.score, highest_score - tolerance), -of.kl
-
-    return rank(metrics) > rank(best)
-
-
-def standard_error(score: float, images: int) -> float:
-    """Return the standard error of a share of images, an accuracy or an agreement, after Agresti and Coull 1998.
-
-    Two right and two wrong images are added, so that it is not zero for a perfect score.
-    """
-    share = (score * images + 2.0) / (images + 4.0)
-    return math.sqrt(share * (1.0 - share) / (images + 4.0))
-
-
-def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | None:
-    """Return why an epoch with these metrics diverged, or None if it did not.
-
-    Args:
-        metrics: After the epoch.
-        best: The best metrics before it; None if a collapse is no divergence.
-        chance: The score of a random guess.
-    """
-    if not math.isfinite(metrics.kl):
-        return "the outputs are not finite numbers"
-    if best is None:
-        return None
-    lead = best.score - chance
-    if lead > MIN_LEAD and metrics.score - chance < COLLAPSE * lead:
-        name = "agreement" if metrics.accuracy is None else "accuracy"
-        return f"the {name} fell from {best.score:.4f} to {metrics.score:.4f}"
-    return None
 
 
 def cosine_decay(initial: float, progress: float) -> float:

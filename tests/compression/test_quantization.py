@@ -64,7 +64,7 @@ def test_training_approaches_the_logits_of_the_teacher(frozen: bool) -> None:
     network, pixels = teacher(), PIXELS.astype(np.float32)
     network.trainable = not frozen
     dataset = images.load(DATA, network, 0)
-    settings = Training(epochs=10, learning_rate=1e-3)
+    settings = Training(epochs=20, learning_rate=1e-3)
     rough = qat.train(network, dataset, pixels, Training(1, 1e-12), qat.LocalFineTuning(dataset), limit=7)
     better = qat.train(network, dataset, pixels, settings, qat.LocalFineTuning(dataset), limit=7)
     expected = network.predict_on_batch(pixels)

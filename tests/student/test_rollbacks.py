@@ -14,7 +14,7 @@ from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm, losses, teacher_table
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
-from pbd.student import fine_tuning
+from pbd.student import epoch_quality, fine_tuning
 from pbd.student.checkpoints import FineTuneState
 from pbd.student.validation import Validator, validate
 from tests.helpers.palette import damage, ignore, moved_layers, snapshot
@@ -117,8 +117,8 @@ def test_small_losses_of_score_do_not_add_up(follow: Callable[..., tuple[FineTun
 
 
 def test_the_standard_error_is_that_of_a_share_of_images() -> None:
-    assert fine_tuning.standard_error(0.9, 10_000) == pytest.approx(0.003, rel=0.01)
-    assert fine_tuning.standard_error(1.0, 32) > 1 / 32, "one image proves nothing"
+    assert epoch_quality.standard_error(0.9, 10_000) == pytest.approx(0.003, rel=0.01)
+    assert epoch_quality.standard_error(1.0, 32) > 1 / 32, "one image proves nothing"
 
 
 def test_the_start_remains_if_no_epoch_is_better(
