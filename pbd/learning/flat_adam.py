@@ -100,7 +100,7 @@ class FlatAdam(keras.optimizers.Optimizer):
         sizes = list(map(size, self._trainable_variables))
         change = self._update_moments(gradient)
         if self.scale_steps:
-            change = change * ops.repeat(ops.convert_to_tensor(self._scales), sizes, axis=0)
+            change = change * ops.repeat(ops.convert_to_tensor(self._scales), np.array(sizes), axis=0)
         changes = ops.split(change, np.cumsum(sizes)[:-1].tolist())
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
