@@ -1,0 +1,74 @@
+"""Networks are evaluated beside the teacher, whose outputs are computed once for each split."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import keras
+import pytest
+
+from pbd.blockwise import context as contexts
+from pbd.blockwise.context import TrainingContext
+from pbd.collective import SINGLE
+from pbd.config import RunConfig
+from pbd.learning import metrics, teacher_table
+from pbd.pipeline.remote_tasks import EvaluateTask
+from pbd.run_dir.journal import Journal
+
+pytestmark = pytest.mark.usefixtures("eager")
+
+
+def network(name: str) -> keras.Model:
+    layers = [keras.Input((32, 32, 1)), keras.layers.AveragePooling2D(8), keras.layers.Flatten()]
+    return keras.Sequential([*layers, keras.layers.Dense(10)], name=name)
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> EvaluateTask:
+    """Return a task that evaluates a student on the validation images."""
+    for name in ("teacher", "student"):
+        network(name).save(tmp_path / f"{name}.keras")
+    config, journal = RunConfig(), Journal.create(tmp_path / "run", {})
+    path = str(tmp_path / "teacher.keras")
+    context = TrainingContext(path, config.data, (32, 32, 1), config.training, {}, "fitted", 0, journal, str(tmp_path))
+    return EvaluateTask(context, (tmp_path / "student.keras",), "validation", limit=96)
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Return a list that gets the name of the network of every pass."""
+    names, predict = list[str](), metrics.predict
+    monkeypatch.setattr(metrics, "predict", lambda model, images: names.append(model.name) or predict(model, images))
+    return names
+
+
+def test_the_outputs_of_the_teacher_are_kept(task: EvaluateTask, passes: list[str]) -> None:
+    first, _ = task(SINGLE, print)
+    count = passes.count("student")
+    assert count > 1
+    assert passes.count("teacher") == count
+    assert task(SINGLE, print)[0] == first
+    assert passes.count("teacher") == count < passes.count("student")
+    (on_fewer,), _ = replace(task, limit=32)(SINGLE, print)
+    (on_others,), _ = replace(task, split="test")(SINGLE, print)
+    assert on_others != first[0] != on_fewer
+    assert passes.count("teacher") == passes.count("student") - count
+
+
+def test_a_new_teacher_starts_anew(task: EvaluateTask, passes: list[str]) -> None:
+    (before,), _ = task(SINGLE, print)
+    other = Path(task.context.teacher_path).with_name("other.keras")
+    network("other").save(other)
+    (after,), _ = replace(task, context=replace(task.context, teacher_path=str(other)))(SINGLE, print)
+    assert passes.count("other") == passes.count("teacher")
+    assert before.accuracy == after.accuracy
+    assert before.kl != after.kl
+
+
+def test_outputs_that_are_too_many_are_not_kept(
+    task: EvaluateTask, passes: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(teacher_table, "MOST_VALUES", 10)
+    task(SINGLE, print)
+    task(SINGLE, print)
+    assert passes.count("teacher") == passes.count("student")
+    assert not contexts.teacher_outputs(task.context.teacher_path, task.context.session)
