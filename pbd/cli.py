@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pbd import __version__, command_line
 from pbd.command_line import Parser
 from pbd.errors import UsageError, unknown_name
+from pbd.system import backend
 
 
 @dataclass(frozen=True)
@@ -22,7 +23,7 @@ class Subcommand:
 
 
 SUBCOMMANDS = {
-    "distill": Subcommand("pbd.run", "command", "make a trained Keras CNN smaller"),
+    "distill": Subcommand("pbd.run", "main", "make a trained Keras CNN smaller"),
     "compress": Subcommand("pbd.compression.compress_command", "main", "prune, quantise, distil and more, in a row"),
     "status": Subcommand("pbd.status", "main", "show whether a run is complete, and what is missing"),
     "report": Subcommand("pbd.report.__main__", "main", "write the HTML page of a run, or compare several runs"),
@@ -34,7 +35,8 @@ SUBCOMMANDS = {
 
 
 def command(argv: Sequence[str] | None = None) -> int:
-    """Run `pbd SUBCOMMAND ...`; return the exit code."""
+    """Run `pbd SUBCOMMAND ...` in a process of its own; return the exit code."""
+    backend.dedicate_process()
     arguments = list(sys.argv[1:] if argv is None else argv)
     if arguments and arguments[0] in SUBCOMMANDS:
         name, *rest = arguments

@@ -29,7 +29,7 @@ from pbd.config import DataConfig, ExecutionConfig, RunConfig, TeacherConfig, Tr
 from pbd.config.values import as_kind
 from pbd.errors import UsageError
 from pbd.pipeline import command
-from pbd.system import backend, launcher
+from pbd.system import launcher
 
 if TYPE_CHECKING:
     from pbd.compression.recipe import Recipe
@@ -39,8 +39,7 @@ _OF_RECIPE = ("step", "max_drop", "targets")
 
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd compress") -> int:
-    """Run the command line in a process of its own; return the exit code."""
-    backend.dedicate_process()
+    """Run the command line; return the exit code."""
     return command.run(argv, program, parse, _run)
 
 
