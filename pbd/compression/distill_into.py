@@ -118,7 +118,7 @@ class DistillInto:
     @property
     def distillation(self) -> DistillationConfig:
         """What the student learns from besides logits and labels, and how the learning rate rises."""
-        return DistillationConfig(self.features, self.warmup, undoes_collapse=False)
+        return DistillationConfig(self.features, self.warmup, from_random_weights=True)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         dataset = context.dataset

@@ -75,4 +75,4 @@ class Progressive(InStages):
         layer, end = list(inserted.ends.items())[-1]
         # Local loss plus lambda times the loss of the classes, divided by lambda.
         local = Feature("mse", end, layer, weight=1.0 / self.class_weight)
-        return DistillationConfig((local,), undoes_collapse=self.block_init != "noise")
+        return DistillationConfig((local,), from_random_weights=self.block_init == "noise")

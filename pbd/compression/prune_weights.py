@@ -158,7 +158,7 @@ class PruneWeights(Section):
         weights.draw_anew(model, context.seed)
         weights.apply(kernels, masks)
         rounds = len(self.shares)
-        anew = DistillationConfig(undoes_collapse=False)
+        anew = DistillationConfig(from_random_weights=True)
         return self._train(model, context, rounds + 1, self.ratio, rounds * self.epochs, anew)
 
     def _train(

@@ -72,9 +72,9 @@ class DistillationConfig:
     warmup: float = 0.05
     """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value: the first steps of
     Adam change every weight by the learning rate, however small its gradient is."""
-    undoes_collapse: bool = True
-    """Whether an epoch after which the accuracy collapsed is undone. From random weights the accuracy fluctuates at
-    first, so there only numbers that are not finite should count as divergence."""
+    from_random_weights: bool = False
+    """Whether the network, or what is new in it, begins with random weights. Then steps have the same size for all
+    weights, and an epoch diverged only if numbers are not finite: at first the accuracy fluctuates."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))

@@ -11,6 +11,8 @@ from pbd.networks.keras_internals import KERNELS
 
 BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 """The defaults of `keras.optimizers.Adam`."""
+FULL_STEPS_FROM = 0.05
+"""Root mean square of the weights from which steps of a kernel are not scaled: a step of 0.003 is 6% of it."""
 LEAST_SCALE = 0.01
 """Of the steps of a kernel, so that one of zeros is trained, too."""
 UNSUPPORTED = (
@@ -35,8 +37,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         learning_rate: A number, or a schedule of steps.
         keep_zeros: Whether the elements of kernels (variables with at least 2 dimensions) that are zero when the
             optimiser is built stay zero. Their gradient counts as 0, so both moments and each change are exactly 0.
-        scale_steps: Whether the learning rate of a kernel is lower by as much as its weights are smaller than initial
-            weights of its shape when the optimiser is built (see `step_scale`).
+        scale_steps: Whether a kernel whose weights are small when the optimiser is built has a learning rate that is
+            lower in proportion (see `step_scale`).
         **options: Of `keras.optimizers.Optimizer`.
 
     Raises:
@@ -171,21 +173,19 @@ def size(variable: Any) -> int:
 
 
 def step_scale(variable: Any) -> float:
-    """Return the factor on the learning rate of a variable: 1, or less for a kernel of smaller weights.
+    """Return the factor on the learning rate of a variable: 1, or less for a kernel of weights below `FULL_STEPS_FROM`.
 
     Adam changes every weight by about the learning rate, whatever its size. A kernel in front of a normalisation may
-    have weights of any size: those of a network that was trained with weight decay can be a tenth of initial weights,
-    and the first steps would draw them anew. The factor makes steps as large, relative to the weights, as from initial
-    weights, whose root mean square is `sqrt(2 / (fan_in + fan_out))` (Glorot and Bengio 2010). Adafactor (Shazeer and
-    Stern 2018, arXiv:1804.04235, section 8) scales steps likewise, by the weights of the moment.
+    have weights of any size, and weight decay makes them small: the first steps would draw them anew. Adafactor
+    (Shazeer and Stern 2018, arXiv:1804.04235, section 8) and LAMB (You et al. 2020, arXiv:1904.00962) scale steps
+    likewise, by the weights of the moment.
     """
     if variable.name not in KERNELS or len(variable.shape) < 2:
         return 1.0
     values = keras.ops.convert_to_numpy(variable).astype(np.float64)
-    *spatial, inputs, outputs = values.shape
-    initial = math.sqrt(2.0 / (math.prod(spatial) * (inputs + outputs)))
-    size_of_weights = math.sqrt(float(np.mean(np.square(values))))
-    return min(1.0, max(LEAST_SCALE, size_of_weights / initial))
+    remaining = values[values != 0]  # of a pruned kernel
+    root_mean_square = math.sqrt(float(np.mean(np.square(remaining)))) if remaining.size else 0.0
+    return min(1.0, max(LEAST_SCALE, root_mean_square / FULL_STEPS_FROM))
 
 
 def trained_elements(variable: Any) -> np.ndarray:

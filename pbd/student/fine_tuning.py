@@ -82,7 +82,7 @@ class FineTuner:
             variables,
             keep_zeros=self.keep_zeros,
             warmup=self._warmup,
-            scale_steps=True,
+            scale_steps=not self.distillation.from_random_weights,
         )
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
@@ -118,8 +118,8 @@ class FineTuner:
         if self.learner is not self.student:
             self.student.set_weights(self.learner.get_weights())
         metrics = self._validator.metrics(self.student)
-        chance, undoes_collapse = 1.0 / max(2, self.student.output_shape[-1]), self.distillation.undoes_collapse
-        reason = divergence(metrics, self.state.best if undoes_collapse else None, chance)
+        chance = 1.0 / max(2, self.student.output_shape[-1])
+        reason = divergence(metrics, None if self.distillation.from_random_weights else self.state.best, chance)
         if reason:
             self._stop(reason)
             return

@@ -276,7 +276,7 @@ def test_from_random_weights_a_collapse_is_no_divergence(
     scores = iter([0.6, 0.34, math.nan, 0.7])
     monkeypatch.setattr(Validator, "metrics", lambda *a: Metrics(s := next(scores), s, s))
     config = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.004)
-    distillation = DistillationConfig(undoes_collapse=False)
+    distillation = DistillationConfig(from_random_weights=True)
     state = fine_tuning.fine_tune(make_student(), teacher, dataset, config, START, ignore, distillation=distillation)
     assert [row["val_accuracy"] for row in state.history] == [0.6, 0.34, 0.7]
     assert len(state.events) == 1
