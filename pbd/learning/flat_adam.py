@@ -100,10 +100,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         if self.keep_zeros:
             gradient = ops.where(ops.convert_to_tensor(self._trained), gradient, 0.0)
         sizes = list(map(size, self._trainable_variables))
-        change = self._update_moments(gradient)
-        if self.scale_steps:
-            change = change * ops.repeat(ops.convert_to_tensor(self._scales), np.array(sizes), axis=0)
-        changes = ops.split(change, np.cumsum(sizes)[:-1].tolist())
+        changes = ops.split(self._update_moments(gradient), np.cumsum(sizes)[:-1].tolist())
+        if self.scale_steps:  # one by one: a vector of all factors costs more than the step itself
+            scales = ops.convert_to_tensor(self._scales)
+            changes = [change * scales[at] for at, change in enumerate(changes)]
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
                 variable.assign_sub(ops.cast(ops.reshape(change, variable.shape), variable.dtype))

@@ -237,8 +237,10 @@ class EvaluateTask:
 
     def _kept(self, teacher: keras.Model, dataset: Dataset, share: WorkerShare) -> list[np.ndarray] | None:
         """Return the list in which the teacher's outputs for these batches are kept; None if they are too many."""
-        images, classes = getattr(dataset, self.split), teacher.outputs[0].shape[-1]
-        if not isinstance(images, IndexedSplit) or len(images) * classes > teacher_table.MOST_VALUES:
+        split, data, classes = getattr(dataset, self.split), self.context.data, teacher.outputs[0].shape[-1]
+        images = min(self.limit or len(split), len(split)) // share.count
+        if not isinstance(split, IndexedSplit) or images * classes > teacher_table.MOST_VALUES:
             return None
+        same_images = replace(data, split_seed=data.seed_of_splits(self.context.seed))
         of_session = teacher_outputs(self.context.teacher_path, self.context.session)
-        return of_session.setdefault((self.context.data, self.context.seed, self.split, self.limit, share), [])
+        return of_session.setdefault((same_images, self.split, self.limit, share), [])

@@ -159,7 +159,7 @@ class FineTuner:
     @property
     def _warmup(self) -> int:
         """The first steps of the current schedule, in which the learning rate rises."""
-        return 0 if self.state.rollbacks else round(self.distillation.warmup * self._steps)
+        return 0 if self.state.rollbacks else min(round(self.distillation.warmup * self._steps), self._steps - 1)
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started; while it rises, the one that it rises to."""
@@ -216,7 +216,7 @@ def fine_tune(
         collective: The workers that fine-tune the same student with the same arguments at the same time, each on its
             part of every batch; at most as many as the batch has split units (see `split_unit`).
         checkpoint: Where to resume from and to write the state after every epoch; None for neither.
-        distillation: What the student learns from besides, and how the learning rate rises; by default nothing.
+        distillation: What the student learns from besides, by default nothing, and how the learning rate rises.
         training_precision: float32, or bfloat16: what student and teacher compute in during training, except for their
             logits. The student's weights are those of the float32 network that is validated after every epoch.
 
