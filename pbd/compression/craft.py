@@ -39,7 +39,7 @@ class Craft(InStages):
     tune_epochs: int = 1
     """Passes over the training images for the blocks of a stage in the network."""
     tune_learning_rate: float = 0.003
-    """Of Adam while the blocks are trained in the network, with cosine decay to zero."""
+    """Of Adam while the blocks are trained in the network; it rises first and decays to zero along a cosine."""
     tune_loss: str | None = None
     """Loss of the blocks in the network: kd_mse, kd_kl (on the network before the step), cross_entropy or mixed
     (default: cross_entropy; without labels kd_mse)."""

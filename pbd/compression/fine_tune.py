@@ -40,7 +40,7 @@ class FineTune(Section):
     """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), or mixed (kd_kl and
     cross_entropy); default: kd_mse, or as the `recipe` says."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
-    """Initial learning rate of Adam, with cosine decay to zero."""
+    """Of Adam, which rises first and decays to zero along a cosine; kernels of small weights have a lower one."""
     temperature: float | None = None
     """Divides the logits before the softmax in kd_kl and mixed (default: 4, or as the `recipe` says)."""
     distillation_weight: float = StudentConfig.distillation_weight

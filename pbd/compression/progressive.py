@@ -33,7 +33,7 @@ class Progressive(InStages):
     epochs: int = 4
     """Passes over the training images in each stage."""
     learning_rate: float = 0.003
-    """Initial learning rate of Adam in each stage, with cosine decay to zero."""
+    """Learning rate of Adam in each stage, which rises first and decays to zero along a cosine."""
     loss: str | None = None
     """Loss of the classes: kd_mse, kd_kl (on the network before the step), cross_entropy or mixed (default:
     cross_entropy; without labels kd_mse)."""

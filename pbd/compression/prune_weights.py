@@ -54,7 +54,7 @@ class PruneWeights(Section):
     loss: str = StudentConfig.fine_tune_loss
     """See `FineTune`."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
-    """Initial learning rate of Adam in each round, with cosine decay to zero."""
+    """Learning rate of Adam in each round, which rises first and decays to zero along a cosine."""
 
     def check(self) -> None:
         for name, value in (("ratio", self.ratio), ("per_round", self.per_round)):

@@ -16,7 +16,7 @@ class Training:
     epochs: int = 1
     """Passes over the training images; the best one counts, which may be the start."""
     learning_rate: float = 1e-5
-    """Of Adam, at the start of a cosine decay to zero."""
+    """Of Adam, which rises first and decays to zero along a cosine."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

@@ -147,7 +147,7 @@ def tuning(loss: str | None, epochs: int, learning_rate: float, labelled: bool) 
     Args:
         loss: by default cross_entropy or, without labels, kd_mse.
         epochs: passes over the training images.
-        learning_rate: initial one of Adam, with cosine decay to zero.
+        learning_rate: of Adam, which rises first and decays to zero along a cosine.
         labelled: whether there are labels.
     """
     loss = loss or ("cross_entropy" if labelled else "kd_mse")

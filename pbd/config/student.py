@@ -52,7 +52,8 @@ class StudentConfig(Section):
     fine-tuned, so that best would keep the start: use last. auto: last if the teacher came trained and the validation
     images are a part of the training images; else best."""
     fine_tune_learning_rate: float = 0.003
-    """Initial learning rate of Adam for the student, with cosine decay to zero."""
+    """Learning rate of Adam for the student after the first 5% of the steps, in which it rises; then it decays to zero
+    along a cosine. Kernels whose weights have a root mean square below 0.05 have a lower one in proportion."""
     fine_tune_loss: str = "kd_mse"
     """kd_mse (teacher's logits), kd_kl (teacher's softened outputs), cross_entropy (labels), or mixed (kd_kl and
     cross_entropy)."""
