@@ -270,6 +270,24 @@ def test_the_learning_rate_rises_first(dataset: Dataset, teacher: keras.Model, m
     assert rates[6] == pytest.approx(0.002)
 
 
+def test_the_learning_rate_rises_up_to_the_last_step_at_most(dataset: Dataset, teacher: keras.Model) -> None:
+    larger = dataclasses.replace(dataset, batch_size=32)  # 9 steps, of which the rise would take all
+    state = tune(make_student(), teacher, larger, warmup=0.99)
+    assert [row["learning_rate"] for row in state.history] == pytest.approx([0.004, 0.004, 0.004])
+
+
+def test_only_trained_weights_have_scaled_steps(
+    dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scaled = list[bool]()
+    adam = fine_tuning.adam
+    monkeypatch.setattr(fine_tuning, "adam", lambda *a, **k: scaled.append(k["scale_steps"]) or adam(*a, **k))
+    config = StudentConfig(fine_tune_epochs=1)
+    for distillation in (DistillationConfig(), DistillationConfig(from_random_weights=True)):
+        fine_tuning.fine_tune(make_student(), teacher, dataset, config, START, ignore, distillation=distillation)
+    assert scaled == [True, False]
+
+
 def test_from_random_weights_a_collapse_is_no_divergence(
     dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
