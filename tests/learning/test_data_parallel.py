@@ -18,16 +18,16 @@ EPOCHS = 3
 
 
 class Watch(keras.callbacks.Callback):
-    """Records the losses, and stops training after a number of steps."""
+    """Records the losses, and stops training at the first that is below a limit."""
 
-    def __init__(self, most: int = 10**6) -> None:
+    def __init__(self, limit: float = -np.inf) -> None:
         super().__init__()
         self.losses: list[float] = []
-        self._most = most
+        self._limit = limit
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.losses.append(float((logs or {})["loss"]))
-        self.model.stop_training = len(self.losses) == self._most
+        self.model.stop_training = self.losses[-1] < self._limit
 
 
 def network() -> keras.Model:
@@ -129,8 +129,11 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-def test_stopping_on_one_worker_stops_all_at_the_same_step() -> None:
-    data, models, watches = make_dataset(), [network(), network()], [Watch(most=4), Watch(most=4)]
+def test_a_loss_that_stops_training_stops_it_on_all_workers_at_the_same_step() -> None:
+    data, alone = make_dataset(), Watch()
+    trainer(network(), data, SINGLE).fit(0, EPOCHS, [alone])
+    limit = (alone.losses[0] + min(alone.losses)) / 2
+    models, watches = [network(), network()], [Watch(limit), Watch(limit)]
 
     def work(collective: Collective) -> None:
         mine = data.shared(WorkerShare(collective.index, 2))
@@ -138,7 +141,9 @@ def test_stopping_on_one_worker_stops_all_at_the_same_step() -> None:
         trains.fit(0, EPOCHS, [watches[collective.index]])
 
     run_threads(2, work)
-    assert [len(watch.losses) for watch in watches] == [4, 4]
+    steps = next(step for step, loss in enumerate(alone.losses, start=1) if loss < limit)
+    assert 1 < steps < len(alone.losses)
+    assert [len(watch.losses) for watch in watches] == [steps, steps]
 
 
 @pytest.mark.usefixtures("eager")
