@@ -99,11 +99,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         gradient = concatenate([gradients.get(id(v)) for v in self._trainable_variables], self._trainable_variables)
         if self.keep_zeros:
             gradient = ops.where(ops.convert_to_tensor(self._trained), gradient, 0.0)
-        sizes = list(map(size, self._trainable_variables))
-        changes = ops.split(self._update_moments(gradient), np.cumsum(sizes)[:-1].tolist())
+        changes = separate(self._update_moments(gradient), self._trainable_variables)
         if self.scale_steps:  # one by one: a vector of all factors costs more than the step itself
-            scales = ops.convert_to_tensor(self._scales)
-            changes = [change * scales[at] for at, change in enumerate(changes)]
+            scales = ops.unstack(ops.convert_to_tensor(self._scales), len(changes))
+            changes = [change * scale for change, scale in zip(changes, scales, strict=True)]
         for variable, change in zip(self._trainable_variables, changes, strict=True):
             if id(variable) in gradients:
                 variable.assign_sub(ops.cast(ops.reshape(change, variable.shape), variable.dtype))
@@ -165,6 +164,12 @@ def concatenate(values: Sequence[Any], variables: Sequence[Any]) -> Any:
     pairs = zip(values, variables, strict=True)
     parts = [ops.zeros(v.shape, v.dtype) if value is None else value for value, v in pairs]
     return ops.concatenate([ops.cast(ops.reshape(part, (-1,)), "float32") for part in parts])
+
+
+def separate(vector: Any, variables: Sequence[Any]) -> list[Any]:
+    """Return the parts of a vector that belong to the variables, one for each, as vectors."""
+    ends = np.cumsum(list(map(size, variables)))[:-1].tolist()
+    return keras.ops.split(vector, ends) if ends else [vector]  # Keras cannot split a tensor at no place
 
 
 def size(variable: Any) -> int:

@@ -140,6 +140,15 @@ def test_scales_of_steps_are_those_of_the_start_also_if_restricted() -> None:
         np.testing.assert_array_equal(ours[at].numpy(), theirs[at].numpy())
 
 
+@pytest.mark.parametrize("scale_steps", [False, True])
+def test_a_single_variable_is_trained(scale_steps: bool) -> None:
+    ours, theirs = (variable(np.full((3, 3, 4, 1), 0.5, "float32"), 3) for _ in range(2))
+    for each, optimizer in (ours, FlatAdam(0.1, scale_steps=scale_steps)), (theirs, keras.optimizers.Adam(0.1)):
+        optimizer.apply([keras.ops.ones(each.shape)], [each])
+    same([ours], [theirs])
+    assert not np.array_equal(ours.numpy(), np.full((3, 3, 4, 1), 0.5))
+
+
 def test_a_variable_without_a_gradient_keeps_its_value() -> None:
     ours = variables()
     optimizer = FlatAdam(0.01)
