@@ -132,7 +132,7 @@ def test_a_step_on_labels_is_traced_once(updates: list[FlatAdam]) -> None:
 def test_a_loss_that_stops_training_stops_it_on_all_workers_at_the_same_step() -> None:
     data, alone = make_dataset(), Watch()
     trainer(network(), data, SINGLE).fit(0, EPOCHS, [alone])
-    limit = (alone.losses[0] + min(alone.losses)) / 2
+    limit = (alone.losses[1] + alone.losses[2]) / 2  # within an epoch, where losses of single workers differ from it
     models, watches = [network(), network()], [Watch(limit), Watch(limit)]
 
     def work(collective: Collective) -> None:
@@ -141,9 +141,7 @@ def test_a_loss_that_stops_training_stops_it_on_all_workers_at_the_same_step() -
         trains.fit(0, EPOCHS, [watches[collective.index]])
 
     run_threads(2, work)
-    steps = next(step for step, loss in enumerate(alone.losses, start=1) if loss < limit)
-    assert 1 < steps < len(alone.losses)
-    assert [len(watch.losses) for watch in watches] == [steps, steps]
+    assert [len(watch.losses) for watch in watches] == [3, 3]
 
 
 @pytest.mark.usefixtures("eager")

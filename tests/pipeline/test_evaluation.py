@@ -13,6 +13,7 @@ from pbd.config import RunConfig
 from pbd.learning import metrics, teacher_table
 from pbd.pipeline.remote_tasks import EvaluateTask
 from pbd.run_dir.journal import Journal
+from tests.helpers.thread_collective import run_threads
 
 pytestmark = pytest.mark.usefixtures("eager")
 
@@ -62,6 +63,26 @@ def test_a_new_teacher_starts_anew(task: EvaluateTask, passes: list[str]) -> Non
     assert passes.count("other") == passes.count("teacher")
     assert before.accuracy == after.accuracy
     assert before.kl != after.kl
+
+
+def test_outputs_on_other_images_are_not_taken_for_them(task: EvaluateTask, passes: list[str]) -> None:
+    """The seed of a run splits off its validation images, unless they have a seed of their own."""
+
+    def computes_outputs(seed: int, split_seed: int | None) -> bool:
+        before, data = passes.count("teacher"), replace(task.context.data, split_seed=split_seed)
+        replace(task, context=replace(task.context, data=data, seed=seed))(SINGLE, print)
+        return passes.count("teacher") > before
+
+    assert [computes_outputs(*seeds) for seeds in ((0, None), (1, 0), (1, None), (0, 1))] == [True, False, True, False]
+
+
+def test_each_worker_keeps_the_outputs_on_its_images(task: EvaluateTask, passes: list[str]) -> None:
+    (alone,), _ = task(SINGLE, print)
+    for _ in range(2):
+        for (together,), _ in run_threads(2, lambda collective: task(collective, print)):
+            assert (together.accuracy, together.agreement) == (alone.accuracy, alone.agreement)
+            assert together.kl == pytest.approx(alone.kl, rel=1e-5)
+    assert passes.count("teacher") * 3 == passes.count("student") * 2
 
 
 def test_outputs_that_are_too_many_are_not_kept(
