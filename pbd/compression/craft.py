@@ -7,7 +7,7 @@ import keras
 
 from pbd.compression import labels, stages
 from pbd.compression.stages import InStages, Stage, Tasks
-from pbd.config import TrainingConfig
+from pbd.config import DistillationConfig, TrainingConfig
 from pbd.config.values import at_least, one_of, positive
 
 if TYPE_CHECKING:
@@ -73,6 +73,7 @@ class Craft(InStages):
             initial=before,
             teacher=stage.first,
             first_epoch=(stage.number - 1) * self.tune_epochs,
+            distillation=DistillationConfig(from_random_weights=self.block_init == "noise" and self.epochs == 0),
             trainable=inserted.layers,
         )
         return inserted.model, stages.record(stage, inserted, before, tuned)

@@ -15,6 +15,7 @@ from pbd.config import NEED_LABELS, DistillationConfig, StudentConfig
 from pbd.config.values import as_kind
 from pbd.data import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
+from pbd.learning.chance import Predictions, predicted_classes
 from pbd.networks import cost, files, graph, precision, small_nets
 
 if TYPE_CHECKING:
@@ -22,6 +23,10 @@ if TYPE_CHECKING:
 
 RESCALING_IMAGES = 512
 """Training images of which the mean and the deviation scale the pixels of a built-in student."""
+COMPARED_IMAGES = 256
+"""Validation images on which the answers of student and teacher are compared before the training."""
+LEARNED_FROM = 0.3
+"""Cohen's kappa of their answers from which a student counts as trained."""
 _SUFFIXES = (".keras", ".h5")
 
 
@@ -44,7 +49,9 @@ class DistillInto:
     student: Any
     """A `keras.Model`, the path of a .keras or .h5 file, or the name of a built-in network: conv4_dense2, conv4_dense1,
     conv4_dense2_1x1, conv6_dense1, conv4_dense1_narrow, conv6_dense1_1x1, conv5_dense1, resnet20 or resnet18. All
-    layers are trained, from the weights that the network has; those of a built-in network are random."""
+    layers are trained, from the weights that the network has; those of a built-in network are random. A student whose
+    answers agree with those of the teacher already (Cohen's kappa of 0.3) is trained as by `FineTune`: kernels of small
+    weights have a lower learning rate, and an epoch in which the accuracy collapses is undone."""
     loss: Any = "mixed"
     """mixed (Hinton et al. 2015: alpha T^2 KL + (1 - alpha) cross entropy; without labels, kd_kl), kd_kl (the teacher's
     softened outputs), kd_mse (its logits), cross_entropy (labels alone, to compare with), or a LogitsDistillation."""
@@ -57,7 +64,7 @@ class DistillInto:
     learning_rate: float = 0.003
     """Of Adam, from which it decays to zero along a cosine."""
     warmup: float = DistillationConfig.warmup
-    """Share of the steps, in [0, 1), in which the learning rate rises from 0 first."""
+    """Share of the steps, in [0, 1), in which the learning rate rises first, by the same amount with every step."""
     features: Any = ()
     """Losses between layers, which are added: each a `Feature`, its fields as a mapping, or a FeatureDistillation."""
     mixup: float = StudentConfig.mixup
@@ -83,7 +90,7 @@ class DistillInto:
             self._set("file_digest", _digest(self.student))
         if self.epochs < 1:
             raise UsageError(f"epochs must be at least 1. Received: {self.epochs}. Give 30.")
-        _ = self.settings(labelled=True), self.distillation
+        _ = self.settings(labelled=True), self._distillation()
 
     def check_data(self, dataset: Dataset) -> None:
         _ = self.settings(dataset.labelled)
@@ -115,17 +122,17 @@ class DistillInto:
             cutmix=self.cutmix,
         )
 
-    @property
-    def distillation(self) -> DistillationConfig:
-        """What the student learns from besides logits and labels, and how the learning rate rises."""
-        return DistillationConfig(self.features, self.warmup, from_random_weights=True)
+    def _distillation(self, from_random_weights: bool = True) -> DistillationConfig:
+        """Return what the student learns from besides logits and labels, and how training begins."""
+        return DistillationConfig(self.features, self.warmup, from_random_weights)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         dataset = context.dataset
         student, settings = self.network(model, dataset), self.settings(dataset.labelled)
         layer_losses.check(self.features, student, model, dataset)
         training = context.for_new_network()
-        state = training.fine_tune(student, settings, teacher=model, distillation=self.distillation)
+        begins_anew = self.student in small_nets.SMALL_NETS or not has_learned(student, model, dataset)
+        state = training.fine_tune(student, settings, teacher=model, distillation=self._distillation(begins_anew))
         details = {"student": student.name, "params": cost.count_params(student), "history": list(state.history)}
         events = (*self._events(settings), *state.events)
         return StepResult(student, details, events, keeps_zeros=False)
@@ -168,6 +175,13 @@ class DistillInto:
     def _events(self, settings: StudentConfig) -> Iterator[str]:
         if settings.fine_tune_loss != self.loss:
             yield f"there are no labels: the loss is {settings.fine_tune_loss} instead of {self.loss}"
+
+
+def has_learned(student: keras.Model, teacher: keras.Model, dataset: Dataset) -> bool:
+    """Return whether the student has been trained: whether its answers agree with those of the teacher."""
+    batches = [np.asarray(images) for images, _ in dataset.batches("validation", limit=COMPARED_IMAGES)]
+    ours, theirs = (np.concatenate([predicted_classes(model, b) for b in batches]) for model in (student, teacher))
+    return Predictions(ours, theirs).kappa >= LEARNED_FROM
 
 
 def rescaled(dataset: Dataset) -> small_nets.Rescaled:

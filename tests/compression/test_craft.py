@@ -164,6 +164,21 @@ def test_two_workers_make_the_same_student(name: str, block: str, seen: Any, tmp
         np.testing.assert_allclose(actual, expected, atol=1e-4)
 
 
+def test_blocks_that_are_still_random_are_tuned_as_such(seen: Any, tmp_path: Path) -> None:
+    begins, fine_tune = list[Any](), Watched.fine_tune
+
+    def noted(*arguments: Any, **options: Any) -> Any:
+        begins.append(options["distillation"])
+        return fine_tune(*arguments, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Watched, "fine_tune", noted)
+        for epochs in (0, 1):
+            step = replace(STEPS["craft"], epochs=epochs, block_init="noise", layers=("conv1",))
+            done(step, seen, tmp_path / str(epochs))
+    assert [each.from_random_weights for each in begins] == [True, False]
+
+
 def test_the_loss_of_a_stage_is_the_local_one_plus_lambda_times_that_of_the_classes(seen: Any, tmp_path: Path) -> None:
     step, weight = Progressive(epochs=1, class_weight=0.25, **SETTINGS), 0.25
     inputs: dict[str, Any] = {}

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 import pbd
+from pbd.compression.context import Context
 from pbd.compression.distill_into import DistillInto
 from pbd.compression.step import name_of, settings_of
-from pbd.config import Feature
+from pbd.config import DistillationConfig, Feature
 from pbd.config.features import LOGITS
 from pbd.deploy import images as deploy_images
 from pbd.errors import BadInputError, MissingInputError, UsageError
@@ -99,6 +100,21 @@ def test_a_student_from_a_file_is_trained_again_if_the_file_changes(dataset: Any
     changed.save(path)
     after = settings_of(DistillInto(path, epochs=1))
     assert {name for name in before if before[name] != after[name]} == {"file_digest"}
+
+
+@pytest.mark.parametrize(("network", "learned"), [(teacher, True), (student, False)])
+def test_a_student_that_has_learned_before_is_trained_with_care(
+    network: Callable[[], keras.Model], learned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begins, fine_tune = list[DistillationConfig](), Context.fine_tune
+
+    def noted(context: Context, *arguments: Any, distillation: DistillationConfig, **options: Any) -> Any:
+        begins.append(distillation)
+        return fine_tune(context, *arguments, distillation=distillation, **options)
+
+    monkeypatch.setattr(Context, "fine_tune", noted)
+    distilled(tmp_path, DistillInto(network(), epochs=1))
+    assert [each.from_random_weights for each in begins] == [not learned]
 
 
 def test_the_settings_are_plain() -> None:
