@@ -70,8 +70,8 @@ class DistillationConfig:
     features: tuple[Feature, ...] = ()
     """Losses between layers."""
     warmup: float = 0.05
-    """Share of the steps, in [0, 1), in which the learning rate rises from 0 to its initial value: the first steps of
-    Adam change every weight by the learning rate, however small its gradient is."""
+    """Share of the steps, in [0, 1), in which the learning rate rises, by the same amount with every step: the first
+    steps of Adam change every weight by the learning rate, however small its gradient is."""
     from_random_weights: bool = False
     """Whether the network, or what is new in it, begins with random weights. Then steps have the same size for all
     weights, and an epoch diverged only if numbers are not finite: at first the accuracy fluctuates."""

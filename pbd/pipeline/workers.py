@@ -119,7 +119,7 @@ class WorkerPool:
 
         Args:
             model: The student.
-            settings: Loss, number of epochs and initial learning rate.
+            settings: Loss, number of epochs, and the learning rate from which it decays.
             initial: Its validation metrics before fine-tuning.
             first_epoch: The epoch of the data with which to start.
             distillation: What the student learns from besides logits and labels; by default nothing.

@@ -23,7 +23,7 @@ class FineTuneState:
     best: Metrics
     """Validation metrics of `best_weights`."""
     learning_rate: float
-    """The learning rate at which the current cosine schedule starts."""
+    """The learning rate to which the current schedule rises, and from which it decays along a cosine."""
     highest_score: float = 0.0
     """The highest validation score of all epochs so far, perhaps not that of `best_weights`; 0 before the first."""
     schedule_start: int = 0
@@ -31,7 +31,8 @@ class FineTuneState:
     rollbacks: int = 0
     """How many epochs have diverged and were undone."""
     history: tuple[dict[str, float], ...] = ()
-    """Epoch, loss, validation metrics and initial learning rate of each completed epoch."""
+    """Epoch, loss, validation metrics and learning rate of each completed epoch: the one with which it began, or if it
+    was rising then, the one to which it rises."""
     events: tuple[str, ...] = ()
     """One line per rollback, or why nothing was trained."""
     best_weights: Sequence[np.ndarray] = field(default=(), compare=False)

@@ -45,7 +45,7 @@ class FineTuner:
     first_epoch: int
     """The epoch of the data with which fine-tuning starts."""
     distillation: DistillationConfig
-    """Its warm-up holds unless an epoch diverged."""
+    """What the student learns from besides logits and labels, and how it begins."""
     collective: Collective
     emit: ProgressCallback
     checkpoint: CheckpointFile | None
@@ -159,7 +159,7 @@ class FineTuner:
     @property
     def _warmup(self) -> int:
         """The first steps of the current schedule, in which the learning rate rises."""
-        return 0 if self.state.rollbacks else min(round(self.distillation.warmup * self._steps), self._steps - 1)
+        return min(round(self.distillation.warmup * self._steps), self._steps - 1)
 
     def _learning_rate(self) -> float:
         """Return the learning rate with which the current epoch started; while it rises, the one that it rises to."""
@@ -209,7 +209,7 @@ def fine_tune(
         student: Its trainable layers are changed in place.
         teacher: The network whose logits the student learns; it is copied. The student may have other layers.
         dataset: The whole data; only the losses `cross_entropy` and `mixed` need labels.
-        config: Loss, number of epochs and initial learning rate.
+        config: Loss, number of epochs, and the learning rate from which it decays.
         initial: The student's validation metrics before fine-tuning.
         emit: Called with the progress of every step.
         first_epoch: The epoch of the data with which to start.

@@ -152,7 +152,10 @@ def test_images_are_compared_in_parts_that_are_not_split() -> None:
 def test_the_projector_is_resumed_and_left_behind(
     dataset: Dataset, teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole, resumed = make_student(), make_student()
+    whole, resumed, interrupted_student = (make_student() for _ in range(3))
+    for student in (whole, resumed, interrupted_student):  # small weights in front of the normalisation
+        kernel = student.get_layer("second").kernel
+        kernel.assign(0.05 * kernel)
     variables = len(whole.variables)
     expected = tune(whole, teacher, dataset, MSE)
     validate, calls = Validator.metrics, list[int]()
@@ -166,11 +169,14 @@ def test_the_projector_is_resumed_and_left_behind(
     monkeypatch.setattr(Validator, "metrics", interrupted)
     checkpoint = CheckpointFile(Journal(tmp_path), "state.npz", SINGLE)
     with pytest.raises(KeyboardInterrupt):
-        tune(make_student(), teacher, dataset, MSE, checkpoint=checkpoint)
+        tune(interrupted_student, teacher, dataset, MSE, checkpoint=checkpoint)
     written = checkpoint.read()
     assert written is not None
     assert len(written.variables) == variables + 1
     assert written.best_projectors[0].shape == (1, 1, 6, 8)
+    factors = written.optimizer_variables[-1]
+    assert len(factors) == len(whole.trainable_variables) + 1
+    assert sorted(factors)[0] < 0.2 < sorted(factors)[1] == 1.0, "of the steps of each variable"
     assert tune(resumed, teacher, dataset, MSE, checkpoint=checkpoint) == expected
     assert len(resumed.variables) == variables
     for ours, theirs in zip(resumed.get_weights(), whole.get_weights(), strict=True):
@@ -274,6 +280,21 @@ def test_the_learning_rate_rises_up_to_the_last_step_at_most(dataset: Dataset, t
     larger = dataclasses.replace(dataset, batch_size=32)  # 9 steps, of which the rise would take all
     state = tune(make_student(), teacher, larger, warmup=0.99)
     assert [row["learning_rate"] for row in state.history] == pytest.approx([0.004, 0.004, 0.004])
+
+
+def test_the_learning_rate_rises_again_after_a_divergence(
+    dataset: Dataset, teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, adam = list[Any](), fine_tuning.adam
+    monkeypatch.setattr(fine_tuning, "adam", lambda *a, **k: made.append(adam(*a, **k)) or made[-1])
+    scores = iter([(0.8, 0.5), (0.2, 3.0), (0.9, 0.4), (0.9, 0.3)])
+    monkeypatch.setattr(Validator, "metrics", lambda *a: Metrics((s := next(scores))[0], s[0], s[1]))
+    larger = dataclasses.replace(dataset, batch_size=32)  # 3 steps in each of 3 epochs
+    state = tune(make_student(), teacher, larger, warmup=1 / 3)
+    again = [float(made[1]._learning_rate(step)) for step in range(7)]
+    assert again[:3] == pytest.approx([0.0005, 0.00075, 0.001]), "to a quarter of 0.004, in 2 of 6 steps"
+    assert again[6] == pytest.approx(0.0, abs=1e-9)
+    assert [row["learning_rate"] for row in state.history] == pytest.approx([0.004, 0.001, again[3]])
 
 
 def test_only_trained_weights_have_scaled_steps(
