@@ -33,7 +33,7 @@ jax: export XLA_FLAGS = --xla_backend_optimization_level=1 --xla_llvm_disable_ex
 jax: $(READY)  ## tests of the core again, on the JAX backend: a minute
 	$(TEST)
 
-system: PROCESSES = 3  # much of this stage is waiting
+system: PROCESSES = 4  # much of this stage is waiting
 system: $(READY)  ## tests that start whole runs and clusters: minutes
 	$(TEST)
 
