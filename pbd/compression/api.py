@@ -11,7 +11,7 @@ import keras
 from pbd.compression import recipe
 from pbd.compression.recipe import Recipe
 from pbd.compression.step import Step
-from pbd.config import DataConfig, RunConfig, TeacherConfig
+from pbd.config import BlockConfig, DataConfig, RunConfig, StudentConfig, TeacherConfig, TrainingConfig
 from pbd.errors import UsageError
 from pbd.records.recipe_report import RecipeReport
 from pbd.system import random_state
@@ -96,7 +96,7 @@ def compress(
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
             of `config`.
         config: settings of teacher, data and execution that no other argument gives, the `precision` of all trainings,
-            and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`.
+            and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`. Others are those of steps.
         teacher: see `pbd.distill`, as for all arguments below.
         dataset: see `pbd.Data.load`.
         executor: serial, mpi, dask, or auto.
@@ -150,6 +150,7 @@ def _config(config: RunConfig, model: keras.Model | None, data: "Data | None", s
     Raises:
         UsageError: a setting contradicts the model or the data.
     """
+    _check_of_steps(config)
     chosen = {name: value for name, value in settings.items() if value is not None}
     for value, name, kind in ((model, "model", TeacherConfig), (data, "data", DataConfig)):
         names = sorted(chosen.keys() & {field.name for field in fields(kind)})
@@ -160,3 +161,19 @@ def _config(config: RunConfig, model: keras.Model | None, data: "Data | None", s
     if model is not None:
         chosen["teacher"] = model.name
     return config.replace(**chosen)
+
+
+def _check_of_steps(config: RunConfig) -> None:
+    """Refuse settings that are those of a step, except where a recipe has one for all of its steps.
+
+    Raises:
+        UsageError: there is one.
+    """
+    of_steps = {field.name for kind in (BlockConfig, TrainingConfig, StudentConfig) for field in fields(kind)}
+    values, defaults = config.flat(), RunConfig().flat()
+    for name in sorted(of_steps - {"precision", "fine_tune_keep"}):
+        if values[name] != defaults[name]:
+            raise UsageError(
+                f"{name} is a setting of a step. Received: {values[name]!r} in config. Give it to a step, such as "
+                "ReplaceBlocks or FineTune."
+            )

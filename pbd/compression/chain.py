@@ -1,5 +1,6 @@
 """Do one step after the other in a folder, and leave out those that are complete there."""
 
+import contextlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -60,18 +61,27 @@ class Chain:
             display.phase(f"step {name}: already complete")
             return done
         display.phase(f"step {name}")
-        began, joules = time.monotonic(), self.joules()
         context = replace(context, journal=folder.journal, seed=seed, keeps_zeros=keeps_zeros)
         context.seeded()
-        result = step.apply(before, context)
+        with self._spending(folder):
+            result = step.apply(before, context)
         keeps_zeros = keeps_zeros if result.keeps_zeros is None else result.keeps_zeros
         result = replace(result, model=graph.flatten(result.model), keeps_zeros=keeps_zeros)
-        seconds, spent = time.monotonic() - began, _difference(self.joules(), joules)
+        seconds, spent = folder.spent()
         metrics = context.evaluate(result.model)
         display.phase(f"step {name}: {metrics.on_validation()}")
         finished = folder.write(Finished(result, metrics, seconds, spent))
         context.forget_checkpoints()
         return finished
+
+    @contextlib.contextmanager
+    def _spending(self, folder: StepFolder) -> Iterator[None]:
+        """Add the time and the energy of the block to those of the step, also if it is interrupted."""
+        began, joules = time.monotonic(), self.joules()
+        try:
+            yield
+        finally:
+            folder.spend(time.monotonic() - began, _difference(self.joules(), joules))
 
     def _inputs(self, step: Step, before: keras.Model) -> dict[str, object]:
         """Return what the network of a step depends on, seeds aside."""

@@ -161,7 +161,10 @@ class Context:
         return replace(self, seed=seed, config=config, dataset=replace(self.dataset, seed=seed))
 
     def for_new_network(self) -> "Context":
-        """Return the context for the training of another network than that before the step: its zeros are its own."""
+        """Return the context for the training of another network than that before the step, or of new layers alone.
+
+        Their zeros are no weights that a step before has pruned, and are trained.
+        """
         return replace(self, keeps_zeros=False)
 
     def seeded(self) -> None:

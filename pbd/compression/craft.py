@@ -67,7 +67,7 @@ class Craft(InStages):
         training = TrainingConfig(epochs=self.epochs, learning_rate=self.learning_rate, patience=0)
         inserted = self.insert(stage, training)
         before = context.evaluate(inserted.model, teacher=stage.first)
-        tuned = context.fine_tune(
+        tuned = context.for_new_network().fine_tune(  # zeros of new blocks are no pruned weights
             inserted.model,
             stages.tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate, context.dataset.labelled),
             initial=before,

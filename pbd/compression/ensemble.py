@@ -37,7 +37,8 @@ class Ensemble:
     Args:
         members: the steps of each member.
         copies: of each member, with different seeds; their steps should train something.
-        mean: of the `probabilities`, or of the `logits`; networks with a single output have the mean of their logits.
+        mean: of the `probabilities`, or of the `logits`; networks with a single output, or
+            with sigmoid outputs, have the mean of their logits.
 
     Raises:
         UsageError: there are fewer than two members, or an object is not a step.
@@ -129,12 +130,15 @@ def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Mod
     Raises:
         UsageError: their inputs or outputs differ.
     """
+    if {network.outputs[0].shape[-1] for network in networks} == {1, 2}:  # two forms of the answers on two classes
+        networks = [_with_two_outputs(network, images) for network in networks]
     shapes = {(network.inputs[0].shape, network.outputs[0].shape) for network in networks}
     if len(shapes) > 1:
         raise UsageError(f"members have the same images and classes. Received: {shapes}. Leave out the others.")
     inputs = keras.Input(networks[0].inputs[0].shape[1:], name="images")
     single = networks[0].outputs[0].shape[-1] == 1
-    of_logits = single or mean == LOGITS
+    ends = [heads.head_of(network) for network in networks]
+    of_logits = single or heads.Head.SIGMOID in ends or mean == LOGITS
     named = [keras.Model(one.inputs[0], one.outputs[0], name=f"member{n}") for n, one in enumerate(networks, start=1)]
     are_probabilities = [_outputs_probabilities(network, images) for network in named]
     answers = [
@@ -143,9 +147,14 @@ def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Mod
     ]
     outputs = keras.layers.Average(name="ensemble", dtype="float32")(answers)
     if of_logits and are_probabilities[0]:
-        activation = "sigmoid" if single else "softmax"
+        activation = "sigmoid" if single or ends[0] is heads.Head.SIGMOID else "softmax"
         outputs = keras.layers.Activation(activation, name=activation, dtype="float32")(outputs)
     return graph.flatten(keras.Model(inputs, outputs, name="ensemble"))
+
+
+def _with_two_outputs(network: keras.Model, images: Any) -> keras.Model:
+    """Return a network with two outputs as it is, one with a single output with the logits of both classes."""
+    return network if network.outputs[0].shape[-1] == 2 else logits_model(network, images)
 
 
 def _outputs_probabilities(network: keras.Model, images: Any) -> bool:

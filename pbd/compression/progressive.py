@@ -53,7 +53,7 @@ class Progressive(InStages):
         context = stage.context
         inserted = self.insert(stage, TrainingConfig(epochs=0))
         before = context.evaluate(inserted.model, teacher=stage.first)
-        trained = context.fine_tune(
+        trained = context.for_new_network().fine_tune(  # zeros of new blocks are no pruned weights
             inserted.model,
             stages.tuning(self.loss, self.epochs, self.learning_rate, context.dataset.labelled),
             initial=before,

@@ -30,6 +30,7 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
 
     Without any setting, it looks for the fastest student of the library that loses at most one point (`max_drop`). If a
     step before has set weights to zero, layers are refitted only with `refit=True`, which makes such weights non-zero.
+    Blocks and student are trained in the precision of the recipe unless the step has another one than float32.
 
     Example:
         >>> ReplaceBlocks(budget="latency:0.6", fine_tune_epochs=8)
@@ -55,6 +56,8 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
             settings |= {"keep_zeros": True, "refit": bool(self.refit)}
         if self.fine_tune_keep == "auto":
             settings["fine_tune_keep"] = context.config.student.fine_tune_keep
+        if self.precision == TrainingConfig.precision:
+            settings["precision"] = context.config.training.precision
         config = context.config.replace(
             **settings,
             run_dir=str(run_dir),

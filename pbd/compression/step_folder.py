@@ -61,6 +61,19 @@ class StepFolder:
             steps.write_record(path, {"inputs": digest})
         return cls(Journal(path, digest), inputs)
 
+    def spend(self, seconds: float, energy_j: float | None) -> None:
+        """Add to the time and the energy of the step; energy that was not measured once is not known any more."""
+        before_s, before_j = self.spent()
+        known = energy_j is not None and (before_j is not None or before_s == 0.0)
+        energy = energy_j + (before_j or 0.0) if known and energy_j is not None else None
+        record = steps.read_record(self.journal.path) | {"seconds": before_s + seconds, "energy_j": energy}
+        steps.write_record(self.journal.path, record)
+
+    def spent(self) -> tuple[float, float | None]:
+        """Return the seconds and the joules of the step so far, in all sessions that ended by themselves."""
+        record = steps.read_record(self.journal.path)
+        return float(record.get("seconds", 0.0)), record.get("energy_j")
+
     def read(self) -> Finished | None:
         """Return the step if it is complete; a damaged one is logged, and has to be done again."""
         record = steps.read_record(self.journal.path)
@@ -71,11 +84,11 @@ class StepFolder:
             if model_digest(model) != record["network"]:
                 raise BadInputError("its network is another one")
             quantized = {target: self._unchanged(parts) for target, parts in record["quantized"].items()}
-        except (BadInputError, OSError) as error:
-            _log.warning("%s is damaged (%s): its step is done again.", self.journal.path, error)
+            result = StepResult(model, record["details"], tuple(record["events"]), record["keeps_zeros"], quantized)
+            return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
+        except (BadInputError, OSError, KeyError, TypeError) as error:
+            _log.warning("%s is damaged (%r): its step is done again.", self.journal.path, error)
             return None
-        result = StepResult(model, record["details"], tuple(record["events"]), record["keeps_zeros"], quantized)
-        return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
 
     def write(self, finished: Finished) -> Finished:
         """Write a complete step, and return it with the network that the file holds.

@@ -57,6 +57,7 @@ def run(
         display,
         tasks_of=lambda config, teacher: (),
         kind={"kind": of_steps.RECIPE},
+        may_differ=("precision",),
         check_data=functools.partial(check_data, recipe.steps),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):

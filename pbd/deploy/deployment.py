@@ -89,7 +89,7 @@ def measure(
         files = [candidate.file for candidate in candidates]
         shape = tuple(networks[TEACHER].inputs[0].shape[1:])
         times = latency.measure_files(files, shape, batch_sizes, threads=1)
-        scores = _scores(files, dataset, heads.head_of(networks[TEACHER]))
+        scores = _scores(files, [heads.head_of(networks[file.model]) for file in files], dataset)
         rows = [
             Deployment(
                 model=file.model,
@@ -196,13 +196,19 @@ def _in_keras(networks: Mapping[str, keras.Model], folder: Path) -> list[_Candid
     return candidates
 
 
-def _scores(files: Sequence[DeployedFile], dataset: Dataset, head: heads.Head) -> list[dict[str, Any]]:
-    """Return for each file its quality on test images; the first file is that of the teacher in float32."""
+def _scores(files: Sequence[DeployedFile], ends: Sequence[heads.Head], dataset: Dataset) -> list[dict[str, Any]]:
+    """Return for each file its quality on test images; the first file is that of the teacher in float32.
+
+    Args:
+        files: of networks for the same classes.
+        ends: the head of each network.
+        dataset: of the run.
+    """
     runners = [file.target.load(file.path, devices.available_cores()) for file in files]
     correct, same, count = np.zeros(len(files)), np.zeros(len(files)), 0
     for batch, labels in dataset.batches("test", limit=TEST_IMAGES):
         pixels = np.asarray(batch, np.float32)
-        classes = np.stack([heads.classes(run(pixels), head) for run in runners])
+        classes = np.stack([heads.classes(run(pixels), head) for run, head in zip(runners, ends, strict=True)])
         correct += np.sum(classes == np.asarray(labels), axis=1)
         same += np.sum(classes == classes[0], axis=1)
         count += len(pixels)

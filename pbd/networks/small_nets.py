@@ -47,7 +47,7 @@ class _Stack:
     """Whether the dense layers read every position; if not, the mean over all positions."""
 
     def __call__(self, input_shape: Shape, num_classes: int, rescaled: Rescaled, name: str) -> keras.Model:
-        inputs = keras.Input(input_shape)
+        inputs = keras.Input(input_shape, name="images")
         x = rescaled(inputs)
         for number, width in enumerate(self.widths, start=1):
             x = _convolution(x, width, 1 if number in self.pointwise else 3, f"conv{number}")
@@ -69,7 +69,7 @@ class _Residual:
     """Residual blocks per stage."""
 
     def __call__(self, input_shape: Shape, num_classes: int, rescaled: Rescaled, name: str) -> keras.Model:
-        inputs = keras.Input(input_shape)
+        inputs = keras.Input(input_shape, name="images")
         x = rescaled(inputs)
         if min(input_shape[:2]) >= LARGE_IMAGE:
             x = _convolution(x, self.widths[0], 7, "conv1", strides=2)

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -90,6 +90,7 @@ def prepare(
     display: ProgressDisplay,
     tasks_of: Callable[[RunConfig, keras.Model], tuple[BlockTask, ...]] = _tasks,
     kind: Mapping[str, Any] = MappingProxyType({}),
+    may_differ: Collection[str] = (),
     check_data: Callable[[Dataset], object] = lambda dataset: None,
 ) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory and lock it until the block ends.
@@ -103,6 +104,7 @@ def prepare(
         display: receives phases and progress.
         tasks_of: returns the tasks of a teacher; by default those of the settings.
         kind: settings beside those of `config` that a resumed run must share.
+        may_differ: settings of `config` that it need not share.
         check_data: raises an error if something else does not fit the data.
 
     Raises:
@@ -130,7 +132,8 @@ def prepare(
     is_pretrained = source.is_pretrained(teacher.output_shape[-1])
     if is_pretrained:
         events += _of_seen_images(dataset)
-    identity = _identity(config, source, teacher, dataset) | dict(kind)
+    settings = _identity(config, source, teacher, dataset) | dict(kind)
+    identity = {name: value for name, value in settings.items() if name not in may_differ}
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:

@@ -198,10 +198,12 @@ class FineTuneTask:
 
         A run can fine-tune several students. They differ in their layers, in the shapes of their weights, in their
         first epoch, in the settings or in `start`, so a digest of these names the file, and of the settings of the
-        run: a worker of an earlier run in a directory of this name may write its own.
+        run: a worker of an earlier run in a directory of this name may write its own. Beside `start`, the names of
+        layers do not count: a network that is built again has others.
         """
         layers = [
-            (layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()]) for layer in student.layers
+            ("" if self.start else layer.name, layer.trainable, [weight.shape for weight in layer.get_weights()])
+            for layer in student.layers
         ]
         settings = asdict(self.settings), asdict(self.distillation), self._precision, self.first_epoch
         quantization = None if self.quantization is None else asdict(self.quantization)

@@ -18,7 +18,7 @@ class StepReport:
     """Parameters that are not zero."""
     settings: dict[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
-    """Wall-clock time of the step, without measuring."""
+    """Wall-clock time of the step, without measuring, in all sessions that were not killed."""
     energy_j: float | None = None
     """`None` if it was not measured."""
     details: dict[str, Any] = field(default_factory=dict)

@@ -17,11 +17,12 @@ from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.config import StudentConfig
 from pbd.data import load
-from pbd.errors import CorruptStateError, PbdError
-from pbd.networks import files, graph
+from pbd.errors import CorruptStateError, PbdError, UsageError
+from pbd.networks import files, graph, heads
 from pbd.pipeline.workers import WorkerPool
 from pbd.report import recipes
 from pbd.run_dir.journal import Journal
+from pbd.run_dir.steps import read_record, write_record
 from pbd.status import DAMAGED
 from pbd.status import read as read_status
 from pbd.student.checkpoints import FineTuneState
@@ -125,8 +126,10 @@ def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: 
     first, second = (Scaled(factor, lambda name=name: calls.append(name)) for factor, name in ((2.0, "a"), (3.0, "b")))
     with pytest.raises(PbdError, match="stopped"):
         compress(tmp_path, first, replace(second, fails=True))
+    before_s = read_record(tmp_path / "run/steps/02-scaled")["seconds"]
     whole = compress(tmp_path, first, second, resume=True)
     assert calls == ["a", "b", "b"]
+    assert whole.report.steps[2].seconds > before_s > 0, "of both sessions"
     assert np.allclose(whole.model.get_layer("head").get_weights()[0], 6.0 * head_of_teacher())
     again = compress(tmp_path, first, second, resume=True)
     assert calls == ["a", "b", "b"]
@@ -162,6 +165,24 @@ def test_a_damaged_step_is_done_again(tmp_path: Path) -> None:
     compress(tmp_path, step)
     (tmp_path / "run/steps/01-scaled/model.keras").write_bytes(b"damaged")
     compress(tmp_path, step, resume=True)
+    assert len(calls) == 2
+    folder = tmp_path / "run/steps/01-scaled"
+    write_record(folder, {name: value for name, value in read_record(folder).items() if name != "metrics"})
+    compress(tmp_path, step, resume=True)
+    assert len(calls) == 3
+
+
+def test_settings_of_a_step_are_not_those_of_a_recipe(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"max_drop is a setting of a step. Received: 0.0 in config"):
+        compress(tmp_path, Scaled(), config=pbd.RunConfig.of(max_drop=0.0))
+
+
+def test_a_recipe_is_resumed_in_another_precision(tmp_path: Path) -> None:
+    calls: list[int] = []
+    step = Scaled(2.0, lambda: calls.append(1))
+    compress(tmp_path, step)
+    result = compress(tmp_path, step, config=pbd.RunConfig.of(precision="bfloat16"), resume=True)
+    assert result.report.config["precision"] == "bfloat16"
     assert len(calls) == 2
 
 
@@ -246,6 +267,33 @@ def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str) -> Non
     if ending and mean == "logits":
         expected = softmax(expected, axis=-1)
     assert np.allclose(model.predict_on_batch(pixels), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+def test_an_ensemble_of_sigmoids_keeps_its_head(mean: str) -> None:
+    flat, pixels = graph.flatten(teacher()), PIXELS[:8].astype(np.float32)
+    model = graph.flatten(keras.Model(flat.inputs, layers.Activation("sigmoid")(flat.outputs[0])))
+    same = ensemble.joined([model, model], mean, pixels)
+    assert np.allclose(same.predict_on_batch(pixels), model.predict_on_batch(pixels), atol=1e-5)
+    assert heads.head_of(same) is heads.Head.SIGMOID
+
+
+@pytest.mark.parametrize("mean", ["probabilities", "logits"])
+@pytest.mark.parametrize("first", ["one", "two"])
+def test_answers_on_two_classes_have_one_output_or_two(mean: str, first: str, tmp_path: Path) -> None:
+    inputs, pixels = keras.Input((6, 6, 3)), PIXELS[:8].astype(np.float32)
+    features = layers.GlobalAveragePooling2D()(layers.Rescaling(1 / 128, -1.0)(inputs))
+    outputs = {"one": layers.Dense(1, activation="sigmoid")(features), "two": layers.Dense(2)(features)}
+    of = {name: graph.flatten(keras.Model(inputs, output)) for name, output in outputs.items()}
+    other = "two" if first == "one" else "one"
+    joined = ensemble.joined([of[first], of[other]], mean, pixels)
+    joined.save(tmp_path / "joined.keras")
+    answers = files.load_own(tmp_path / "joined.keras").predict_on_batch(pixels)
+    single, double = (graph.logits(of[name]).predict_on_batch(pixels) for name in ("one", "two"))
+    several = np.stack([single * [[-0.5, 0.5]], double])
+    softmax = scipy.special.softmax
+    expected = softmax(several, axis=-1).mean(axis=0) if mean == "probabilities" else several.mean(axis=0)
+    assert np.allclose(answers, expected, atol=1e-5)
 
 
 def test_an_ensemble_is_made_of_the_last_networks_of_its_members(tmp_path: Path) -> None:

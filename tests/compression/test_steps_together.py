@@ -1,5 +1,7 @@
 """Steps behind one another: what a step knows of those before it, and of the recipe."""
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -12,8 +14,9 @@ import pbd
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment
-from pbd.errors import BadInputError, EnvironmentMismatchError, UsageError
+from pbd.errors import BadInputError, EnvironmentMismatchError, PbdError, UsageError
 from pbd.networks import graph
+from pbd.student.checkpoints import CheckpointFile, FineTuneState
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager", "unmeasured")
@@ -52,7 +55,8 @@ def compress(
     tmp_path: Path, *steps: Any, data: pbd.Data = DATA, start: keras.Model | None = None, **settings: Any
 ) -> Any:
     settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), "targets": "keras"} | settings
-    config = pbd.RunConfig.of(allow_weak_teacher=True)
+    of_config = {name: settings.pop(name) for name in ("precision", "fine_tune_keep") if name in settings}
+    config = pbd.RunConfig.of(allow_weak_teacher=True, **of_config)
     return pbd.compress(start or network(), data, steps, config=config, **settings)
 
 
@@ -84,6 +88,51 @@ def test_zeros_of_the_network_before_are_none_of_the_student(tmp_path: Path) -> 
     assert [context.keeps_zeros for context in contexts] == [True, False]
     assert result.report.steps[3].details["history"]
     assert np.mean(result.model.get_layer("second").get_weights()[0] == 0) < 0.1, "its zeros are trained"
+
+
+def test_zeros_of_new_blocks_are_trained(tmp_path: Path) -> None:
+    """The second layer of such a block begins as an identity: most of its weights are zero."""
+    settings = {"block": "two_layer", "layers": ("second",), "include_unprofitable": True, "block_init": "fitted"}
+    steps = pbd.PruneWeights(0.3), pbd.Progressive(epochs=1, **settings)
+    result = compress(tmp_path, *steps, fine_tune_keep="last")
+    zeros = [np.mean(kernel == 0) for kernel in kernels_of(result.model)]
+    assert zeros[0] == pytest.approx(0.3, abs=0.01), "pruned weights stay zero"
+    assert max(zeros[1:]) < 0.1
+
+
+def kernels_of(model: keras.Model) -> list[np.ndarray]:
+    """Return the kernels of all convolutions of a network."""
+    return [kernel.numpy() for kernel in model.trainable_variables if "kernel" in kernel.name and kernel.ndim == 4]
+
+
+def test_blocks_and_their_student_are_trained_in_the_precision_of_the_recipe(tmp_path: Path) -> None:
+    step = pbd.ReplaceBlocks(
+        block=("decoupled_r1",), layers=("second",), epochs=0, accuracy_threshold=0.0, fine_tune_epochs=0
+    )
+    compress(tmp_path, step, precision="bfloat16")
+    report = json.loads((tmp_path / "run/steps/01-replace_blocks/run/report.json").read_text())
+    assert report["config"]["precision"] == "bfloat16"
+
+
+@pytest.mark.parametrize("student", [lambda: network(1), lambda: "conv4_dense1_narrow"], ids=["own", "built in"])
+def test_distillation_that_is_stopped_goes_on_after_its_last_epoch(
+    student: Callable[[], Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if the student is built again, with other names of layers that have none of their own."""
+    write, epochs = CheckpointFile.write, list[int]()
+
+    def write_and_stop(file: CheckpointFile, state: FineTuneState) -> None:
+        write(file, state)
+        epochs.append(state.epoch)
+        if epochs == [1, 2]:
+            raise PbdError("stopped")
+
+    monkeypatch.setattr(CheckpointFile, "write", write_and_stop)
+    with pytest.raises(PbdError, match="stopped"):
+        compress(tmp_path, pbd.DistillInto(student(), epochs=3, loss="kd_mse"))
+    result = compress(tmp_path, pbd.DistillInto(student(), epochs=3, loss="kd_mse"), resume=True)
+    assert epochs == [1, 2, 3]
+    assert len(result.report.steps[1].details["history"]) == 3
 
 
 def test_an_ensemble_of_an_ensemble_answers_with_the_mean_of_probabilities(tmp_path: Path) -> None:

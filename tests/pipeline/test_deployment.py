@@ -92,6 +92,19 @@ def test_a_complete_run_without_a_budget_is_measured_in_another_target(
     assert {path.name for path in run_dir.glob("student*")} == files | {"student_litert.tflite"}
 
 
+def test_the_same_answers_count_the_same_with_and_without_a_sigmoid(tmp_path: Path) -> None:
+    inputs = keras.Input((4, 4, 1))
+    scores = keras.layers.Dense(1)(keras.layers.Flatten()(inputs))
+    outputs = keras.layers.Activation("sigmoid")(scores)
+    pixels = np.random.default_rng(0).normal(size=(48, 4, 4, 1)).astype("float32")
+    of = {name: keras.Model(inputs, end) for name, end in (("teacher", scores), ("student", outputs))}
+    labels = (of["teacher"].predict_on_batch(pixels)[:, 0] > 0).astype(int)
+    given = pbd.Data(train=(pixels, labels), validation=(pixels, labels), test=(pixels, labels))
+    dataset = deployed_images.load(given, of["teacher"], seed=0)
+    measured = deployment.measure(of, dataset, targets.TARGETS["keras"], [1], lambda path: None)
+    assert {(row.test_accuracy, row.test_agreement) for row in measured.deployments} == {(1.0, 1.0)}
+
+
 def test_the_report_says_how_the_images_were_preprocessed(in_keras: pbd.Result) -> None:
     config = in_keras.report.config
     assert (pbd.RunConfig().data.preprocess, config["preprocess"]) == ("auto", "none")
