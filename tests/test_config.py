@@ -220,6 +220,10 @@ def test_remedies_for_settings_work(settings: dict, remedy: str, followed: dict)
         ({"max_accuracy_drop": 0.1}, ("decoupled_r2",), 3, None),
         ({"target_accuracy_drop": 0.1, "refit": True}, ("decoupled_r2",), 0, None),
         ({"recipe": "paper"}, ("two_layer",), 3, None),
+        ({"recipe": "paper", "budget": "macs:0.5"}, ("two_layer",), 3, None),
+        ({"block_init": "noise"}, LIBRARY, 3, 0.01),
+        ({"budget": "macs:0.5", "keep_zeros": True}, LIBRARY, 3, None),
+        ({"budget": "macs:0.5", "keep_zeros": True, "refit": True}, LIBRARY, 0, None),
     ],
 )
 def test_defaults_depend_on_how_blocks_are_chosen(

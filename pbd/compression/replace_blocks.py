@@ -53,7 +53,7 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
         run_dir = context.journal.file(RUN)
         settings = {one.name: getattr(self, one.name) for one in fields(self)}
         if context.keeps_zeros:
-            settings |= {"keep_zeros": True, "refit": bool(self.refit)}
+            settings["keep_zeros"] = True
         if self.fine_tune_keep == "auto":
             settings["fine_tune_keep"] = context.config.student.fine_tune_keep
         if self.precision == TrainingConfig.precision:

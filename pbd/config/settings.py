@@ -306,8 +306,8 @@ class RunConfig:
             student = dataclasses.replace(student, max_drop=DEFAULT_MAX_DROP)
         block = block or (LIBRARY if student.chooses_together else (DEFAULT_DESIGN,))
         epochs = self.training.epochs
-        if epochs is None:
-            epochs = 0 if student.refits else DEFAULT_EPOCHS
+        if epochs is None:  # refitting leaves most of a block as it is, so that a random one has to be trained
+            epochs = 0 if student.refits and self.blocks.block_init != "noise" else DEFAULT_EPOCHS
         return self.replace(block=block, epochs=epochs, max_drop=student.max_drop)
 
     def flat(self) -> dict[str, Any]:

@@ -69,7 +69,8 @@ class StudentConfig(Section):
     share that is kept is drawn from Beta(cutmix, cutmix). With mixup as well, either is drawn for each image. 0: no
     CutMix."""
     keep_zeros: bool = False
-    """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed."""
+    """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed. Layers
+    are refitted only with `refit` then, which makes such weights non-zero."""
     target_accuracy_drop: float | None = None
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""
@@ -122,8 +123,8 @@ class StudentConfig(Section):
 
     @property
     def refits(self) -> bool:
-        """Whether the assembled student is refitted."""
-        return self.chooses_together if self.refit is None else self.refit
+        """Whether the assembled student is refitted: by default under a budget, unless zeros have to stay."""
+        return self.chooses_together and not self.keep_zeros if self.refit is None else self.refit
 
     def lowest_accuracy(self, teacher_accuracy: float) -> float:
         """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""

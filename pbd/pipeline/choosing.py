@@ -5,12 +5,15 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from pbd.config import StudentConfig, budgets
+import keras
+
+from pbd.config import RunConfig, StudentConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY, MEASURED
 from pbd.errors import InfeasibleBudgetError
 from pbd.pipeline.kept_choices import KeptChoice, KeptChoices
 from pbd.pipeline.proposals import Proposal, Proposer
-from pbd.records import BlockKey, BlockResult, ChoiceReport
+from pbd.progress import ProgressDisplay
+from pbd.records import BlockKey, BlockResult, BlockTask, ChoiceReport
 from pbd.student import selection
 from pbd.student.builder import Assembled, Student, StudentBuilder
 from pbd.student.selection import ROUNDING
@@ -44,16 +47,32 @@ class Chosen:
     """The choice, if they were chosen together."""
 
 
-def check_counted(proposer: Proposer, settings: StudentConfig) -> None:
-    """Check whether the budgets of what is counted, not measured, are possible.
+def check_counted(
+    config: RunConfig,
+    display: ProgressDisplay,
+    requested: Iterable[Sequence[str]],
+    teacher: keras.Model,
+    tasks: Sequence[BlockTask],
+) -> None:
+    """Check whether blocks can meet budgets of what is counted, not measured; no block needs to be trained for it.
+
+    Args:
+        config: of the run.
+        display: shows phases.
+        requested: the budgets of each student.
+        teacher: flat and functional.
+        tasks: of the run.
 
     Raises:
-        InfeasibleBudgetError: no choice keeps within them.
+        InfeasibleBudgetError: no choice keeps within the budgets of a student.
     """
-    requested = [budgets.parse(text) for text in settings.budget]
-    counted = [budget for budget in requested if budget.resource not in MEASURED]
-    if counted:
-        proposer.check(counted)
+    to_train = [task for task in tasks if task.skip_reason is None]
+    perfect = {task.key: BlockResult(task.layer.name, "trained", task.design, val_kl=0.0) for task in to_train}
+    proposer = Proposer(teacher, tasks, perfect, config, display)
+    for texts in requested:
+        counted = [budget for budget in map(budgets.parse, texts) if budget.resource not in MEASURED]
+        if counted:
+            proposer.check(counted)
 
 
 def choices(

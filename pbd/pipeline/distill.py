@@ -2,7 +2,7 @@
 
 import functools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -65,6 +65,7 @@ def run_on(
     model: "keras.Model | None" = None,
     data: "Data | None" = None,
     is_step: bool = False,
+    of_others: Collection[str] = (),
 ) -> RunReport:
     """Run the method on the workers of a session that is open; see `run`.
 
@@ -75,12 +76,16 @@ def run_on(
         model: the teacher.
         data: the images.
         is_step: the run is a step of a recipe, which reads the test images and measures latency itself, at its end.
+        of_others: budgets of other students of these blocks, which have to be possible, too.
     """
-    from pbd.pipeline import prepare  # loads the backend
+    from pbd.pipeline import choosing, prepare  # loads the backend
 
     clock = Clock()
     given_costs = cost_table.read_requested(config.execution.costs)
-    with accounting.account(executor.readings) as account, prepare.prepare(config, model, data, display) as inputs:
+    requested = [config.student.budget, *((text,) for text in of_others)]
+    check = functools.partial(choosing.check_counted, config, display, requested)
+    prepared = prepare.prepare(config, model, data, display, check_tasks=check)
+    with accounting.account(executor.readings) as account, prepared as inputs:
         clock.lap("teacher")
         with error_files.recorded(inputs.journal, "run"):
             return _compress(RunContext(config, given_costs, inputs, executor, clock, account, display, is_step))
@@ -95,9 +100,11 @@ def _compress(run: RunContext) -> RunReport:
 
     inputs, journal = run.inputs, run.inputs.journal
     todo, done = _tasks(run)
-    if len(done) == len(todo) and _is_complete(run):
+    earlier = report.located(report.read(journal), journal) if _is_complete(run) else None
+    if earlier is not None and len(done) == len(todo):
         run.display.phase("this run is already complete: the report, with its times and energy, is the earlier one")
-        return report.located(report.read(journal), journal)
+        return earlier
+    complete = manifest.names(journal.path)
     manifest.withdraw(journal)
     images, _ = next(iter(inputs.dataset.batches("validation", limit=parity.NUM_IMAGES)))
     model_files.check_teacher(journal.file("teacher.keras"), inputs.teacher, images)
@@ -105,8 +112,11 @@ def _compress(run: RunContext) -> RunReport:
     context = _context(run.config, inputs)
     pool = WorkerPool(run.executor, context, run.display.update)
     student_phase = StudentPhase(run, pool)
-    student_phase.check_budget(todo)
     trained = block_phase.train(run, context, list(todo.values()), done)
+    if earlier is not None and all(result.status != "trained" for result in trained.results):
+        run.display.phase("what failed has failed again, and all else is complete: the report is the earlier one")
+        manifest.record(journal, complete)
+        return earlier
     results = done | {result.key: result for result in trained.results}
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
     chosen, student = student_phase.build(results, teacher_metrics.score, images)
@@ -193,6 +203,7 @@ def _report(
         groups=tuple(group.layer_names for group in trained.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
+        kept_epoch=inputs.settled(config).student.fine_tune_keep,
         events=(
             *(() if run.is_step else inputs.events),
             *damaged_images.events(journal),

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -92,6 +92,7 @@ def prepare(
     kind: Mapping[str, Any] = MappingProxyType({}),
     may_differ: Collection[str] = (),
     check_data: Callable[[Dataset], object] = lambda dataset: None,
+    check_tasks: Callable[[keras.Model, Sequence[BlockTask]], object] = lambda teacher, tasks: None,
 ) -> Iterator[Inputs]:
     """Load or train the teacher, load the data, and open the run directory and lock it until the block ends.
 
@@ -106,6 +107,7 @@ def prepare(
         kind: settings beside those of `config` that a resumed run must share.
         may_differ: settings of `config` that it need not share.
         check_data: raises an error if something else does not fit the data.
+        check_tasks: raises an error if something else does not fit the teacher and its tasks.
 
     Raises:
         PbdError: the teacher, the data or the settings do not fit, or the run directory cannot be used.
@@ -134,10 +136,12 @@ def prepare(
         events += _of_seen_images(dataset)
     settings = _identity(config, source, teacher, dataset) | dict(kind)
     identity = {name: value for name, value in settings.items() if name not in may_differ}
+    tasks = tasks_of(config, teacher)
+    check_tasks(teacher, tasks)
     if config.execution.resume:
         journal = Journal.resume(directory, identity)
     else:
-        keys = [task.key for task in tasks_of(config, teacher) if task.skip_reason is None]
+        keys = [task.key for task in tasks if task.skip_reason is None]
         if config.execution.run_dir is None:
             directory = _new_folder(directory)
         journal = Journal.create(directory, identity, keys)

@@ -41,6 +41,10 @@ class Proposal:
         return self.report.divergence if math.isfinite(self.report.divergence) else math.inf
 
 
+def _nothing(accepted: Mapping[str, BlockResult]) -> Assembled:
+    raise AssertionError("a proposer that only checks budgets assembles nothing")
+
+
 @dataclass
 class Proposer:
     """Proposes networks of the blocks of a run.
@@ -51,7 +55,7 @@ class Proposer:
         results: of the tasks.
         config: the settings of the run.
         display: shows phases.
-        assemble: assembles the student of accepted blocks.
+        assemble: assembles the student of accepted blocks; not needed to `check`.
     """
 
     teacher: keras.Model
@@ -59,7 +63,7 @@ class Proposer:
     results: Mapping[BlockKey, BlockResult]
     config: RunConfig
     display: ProgressDisplay
-    assemble: Callable[[Mapping[str, BlockResult]], Assembled]
+    assemble: Callable[[Mapping[str, BlockResult]], Assembled] = _nothing
     events: list[str] = field(default_factory=list)
     """What was proposed, and how predictions held."""
     _assembled: dict[frozenset[tuple[str, str]], Assembled] = field(default_factory=dict)

@@ -1,6 +1,6 @@
 """The second half of a run: choose among the blocks, assemble a student, fine-tune it, and write it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -32,18 +32,6 @@ class StudentPhase:
         inputs = run.inputs
         settled = inputs.settled(run.config)
         self._builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, settled, run.display, workers=pool)
-
-    def check_budget(self, keys: Iterable[BlockKey]) -> None:
-        """Check that blocks can meet the budgets of what is counted, not measured, before the blocks are trained.
-
-        Args:
-            keys: of the blocks.
-
-        Raises:
-            InfeasibleBudgetError: no choice among them keeps within the budgets.
-        """
-        perfect = {key: BlockResult(key.layer, "trained", key.design, val_kl=0.0) for key in keys}
-        choosing.check_counted(self._proposer(perfect), self._run.config.student)
 
     def build(
         self, results: Mapping[BlockKey, BlockResult], teacher_score: float, images: Any

@@ -39,7 +39,8 @@ def run(
     texts = budgets.sweep(config.student.sweep)
 
     def work(executor: Executor, display: ProgressDisplay) -> RunReport:
-        return _each(_Students(config, lambda one: distill.run_on(executor, display, one, model, data)), texts)
+        run_one = functools.partial(distill.run_on, executor, display, model=model, data=data, of_others=texts)
+        return _each(_Students(config, run_one), texts)
 
     check = functools.partial(early_checks.check, config, model is not None)
     return session.run(config.execution, work, check, dedicated_process=dedicated_process)

@@ -216,6 +216,8 @@ class RunReport:
     """Reference of all choices: `labels`, or `teacher` (agreement with it) if there are no labels; `judged_by` in
     `report.json`."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
+    kept_epoch: str = "best"
+    """The epoch of fine-tuning whose weights the student has: `best`, on the validation images, or `last`."""
     events: tuple[str, ...] = ()
     """Other events, in order, such as damaged images, repeated attempts, lowered learning rates, restored layers;
     `story` in `report.json`."""

@@ -54,6 +54,7 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "groups": report.groups,
             _JSON_NAMES["reference"]: report.reference,
             "fine_tune_history": report.fine_tune_history,
+            "kept_epoch": report.kept_epoch,
             _JSON_NAMES["events"]: report.events,
             "deployments": [asdict(row) for row in report.deployments],
             "choice": asdict(report.choice) if report.choice else None,

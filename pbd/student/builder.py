@@ -8,7 +8,7 @@ from typing import Protocol
 import keras
 
 from pbd import blocks
-from pbd.config import RunConfig, StudentConfig
+from pbd.config import DistillationConfig, RunConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.networks import channels, graph
@@ -34,7 +34,12 @@ class StudentWorkers(Protocol):
         ...
 
     def fine_tune(
-        self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
+        self,
+        model: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics,
+        first_epoch: int,
+        distillation: DistillationConfig,
     ) -> FineTuneState:
         """Fine-tune the trainable layers in place (see `fine_tuning.fine_tune`)."""
         ...
@@ -136,7 +141,9 @@ class StudentBuilder:
             return FineTuneState(initial, settings.fine_tune_learning_rate)
         trainable = {layer.name: layer.trainable for layer in model.layers}
         set_trainable(model, accepted, settings.fine_tune_scope)
-        state = self.workers.fine_tune(model, settings, initial, first_epoch)
+        still_random = self.config.blocks.block_init == "noise" and self.config.training.epochs == 0
+        begin = DistillationConfig(from_random_weights=still_random)
+        state = self.workers.fine_tune(model, settings, initial, first_epoch, begin)
         for layer in model.layers:
             layer.trainable = trainable[layer.name]
         return state

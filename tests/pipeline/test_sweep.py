@@ -27,7 +27,7 @@ class Runs:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.configs = run_dir, list[RunConfig]()
 
-    def __call__(self, executor: object, display: object, config: RunConfig, *_: object) -> RunReport:
+    def __call__(self, executor: object, display: object, config: RunConfig, **_: object) -> RunReport:
         self.configs.append(config)
         (budget,) = config.student.budget
         journal = Journal(self.run_dir) if self.run_dir.exists() else Journal.create(self.run_dir, {})

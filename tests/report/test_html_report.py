@@ -168,6 +168,11 @@ def test_what_is_absent_is_said_to_be_so(reference: str) -> None:
     assert "2 runs" in Document(page.of_runs({"a": report, "b": report})).words
 
 
+@pytest.mark.parametrize("kept", ["best", "last"])
+def test_the_page_says_which_epoch_the_student_is_of(kept: str) -> None:
+    assert f"the weights of the {kept} epoch are kept" in Document(page.of_run(make_report(kept_epoch=kept))).words
+
+
 def test_figures_that_are_no_numbers_leave_gaps(tmp_path: Path) -> None:
     rows = (make_row("a", "rejected", "diverged", nmse=math.nan, nmse_history=(0.5, math.nan, math.inf), seconds=0.0),)
     journal = Journal.create(tmp_path / "run", {})

@@ -27,7 +27,7 @@ KEYS = {
     "energy": {"source", "total_j"},
 }
 TOP = {"version", "config", "versions", "device", "blocks", "workers", "executor", "scheduler", "groups"} | KEYS.keys()
-TOP |= {"judged_by", "story", "fine_tune_history", "run_dir", "deployments"}
+TOP |= {"judged_by", "story", "fine_tune_history", "kept_epoch", "run_dir", "deployments"}
 TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "val_agreement", "val_kl"}
 TRAINED |= {"loss_history", "nmse_history"}
 BLOCK = {"layer", "status", "reason", "params_before", "params_after", "macs_before", "macs_after"} | TRAINED
