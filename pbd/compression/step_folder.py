@@ -62,11 +62,11 @@ class StepFolder:
         return cls(Journal(path, digest), inputs)
 
     def spend(self, seconds: float, energy_j: float | None) -> None:
-        """Add to the time and the energy of the step; energy that was not measured once is not known any more."""
+        """Add to the time and the energy of the step; `None` if a session did not measure its energy."""
         before_s, before_j = self.spent()
-        known = energy_j is not None and (before_j is not None or before_s == 0.0)
-        energy = energy_j + (before_j or 0.0) if known and energy_j is not None else None
-        record = steps.read_record(self.journal.path) | {"seconds": before_s + seconds, "energy_j": energy}
+        if before_s > 0.0:
+            energy_j = None if before_j is None or energy_j is None else before_j + energy_j
+        record = steps.read_record(self.journal.path) | {"seconds": before_s + seconds, "energy_j": energy_j}
         steps.write_record(self.journal.path, record)
 
     def spent(self) -> tuple[float, float | None]:
