@@ -11,6 +11,7 @@ from pbd import blocks
 from pbd.compression.context import Context
 from pbd.compression.step import Step, name_of, settings_of, uses_target
 from pbd.compression.step_folder import Finished, StepFolder
+from pbd.errors import PbdError
 from pbd.networks import graph
 from pbd.networks.digest import model_digest
 
@@ -76,12 +77,18 @@ class Chain:
 
     @contextlib.contextmanager
     def _spending(self, folder: StepFolder) -> Iterator[None]:
-        """Add the time and the energy of the block to those of the step, also if it is interrupted."""
+        """Add the time and the energy of the block to those of the step.
+
+        If the block fails, its energy is not read: other workers may be in the middle of a task, and do not answer.
+        """
         began, joules = time.monotonic(), self.joules()
         try:
             yield
-        finally:
-            folder.spend(time.monotonic() - began, _difference(self.joules(), joules))
+        except BaseException:
+            with contextlib.suppress(OSError, PbdError):
+                folder.spend(time.monotonic() - began, None)
+            raise
+        folder.spend(time.monotonic() - began, _difference(self.joules(), joules))
 
     def _inputs(self, step: Step, before: keras.Model) -> dict[str, object]:
         """Return what the network of a step depends on, seeds aside."""

@@ -1,6 +1,8 @@
 """The step that is pbd's own method: blocks learn the feature maps of the network, and the best replace layers."""
 
+import shutil
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 import keras
@@ -8,12 +10,13 @@ import keras
 from pbd import blocks
 from pbd.compression import labels
 from pbd.compression.step import StepResult
-from pbd.config import StudentConfig
+from pbd.config import RunConfig, StudentConfig
 from pbd.config.settings import BlockConfig, TrainingConfig
 from pbd.errors import UsageError
 from pbd.networks import files, graph, precision
 from pbd.pipeline import distill
-from pbd.report import words
+from pbd.report import json_safe, words
+from pbd.run_dir.journal import Journal
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
@@ -58,15 +61,27 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
             settings["fine_tune_keep"] = context.config.student.fine_tune_keep
         if self.precision == TrainingConfig.precision:
             settings["precision"] = context.config.training.precision
-        config = context.config.replace(
-            **settings,
-            run_dir=str(run_dir),
-            resume=(run_dir / "run.json").exists(),
-            allow_weak_teacher=True,  # the recipe's teacher was checked
-        )
-        report = distill.run_on(context.executor, context.display, config.resolved(), model, is_step=True)
+        settings |= {"run_dir": str(run_dir), "allow_weak_teacher": True}  # the teacher of the recipe was checked
+        config = context.config.replace(**settings).resolved()
+        config = config.replace(resume=_holds_run_of(run_dir, config))
+        report = distill.run_on(context.executor, context.display, config, model, is_step=True)
         student = graph.flatten(precision.in_float32(files.load_own(run_dir / "student.keras")))
         return StepResult(student, _details(report), report.events)
+
+
+def _holds_run_of(run_dir: Path, config: RunConfig) -> bool:
+    """Return whether a folder holds a run with these settings of blocks and their training; another one is deleted.
+
+    The step has the same settings as then, but what follows from them may have changed.
+    """
+    if not (run_dir / "run.json").exists():
+        return False
+    identity, values = Journal(run_dir).identity(), json_safe(config.flat())
+    names = [one.name for kind in (BlockConfig, TrainingConfig) for one in fields(kind)]
+    if all(identity.get(name) == values[name] for name in names):
+        return True
+    shutil.rmtree(run_dir)
+    return False
 
 
 def _details(report: "RunReport") -> dict[str, object]:

@@ -86,8 +86,9 @@ class StepFolder:
             quantized = {target: self._unchanged(parts) for target, parts in record["quantized"].items()}
             result = StepResult(model, record["details"], tuple(record["events"]), record["keeps_zeros"], quantized)
             return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
-        except (BadInputError, OSError, KeyError, TypeError) as error:
+        except (BadInputError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             _log.warning("%s is damaged (%r): its step is done again.", self.journal.path, error)
+            steps.write_record(self.journal.path, {"inputs": self.journal.settings_digest})  # its time is that to come
             return None
 
     def write(self, finished: Finished) -> Finished:
@@ -133,6 +134,8 @@ class StepFolder:
             BadInputError: a file has changed.
             OSError: a file is missing.
         """
+        if not parts:
+            raise BadInputError("its quantised network has no files")
         for name, digest in parts.items():
             if _sha256(self.journal.file(name)) != digest:
                 raise BadInputError(f"{name} has changed")

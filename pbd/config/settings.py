@@ -140,7 +140,7 @@ class TrainingConfig(Section):
 
     epochs: int | None = None
     """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 3; 0 where the
-    assembled student is refitted, which replaces the weights that training would give."""
+    assembled student is refitted, which replaces the weights that training would give, unless blocks begin as noise."""
     learning_rate: float = 0.003
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2

@@ -41,7 +41,7 @@ class StudentConfig(Section):
     refit: bool | None = None
     """Before fine-tuning, correct the convolutions of the assembled student by least squares, from the first to the
     last, each on what the student computes before it; kept only if the divergence from the teacher falls (default: with
-    a budget, a sweep or max_drop)."""
+    a budget, a sweep or max_drop, unless zeros are kept)."""
     fine_tune_epochs: int = 8
     """Passes over the training images for the assembled student; 0: no fine-tuning."""
     fine_tune_scope: str = "all"

@@ -1,8 +1,9 @@
 """The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
 
+import contextlib
 import functools
 import uuid
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -16,6 +17,7 @@ from pbd.pipeline.versions import versions
 from pbd.records import BlockKey, BlockReport, BlockResult, BlockTask, RunReport, Timing
 from pbd.report import rows
 from pbd.run_dir import damaged_images, deployed_files, error_files, manifest
+from pbd.run_dir.journal import Journal
 from pbd.scheduling import cost_table
 from pbd.system import devices
 
@@ -112,10 +114,10 @@ def _compress(run: RunContext) -> RunReport:
     context = _context(run.config, inputs)
     pool = WorkerPool(run.executor, context, run.display.update)
     student_phase = StudentPhase(run, pool)
-    trained = block_phase.train(run, context, list(todo.values()), done)
-    if earlier is not None and all(result.status != "trained" for result in trained.results):
+    with _recorded_again(journal, complete if earlier is not None else (), todo, done):
+        trained = block_phase.train(run, context, list(todo.values()), done)
+    if earlier is not None and manifest.is_intact(journal):
         run.display.phase("what failed has failed again, and all else is complete: the report is the earlier one")
-        manifest.record(journal, complete)
         return earlier
     results = done | {result.key: result for result in trained.results}
     (teacher_metrics,) = pool.evaluate([journal.file("teacher.keras")], "validation")
@@ -130,6 +132,26 @@ def _compress(run: RunContext) -> RunReport:
     manifest.write(journal, deployed.files)
     journal.remove_folder(remote_tasks.CHECKPOINTS)
     return finished
+
+
+@contextlib.contextmanager
+def _recorded_again(
+    journal: Journal, complete: Collection[str], todo: Collection[BlockKey], done: Collection[BlockKey]
+) -> Iterator[None]:
+    """Record at the end of the block, however it ends, that a run is complete as before, if no block was trained.
+
+    Args:
+        journal: of the run, the record of which has been withdrawn.
+        complete: the names of its files; none if it was not complete.
+        todo: all blocks of the run.
+        done: those that it had.
+    """
+    try:
+        yield
+    finally:
+        if complete and journal.committed_blocks().keys() & set(todo) == set(done):
+            with contextlib.suppress(OSError):
+                manifest.record(journal, complete)
 
 
 def _tasks(run: RunContext) -> tuple[dict[BlockKey, BlockTask], dict[BlockKey, BlockResult]]:

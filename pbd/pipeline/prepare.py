@@ -134,12 +134,11 @@ def prepare(
     is_pretrained = source.is_pretrained(teacher.output_shape[-1])
     if is_pretrained:
         events += _of_seen_images(dataset)
-    settings = _identity(config, source, teacher, dataset) | dict(kind)
-    identity = {name: value for name, value in settings.items() if name not in may_differ}
+    identity = _identity(config, source, teacher, dataset) | dict(kind)
     tasks = tasks_of(config, teacher)
     check_tasks(teacher, tasks)
     if config.execution.resume:
-        journal = Journal.resume(directory, identity)
+        journal = Journal.resume(directory, identity, may_differ)
     else:
         keys = [task.key for task in tasks if task.skip_reason is None]
         if config.execution.run_dir is None:

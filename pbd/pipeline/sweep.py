@@ -39,7 +39,7 @@ def run(
     texts = budgets.sweep(config.student.sweep)
 
     def work(executor: Executor, display: ProgressDisplay) -> RunReport:
-        run_one = functools.partial(distill.run_on, executor, display, model=model, data=data, of_others=texts)
+        run_one = functools.partial(distill.run_on, executor, display, model=model, data=data)
         return _each(_Students(config, run_one), texts)
 
     check = functools.partial(early_checks.check, config, model is not None)
@@ -51,7 +51,9 @@ class _Students:
     """Builds the students of one run directory; the blocks are those of the first one."""
 
     config: RunConfig
-    run_one: Callable[[RunConfig], RunReport]
+    run_one: Callable[..., RunReport]
+    _are_possible: bool = False
+    """Whether the budgets of all students were found to be possible."""
 
     def build(self, budget: str, shown: Collection[str], anew: bool = False) -> RunReport:
         """Return the report of the student of a budget; one that is there is built again only on request.
@@ -62,7 +64,8 @@ class _Students:
         one = self.config.replace(budget=(budget,), sweep=None)
         if not anew and students.is_complete(one):
             return students.read(Path(str(one.execution.run_dir)))[budget]
-        finished = self.run_one(one)
+        finished = self.run_one(one, of_others=() if self._are_possible else shown)
+        self._are_possible = True
         self.config = self.config.replace(run_dir=finished.run_dir, resume=True)
         students.keep(finished)
         students.write_front(Path(finished.run_dir), {budget, *shown})

@@ -216,8 +216,9 @@ class RunReport:
     """Reference of all choices: `labels`, or `teacher` (agreement with it) if there are no labels; `judged_by` in
     `report.json`."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
-    kept_epoch: str = "best"
-    """The epoch of fine-tuning whose weights the student has: `best`, on the validation images, or `last`."""
+    kept_epoch: str = ""
+    """The epoch of fine-tuning whose weights the student has: `best`, on the validation images, or `last`; empty in
+    some reports of earlier versions, which did not say."""
     events: tuple[str, ...] = ()
     """Other events, in order, such as damaged images, repeated attempts, lowered learning rates, restored layers;
     `story` in `report.json`."""

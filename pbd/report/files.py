@@ -129,6 +129,8 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
     """
     field_names = {json_name: name for name, json_name in _JSON_NAMES.items()}
     fields = {field_names.get(name, name): value for name, value in content.items() if name not in _DROPPED}
+    kept_epoch = fields["config"].get("fine_tune_keep", "")
+    fields = {"kept_epoch": "" if kept_epoch == "auto" else kept_epoch} | fields
     return RunReport(
         **fields
         | {

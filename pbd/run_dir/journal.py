@@ -6,7 +6,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,8 +77,13 @@ class Journal:
         return journal
 
     @classmethod
-    def resume(cls, path: str | Path, identity: dict[str, Any]) -> "Journal":
+    def resume(cls, path: str | Path, identity: dict[str, Any], may_differ: Collection[str] = ()) -> "Journal":
         """Open the run directory at `path` to continue its run.
+
+        Args:
+            path: of the directory.
+            identity: the settings that the results depend on.
+            may_differ: those of them that need not be the same.
 
         Raises:
             MissingInputError: it holds no run.
@@ -90,7 +95,8 @@ class Journal:
         journal = cls(Path(path), json_digest(before))
         if not os.access(journal.path, os.W_OK):
             raise CannotCreateError(f"cannot write to {path}. Make it writable, or start anew in another --run-dir.")
-        differences = _differences(before, json.loads(_dump_json(identity)))
+        now = json.loads(_dump_json(identity))
+        differences = _differences(_without(before, may_differ), _without(now, may_differ))
         if differences:
             raise CorruptStateError(
                 f"{path} holds a run with other settings: {'; '.join(differences)}. "
@@ -284,6 +290,10 @@ def block_file_name(key: BlockKey) -> str:
 
 def _dump_json(obj: Any) -> bytes:
     return json.dumps(obj, indent=2, allow_nan=False, default=plain, ensure_ascii=False).encode()
+
+
+def _without(settings: dict[str, Any], names: Collection[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:

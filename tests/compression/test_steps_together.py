@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import pbd
+from pbd.compression import replace_blocks
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment
@@ -110,8 +111,13 @@ def test_blocks_and_their_student_are_trained_in_the_precision_of_the_recipe(tmp
         block=("decoupled_r1",), layers=("second",), epochs=0, accuracy_threshold=0.0, fine_tune_epochs=0
     )
     compress(tmp_path, step, precision="bfloat16")
-    report = json.loads((tmp_path / "run/steps/01-replace_blocks/run/report.json").read_text())
+    run_dir = tmp_path / "run/steps/01-replace_blocks/run"
+    report = json.loads((run_dir / "report.json").read_text())
     assert report["config"]["precision"] == "bfloat16"
+    config = pbd.RunConfig.of(**{name: report["config"][name] for name in ("precision", "epochs", "block", "layers")})
+    assert replace_blocks._holds_run_of(run_dir, config)
+    assert not replace_blocks._holds_run_of(run_dir, config.replace(precision="float32"))
+    assert not run_dir.exists(), "blocks of other settings are of no use"
 
 
 @pytest.mark.parametrize("student", [lambda: network(1), lambda: "conv4_dense1_narrow"], ids=["own", "built in"])

@@ -149,6 +149,13 @@ def test_json_holds_only_what_json_can_say() -> None:
     assert content["config"] == {"rate": None, "n": 3}
 
 
+@pytest.mark.parametrize(("setting", "kept"), [("last", "last"), ("auto", ""), (None, "")])
+def test_reports_that_do_not_say_which_epoch_was_kept(setting: str | None, kept: str) -> None:
+    config = {} if setting is None else {"fine_tune_keep": setting}
+    content = {name: value for name, value in to_json(make_report(config=config)).items() if name != "kept_epoch"}
+    assert from_json(content).kept_epoch == kept
+
+
 def test_json_safe_keeps_truth_values_and_nothing_else_unknown() -> None:
     assert json_safe({1: (True, np.bool_(False), None)}) == {"1": [True, False, None]}
     assert json_safe(np.array([1.0, np.nan])) == [1.0, None]
