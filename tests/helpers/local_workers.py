@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import keras
 
-from pbd.config import RunConfig, StudentConfig
+from pbd.config import DistillationConfig, RunConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning.metrics import Metrics
 from pbd.progress import ProgressDisplay
@@ -29,9 +29,15 @@ class LocalWorkers:
         return adapt(model, self.teacher, ends, self.dataset)
 
     def fine_tune(
-        self, model: keras.Model, settings: StudentConfig, initial: Metrics, first_epoch: int
+        self,
+        model: keras.Model,
+        settings: StudentConfig,
+        initial: Metrics,
+        first_epoch: int,
+        distillation: DistillationConfig,
     ) -> FineTuneState:
-        return fine_tune(model, self.teacher, self.dataset, settings, initial, self.emit, first_epoch)
+        data, emit = self.dataset, self.emit
+        return fine_tune(model, self.teacher, data, settings, initial, emit, first_epoch, distillation=distillation)
 
 
 def builder(teacher: keras.Model, dataset: Dataset, tasks: tuple[BlockTask, ...], config: RunConfig) -> StudentBuilder:
