@@ -18,16 +18,16 @@ EPOCHS = 3
 
 
 class Watch(keras.callbacks.Callback):
-    """Records the losses, and stops training at the first that is below a limit."""
+    """Records the losses, and stops training after a number of steps, or at the first loss below a limit."""
 
-    def __init__(self, limit: float = -np.inf) -> None:
+    def __init__(self, most: int = 10**6, limit: float = -np.inf) -> None:
         super().__init__()
         self.losses: list[float] = []
-        self._limit = limit
+        self._most, self._limit = most, limit
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         self.losses.append(float((logs or {})["loss"]))
-        self.model.stop_training = self.losses[-1] < self._limit
+        self.model.stop_training = len(self.losses) == self._most or self.losses[-1] < self._limit
 
 
 def network() -> keras.Model:
@@ -133,7 +133,7 @@ def test_a_loss_that_stops_training_stops_it_on_all_workers_at_the_same_step() -
     data, alone = make_dataset(), Watch()
     trainer(network(), data, SINGLE).fit(0, EPOCHS, [alone])
     limit = (alone.losses[1] + alone.losses[2]) / 2  # within an epoch, where losses of single workers differ from it
-    models, watches = [network(), network()], [Watch(limit), Watch(limit)]
+    models, watches = [network(), network()], [Watch(limit=limit), Watch(limit=limit)]
 
     def work(collective: Collective) -> None:
         mine = data.shared(WorkerShare(collective.index, 2))
