@@ -96,7 +96,8 @@ def compress(
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
             of `config`.
         config: settings of teacher, data and execution that no other argument gives, the `precision` of all trainings,
-            and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`. Others are those of steps.
+            and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`. Settings of
+            blocks, training and student belong to a step.
         teacher: see `pbd.distill`, as for all arguments below.
         dataset: see `pbd.Data.load`.
         executor: serial, mpi, dask, or auto.

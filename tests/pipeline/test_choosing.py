@@ -1,10 +1,8 @@
 """Blocks are chosen under a budget: end to end, within the limits, and refused if that is impossible."""
 
 import json
-import math
 import shutil
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import keras
@@ -12,15 +10,12 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd import blocks
 from pbd import report as reports
-from pbd.blocks import registry
 from pbd.deploy import targets
 from pbd.deploy.latency import file_size
 from pbd.errors import InfeasibleBudgetError, UsageError
 from pbd.networks import cost
 from pbd.pipeline import choosing
-from pbd.records import Layer
 from pbd.run_dir import deployed_files, manifest
 from pbd.run_dir.journal import Journal
 from pbd.student import latency_costs
@@ -133,34 +128,6 @@ def test_an_impossible_budget_is_refused_before_anything_is_written(
     with pytest.raises(InfeasibleBudgetError, match="the least possible"):
         distill(teacher, run_dir, block=BLOCKS, resume=True, **budgets)
     assert manifest.is_intact(Journal(run_dir)), "the run is complete as before"
-
-
-class FailsInTheMiddle(blocks.BlockDesign):
-    """A block without finite outputs for one layer, and a 1x1 convolution for the others."""
-
-    name = "fails_in_the_middle"
-    per_image = True
-    scales = MappingProxyType({"a2": math.nan})
-
-    def build(self, x: Any, layer: Layer, seed: int) -> Any:
-        x = keras.layers.Rescaling(self.scales.get(layer.name, 1.0), name=f"{layer.name}_scaled")(x)
-        return keras.layers.Conv2D(layer.output_shape[-1], 1, name=f"{layer.name}_pointwise")(x)
-
-
-def test_what_fails_again_leaves_a_complete_run_as_it_is(
-    teacher: keras.Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(registry._DESIGNS, FailsInTheMiddle.name, FailsInTheMiddle())
-    settings: dict[str, Any] = {"block": FailsInTheMiddle.name, "layers": ("a*",), "max_accuracy_drop": 1.0}
-    settings |= {"epochs": 1, "fine_tune_epochs": 1, "costs": "macs"}
-    whole = distill(teacher, tmp_path / "run", **settings).report
-    assert [key.layer for key in whole.failed_blocks] == ["a2"]
-    again = distill(teacher, tmp_path / "run", **settings, resume=True).report
-    assert (again.timing, again.student) == (whole.timing, whole.student)
-    assert manifest.is_intact(Journal(tmp_path / "run"))
-    monkeypatch.setattr(FailsInTheMiddle, "scales", {})
-    repaired = distill(teacher, tmp_path / "run", **settings, resume=True).report
-    assert not repaired.failed_blocks
 
 
 @pytest.fixture(scope="module")
