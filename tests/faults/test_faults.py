@@ -29,9 +29,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Range]:
 @pytest.mark.parametrize(
     ("way", "fault"),
     [
-        ("mpi", Fault("training", "hang", nth=3, role="child")),
+        ("mpi, shared", Fault("training", "hang", nth=3, role="child")),
         ("dask", Fault("scoring", "crash", role="child")),
-        ("mpi, shared", Fault("fine-tuning", "kill", nth=2, role="child")),
+        ("mpi", Fault("fine-tuning", "kill", nth=2, role="child")),
     ],
 )
 def test_a_lost_child_costs_an_attempt_and_not_the_run(way: str, fault: Fault, place: Range) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from pbd.collective import CollectiveAbortedError, CollectiveLostError
+from pbd.system import watchdog
 
 _OK, _ABORTED, _LOST = 0, 1, 2
 _POLL_S = 1e-4
@@ -89,5 +90,7 @@ class MpiCollective:
 
 
 def _wait(request: Any) -> None:
+    """Wait for all members as long as it takes: each watches itself, and heartbeats tell of one that is stopped."""
     while not request.Test():
+        watchdog.touch()
         time.sleep(_POLL_S)
