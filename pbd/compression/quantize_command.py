@@ -16,7 +16,7 @@ from rich.text import Text
 from pbd.command_line import Parser, positive
 from pbd.compression.settings import METHODS, Training
 from pbd.deploy import file_commands
-from pbd.deploy.export_command import output_beside, path_table, percent
+from pbd.deploy.export_command import new_paths, path_table, percent
 from pbd.errors import UsageError
 
 if TYPE_CHECKING:
@@ -90,10 +90,7 @@ def quantize(settings: argparse.Namespace) -> "tuple[Quantized, ...]":
         if source is None:
             raise UsageError("quantize needs images for the ranges of the activations. Received: none. Give --dataset.")
         model = files.load(settings.model)
-        paths = {
-            target.name: settings.output or output_beside(settings.model, target.name, target.runtime.suffix)
-            for target in chosen
-        }
+        paths = new_paths(settings, chosen)
         with open_progress(LastingConsole(stderr=True)) as display:
             return quantization.quantize_each(
                 model,

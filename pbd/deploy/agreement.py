@@ -16,6 +16,8 @@ TOLERANCE = 1e-4
 _BATCH = 100
 _SINGLE = 4
 """Images that are run one at a time."""
+_RESOLVED = 0.02
+"""Logits from float32 probabilities are off by about 1e-6, which is within the tolerance of this one."""
 _MOST_UNSTEADY = 0.1
 """Largest difference between an image alone and in a batch: roundings of 8-bit integers may fall differently."""
 
@@ -25,8 +27,9 @@ class Agreement:
     """How the outputs of a file differ from those of Keras."""
 
     difference: float
-    """Largest difference of the logits, as a fraction of the largest logit; infinite if one is not finite, or if the
-    file computes something else for single images than for the same images in a batch."""
+    """Largest difference of the logits, as a fraction of the largest logit; of the probabilities, where the runtime
+    rounds them to 8 bits. Infinite if one is not finite, or if the file computes something else for single images than
+    for the same images in a batch."""
     same_class: float
     """Fraction of the images for which both predict the same class."""
     images: int
@@ -48,9 +51,13 @@ def compare(target: Target, path: Path, network: keras.Model, images: np.ndarray
     singles = np.concatenate([single(image) for image in np.split(images[:_SINGLE], len(images[:_SINGLE]))])
     outputs = run_in_batches(target.load(path, devices.available_cores()), images)
     expected = expected_logits(network, images)
-    received = heads.logits(outputs, head)
-    difference = _difference(_comparable(expected, head), received)
-    if _difference(received[: len(singles)], heads.logits(singles, head)) > _MOST_UNSTEADY:
+    if target.int8 and target.quantizer.rounds_outputs:
+        scores, received, alone = heads.probabilities(expected, head), outputs, singles
+    else:
+        scores, received, alone = _comparable(expected, head), heads.logits(outputs, head), heads.logits(singles, head)
+    smallest = 0.0 if head is heads.Head.NONE else _RESOLVED
+    difference = _difference(scores, received, smallest)
+    if _difference(received[: len(singles)], alone, smallest) > _MOST_UNSTEADY:
         difference = float("inf")
     same = heads.classes(expected, heads.Head.NONE) == heads.classes(outputs, head)
     return Agreement(difference, float(np.mean(same)), len(images))
@@ -76,8 +83,9 @@ def _comparable(logits: np.ndarray, head: heads.Head) -> np.ndarray:
     return np.clip(logits, -heads.LARGEST, heads.LARGEST) if head is heads.Head.SIGMOID else logits
 
 
-def _difference(expected: np.ndarray, received: np.ndarray) -> float:
+def _difference(expected: np.ndarray, received: np.ndarray, smallest: float) -> float:
+    """Return the largest difference as a fraction of the largest expected value, or of `smallest` if that is larger."""
     if not np.isfinite(received).all():
         return float("inf")
-    largest = max(float(np.abs(expected).max()), float(np.finfo(np.float32).tiny))
+    largest = max(float(np.abs(expected).max()), smallest, float(np.finfo(np.float32).tiny))
     return float(np.abs(received - expected).max()) / largest

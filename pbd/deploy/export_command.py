@@ -19,6 +19,7 @@ from pbd.deploy import file_commands
 if TYPE_CHECKING:
     from pbd.deploy.exporting import Exported
     from pbd.deploy.int8.quantizing import Quantized
+    from pbd.deploy.targets import Target
 
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd export") -> int:
@@ -52,11 +53,15 @@ def export(settings: argparse.Namespace) -> "tuple[Exported, ...]":
         chosen = [targets.get(name) for name in settings.target]
         data = file_commands.read(settings)
         model = files.load(settings.model)
-        paths = {
-            target.name: settings.output or output_beside(settings.model, target.name, target.runtime.suffix)
-            for target in chosen
-        }
+        paths = new_paths(settings, chosen)
         return exporting.export_each(model, paths, check=data.data if data else None, seed=data.seed if data else 0)
+
+
+def new_paths(settings: argparse.Namespace, chosen: "Iterable[Target]") -> dict[str, Path]:
+    """Return the paths of the new files, by target: that of --output, or beside the model."""
+    if settings.output is not None:
+        return {target.name: Path(settings.output) for target in chosen}
+    return {target.name: output_beside(settings.model, target.name, target.runtime.suffix) for target in chosen}
 
 
 def output_beside(model: str, target: str, suffix: str) -> Path:

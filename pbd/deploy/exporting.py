@@ -27,6 +27,7 @@ CHECKED = 1000
 """Images on which a file is compared with Keras."""
 _BESIDE = {".xml": ".bin", ".onnx": SCRIPT_SUFFIX}
 """Suffixes of OpenVINO's weights and of the script for TensorRT, by that of the file that they belong to."""
+_PATTERN = "[]*?"
 _RANDOM = 64
 """The same, if there are only random images."""
 
@@ -105,7 +106,10 @@ def export_each(
         check_suffix(path, target)
     files.check_known(model)
     reference = _Reference.of(model, check, seed)
-    return tuple(_exported(reference, target, path) for target, path in chosen)
+    with contextlib.ExitStack() as drafts:  # nothing is replaced before all files are written and agree
+        return tuple(
+            _exported(reference, target, path, drafts.enter_context(replaced(path))) for target, path in chosen
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,23 +142,27 @@ class _Reference:
         return images.accuracy(run, self.dataset, "test", heads.head_of(self.network)) if self.dataset else None
 
 
-def _exported(reference: _Reference, target: Target, path: Path) -> Exported:
-    with replaced(path) as draft:
-        write(reference.network, draft, target)
-        agreed = checked(draft, reference.network, reference.pixels, target)
-        tested = reference.accuracy_of(target.load(draft, devices.available_cores())), reference.test_accuracy
-    return Exported(target.name, path, size_of(path), agreed, reference.checked_on, *tested)
+def _exported(reference: _Reference, target: Target, path: Path, draft: Path) -> Exported:
+    write(reference.network, draft, target)
+    agreed = checked(draft, reference.network, reference.pixels, target)
+    tested = reference.accuracy_of(target.load(draft, devices.available_cores())), reference.test_accuracy
+    return Exported(target.name, path, size_of(draft), agreed, reference.checked_on, *tested)
 
 
 def check_suffix(path: Path, target: Target) -> None:
     """Check that a new file has the suffix by which its runtime knows the format.
 
     Raises:
-        UsageError: it has another one.
+        UsageError: it has another one, or is a folder whose path TensorFlow takes for a pattern.
     """
     suffix = target.runtime.suffix
     if suffix and path.suffix != suffix:
         raise UsageError(f"the file of {target.name} must end in {suffix}. Received: {str(path)!r}. Rename it.")
+    if not suffix and any(mark in str(path.absolute()) for mark in _PATTERN):
+        raise UsageError(
+            f"TensorFlow cannot read a SavedModel whose path has one of {' '.join(_PATTERN)}. Received: {str(path)!r}. "
+            "Give another."
+        )
 
 
 def write(network: keras.Model, path: Path, target: Target) -> None:
@@ -184,7 +192,8 @@ def _form(network: keras.Model, target: Target) -> keras.Model:
 def replaced(path: Path) -> Iterator[Path]:
     """Return a path in a new folder; what the block writes there replaces what lies at `path`, if the block succeeds.
 
-    Files that a format keeps beside its main file have the same stem, and are moved with it.
+    Files that a format keeps beside its main file have the same stem. They are moved with it, or removed if the new
+    file has none.
 
     Raises:
         MissingInputError: the folder of the path does not exist.
@@ -199,6 +208,9 @@ def replaced(path: Path) -> Iterator[Path]:
     with temporary as folder:
         yield Path(folder) / path.name
         with _refused(path):
+            if path.is_file():
+                for stale in files_of(path)[1:]:
+                    stale.unlink()
             for written in Path(folder).iterdir():
                 destination = path.parent / written.name
                 if written.is_dir() and destination.is_dir():

@@ -19,9 +19,20 @@ from pbd.errors import MissingInputError, UsageError
 if TYPE_CHECKING:
     from pbd.data import Data
 
-_SETTINGS = ("dataset", "preprocess", "image_size", "labels", "validation_fraction", "train_limit", "batch_size")
-_LATER_SETTINGS = ("split_seed", "validation_from")
-"""Settings of the data that reports of earlier versions lack."""
+_SETTINGS = (
+    "preprocess",
+    "image_size",
+    "labels",
+    "validation_fraction",
+    "train_limit",
+    "batch_size",
+    "split_seed",
+    "validation_from",
+)
+"""Of the data of a run; reports of earlier versions lack some."""
+_OF_THE_IMAGES = ("labels", "train_limit")
+"""Settings that a run chose for its own images, not for those of `--dataset`."""
+_WRITES_A_FOLDER = "saved_model"
 
 
 @dataclass(frozen=True)
@@ -82,7 +93,7 @@ def add_data_flags(parser: Parser) -> None:
         type=path,
         help="as in pbd distill; by default that of the run whose folder holds the model",
     )
-    parser.add_argument("--preprocess", metavar="NAME", help="as in pbd distill; by default that of the run, or none")
+    parser.add_argument("--preprocess", metavar="NAME", help="as in pbd distill; by default that of the run, else none")
     parser.add_argument("--image-size", metavar="N", type=positive, help="likewise")
     parser.add_argument("--validation-from", choices=VALIDATION_SOURCES, help="likewise; without a run train")
     parser.add_argument(
@@ -92,6 +103,8 @@ def add_data_flags(parser: Parser) -> None:
 
 def read(settings: argparse.Namespace) -> SeededData | None:
     """Return the data that the flags describe, or else those of the run that wrote the model; `None` if there are none.
+
+    Settings without a flag are those of the run, but for the labels and the number of training images of other data.
 
     Args:
         settings: `model`, the path of a model, and the flags of `add_data_flags`.
@@ -103,15 +116,14 @@ def read(settings: argparse.Namespace) -> SeededData | None:
 
     flags = {name: getattr(settings, name) for name in ("preprocess", "image_size", "validation_from", "labels")}
     chosen = {name: value for name, value in flags.items() if value is not None}
-    if settings.dataset is not None:
-        return SeededData(Data.load(settings.dataset, **{"preprocess": "none", **chosen}), seed=0)
-    config = _config_of_run(Path(settings.model).absolute().parent)
-    if config is None or config["dataset"] == "arrays":  # arrays of a Python program are gone with it
+    run = _config_of_run(Path(settings.model).absolute().parent) or {}
+    source = settings.dataset or run.get("dataset", "arrays")
+    if source == "arrays":  # those of a Python program are gone with it
         return None
-    source, *others = _SETTINGS
-    later = {name: config[name] for name in _LATER_SETTINGS if name in config}
-    data = Data.load(config[source], **{**later, **{name: config[name] for name in others}, **chosen})
-    return SeededData(data, config["seed"])
+    of_run = {name: run[name] for name in _SETTINGS if name in run}
+    if settings.dataset is not None:
+        of_run = {"preprocess": "none"} | {name: of_run[name] for name in of_run if name not in _OF_THE_IMAGES}
+    return SeededData(Data.load(source, **{**of_run, **chosen}), run.get("seed", 0))
 
 
 def check_flags(settings: argparse.Namespace) -> None:
@@ -125,7 +137,8 @@ def check_flags(settings: argparse.Namespace) -> None:
         raise MissingInputError(f"a model file must exist. Received: {settings.model!r}. Check the path.")
     if settings.output is not None and len(settings.target) > 1:
         raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
-    check_folder("--output", Path(settings.output) if settings.output else None)
+    if settings.target != [_WRITES_A_FOLDER]:  # which `exporting.replaced` checks
+        check_folder("--output", Path(settings.output) if settings.output else None)
 
 
 def short_names(paths: Collection[str]) -> dict[str, str]:

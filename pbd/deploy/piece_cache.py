@@ -13,9 +13,9 @@ import platformdirs
 import pbd
 from pbd.deploy.targets import Target
 from pbd.run_dir.atomic import write_atomically
-from pbd.system import devices, processor
+from pbd.system import backend, devices, processor
 
-METHOD = 2
+METHOD = 3
 """Number of the way in which pieces are measured; raise it if figures of another way must not be mixed with these."""
 
 _log = logging.getLogger(__name__)
@@ -30,11 +30,13 @@ def conditions(target: Target, batch: int, threads: int | None) -> dict[str, Any
         threads: CPU threads; None if they are those of the process.
     """
     packages = target.runtime.packages + (target.quantizer.quantizing_packages if target.int8 else ())
+    if "keras" in target.runtime.packages:
+        packages += (backend.name(),)
     return {
         "method": METHOD,
         "target": target.name,
         "batch": batch,
-        "threads": threads,
+        "threads": devices.process_threads() if threads is None else threads,
         "processor": processor.kind(),
         "devices": devices.names() if target.runtime.name.endswith("-gpu") else [],
         "versions": {"pbd": pbd.__version__} | {name: _version(name) for name in sorted({"keras", *packages})},

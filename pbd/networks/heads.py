@@ -48,6 +48,16 @@ def logits(outputs: np.ndarray, head: Head) -> np.ndarray:
         return np.maximum(logarithms - logarithms.max(axis=-1, keepdims=True), -LOWEST)
 
 
+def probabilities(logits: np.ndarray, head: Head) -> np.ndarray:
+    """Return the outputs of a network with these logits, (batch, outputs) float64."""
+    if head is Head.NONE:
+        return logits
+    if head is Head.SIGMOID:
+        return np.exp(-np.logaddexp(0.0, -logits))
+    exponentials = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return exponentials / exponentials.sum(axis=-1, keepdims=True)
+
+
 def classes(outputs: np.ndarray, head: Head) -> np.ndarray:
     """Return the predicted class of each image, (batch,); a single output is the score of class 1 of two."""
     if outputs.shape[-1] > 1:

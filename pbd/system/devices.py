@@ -221,6 +221,11 @@ def gpu_ids() -> tuple[str, ...]:
         return ()
 
 
+def process_threads() -> int:
+    """Return the number of CPU threads with which the backend of this process computes."""
+    return int(os.environ.get(_THREADS) or 0) or available_cores()
+
+
 def available_cores() -> int:
     """Return the number of cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,6 +1,7 @@
 """Imports of libraries without some of the packages that they would import themselves."""
 
 import contextlib
+import os
 import sys
 from collections.abc import Iterator
 
@@ -15,3 +16,15 @@ def hidden(*packages: str) -> Iterator[None]:
     finally:
         for name in absent:
             sys.modules.pop(name, None)
+
+
+@contextlib.contextmanager
+def variable(name: str, value: str) -> Iterator[None]:
+    """Set a variable of the environment, unless it is set, in a block that loads a library which reads it."""
+    is_set = name in os.environ
+    os.environ.setdefault(name, value)
+    try:
+        yield
+    finally:
+        if not is_set:
+            os.environ.pop(name, None)

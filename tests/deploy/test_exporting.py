@@ -1,6 +1,7 @@
 """Export: files compute what Keras computes, also in a process without pbd and Keras, and others are not written."""
 
 import json
+import os
 import subprocess
 import sys
 import textwrap
@@ -132,6 +133,31 @@ def test_the_libraries_of_openvino_send_no_telemetry() -> None:
     assert "openvino_telemetry" not in sys.modules
 
 
+def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
+    """It would keep files in folders of the user, and have a thread of its own."""
+    needs("onnx")
+    places = {"TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
+    for place in set(places.values()):
+        Path(place).mkdir()
+    script = "import os\nfrom pbd.deploy.runtimes import base\nbefore = len(os.listdir('/proc/self/task'))\n"
+    script += "base.load_package('onnxruntime.quantization')\nprint(len(os.listdir('/proc/self/task')) - before, *"
+    script += "(name for name in os.environ if name.startswith('ORT')))"
+    done = subprocess.run([sys.executable, "-c", script], env=os.environ | places, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["0"], "no further thread, and the environment as before"
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("head", ["softmax", "sigmoid"])
+def test_probabilities_that_are_nearly_uniform_agree(head: str, tmp_path: Path) -> None:
+    """As those of a network without training: their logits are known to 1e-6, which is much of the largest."""
+    needs("onnx")
+    model = classifier(head, classes=HEADS[head])
+    layer = model.get_layer("classes")
+    layer.set_weights([1e-5 * layer.get_weights()[0], np.zeros(HEADS[head])])
+    assert pbd.export(model, tmp_path / "a.onnx").agreement.difference < 1e-4
+
+
 def _convolutions(*layers: Any, dtype: str = "float32") -> keras.Model:
     keras.utils.set_random_seed(0)
     inputs = keras.Input(SHAPE, dtype=dtype)
@@ -212,6 +238,8 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path: Path, monk
         BadInputError, match=r"to 0\.0001 of the largest logit\. Received: 0\.001\. Nothing was written"
     ):
         pbd.export(classifier(), tmp_path / "a.onnx")
+    with pytest.raises(BadInputError, match="Nothing was written"):
+        exporting.export_each(classifier(), {"keras": tmp_path / "a.keras", "onnx": tmp_path / "a.onnx"})
     assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
     assert (tmp_path / "a.onnx").read_bytes() == b"earlier"
 
@@ -240,6 +268,7 @@ def test_an_export_replaces_an_earlier_one(tmp_path: Path) -> None:
         (("nowhere/a.onnx", None), MissingInputError, "Create the folder"),
         (("a.keras", "keras-gpu"), EnvironmentMismatchError, "keras-gpu needs a GPU"),
         (("a.xml", "onnx"), UsageError, "the file of onnx must end in .onnx"),
+        (("a[b]", "saved_model"), UsageError, "TensorFlow cannot read a SavedModel"),
     ],
 )
 def test_wrong_arguments_are_refused_in_one_line(
@@ -303,6 +332,9 @@ def test_the_command_exports_to_several_targets(tmp_path: Path, capsys: pytest.C
     printed = capsys.readouterr().out
     assert "100.00%" in printed
     assert str(tmp_path / "student.onnx") in printed.replace("\n", "").replace(" ", "")
+    assert cli.command([*command, "--output", str(tmp_path / "named.onnx")]) == 0
+    assert (tmp_path / "named.onnx").is_file()
+    capsys.readouterr()
     command.append("keras")
     assert cli.command([*command, "--json"]) == 0
     files = json.loads(capsys.readouterr().out)
@@ -310,6 +342,10 @@ def test_the_command_exports_to_several_targets(tmp_path: Path, capsys: pytest.C
     assert {file["checked_on"] for file in files} == {"random images"}
     assert cli.command([*command, "--output", str(tmp_path / "b.onnx")]) == 2
     assert "Received: 2 targets. Leave it out." in capsys.readouterr().err
+    (tmp_path / "served").mkdir()
+    served = [*command[:2], "--target", "saved_model", "--output", str(tmp_path / "served")]
+    assert cli.command(served) == 0, "a folder may be there: an earlier one is replaced"
+    assert (tmp_path / "served" / "saved_model.pb").is_file()
 
 
 def test_a_folder_that_is_no_saved_model_is_not_replaced(tmp_path: Path) -> None:

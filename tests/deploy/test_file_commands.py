@@ -28,6 +28,15 @@ def test_the_splits_are_those_of_the_run(split_seed: int | None, source: str, tm
     assert (other.seed, other.data.batch_size) == (3, 16)
 
 
+def test_other_images_are_prepared_as_those_of_the_run(tmp_path: Path) -> None:
+    settings = {"dataset": "arrays", "preprocess": "tf", "image_size": 8, "labels": False, "train_limit": 5, "seed": 3}
+    (tmp_path / "report.json").write_text(json.dumps({"config": RunConfig.of(**settings).flat()}), encoding="utf-8")
+    read = read_data(tmp_path, "--dataset", "digits")
+    config = read.data.config
+    assert (config.dataset, config.preprocess, config.image_size, read.seed) == ("digits", "tf", 8, 3)
+    assert (config.labels, config.train_limit) == (True, None)
+
+
 def read_data(folder: Path, *flags: str) -> file_commands.SeededData:
     """Return the data for the student of the run in a folder."""
     parser = Parser("pbd quantize", "")
@@ -39,11 +48,8 @@ def read_data(folder: Path, *flags: str) -> file_commands.SeededData:
 
 
 def test_validation_images_can_be_those_of_the_test_split(tmp_path: Path) -> None:
-    parser = Parser("pbd quantize", "")
-    file_commands.add_data_flags(parser)
     for flags, source in (([], "train"), (["--validation-from", "test"], "test")):
-        read = file_commands.read(parser.parse_args(["--dataset", "digits", *flags]))
-        assert read is not None
+        read = read_data(tmp_path, "--dataset", "digits", *flags)
         assert read.data.config.validation_from == source
 
 

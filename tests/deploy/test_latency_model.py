@@ -10,10 +10,11 @@ import pytest
 
 from pbd.deploy import pass_time, piece_times, pieces, targets
 from pbd.deploy.latency_model import LatencyModel, MeasuredNetwork, PieceTime
-from pbd.deploy.piece_cache import PieceCache, Seconds
+from pbd.deploy.piece_cache import PieceCache, Seconds, conditions
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import fusion
 from pbd.networks.keras_internals import producer
+from pbd.system import backend, devices
 
 ONNX = targets.TARGETS["onnx"]
 MIB = 2**20
@@ -103,6 +104,8 @@ def test_the_cache_depends_on_the_conditions_and_survives_damage(
     assert not PieceCache.of(ONNX, 2, 1, tmp_path)
     assert not PieceCache.of(ONNX, 1, 2, tmp_path)
     assert not PieceCache.of(targets.TARGETS["onnx-int8"], 1, 1, tmp_path)
+    assert conditions(targets.TARGETS["keras"], 1, None)["versions"].keys() == {"pbd", "keras", backend.name()}
+    assert conditions(targets.TARGETS["keras"], 1, None)["threads"] == devices.process_threads()
     (path,) = tmp_path.glob("*.json")
     assert json.loads(path.read_text())["conditions"]["target"] == "onnx"
     path.write_text('{"seconds": [')

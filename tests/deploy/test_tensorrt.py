@@ -3,14 +3,15 @@
 import subprocess
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 
 import pbd
 from pbd.deploy import targets
 from pbd.deploy.exporting import files_of
-from pbd.errors import UsageError
-from tests.deploy.small_networks import classifier, data
+from pbd.errors import BadInputError, UsageError
+from tests.deploy.small_networks import classifier, data, images
 
 pytestmark = pytest.mark.skipif(targets.TARGETS["tensorrt"].obstacle() is not None, reason="ONNX Runtime is absent")
 
@@ -55,6 +56,20 @@ def test_a_script_builds_the_engines(target: str, flag: str, quantized: Path, tm
         "--saveEngine=my model.batch1.engine",
     ]
     assert "--shapes=image:32x8x8x3" in lines
+
+
+def test_the_script_of_an_earlier_file_goes_with_it(tmp_path: Path) -> None:
+    pbd.export(classifier(), tmp_path / "a.onnx", "tensorrt")
+    assert (tmp_path / "a.trtexec.sh").is_file()
+    pbd.export(classifier(), tmp_path / "a.onnx", "onnx")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.onnx"]
+
+
+def test_a_network_for_images_of_any_size_is_refused(tmp_path: Path) -> None:
+    inputs = keras.Input((None, None, 3))
+    model = keras.Model(inputs, keras.layers.GlobalAveragePooling2D()(keras.layers.Conv2D(4, 3)(inputs)))
+    with pytest.raises(BadInputError, match="TensorRT needs images of one size"):
+        pbd.export(model, tmp_path / "a.onnx", "tensorrt", check=images(4))
 
 
 def test_latency_is_not_measured(tmp_path: Path) -> None:

@@ -18,6 +18,8 @@ SMALLEST_SCALE = 1e-8
 """Of tensors that are always 0."""
 _TELEMETRY = "openvino_telemetry"
 """OpenVINO and NNCF do without. It forks the process, with TensorFlow's memory, for every operation of a network."""
+_NO_TELEMETRY = "ORT_DISABLE_TELEMETRY", "1"
+"""ONNX Runtime reads it as it is loaded, and otherwise starts a thread and keeps files in the user's caches."""
 
 
 @runtime_checkable
@@ -112,7 +114,7 @@ def missing(packages: tuple[str, ...]) -> list[str]:
 
 def load_package(name: str) -> Any:
     """Import a module that sends no telemetry, unless the process has loaded it before."""
-    with imports.hidden(_TELEMETRY):
+    with imports.hidden(_TELEMETRY), imports.variable(*_NO_TELEMETRY):
         return importlib.import_module(name)
 
 

@@ -41,8 +41,7 @@ class Onnx(base.QuantizingRuntime):
         path.write_bytes(proto.SerializeToString())
 
     def load(self, path: Path, threads: int) -> base.Runner:
-        import onnxruntime
-
+        onnxruntime = base.load_package("onnxruntime")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
@@ -56,12 +55,12 @@ class Onnx(base.QuantizingRuntime):
         Sums of uint8 times int8 products can overflow 16 bits on x86 without VNNI, so weights have 7 bits there.
         """
         import onnx
-        from onnxruntime import quantization
-        from onnxruntime.quantization.shape_inference import quant_pre_process
 
+        quantization = base.load_package("onnxruntime.quantization")
+        shape_inference = base.load_package("onnxruntime.quantization.shape_inference")
         with tempfile.TemporaryDirectory() as folder:
             prepared = Path(folder) / "prepared.onnx"
-            quant_pre_process(source, prepared, skip_symbolic_shape=True)
+            shape_inference.quant_pre_process(source, prepared, skip_symbolic_shape=True)
             quantization.quantize_static(
                 prepared,
                 path,
@@ -78,8 +77,7 @@ class Onnx(base.QuantizingRuntime):
 
     def settings(self) -> dict[str, Any]:
         """Return the settings of the quantiser that depend on the runtime."""
-        from onnxruntime import quantization
-
+        quantization = base.load_package("onnxruntime.quantization")
         reduce_range = not processor.has_int8_dot_products()
         return {"activation_type": quantization.QuantType.QUInt8, "reduce_range": reduce_range}
 
@@ -120,8 +118,8 @@ def _replace_erfc(graph: Any) -> None:
 def _reader(path: Path, images: np.ndarray) -> Any:
     """Return what ONNX Runtime reads calibration images from."""
     import onnx
-    from onnxruntime import quantization
 
+    quantization: Any = base.load_package("onnxruntime.quantization")
     name = onnx.load(path, load_external_data=False).graph.input[0].name
 
     class Reader(quantization.CalibrationDataReader):

@@ -11,8 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from pbd.deploy.runtimes.base import KERNEL_LIMIT
+from pbd.deploy.runtimes.base import KERNEL_LIMIT, load_package
 from pbd.deploy.runtimes.onnx import Onnx
+from pbd.errors import BadInputError
 
 SCRIPT_SUFFIX = ".trtexec.sh"
 _SCRIPT = """#!/bin/sh
@@ -48,15 +49,22 @@ class TensorRt(Onnx):
         return KERNEL_LIMIT
 
     def settings(self) -> dict[str, Any]:
-        from onnxruntime import quantization
-
+        quantization = load_package("onnxruntime.quantization")
         options = {"ActivationSymmetric": True, "WeightSymmetric": True, "AddQDQPairToWeight": True}
         int8 = quantization.QuantType.QInt8
         return {"activation_type": int8, "extra_options": {**options, "QuantizeBias": False}}
 
 
-def _write_script(path: Path, shape: tuple[int, ...], precision: str) -> None:
-    """Write the script beside an ONNX file whose input is called `image`."""
+def _write_script(path: Path, shape: tuple[int | None, ...], precision: str) -> None:
+    """Write the script beside an ONNX file whose input is called `image`.
+
+    Raises:
+        BadInputError: the network takes images of any size.
+    """
+    if None in shape:
+        raise BadInputError(
+            f"TensorRT needs images of one size. Received: a model for {shape}. Build the model for one size."
+        )
     height, width, channels = shape
     script = path.with_suffix(SCRIPT_SUFFIX)
     script.write_text(

@@ -190,6 +190,7 @@ def test_the_command_needs_images(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert "Received: none. Give --dataset." in capsys.readouterr().err
     train, test = data(model).train, data(model).test
     np.savez(tmp_path / "images.npz", x_train=train[0], y_train=train[1], x_test=test[0], y_test=test[1])
-    assert cli.command([*command, "--dataset", str(tmp_path / "images.npz"), "--max-drop", "0.5"]) == 0
+    command += ["--dataset", str(tmp_path / "images.npz"), "--max-drop", "0.5"]
+    assert cli.command([*command, "--output", str(tmp_path / "named.onnx")]) == 0
     assert "onnx-int8" in capsys.readouterr().out
-    assert (tmp_path / "model_onnx_int8.onnx").is_file()
+    assert (tmp_path / "named.onnx").is_file()
