@@ -2,9 +2,10 @@
 
 import contextlib
 import io
+import logging
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 _ERROR = 2
 _kept_errors: list[int] = []
@@ -31,6 +32,7 @@ def silenced(*descriptors: int) -> Iterator[None]:
             _kept_errors.append(kept[_ERROR])
             stack.callback(_kept_errors.remove, kept[_ERROR])
         stack.callback(_flush)
+        stack.callback(_remove_log_handlers_but, tuple(logging.root.handlers))
         if not descriptors:
             stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
             stack.enter_context(contextlib.redirect_stderr(io.StringIO()))
@@ -49,6 +51,12 @@ def print_error(text: str) -> None:
     with contextlib.suppress(OSError):
         while data:
             data = data[os.write(_kept_errors[0] if _kept_errors else _ERROR, data) :]
+
+
+def _remove_log_handlers_but(kept: Collection[logging.Handler]) -> None:
+    """Remove what libraries added to the root logger: it writes to streams that are discarded, and to nothing later."""
+    for handler in set(logging.root.handlers).difference(kept):
+        logging.root.removeHandler(handler)
 
 
 def _flush() -> None:

@@ -1,5 +1,6 @@
 """What libraries print is discarded, whichever way they print it, and only in the block."""
 
+import logging
 import os
 import sys
 
@@ -45,3 +46,17 @@ def test_the_last_message_of_a_process_is_printed_in_silence_too(capfd: pytest.C
         print_error("first")
     print_error("second")
     assert capfd.readouterr() == ("", "first\nsecond\n")
+
+
+def test_a_library_that_configures_logging_in_the_block_does_not_do_it_for_later(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As absl does for the first message that TensorFlow logs."""
+    monkeypatch.setattr(logging.root, "handlers", [])
+    with silenced():
+        logging.basicConfig()
+        logging.warning("secret")
+    assert logging.root.handlers == []
+    logging.basicConfig()
+    logging.warning("said")
+    assert "said" in capfd.readouterr().err
