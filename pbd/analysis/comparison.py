@@ -190,7 +190,8 @@ def _population(
     for number, model in enumerate(teachers, 2):
         predictions, _ = _predictions(f"teacher {number}", _network(model, chosen.predicted, ()), chosen)
         originals.append(predictions.classes)
-    return image_changes.population([reference.classes, *originals], answers, labels)
+    split = getattr(chosen.predicted, chosen.split)
+    return image_changes.population([reference.classes, *originals], answers, labels, split)
 
 
 def _notes(rows: Sequence[StudentAnalysis], count: int) -> tuple[str, ...]:

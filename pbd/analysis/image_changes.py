@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from pbd.data import IndexedSplit, Split
+from pbd.data.images import FileImages
 from pbd.records.analysis_report import ExemplarImage, PopulationAnalysis
 
 
@@ -24,7 +26,7 @@ def most_frequent(predictions: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def population(
-    teachers: Sequence[np.ndarray], students: Sequence[np.ndarray], labels: np.ndarray | None
+    teachers: Sequence[np.ndarray], students: Sequence[np.ndarray], labels: np.ndarray | None, split: Split
 ) -> PopulationAnalysis:
     """Return the images to which compression changes the most frequent answer (Hooker et al. 2019, arXiv:1911.05248).
 
@@ -32,10 +34,19 @@ def population(
         teachers: the classes that each original network predicts, (images,) each.
         students: those of the compressed networks.
         labels: (images,), if there are any.
+        split: the images, in the order of the predictions.
     """
     before, after = most_frequent(teachers), most_frequent(students)
+    rows = split.rows if isinstance(split, IndexedSplit) else np.arange(len(before))
+    paths = split.images.paths if isinstance(split, IndexedSplit) and isinstance(split.images, FileImages) else None
     exemplars = tuple(
-        ExemplarImage(int(i), None if labels is None else int(labels[i]), int(before[i]), int(after[i]))
+        ExemplarImage(
+            image=int(rows[i]),
+            label=None if labels is None else int(labels[i]),
+            teachers=int(before[i]),
+            students=int(after[i]),
+            file=None if paths is None else paths[rows[i]],
+        )
         for i in np.flatnonzero(before != after)
     )
     return PopulationAnalysis(len(teachers), len(students), exemplars)

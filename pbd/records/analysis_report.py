@@ -125,12 +125,15 @@ class ExemplarImage:
     """A compression-identified exemplar (PIE): compression changes the most frequent answer to this image."""
 
     image: int
-    """Position among the images used."""
+    """Row in the array that holds the image, or in the sorted list of its files; of a stream, position among the images
+    used."""
     label: int | None
     """`None` without labels."""
     teachers: int
     """The most frequent class over the teachers; of several, the smallest number."""
     students: int
+    file: str | None = None
+    """Path of the image file; `None` of images in memory and of streams."""
 
 
 @dataclass(frozen=True)

@@ -123,7 +123,9 @@ def _confusions(student: StudentAnalysis) -> Table:
 
 
 def _exemplars(analysis: PopulationAnalysis) -> Table:
-    table = _table("image", "label", "teachers", "students")
+    files = any(row.file is not None for row in analysis.exemplars)
+    table = _table("file" if files else "image", "label", "teachers", "students")
     for row in analysis.exemplars[:MOST_EXEMPLARS]:
-        table.add_row(str(row.image), number(row.label, 0), str(row.teachers), str(row.students))
+        image = Text(str(row.image) if row.file is None else row.file)
+        table.add_row(image, number(row.label, 0), str(row.teachers), str(row.students))
     return table

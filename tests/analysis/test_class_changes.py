@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from pbd.analysis import calibration, class_changes, image_changes
+from pbd.data import IndexedSplit, StreamSplit
+from pbd.data.images import ArrayImages, FileImages
 from pbd.learning.class_counts import ClassCounts, confusion_matrix
 from pbd.records.analysis_report import ConfusionChange, ExemplarImage
 
@@ -99,7 +101,21 @@ def test_exemplars_are_images_whose_most_frequent_class_changes() -> None:
     """Image 0: 1 and 1. Image 1: 0 and 2. Image 2: 0 (of a tie of 0 and 2) and 2."""
     teachers = [np.array([1, 0, 0]), np.array([1, 0, 2])]
     students = [np.array([1, 2, 2]), np.array([0, 2, 2]), np.array([1, 0, 1])]
-    result = image_changes.population(teachers, students, labels=np.array([1, 0, 2]))
+    stream = StreamSplit(iter, 3, dict.popitem)
+    result = image_changes.population(teachers, students, np.array([1, 0, 2]), stream)
     assert (result.teachers, result.students) == (2, 3)
     assert result.exemplars == (ExemplarImage(1, 0, 0, 2), ExemplarImage(2, 2, 0, 2))
-    assert image_changes.population(teachers, teachers, None).exemplars == ()
+    assert image_changes.population(teachers, teachers, None, stream).exemplars == ()
+
+
+def test_an_exemplar_is_named_by_its_row_and_its_file() -> None:
+    """Splits are in random order, so that a position in them names no image of the user's."""
+    rows, labels = np.array([2, 0]), np.array([1, 1])
+    arrays = IndexedSplit(ArrayImages(np.zeros((3, 1, 1, 1), np.uint8)), rows, labels)
+    files = IndexedSplit(FileImages(["a.png", "b.png", "c.png"]), rows, labels)
+    of_arrays, of_files = (
+        image_changes.population([np.array([1, 1])], [np.array([0, 1])], labels, split).exemplars
+        for split in (arrays, files)
+    )
+    assert of_arrays == (ExemplarImage(2, 1, 1, 0),)
+    assert of_files == (ExemplarImage(2, 1, 1, 0, "c.png"),)

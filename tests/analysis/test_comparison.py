@@ -86,6 +86,8 @@ def test_a_population_has_exemplars() -> None:
     assert report.population is not None
     assert (report.population.teachers, report.population.students) == (2, 2)
     assert 0 < len(report.population.exemplars) < 50
+    labels = data().test[1]
+    assert all(row.label == labels[row.image] for row in report.population.exemplars)
     with pytest.raises(UsageError, match="of a population two"):
         analyse(network(0), network(1), data(), population=True)
 

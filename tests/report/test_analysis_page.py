@@ -6,7 +6,7 @@ import json
 import pytest
 from rich.console import Console
 
-from pbd.records.analysis_report import AnalysisReport
+from pbd.records.analysis_report import AnalysisReport, ExemplarImage, PopulationAnalysis
 from pbd.report import analysis, analysis_page, heat_map, page
 from pbd.report.files import from_json, to_json
 from tests.helpers.analysis_factory import make_analysis, make_changes, make_student
@@ -63,6 +63,13 @@ def test_names_are_text() -> None:
     drawn = analysis_page.render(make_analysis(make_student(NASTY, NASTY), teacher=NASTY))
     assert "<script>alert" not in drawn
     assert "49" not in drawn.partition("<h2")[0].rpartition("</style>")[2]  # {{ 7*7 }} is not computed
+
+
+def test_exemplars_of_image_files_are_shown_by_their_file() -> None:
+    population = PopulationAnalysis(1, 2, (ExemplarImage(3, None, 0, 1, "cats/7.png"),))
+    for show in (text, analysis_page.render):
+        assert "cats/7.png" not in show(make_analysis())
+        assert "cats/7.png" in show(make_analysis(population=population))
 
 
 def test_a_network_without_a_class_that_has_both_deltas() -> None:
