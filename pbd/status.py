@@ -42,6 +42,8 @@ class Status:
     """The process that works in the run directory: its host, its id, and when it started."""
     unit: str = "blocks trained"
     """What is counted; `steps complete` in the directory of a recipe."""
+    students_left: tuple[str, ...] = ()
+    """Budgets of a sweep that have yet to get their student."""
 
     @property
     def exit_code(self) -> int:
@@ -63,9 +65,10 @@ def read(run_dir: str | Path) -> Status:
     holder, damaged = lock.holder(journal.path), manifest.damaged(journal)
     if damaged is not None:
         damaged += manifest.damaged_students(journal)
+    students_left = tuple(manifest.missing_students(journal))
     if holder is not None:
         state = RUNNING
-    elif damaged is None:
+    elif damaged is None or (not damaged and students_left):
         state = STOPPED
     else:
         state = DAMAGED if damaged else COMPLETE
@@ -79,7 +82,8 @@ def read(run_dir: str | Path) -> Status:
     done = tuple(str(key) for key in sorted(committed))
     failed = tuple(str(key) for key in finished.failed_blocks) if finished else ()
     left = () if finished else tuple(str(key) for key in keys if key not in committed)
-    return Status(str(journal.path), state, done, failed, left, tuple(damaged or ()), holder)
+    damaged_files = tuple(damaged or ())
+    return Status(str(journal.path), state, done, failed, left, damaged_files, holder, students_left=students_left)
 
 
 def describe(status: Status) -> str:
@@ -92,11 +96,11 @@ def describe(status: Status) -> str:
         DAMAGED: "complete, but damaged since: repair with --resume",
     }
     lines = [f"{status.run_dir}: {states[status.state]}", f"{len(status.done)} of {total} {status.unit}"]
-    for field in ("failed", "left", "damaged"):
+    for field in ("failed", "left", "students_left", "damaged"):
         names = getattr(status, field)
         if names:
             more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
-            lines.append(f"{field}: {', '.join(names[:MAX_NAMES])}{more}")
+            lines.append(f"{field.replace('_', ' ')}: {', '.join(names[:MAX_NAMES])}{more}")
     return "\n".join(lines)
 
 

@@ -67,7 +67,7 @@ def run_on(
     model: "keras.Model | None" = None,
     data: "Data | None" = None,
     is_step: bool = False,
-    of_others: Collection[str] = (),
+    sweep: Collection[str] = (),
 ) -> RunReport:
     """Run the method on the workers of a session that is open; see `run`.
 
@@ -78,17 +78,18 @@ def run_on(
         model: the teacher.
         data: the images.
         is_step: the run is a step of a recipe, which reads the test images and measures latency itself, at its end.
-        of_others: budgets of other students of these blocks, which have to be possible, too.
+        sweep: budgets of all students of these blocks, which have to be possible, if there are several.
     """
     from pbd.pipeline import choosing, prepare  # loads the backend
 
     clock = Clock()
     given_costs = cost_table.read_requested(config.execution.costs)
-    requested = [config.student.budget, *((text,) for text in of_others)]
+    requested: list[Sequence[str]] = [[text] for text in sweep] or [config.student.budget]
     check = functools.partial(choosing.check_counted, config, display, requested)
     prepared = prepare.prepare(config, model, data, display, check_tasks=check)
     with accounting.account(executor.readings) as account, prepared as inputs:
         clock.lap("teacher")
+        manifest.record_budgets(inputs.journal, sweep)
         with error_files.recorded(inputs.journal, "run"):
             return _compress(RunContext(config, given_costs, inputs, executor, clock, account, display, is_step))
 

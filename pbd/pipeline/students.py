@@ -36,7 +36,7 @@ def is_complete(config: RunConfig) -> bool:
     """Return whether a resumed run has the undamaged student of these settings, their budget included."""
     if not config.execution.resume or config.execution.run_dir is None:
         return False
-    folder = _folder(Path(config.execution.run_dir), config.student.budget[0])
+    folder = manifest.student_folder(Path(config.execution.run_dir), config.student.budget[0])
     if not manifest.is_intact(Journal(folder)):
         return False
     finished = _read(folder)
@@ -57,7 +57,7 @@ def keep(finished: RunReport) -> None:
         OSError: a file cannot be read or written for another reason.
     """
     run_dir = Path(finished.run_dir)
-    folder = _folder(run_dir, finished.config["budget"][0])
+    folder = manifest.student_folder(run_dir, finished.config["budget"][0])
     partial = folder.with_name(f".{folder.name}")
     shutil.rmtree(partial, ignore_errors=True)
     names = (*_TEXTS, *_MODELS, *_deployed(finished))
@@ -88,10 +88,6 @@ def _read(folder: Path) -> RunReport | None:
     except CorruptStateError:
         _log.warning("%s is damaged: --resume with its sweep builds the student again.", journal.file("report.json"))
         return None
-
-
-def _folder(run_dir: Path, budget: str) -> Path:
-    return run_dir / manifest.STUDENTS / budget.replace(":", "_")
 
 
 def _deployed(finished: RunReport) -> list[str]:

@@ -52,8 +52,6 @@ class _Students:
 
     config: RunConfig
     run_one: Callable[..., RunReport]
-    _are_possible: bool = False
-    """Whether the budgets of all students were found to be possible."""
 
     def build(self, budget: str, shown: Collection[str], anew: bool = False) -> RunReport:
         """Return the report of the student of a budget; one that is there is built again only on request.
@@ -64,8 +62,7 @@ class _Students:
         one = self.config.replace(budget=(budget,), sweep=None)
         if not anew and students.is_complete(one):
             return students.read(Path(str(one.execution.run_dir)))[budget]
-        finished = self.run_one(one, of_others=() if self._are_possible else shown)
-        self._are_possible = True
+        finished = self.run_one(one, sweep=shown)
         self.config = self.config.replace(run_dir=finished.run_dir, resume=True)
         students.keep(finished)
         students.write_front(Path(finished.run_dir), {budget, *shown})

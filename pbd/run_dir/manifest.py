@@ -13,6 +13,8 @@ from pbd.run_dir.journal import Journal
 RECORD = "complete.json"
 STUDENTS = "front"
 """The folder of the run directory that holds a folder, with a record of its own, for each budget of a sweep."""
+BUDGETS = f"{STUDENTS}/budgets.json"
+"""The budgets of a sweep, written before its first student is complete."""
 MODELS = ("teacher.keras", "student.keras", "student_folded.keras")
 TEXTS = ("run.json", "report.json", "report.html", "summary.txt")
 COSTS = "costs.json"
@@ -65,10 +67,43 @@ def damaged(journal: Journal) -> list[str] | None:
 
 
 def damaged_students(journal: Journal) -> list[str]:
-    """Return the files of the students of a sweep that have changed since these were complete."""
+    """Return the files of the students of a sweep, and of its budgets, that have changed since they were written."""
     records = sorted(journal.path.glob(f"{STUDENTS}/[!.]*/{RECORD}"))
     changed = [(record.parent, damaged(Journal(record.parent)) or ()) for record in records]
-    return [str(folder.relative_to(journal.path) / name) for folder, names in changed for name in names]
+    files = [str(folder.relative_to(journal.path) / name) for folder, names in changed for name in names]
+    return files if _budgets(journal) is not None else [BUDGETS, *files]
+
+
+def record_budgets(journal: Journal, budgets: Iterable[str]) -> None:
+    """Record the budgets of the sweep whose students the run directory will hold; of a run without, that it is none."""
+    texts = list(budgets)
+    if texts:
+        journal.write_json(BUDGETS, {"budgets": texts, "sha256": json_digest({"budgets": texts})})
+    else:
+        journal.file(BUDGETS).unlink(missing_ok=True)
+
+
+def missing_students(journal: Journal) -> list[str]:
+    """Return the budgets of a sweep without a complete student; none if the run is no sweep."""
+    budgets = _budgets(journal) or ()
+    return [text for text in budgets if not os.path.isfile(student_folder(journal.path, text) / RECORD)]
+
+
+def student_folder(run_dir: Path, budget: str) -> Path:
+    """Return the folder of the student of a budget in the directory of a sweep."""
+    return run_dir / STUDENTS / budget.replace(":", "_")
+
+
+def _budgets(journal: Journal) -> list[str] | None:
+    """Return the budgets of a sweep, none if there is no record of a sweep; `None` if the record is damaged."""
+    try:
+        record = json.loads(journal.file(BUDGETS).read_bytes())
+        budgets = list(map(str, record["budgets"]))
+        return budgets if record["sha256"] == json_digest({"budgets": budgets}) else None
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
 
 
 def names(folder: Path) -> frozenset[str]:

@@ -3,6 +3,8 @@
 import contextlib
 import errno
 import re
+import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,10 +29,13 @@ class Runs:
     def __init__(self, run_dir: Path) -> None:
         self.run_dir, self.configs = run_dir, list[RunConfig]()
 
-    def __call__(self, executor: object, display: object, config: RunConfig, **_: object) -> RunReport:
+    def __call__(
+        self, executor: object, display: object, config: RunConfig, sweep: Collection[str], **_: object
+    ) -> RunReport:
         self.configs.append(config)
         (budget,) = config.student.budget
         journal = Journal(self.run_dir) if self.run_dir.exists() else Journal.create(self.run_dir, {})
+        manifest.record_budgets(journal, sweep)
         for name in manifest.MODELS:
             journal.write_bytes(name, f"{name} of {budget}".encode())
         finished = full_report(
@@ -156,6 +161,35 @@ def test_a_student_that_is_damaged_is_built_again(runs: Runs, damage: str) -> No
     assert list(built) == runs.budgets
     assert built["latency:0.8"].student.val_accuracy == 0.8
     assert (folder / "student.keras").read_text() == "student.keras of latency:0.8"
+
+
+def test_a_sweep_that_was_stopped_is_not_complete(runs: Runs, monkeypatch: pytest.MonkeyPatch) -> None:
+    keep = students.keep
+
+    def stop(finished: RunReport) -> None:
+        keep(finished)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(students, "keep", stop)
+    with pytest.raises(KeyboardInterrupt):
+        sweep.run(RunConfig.of(sweep=BUDGETS))
+    monkeypatch.setattr(students, "keep", keep)
+    found = status.read(runs.run_dir)
+    assert (found.state, found.students_left, found.exit_code) == (status.STOPPED, ("latency:0.5",), 75)
+    assert "students left: latency:0.5" in status.describe(found)
+    sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir)))
+    assert status.read(runs.run_dir).state == status.COMPLETE
+
+
+def test_a_sweep_without_a_student_is_not_complete(runs: Runs) -> None:
+    sweep.run(RunConfig.of(sweep=BUDGETS))
+    shutil.rmtree(runs.run_dir / "front" / "latency_0.8")
+    assert status.read(runs.run_dir).students_left == ("latency:0.8",)
+    assert status.read(runs.run_dir).state == status.STOPPED
+    (runs.run_dir / manifest.BUDGETS).write_text("{")
+    assert status.read(runs.run_dir).damaged == (manifest.BUDGETS,)
+    manifest.record_budgets(Journal(runs.run_dir), ())
+    assert status.read(runs.run_dir).state == status.COMPLETE, "the run was resumed without a sweep"
 
 
 def test_a_front_is_written_without_the_students_that_are_damaged(runs: Runs) -> None:
