@@ -12,6 +12,8 @@ from pbd.system import memory
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 """Images and labels; the labels are `None` if there are none."""
+MOST_CHANNELS = 4
+"""Of an image, in what tells a single image, (height, width, channels), from a batch of grey images."""
 READ_AT_ONCE = 256
 """Images in a batch of a `tf.data.Dataset` that is not batched."""
 
@@ -100,17 +102,35 @@ def _is_batched(role: str, images: Any, labels: Any) -> bool:
     """Return whether elements are batches, from the specifications of their images and labels.
 
     Raises:
-        BadInputError: the images have no known number of dimensions, or single images have several sizes.
+        BadInputError: the images have no known number of dimensions, single images have several sizes, or images may be
+            single ones or batches.
     """
-    rank = images.shape.rank
-    if rank is None:
+    shape = images.shape
+    if shape.rank is None:
         raise BadInputError(f"the shape of {role} images must be known. Received: unknown. Use tf.ensure_shape.")
-    grayscale_batch = rank == 3 and labels is not None and labels.shape.rank == 1 and labels.dtype.is_integer
-    if rank == 4 or (grayscale_batch and images.shape[0] == labels.shape[0]):
+    if shape.rank == 4 or (shape.rank == 3 and _is_grey_batch(role, shape, labels)):
         return True
-    if None in images.shape[:2]:
-        raise BadInputError(f"the images of {role} must have one size. Received: {images.shape}. Use tf.image.resize.")
+    if None in shape[:2]:
+        raise BadInputError(f"the images of {role} must have one size. Received: {shape}. Use tf.image.resize.")
     return False
+
+
+def _is_grey_batch(role: str, shape: Any, labels: Any) -> bool:
+    """Return whether images of three dimensions are batches of grey images.
+
+    Raises:
+        BadInputError: they may be batches or single images.
+    """
+    if shape[2] is not None and shape[2] <= MOST_CHANNELS:
+        return False
+    if labels is not None:
+        return labels.shape.rank != 0 and labels.shape[0] == shape[0]
+    if None not in shape:
+        raise BadInputError(
+            f"{role} must be single images or batches. Received: {shape} without labels, which may be either. "
+            "Map batches of grey images to images[..., tf.newaxis], or use .batch(32) on single images."
+        )
+    return shape[0] is None and None not in shape[1:]
 
 
 def _joined(role: str, batches: Iterable[Any], count: int | None) -> Arrays:

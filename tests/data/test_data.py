@@ -81,6 +81,21 @@ def test_images_without_labels(split: Any) -> None:
     assert same_splits(data, dataset(pbd.Data(train=IMAGES, batch_size=8)))
 
 
+GREY = IMAGES[..., 0]
+BATCHES: dict[str, Callable[[], Any]] = {
+    "no labels": lambda: tf.data.Dataset.from_tensor_slices(GREY).batch(16),
+    "labels of shape (n, 1)": lambda: tf.data.Dataset.from_tensor_slices((GREY, LABELS[:, np.newaxis])).batch(16),
+    "booleans": lambda: tf.data.Dataset.from_tensor_slices((GREY, LABELS == 1)).batch(16),
+    "whole floats": lambda: tf.data.Dataset.from_tensor_slices((GREY, LABELS * 1.0)).batch(16),
+    "one size": lambda: tf.data.Dataset.from_tensor_slices((GREY, LABELS * 1.0)).batch(20, drop_remainder=True),
+}
+
+
+@pytest.mark.parametrize("kind", BATCHES)
+def test_batches_of_grey_images(kind: str) -> None:
+    assert repr(pbd.Data(train=BATCHES[kind](), batch_size=8)) == "Data(train=(60, 6, 6, 1))"
+
+
 def test_missing_splits_are_those_of_the_same_archive(tmp_path: Path) -> None:
     np.savez(tmp_path / "images.npz", x_train=IMAGES, y_train=LABELS)
     settings: dict[str, Any] = {"batch_size": 8, "validation_fraction": 0.2}
@@ -141,6 +156,14 @@ REFUSED: dict[str, tuple[Callable[[], Any], str]] = {
     "dicts": (lambda: tf.data.Dataset.from_tensor_slices({"image": IMAGES}), "Received: a dict"),
     "endless": (lambda: tf.data.Dataset.from_tensor_slices(IMAGES).repeat(), r"Remove .repeat\(\)"),
     "empty": (lambda: tf.data.Dataset.from_tensor_slices(IMAGES).take(0), "Received: none"),
+    "one-hot, as many classes as rows": (
+        lambda: tf.data.Dataset.from_tensor_slices((IMAGES, np.eye(6, dtype=int)[LABELS])),
+        r"labels.argmax\(1\)",
+    ),
+    "batches or images": (
+        lambda: tf.data.Dataset.from_tensor_slices(IMAGES[..., 0]).batch(16, drop_remainder=True),
+        r"\(16, 6, 6\) without labels",
+    ),
     "several sizes": (lambda: tf.data.Dataset.from_tensor_slices(IMAGES).map(cropped), "must have one size"),
 }
 
