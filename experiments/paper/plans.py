@@ -40,7 +40,11 @@ SMALL = Setting(
     {"teacher": "digits_cnn", "dataset": "digits", "train_limit": 1024, "threads_per_worker": 1, "target": "keras"}
     | KEEP_ALL,
 )
-CIFAR = {"dataset": "cifar10", "epochs": 30, "fine_tune_epochs": 20, "batch_size": 256, "augment": "paper"} | PAPER
+CIFAR = (
+    KEEP_ALL
+    | {"dataset": "cifar10", "epochs": 30, "fine_tune_epochs": 20, "batch_size": 256, "augment": "paper"}
+    | PAPER
+)
 IMAGENET = CIFAR | {
     "epochs": 2,
     "teacher_weights": "imagenet",

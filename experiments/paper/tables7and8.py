@@ -22,9 +22,11 @@ NAMES = {
     "+ teacher's logits": "teacher's logits",
     "+ least squares": "decoupled_r2, fitted",
 }
+VARIED = PAPER.keys() - plans.KEEP_ALL.keys()
+"""The settings of the paper's recipe that the other recipes may have otherwise."""
 QUICK = plans.SMALL.but(epochs=2, fine_tune_epochs=2, costs="macs")
 FULL = tuple(
-    Setting(setting.name, {name: value for name, value in setting.flags.items() if name not in PAPER})
+    Setting(setting.name, {name: value for name, value in setting.flags.items() if name not in VARIED})
     for setting in (*plans.FULL_CIFAR, *plans.FULL_IMAGENET)
 )
 """Without the paper's recipe, which is one of those that are compared."""

@@ -122,6 +122,7 @@ def test_full_runs_are_the_papers_and_pbd_takes_them(script: Any, capsys: pytest
     for config in configs:
         scope = "no_1x1_dense" if config.teacher.teacher == "ResNet50" else "all"
         assert config.student.fine_tune_scope == scope
+        assert (config.student.max_accuracy_drop, config.training.patience) == (1.0, 0), "all blocks do the same work"
 
 
 def test_table_1_replaces_the_second_convolution_alone(capsys: pytest.CaptureFixture[str]) -> None:
