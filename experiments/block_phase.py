@@ -59,6 +59,8 @@ class Setup(Section):
     dataset: str
     train_limit: int | None
     batch_size: int
+    image_size: int | None
+    """Pixels a side; `None`: those of the images."""
     augment: str
     epochs: int
     learning_rate: float
@@ -81,6 +83,7 @@ class Setup(Section):
             batch_size=self.batch_size,
             preprocess="none",
             augment=self.augment,
+            image_size=self.image_size,
         )
 
     @property

@@ -132,7 +132,8 @@ def run(settings: argparse.Namespace) -> tuple[list[Row], str]:
     with tempfile.TemporaryDirectory() as folder:
         run_dir = Path(folder) / "run"
         Journal.create(run_dir, {})
-        setup = speed.as_setup(settings, threads=1, teacher=speed.save_teacher(settings.teacher, Path(folder)))
+        teacher = speed.save_teacher(settings.teacher, Path(folder), settings.image_size)
+        setup = speed.as_setup(settings, threads=1, teacher=teacher)
         context, tasks = block_phase.load(dataclasses.replace(setup, run_dir=str(run_dir)))
         work, load_s = calibration.load_workload(context, tuple(tasks))
         table = calibration.predict(context, tuple(tasks), work, load_s, None, None, "calibrate")

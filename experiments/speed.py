@@ -37,6 +37,7 @@ from pbd.run_dir.journal import Journal
 from pbd.system import backend
 
 WIDTH = 110
+IMAGE_SIZE = 32
 LEARNING_RATE = TrainingConfig().learning_rate
 Case = tuple[str, int]
 """A scheme and a number of workers."""
@@ -212,6 +213,7 @@ def add_what_is_trained(parser: Parser) -> None:
     parser.add_argument("--dataset", default=DataConfig().dataset, help="as in pbd-run")
     parser.add_argument("--train-limit", type=positive, metavar="N", help="as in pbd-run")
     parser.add_argument("--batch-size", type=positive, default=DataConfig().batch_size)
+    parser.add_argument("--image-size", type=positive, metavar="N", help="pixels a side of images and network")
     parser.add_argument("--augment", choices=AUGMENTATIONS, default="flip_crop")
     parser.add_argument("--epochs", type=positive, default=2, help="for each block")
     parser.add_argument("--learning-rate", type=float, default=LEARNING_RATE)
@@ -222,13 +224,19 @@ def add_what_is_trained(parser: Parser) -> None:
 
 def as_setup(settings: argparse.Namespace, threads: int, teacher: str) -> Setup:
     """Return what is trained, with one worker by tasks; scheme, workers and run directory are to be filled in."""
-    shared = ("train_limit", "batch_size", "augment", "epochs", "learning_rate", "block", "block_init", "seed")
+    shared = ("train_limit", "batch_size", "image_size", "augment", "epochs", "learning_rate")
+    shared += ("block", "block_init", "seed")
     chosen = {name: getattr(settings, name) for name in shared}
     return Setup("task", 1, threads, run_dir="", teacher=teacher, dataset=settings.dataset, **chosen)
 
 
-def save_teacher(name: str, folder: Path) -> str:
+def save_teacher(name: str, folder: Path, image_size: int | None) -> str:
     """Write the teacher, flat, to a file and return its path.
+
+    Args:
+        name: of the teacher, or its file.
+        folder: of the file.
+        image_size: pixels a side of a built-in network; by default 32.
 
     Raises:
         PbdError: there is no such teacher, or it cannot be used.
@@ -237,7 +245,7 @@ def save_teacher(name: str, folder: Path) -> str:
     from experiments.networks import load_teacher
 
     path = folder / "teacher.keras"
-    load_teacher(name, image_size=32).save(path)
+    load_teacher(name, image_size or IMAGE_SIZE).save(path)
     return str(path)
 
 
@@ -245,7 +253,8 @@ def run(settings: argparse.Namespace, console: Console) -> list[Row]:
     """Measure what the settings ask for; print each run as it ends, and the table."""
     found, spent, difference = {}, {}, Difference()
     with tempfile.TemporaryDirectory() as folder:
-        setup = as_setup(settings, settings.threads_per_worker, save_teacher(settings.teacher, Path(folder)))
+        teacher = save_teacher(settings.teacher, Path(folder), settings.image_size)
+        setup = as_setup(settings, settings.threads_per_worker, teacher)
         chosen = cases(settings.schemes, settings.workers)
         for case, measured, apart in alternate(setup, chosen, settings.repeats, Path(folder)):
             found.setdefault(case, []).append(measured.seconds)

@@ -29,6 +29,7 @@ SHARED = (
     "dataset",
     "train_limit",
     "batch_size",
+    "image_size",
     "epochs",
     "block",
     "block_init",

@@ -102,6 +102,7 @@ def test_figure_5_waits_for_no_one_and_its_command_is_one_of_speeds(capsys: pyte
     assert figure5.main(["--full", "--print-commands", "--workers", "2", "4"]) == 0
     commands = [shlex.split(line) for line in capsys.readouterr().out.splitlines()]
     assert [command[:3] for command in commands] == [["python", "-m", "experiments.speed"]] * 2
+    assert [figure5.speed.parse(command[3:]).image_size for command in commands] == [32, 64]
     settings = figure5.speed.parse(commands[1][3:])
     assert (settings.teacher, settings.epochs, settings.workers) == ("ResNet50", 30, [1, 2, 4])
     assert settings.schemes == ["task", "automatic"]

@@ -14,6 +14,7 @@ from pbd.errors import BadInputError, MissingInputError, UsageError
 pytestmark = pytest.mark.unit
 
 SETUP = {"scheme": "task", "workers": 1, "threads": 1, "dataset": "digits", "train_limit": None, "batch_size": 16}
+SETUP |= {"image_size": None}
 SETUP |= {"augment": "none", "epochs": 1, "learning_rate": 0.003, "block": "decoupled_r2", "block_init": "fitted"}
 JOB = {"teacher": "none.keras", "dataset": "digits", "batch_size": 4, "augment": "none", "settings": {"epochs": 1}}
 

@@ -48,7 +48,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 def setup(files: dict[str, str], run_dir: Path, **settings: Any) -> Setup:
     how = {"train_limit": None, "batch_size": 16, "augment": "flip_crop", "epochs": 3, "learning_rate": 0.003}
-    how |= {"block": "decoupled_r2", "block_init": "fitted", "seed": 1}
+    how |= {"image_size": None, "block": "decoupled_r2", "block_init": "fitted", "seed": 1}
     return Setup("task", 1, 1, str(run_dir), **files, **how | settings)
 
 
@@ -161,6 +161,16 @@ def as_text(table: Table) -> str:
     console = Console(width=120, record=True, file=io.StringIO())
     console.print(table)
     return console.export_text()
+
+
+def test_images_and_built_in_networks_have_the_size_that_is_asked_for(tmp_path: Path) -> None:
+    import keras
+
+    for flags, size in (([], None), (["--image-size", "24"], 24)):
+        settings = speed.parse(flags)
+        assert speed.as_setup(settings, 1, "").data.image_size == size
+        saved = speed.save_teacher("digits_cnn", tmp_path, settings.image_size)
+        assert keras.models.load_model(saved).input_shape[1:3] == (size or 32, size or 32)
 
 
 @pytest.mark.system
