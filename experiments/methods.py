@@ -135,10 +135,11 @@ class Comparison:
     def _run(self, name: str, step: "Step") -> Any:
         settings = self.settings
         folder = settings.runs / f"{self.workers} workers" / name.replace(",", "").replace("'", "").replace(" ", "_")
-        limit = QUICK_IMAGES if settings.quick else settings.train_limit
         return pbd.compress(
             steps=[step],
-            config=pbd.RunConfig.of(train_limit=limit, batch_size=settings.batch_size, augment=settings.augment),
+            config=pbd.RunConfig.of(
+                train_limit=settings.train_limit, batch_size=settings.batch_size, augment=settings.augment
+            ),
             teacher=settings.teacher,
             dataset=settings.dataset,
             targets="keras",
@@ -249,14 +250,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--dataset", default="digits", help="as in pbd distill")
     parser.add_argument("--epochs", type=positive, help="passes for the blocks of a layer (default 10; --quick: 2)")
     parser.add_argument("--tune-epochs", type=positive, help="passes per layer in the network (default 2; --quick: 1)")
-    parser.add_argument("--quick", action="store_true", help=f"few epochs, {QUICK_IMAGES} training images")
-    parser.add_argument("--train-limit", type=positive, help="training images (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few epochs and training images")
+    parser.add_argument("--train-limit", type=positive, help=f"training images (default: all; --quick: {QUICK_IMAGES})")
     parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default 64)")
     parser.add_argument("--augment", default="none", help="as in pbd distill")
     parser.add_argument("--workers", type=positive, nargs="+", default=[1], help="numbers of workers (default 1)")
     parser.add_argument("--runs", type=Path, default=Path("runs/methods"), help="folder of the runs")
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     settings = parser.parse_args(argv)
+    settings.train_limit = settings.train_limit or (QUICK_IMAGES if settings.quick else None)
     settings.epochs = settings.epochs or (2 if settings.quick else 10)
     settings.tune_epochs = settings.tune_epochs or (1 if settings.quick else 2)
     return settings

@@ -32,7 +32,7 @@ from pbd.scheduling.simulate import lower_bound_s
 
 PARTS = ("replay", "sleep", "train")
 WIDTH = 165
-QUICK_MEAN_S = 2.5
+MEAN_S, QUICK_MEAN_S = 8.0, 2.5
 STOPPING_IMAGES, FIT_IMAGES = 1024, 2048
 """How many images pbd looks at after each epoch, and how many it fits first weights to."""
 
@@ -100,9 +100,8 @@ def draw_replay(source: Source, rows: Sequence[replays.Row], folder: Path, worke
 
 def sleeping(settings: argparse.Namespace) -> Iterator[list[Execution]]:
     """Run the sleeping cases on each executor; yield what came of each case."""
-    mean_s = QUICK_MEAN_S if settings.quick else settings.mean_s
     for executor in settings.executors:
-        done = measured_runs.execute(executor, settings.workers, mean_s)
+        done = measured_runs.execute(executor, settings.workers, settings.mean_s)
         for case in dict.fromkeys(one.case for one in done):
             yield [one for one in done if one.case == case]
 
@@ -159,9 +158,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "parts", nargs="*", metavar="PART", help=f"{', '.join(PARTS)} (default: all, or as --quick says)"
     )
-    parser.add_argument(
-        "--quick", action="store_true", help=f"without train; {QUICK_MEAN_S:g} s of sleep per worker and run"
-    )
+    parser.add_argument("--quick", action="store_true", help="without train, and with little sleep")
     parser.add_argument("--csv", type=Path, metavar="DIR", help="write the tables to this folder")
     parser.add_argument("--plots", type=Path, metavar="DIR", help="write charts to this folder, as PNG")
     parser.add_argument("--workers", type=positive, default=4, metavar="N", help="that sleep, and in replayed charts")
@@ -174,7 +171,9 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     replay.add_argument("--time-limit-s", type=seconds, default=10.0, help="of the solver, for each optimum")
     execute = parser.add_argument_group("sleep and train")
     execute.add_argument("--executors", nargs="+", choices=EXECUTORS, default=list(EXECUTORS))
-    execute.add_argument("--mean-s", type=seconds, default=8.0, help="sleep per worker and run (default: 8)")
+    execute.add_argument(
+        "--mean-s", type=seconds, help=f"sleep per worker and run (default: {MEAN_S:g}; --quick: {QUICK_MEAN_S:g})"
+    )
     execute.add_argument("--teacher", default="digits_cnn", help="as in pbd-run")
     execute.add_argument("--dataset", default="digits", help="as in pbd-run")
     execute.add_argument(
@@ -185,6 +184,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     execute.add_argument("--grouped", action="store_true", help="train the layers of a worker in one pass")
     execute.add_argument("--runs", type=Path, metavar="DIR", help="where runs go; finished ones are not run again")
     settings = parser.parse_args(argv)
+    settings.mean_s = settings.mean_s or (QUICK_MEAN_S if settings.quick else MEAN_S)
     settings.parts = settings.parts or [part for part in PARTS if part != "train" or not settings.quick]
     unknown = sorted(set(settings.parts) - set(PARTS))
     if unknown:

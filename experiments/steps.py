@@ -163,7 +163,7 @@ def run(recipe: Recipe, settings: argparse.Namespace) -> "RecipeReport":
     """Do a recipe, or what is missing of it."""
     folder = settings.runs / recipe.folder
     config = pbd.RunConfig.of(
-        train_limit=QUICK_IMAGES if settings.quick else settings.train_limit,
+        train_limit=settings.train_limit,
         batch_size=settings.batch_size,
         augment=settings.augment,
         precision=settings.precision,
@@ -245,8 +245,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--targets", nargs="+", default=["openvino", "onnx"], help="the first one is that of the budget"
     )
-    parser.add_argument("--quick", action="store_true", help=f"few epochs, {QUICK_IMAGES} training images")
-    parser.add_argument("--train-limit", type=positive, help="training images (default: all)")
+    parser.add_argument("--quick", action="store_true", help="few epochs and training images")
+    parser.add_argument("--train-limit", type=positive, help=f"training images (default: all; --quick: {QUICK_IMAGES})")
     parser.add_argument("--batch-size", type=positive, default=64, help="images per step (default 64)")
     parser.add_argument("--augment", default="none", help="as in pbd distill")
     parser.add_argument("--precision", choices=PRECISIONS, default="float32", help="of training, as in pbd distill")
@@ -254,6 +254,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--csv", type=Path, metavar="FILE", help="also write the table to this file")
     parser.add_argument("--only", nargs="+", choices=RECIPES, default=(), help="do these recipes, and print no table")
     settings = parser.parse_args(argv)
+    settings.train_limit = settings.train_limit or (QUICK_IMAGES if settings.quick else None)
     settings.epochs = settings.epochs or (2 if settings.quick else 20)
     settings.qat_epochs = settings.qat_epochs or (1 if settings.quick else 4)
     return settings

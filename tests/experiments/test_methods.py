@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import pbd
-from experiments import methods
+from experiments import methods, steps
 from pbd.networks.cost import count_macs
 from pbd.records import ModelFacts
 from pbd.records.recipe_report import StepReport
@@ -29,6 +29,12 @@ def teacher(narrower: int = 1) -> keras.Model:
 
 def facts(accuracy: float, macs: int) -> ModelFacts:
     return ModelFacts(100, macs, accuracy, accuracy, None, None, None, None, 0.0, 0.0)
+
+
+def test_what_is_given_beside_quick_wins() -> None:
+    for program in (methods, steps):
+        parsed = [program.parse(flags) for flags in ([], ["--quick"], ["--quick", "--train-limit", "200"])]
+        assert [settings.train_limit for settings in parsed] == [None, program.QUICK_IMAGES, 200]
 
 
 def test_every_method_is_run_with_its_share_of_passes(

@@ -293,6 +293,11 @@ def test_quick_leaves_the_real_network_out() -> None:
     assert scheduler_ablation.parse(["train", "--quick"]).parts == ["train"]
 
 
+def test_what_is_given_beside_quick_wins() -> None:
+    parsed = [scheduler_ablation.parse(flags) for flags in ([], ["--quick"], ["--quick", "--mean-s", "4"])]
+    assert [settings.mean_s for settings in parsed] == [8.0, 2.5, 4.0]
+
+
 def test_results_of_one_group_make_one_span() -> None:
     tasks = replays.named_tasks(["a", "b"])
     results = [BlockResult(name, "trained", "b", worker=0, started_s=1.0, seconds=2.0) for name in "ab"]
