@@ -91,6 +91,8 @@ class FileImages:
     image_shape: Shape | None = None
     damaged: DamagedFiles = field(default_factory=DamagedFiles)
     """Files that were not checked before training, and turned out damaged."""
+    unread: Sequence[str] = ()
+    """Image files beside them that are left out, since their format is not read."""
 
     resizable = True
     stored_shape: FreeShape = (None, None, None)

@@ -51,6 +51,19 @@ def test_a_folder_with_train_and_test(tmp_path: Path) -> None:
     assert taken(grey.batches("test"))[0][0].shape == (6, 6, 6, 1)
 
 
+def test_image_files_in_formats_that_are_not_read_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for name in ("ant", "bee"):
+        write_images(tmp_path / name)
+    load(config(tmp_path, image_size=6), 0)
+    assert not caplog.records
+    for name in ("ant/a.webp", "bee/b.TIFF", "bee/._c.webp", "bee/notes.txt"):
+        (tmp_path / name).touch()
+    assert len(load(config(tmp_path, image_size=6), 0).train.images) == 20
+    (record,) = caplog.records
+    assert record.getMessage().startswith(f"2 image files, such as '{tmp_path / 'ant' / 'a.webp'}', are left out")
+    assert "Convert them to PNG or JPEG" in record.getMessage()
+
+
 def test_a_folder_without_test_is_tested_on_its_validation_images(tmp_path: Path) -> None:
     for role, count in (("train", 10), ("val", 3)):
         for name in ("a", "b"):

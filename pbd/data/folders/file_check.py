@@ -1,5 +1,7 @@
 """The check of image files before training: every file, or a sample of a large split, is decoded once."""
 
+import logging
+
 from pbd.data import feeds
 from pbd.data.arrays import RawSplits
 from pbd.data.images import FileImages
@@ -8,18 +10,27 @@ from pbd.system import watchdog
 
 MOST_NAMED = 10
 """How many damaged files a message names."""
+_log = logging.getLogger(__name__)
 
 
 @watchdog.waiting()
 def check_files(raw: RawSplits) -> None:
-    """Decode the image files of all splits; images in memory need no check.
+    """Decode the image files of all splits, and log how many are left out; images in memory need no check.
 
     Raises:
         BadInputError: files are damaged, or no images.
         MissingInputError: a file cannot be read.
     """
     splits = [split.images for split in (raw.train, raw.validation, raw.test) if split is not None]
-    paths = [path for images in splits if isinstance(images, FileImages) for path in images.checked_paths]
+    stores = [images for images in splits if isinstance(images, FileImages)]
+    unread = [path for images in stores for path in images.unread]
+    if unread:
+        _log.warning(
+            "%d image files, such as %r, are left out: their format is not read. Convert them to PNG or JPEG.",
+            len(unread),
+            unread[0],
+        )
+    paths = [path for images in stores for path in images.checked_paths]
     if not paths:
         return
     damaged = feeds.current().damaged_files(paths)

@@ -12,6 +12,8 @@ from pbd.errors import BadInputError, MissingInputError
 from pbd.system import watchdog
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
+UNREAD_SUFFIXES = (".webp", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm")
+"""Of image files that no backend reads, or not by this name."""
 CLASS_WORDS = ("train", "valid")
 """Names of splits that are names of classes too (vehicles; valid and invalid)."""
 
@@ -121,11 +123,15 @@ def is_image(name: str) -> bool:
     return name.lower().endswith(SUFFIXES) and not name.startswith(".")
 
 
-def image_files(folder: Path) -> Iterator[str]:
+def image_files(folder: Path, unread: list[str] | None = None) -> Iterator[str]:
     """Yield the image files at any depth under a folder, without hidden files and folders.
 
     Links are followed, since class folders often are links; but no folder twice, since links may form a circle, and
     none that contains this folder, whose other folders are other classes.
+
+    Args:
+        folder: to search.
+        unread: receives the image files that are left out, since their suffix is one of `UNREAD_SUFFIXES`.
 
     Raises:
         MissingInputError: a folder cannot be read.
@@ -142,8 +148,11 @@ def image_files(folder: Path) -> Iterator[str]:
         new = target not in visited
         visited.add(target)
         folders[:] = sorted(name for name in folders if new and not name.startswith("."))
-        for path in (os.path.join(parent, name) for name in files if new and is_image(name)):
-            yield _checked(path)
+        for name in files if new else ():
+            if is_image(name):
+                yield _checked(os.path.join(parent, name))
+            elif unread is not None and name.lower().endswith(UNREAD_SUFFIXES) and not name.startswith("."):
+                unread.append(os.path.join(parent, name))
 
 
 def _checked(path: str) -> str:

@@ -71,19 +71,24 @@ def _class_names(folder: Path, fewest: int = 0) -> list[str]:
 
 def _read_split(folder: Path, classes: list[str]) -> RawSplit:
     """Return the images in the class folders of a split; without classes, all images under it, without labels."""
-    groups = [_image_files(group) for group in [folder / name for name in classes] or [folder]]
+    unread: list[str] = []
+    groups = [_image_files(group, unread) for group in [folder / name for name in classes] or [folder]]
     paths = [path for group in groups for path in group]
     labels = np.repeat(np.arange(len(groups), dtype=np.int32), [len(group) for group in groups])
-    return RawSplit(FileImages(paths), labels if classes else None)
+    return RawSplit(FileImages(paths, unread=unread), labels if classes else None)
 
 
-def _image_files(folder: Path) -> list[str]:
+def _image_files(folder: Path, unread: list[str]) -> list[str]:
     """Return the image files at any depth under a folder, sorted, without hidden files.
+
+    Args:
+        folder: of a class, or of a split without classes.
+        unread: receives the image files in formats that are not read.
 
     Raises:
         BadInputError: there are none.
     """
-    paths = list(image_files(folder))
+    paths = list(image_files(folder, unread))
     if not paths:
         raise BadInputError(
             f"a folder of images must hold some ({', '.join(SUFFIXES)}). Received: none in {str(folder)!r}. "
