@@ -80,8 +80,8 @@ class Settings:
         Args:
             training: what was trained, for how long.
         """
-        number = _train_images(self.dataset)
-        images = "" if number is None else f"{min(number, self.train_limit or number):,} training images of "
+        number = _train_images(self.dataset, self.train_limit)
+        images = "" if number is None else f"{number:,} training images of "
         return f"Ours: {Path(self.teacher).stem}, {images}{Path(self.dataset).stem}; {training}."
 
     def show(self, name: str, title: str, columns: Columns, rows: Sequence[Row], *remarks: str) -> None:
@@ -104,14 +104,14 @@ def _source_tables(file: Path) -> dict[str, Any]:
 
 
 @functools.cache
-def _train_images(dataset: str) -> int | None:
-    """Return the number of training images of an .npz file, `None` of other data."""
+def _train_images(dataset: str, limit: int | None) -> int | None:
+    """Return how many images of an .npz file are trained on, `None` of other data."""
     if not dataset.endswith(".npz"):
         return None
-    import numpy as np
+    from pbd import data
+    from pbd.config import DataConfig
 
-    with np.load(dataset) as arrays:
-        return len(arrays["y_train"]) if "y_train" in arrays else None
+    return len(data.load(DataConfig(dataset=dataset, train_limit=limit), seed=0).train)
 
 
 def compress(settings: Settings, name: str, steps: "Sequence[Step]", target: str = "keras") -> "Compressed":

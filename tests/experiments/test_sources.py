@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import pytest
 
 import pbd
@@ -155,6 +156,18 @@ def test_all_tables_are_printed_beside_the_sources_and_written(
     assert {"pruning_sweep", "pruning_methods", "student_designs", "quantization", "ensemble", "chains"} <= names
     assert {"pruning_sweep_accuracy", "pruning_sweep_latency_ms", "compiled_inference", "temperature"} <= names
     assert "<svg" in (tmp_path / "run" / "tables" / "pruning_sweep_accuracy.svg").read_text()
+
+
+@pytest.mark.parametrize(("flags", "count"), [([], 36), (["--train-limit=20"], 20)])
+def test_a_table_says_how_many_images_were_trained_on(
+    flags: list[str], count: int, arguments: list[str], tmp_path: Path
+) -> None:
+    """Of 40 images, 4 are the validation split."""
+    file, labels = tmp_path / "images.npz", np.arange(40) % 2
+    images = np.zeros((40, 4, 4, 1), np.uint8)
+    np.savez(file, x_train=images, y_train=labels, x_test=images[:4], y_test=labels[:4])
+    settings = common.parse("sources", "", [*arguments, *flags, f"--dataset={file}"])
+    assert settings.ours("1 epoch") == f"Ours: digits_cnn, {count} training images of images; 1 epoch."
 
 
 def test_without_the_file_of_the_sources_only_ours_are_printed(
