@@ -135,6 +135,8 @@ def encoded_image(path: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
+        is_gone = isinstance(error, FileNotFoundError)
+        remedy = "Restore the file, or remove the link to it" if is_gone else "Check its permissions"
         raise MissingInputError(
-            f"an image file must be readable. Received: {path!r}: {error.strerror}. Check its permissions."
+            f"an image file must be readable. Received: {path!r}: {error.strerror}. {remedy}."
         ) from error

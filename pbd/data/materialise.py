@@ -50,12 +50,16 @@ def _array(role: str, name: str, values: Any) -> np.ndarray:
             f"the {name} of {role} must form one array. Received: a {type(values).__name__} with several shapes. "
             "Give a tuple (images, labels), each of one shape."
         ) from error
-    if array.dtype == object:
+    if array.dtype == object and not (name == "labels" and _is_text(array)):  # `array_split` refuses labels, if used
         raise BadInputError(
             f"{role} must be arrays (images, labels), images, a keras.utils.PyDataset or a tf.data.Dataset. "
             f"Received: {type(values).__name__} as {name}. Use np.stack on images of one shape."
         )
     return array
+
+
+def _is_text(array: np.ndarray) -> bool:
+    return all(isinstance(value, str | bytes) for value in array.flat)
 
 
 def _pair(role: str, element: Any) -> tuple[Any, Any]:

@@ -215,8 +215,10 @@ def test_damaged_files_are_named_and_unreadable_ones_refused(folder: Path) -> No
     assert NumpyFeed().damaged_files(list(files(folder).train.images.paths)) == [str(damaged)]
     with pytest.raises(BadInputError, match=r"3\.png.*Save it again"):
         training(NumpyFeed(), files(folder))
-    with pytest.raises(MissingInputError, match=r"44\.png"):
-        NumpyFeed().damaged_files([str(folder / "bee" / "44.png")])
+    link = folder / "bee" / "44.png"
+    link.symlink_to(folder / "absent.png")
+    with pytest.raises(MissingInputError, match=r"44\.png.*Restore the file, or remove the link to it"):
+        NumpyFeed().damaged_files([str(link)])
 
 
 @pytest.mark.fast

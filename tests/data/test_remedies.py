@@ -48,6 +48,11 @@ IN_MEMORY: list[tuple[Settings, str, Settings]] = [
         "np.unique(labels, return_inverse=True)[1]",
         train(PIXELS, np.unique(LABELS - 1, return_inverse=True)[1]),
     ),
+    (
+        train(PIXELS, LABELS.astype(str).astype(object)),
+        "np.unique(labels, return_inverse=True)[1]",
+        train(PIXELS, np.unique(LABELS.astype(str).astype(object), return_inverse=True)[1]),
+    ),
     (train(PIXELS, test=(PIXELS, LABELS + 1)), "or give --no-labels", NO_LABELS),
     (train(PIXELS, test=PIXELS), "or give labels=False", train(PIXELS, test=PIXELS, labels=False)),
     (train(PIXELS, batch_size=17), "Give a smaller --batch-size", train(PIXELS, batch_size=14)),
