@@ -304,6 +304,7 @@ def test_a_sweep_gives_a_student_for_each_budget_from_one_set_of_blocks(
         student = keras.models.load_model(report.student.path)
         assert cost.count_macs(student) == report.student.macs
         assert report.blocks[0].seconds is None or "macs:0.9" in report.config["budget"], "blocks are fitted once"
+    assert '"macs:0.6"' in (tmp_path / "run" / "front" / "budgets.json").read_text()
     assert "macs:0.9" in (tmp_path / "run" / "front.txt").read_text()
     assert "macs:0.9" in (tmp_path / "run" / "front.html").read_text()
     assert result.report.choice == result.front["macs:0.6"].choice, "the run directory holds the last one"
