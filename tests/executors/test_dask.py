@@ -1,5 +1,6 @@
 """Dask executor: the worker of each group, calls in workers, and workers that pause."""
 
+import copy
 import itertools
 import os
 import time
@@ -8,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import pytest
 
@@ -205,6 +207,22 @@ def test_patience_is_lost_after_a_minute_without_hope(executor: DaskExecutor, mo
     with pytest.raises(NoWorkersError, match="--resume"):
         executor._cluster.check_usable(False)
     executor._cluster.check_usable(True)
+
+
+def test_a_cluster_of_this_process_leaves_it_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "PYTHONHASHSEED"):
+        monkeypatch.delenv(name, raising=False)
+    nanny, durations_set = "distributed.nanny", "distributed.scheduler.default-task-durations"
+    before = dict(os.environ), *(copy.deepcopy(dask.config.get(key)) for key in (nanny, durations_set))
+    executor = open_executor(ExecutionConfig(executor="dask", workers=1, threads_per_worker=3, isolate=False))
+    try:
+        train(executor, Sleeper(tmp_path, durations([0.0])), "work_stealing", [0.0], workers=1)
+        environment = executor.call(lambda: dict(os.environ))
+    finally:
+        executor.stop(KeyboardInterrupt())
+    assert environment["OMP_NUM_THREADS"] == "3"
+    assert "OPENBLAS_NUM_THREADS" not in environment
+    assert (dict(os.environ), dask.config.get(nanny), dask.config.get(durations_set)) == before
 
 
 def test_small_things() -> None:

@@ -4,6 +4,7 @@ import contextlib
 import ipaddress
 import json
 import logging
+import os
 import sys
 import threading
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import dask
 import distributed
 
 from pbd.config import ExecutionConfig
@@ -20,6 +22,8 @@ from pbd.system import devices
 CONNECT_S = 25.0
 MOST_LOCAL_CPU_WORKERS = 8
 """The default number of local workers on hosts without GPUs is the number of cores, at most this."""
+_OF_NANNIES = ("PYTHONHASHSEED", "__DASK_PARENT_PID")
+"""The environment variables that nannies always set in this process."""
 
 
 @contextlib.contextmanager
@@ -74,8 +78,27 @@ def _client(stack: contextlib.ExitStack, config: ExecutionConfig) -> Any:
     return client
 
 
-def _local_cluster(config: ExecutionConfig) -> Any:
-    """Start single-threaded workers in child processes, which end with this process."""
+@contextlib.contextmanager
+def _local_cluster(config: ExecutionConfig) -> Iterator[Any]:
+    """Start single-threaded workers in child processes, which end with the block or with this process.
+
+    Nannies write into the environment of this process, and the scheduler into Dask's settings: both are restored. The
+    single thread that Dask gives to each BLAS is left out, since workers claim their share of the host.
+    """
+    durations = "distributed.scheduler.default-task-durations"
+    settings = {"distributed.nanny.pre-spawn-environ": {}, durations: dict(dask.config.get(durations))}
+    before = {name: os.environ.get(name) for name in _OF_NANNIES}
+    try:
+        with dask.config.set(settings), _started(config) as cluster:
+            yield cluster
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            os.environ.update({} if value is None else {name: value})
+
+
+def _started(config: ExecutionConfig) -> Any:
+    """Return a cluster on this host, which ends when it is left as a context manager."""
     default = devices.physical_gpus() or min(MOST_LOCAL_CPU_WORKERS, devices.available_cores())
     return distributed.LocalCluster(
         n_workers=config.workers or default,
