@@ -1,11 +1,12 @@
 """The progress of all workers, from `Progress` events: bars on a terminal, plain lines elsewhere."""
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -16,13 +17,28 @@ from pbd.records import Progress
 
 
 class LastingConsole(Console):
-    """A console whose output is discarded once its reader has gone, as in `... | head -1`: the work goes on."""
+    """A console whose output is discarded once it cannot be written, so that the work goes on.
+
+    The reader has gone, as in `... | head -1`, the terminal is closed, or the disk is full.
+    """
 
     def on_broken_pipe(self) -> None:
         self.quiet = True
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, self.file.fileno())  # what the stream still buffers, and others write to it, must not fail later
-        os.close(null)
+        discard(self.file)
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except OSError:
+            self.on_broken_pipe()
+
+
+def discard(stream: IO[str]) -> None:
+    """Discard what a stream still buffers, and what is written to it from now on: neither must fail later."""
+    with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or is closed
+        descriptor = stream.fileno()
+        with open(os.devnull, "wb") as null:
+            os.dup2(null.fileno(), descriptor)
 
 
 class ProgressDisplay:

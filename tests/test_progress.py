@@ -120,35 +120,38 @@ def test_the_console_decides() -> None:
     assert isinstance(open_progress(Console(force_terminal=True, _environ={"TERM": "dumb"})), LineProgress)
 
 
-@pytest.fixture
-def pipe_without_reader() -> Iterator[TextIO]:
-    """A stream as standard output is under `... | head -1`, after the first line."""
-    reading, writing = os.pipe()
-    os.close(reading)
+@pytest.fixture(params=["pipe", "terminal", "disk"])
+def dead_stream(request: pytest.FixtureRequest) -> Iterator[TextIO]:
+    """A stream that cannot be written: `... | head -1` after the first line, a closed terminal, a full disk."""
+    if request.param == "disk":
+        writing = os.open("/dev/full", os.O_WRONLY)
+    else:
+        reading, writing = os.pipe() if request.param == "pipe" else os.openpty()
+        os.close(reading)
     with open(writing, "w", encoding="utf-8") as stream:
         yield stream
 
 
 @pytest.mark.parametrize("terminal", [True, False])
-def test_the_work_goes_on_after_the_reader_has_gone(pipe_without_reader: TextIO, terminal: bool) -> None:
-    console = LastingConsole(file=pipe_without_reader, force_terminal=terminal, _environ={"TERM": "xterm"})
+def test_the_work_goes_on_where_nothing_can_be_written(dead_stream: TextIO, terminal: bool) -> None:
+    console = LastingConsole(file=dead_stream, force_terminal=terminal, _environ={"TERM": "xterm"})
     with open_progress(console) as progress:
         progress.phase("first")
         progress.update(Progress(0, "conv", 1, 2))
         progress.phase("second")
-    print("of something else", file=pipe_without_reader, flush=True)
+    print("of something else", file=dead_stream, flush=True)
 
 
 @pytest.mark.parametrize("first", ["progress", "summary"])
-def test_a_run_without_a_reader_ends_with_its_own_exit_code(
-    pipe_without_reader: TextIO, monkeypatch: pytest.MonkeyPatch, first: str
+def test_a_run_without_output_ends_with_its_own_exit_code(
+    dead_stream: TextIO, monkeypatch: pytest.MonkeyPatch, first: str
 ) -> None:
     def pretend(*_: object, **__: object) -> RunReport:
         if first == "progress":
             open_progress().phase("teacher: training")
         return full_report()
 
-    monkeypatch.setattr(sys, "stdout", pipe_without_reader)
+    monkeypatch.setattr(sys, "stdout", dead_stream)
     monkeypatch.setattr(sweep, "run", pretend)
     monkeypatch.setattr(front, "render", lambda students: "the table of the front")
     assert run._run(RunConfig.of(sweep="latency:0.8,0.5")) == FINISHED_WITH_FAILED_BLOCKS

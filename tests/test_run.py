@@ -1,5 +1,6 @@
 """The command line as a user meets it: help, wrong input, the exit codes, the launcher."""
 
+import io
 import random
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import pytest
 from pbd import run
 from pbd.errors import PbdError, UsageError
 from pbd.pipeline import command
+from pbd.progress import LastingConsole
 from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
 from pbd.system import backend
@@ -198,6 +200,28 @@ def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on
     assert ("KeyboardInterrupt" in done.stderr) != goes_on
+
+
+@pytest.mark.fast
+@pytest.mark.parametrize("arguments", [["--epoch-count", "3"], ["--epoch-count", "3", "--verbose"]])
+def test_the_exit_code_does_not_depend_on_standard_error(arguments: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run([sys.executable, "-m", "pbd.run", *arguments], stderr=full, timeout=PATIENCE_S)
+    assert done.returncode == UsageError.exit_code
+
+
+@pytest.mark.fast
+def test_characters_that_standard_output_cannot_encode_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(config: object) -> int:
+        LastingConsole().print("run directory r_данные")
+        return 0
+
+    output = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "latin-1"))
+    monkeypatch.setattr(run, "_run", work)
+    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
+    assert run.main([]) == 0
+    assert output.getvalue() == b"run directory r_??????\n"
 
 
 @pytest.mark.fast

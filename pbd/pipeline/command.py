@@ -1,6 +1,7 @@
 """A command line that uses all workers: started in every process of an MPI job, it speaks and fails as one command."""
 
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -28,27 +29,27 @@ def run(
         work: does what the settings say, and returns the exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence():
+    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence(), _lasting_output():
         try:
             settings = _start(lambda: parse(arguments, program))
             stop_on_signals()
             return work(settings)
         except PbdError as error:
             if "--verbose" in arguments:
-                traceback.print_exc()
-            print(f"{program}: {error}", file=sys.stderr)
+                _print_error(traceback.format_exc())
+            _print_error(f"{program}: {error}\n")
             return error.exit_code
         except KeyboardInterrupt:
-            print(f"{program}: {StoppedError()}", file=sys.stderr)
+            _print_error(f"{program}: {StoppedError()}\n")
             return StoppedError.exit_code
         except Exception as error:
             from pbd.run_dir import error_files
 
             line = error_files.summary(error)
             if line is None or "--verbose" in arguments:
-                traceback.print_exc()
+                _print_error(traceback.format_exc())
             if line is not None:
-                print(f"{program}: {line}", file=sys.stderr)
+                _print_error(f"{program}: {line}\n")
             return PbdError.exit_code
 
 
@@ -74,6 +75,33 @@ def _silence() -> Iterator[None]:
         contextlib.redirect_stderr(devnull),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _lasting_output() -> Iterator[None]:
+    """Let the command end with its exit code, whatever becomes of standard output and standard error.
+
+    Characters that standard output cannot encode are replaced. What could not be written is discarded at the end, where
+    Python would try again, and end with code 120.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")
+    try:
+        yield
+    finally:
+        for stream in filter(None, (sys.stdout, sys.stderr)):
+            try:
+                stream.flush()
+            except (OSError, ValueError):
+                from pbd.progress import discard
+
+                discard(stream)
+
+
+def _print_error(text: str) -> None:
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):  # it is closed, or its terminal or disk is gone
+            sys.stderr.write(text)
 
 
 def stop_on_signals() -> None:
