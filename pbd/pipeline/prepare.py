@@ -145,6 +145,7 @@ def prepare(
             directory = _new_folder(directory)
         journal = Journal.create(directory, identity, keys)
     with lock.held(directory):
+        journal.remove_temporary_files()
         dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
         teacher = _kept(journal, teacher, identity["teacher_sha256"])
         labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"

@@ -1,5 +1,6 @@
 """The run directory: results are written to it atomically, and read when the run is resumed."""
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -191,6 +192,16 @@ class Journal:
     def remove_folder(self, name: str) -> None:
         """Remove a folder of the run directory, if it exists."""
         shutil.rmtree(self.file(name), ignore_errors=True)
+
+    def remove_temporary_files(self) -> None:
+        """Remove what writers that were killed left, in all folders; only while this process holds the lock.
+
+        A worker of an earlier run, whose coordinator was killed, may be writing a block: the worker then fails, and the
+        block is trained again. Young files are not spared, since a run is often resumed at once.
+        """
+        for stale in self.path.rglob(TEMPORARY):
+            with contextlib.suppress(OSError):  # a file in the way is no reason to end a run
+                stale.unlink()
 
     def _settings(self) -> str:
         """Return the digest of the settings that the blocks depend on; empty in a folder that is no run directory."""

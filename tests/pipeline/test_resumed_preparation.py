@@ -1,5 +1,6 @@
-"""A resumed run has the teacher and the preprocessing of the session before."""
+"""A resumed run has the teacher and the preprocessing of the session before, and none of its temporary files."""
 
+import uuid
 from pathlib import Path
 
 import numpy as np
@@ -34,3 +35,20 @@ def test_resuming_keeps_the_preprocessing_of_a_named_network(tmp_path: Path) -> 
     with prepare.prepare(config.replace(resume=True), None, None, ProgressDisplay()) as second:
         assert second.data_config.preprocess == "mobilenet"
     assert first.dataset.image_shape == (32, 32, 3)
+
+
+def test_what_killed_writers_left_is_removed_from_all_folders(tmp_path: Path) -> None:
+    from pbd.config import RunConfig
+    from pbd.pipeline import prepare
+    from pbd.progress import ProgressDisplay
+
+    config = RunConfig.of(teacher_epochs=0, run_dir=tmp_path / "run")
+    with prepare.prepare(config, None, None, ProgressDisplay()):
+        pass
+    folders = [tmp_path / "run" / name for name in ("", "blocks", "front/0.6")]
+    for folder in folders:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / f".{uuid.uuid4().hex}.tmp").touch()
+        (folder / ".notes.tmp").touch()
+    with prepare.prepare(config.replace(resume=True), None, None, ProgressDisplay()):
+        assert {file.name for file in tmp_path.rglob("*.tmp")} == {".notes.tmp"}
