@@ -31,6 +31,8 @@ P = ParamSpec("P")
 T = TypeVar("T")
 _set_up_lock = threading.Lock()
 _current: "_WorkerState | None" = None
+_replaced: "list[_WorkerState]" = []
+"""Earlier states whose runners still work: of other runs, on workers with several threads."""
 _ended_runs: set[str] = set()
 
 
@@ -142,8 +144,8 @@ def _progress_callback(settings: Settings, reports: bool = True) -> ProgressCall
 def end_run(run: str) -> None:
     """Stop the work of a run that has ended, and free the device until there is work again."""
     _ended_runs.add(run)
-    if _current is not None:
-        _current.runner.release()
+    for state in filter(None, (_current, *_replaced)):
+        state.runner.release()
 
 
 @_raises_task_error
@@ -174,8 +176,7 @@ def set_up_worker(settings: Settings) -> TaskRunner:
                 f"{requested}, a worker with {threads}. Start the workers again, or leave the flag out."
             )
         if _current.depends_on != _dependencies(settings):  # another run, with other settings
-            _current.runner.close()
-            _current = _open(_current.share, threads, settings)
+            _current = _replace(_current, settings)
         return _current.runner
 
 
@@ -199,6 +200,20 @@ def _open(share: devices.Share, threads: int, settings: Settings) -> _WorkerStat
         settings.keras.apply()
     task_runner = runner.open_runner(settings.config, share, settings.keras)
     return _WorkerState(share, threads, _dependencies(settings), task_runner)
+
+
+def _replace(current: _WorkerState, settings: Settings) -> _WorkerState:
+    """Return a state for a run with other settings, and keep those whose runners work.
+
+    Raises:
+        EnvironmentMismatchError: Keras is loaded with another backend.
+    """
+    global _replaced
+    working = [state for state in (current, *_replaced) if not state.runner.release()]
+    same = (state for state in working if state.depends_on == _dependencies(settings))
+    state = next(same, None) or _open(current.share, current.threads, settings)
+    _replaced = [other for other in working if other is not state]
+    return state
 
 
 def _first_state(settings: Settings) -> _WorkerState:

@@ -32,8 +32,12 @@ class TaskRunner(Protocol):
         """
         ...
 
-    def release(self) -> None:
-        """Free the device and memory unless work is running; the next call of `run` allocates them again."""
+    def release(self) -> bool:
+        """Free the device and memory unless work is running; the next call of `run` allocates them again.
+
+        Returns:
+            Whether they are free.
+        """
         ...
 
     def close(self) -> None:

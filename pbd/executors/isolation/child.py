@@ -84,12 +84,14 @@ class Child:
             raise response.error
         return response.result
 
-    def release(self) -> None:
-        if self._running.acquire(blocking=False):
+    def release(self) -> bool:
+        is_idle = self._running.acquire(blocking=False)
+        if is_idle:
             try:
                 self._end()
             finally:
                 self._running.release()
+        return is_idle
 
     def close(self) -> None:
         process = self._process

@@ -30,8 +30,9 @@ class InProcessRunner:
         with process.prepared(self._share):
             return work(collective, progress)
 
-    def release(self) -> None:
-        """Do nothing: this process holds nothing."""
+    def release(self) -> bool:
+        """Return True: this process holds nothing."""
+        return True
 
     def close(self) -> None:
         """Do nothing: this process holds nothing."""
