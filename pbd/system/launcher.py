@@ -27,6 +27,9 @@ def has_one_rank() -> bool:
 
 
 def child_environment() -> dict[str, str]:
-    """Return the environment for a Python child process that is no rank, with this process's module paths."""
+    """Return the environment for a Python child process that is no rank, with this process's module paths.
+
+    Entries of `sys.path` that are not strings are left out: Python itself does not import from them.
+    """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(PREFIXES)}
-    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)}
+    return kept | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path if isinstance(path, str))}
