@@ -210,6 +210,29 @@ def test_the_exit_code_does_not_depend_on_standard_error(arguments: list[str]) -
     assert done.returncode == UsageError.exit_code
 
 
+WITHOUT_OUTPUT = """
+import os, sys
+from pbd import run
+from pbd.progress import LastingConsole
+from pbd.system.silence import silenced
+
+def work(config):
+    with silenced(1), open(os.devnull) as file:
+        LastingConsole().print("done")
+        return 3 if file.fileno() > 2 else 4
+
+run._run = work
+sys.exit(run.main([]))
+"""
+
+
+@pytest.mark.fast
+def test_with_closed_standard_output_no_file_takes_its_descriptor() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, WITHOUT_OUTPUT]
+    done = subprocess.run(command, stderr=subprocess.PIPE, timeout=PATIENCE_S)
+    assert done.returncode == 3, done.stderr
+
+
 @pytest.mark.fast
 def test_characters_that_standard_output_cannot_encode_are_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
     def work(config: object) -> int:

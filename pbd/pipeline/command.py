@@ -14,6 +14,8 @@ from pbd.errors import PbdError, StoppedError
 from pbd.system import launcher
 
 START_LIMIT_S = 600
+_LAST_STANDARD = 2
+"""The descriptor of standard error."""
 T = TypeVar("T")
 
 
@@ -82,8 +84,12 @@ def _lasting_output() -> Iterator[None]:
     """Let the command end with its exit code, whatever becomes of standard output and standard error.
 
     Characters that standard output cannot encode are replaced. What could not be written is discarded at the end, where
-    Python would try again, and end with code 120.
+    Python would try again, and end with code 120. Standard descriptors that are closed are opened, lest a file or a
+    connection get their numbers, to which libraries print.
     """
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
+        os.set_inheritable(descriptor, True)
+    os.close(descriptor)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")
     try:

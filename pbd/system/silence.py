@@ -17,11 +17,14 @@ def silenced(*descriptors: int) -> Iterator[None]:
     """Discard in the block what this process writes to file descriptors, by default to standard output and error.
 
     With the default, Python's streams are discarded too: in a notebook, for example, they are not those descriptors.
-    Python's warnings are written to standard error.
+    Python's warnings are written to standard error. A descriptor that is closed stays closed.
     """
-    chosen = descriptors or (1, 2)
     _flush()
-    kept, null = {number: os.dup(number) for number in chosen}, os.open(os.devnull, os.O_WRONLY)
+    kept, null = dict[int, int](), os.open(os.devnull, os.O_WRONLY)
+    for number in descriptors or (1, 2):
+        if number != null:
+            with contextlib.suppress(OSError):
+                kept[number] = os.dup(number)
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, null)
         for number, copy in kept.items():
@@ -60,5 +63,7 @@ def _remove_log_handlers_but(kept: Collection[logging.Handler]) -> None:
 
 
 def _flush() -> None:
-    for stream in (sys.stdout, sys.stderr):
-        stream.flush()
+    """Flush Python's streams; one is `None` if its descriptor was closed when this process started."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        with contextlib.suppress(OSError, ValueError):
+            stream.flush()

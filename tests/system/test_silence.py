@@ -2,11 +2,13 @@
 
 import logging
 import os
+import subprocess
 import sys
 
 import pytest
 
 from pbd.system.silence import print_error, silenced
+from tests.helpers.cluster import PATIENCE_S
 
 pytestmark = pytest.mark.fast
 
@@ -60,3 +62,22 @@ def test_a_library_that_configures_logging_in_the_block_does_not_do_it_for_later
     logging.basicConfig()
     logging.warning("said")
     assert "said" in capfd.readouterr().err
+
+
+WITHOUT_OUTPUT = """
+import os
+from pbd.system.silence import silenced
+with silenced():
+    os.write(2, b"secret")
+os.write(2, b"said")
+try:
+    os.fstat(1)
+except OSError:
+    os.write(2, b" and closed")
+"""
+
+
+def test_closed_standard_output_stays_closed() -> None:
+    command = ["sh", "-c", 'exec "$0" -c "$1" >&-', sys.executable, WITHOUT_OUTPUT]
+    done = subprocess.run(command, stderr=subprocess.PIPE, text=True, timeout=PATIENCE_S)
+    assert (done.returncode, done.stderr) == (0, "said and closed")
