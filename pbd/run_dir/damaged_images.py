@@ -24,7 +24,7 @@ def write(journal: Journal, path: str) -> None:
 
 def events(journal: Journal) -> tuple[str, ...]:
     """Return the event for the report of a run or of a recipe, whose steps count, too; none if no file was damaged."""
-    paths = sorted({file.read_text().strip() for file in journal.path.rglob(f"{FOLDER}/[!.]*.txt")})
+    paths = sorted({file.read_text(encoding="utf-8").strip() for file in journal.path.rglob(f"{FOLDER}/[!.]*.txt")})
     if not paths:
         return ()
     files = "1 image file" if len(paths) == 1 else f"{len(paths)} image files"

@@ -259,7 +259,7 @@ def read_table(path: Path) -> CostTable:
             f"--costs must be {', '.join(SOURCES)} or a costs.json of a run. Received: {str(path)!r}: "
             f"{error.strerror}. Check the path."
         ) from error
-    except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         message = f"no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:200].rstrip(".")
         raise BadInputError(
             f"a cost table must be a file that pbd wrote. Received: {str(path)!r}: {message}. Give --costs calibrate."

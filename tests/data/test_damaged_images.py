@@ -1,5 +1,8 @@
 """Damaged image files: all are named before training; in a data set too large to check, one does not end the run."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from pbd.data import load
 from pbd.errors import BadInputError, MissingInputError
 from pbd.run_dir import damaged_images
 from pbd.run_dir.journal import Journal
+from tests.helpers.cluster import PATIENCE_S
 
 BATCH = 4
 SPLITS = {"train": 8, "validation": 4, "test": 4}
@@ -158,6 +162,22 @@ def test_the_report_names_damaged_files_that_every_process_met(tmp_path: Path) -
     assert "5 image files" in damaged_images.events(journal)[0]
     damaged_images.write(Journal(tmp_path / "elsewhere"), "/data/1.jpg")
     assert not (tmp_path / "elsewhere").exists()
+
+
+READ_EVENTS = """
+import pathlib, sys
+from pbd.run_dir import damaged_images
+from pbd.run_dir.journal import Journal
+print(ascii(damaged_images.events(Journal(pathlib.Path(sys.argv[1])))[0]))
+"""
+
+
+def test_names_are_read_in_any_locale(tmp_path: Path) -> None:
+    damaged_images.write(Journal(tmp_path), "/данные/1.jpg")
+    environment = os.environ | {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    command = [sys.executable, "-c", READ_EVENTS, str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S)
+    assert ascii("/данные/1.jpg").strip("'") in done.stdout, done.stderr
 
 
 def test_a_run_with_a_damaged_file_says_so_in_its_report(

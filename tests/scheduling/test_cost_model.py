@@ -178,7 +178,7 @@ def test_a_broken_table_is_refused_in_one_line(tmp_path: Path, change: dict[str,
     assert str(tmp_path) in str(refused.value)
 
 
-@pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null", '"text"', "\0\0"])
+@pytest.mark.parametrize("content", ["", "[]", "{}", "{", "null", '"text"', "\0\0", "[" * 10**5])
 def test_a_file_that_is_no_table_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "costs.json").write_text(content)
     with pytest.raises(BadInputError, match="must be a file that pbd wrote"):
