@@ -28,6 +28,7 @@ from pbd.executors.isolation.messages import (
     Setup,
     SharedBuffer,
 )
+from pbd.executors.isolation.scratch import ScratchFolder
 from pbd.records import Progress, ProgressCallback
 from pbd.run_dir import error_files
 from pbd.run_dir.error_files import ErrorTarget
@@ -117,7 +118,7 @@ class Child:
         _set_timeouts(self._connection.fileno(), self._stall_limit_s)
         self._buffer, self._output = SharedBuffer.create(), tempfile.TemporaryFile()  # noqa: SIM115
         # TensorFlow leaves temporary files behind when its process is killed.
-        self._scratch = tempfile.TemporaryDirectory(prefix="pbd_child_", ignore_cleanup_errors=True)
+        self._scratch = ScratchFolder()
         descriptors = other_end.fileno(), self._buffer.descriptor
         output = None if self._share.verbose else self._output
         self._process = subprocess.Popen(
