@@ -32,7 +32,7 @@ def write(journal: Journal, deployed: Iterable[str] = ()) -> None:
     Raises:
         OSError: a file of the run is missing, or cannot be read.
     """
-    blocks = sorted(str(path.relative_to(journal.path)) for path in journal.path.glob("blocks/[!.]*.npz"))
+    blocks = sorted(str(path.relative_to(journal.path)) for path in journal.path.glob("blocks/*.npz"))
     measured = [COSTS] if journal.file(COSTS).exists() else []
     record(journal, (*MODELS, *TEXTS, *measured, *blocks, *deployed))
 
