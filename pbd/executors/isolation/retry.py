@@ -1,6 +1,7 @@
 """Retries of work whose training process was lost."""
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ def failed_results(group: TaskGroup, reason: str) -> list[BlockResult]:
     if split_for_retry(group):
         return []
     message = f"{reason}, at each of {group.attempt} attempts."
-    return [BlockResult(task.layer.name, "failed", task.design, error=message) for task in group.tasks]
+    failed = functools.partial(BlockResult, status="failed", error=message, attempts=group.attempt)
+    return [failed(task.layer.name, design=task.design) for task in group.tasks]
 
 
 def call_in(runner: TaskRunner, function: Callable[[], T]) -> T:
