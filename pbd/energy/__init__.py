@@ -15,11 +15,12 @@ A meter that fails or hangs does not affect the work that it measures.
 
 from pbd.energy.attribution import Activity, Attribution, attribute
 from pbd.energy.detection import DetectedSensors, SystemPaths, detect, host_identity
-from pbd.energy.host_meter import HostMeter, NoMeter, measure, unread
+from pbd.energy.host_meter import NO_ANSWER, HostMeter, NoMeter, measure, unread
 from pbd.energy.meter import Meter
 from pbd.energy.readings import Reading, Trace, merge
 
 __all__ = [
+    "NO_ANSWER",
     "Activity",
     "Attribution",
     "DetectedSensors",

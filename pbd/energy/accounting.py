@@ -56,7 +56,8 @@ class EnergyAccount:
         here = self._meter.read()
         self._host_of |= {worker: reading.hosts[0] for worker, reading in of_workers.items()}
         others = (reading.with_end(here.ended_s) for reading in of_workers.values())
-        self._reading = energy.merge([self._reading, here, *others])
+        notes = tuple(note for note in self._reading.notes if note != energy.NO_ANSWER)  # the meter may answer now
+        self._reading = energy.merge([dataclasses.replace(self._reading, notes=notes), here, *others])
         return self._reading.between(self._began_s, here.ended_s)
 
     def shares(self, results: Sequence[BlockResult], seconds: float) -> EnergyShares:

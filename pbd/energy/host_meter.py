@@ -15,6 +15,8 @@ from pbd.energy.readings import Reading
 INTERVAL_S = 1.0
 ANSWER_LIMIT_S = 5.0
 """The longest wait for the meter's thread: a driver may hang."""
+NO_ANSWER = f"A meter did not answer for {ANSWER_LIMIT_S:.0f} s. Check its driver with nvidia-smi and dmesg."
+"""The note of a reading without devices, which a later reading may have."""
 
 
 def unread(*notes: str) -> Reading:
@@ -63,9 +65,7 @@ class HostMeter:
         try:
             return reading.result(ANSWER_LIMIT_S)
         except TimeoutError:
-            return unread(
-                f"A meter did not answer for {ANSWER_LIMIT_S:.0f} s. Check its driver with nvidia-smi and dmesg."
-            )
+            return unread(NO_ANSWER)
 
     def stop(self) -> None:
         """Sample the sensors for the last time, and end the thread."""

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from pbd import energy
 from pbd.energy import Reading, accounting, unread
 from pbd.energy.replay import Recording, replay
 from pbd.energy.sensors import Device
@@ -127,6 +128,17 @@ def test_without_a_meter_there_are_no_joules_and_one_line_says_why() -> None:
     said = kept.summary(resumed=True)
     assert (said["source"], said["total_j"], said["partial"]) == ("none", None, False)
     assert said["notes"] == ["Processors are measured so. Received: nothing. Do this."]
+
+
+@pytest.mark.fast
+def test_a_meter_that_answers_again_is_no_longer_complained_of() -> None:
+    whole = of_host("here")
+    began = dataclasses.replace(whole, ended_s=0.0, traces=())
+    silent = dataclasses.replace(without_meter("here"), notes=(energy.NO_ANSWER,))
+    kept = accounting.EnergyAccount(Shown(began, silent, whole), lambda: {0: without_meter("here")})
+    assert kept.summary(resumed=False)["notes"] == [energy.NO_ANSWER]
+    said = kept.summary(resumed=False)
+    assert (said["total_j"], said["notes"]) == (pytest.approx(1000.0), [])
 
 
 class FakeCluster:
