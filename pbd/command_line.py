@@ -2,6 +2,7 @@
 
 import argparse
 import ast
+import contextlib
 import dataclasses
 import difflib
 import inspect
@@ -89,8 +90,15 @@ def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequ
     try:
         return command(sys.argv[1:] if argv is None else argv) or 0
     except PbdError as error:
-        print(f"{program}: {error}", file=sys.stderr)
+        print_error(f"{program}: {error}\n")
         return error.exit_code
+
+
+def print_error(text: str) -> None:
+    """Write text to standard error, unless it is closed, or its terminal or disk is gone."""
+    if sys.stderr is not None:
+        with contextlib.suppress(OSError, ValueError):
+            sys.stderr.write(text)
 
 
 def add_settings(parser: argparse.ArgumentParser, config: Any) -> None:

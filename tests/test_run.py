@@ -203,10 +203,13 @@ def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on:
 
 
 @pytest.mark.fast
-@pytest.mark.parametrize("arguments", [["--epoch-count", "3"], ["--epoch-count", "3", "--verbose"]])
+@pytest.mark.parametrize(
+    "arguments", [["run", "--epoch-count"], ["run", "--epoch-count", "--verbose"], ["cli", "status"]]
+)
 def test_the_exit_code_does_not_depend_on_standard_error(arguments: list[str]) -> None:
+    module, *flags = arguments
     with open("/dev/full", "wb") as full:
-        done = subprocess.run([sys.executable, "-m", "pbd.run", *arguments], stderr=full, timeout=PATIENCE_S)
+        done = subprocess.run([sys.executable, "-m", f"pbd.{module}", *flags], stderr=full, timeout=PATIENCE_S)
     assert done.returncode == UsageError.exit_code
 
 

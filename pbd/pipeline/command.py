@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
 from typing import TypeVar
 
+from pbd.command_line import print_error
 from pbd.errors import PbdError, StoppedError
 from pbd.system import launcher
 
@@ -38,20 +39,20 @@ def run(
             return work(settings)
         except PbdError as error:
             if "--verbose" in arguments:
-                _print_error(traceback.format_exc())
-            _print_error(f"{program}: {error}\n")
+                print_error(traceback.format_exc())
+            print_error(f"{program}: {error}\n")
             return error.exit_code
         except KeyboardInterrupt:
-            _print_error(f"{program}: {StoppedError()}\n")
+            print_error(f"{program}: {StoppedError()}\n")
             return StoppedError.exit_code
         except Exception as error:
             from pbd.run_dir import error_files
 
             line = error_files.summary(error)
             if line is None or "--verbose" in arguments:
-                _print_error(traceback.format_exc())
+                print_error(traceback.format_exc())
             if line is not None:
-                _print_error(f"{program}: {line}\n")
+                print_error(f"{program}: {line}\n")
             return PbdError.exit_code
 
 
@@ -102,12 +103,6 @@ def _lasting_output() -> Iterator[None]:
                 from pbd.progress import discard
 
                 discard(stream)
-
-
-def _print_error(text: str) -> None:
-    if sys.stderr is not None:
-        with contextlib.suppress(OSError, ValueError):  # it is closed, or its terminal or disk is gone
-            sys.stderr.write(text)
 
 
 def stop_on_signals() -> None:

@@ -29,7 +29,8 @@ def main(process: int, seconds: float, message: str) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)  # this process ends with its parent
     if not select.select([sys.stdin], [], [], seconds)[0]:
-        print(message, file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError):  # standard error is gone, and the process must end all the same
+            print(message, file=sys.stderr, flush=True)
         time.sleep(_LAUNCHER_READS_S)
         os.kill(process, signal.SIGALRM)
 
