@@ -80,13 +80,18 @@ def run_on(
         is_step: the run is a step of a recipe, which reads the test images and measures latency itself, at its end.
         sweep: budgets of all students of these blocks, which have to be possible, if there are several.
     """
-    from pbd.pipeline import choosing, prepare  # loads the backend
+    from pbd.pipeline import choosing, plan, prepare  # loads the backend
 
     clock = Clock()
     given_costs = cost_table.read_requested(config.execution.costs)
     requested: list[Sequence[str]] = [[text] for text in sweep] or [config.student.budget]
-    check = functools.partial(choosing.check_counted, config, display, requested)
-    prepared = prepare.prepare(config, model, data, display, check_tasks=check)
+
+    def check_tasks(teacher: "keras.Model", tasks: Sequence[BlockTask]) -> None:
+        choosing.check_counted(config, display, requested, teacher, tasks)
+        if given_costs is not None and not config.execution.resume:
+            plan.check_costs(given_costs, config, tasks)
+
+    prepared = prepare.prepare(config, model, data, display, check_tasks=check_tasks)
     with accounting.account(executor.readings) as account, prepared as inputs:
         clock.lap("teacher")
         manifest.record_budgets(inputs.journal, sweep)

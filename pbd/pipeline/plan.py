@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from pbd.blockwise.context import TrainingContext
 from pbd.blockwise.train_group import train_group
-from pbd.config import ExecutionConfig
+from pbd.config import ExecutionConfig, RunConfig
 from pbd.costs import calibration, memory
 from pbd.costs.memory import MemoryBudget
 from pbd.errors import NoWorkersError
@@ -114,6 +114,24 @@ def make_plan(
     budget.check(assignment.groups, members or 1, batch_size)
     reasons = [*parallelism.reasons, *_explain_cutting(assigner.assign(table, work), assignment, budget)]
     return Plan(assignment, table, work, config.group, "; ".join(reasons))
+
+
+def check_costs(table: CostTable, config: RunConfig, tasks: Sequence[BlockTask]) -> None:
+    """Check that a table was made with the settings of a run, before anything is written.
+
+    The workers, which time the teacher as they run it, check later that it is the teacher of the table.
+
+    Args:
+        table: in the file of `--costs`.
+        config: of the run.
+        tasks: of the run.
+
+    Raises:
+        UsageError: it was not, or a task is missing.
+    """
+    blocks, data = config.blocks, config.data
+    conditions = dataclasses.replace(table.conditions, block_init=blocks.block_init, batch_size=data.batch_size)
+    table.check(conditions, [task.key for task in tasks if task.skip_reason is None])
 
 
 def _predict_or_estimate(predict: Callable[[str], CostTable], source: str, executor: Executor) -> CostTable:

@@ -20,15 +20,16 @@ _log = logging.getLogger(__name__)
 
 
 def read(run_dir: Path) -> dict[str, RunReport]:
-    """Return the reports of the students, by budget from the largest on; none if the run had one student.
+    """Return the reports of the students of a sweep, by budget from the largest on; none if the run was no sweep.
 
-    A student whose report is damaged is left out.
+    A student that is not finished, or whose report is damaged, is left out.
     """
     reports = {}
-    for path in (run_dir / manifest.STUDENTS).glob("[!.]*/report.json"):
-        finished = _read(path.parent)
+    for budget in manifest.sweep_budgets(Journal(run_dir)) or ():
+        folder = manifest.student_folder(run_dir, budget)
+        finished = _read(folder) if (folder / "report.json").exists() else None
         if finished is not None:
-            reports[finished.config["budget"][0]] = finished
+            reports[budget] = finished
     return dict(sorted(reports.items(), key=lambda each: -budgets.parse(each[0]).amount))
 
 

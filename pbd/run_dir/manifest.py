@@ -71,7 +71,7 @@ def damaged_students(journal: Journal) -> list[str]:
     records = sorted(journal.path.glob(f"{STUDENTS}/[!.]*/{RECORD}"))
     changed = [(record.parent, damaged(Journal(record.parent)) or ()) for record in records]
     files = [str(folder.relative_to(journal.path) / name) for folder, names in changed for name in names]
-    return files if _budgets(journal) is not None else [BUDGETS, *files]
+    return files if sweep_budgets(journal) is not None else [BUDGETS, *files]
 
 
 def record_budgets(journal: Journal, budgets: Iterable[str]) -> None:
@@ -85,7 +85,7 @@ def record_budgets(journal: Journal, budgets: Iterable[str]) -> None:
 
 def missing_students(journal: Journal) -> list[str]:
     """Return the budgets of a sweep without a complete student; none if the run is no sweep."""
-    budgets = _budgets(journal) or ()
+    budgets = sweep_budgets(journal) or ()
     return [text for text in budgets if not os.path.isfile(student_folder(journal.path, text) / RECORD)]
 
 
@@ -94,7 +94,7 @@ def student_folder(run_dir: Path, budget: str) -> Path:
     return run_dir / STUDENTS / budget.replace(":", "_")
 
 
-def _budgets(journal: Journal) -> list[str] | None:
+def sweep_budgets(journal: Journal) -> list[str] | None:
     """Return the budgets of a sweep, none if there is no record of a sweep; `None` if the record is damaged."""
     try:
         record = json.loads(journal.file(BUDGETS).read_bytes())

@@ -130,6 +130,17 @@ def test_an_impossible_budget_is_refused_before_anything_is_written(
     assert manifest.is_intact(Journal(run_dir)), "the run is complete as before"
 
 
+def test_costs_of_another_run_are_refused_before_anything_is_written(
+    teacher: keras.Model, run_dir: Path, tmp_path: Path
+) -> None:
+    costs = json.loads((run_dir / "costs.json").read_text())
+    costs["batch_size"] += 1
+    (tmp_path / "costs.json").write_text(json.dumps(costs))
+    with pytest.raises(UsageError, match="--costs must be a table made with the run's batch_size"):
+        distill(teacher, tmp_path / "new", block=BLOCKS, costs=str(tmp_path / "costs.json"))
+    assert not (tmp_path / "new").exists()
+
+
 @pytest.fixture(scope="module")
 def bottlenecks() -> keras.Model:
     """Return a network of two residual blocks with 1x1 convolutions around one of 3x3; the first has a shortcut."""

@@ -192,6 +192,14 @@ def test_a_sweep_without_a_student_is_not_complete(runs: Runs) -> None:
     assert status.read(runs.run_dir).state == status.COMPLETE, "the run was resumed without a sweep"
 
 
+def test_a_front_has_the_students_of_the_last_sweep_alone(runs: Runs) -> None:
+    sweep.run(RunConfig.of(sweep=BUDGETS))
+    sweep.run(RunConfig.of(sweep="latency:0.8,0.6", resume=True, run_dir=str(runs.run_dir)))
+    assert list(students.read(runs.run_dir)) == ["latency:0.8", "latency:0.6"]
+    runs(None, None, RunConfig.of(budget="latency:0.6"), sweep=())
+    assert students.read(runs.run_dir) == {}
+
+
 def test_a_front_is_written_without_the_students_that_are_damaged(runs: Runs) -> None:
     sweep.run(RunConfig.of(sweep=BUDGETS))
     (runs.run_dir / "front" / "latency_0.8" / "report.json").write_text("{")
