@@ -4,7 +4,7 @@ import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import keras
 
@@ -12,12 +12,11 @@ from pbd.compression import recipe
 from pbd.compression.recipe import Recipe
 from pbd.compression.step import Step
 from pbd.config import BlockConfig, DataConfig, RunConfig, StudentConfig, TeacherConfig, TrainingConfig
+from pbd.data import Data, check_data
 from pbd.errors import UsageError
+from pbd.networks import files
 from pbd.records.recipe_report import RecipeReport
 from pbd.system import random_state
-
-if TYPE_CHECKING:
-    from pbd.data import Data
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Compressed:
 @random_state.preserved()
 def compress(
     model: keras.Model | None = None,
-    data: "Data | None" = None,
+    data: Data | None = None,
     steps: Sequence[Step] = (),
     *,
     max_drop: float | None = None,
@@ -145,11 +144,11 @@ def _names(targets: Sequence[str] | str) -> tuple[str, ...]:
     return (targets,) if isinstance(targets, str) else tuple(targets)
 
 
-def _config(config: RunConfig, model: keras.Model | None, data: "Data | None", settings: dict[str, Any]) -> RunConfig:
+def _config(config: RunConfig, model: keras.Model | None, data: Data | None, settings: dict[str, Any]) -> RunConfig:
     """Return the settings of the recipe.
 
     Raises:
-        UsageError: a setting contradicts the model or the data.
+        UsageError: a setting contradicts the model or the data, or these are something else.
     """
     _check_of_steps(config)
     chosen = {name: value for name, value in settings.items() if value is not None}
@@ -158,8 +157,10 @@ def _config(config: RunConfig, model: keras.Model | None, data: "Data | None", s
         if value is not None and names:
             raise UsageError(f"{names[0]} contradicts {name}. Received: both. Leave one out.")
     if data is not None:
+        check_data(data)
         config = replace(config, data=data.config)
     if model is not None:
+        files.check_model(model)
         chosen["teacher"] = model.name
     return config.replace(**chosen)
 

@@ -4,7 +4,7 @@ data = load(DataConfig(dataset="digits"), seed=0)
 for images, labels in data.training_batches(first_epoch=0, end_epoch=1): ...
 """
 
-from pbd.data.data import ARRAYS, Data
+from pbd.data.data import ARRAYS, Data, check_data
 from pbd.data.dataset import Dataset, IndexedSplit, Split, StreamSplit
 from pbd.data.loading import absolute, known_names, load
 from pbd.data.order import WHOLE, WorkerShare
@@ -19,6 +19,7 @@ __all__ = [
     "StreamSplit",
     "WorkerShare",
     "absolute",
+    "check_data",
     "known_names",
     "load",
 ]

@@ -183,3 +183,16 @@ class Data:
     def _raw_split(self, role: str, use_labels: bool, train_labels: np.ndarray | None = None) -> RawSplit:
         images, labels = self._arrays(role)
         return array_split(role, images, labels if use_labels else None, train_labels)
+
+
+def check_data(data: object) -> None:
+    """Check that data are a `Data`.
+
+    Raises:
+        UsageError: they are something else, such as arrays or the name of a data set.
+    """
+    if not isinstance(data, Data):
+        raise UsageError(
+            f"data must be a pbd.Data. Received: {type(data).__name__}. Give pbd.Data(train=(images, labels)), or "
+            "pbd.Data.load(name) for a file, a folder or a data set."
+        )

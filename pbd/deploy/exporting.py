@@ -74,7 +74,7 @@ def export(
         The path, the size, the agreement with Keras and, with data, the test accuracy in the runtime.
 
     Raises:
-        UsageError: the target is unknown, or one of 8-bit integers.
+        UsageError: the target is unknown, or one of 8-bit integers; or the model or `check` is something else.
         EnvironmentMismatchError: the target is not installed; the message names the command that installs it.
         MissingInputError: the folder of the path does not exist.
         CannotCreateError: the file cannot be written there.
@@ -249,7 +249,13 @@ def _images(check: Data | np.ndarray | None, dataset: images.Dataset | None, net
         return images.first(dataset, "test", CHECKED)
     if check is None:
         return images.random(network, _RANDOM)
-    pixels = np.asarray(check, np.float32)[:CHECKED]
+    try:
+        pixels = np.asarray(check, np.float32)[:CHECKED]
+    except (TypeError, ValueError, IndexError) as error:
+        raise UsageError(
+            f"check must be a pbd.Data, or images. Received: {type(check).__name__}. Give an array of images, or "
+            "pbd.Data(train=..., test=(images, labels))."
+        ) from error
     shape = tuple(network.inputs[0].shape[1:])
     fits = pixels.ndim == 4 and all(size in (None, of) for size, of in zip(shape, pixels.shape[1:], strict=True))
     if not fits or not len(pixels):

@@ -21,8 +21,10 @@ def load(data: Data, network: keras.Model, seed: int) -> Dataset:
         seed: missing splits are cut from the training images with it.
 
     Raises:
+        UsageError: they are no `Data`.
         BadInputError: they do not fit the network.
     """
+    datasets.check_data(data)
     config = data.config
     if config.preprocess == "auto":
         config = replace(config, preprocess="none")

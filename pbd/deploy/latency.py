@@ -2,18 +2,20 @@
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
 
+from pbd.config.values import as_kind
 from pbd.deploy import exporting, images, resident
 from pbd.deploy import targets as _targets
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
 from pbd.errors import BadInputError, UsageError
+from pbd.networks import files as network_files
 from pbd.networks import graph, precision
 from pbd.system import random_state, silence
 
@@ -62,7 +64,7 @@ class ModelLatency:
 @random_state.preserved()
 def measure_latency(
     models: Mapping[str, keras.Model],
-    batch_sizes: Sequence[int] = (1, 32),
+    batch_sizes: Sequence[int] | int = (1, 32),
     targets: Sequence[str] = (),
     threads: int = 1,
 ) -> tuple[ModelLatency, ...]:
@@ -85,7 +87,8 @@ def measure_latency(
         in the first target. Times in seconds.
 
     Raises:
-        UsageError: there is no model, a batch size or the number of threads is below 1, or a target is unknown.
+        UsageError: there is no model, a number or model is something else, a batch size or the number of threads is
+            below 1, or a target is unknown.
         EnvironmentMismatchError: a target is not installed; the message names the command that installs it.
         BadInputError: the models have other inputs, or one cannot be exported.
 
@@ -94,11 +97,7 @@ def measure_latency(
         >>> [(row.model, row.target, round(row.times_as_fast, 2)) for row in rows[:2]]
         [('teacher', 'onnx', 1.0), ('student', 'onnx', 1.83)]
     """
-    if not models or not batch_sizes or min(batch_sizes) < 1 or threads < 1:
-        raise UsageError(
-            "latency needs a model, and batch sizes and threads of at least 1. "
-            f"Received: models {list(models)}, batch sizes {list(batch_sizes)}, threads {threads}. Give them."
-        )
+    sizes = _checked_sizes(models, batch_sizes, threads)
     names = [targets] if isinstance(targets, str) else dict.fromkeys(targets)
     chosen = [_targets.get_timed(name) for name in names] or _targets.default_pair()
     shape = _common_shape(models)
@@ -111,9 +110,32 @@ def measure_latency(
         ]
         return tuple(
             _row(file, number, times, resident.measure(file.target, file.path, times.batch, shape))
-            for times in measure_files(files, shape, batch_sizes, threads)
+            for times in measure_files(files, shape, sizes, threads)
             for number, file in enumerate(files)
         )
+
+
+def _checked_sizes(models: Mapping[str, keras.Model], batch_sizes: Sequence[int] | int, threads: int) -> list[int]:
+    """Return the batch sizes.
+
+    Raises:
+        UsageError: there is none, or an argument is of another type or below 1.
+    """
+    if not isinstance(models, Mapping):
+        raise UsageError(
+            f"models must be a mapping from names. Received: {type(models).__name__}. "
+            'Give {"teacher": model, "student": result.model}.'
+        )
+    for model in models.values():
+        network_files.check_model(model)
+    several = batch_sizes if isinstance(batch_sizes, Iterable) else [batch_sizes]
+    sizes = [as_kind("batch_sizes", int, size) for size in several]
+    if not models or not sizes or min(sizes) < 1 or as_kind("threads", int, threads) < 1:
+        raise UsageError(
+            "latency needs a model, and batch sizes and threads of at least 1. "
+            f"Received: models {list(models)}, batch sizes {sizes}, threads {threads}. Give them."
+        )
+    return sizes
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import h5py
 import keras
 import numpy as np
 
-from pbd.errors import BadInputError
+from pbd.errors import BadInputError, UsageError
 from pbd.networks import file_checks, file_remedies
 from pbd.system import initial_values, keras_state, memory, watchdog
 
@@ -75,12 +75,26 @@ def _check_all_loaded(model: keras.Model, path: str) -> None:
         raise ValueError(f"the file has {in_file} weights, the network {len(model.weights)}")
 
 
+def check_model(model: object) -> None:
+    """Check that a network is a Keras model.
+
+    Raises:
+        UsageError: it is something else, such as the path of one.
+    """
+    if not isinstance(model, keras.Model):
+        raise UsageError(
+            f"a network must be a keras.Model. Received: {type(model).__name__}. Give keras.models.load_model(path)."
+        )
+
+
 def check_known(model: keras.Model) -> None:
     """Check that Keras can recreate each layer of a model from its configuration, as worker processes do.
 
     Raises:
+        UsageError: it is no model.
         BadInputError: Keras does not know a layer or an object in its configuration.
     """
+    check_model(model)
     for layer in model.layers:
         try:
             with _without_variables():

@@ -166,6 +166,7 @@ def distill(
     """
     settings = {name: value for name, value in locals().items() if name not in _OBJECTS and value is not None}
     _check_given_once(model, data, settings)
+    _check_kinds(model, data)
     chosen = config or RunConfig()
     if data is not None:
         chosen = replace(chosen, data=data.config)
@@ -176,6 +177,18 @@ def distill(
 
 
 _OBJECTS = ("model", "data", "config")
+
+
+def _check_kinds(model: object, data: object) -> None:
+    """Refuse a model or data that are something else, such as a path."""
+    if model is not None:
+        from pbd.networks import files
+
+        files.check_model(model)
+    if data is not None:
+        from pbd.data import check_data
+
+        check_data(data)
 
 
 def _check_given_once(model: object, data: object, settings: Mapping[str, Any]) -> None:

@@ -145,6 +145,11 @@ def test_a_wrong_setting_is_refused(settings: dict, message: str) -> None:
         analyse(network(0), network(1), data(), **settings)
 
 
+def test_arrays_are_no_data() -> None:
+    with pytest.raises(UsageError, match=r"data must be a pbd.Data. Received: tuple"):
+        analyse(network(0), network(1), (np.zeros((8, 8, 8, 3)), np.zeros(8)))
+
+
 def test_networks_and_labels_must_fit() -> None:
     with pytest.raises(BadInputError, match="the input and the classes of the teacher"):
         analyse(network(0), network(1, head="sigmoid"), data())

@@ -42,11 +42,15 @@ def teacher() -> keras.Model:
         ({"epochs": 0}, "epochs must be at least 1. Received: 0. Give 1, or method ptq."),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite. Received: 0.0. Give 0.00001."),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
+        ({"max_drop": "0.1"}, "max_drop must be of type float"),
+        ({"calibration_images": 64.0}, "calibration_images must be of type int"),
+        ({"data": "digits"}, "data must be a pbd.Data. Received: str"),
+        ({"model": "teacher.keras"}, "a network must be a keras.Model. Received: str"),
     ],
 )
 def test_settings_out_of_range_are_refused(setting: dict, message: str, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=message) as error:
-        pbd.quantize(teacher(), DATA, tmp_path / "a.onnx", **{"method": "qat", **setting})
+        pbd.quantize(**{"model": teacher(), "data": DATA, "path": tmp_path / "a.onnx", "method": "qat", **setting})
     assert "\n" not in str(error.value)
 
 

@@ -13,7 +13,7 @@ import pbd
 from pbd.compression import catalogue, compress_command
 from pbd.compression.step import name_of, settings_of
 from pbd.errors import UsageError
-from tests.compression.test_recipes import DATA, Scaled, compress, teacher
+from tests.compression.test_recipes import DATA, LABELS, PIXELS, Scaled, compress, teacher
 
 layers = keras.layers
 
@@ -44,6 +44,13 @@ def test_one_target_of_a_file_beside_several_is_refused(tmp_path: Path) -> None:
 def test_a_single_step_is_no_list_of_steps() -> None:
     with pytest.raises(UsageError, match="steps must be a list"):
         pbd.compress(teacher(), DATA, pbd.FineTune())
+
+
+def test_arguments_of_other_types_are_refused() -> None:
+    with pytest.raises(UsageError, match=r"a network must be a keras.Model. Received: str"):
+        pbd.compress("teacher.keras", DATA, [pbd.FineTune()])
+    with pytest.raises(UsageError, match=r"data must be a pbd.Data. Received: tuple"):
+        pbd.compress(teacher(), (PIXELS, LABELS), [pbd.FineTune()])
 
 
 def test_a_target_that_is_given_overrides_those_of_the_file(tmp_path: Path) -> None:

@@ -286,6 +286,17 @@ def test_images_of_another_shape_are_refused(tmp_path: Path) -> None:
         pbd.export(classifier(), tmp_path / "a.keras", check=np.zeros((2, 9, 9, 3)))
 
 
+@pytest.mark.parametrize("check", ["digits", (images(4), np.zeros(4)), {"x": 1}, 5])
+def test_what_is_neither_data_nor_images_is_refused(check: object, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=f"check must be a pbd.Data, or images. Received: {type(check).__name__}"):
+        pbd.export(classifier(), tmp_path / "a.keras", check=check)
+
+
+def test_a_path_is_no_network(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"a network must be a keras.Model. Received: str"):
+        pbd.export("teacher.keras", tmp_path / "a.keras")
+
+
 def flexible(activation: str = "relu") -> keras.Model:
     """Return a network for images of any size."""
     inputs = keras.Input((None, None, 3))

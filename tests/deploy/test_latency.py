@@ -98,7 +98,7 @@ def test_the_number_of_threads_is_that_of_the_runtime(monkeypatch: pytest.Monkey
 
 def test_a_target_counts_once() -> None:
     assert [row.target for row in pbd.measure_latency({"one": classifier()}, [1], ["keras", "keras"])] == ["keras"]
-    assert [row.target for row in pbd.measure_latency({"one": classifier()}, [1], "keras")] == ["keras"]
+    assert [row.target for row in pbd.measure_latency({"one": classifier()}, 1, "keras")] == ["keras"]
 
 
 def test_models_that_cannot_be_compared_are_refused() -> None:
@@ -114,6 +114,14 @@ def test_models_that_cannot_be_compared_are_refused() -> None:
             pbd.measure_latency({"small": small}, **settings)
     with pytest.raises(UsageError, match="needs a model"):
         pbd.measure_latency({})
+    for models in (small, [small]):
+        with pytest.raises(UsageError, match=r"models must be a mapping from names. Received: (Functional|list)"):
+            pbd.measure_latency(models)
+    with pytest.raises(UsageError, match=r"a network must be a keras.Model. Received: str"):
+        pbd.measure_latency({"small": "small.keras"})
+    for settings in ({"batch_sizes": 1.5}, {"batch_sizes": ["1"]}, {"threads": "1"}):
+        with pytest.raises(UsageError, match="must be of type int"):
+            pbd.measure_latency({"small": small}, **settings)
     with pytest.raises(UsageError, match="Did you mean 'keras'"):
         pbd.measure_latency({"small": small}, targets=["keros"])
 

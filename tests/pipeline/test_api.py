@@ -53,9 +53,12 @@ def test_the_signature_has_every_setting_with_its_type() -> None:
         ({"model": object(), "teacher": "a.keras"}, "teacher contradicts model"),
         ({"data": object(), "batch_size": 8}, "batch_size contradicts data"),
         ({"epochs": -1}, "epochs must be at least 0"),
+        ({"model": "teacher.keras"}, "a network must be a keras.Model. Received: str. Give keras.models.load_model"),
+        ({"data": (np.zeros(2), np.zeros(2))}, "data must be a pbd.Data. Received: tuple. Give pbd.Data.train="),
+        ({"data": "digits"}, "data must be a pbd.Data. Received: str"),
     ],
 )
-def test_contradictions_are_refused(arguments: dict[str, Any], message: str) -> None:
+def test_contradictions_and_arguments_of_other_types_are_refused(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
         pbd.distill(**arguments)
 

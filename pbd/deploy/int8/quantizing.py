@@ -8,6 +8,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
+from pbd.config.values import as_kind
 from pbd.data import Dataset
 from pbd.deploy import agreement, exporting, images, targets
 from pbd.deploy.agreement import Agreement
@@ -96,11 +97,11 @@ def check_settings(max_drop: float, calibration_images: int) -> None:
     """Check the settings of `quantize`.
 
     Raises:
-        UsageError: one is out of its range.
+        UsageError: one has another type, or is out of its range.
     """
-    if not 0 <= max_drop <= 1:
+    if not 0 <= as_kind("max_drop", float, max_drop) <= 1:
         raise UsageError(f"max_drop must lie in [0, 1]. Received: {max_drop}. Give 0.005 for half a percentage point.")
-    if calibration_images < 1:
+    if as_kind("calibration_images", int, calibration_images) < 1:
         raise UsageError(f"calibration_images must be at least 1. Received: {calibration_images}. Give 256.")
 
 
