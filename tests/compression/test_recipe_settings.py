@@ -139,3 +139,16 @@ def test_the_precision_of_all_trainings_is_a_setting_of_the_recipe(tmp_path: Pat
     assert compress_command.parse([str(file)], "pbd compress").config.training.precision == "bfloat16"
     flags = [str(file), "--precision", "float32"]
     assert compress_command.parse(flags, "pbd compress").config.training.precision == "float32"
+
+
+def test_a_recipe_does_not_train_in_float16(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("pbd.compression.recipe.session.run", lambda *_, **__: pytest.fail("it began"))
+    message = "a recipe trains in float32 or bfloat16. Received: precision float16"
+    with pytest.raises(UsageError, match=message):
+        pbd.compress(teacher(), DATA, [pbd.FineTune()], config=pbd.RunConfig.of(precision="float16"))
+    file = tmp_path / "recipe.toml"
+    file.write_text('[[step]]\nuse = "fine_tune"\n')
+    assert compress_command.main([str(file), "--precision", "float16"]) == 2
+    assert message in capsys.readouterr().err
