@@ -11,7 +11,7 @@ from pbd.compression.step import StepResult
 from pbd.config.values import Section, one_of
 from pbd.deploy import targets
 from pbd.deploy.int8 import quantizing
-from pbd.errors import EnvironmentMismatchError
+from pbd.errors import UsageError
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
@@ -90,15 +90,15 @@ class Quantize(Section):
         """Return the target.
 
         Raises:
-            UsageError: it is unknown, or has no 8-bit integers.
-            EnvironmentMismatchError: it is not installed, or the target of the recipe has no 8-bit integers.
+            UsageError: it is unknown, or it or the target of the recipe has no 8-bit integers.
+            EnvironmentMismatchError: it is not installed.
         """
         if self.target is not None:
             return quantizing.get_target(self.target)
         name = f"{of_recipe.name}-int8"
         if name not in targets.TARGETS:
-            raise EnvironmentMismatchError(
-                f"a target must have 8-bit integers. Received: {of_recipe.name}. "
-                "Set the target of the step, or install one: pip install 'pbd[openvino]'."
-            )
+            usable = targets.usable_int8()
+            install = "Install one: pip install 'pbd[openvino]', and set the target of the step to openvino-int8."
+            remedy = install if usable is None else f"Set the target of the step to {usable.name}."
+            raise UsageError(f"a target must have 8-bit integers. Received: {of_recipe.name}. {remedy}")
         return quantizing.get_target(name)

@@ -134,8 +134,7 @@ def _candidates(
         return _in_keras(networks, folder), events
     int8 = targets.TARGETS.get(f"{target.name}-int8")
     if int8 is None:
-        others = _OTHERS if backend.name() == "tensorflow" else _WITHOUT_TENSORFLOW
-        return candidates, [f"{target.name} has no 8-bit integers: {others}"]
+        return candidates, [f"{target.name} has no 8-bit integers: {_remedy()}"]
     if (obstacle := int8.obstacle()) is not None:
         return candidates, [obstacle]
     for name, network in networks.items():
@@ -151,6 +150,13 @@ def _candidates(
             candidates.append(candidate)
             events += notes
     return candidates, events
+
+
+def _remedy() -> str:
+    """Return how networks are measured in 8-bit integers, if the target of the run has none."""
+    if (usable := targets.usable_int8()) is not None:
+        return f"give --target {usable.runtime.name} to measure where networks are deployed"
+    return _OTHERS if backend.name() == "tensorflow" else _WITHOUT_TENSORFLOW
 
 
 def _quantized(

@@ -132,6 +132,12 @@ def for_run(name: str) -> Target:
     return TARGETS[of_budget(name).runtime.name]
 
 
+def usable_int8() -> Target | None:
+    """Return the first target of 8-bit integers that can be used here, in the order of `default`."""
+    preferred = (TARGETS.get(name + _INT8) for name in _PREFERRED)
+    return next((target for target in preferred if target is not None and target.obstacle() is None), None)
+
+
 def default_pair() -> list[Target]:
     """Return the default target in float32 and, if they can be used, in 8-bit integers."""
     target = default()

@@ -14,8 +14,8 @@ import pbd
 from pbd.compression import replace_blocks
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
-from pbd.deploy import deployment
-from pbd.errors import BadInputError, EnvironmentMismatchError, PbdError, UsageError
+from pbd.deploy import deployment, targets
+from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import graph
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 
@@ -161,7 +161,7 @@ def test_steps_know_the_target_of_the_recipe_and_a_resumed_recipe_another_one(tm
     assert (contexts[-1].target.name, contexts[-1].config.execution.target) == ("onnx", "onnx-int8")
     first = compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="onnx")
     assert first.report.steps[1].details["target"] == "onnx-int8"
-    with pytest.raises(EnvironmentMismatchError, match=r"a target must have 8-bit integers. Received: keras"):
+    with pytest.raises(UsageError, match=r"a target must have 8-bit integers. Received: keras"):
         compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="keras", resume=True)
 
 
@@ -230,8 +230,18 @@ def test_a_student_that_learns_from_labels_alone_is_refused_before_the_first_ste
 
 
 @pytest.mark.parametrize("step", [pbd.Quantize(), pbd.Ensemble([[pbd.Quantize()]], copies=2)], ids=name_of)
-def test_a_target_without_8_bit_integers_is_refused_before_the_first_step(step: Any, tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentMismatchError, match=r"a target must have 8-bit integers. Received: keras"):
+@pytest.mark.parametrize(
+    ("usable", "remedy"),
+    [
+        ("litert-int8", "Set the target of the step to litert-int8"),
+        (None, r"Install one: pip install 'pbd\[openvino\]'"),
+    ],
+)
+def test_a_target_without_8_bit_integers_is_refused_before_the_first_step(
+    step: Any, usable: str | None, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(targets, "usable_int8", lambda: usable and targets.TARGETS[usable])
+    with pytest.raises(UsageError, match=f"a target must have 8-bit integers. Received: keras. {remedy}"):
         compress(tmp_path, pbd.FineTune(epochs=1), step)
     assert not (tmp_path / "run").exists()
 

@@ -32,8 +32,9 @@ def run(run_dir: Path, **settings: Any) -> pbd.Result:
 
 @pytest.fixture(scope="module")
 def in_keras(tmp_path_factory: pytest.TempPathFactory) -> pbd.Result:
-    """Return what a run gave that was measured in Keras, by default."""
-    with short_latencies.here():
+    """Return what a run gave that was measured in Keras, by default, as if no other runtime was installed."""
+    with short_latencies.here(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr(targets, "usable_int8", lambda: None)
         return run(tmp_path_factory.mktemp("keras") / "run")
 
 
@@ -139,6 +140,24 @@ def test_without_another_runtime_keras_is_measured_and_the_report_says_what_is_m
     assert all(each.times_as_fast_as_int8 is None for row in report.deployments for each in row.latency)
     (event,) = report.events
     assert "pip install 'pbd[openvino]', 'pbd[onnx]' or 'pbd[litert]'" in event
+
+
+def test_a_runtime_with_8_bit_integers_that_is_installed_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(targets, "usable_int8", lambda: targets.TARGETS["openvino-int8"])
+    model = classifier()
+    dataset = deployed_images.load(data(model), model, seed=0)
+    deployed = deployment.measure({"teacher": model}, dataset, targets.TARGETS["keras"], (1,), lambda path: None)
+    remedy = "give --target openvino to measure where networks are deployed"
+    assert deployed.events == (f"keras has no 8-bit integers: {remedy}",)
+
+
+def test_the_first_usable_target_of_8_bit_integers_is_that_of_the_order_of_targets(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(targets.Target, "obstacle", lambda target: "absent" if "openvino" in target.name else None)
+    assert targets.usable_int8() is targets.TARGETS["onnx-int8"]
+    monkeypatch.setattr(targets.Target, "obstacle", lambda _: "absent")
+    assert targets.usable_int8() is None
 
 
 @needs_onnx
