@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from pbd import command_line
 from pbd.command_line import Parser, path
-from pbd.config import DataConfig, ExecutionConfig, RunConfig, TeacherConfig, TrainingConfig
+from pbd.config import DataConfig, ExecutionConfig, RunConfig, StudentConfig, TeacherConfig, TrainingConfig
 from pbd.config.values import as_kind
 from pbd.errors import UsageError
 from pbd.pipeline import command
@@ -101,6 +101,9 @@ class _Sections:
     """All random numbers derive from it and from the numbers of the steps; from 0 to 4294967295."""
     precision: str = TrainingConfig.precision
     """float32 or bfloat16: what networks compute in while they are trained (see pbd distill)."""
+    fine_tune_keep: str = StudentConfig.fine_tune_keep
+    """The epoch whose weights a training of the whole network ends with, where its step does not set one: best, last or
+    auto (see pbd distill)."""
 
 
 def _check(file: Mapping[str, Any]) -> None:
@@ -110,7 +113,8 @@ def _check(file: Mapping[str, Any]) -> None:
         UsageError: there is one.
     """
     sections = (TeacherConfig, DataConfig, ExecutionConfig)
-    names = {field.name for section in sections for field in dataclasses.fields(section)} | {"seed", "precision"}
+    names = {field.name for section in sections for field in dataclasses.fields(section)}
+    names |= {"seed", "precision", "fine_tune_keep"}
     for name in file:
         if name not in names and name in {"recipe", *RunConfig().flat()}:
             raise UsageError(

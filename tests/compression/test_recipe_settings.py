@@ -141,6 +141,14 @@ def test_the_precision_of_all_trainings_is_a_setting_of_the_recipe(tmp_path: Pat
     assert compress_command.parse(flags, "pbd compress").config.training.precision == "float32"
 
 
+def test_the_epoch_that_trainings_keep_is_a_setting_of_the_recipe(tmp_path: Path) -> None:
+    file = tmp_path / "recipe.toml"
+    file.write_text('fine_tune_keep = "last"\n[[step]]\nuse = "craft"\n')
+    assert compress_command.parse([str(file)], "pbd compress").config.student.fine_tune_keep == "last"
+    flags = [str(file), "--fine-tune-keep", "best"]
+    assert compress_command.parse(flags, "pbd compress").config.student.fine_tune_keep == "best"
+
+
 def test_a_recipe_does_not_train_in_float16(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
