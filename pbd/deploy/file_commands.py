@@ -131,6 +131,7 @@ def check_flags(settings: argparse.Namespace) -> None:
 
     Raises:
         MissingInputError: the model or the folder of the new file does not exist.
+        CannotCreateError: the new file belongs to a run.
         UsageError: there is one new file for several targets.
     """
     if not Path(settings.model).is_file():
@@ -139,6 +140,10 @@ def check_flags(settings: argparse.Namespace) -> None:
         raise UsageError(f"--output names one file. Received: {len(settings.target)} targets. Leave it out.")
     if settings.target != [_WRITES_A_FOLDER]:  # which `exporting.replaced` checks
         check_folder("--output", Path(settings.output) if settings.output else None)
+    if settings.output is not None:
+        from pbd.run_dir import manifest  # loads NumPy, which --help does not need
+
+        manifest.check_output(Path(settings.output))
 
 
 def short_names(paths: Collection[str]) -> dict[str, str]:

@@ -48,9 +48,10 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
         reports = {run_dir: _read(Journal(Path(run_dir))) for run_dir in run_dirs}
         name = files.PAGE
         html = page.of_run(*reports.values()) if len(reports) == 1 else page.of_runs(reports)
-    if len(run_dirs) == 1 and output is None:
+    if len(run_dirs) == 1 and (output is None or os.path.realpath(output) == os.path.realpath(first.file(name))):
         return _rewrite(first, name, html)
     target = Path(output or COMPARISON)
+    manifest.check_output(target)
     if not target.absolute().parent.is_dir():
         raise CannotCreateError(
             f"the page must lie in a folder that exists. Received: {str(target)!r}. Create the folder."

@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+from pbd.errors import CannotCreateError
 from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
@@ -112,6 +113,19 @@ def names(folder: Path) -> frozenset[str]:
         return frozenset(_recorded(folder / RECORD))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return frozenset()
+
+
+def check_output(path: Path) -> None:
+    """Check that a new file or folder does not replace what belongs to the complete run in its folder.
+
+    Raises:
+        CannotCreateError: it does; the run would be damaged.
+    """
+    recorded = names(path.parent)
+    if recorded and path.name in {RECORD, *(name.partition("/")[0] for name in recorded)}:
+        raise CannotCreateError(
+            f"files of a complete run are kept. Received: {str(path)!r}, which belongs to one. Give another --output."
+        )
 
 
 def _recorded(path: Path) -> dict[str, str]:

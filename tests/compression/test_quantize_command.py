@@ -6,7 +6,10 @@ import pytest
 
 from pbd.compression import quantize_command
 from pbd.compression.settings import Training
-from pbd.errors import UsageError
+from pbd.deploy import export_command
+from pbd.errors import CannotCreateError, UsageError
+from pbd.run_dir import manifest
+from pbd.run_dir.journal import Journal
 
 pytestmark = pytest.mark.fast
 
@@ -37,3 +40,18 @@ def test_training_is_chosen_by_its_name(model: str) -> None:
 def test_a_value_out_of_range_is_refused(model: str, flags: tuple[str, str]) -> None:
     with pytest.raises(UsageError):
         quantize_command.parse([model, "--target", "onnx-int8", *flags], "pbd quantize")
+
+
+@pytest.mark.parametrize("name", ["student.keras", "student.onnx", "student_saved_model"])
+def test_a_file_of_a_run_is_not_replaced(tmp_path: Path, name: str) -> None:
+    journal = Journal(tmp_path)
+    files = ["student.keras", "student.onnx", "student_saved_model/saved_model.pb"]
+    for file in files:
+        journal.write_bytes(file, b"a network")
+    manifest.record(journal, files)
+    target = "saved_model" if "saved_model" in name else "onnx-int8"
+    flags = [str(tmp_path / "student.keras"), "--target", target, "--output"]
+    for command in (export_command, quantize_command):
+        with pytest.raises(CannotCreateError, match=f"{name}', which belongs to one"):
+            command.parse([*flags, str(tmp_path / name)], "pbd")
+        assert command.parse([*flags, str(tmp_path / f"my_{name}")], "pbd").target == [target]

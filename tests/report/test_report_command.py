@@ -80,6 +80,20 @@ def test_a_new_page_leaves_the_files_of_runtimes_recorded(run_dir: Path) -> None
     assert manifest.damaged(journal) == ["student.onnx"]
 
 
+def test_a_page_does_not_replace_a_file_of_a_run(
+    tmp_path: Path, run_dir: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = Path(shutil.copytree(run_dir, tmp_path / "other"))
+    for run_dirs in ([run_dir, other], [other]):
+        for name in ("report.html", "student.keras", "complete.json"):
+            assert main([*map(str, run_dirs), "--output", str(run_dir / name)]) == 73
+            assert "belongs to one. Give another --output." in capsys.readouterr().err
+    (run_dir / "report.html").write_text("of another version")
+    assert main([str(run_dir), "--output", str(run_dir / "report.html")]) == 0, "its page is written anew"
+    assert manifest.damaged(Journal(run_dir)) == []
+    assert main([str(run_dir), "--output", str(run_dir / "mine.html")]) == 0
+
+
 @pytest.fixture
 def recipe(tmp_path: Path) -> Journal:
     """A recipe that is complete; its page is that of another version."""
