@@ -9,14 +9,20 @@ import inspect
 import itertools
 import os
 import re
+import signal
 import sys
+import threading
 import tomllib
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from types import NoneType
+from types import FrameType, NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
-from pbd.errors import CannotCreateError, MissingInputError, PbdError, UsageError
+from pbd.errors import CannotCreateError, CannotWriteError, MissingInputError, PbdError, StoppedError, UsageError
+from pbd.streams import discard, lasting_output
+
+_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,7 +83,9 @@ def check_folder(flag: str, path: Path | None) -> None:
 
 
 def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequence[str] | None) -> int:
-    """Call a command with its arguments, and turn a `PbdError` into one line on standard error.
+    """Call a command of one process with its arguments, and turn errors into lines on standard error.
+
+    A `PbdError` and a signal are one line, an unexpected error is a traceback.
 
     Args:
         program: the command as the user typed it; the line begins with it.
@@ -87,11 +95,60 @@ def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequ
     Returns:
         The exit code of the command or of the error.
     """
+    with lasting_output(), _stopped_by_signals():
+        try:
+            code = command(sys.argv[1:] if argv is None else argv) or 0
+            print_output()
+            return code
+        except PbdError as error:
+            print_error(f"{program}: {error}\n")
+            return error.exit_code
+        except KeyboardInterrupt:
+            print_error(f"{program}: {StoppedError('stopped by a signal. Give the command again.')}\n")
+            return StoppedError.exit_code
+        except Exception:
+            print_error(traceback.format_exc())
+            return PbdError.exit_code
+
+
+@contextlib.contextmanager
+def _stopped_by_signals() -> Iterator[None]:
+    """Treat signals as `stop_on_signals` does within the block; a thread other than the main one gets none."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handlers = {number: signal.getsignal(number) for number in _STOPPING}
+    stop_on_signals()
     try:
-        return command(sys.argv[1:] if argv is None else argv) or 0
-    except PbdError as error:
-        print_error(f"{program}: {error}\n")
-        return error.exit_code
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler or signal.SIG_DFL)
+
+
+def stop_on_signals() -> None:
+    """Treat SIGTERM, Slurm's SIGUSR1 and a closed terminal (SIGHUP, unless under nohup) like Ctrl-C."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    for number in _STOPPING:
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
+def print_output(*lines: str) -> None:
+    """Print lines and whatever was printed before, unless the reader has gone, as in `... | head -1`.
+
+    Raises:
+        CannotWriteError: they cannot be written for another reason.
+    """
+    try:
+        print(*lines, sep="\n", end="\n" if lines else "", flush=True)
+    except BrokenPipeError:
+        discard(sys.stdout)
+    except OSError as error:
+        raise CannotWriteError(f"standard output must be writable. Received: {error.strerror}. Repair it.") from error
 
 
 def print_error(text: str) -> None:

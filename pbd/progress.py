@@ -1,12 +1,10 @@
 """The progress of all workers, from `Progress` events: bars on a terminal, plain lines elsewhere."""
 
-import contextlib
-import os
 import threading
 import time
 from collections.abc import Callable
 from types import TracebackType
-from typing import IO, Any, Self
+from typing import Any, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
@@ -14,6 +12,7 @@ from rich.progress import Progress as Bars
 from rich.table import Column
 
 from pbd.records import Progress
+from pbd.streams import discard
 
 
 class LastingConsole(Console):
@@ -31,14 +30,6 @@ class LastingConsole(Console):
             super()._check_buffer()
         except OSError:
             self.on_broken_pipe()
-
-
-def discard(stream: IO[str]) -> None:
-    """Discard what a stream still buffers, and what is written to it from now on: neither must fail later."""
-    with contextlib.suppress(OSError, ValueError):  # it has no descriptor, or is closed
-        descriptor = stream.fileno()
-        with open(os.devnull, "wb") as null:
-            os.dup2(null.fileno(), descriptor)
 
 
 class ProgressDisplay:

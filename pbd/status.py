@@ -113,7 +113,8 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         parser.add_argument("--json", action="store_true", help="print JSON in place of text")
         settings = parser.parse_args(arguments)
         status = read(settings.run_dir)
-        print(json.dumps(dataclasses.asdict(status), indent=2) if settings.json else describe(status))
+        text = json.dumps(dataclasses.asdict(status), indent=2) if settings.json else describe(status)
+        command_line.print_output(text)
         return status.exit_code
 
     return command_line.run(program, command, argv)

@@ -194,8 +194,8 @@ def test_paths_are_refused_before_a_backend_is_loaded(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(("before", "goes_on"), [("SIG_DFL", False), ("SIG_IGN", True)])
 def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on: bool) -> None:
     code = (
-        f"import os, signal; from pbd.pipeline import command; signal.signal(signal.SIGHUP, signal.{before}); "
-        "command.stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+        f"import os, signal; from pbd import command_line; signal.signal(signal.SIGHUP, signal.{before}); "
+        "command_line.stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on

@@ -15,9 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
-
-from pbd.command_line import Parser, check_folder, path, positive
+from pbd.command_line import Parser, check_folder, path, positive, print_output
 from pbd.config.settings import EXECUTORS
 from pbd.deploy import file_commands
 from pbd.errors import MissingInputError, UsageError
@@ -181,12 +179,13 @@ def measure(settings: argparse.Namespace) -> "AnalysisReport":
 
 def write(report: "AnalysisReport", settings: argparse.Namespace) -> None:
     """Print the report, and write the page if one is asked for."""
+    from pbd.progress import LastingConsole
     from pbd.report import analysis, analysis_page
     from pbd.report.files import json_safe
 
     if settings.html:
         Path(settings.html).write_text(analysis_page.render(report), encoding="utf-8")
     if settings.json:
-        print(json.dumps(json_safe(dataclasses.asdict(report)), indent=2))
+        print_output(json.dumps(json_safe(dataclasses.asdict(report)), indent=2))
     else:
-        Console().print(analysis.summary(report))
+        LastingConsole().print(analysis.summary(report))

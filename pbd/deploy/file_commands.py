@@ -9,8 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
-
 from pbd import command_line
 from pbd.command_line import Parser, check_folder, path, positive
 from pbd.config.settings import VALIDATION_SOURCES
@@ -64,9 +62,12 @@ def run(
         settings = parse(arguments, program)
         files = write(settings)
         if settings.json:
-            print(json.dumps([dataclasses.asdict(file) | {"path": str(file.path)} for file in files], indent=2))
+            rows = [dataclasses.asdict(file) | {"path": str(file.path)} for file in files]
+            command_line.print_output(json.dumps(rows, indent=2))
         else:
-            Console().print(as_text(files))
+            from pbd.progress import LastingConsole  # loads NumPy, which --help does not need
+
+            LastingConsole().print(as_text(files))
 
     return command_line.run(program, command, argv)
 

@@ -11,7 +11,6 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -32,9 +31,11 @@ def main(argv: Sequence[str] | None = None, program: str = "pbd latency") -> int
         settings = parse(arguments, program)
         rows = measure(settings)
         if settings.json:
-            print(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
+            command_line.print_output(json.dumps([dataclasses.asdict(row) for row in rows], indent=2))
         else:
-            Console().print(as_table(rows))
+            from pbd.progress import LastingConsole  # loads NumPy, which --help does not need
+
+            LastingConsole().print(as_table(rows))
 
     return command_line.run(program, command, argv)
 

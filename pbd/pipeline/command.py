@@ -1,22 +1,18 @@
 """A command line that uses all workers: started in every process of an MPI job, it speaks and fails as one command."""
 
 import contextlib
-import io
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from types import FrameType
 from typing import TypeVar
 
-from pbd.command_line import print_error
+from pbd.command_line import print_error, stop_on_signals
 from pbd.errors import PbdError, StoppedError
+from pbd.streams import lasting_output
 from pbd.system import launcher
 
 START_LIMIT_S = 600
-_LAST_STANDARD = 2
-"""The descriptor of standard error."""
 T = TypeVar("T")
 
 
@@ -32,7 +28,7 @@ def run(
         work: does what the settings say, and returns the exit code.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
-    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence(), _lasting_output():
+    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence(), lasting_output():
         try:
             settings = _start(lambda: parse(arguments, program))
             stop_on_signals()
@@ -78,39 +74,3 @@ def _silence() -> Iterator[None]:
         contextlib.redirect_stderr(devnull),
     ):
         yield
-
-
-@contextlib.contextmanager
-def _lasting_output() -> Iterator[None]:
-    """Let the command end with its exit code, whatever becomes of standard output and standard error.
-
-    Characters that standard output cannot encode are replaced. What could not be written is discarded at the end, where
-    Python would try again, and end with code 120. Standard descriptors that are closed are opened, lest a file or a
-    connection get their numbers, to which libraries print.
-    """
-    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= _LAST_STANDARD:
-        os.set_inheritable(descriptor, True)
-    os.close(descriptor)
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")
-    try:
-        yield
-    finally:
-        for stream in filter(None, (sys.stdout, sys.stderr)):
-            try:
-                stream.flush()
-            except (OSError, ValueError):
-                from pbd.progress import discard
-
-                discard(stream)
-
-
-def stop_on_signals() -> None:
-    """Treat SIGTERM, Slurm's SIGUSR1 and a closed terminal (SIGHUP, unless under nohup) like Ctrl-C."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)

@@ -32,7 +32,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
             help=f"the file to write (default: {files.PAGE} in the run directory; for several runs {COMPARISON} here)",
         )
         settings = parser.parse_args(arguments)
-        print(_write_page(list(dict.fromkeys(settings.run_dirs)), settings.output))
+        command_line.print_output(str(_write_page(list(dict.fromkeys(settings.run_dirs)), settings.output)))
 
     return command_line.run(program, command, argv)
 

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from pbd import command_line
 from pbd.collective import CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
@@ -17,7 +18,6 @@ from pbd.executors import open_executor
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
 from pbd.executors.mpi.executor import MpiExecutor
-from pbd.pipeline import command
 
 pytestmark = pytest.mark.fast
 
@@ -52,7 +52,7 @@ def test_mpi_is_chosen_for_several_ranks(
 def _stopping_signals() -> Iterator[None]:
     """Handle signals as a command does."""
     before = {number: signal.getsignal(number) for number in world.STOPPING}
-    command.stop_on_signals()
+    command_line.stop_on_signals()
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
     yield
     for number, handler in before.items():
