@@ -27,7 +27,7 @@ def main(argv: Sequence[str] | None = None, program: str = PROGRAM) -> int:
         argv: the arguments; by default those of this process.
         program: the command as the user typed it; error lines begin with it.
     """
-    return of_workers.run(argv, program, parse, _run)
+    return of_workers.run(argv, program, parse, _run, lambda config: config.execution.verbose)
 
 
 def _run(config: RunConfig) -> int:

@@ -264,5 +264,9 @@ def test_an_unexpected_error_is_one_line_that_names_its_file(
     (file,) = (tmp_path / "errors").iterdir()
     line = f"pbd-run: RuntimeError: Graph execution error: no room. The whole error is in {file}."
     assert capsys.readouterr().err.splitlines() == [line]
-    assert run.main(["--verbose"]) == 70
-    assert "Traceback" in capsys.readouterr().err
+    (tmp_path / "settings.toml").write_text("verbose = true\n")
+    for flags in (["--verbose"], ["--config", str(tmp_path / "settings.toml")]):
+        assert run.main(flags) == 70
+        assert "Traceback" in capsys.readouterr().err
+    assert run.main([*flags, "--no-verbose"]) == 70
+    assert "Traceback" not in capsys.readouterr().err

@@ -40,7 +40,7 @@ _OF_RECIPE = ("step", "max_drop", "targets")
 
 def main(argv: Sequence[str] | None = None, program: str = "pbd compress") -> int:
     """Run the command line; return the exit code."""
-    return command.run(argv, program, parse, _run)
+    return command.run(argv, program, parse, _run, lambda settings: settings.config.execution.verbose)
 
 
 @dataclasses.dataclass(frozen=True)

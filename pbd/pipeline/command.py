@@ -17,7 +17,11 @@ T = TypeVar("T")
 
 
 def run(
-    argv: Sequence[str] | None, program: str, parse: Callable[[Sequence[str], str], T], work: Callable[[T], int]
+    argv: Sequence[str] | None,
+    program: str,
+    parse: Callable[[Sequence[str], str], T],
+    work: Callable[[T], int],
+    is_verbose: Callable[[T], bool] = lambda settings: False,
 ) -> int:
     """Run a command that uses all workers, in every process of an MPI job; return its exit code.
 
@@ -26,15 +30,18 @@ def run(
         program: the command as the user typed it; error lines begin with it.
         parse: returns the settings in the arguments of a program.
         work: does what the settings say, and returns the exit code.
+        is_verbose: returns whether the settings ask for the tracebacks of errors.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
+    verbose = "--verbose" in arguments  # until they are read
     with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence(), lasting_output():
         try:
             settings = _start(lambda: parse(arguments, program))
+            verbose = is_verbose(settings)
             stop_on_signals()
             return work(settings)
         except PbdError as error:
-            if "--verbose" in arguments:
+            if verbose:
                 print_error(traceback.format_exc())
             print_error(f"{program}: {error}\n")
             return error.exit_code
@@ -45,7 +52,7 @@ def run(
             from pbd.run_dir import error_files
 
             line = error_files.summary(error)
-            if line is None or "--verbose" in arguments:
+            if line is None or verbose:
                 print_error(traceback.format_exc())
             if line is not None:
                 print_error(f"{program}: {line}\n")
