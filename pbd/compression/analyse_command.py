@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pbd.command_line import Parser, check_folder, path, positive, print_output
 from pbd.config.settings import EXECUTORS
 from pbd.deploy import file_commands
-from pbd.errors import MissingInputError, UsageError
+from pbd.errors import CannotCreateError, CannotWriteError, MissingInputError, UsageError
 from pbd.pipeline import command
 from pbd.system import launcher
 from pbd.system.permissions import check_readable
@@ -178,14 +178,26 @@ def measure(settings: argparse.Namespace) -> "AnalysisReport":
 
 
 def write(report: "AnalysisReport", settings: argparse.Namespace) -> None:
-    """Print the report, and write the page if one is asked for."""
+    """Print the report, and write the page if one is asked for.
+
+    Raises:
+        CannotCreateError: the page cannot be written there.
+        CannotWriteError: the disk is full, read-only or defective.
+    """
     from pbd.progress import LastingConsole
     from pbd.report import analysis, analysis_page
     from pbd.report.files import json_safe
+    from pbd.run_dir.atomic import write_atomically
 
-    if settings.html:
-        Path(settings.html).write_text(analysis_page.render(report), encoding="utf-8")
     if settings.json:
         print_output(json.dumps(json_safe(dataclasses.asdict(report)), indent=2))
     else:
         LastingConsole().print(analysis.summary(report))
+    if not settings.html:
+        return
+    try:
+        write_atomically(Path(settings.html), analysis_page.render(report).encode())
+    except CannotWriteError:
+        raise
+    except OSError as error:
+        raise CannotCreateError(f"cannot write {settings.html}: {error.strerror}. Give another file.") from error

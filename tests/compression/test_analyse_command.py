@@ -1,5 +1,6 @@
 """The command line of `pbd analyse`."""
 
+import argparse
 import json
 from pathlib import Path
 
@@ -7,7 +8,9 @@ import numpy as np
 import pytest
 
 from pbd.compression import analyse_command
-from pbd.errors import MissingInputError, PbdError, UsageError
+from pbd.errors import CannotCreateError, MissingInputError, PbdError, UsageError
+from tests.helpers.analysis_factory import make_analysis
+from tests.helpers.ordinary_user import ordinary_user
 
 
 @pytest.fixture
@@ -68,3 +71,17 @@ def test_without_data_the_command_says_so(tmp_path: Path, capsys: pytest.Capture
     Path(path).touch()
     assert analyse_command.main([path, path]) == 2
     assert "an analysis needs images. Received: none. Give --dataset." in capsys.readouterr().err
+
+
+@pytest.mark.fast
+def test_an_analysis_whose_page_cannot_be_written_is_printed(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    tmp_path.chmod(0o555)
+    with ordinary_user(), pytest.raises(CannotCreateError, match="Permission denied"):
+        analyse_command.write(make_analysis(), argparse.Namespace(html=str(page), json=True))
+    assert json.loads(capsys.readouterr().out)["teacher"] == make_analysis().teacher
+    tmp_path.chmod(0o755)
+    analyse_command.write(make_analysis(), argparse.Namespace(html=str(page), json=False))
+    assert page.read_text(encoding="utf-8").startswith("<!doctype html>")
