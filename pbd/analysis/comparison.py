@@ -62,7 +62,7 @@ def analyse(
     *,
     teachers: Sequence[keras.Model] = (),
     population: bool = False,
-    layers: Sequence[str] = (),
+    layers: str | Sequence[str] = (),
     split: str = "test",
     limit: int | None = None,
     similarity_images: int | None = None,
@@ -80,7 +80,8 @@ def analyse(
         data: the images. Without labels, only what needs none is computed.
         teachers: further originals, for the population.
         population: also compare the answers of all students with those of all originals.
-        layers: globs over names of the teacher's layers; by default convolutions, ends of residual blocks, and logits.
+        layers: a glob over names of the teacher's layers, or several; by default convolutions, ends of residual blocks,
+            and logits.
         split: train, validation or test.
         limit: use at most this many images of the split, the first ones, which are of all classes.
         similarity_images: compare activations on at most this many of them; by default 2000, with `fourier` 500.
@@ -108,13 +109,14 @@ def analyse(
     predicted = activations.sample(dataset, split, limit)
     compared = activations.sample(predicted, split, similarity_images or SIMILARITY_IMAGES[positions])
     chosen = _Images(split, predicted, compared, positions == AVERAGE)
-    original = _network(teacher, dataset, layers)
-    activations.check_patterns(original.model, layers)
+    patterns = (layers,) if isinstance(layers, str) else layers
+    original = _network(teacher, dataset, patterns)
+    activations.check_patterns(original.model, patterns)
     reference, labels = _predictions("teacher", original, chosen)
     checks.check_labels(labels, reference.probabilities.shape[-1])
     rows, answers = [], []
     for name, model in students.items():
-        network = _network(model, dataset, layers)
+        network = _network(model, dataset, patterns)
         predictions, _ = _predictions(name, network, chosen)
         answers.append(predictions.classes)
         rows.append(_student(name, original, network, chosen, (reference, predictions), labels))

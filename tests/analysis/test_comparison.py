@@ -73,6 +73,11 @@ def test_a_block_is_compared_with_the_layer_that_it_replaces() -> None:
     json.dumps(dataclasses.asdict(report), allow_nan=False)
 
 
+def test_a_single_glob_needs_no_list() -> None:
+    report = analyse(network(0), network(1), data(labels=False), layers="fir*")
+    assert [layer.layer for layer in report.students[0].layers] == ["first", "logits"]
+
+
 def test_without_labels_the_rest_is_named() -> None:
     (row,) = (report := analyse(network(0), network(1), data(labels=False))).students
     assert row.changes is None
