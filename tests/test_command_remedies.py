@@ -79,7 +79,7 @@ def test_the_folder_of_an_output_is_created(tmp_path: Path, command: Command) ->
     page = tmp_path / "new" / "page.html"
     refusal(lambda: command_line.check_folder("--csv", page), "Create the folder.")
     code, line = command("report", journal.path, "--output", page)
-    assert code == 73
+    assert code == 66
     assert "Create the folder." in line
     page.parent.mkdir()
     command_line.check_folder("--csv", page)

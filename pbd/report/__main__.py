@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from pbd import command_line
-from pbd.command_line import Parser, path
+from pbd.command_line import Parser, check_folder, path
 from pbd.errors import CannotCreateError, UsageError
 from pbd.records import RunReport
 from pbd.records.recipe_report import RecipeReport
@@ -51,11 +51,8 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
     if len(run_dirs) == 1 and (output is None or os.path.realpath(output) == os.path.realpath(first.file(name))):
         return _rewrite(first, name, html)
     target = Path(output or COMPARISON)
+    check_folder("--output", target)
     manifest.check_output(target)
-    if not target.absolute().parent.is_dir():
-        raise CannotCreateError(
-            f"the page must lie in a folder that exists. Received: {str(target)!r}. Create the folder."
-        )
     try:
         return write_atomically(target, html.encode())
     except OSError as error:

@@ -167,7 +167,8 @@ def test_what_cannot_be_read_or_written_is_said_in_one_line(
         ([str(damaged)], 76, "report.json is damaged"),
         ([str(garbled)], 76, "report.json is damaged"),
         ([str(run_dir), str(damaged), "--output", str(tmp_path / "x.html")], 76, "report.json is damaged"),
-        ([str(run_dir), "--output", str(tmp_path / "nowhere" / "x.html")], 73, "in a folder that exists"),
+        ([str(run_dir), "--output", str(tmp_path / "nowhere" / "x.html")], 66, "in a folder that exists"),
+        ([str(run_dir), "--output", str(tmp_path)], 73, "must be a file"),
     ]
     for arguments, code, said in cases:
         assert main(arguments) == code, arguments
