@@ -100,7 +100,8 @@ class _Sections:
     seed: int = 0
     """All random numbers derive from it and from the numbers of the steps; from 0 to 4294967295."""
     precision: str = TrainingConfig.precision
-    """float32 or bfloat16: what networks compute in while they are trained (see pbd distill)."""
+    """float32, bfloat16, or float16 for the blocks of replace_blocks alone: what networks compute in while they are
+    trained (see pbd distill)."""
     fine_tune_keep: str = StudentConfig.fine_tune_keep
     """The epoch whose weights a training of the whole network ends with, where its step does not set one: best, last or
     auto (see pbd distill)."""

@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from pbd.data import Data
 
-_PRECISIONS = ("float32", "bfloat16")
-"""Without float16, in which only blocks are trained."""
-
 
 @dataclass(frozen=True)
 class Recipe:
@@ -65,12 +62,6 @@ def run(
     Raises:
         PbdError: the network, the data or a setting does not fit; the message is one line and names the remedy.
     """
-
-    if config.training.precision not in _PRECISIONS:
-        raise UsageError(
-            f"a recipe trains in {' or '.join(_PRECISIONS)}. Received: precision {config.training.precision}. "
-            "Give bfloat16; the step ReplaceBlocks takes float16 for its blocks."
-        )
 
     def work(executor: Executor, display: ProgressDisplay) -> RecipeReport:
         from pbd.compression import steps_in_a_row  # loads the backend

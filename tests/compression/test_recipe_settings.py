@@ -147,16 +147,3 @@ def test_the_epoch_that_trainings_keep_is_a_setting_of_the_recipe(tmp_path: Path
     assert compress_command.parse([str(file)], "pbd compress").config.student.fine_tune_keep == "last"
     flags = [str(file), "--fine-tune-keep", "best"]
     assert compress_command.parse(flags, "pbd compress").config.student.fine_tune_keep == "best"
-
-
-def test_a_recipe_does_not_train_in_float16(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr("pbd.compression.recipe.session.run", lambda *_, **__: pytest.fail("it began"))
-    message = "a recipe trains in float32 or bfloat16. Received: precision float16"
-    with pytest.raises(UsageError, match=message):
-        pbd.compress(teacher(), DATA, [pbd.FineTune()], config=pbd.RunConfig.of(precision="float16"))
-    file = tmp_path / "recipe.toml"
-    file.write_text('[[step]]\nuse = "fine_tune"\n')
-    assert compress_command.main([str(file), "--precision", "float16"]) == 2
-    assert message in capsys.readouterr().err
