@@ -133,17 +133,14 @@ def test_a_patient_recipe_changes_what_is_not_set() -> None:
     assert found == (8, "kd_mse", 4.0, 0.0)
 
 
-def test_the_precision_of_all_trainings_is_a_setting_of_the_recipe(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "in_file", "as_flag"), [("precision", "bfloat16", "float32"), ("fine_tune_keep", "last", "best")]
+)
+def test_what_holds_for_all_trainings_is_a_setting_of_the_recipe(
+    name: str, in_file: str, as_flag: str, tmp_path: Path
+) -> None:
     file = tmp_path / "recipe.toml"
-    file.write_text('precision = "bfloat16"\n[[step]]\nuse = "fine_tune"\n')
-    assert compress_command.parse([str(file)], "pbd compress").config.training.precision == "bfloat16"
-    flags = [str(file), "--precision", "float32"]
-    assert compress_command.parse(flags, "pbd compress").config.training.precision == "float32"
-
-
-def test_the_epoch_that_trainings_keep_is_a_setting_of_the_recipe(tmp_path: Path) -> None:
-    file = tmp_path / "recipe.toml"
-    file.write_text('fine_tune_keep = "last"\n[[step]]\nuse = "craft"\n')
-    assert compress_command.parse([str(file)], "pbd compress").config.student.fine_tune_keep == "last"
-    flags = [str(file), "--fine-tune-keep", "best"]
-    assert compress_command.parse(flags, "pbd compress").config.student.fine_tune_keep == "best"
+    file.write_text(f'{name} = "{in_file}"\n[[step]]\nuse = "craft"\n')
+    assert compress_command.parse([str(file)], "pbd compress").config.flat()[name] == in_file
+    flags = [str(file), f"--{name.replace('_', '-')}", as_flag]
+    assert compress_command.parse(flags, "pbd compress").config.flat()[name] == as_flag

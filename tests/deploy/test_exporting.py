@@ -1,7 +1,5 @@
 """Export: files compute what Keras computes, also in a process without pbd and Keras, and others are not written."""
 
-import json
-import os
 import subprocess
 import sys
 import textwrap
@@ -13,14 +11,10 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd import cli
 from pbd.deploy import exporting, portable, targets
 from pbd.deploy import images as deployed_images
-from pbd.deploy.runtimes import base
 from pbd.errors import BadInputError, CannotCreateError, EnvironmentMismatchError, MissingInputError, UsageError
-from pbd.networks import graph
 from tests.deploy.small_networks import SHAPE, classifier, data, images
-from tests.helpers.swapping import swap_all
 
 FILES = {"onnx": "a.onnx", "openvino": "a.xml", "litert": "a.tflite", "keras": "a.keras", "saved_model": "a"}
 HEADS = {"logits": 4, "softmax": 4, "softmax layer": 4, "sigmoid": 1}
@@ -123,29 +117,6 @@ def test_the_size_of_a_file_is_its_own_beside_files_of_other_formats(tmp_path: P
         (tmp_path / f"student{suffix}").write_bytes(b"0" * size)
     expected = {".xml": 11, ".onnx": 1_100, ".tflite": 10_000, ".keras": 100_000}
     assert {suffix: exporting.size_of(tmp_path / f"student{suffix}") for suffix in expected} == expected
-
-
-def test_the_libraries_of_openvino_send_no_telemetry() -> None:
-    """It tells a server of every operation of a network, and forks the process for each."""
-    needs("openvino-int8")
-    for package in ("openvino", "nncf"):
-        base.load_package(package)
-    assert "openvino_telemetry" not in sys.modules
-
-
-def test_onnx_runtime_sends_no_telemetry(tmp_path: Path) -> None:
-    """It would keep files in folders of the user, and have a thread of its own."""
-    needs("onnx")
-    places = {"TMPDIR": str(tmp_path / "tmp"), "HOME": str(tmp_path / "home"), "XDG_CACHE_HOME": str(tmp_path / "home")}
-    for place in set(places.values()):
-        Path(place).mkdir()
-    script = "import os\nfrom pbd.deploy.runtimes import base\nbefore = len(os.listdir('/proc/self/task'))\n"
-    script += "base.load_package('onnxruntime.quantization')\nprint(len(os.listdir('/proc/self/task')) - before, *"
-    script += "(name for name in os.environ if name.startswith('ORT')))"
-    done = subprocess.run([sys.executable, "-c", script], env=os.environ | places, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.split() == ["0"], "no further thread, and the environment as before"
-    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
 
 
 @pytest.mark.parametrize("head", ["softmax", "sigmoid"])
@@ -330,33 +301,6 @@ def test_a_missing_package_is_named_with_its_command(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(targets.TARGETS["litert"].runtime), "packages", ("tensorflow", "no_such_package"))
     with pytest.raises(EnvironmentMismatchError, match=r"litert needs no_such_package: pip install 'pbd\[litert\]'"):
         pbd.export(classifier(), tmp_path / "a.tflite")
-
-
-def test_the_command_exports_to_several_targets(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    needs("onnx")
-    model = swap_all(graph.flatten(classifier()), "decoupled_r2")
-    model.save(tmp_path / "student.keras")
-    (x, y), (x_test, y_test) = data(model).train, data(model).test
-    np.savez(tmp_path / "images.npz", x_train=x, y_train=y, x_test=x_test, y_test=y_test)
-    command = ["export", str(tmp_path / "student.keras"), "--target", "onnx"]
-    assert cli.command([*command, "--dataset", str(tmp_path / "images.npz")]) == 0
-    printed = capsys.readouterr().out
-    assert "100.00%" in printed
-    assert str(tmp_path / "student.onnx") in printed.replace("\n", "").replace(" ", "")
-    assert cli.command([*command, "--output", str(tmp_path / "named.onnx")]) == 0
-    assert (tmp_path / "named.onnx").is_file()
-    capsys.readouterr()
-    command.append("keras")
-    assert cli.command([*command, "--json"]) == 0
-    files = json.loads(capsys.readouterr().out)
-    assert [Path(file["path"]).name for file in files] == ["student.onnx", "student_keras.keras"]
-    assert {file["checked_on"] for file in files} == {"random images"}
-    assert cli.command([*command, "--output", str(tmp_path / "b.onnx")]) == 2
-    assert "Received: 2 targets. Leave it out." in capsys.readouterr().err
-    (tmp_path / "served").mkdir()
-    served = [*command[:2], "--target", "saved_model", "--output", str(tmp_path / "served")]
-    assert cli.command(served) == 0, "a folder may be there: an earlier one is replaced"
-    assert (tmp_path / "served" / "saved_model.pb").is_file()
 
 
 def test_a_folder_that_is_no_saved_model_is_not_replaced(tmp_path: Path) -> None:
