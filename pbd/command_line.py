@@ -9,20 +9,17 @@ import inspect
 import itertools
 import os
 import re
-import signal
 import sys
-import threading
 import tomllib
 import traceback
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from types import FrameType, NoneType
+from types import NoneType
 from typing import Any, NoReturn, get_args, get_origin, get_type_hints
 
+from pbd import stop_signals
 from pbd.errors import CannotCreateError, CannotWriteError, MissingInputError, PbdError, StoppedError, UsageError
 from pbd.streams import discard, lasting_output
-
-_STOPPING = (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 
 
 class Parser(argparse.ArgumentParser):
@@ -95,7 +92,7 @@ def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequ
     Returns:
         The exit code of the command or of the error.
     """
-    with lasting_output(), _stopped_by_signals():
+    with lasting_output(), stop_signals.raised():
         try:
             code = command(sys.argv[1:] if argv is None else argv) or 0
             print_output()
@@ -109,32 +106,6 @@ def run(program: str, command: Callable[[Sequence[str]], int | None], argv: Sequ
         except Exception:
             print_error(traceback.format_exc())
             return PbdError.exit_code
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """Treat signals as `stop_on_signals` does within the block; a thread other than the main one gets none."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {number: signal.getsignal(number) for number in _STOPPING}
-    stop_on_signals()
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler or signal.SIG_DFL)
-
-
-def stop_on_signals() -> None:
-    """Treat SIGTERM, Slurm's SIGUSR1 and a closed terminal (SIGHUP, unless under nohup) like Ctrl-C."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    for number in _STOPPING:
-        if signal.getsignal(number) is not signal.SIG_IGN:
-            signal.signal(number, stop)
 
 
 def print_output(*lines: str) -> None:

@@ -16,7 +16,7 @@ pytestmark = pytest.mark.fast
 
 PACKAGE = Path(__file__).resolve().parents[1] / "pbd"
 LINES = (
-    {"errors", "records", "collective", "streams"},
+    {"errors", "records", "collective", "streams", "stop_signals"},
     {"config", "command_line", "progress", "system", "run_dir", "scheduling", "energy"},
     {"data", "networks", "blocks", "executors", "report"},
     {"learning", "deploy"},

@@ -10,7 +10,6 @@ import pytest
 
 from pbd import run
 from pbd.errors import PbdError, UsageError
-from pbd.pipeline import command
 from pbd.progress import LastingConsole
 from pbd.run_dir import error_files
 from pbd.run_dir.journal import Journal
@@ -184,7 +183,6 @@ def test_a_taken_run_directory_is_refused_before_any_work(tmp_path: Path) -> Non
 @pytest.mark.fast
 def test_paths_are_refused_before_a_backend_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "load", lambda: pytest.fail("it is loaded"))
-    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     (tmp_path / "run.json").write_text("{}")
     for arguments, code in ((["--teacher", "absent.keras"], 66), (["--run-dir", str(tmp_path)], 73)):
         assert run.main([*arguments, "--no-isolate"]) == code
@@ -194,8 +192,8 @@ def test_paths_are_refused_before_a_backend_is_loaded(tmp_path: Path, monkeypatc
 @pytest.mark.parametrize(("before", "goes_on"), [("SIG_DFL", False), ("SIG_IGN", True)])
 def test_a_closed_terminal_stops_a_run_but_not_under_nohup(before: str, goes_on: bool) -> None:
     code = (
-        f"import os, signal; from pbd import command_line; signal.signal(signal.SIGHUP, signal.{before}); "
-        "command_line.stop_on_signals(); os.kill(os.getpid(), signal.SIGHUP); print('went on')"
+        f"import os, signal; from pbd import stop_signals; signal.signal(signal.SIGHUP, signal.{before})\n"
+        "with stop_signals.raised(): os.kill(os.getpid(), signal.SIGHUP); print('went on')"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=PATIENCE_S)
     assert ("went on" in done.stdout) == goes_on
@@ -245,7 +243,6 @@ def test_characters_that_standard_output_cannot_encode_are_replaced(monkeypatch:
     output = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(output, "latin-1"))
     monkeypatch.setattr(run, "_run", work)
-    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     assert run.main([]) == 0
     assert output.getvalue() == b"run directory r_??????\n"
 
@@ -259,7 +256,6 @@ def test_an_unexpected_error_is_one_line_that_names_its_file(
             raise RuntimeError("Graph execution error:\n\nno room")
 
     monkeypatch.setattr(run, "_run", fail)
-    monkeypatch.setattr(command, "stop_on_signals", lambda: None)
     assert run.main([]) == 70
     (file,) = (tmp_path / "errors").iterdir()
     line = f"pbd-run: RuntimeError: Graph execution error: no room. The whole error is in {file}."

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_TABLES = ROOT.parent / "shared" / "facts" / "source_tables.json"
 DIGITS = "digits"
+QUICK_TRAIN_IMAGES = 4096
+"""Unless told otherwise: with all 45,000 images of CIFAR-10, the quick tables take hours."""
 WIDTH = 170
 """Characters of the widest table, so that none is folded."""
 T = TypeVar("T")
@@ -183,6 +185,8 @@ def parse(program: str, description: str | None, argv: Sequence[str]) -> Setting
         raise CannotCreateError(f"--run-dir is a folder. Received: {str(run_dir)!r}: {error.strerror}.") from error
     values = {**vars(given), "run_dir": run_dir}
     del values["quick"]
+    if not given.full and given.train_limit is None:
+        values["train_limit"] = QUICK_TRAIN_IMAGES
     return Settings(**values)
 
 
@@ -195,7 +199,12 @@ def _parser(program: str, description: str) -> argparse.ArgumentParser:
     parser.add_argument("--dataset", type=path, default=DIGITS, help="as in pbd distill")
     parser.add_argument("--epochs", type=positive, metavar="N", help="of every training")
     parser.add_argument("--loss", default="cross_entropy", help="of retraining after pruning, as in FineTune")
-    parser.add_argument("--train-limit", type=positive, metavar="N", help="use only so many training images")
+    parser.add_argument(
+        "--train-limit",
+        type=positive,
+        metavar="N",
+        help=f"use only so many training images (default: {QUICK_TRAIN_IMAGES}, with --full all)",
+    )
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per training step")
     parser.add_argument("--target", help="where latency is measured, such as onnx (default: that of pbd)")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="complete steps in it are not done again")

@@ -7,7 +7,8 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from pbd.command_line import print_error, stop_on_signals
+from pbd import stop_signals
+from pbd.command_line import print_error
 from pbd.errors import PbdError, StoppedError
 from pbd.streams import lasting_output
 from pbd.system import launcher
@@ -34,11 +35,11 @@ def run(
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     verbose = "--verbose" in arguments  # until they are read
-    with contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence(), lasting_output():
+    silenced = contextlib.nullcontext() if launcher.rank() in (None, 0) else _silence()
+    with silenced, lasting_output(), stop_signals.raised():
         try:
             settings = _start(lambda: parse(arguments, program))
             verbose = is_verbose(settings)
-            stop_on_signals()
             return work(settings)
         except PbdError as error:
             if verbose:

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from pbd import command_line
+from pbd import stop_signals
 from pbd.collective import CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import EnvironmentMismatchError, StoppedError
@@ -51,12 +51,10 @@ def test_mpi_is_chosen_for_several_ranks(
 @pytest.fixture
 def _stopping_signals() -> Iterator[None]:
     """Handle signals as a command does."""
-    before = {number: signal.getsignal(number) for number in world.STOPPING}
-    command_line.stop_on_signals()
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in what a shell starts in the background
-    yield
-    for number, handler in before.items():
-        signal.signal(number, handler)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
+    with stop_signals.raised():
+        yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("_stopping_signals")

@@ -158,6 +158,11 @@ def test_all_tables_are_printed_beside_the_sources_and_written(
     assert "<svg" in (tmp_path / "run" / "tables" / "pruning_sweep_accuracy.svg").read_text()
 
 
+@pytest.mark.parametrize(("flags", "limit"), [((), 4096), (("--train-limit=20",), 20), (("--full",), None)])
+def test_the_quick_tables_train_on_few_images(flags: tuple[str, ...], limit: int | None, arguments: list[str]) -> None:
+    assert common.parse("sources", "", [*flags, *arguments]).train_limit == limit
+
+
 @pytest.mark.parametrize(("flags", "count"), [([], 36), (["--train-limit=20"], 20)])
 def test_a_table_says_how_many_images_were_trained_on(
     flags: list[str], count: int, arguments: list[str], tmp_path: Path

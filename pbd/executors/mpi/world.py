@@ -4,18 +4,17 @@ import contextlib
 import os
 import platform
 import signal
-import threading
 import time
 import traceback
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from pbd import stop_signals
 from pbd.errors import EnvironmentMismatchError, PbdError, StoppedError, UsageError
 from pbd.executors.mpi import start_limit
 from pbd.run_dir import error_files
 from pbd.system import launcher, silence
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
 _RANK_0_PRINTS_FIRST_S = 0.5
 _LIMIT_STEP_S = 2.0
 _LAUNCHER_READS_S = 0.3
@@ -69,38 +68,19 @@ def _ended_by_signals_or_limit() -> Iterator[None]:
     `MPI_Init` waits for every rank without releasing the interpreter lock, so that no Python handler would run. The
     limit is set by the environment; `pbd-run` sets it.
     """
-    if not _is_main_thread():
+    if not stop_signals.in_main_thread():
         yield
         return
     limit = _start_limit()
-    with _signals_handled_by(signal.SIG_DFL, signal.SIGALRM, *STOPPING), limit:
+    with stop_signals.handled_by(signal.SIG_DFL, signal.SIGALRM), limit:
         yield
 
 
 @contextlib.contextmanager
 def signals_ignored() -> Iterator[None]:
     """Ignore further signals to stop within the block, in which this rank leaves: the other ranks wait for its end."""
-    with _signals_handled_by(signal.SIG_IGN, *STOPPING) if _is_main_thread() else contextlib.nullcontext():
+    with stop_signals.handled_by(signal.SIG_IGN):
         yield
-
-
-@contextlib.contextmanager
-def _signals_handled_by(handler: signal.Handlers, *numbers: signal.Signals) -> Iterator[None]:
-    """Set the handler of these signals, except of those that are ignored, for the block."""
-    handlers = {number: signal.getsignal(number) for number in numbers}
-    for number, before in handlers.items():
-        if before is not signal.SIG_IGN:
-            signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, before in handlers.items():
-            signal.signal(number, before or signal.SIG_DFL)
-
-
-def _is_main_thread() -> bool:
-    """Return whether this thread may set signal handlers; the exceptions of handlers are raised in it alone."""
-    return threading.current_thread() is threading.main_thread()
 
 
 def _start_limit() -> contextlib.AbstractContextManager[None]:
