@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from experiments.csv_table import write_csv
 from experiments.paper import paper_comparison
 from experiments.paper.paper_comparison import Row
+from experiments.sources import few_images
 from pbd.command_line import Parser, path, positive
 from pbd.errors import CannotCreateError, MissingInputError
 
@@ -22,8 +23,6 @@ if TYPE_CHECKING:
 ROOT = Path(__file__).resolve().parents[2]
 SOURCE_TABLES = ROOT.parent / "shared" / "facts" / "source_tables.json"
 DIGITS = "digits"
-QUICK_TRAIN_IMAGES = 4096
-"""Unless told otherwise: with all 45,000 images of CIFAR-10, the quick tables take hours."""
 WIDTH = 170
 """Characters of the widest table, so that none is folded."""
 T = TypeVar("T")
@@ -116,19 +115,19 @@ def _train_images(dataset: str, limit: int | None) -> int | None:
     return len(data.load(DataConfig(dataset=dataset, train_limit=limit), seed=0).train)
 
 
-def compress(settings: Settings, name: str, steps: "Sequence[Step]", target: str = "keras") -> "Compressed":
+def compress(settings: Settings, name: str, steps: "Sequence[Step]", target: str | None = None) -> "Compressed":
     """Do a recipe in its folder; steps that are complete there are left out.
 
     Args:
         settings: of the table.
         name: of the folder. Tables with the same recipe use the same folder.
         steps: of the recipe.
-        target: where its networks are measured; `keras` takes least.
+        target: where its networks are measured; by default nowhere.
     """
     return _compress(settings, name, steps, target, _teacher_file(settings))
 
 
-def _compress(settings: Settings, name: str, steps: "Sequence[Step]", target: str, teacher: str) -> "Compressed":
+def _compress(settings: Settings, name: str, steps: "Sequence[Step]", target: str | None, teacher: str) -> "Compressed":
     import pbd
 
     folder = settings.run_dir / "recipes" / name
@@ -140,10 +139,11 @@ def _compress(settings: Settings, name: str, steps: "Sequence[Step]", target: st
         augment="none" if settings.dataset == DIGITS else "flip_crop",
         executor="serial",
         isolate=False,
-        target=target,
+        target=target or "keras",
     )
     resume = (folder / "run.json").is_file()
-    return pbd.compress(steps=steps, targets=[target], config=config, run_dir=str(folder), resume=resume)
+    targets = [target] if target else []
+    return pbd.compress(steps=steps, targets=targets, config=config, run_dir=str(folder), resume=resume)
 
 
 def _teacher_file(settings: Settings) -> str:
@@ -154,7 +154,7 @@ def _teacher_file(settings: Settings) -> str:
 
     kept = settings.run_dir / "recipes" / "teacher"
     if not (kept / "recipe.json").is_file():
-        _compress(settings, kept.name, [pbd.FineTune(epochs=0)], "keras", settings.teacher)
+        _compress(settings, kept.name, [pbd.FineTune(epochs=0)], None, settings.teacher)
     return str(kept / "teacher.keras")
 
 
@@ -185,26 +185,21 @@ def parse(program: str, description: str | None, argv: Sequence[str]) -> Setting
         raise CannotCreateError(f"--run-dir is a folder. Received: {str(run_dir)!r}: {error.strerror}.") from error
     values = {**vars(given), "run_dir": run_dir}
     del values["quick"]
-    if not given.full and given.train_limit is None:
-        values["train_limit"] = QUICK_TRAIN_IMAGES
+    if not given.full and given.dataset.endswith(".npz"):
+        values["dataset"] = str(few_images.write(Path(given.dataset), run_dir / "images"))
     return Settings(**values)
 
 
 def _parser(program: str, description: str) -> argparse.ArgumentParser:
     parser = Parser(program, description)
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--quick", action="store_true", help="few epochs, few points (the default)")
+    size.add_argument("--quick", action="store_true", help="few epochs, points and images of an .npz (the default)")
     size.add_argument("--full", action="store_true", help="the epochs and points of the sources")
     parser.add_argument("--teacher", type=path, default="digits_cnn", help="a model file or a built-in network")
     parser.add_argument("--dataset", type=path, default=DIGITS, help="as in pbd distill")
     parser.add_argument("--epochs", type=positive, metavar="N", help="of every training")
     parser.add_argument("--loss", default="cross_entropy", help="of retraining after pruning, as in FineTune")
-    parser.add_argument(
-        "--train-limit",
-        type=positive,
-        metavar="N",
-        help=f"use only so many training images (default: {QUICK_TRAIN_IMAGES}, with --full all)",
-    )
+    parser.add_argument("--train-limit", type=positive, metavar="N", help="use only so many training images")
     parser.add_argument("--batch-size", type=positive, default=64, metavar="N", help="images per training step")
     parser.add_argument("--target", help="where latency is measured, such as onnx (default: that of pbd)")
     parser.add_argument("--run-dir", type=Path, metavar="DIR", help="complete steps in it are not done again")

@@ -62,7 +62,7 @@ def compress(
     steps: Sequence[Step] = (),
     *,
     max_drop: float | None = None,
-    targets: Sequence[str] | str = (),
+    targets: Sequence[str] | str | None = None,
     config: RunConfig | None = None,
     teacher: str | None = None,
     dataset: str | None = None,
@@ -93,7 +93,7 @@ def compress(
         max_drop: the result is the network of the last step that loses at most this much validation accuracy (without
             labels: agreement), in [0, 1]; by default that of the last step.
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
-            of `config`.
+            of `config`, and nowhere if the list is empty.
         config: settings of teacher, data and execution that no other argument gives, the `precision` of all trainings,
             and the `fine_tune_keep` of those that do not set one; see `pbd.RunConfig`. Settings of
             blocks, training and student belong to a step.
@@ -140,8 +140,8 @@ _SETTINGS = (
 )
 
 
-def _names(targets: Sequence[str] | str) -> tuple[str, ...]:
-    return (targets,) if isinstance(targets, str) else tuple(targets)
+def _names(targets: Sequence[str] | str | None) -> tuple[str, ...] | None:
+    return (targets,) if isinstance(targets, str) else None if targets is None else tuple(targets)
 
 
 def _config(config: RunConfig, model: keras.Model | None, data: Data | None, settings: dict[str, Any]) -> RunConfig:

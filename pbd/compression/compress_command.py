@@ -50,7 +50,7 @@ class Settings:
     config: RunConfig
     steps: tuple[Mapping[str, Any], ...]
     max_drop: float | None
-    targets: tuple[str, ...]
+    targets: tuple[str, ...] | None
 
     def recipe(self) -> "Recipe":
         """Return the recipe.
@@ -82,7 +82,7 @@ def parse(arguments: Sequence[str], program: str) -> Settings:
         raise UsageError("target and targets exclude each other. Received: both. Give targets, the first one first.")
     max_drop = as_kind("max_drop", float | None, max_drop)
     targets = flags.get("target", targets)
-    targets = () if targets is None else as_kind("targets", tuple[str, ...], targets)
+    targets = as_kind("targets", tuple[str, ...] | None, targets)
     _check(file)
     if not isinstance(steps, list) or not all(isinstance(step, dict) for step in steps):
         raise UsageError('a recipe needs steps. Received: none. Write a table [[step]] with use = "fine_tune".')

@@ -28,8 +28,9 @@ class Recipe:
     max_drop: float | None = None
     """The result is the network of the last step that loses at most this much validation accuracy (without labels:
     agreement)."""
-    targets: tuple[str, ...] = ()
-    """Where every network is measured, in float32 and in 8-bit integers; by default that of the execution."""
+    targets: tuple[str, ...] | None = None
+    """Where every network is measured, in float32 and in 8-bit integers: by default in that of the execution, and
+    nowhere if there are none."""
 
     def __post_init__(self) -> None:
         for name, kind in get_type_hints(type(self)).items():

@@ -46,10 +46,11 @@ def run(
     display: ProgressDisplay,
 ) -> RecipeReport:
     """Do the steps on the workers of a session that is open; see `recipe.run`."""
-    names = recipe.targets or (config.execution.target,)
-    chosen = [targets.for_run(name).name for name in names]
-    check_target(recipe.steps, targets.TARGETS[chosen[0]])
-    config = config.replace(target=targets.of_budget(names[0]).name)
+    names = (config.execution.target,) if recipe.targets is None else recipe.targets
+    chosen = tuple(dict.fromkeys(targets.for_run(name).name for name in names))
+    first = names[0] if names else config.execution.target
+    check_target(recipe.steps, targets.for_run(first))
+    config = config.replace(target=targets.of_budget(first).name)
     prepared = prepare.prepare(
         config,
         model,
@@ -61,7 +62,7 @@ def run(
         check_data=functools.partial(check_data, recipe.steps),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
-        return _Run(recipe, config, inputs, executor, display, tuple(dict.fromkeys(chosen))).report()
+        return _Run(recipe, config, inputs, executor, display, chosen).report()
 
 
 @dataclass(frozen=True)

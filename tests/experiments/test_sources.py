@@ -19,6 +19,7 @@ from experiments.sources import (
     chains,
     common,
     ensemble_table,
+    few_images,
     iterative_pruning,
     layer_macs,
     pruning_sweep,
@@ -90,8 +91,9 @@ def deployment(name: str, target: str, seconds: float) -> Deployment:
     return Deployment(name, target, 50_000, 0.75, 0.8, 100, (latency,))
 
 
-def step_report(name: str, accuracy: float, step: Step | None = None, target: str = "onnx") -> StepReport:
-    rows = deployment(name, target, 0.002), deployment(name, f"{target}-int8", 0.001)
+def step_report(name: str, accuracy: float, targets: Sequence[str], step: Step | None = None) -> StepReport:
+    timed = [(form, seconds) for target in targets for form, seconds in ((target, 0.002), (f"{target}-int8", 0.001))]
+    rows = tuple(deployment(name, form, seconds) for form, seconds in timed)
     facts = ModelFacts(1000, 5000, val_accuracy=accuracy, test_accuracy=accuracy, test_agreement=accuracy)
     details = {"bytes": {"sparse": 12_000}} if step and name_of(step) == "prune_weights" else {}
     return StepReport(name, facts, 400, settings_of(step) if step else {}, details=details, deployments=rows)
@@ -114,11 +116,12 @@ class Compress:
         folder.mkdir(parents=True, exist_ok=True)
         for name in ("run.json", "recipe.json"):
             (folder / name).write_text("{}")
-        rows = [step_report(f"{n} {name_of(step)}", 0.9 - n / 100, step) for n, step in enumerate(steps, start=1)]
-        report = RecipeReport(
-            {}, {}, "cpu", (step_report("teacher", 0.9), *rows), rows[-1].name, None, "labels", ("onnx",), (), 1.0, ""
-        )
-        return Done(report)
+        rows = [
+            step_report(f"{n} {name_of(step)}", 0.9 - n / 100, targets, step) for n, step in enumerate(steps, start=1)
+        ]
+        networks = (step_report("teacher", 0.9, targets), *rows)
+        result = rows[-1].name
+        return Done(RecipeReport({}, {}, "cpu", networks, result, None, "labels", tuple(targets), (), 1.0, ""))
 
 
 @pytest.fixture
@@ -158,9 +161,27 @@ def test_all_tables_are_printed_beside_the_sources_and_written(
     assert "<svg" in (tmp_path / "run" / "tables" / "pruning_sweep_accuracy.svg").read_text()
 
 
-@pytest.mark.parametrize(("flags", "limit"), [((), 4096), (("--train-limit=20",), 20), (("--full",), None)])
-def test_the_quick_tables_train_on_few_images(flags: tuple[str, ...], limit: int | None, arguments: list[str]) -> None:
-    assert common.parse("sources", "", [*flags, *arguments]).train_limit == limit
+@pytest.mark.parametrize(("flags", "counts"), [([], (30, 10, 20)), (["--full"], (40, 10, 30))])
+def test_the_quick_tables_use_few_images_of_a_large_archive(
+    flags: list[str],
+    counts: tuple[int, int, int],
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(few_images, "MOST", {"train": 30, "val": 10, "test": 20})
+    file, pixels = tmp_path / "large.npz", np.arange(80, dtype=np.uint8).reshape(80, 1, 1, 1) * np.ones((1, 4, 4, 1))
+    images, labels = pixels.astype(np.uint8), np.arange(80) % 3
+    parts = {"train": slice(0, 40), "val": slice(40, 50), "test": slice(50, 80)}
+    arrays = {f"x_{name}": images[rows] for name, rows in parts.items()}
+    arrays |= {f"y_{name}": labels[rows] for name, rows in parts.items()}
+    np.savez(file, **arrays)
+    settings = common.parse("sources", "", [*flags, *arguments, f"--dataset={file}"])
+    with np.load(settings.dataset) as kept:
+        for name, count in zip(parts, counts, strict=True):
+            assert len(kept[f"x_{name}"]) == len(set(kept[f"x_{name}"][:, 0, 0, 0])) == count
+            assert np.array_equal(kept[f"x_{name}"][:, 0, 0, 0] % 3, kept[f"y_{name}"]), "each keeps its label"
+    assert Path(settings.dataset).name == "large.npz"
 
 
 @pytest.mark.parametrize(("flags", "count"), [([], 36), (["--train-limit=20"], 20)])
