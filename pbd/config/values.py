@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Iterable
+from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from pbd.errors import UsageError, unknown_name
@@ -73,16 +74,18 @@ def as_kind(name: str, kind: Any, value: Any) -> Any:
     if kind is Any:
         return value
     value = _plain(value)
-    if get_origin(kind) is tuple:
+    kinds = (kind,) if get_origin(kind) is tuple else get_args(kind) or (kind,)
+    if value is None and NoneType in kinds:
+        return None
+    if any(get_origin(each) is tuple for each in kinds):
         values = (value,) if isinstance(value, str) else value
         if isinstance(values, list | tuple) and all(isinstance(entry, str) for entry in values):
             return tuple(values)
         raise UsageError(f"{name} must be names or patterns. Received: {value!r}. Give a list of texts.")
-    kinds = get_args(kind) or (kind,)
     if float in kinds and type(value) is int and _is_finite(value):
         return float(value)
     if type(value) not in kinds:
-        names = " or ".join(one.__name__ for one in kinds if one is not type(None))
+        names = " or ".join(one.__name__ for one in kinds if one is not NoneType)
         raise UsageError(f"{name} must be of type {names}. Received: {value!r}. Convert it.")
     return os.path.expanduser(value) if isinstance(value, str) else value
 

@@ -138,12 +138,14 @@ def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: 
 
 def test_a_complete_recipe_that_is_resumed_with_another_choice_is_measured_again(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
-    whole = compress(tmp_path, Scaled(2.0), targets=("keras",)).report
+    nowhere = compress(tmp_path, Scaled(2.0), targets=()).report
+    page = (tmp_path / "run" / "recipe.html").read_text()
     both = compress(tmp_path, Scaled(2.0), targets=("keras", "onnx"), resume=True).report
     strict = compress(tmp_path, Scaled(2.0), targets=("keras", "onnx"), max_drop=0.0, resume=True).report
-    assert len({whole.seconds, both.seconds, strict.seconds}) == 3
-    assert [report.targets for report in (whole, both, strict)] == [("keras",), ("keras", "onnx"), ("keras", "onnx")]
-    assert [report.max_drop for report in (whole, both, strict)] == [None, None, 0.0]
+    assert len({nowhere.seconds, both.seconds, strict.seconds}) == 3
+    assert [report.targets for report in (nowhere, both, strict)] == [(), ("keras", "onnx"), ("keras", "onnx")]
+    assert [report.max_drop for report in (nowhere, both, strict)] == [None, None, 0.0]
+    assert "In the target" not in page
 
 
 def test_steps_depend_on_the_epoch_that_trainings_end_with(tmp_path: Path) -> None:
