@@ -7,7 +7,7 @@ import numpy as np
 from pbd.data.images import ArrayImages
 from pbd.data.sources import load_npz
 
-MOST = {"train": 4096, "val": 1000, "test": 2000}
+MOST = {"train": 2048, "val": 1000, "test": 2000}
 """Images of each split that are kept."""
 
 
