@@ -8,4 +8,4 @@ set -euo pipefail
 model=$1 data=$2
 export PBD_RUN_DIR=$3 PBD_REQUEUE=1 # the run directory must be on storage that all nodes share
 exec sbatch --ntasks=2 --time=01:00:00 launch/slurm_mpi.sh \
-    --teacher "$model" --dataset "$data" --epochs 2 --fine-tune-epochs 3
+    --teacher "$model" --dataset "$data" --fine-tune-epochs 3

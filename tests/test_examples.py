@@ -1,4 +1,4 @@
-"""Every example runs as it stands, on small data; latencies are measured for a moment only."""
+"""Every example runs without changes, on small data; latencies are measured for a moment only."""
 
 import os
 import runpy

@@ -1,4 +1,4 @@
-"""The architecture of DESIGN.md section 3: imports run downward, and each heavy library stays in its folder."""
+"""The import order of docs/architecture.md: imports run downward, and each heavy library stays in its folder."""
 
 import ast
 import graphlib
@@ -26,7 +26,7 @@ LINES = (
     {"compression"},
     {"run", "cli"},
 )
-"""The import order of DESIGN.md: a folder may import folders on earlier lines, and itself."""
+"""The lists of docs/architecture.md, "Import order": a folder may import folders on earlier lines, and itself."""
 LINE_OF = {name: number for number, line in enumerate(LINES) for name in line}
 PLANNED: set[str] = set()
 """Folders of the design that have no module yet."""
