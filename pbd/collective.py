@@ -23,7 +23,7 @@ class Collective(Protocol):
         """Return the sum of all members' arrays, bit-identical in all members.
 
         Args:
-            values: of the same shape and type in all members.
+            values: an array, of the same shape and type in all members.
 
         Raises:
             CollectiveAbortedError: a member aborted.

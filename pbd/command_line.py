@@ -167,7 +167,7 @@ def _options(kind: Any, default: Any) -> dict[str, Any]:
 
 
 def _field_docs(section: type) -> dict[str, str]:
-    """Return the docstring under each field of a dataclass, which Python itself does not keep."""
+    """Return each field's docstring, parsed from the source (Python discards it)."""
     (definition,) = ast.parse(inspect.getsource(section)).body
     assert isinstance(definition, ast.ClassDef)
     docs = {}
@@ -182,7 +182,7 @@ def read_settings(path: str, remedy: str = "Check --config.") -> dict[str, Any]:
     """Return the settings in a TOML file by name, with `_` for `-`.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         remedy: what to do if it cannot be read.
 
     Raises:

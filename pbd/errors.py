@@ -34,7 +34,7 @@ class MissingInputError(PbdError, FileNotFoundError):
 
 
 class NoWorkersError(PbdError):
-    """There are too few workers, the scheduler is gone, or a process was lost at every attempt.
+    """There are too few workers, the scheduler has terminated, or a process was lost at every attempt.
 
     Args:
         cause: what happened, without a final period.

@@ -9,7 +9,8 @@ def expected_calibration_error(probabilities: np.ndarray, labels: np.ndarray, bi
     """Return the mean difference of confidence and accuracy over bins, weighted by the images in each.
 
     Args:
-        probabilities: of the classes, (images, classes); the confidence of an image is its largest one.
+        probabilities: the probabilities of the classes, (images, classes); the confidence of an image is its largest
+            one.
         labels: (images,).
         bins: number of bins of equal width; bin m holds the confidences in ((m - 1) / bins, m / bins].
     """

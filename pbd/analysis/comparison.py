@@ -87,7 +87,7 @@ def analyse(
         similarity_images: compare activations on at most this many of them; by default 2000, with `fourier` 500.
         positions: `average`: feature maps are averaged over their positions. `fourier`: SVCCA compares the channels'
             Fourier coefficients, frequency by frequency, and CKA takes each position as a neuron.
-        seed: of the run that trained the student, if its splits are parts of the training images.
+        seed: the seed of the run that trained the student, if its splits are parts of the training images.
 
     Returns:
         One record for each student, in their order: similarities of layers and, with labels, changes per class; and the

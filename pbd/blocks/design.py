@@ -91,8 +91,8 @@ class BlockDesign(Protocol):
             block: a model from `layer.input_shape` to `layer.output_shape` (see `build_block`).
             layer: the convolution to replace.
             kernel: the layer's trained weights; empty for a residual block.
-            statistics: of the layer's inputs and outputs: those that the design needs and `block_init` allows;
-                None if there are none.
+            statistics: the statistics of the layer's inputs and outputs: those that the design needs and `block_init`
+                allows; None if there are none.
         """
 
     def for_inference(self, model: keras.Model) -> keras.Model:

@@ -28,7 +28,7 @@ def by_norm(kernel: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         kernel: (channels, positions, outputs).
-        count: of channels to keep.
+        count: the number of channels to keep.
     """
     norms = np.square(kernel).sum(axis=(1, 2))
     return np.sort(np.argsort(-norms, kind="stable")[:count])
@@ -39,8 +39,8 @@ def by_error(kernel: np.ndarray, moment: np.ndarray, count: int) -> np.ndarray:
 
     Args:
         kernel: (channels, positions, outputs).
-        moment: of patches, (channels x positions, channels x positions), channel by channel.
-        count: of channels to keep.
+        moment: the second moment of patches, (channels x positions, channels x positions), channel by channel.
+        count: the number of channels to keep.
     """
     channels = len(kernel)
     left = _Remaining(kernel, _inverse(ridged(moment)), channels - count)
@@ -57,8 +57,8 @@ def best(kernel: np.ndarray, moment: np.ndarray, count: int) -> tuple[np.ndarray
 
     Args:
         kernel: (channels, positions, outputs).
-        moment: of patches, (channels x positions, channels x positions), channel by channel.
-        count: of channels to keep.
+        moment: the second moment of patches, (channels x positions, channels x positions), channel by channel.
+        count: the number of channels to keep.
 
     Returns:
         The channels in order, and weights of shape (count, positions, outputs).
@@ -73,7 +73,7 @@ def refit(kernel: np.ndarray, moment: np.ndarray, kept: np.ndarray) -> np.ndarra
 
     Args:
         kernel: (channels, positions, outputs).
-        moment: of patches, (channels x positions, channels x positions), channel by channel.
+        moment: the second moment of patches, (channels x positions, channels x positions), channel by channel.
         kept: channels.
     """
     channels, positions, outputs = kernel.shape

@@ -65,9 +65,9 @@ def convolution(
         suffix: the name of the convolution is the layer's name and this suffix.
         filters: output channels of all groups.
         kernel_size: rows and columns.
-        seed: of the run.
+        seed: the seed of the run.
         strides: over rows and columns.
-        dilation_rate: of rows and columns.
+        dilation_rate: the dilation rate of rows and columns.
         use_bias: whether it has a bias.
     """
     name = f"{layer.name}{suffix}"
@@ -100,8 +100,8 @@ def initial_factors(
     statistics of inputs the factors approximate the kernel itself; with them, the layer's output.
 
     Args:
-        kernel: of the layer.
-        statistics: of the layer, or None.
+        kernel: the layer's kernel and bias.
+        statistics: the statistics of the layer, or None.
         layer: the layer.
         rows_in_first: whether the first convolution has the rows of the kernel (see `low_rank`).
         rank: channels of a group after the first convolution.
@@ -139,9 +139,10 @@ def set_kernels(block: keras.Model, layer: Layer, suffix: str, kernels: list[Any
     Args:
         block: holds the convolution.
         layer: the layer that the block replaces.
-        suffix: of the convolution's name.
-        kernels: of each group, `(rows, columns, input channels of the group, output channels of the group)`.
-        bias: of the convolution, or None if it has none.
+        suffix: the suffix of the convolution's name.
+        kernels: the kernels of each group, `(rows, columns, input channels of the group, output channels of the
+            group)`.
+        bias: the bias of the convolution, or None if it has none.
     """
     kernel = np.concatenate(kernels, axis=-1)
     block.get_layer(f"{layer.name}{suffix}").set_weights([kernel] if bias is None else [kernel, bias])

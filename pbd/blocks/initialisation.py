@@ -115,7 +115,7 @@ def initialise(
 
 
 def _shown(statistics: "Statistics | None", needs: Needs) -> "Statistics | None":
-    """Return the statistics that a design needs, so that it starts the same beside other designs and alone."""
+    """Return the statistics that a design needs, so that it starts the same with other designs and alone."""
     if statistics is None or not needs:
         return None
     return statistics if needs.inputs or needs.pairs else replace(statistics, patches=0)
@@ -129,8 +129,8 @@ def initial_factors(
     Without statistics of inputs the factors approximate the kernel itself; with them, the layer's output.
 
     Args:
-        kernel: of the layer.
-        statistics: of the layer, or None.
+        kernel: the kernel of the layer.
+        statistics: the statistics of the layer, or None.
         rank: depthwise filters for each input channel.
         use_bias: whether the block has a bias.
 

@@ -1,4 +1,4 @@
-"""Keras operations in blocks, under names that are unique in a network."""
+"""Give Keras operations inside blocks unique names."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,8 +14,8 @@ def named(function: Callable[[Any], Any], x: Any, name: str, *arguments: Any) ->
     Args:
         function: calls the operation, once, on a Keras tensor.
         x: Keras tensor.
-        name: of the operation.
-        arguments: of the operation behind `x`.
+        name: the name of the operation.
+        arguments: the further arguments of the operation, behind `x`.
     """
     example = keras.Input(x.shape[1:], dtype=x.dtype)
     operation = keras.Model(example, function(example)).operations[-1]

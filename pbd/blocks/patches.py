@@ -25,7 +25,7 @@ def all_patches(inputs: np.ndarray, layer: Window) -> np.ndarray:
     """Return a view of the inputs of each output position, (images, rows, columns, channels, *kernel_size).
 
     Args:
-        inputs: of the layer, (images, height, width, channels).
+        inputs: the inputs of the layer, (images, height, width, channels).
         layer: gives kernel size, strides, dilation and padding.
     """
     reach = [(size - 1) * rate + 1 for size, rate in zip(layer.kernel_size, layer.dilation_rate, strict=True)]

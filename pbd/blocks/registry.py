@@ -33,7 +33,7 @@ def register_family(prefix: str, design: Callable[[int], BlockDesign], numbers: 
     `for_inference` and `for_int8` must be those of the registered one.
 
     Args:
-        prefix: of the names.
+        prefix: the prefix of the names.
         design: returns the design of a number; its name must be the prefix and the number.
         numbers: the numbers that a name may have.
 

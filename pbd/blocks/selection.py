@@ -18,9 +18,9 @@ class SelectChannels(keras.layers.Layer):
     be set once the statistics of its inputs are known.
 
     Args:
-        count: of selected channels.
-        name: of the layer.
-        dtype: of the layer's policy.
+        count: the number of selected channels.
+        name: the name of the layer.
+        dtype: the dtype policy of the layer.
     """
 
     def __init__(self, count: int, name: str, dtype: Any = None) -> None:

@@ -79,7 +79,7 @@ class SeparableStack(BlockDesign):
         Args:
             block: built by this design.
             layer: the layer that it replaces.
-            factors: of rank 1.
+            factors: factors of rank 1.
             target_mean: mean of each output channel of the replaced layer, `(outputs,)`.
             target_deviation: standard deviation of the same, `(outputs,)`.
         """

@@ -66,7 +66,7 @@ def load_teacher(path: str, session: str = "") -> keras.Model:
 
 @functools.lru_cache(maxsize=2)
 def teacher_outputs(path: str, session: str = "") -> dict[Hashable, list[np.ndarray]]:
-    """Return the outputs of a teacher that this process has kept, for those who evaluate networks beside it.
+    """Return the outputs of a teacher that this process has kept, for evaluating networks in comparison with it.
 
     Two teachers have theirs kept: a step of compression compares a network with the first one and with that before it.
     """

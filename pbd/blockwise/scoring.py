@@ -105,7 +105,7 @@ class Score:
     nmse: float
     """Mean squared error, divided by the variance of the layer's output."""
     metrics: Metrics
-    """Of the teacher with only this block in place of its layer."""
+    """The metrics of the teacher with only this block in place of its layer."""
 
 
 def score(

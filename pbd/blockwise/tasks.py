@@ -90,8 +90,8 @@ def _reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
 def other_convolutions(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[Layer, ...]:
     """Return the convolutions without a task, 1x1 ones included, that depend on the choice of blocks.
 
-    Those inside a residual block are gone if a block replaces it; those whose filters only one layer with a task reads
-    become narrower if its block reads fewer.
+    Those inside a residual block are removed if a block replaces it; those whose filters only one layer with a task
+    reads become narrower if its block reads fewer.
 
     Args:
         model: the network of the tasks.

@@ -39,7 +39,7 @@ def train_group(
     lost after it had written the block.
 
     Args:
-        context: of the run.
+        context: the context of the run.
         group: the tasks to train in one pass.
         emit: called after every step.
         collective: the workers that train the same group at the same time, each on its part of every batch. All
@@ -171,7 +171,7 @@ def _train_in_one_pass(
 ) -> list[BlockResult]:
     designs = {task.key: context.designs[task.design] for task in group.tasks}
     built = {task.key: blocks.build_block(designs[task.key], task.layer, context.seed) for task in group.tasks}
-    prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced anew
+    prefix = graph.truncate(teacher, group.layer_names)  # used twice, since each new model is traced again
     _initialise(context, group, built, teacher, prefix, dataset, emit, collective)
     # The variances normalise the errors of the learning curves, which stay empty without epochs.
     variances = target_variances(prefix, dataset, collective) if context.training.block_epochs else {}

@@ -101,7 +101,7 @@ def compress(
         dataset: see `pbd.Data.load`.
         executor: serial, mpi, dask, or auto.
         workers: their number.
-        dask_address: of a Dask cluster.
+        dask_address: the address of a Dask cluster.
         isolate: train in child processes.
         threads_per_worker: CPU threads of each worker.
         run_dir: the folder for the results; must be new, or that of the recipe to `resume`.

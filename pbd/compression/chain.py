@@ -25,7 +25,7 @@ class Chain:
     """Steps in a row.
 
     Args:
-        context: of the recipe, or of the step that these steps are a part of; its folder gets theirs.
+        context: the context of the recipe, or of the step that these steps are a part of; its folder gets theirs.
         steps: in their order.
         joules: returns the energy so far, `None` if it is not measured.
     """

@@ -40,8 +40,8 @@ class Context:
     dataset: Dataset
     """The images of the recipe."""
     config: RunConfig
-    """Of the recipe, with the settings of the data with which every worker loads the same images; its `fine_tune_keep`
-    is best or last."""
+    """The settings of the recipe, with the settings of the data with which every worker loads the same images; its
+    `fine_tune_keep` is best or last."""
     target: Target
     """Where the networks of the recipe are measured first, in float32."""
     journal: Journal
@@ -58,7 +58,7 @@ class Context:
     """Whether a step before has set weights to zero that have to stay zero."""
 
     def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
-        """Return the quality of a network beside a teacher, by default the first one of the recipe, on all workers."""
+        """Return the quality of a network compared with a teacher (default: the first network), on all workers."""
         with self._teacher_file(teacher) as other:
             is_teacher = model is (self.teacher if teacher is None else teacher)
             with contextlib.nullcontext(other) if is_teacher else self._file(model) as path:
@@ -127,7 +127,7 @@ class Context:
 
         Args:
             model: the teacher of the blocks; flat, in float32.
-            tasks: of its layers, in graph order; in a step, each is trained once.
+            tasks: the tasks of its layers, in graph order; in a step, each is trained once.
             training: number of epochs and learning rate; without epochs, blocks keep their initial weights.
             block_init: see `BlockConfig`.
 

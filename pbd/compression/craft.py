@@ -35,11 +35,12 @@ class Craft(InStages):
     epochs: int = 3
     """Passes over the training images for the blocks of a stage."""
     learning_rate: float = 0.01
-    """Of Adam while blocks learn feature maps, with cosine decay to zero."""
+    """The learning rate of Adam while blocks learn feature maps, with cosine decay to zero."""
     tune_epochs: int = 1
     """Passes over the training images for the blocks of a stage in the network."""
     tune_learning_rate: float = 0.003
-    """Of Adam while the blocks are trained in the network; it rises first and decays to zero along a cosine."""
+    """The learning rate of Adam while the blocks are trained in the network; it rises first and decays to zero along a
+    cosine."""
     tune_loss: str | None = None
     """Loss of the blocks in the network: kd_mse, kd_kl (on the network before the step), cross_entropy or mixed
     (default: cross_entropy; without labels kd_mse)."""

@@ -62,7 +62,7 @@ class DistillInto:
     epochs: int = 30
     """Passes over the training images."""
     learning_rate: float = 0.003
-    """Of Adam, from which it decays to zero along a cosine."""
+    """The learning rate of Adam, from which it decays to zero along a cosine."""
     warmup: float = DistillationConfig.warmup
     """Share of the steps, in [0, 1), in which the learning rate rises first, by the same amount with every step."""
     features: Any = ()

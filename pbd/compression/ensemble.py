@@ -101,7 +101,7 @@ def _equal_copies(networks: Sequence[keras.Model], kinds: int) -> Iterator[str]:
     """Yield a sentence for each network that has the weights of an earlier copy.
 
     Args:
-        networks: of all members.
+        networks: the networks of all members.
         kinds: number of different members; each network is a copy of the one so many places before.
     """
     for number, network in enumerate(networks):

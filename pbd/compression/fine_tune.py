@@ -28,7 +28,7 @@ _SET_BY_RECIPES = {
 
 @dataclass(frozen=True)
 class FineTune(Section):
-    """Trains the network on the logits of the first network or on the labels; its layers stay.
+    """Trains the network on the logits of the first network or on the labels; its architecture does not change.
 
     Example:
         >>> FineTune(epochs=20, loss="kd_kl", temperature=2.0, mixup=1.0)
@@ -40,7 +40,8 @@ class FineTune(Section):
     """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), or mixed (kd_kl and
     cross_entropy); default: kd_mse, or as the `recipe` says."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
-    """Of Adam, which rises first and decays to zero along a cosine; kernels of small weights have a lower one."""
+    """The learning rate of Adam, which rises first and decays to zero along a cosine; kernels of small weights have a
+    lower one."""
     temperature: float | None = None
     """Divides the logits before the softmax in kd_kl and mixed (default: 4, or as the `recipe` says)."""
     distillation_weight: float = StudentConfig.distillation_weight
@@ -53,7 +54,8 @@ class FineTune(Section):
     With mixup as well, either is drawn for each image."""
     keep: str = StudentConfig.fine_tune_keep
     """The epoch whose weights training ends with: best (on the validation images; may be the start), last, or auto:
-    last if the first network came trained and the validation images are a part of the training images, else best."""
+    last if the first network was already trained and the validation images are a part of the training images, else
+    best."""
     scope: str = StudentConfig.fine_tune_scope
     """Layers to train: all, or no_1x1_dense (all but 1x1 convolutions and dense layers)."""
     features: Any = ()

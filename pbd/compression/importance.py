@@ -36,12 +36,12 @@ class Scores:
 
     values: Values
     events: tuple[str, ...] = field(default=())
-    """What its reader has to know, one line each."""
+    """Notes for the report, one line each."""
 
 
 Importance = Callable[[Subject], Scores]
 IMPORTANCES: dict[str, Importance] = {}
-"""By the name in settings."""
+"""The importances by their names in settings."""
 
 
 def register(name: str) -> Callable[[Importance], Importance]:

@@ -13,7 +13,7 @@ def require(step: Step, setting: str, epochs: int, dataset: Dataset) -> None:
         step: has the loss.
         setting: the name of its setting that names the loss.
         epochs: for which it trains; with 0, the loss does not matter.
-        dataset: of the recipe.
+        dataset: the images of the recipe.
 
     Raises:
         BadInputError: the step needs labels, and there are none.

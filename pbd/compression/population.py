@@ -18,7 +18,7 @@ STUDENT, TEACHER = "student.keras", "teacher.keras"
 ARRAYS = "arrays"
 """The name of data from Python in the settings of a run."""
 _KEPT = ("target", "isolate", "threads_per_worker", "memory_limit", "stall_limit", "allow_weak_teacher")
-"""Settings of the execution that every repetition has from the run; where it runs is decided anew."""
+"""Settings of the execution that every repetition has from the run; where it runs is decided again."""
 SEEDS = 2**32
 
 
@@ -27,9 +27,9 @@ class Population:
     """The files of the networks of all runs."""
 
     students: tuple[str, ...]
-    """That of the run that was repeated first."""
+    """Those of all runs; the student of the repeated run is the first one."""
     originals: tuple[str, ...]
-    """Of the repetitions, if each has trained an original of its own; else none."""
+    """Those of the repetitions, if each has trained an original; else empty."""
 
 
 def repeat(student: str, count: int, dataset: str | None, execution: Mapping[str, Any]) -> Population:
@@ -53,7 +53,7 @@ def repeat(student: str, count: int, dataset: str | None, execution: Mapping[str
         raise UsageError(
             "a run is repeated on its images. Received: one whose images came from a Python program. Give --dataset."
         )
-    # A teacher that came trained is the same in all repetitions, which find it in the run directory.
+    # A teacher that was already trained is the same in all repetitions, which find it in the run directory.
     trains_teacher = "teacher" in journal.identity() and settings["teacher_weights"] in (None, "imagenet")
     chosen = {
         **_repeated(settings, execution),

@@ -29,7 +29,7 @@ class Progressive(InStages):
     """
 
     class_weight: float = 1.0
-    """Weight of the loss of the classes (lambda) beside the local loss."""
+    """Weight of the loss of the classes (lambda), added to the local loss."""
     epochs: int = 4
     """Passes over the training images in each stage."""
     learning_rate: float = 0.003

@@ -132,7 +132,7 @@ class PruneFilters(Section):
     def _round(
         self, model: keras.Model, groups: tuple[ChannelGroup, ...], number: int, context: "Context"
     ) -> tuple[keras.Model, dict[str, Any]]:
-        """Return the network after a round, and what there is to know about it."""
+        """Return the network after a round, and a record of it."""
         share = schedule.cubic(self.ratio, number, self.rounds, self.first_ratio)
         kept, events = self.choose(model, groups, share, context)
         pruned, changes = self._removed(model, kept, context)
@@ -166,13 +166,13 @@ class PruneFilters(Section):
     def choose(
         self, model: keras.Model, groups: tuple[ChannelGroup, ...], share: float, context: "Context"
     ) -> tuple[selection.Kept, list[str]]:
-        """Return the channels that remain after a round, by group, and what its reader has to know.
+        """Return the channels that remain after a round, by group, and notes for the report.
 
         Args:
             model: before the round.
             groups: before the first round.
-            share: of the channels before the first round that are removed after this one.
-            context: of the step.
+            share: the share of the channels before the first round that are removed after this one.
+            context: the context of the step.
         """
         sizes, pruned = {group.name: group.size for group in groups}, set[str]().union(*(g.producers for g in groups))
         now = [group for group in channels.find_groups(model) if group.producers[0] in pruned]

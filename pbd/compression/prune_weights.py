@@ -125,12 +125,12 @@ class PruneWeights(Section):
     def _pruned(
         self, model: keras.Model, before: keras.Model, context: "Context"
     ) -> tuple[keras.Model, list[dict[str, Any]]]:
-        """Return the network after all rounds, and what there is to know about each.
+        """Return the network after all rounds, and a record of each.
 
         Args:
             model: a copy of the network, which may change.
             before: the network, which stays as it is.
-            context: of the step.
+            context: the context of the step.
         """
         files = RoundFiles(context.journal)
         current, records = files.read(model)
@@ -147,7 +147,7 @@ class PruneWeights(Section):
         return current, records
 
     def _train_control(self, model: keras.Model, context: "Context") -> dict[str, Any]:
-        """Draw the weights of a network anew and train those that remain, in place; return what there is to know."""
+        """Draw the weights of a network again and train those that remain, in place; return a record of it."""
         context.display.phase(f"training random weights, {self.control}")
         kernels = weights.find_kernels(model, self.layers, self.prune_classifier)
         if self.control == "redraw":
@@ -170,13 +170,13 @@ class PruneWeights(Section):
         epochs: int,
         distillation: DistillationConfig | None = None,
     ) -> dict[str, Any]:
-        """Train a network in place; return what there is to know about it.
+        """Train a network in place; return a record of it.
 
         Args:
             model: with zeros.
-            context: of the step.
-            number: of the round, from 1.
-            share: of zeros.
+            context: the context of the step.
+            number: the number of the round, from 1.
+            share: the share of zeros.
             epochs: passes over the training images.
             distillation: see `Context.fine_tune`.
         """

@@ -76,7 +76,7 @@ def train(
         network: flat, in float32; it is the teacher.
         dataset: the whole data.
         calibration: images for the ranges, (n, height, width, channels) float32.
-        settings: of the training.
+        settings: the settings of the training.
         fine_tune: trains the network, in this process or on all workers.
         limit: the largest integer of the kernels.
         rounds_outputs: whether the outputs are rounded too.

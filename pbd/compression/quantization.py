@@ -47,7 +47,7 @@ def quantize(
         model: functional or sequential, one input of images of a fixed shape, one output of class scores.
         data: training images for the ranges and for training, validation images for decisions, and test images for
             the figure that is reported.
-        path: of the new file.
+        path: the path of the new file.
         target: `onnx-int8`, `openvino-int8`, `litert-int8` or, with `ptq`, `tensorrt-int8`; by default that of the
             suffix of the path (`onnx-int8` for `.onnx`).
         method: `ptq` or `qat`.
@@ -55,7 +55,7 @@ def quantize(
         calibration_images: the ranges are taken from this many training images.
         epochs: for `qat`, passes over the training images.
         learning_rate: for `qat`, of Adam, which rises first and decays to zero along a cosine.
-        seed: of the run that trained the model, if its splits are parts of the training images.
+        seed: the seed of the run that trained the model, if its splits are parts of the training images.
 
     Returns:
         The path, the size in bytes, the method of the file that was kept, the layers that stay in float32, and the
@@ -94,7 +94,7 @@ def quantize_each(
     Arguments that are not listed are those of `quantize`.
 
     Args:
-        paths: of the new files, by target.
+        paths: the paths of the new files, by target.
         training: number of epochs and learning rate of `qat`.
         emit: called with the progress of every step of training.
     """

@@ -16,7 +16,7 @@ class Training:
     epochs: int = 1
     """Passes over the training images; the best one counts, which may be the start."""
     learning_rate: float = 1e-5
-    """Of Adam, which rises first and decays to zero along a cosine."""
+    """The learning rate of Adam, which rises first and decays to zero along a cosine."""
 
     def __post_init__(self) -> None:
         if self.epochs < 1:

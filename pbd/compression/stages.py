@@ -49,7 +49,7 @@ class Inserted:
 
     model: keras.Model
     blocks: Mapping[str, BlockResult]
-    """By layer; blocks that failed are left out."""
+    """The blocks by layer; blocks that failed are left out."""
     ends: Mapping[str, str]
     """By layer, the name of the operation that ends its block."""
     failures: tuple[str, ...]
@@ -87,12 +87,12 @@ class InStages(Section, ABC):
         """Return the tasks of each stage.
 
         Args:
-            tasks: of all layers that are replaced, in graph order.
+            tasks: the tasks of all layers that are replaced, in graph order.
         """
 
     @abstractmethod
     def replaced(self, stage: Stage) -> tuple[keras.Model, dict[str, Any]]:
-        """Return the network after a stage, and what there is to know about it (see `record`)."""
+        """Return the network after a stage, and a record of it (see `record`)."""
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         tasks = self.tasks(model)
@@ -127,7 +127,7 @@ class InStages(Section, ABC):
 
         Args:
             stage: the stage.
-            training: of the blocks; without epochs, they keep their initial weights.
+            training: the training settings of the blocks; without epochs, they keep their initial weights.
         """
         results = stage.context.train_blocks(stage.current, stage.tasks, training, self.block_init)
         trained = {one.layer: one for one in results if one.status == "trained"}
@@ -147,7 +147,7 @@ def tuning(loss: str | None, epochs: int, learning_rate: float, labelled: bool) 
     Args:
         loss: by default cross_entropy or, without labels, kd_mse.
         epochs: passes over the training images.
-        learning_rate: of Adam, which rises first and decays to zero along a cosine.
+        learning_rate: the learning rate of Adam, which rises first and decays to zero along a cosine.
         labelled: whether there are labels.
     """
     loss = loss or ("cross_entropy" if labelled else "kd_mse")
@@ -167,7 +167,7 @@ def check_tuning(loss: str | None, epochs: int, learning_rate: float, least_epoc
 
 
 def record(stage: Stage, inserted: Inserted, before: Metrics, tuned: FineTuneState) -> dict[str, Any]:
-    """Return what there is to know about a stage.
+    """Return a record of a stage.
 
     Args:
         stage: the stage.

@@ -29,7 +29,7 @@ class StepResult:
     details: Mapping[str, Any] = field(default_factory=dict)
     """What there is to know about the step, in plain JSON types."""
     events: tuple[str, ...] = ()
-    """What its reader has to know, one line each."""
+    """Notes for the report, one line each."""
     keeps_zeros: bool | None = None
     """Whether later training has to leave weights that are zero at zero; `None`: as before the step."""
     quantized: Mapping[str, Path] = field(default_factory=dict)
@@ -134,7 +134,7 @@ def _plain(value: Any) -> Any:
 
 
 def _network_digest(network: Any) -> str:
-    """Return a digest of a network or layer; of a classifier, names of layers that Keras numbers do not count."""
+    """Return a digest of a network or layer; for a classifier, automatic layer names (`conv2d_1`) are ignored."""
     from pbd.networks import digest, graph  # Keras is loaded
 
     try:

@@ -30,7 +30,7 @@ class Finished:
 
     result: StepResult
     metrics: Metrics
-    """Of its network on the validation split, beside the first network."""
+    """Metrics of its network on the validation split, compared with the first network."""
     seconds: float
     energy_j: float | None
 

@@ -23,9 +23,9 @@ def make(
 
     Args:
         finished: the networks, by the name of their step.
-        settings: of each step.
-        context: of the recipe.
-        names: of the targets.
+        settings: the settings of each step.
+        context: the context of the recipe.
+        names: the names of the targets.
     """
     deployed, events = _deployed(finished, context, names)
     context.display.phase("evaluating all networks on the test split")

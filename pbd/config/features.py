@@ -8,7 +8,7 @@ from pbd.config.values import as_kind, at_least, one_of
 from pbd.errors import UsageError
 
 FEATURE_WEIGHTS = {"at": 1000.0, "sp": 3000.0, "pkt": 30000.0, "fsp": 50.0, "crd": 0.8, "mse": 100.0, "keras": 1.0}
-"""Default weight of each loss beside that of the logits: as in RepDistiller, the code of Tian et al. 2020
+"""Default weight of each loss, added to that of the logits: as in RepDistiller, the code of Tian et al. 2020
 (arXiv:1910.10699); for `keras`, a loss of Keras, 1."""
 COMPARES_IMAGES = ("sp", "pkt", "crd")
 """Losses that compare the images of a batch with one another."""
@@ -65,7 +65,7 @@ class Feature:
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """What fine-tuning learns from beside logits and labels, by default nothing, and how it begins."""
+    """What fine-tuning learns from besides logits and labels, by default nothing, and how it begins."""
 
     features: tuple[Feature, ...] = ()
     """Losses between layers."""

@@ -11,7 +11,7 @@ def check(patterns: Iterable[str], names: Sequence[str]) -> None:
 
     Args:
         patterns: globs over names.
-        names: of all layers.
+        names: the names of all layers.
 
     Raises:
         UsageError: a pattern matches none.
@@ -27,7 +27,7 @@ def selects(patterns: Sequence[str], name: str) -> bool:
 
     Args:
         patterns: globs over names; none selects all.
-        name: of the layer.
+        name: the name of the layer.
     """
     included = [pattern for pattern in patterns if not pattern.startswith("^")]
     excluded = [pattern[1:] for pattern in patterns if pattern.startswith("^")]

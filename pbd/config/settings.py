@@ -139,8 +139,8 @@ class TrainingConfig(Section):
     """The training of each block."""
 
     epochs: int | None = None
-    """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 3; 0 where the
-    assembled student is refitted, which replaces the weights that training would give, unless blocks begin as noise."""
+    """Passes over the training images for each block; 0 keeps its closed-form weights. Default: 0 where the assembled
+    student is refitted (as by default) and blocks do not begin as noise, else 3."""
     learning_rate: float = 0.003
     """Initial learning rate of Adam, with cosine decay to zero. Use 0.01 with --block-init noise."""
     patience: int = 2
@@ -177,7 +177,8 @@ class ExecutionConfig(Section):
     on Dask). Fine-tuning is always data parallel; with batch normalisation, each worker gets at least 32 images of a
     batch."""
     workers: int | None = None
-    """Number of workers: under MPI the number of ranks, on a Dask cluster the number of workers to wait for."""
+    """Number of workers (default: one; the ranks of mpirun; with --executor dask, one per GPU or per core, at most 8;
+    with an address, all workers, of which the run waits for one)."""
     dask_address: str | None = None
     """A Dask cluster: tls://HOST:PORT, tcp://HOST:PORT or a scheduler file (default: a cluster on this host)."""
     dask_insecure: bool = False
@@ -200,7 +201,7 @@ class ExecutionConfig(Section):
     threads_per_worker: int | None = None
     """CPU threads of each worker (default: the cores of the host divided by its workers)."""
     target: str = "auto"
-    """Where teacher and student are measured beside each other, in float32 and, if the runtime has them, in 8-bit
+    """Where teacher and student are measured in turn, in float32 and, if the runtime has them, in 8-bit
     integers: openvino, onnx, litert, keras, keras-gpu or saved_model (auto: the first of openvino, onnx, litert,
     keras-gpu and keras that can be used). Blocks are chosen by the latency and the bytes that networks have in this
     target: give openvino-int8, for example, for 8-bit integers. Accuracies they are chosen by are in float32."""

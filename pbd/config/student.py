@@ -49,8 +49,8 @@ class StudentConfig(Section):
     fine_tune_keep: str = "auto"
     """The epoch whose weights fine-tuning ends with: best (on the validation images; may be the start), last, or auto.
     A teacher that was trained on the validation images is too accurate on them, and so is the student before it is
-    fine-tuned, so that best would keep the start: use last. auto: last if the teacher came trained and the validation
-    images are a part of the training images; else best."""
+    fine-tuned, so that best would keep the start: use last. auto: last if the teacher was already trained and the
+    validation images are a part of the training images; else best."""
     fine_tune_learning_rate: float = 0.003
     """Learning rate of Adam for the student after the first 5% of the steps, in which it rises; then it decays to zero
     along a cosine. Kernels whose weights have a root mean square below 0.05 have a lower one in proportion."""

@@ -44,7 +44,7 @@ def array_split(
     """Return a split of arrays that follow the rules.
 
     Args:
-        name: of the split, in messages.
+        name: the name of the split, in messages.
         images: see `checked_images`.
         labels: (n,) or (n, 1), whole numbers from 0, or booleans; `None` without labels.
         train_labels: the training labels, for another split: they contain its largest label.
@@ -68,7 +68,7 @@ def checked_images(name: str, images: np.ndarray) -> np.ndarray:
     """Return images as (n, height, width, channels), uint8 or float32.
 
     Args:
-        name: of the split, in messages.
+        name: the name of the split, in messages.
         images: (n, height, width) or (n, height, width, channels); uint8, other integers in 0..255, or finite float.
 
     Raises:

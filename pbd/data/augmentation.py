@@ -39,8 +39,8 @@ def affine_maps(name: str, count: int, height: int, width: int, seed: int, step:
     Args:
         name: one of `pbd.config.AUGMENTATIONS`.
         count: number of images.
-        height: of the images.
-        width: of the images.
+        height: the height of the images.
+        width: the width of the images.
         seed: determines, with `step`, the random numbers of the whole batch.
         step: number of the batch.
         first: position of the first of these images in the whole batch.

@@ -35,7 +35,8 @@ class Data:
         train: the training split.
         validation: the split for every choice (best epoch, acceptance); give images that the teacher was not trained
             on. By default a part of the training images.
-        test: the split that is read once, at the end of a run; by default a fifth of the training images.
+        test: the split for the figures at the end of a run, which no choice reads; by default a fifth of the training
+            images.
         batch_size: images per training step.
         augment: none, flip, crop, rotate, flip_crop, or paper (all three), applied to training images.
         preprocess: none, unit (divide by 255), a `keras.applications` module such as vgg16, or auto: that of a
@@ -46,7 +47,7 @@ class Data:
         train_limit: use only this many training images.
         image_size: resize the images to this many pixels a side.
         labels: use the labels; without them, every choice is made by agreement with the teacher.
-        split_seed: of the validation split if it is missing; by default the seed of the run.
+        split_seed: the seed of the validation split if it is missing; by default the seed of the run.
         source: see `load`, which sets it.
 
     Raises:

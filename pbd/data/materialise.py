@@ -141,9 +141,9 @@ def _joined(role: str, batches: Iterable[Any], count: int | None) -> Arrays:
     """Return all batches, read once and in order, as arrays.
 
     Args:
-        role: of the split.
+        role: the role of the split.
         batches: images, or images and labels.
-        count: of the batches, if it is known: whether they fit in memory is then decided after the first.
+        count: the number of batches, if it is known: whether they fit in memory is then decided after the first.
     """
     images, labels, size = list[np.ndarray](), list[np.ndarray](), 0
     for batch in batches:

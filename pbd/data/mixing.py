@@ -59,7 +59,7 @@ def mixture(
         batch_size: images of the whole batch.
         image_size: height and width, in pixels.
         own_images: positions in the batch of this worker's images.
-        seed: of the run.
+        seed: the seed of the run.
         step: number of the batch.
     """
     partners = shuffled(batch_size, derived_seed(seed, "mixup"), step)[own_images]
@@ -97,8 +97,8 @@ def mixed(xp: Any, images: Any, partners: Any, weights: Any, boxes: Any) -> Any:
     Args:
         xp: `numpy`, `jax.numpy` or `tensorflow`; the other arguments are arrays or tensors of it.
         images: (n, height, width, channels) float32; height and width are static.
-        partners: of the same shape.
-        weights: of the images, (n,) float32; the partners get the rest.
+        partners: the partners of the images, of the same shape.
+        weights: the weights of the images, (n,) float32; the partners get the rest.
         boxes: which show the partners alone, (n, 4) int32; see `Mixture`.
     """
     height, width = images.shape[1:3]
@@ -114,8 +114,8 @@ def mixed_labels(labels: np.ndarray, partners: np.ndarray, shares: np.ndarray) -
     """Return the labels of mixed images, (n, 3) float32: the image's own, the partner's, and the share of its own.
 
     Args:
-        labels: of the images, (n,) integers.
+        labels: the labels of the images, (n,) integers.
         partners: likewise.
-        shares: of the images, (n,) float32; see `Mixture`.
+        shares: the shares of the images, (n,) float32; see `Mixture`.
     """
     return np.stack([labels, partners, shares], axis=1).astype(np.float32)

@@ -34,7 +34,7 @@ def training_positions(count: int, batch_size: int, seed: int, epoch: int) -> np
     Args:
         count: images in the training split.
         batch_size: images per batch, at most `count`.
-        seed: of the run.
+        seed: the seed of the run.
         epoch: from 0.
     """
     steps = count // batch_size

@@ -45,7 +45,7 @@ def stratified_split(
     Args:
         labels: (n,) class numbers of all rows, or `NO_LABEL` for all.
         fraction: share of the pool that goes to the first part: at least one row, unless it is 0.
-        seed: of the random choice.
+        seed: the seed of the random choice.
         pool: the rows to split; all rows by default.
 
     Returns:

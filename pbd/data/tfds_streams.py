@@ -123,7 +123,7 @@ def _plan(sizes: Mapping[str, int], config: DataConfig, seed: int) -> dict[str, 
     """Return, for each split, its expression for tfds and its number of images.
 
     Args:
-        sizes: of the splits that tfds has.
+        sizes: the sizes of the splits that tfds has.
         config: how many images are held out, and of which split.
         seed: which of them are.
     """

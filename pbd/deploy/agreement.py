@@ -41,8 +41,8 @@ def compare(target: Target, path: Path, network: keras.Model, images: np.ndarray
     The file is run on batches with all cores and on some single images with one thread: runtimes choose other kernels.
 
     Args:
-        target: of the file.
-        path: of the file.
+        target: the target of the file.
+        path: the path of the file.
         network: flat, in float32.
         images: (n, height, width, channels) float32, as the network takes them.
     """

@@ -78,7 +78,7 @@ def measure(
 
     Args:
         networks: by name, `TEACHER` first; flat, in float32.
-        dataset: of the run.
+        dataset: the images of the run.
         target: in float32; its form in 8-bit integers is measured too, if there is one.
         batch_sizes: numbers of images in a pass.
         keep: stores a file of `STUDENT`, under its name.
@@ -206,9 +206,9 @@ def _scores(files: Sequence[DeployedFile], ends: Sequence[heads.Head], dataset: 
     """Return for each file its quality on test images; the first file is that of the teacher in float32.
 
     Args:
-        files: of networks for the same classes.
+        files: files of networks for the same classes.
         ends: the head of each network.
-        dataset: of the run.
+        dataset: the images of the run.
     """
     runners = [file.target.load(file.path, devices.available_cores()) for file in files]
     correct, same, count = np.zeros(len(files)), np.zeros(len(files)), 0

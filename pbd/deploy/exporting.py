@@ -45,7 +45,7 @@ class Exported:
     test_accuracy: float | None = None
     """In the runtime, in [0, 1]; `None` without test images and labels."""
     keras_test_accuracy: float | None = None
-    """Of the network in Keras."""
+    """The test accuracy of the network in Keras."""
 
 
 def export(
@@ -63,12 +63,12 @@ def export(
 
     Args:
         model: functional or sequential, one input of images of a fixed shape, one output of class scores.
-        path: of the new file; for `saved_model`, of the new folder.
+        path: the path of the new file; for `saved_model`, of the new folder.
         target: `onnx`, `openvino`, `litert`, `tensorrt`, `keras` or `saved_model`; by default that of the suffix of the
             path (`onnx` for `.onnx`).
         check: data, whose test images the file is compared and scored on; or images as the model takes them,
             (n, height, width, channels). By default it is compared on images of random bytes.
-        seed: of the run that trained the model, if its test images are a part of the training images.
+        seed: the seed of the run that trained the model, if its test images are a part of the training images.
 
     Returns:
         The path, the size, the agreement with Keras and, with data, the test accuracy in the runtime.
@@ -97,7 +97,7 @@ def export_each(
     Arguments that are not listed are those of `export`.
 
     Args:
-        paths: of the new files, by target.
+        paths: the paths of the new files, by target.
     """
     chosen = [(targets.get(name), path) for name, path in paths.items()]
     for target, path in chosen:

@@ -76,7 +76,7 @@ def add_flags(parser: Parser, targets: str) -> None:
     """Add the flags that both commands have: the model, the targets, the new file, and those that describe data.
 
     Args:
-        parser: of the command.
+        parser: the parser of the command.
         targets: help for `--target`.
     """
     parser.add_argument("model", metavar="MODEL", type=path, help="a .keras or .h5 file")

@@ -58,7 +58,7 @@ def accuracy(run: Runner, dataset: Dataset, split: str, head: heads.Head) -> flo
         run: the forward pass of the network.
         dataset: the images.
         split: validation or test.
-        head: of the network.
+        head: the head of the network.
     """
     if not dataset.labelled:
         return None

@@ -33,7 +33,7 @@ def _max_pooled(model: keras.Model) -> keras.Model:
     """Return a copy in which each average pooling of single pixels is a max pooling; the model itself if it has none.
 
     Strided shortcuts select pixels in this way. Runtimes pass on the largest of some 8-bit integers, but round their
-    average anew.
+    average again.
     """
     builders = {
         layer.name: keras.layers.MaxPooling2D.from_config(layer.get_config())

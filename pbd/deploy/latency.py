@@ -56,7 +56,7 @@ class ModelLatency:
     passes: int
     """Counted passes in a round; their median is the figure of the round."""
     size_bytes: int
-    """Of the file, and of the files beside it."""
+    """Size of the file and of the files next to it."""
     memory_bytes: int | None
     """Resident memory that the file and a pass of this size add to a process; `None` if unknown."""
 
@@ -164,7 +164,7 @@ def measure_files(
     """Measure files in turn, with each batch size; see `measure_latency`.
 
     Args:
-        files: of networks that take images of this shape.
+        files: files of networks that take images of this shape.
         shape: height, width, channels.
         batch_sizes: numbers of images in a pass.
         threads: CPU threads.
@@ -191,9 +191,9 @@ def deployed_file(name: str, network: keras.Model, target: Target, folder: Path)
     """Export a flat network, and quantise it with ranges of random images if the target has 8-bit integers.
 
     Args:
-        name: of the network.
+        name: the name of the network.
         network: see `graph.flatten`.
-        target: of the file.
+        target: the target of the file.
         folder: for the file; it is created.
 
     Raises:
@@ -211,13 +211,13 @@ def deployed_file(name: str, network: keras.Model, target: Target, folder: Path)
 
 @random_state.preserved()
 def file_size(model: keras.Model, target: Target) -> int:
-    """Return the bytes of the file of a model in a target, and of the files beside it.
+    """Return the bytes of the file of a model in a target, and of the files next to it.
 
     In 8-bit integers, all layers are quantised.
 
     Args:
         model: functional or sequential, one input of images of a fixed shape.
-        target: of the file.
+        target: the target of the file.
 
     Raises:
         BadInputError: the exporter fails.

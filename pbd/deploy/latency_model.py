@@ -52,13 +52,13 @@ class LatencyModel:
     """
 
     times: Mapping[Hashable, PieceTime]
-    """Of each piece, measured alone (see `piece_times.measure`)."""
+    """The times of each piece, measured alone (see `piece_times.measure`)."""
     base_s: float = 0.0
     """Seconds of what is not in pieces: the first and the last layers, the call itself."""
     scale: float = 1.0
     """Seconds of a piece in a network for each second alone."""
     cache_bytes: int = field(default_factory=processor.cache_bytes)
-    """Of the CPU."""
+    """The bytes of the caches of the CPU."""
 
     def coldness(self, chosen: Iterable[Hashable]) -> float:
         """Return the share of the weights that a network reads from memory in each pass, in [0, 1].

@@ -25,7 +25,7 @@ def mismatch(path: Path, model: keras.Model, images: Any) -> str | None:
     are the same except near ties.
 
     Args:
-        path: of a file that pbd wrote.
+        path: the path of a file that pbd wrote.
         model: flat and functional, with the outputs `(batch, classes)`.
         images: `(batch, height, width, channels)`.
     """

@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 
 def conditions(target: Target, batch: int, threads: int | None) -> dict[str, Any]:
-    """Return what the seconds of a piece depend on beside the piece itself.
+    """Return what the seconds of a piece depend on besides the piece itself.
 
     Args:
         target: where it runs.
@@ -59,7 +59,7 @@ class PieceCache(Mapping[str, Seconds]):
         """Read the file, if there is one.
 
         Args:
-            path: of the file.
+            path: the path of the file.
             under: the conditions, which the file repeats.
         """
         self._path, self._under = path, under
@@ -73,7 +73,7 @@ class PieceCache(Mapping[str, Seconds]):
             target: where the pieces run.
             batch: images in a pass.
             threads: CPU threads; None if they are those of the process.
-            folder: of the files; by default a folder of the user's caches.
+            folder: the folder of the files; by default a folder of the user's caches.
         """
         under = conditions(target, batch, threads)
         digest = hashlib.sha256(json.dumps(under, sort_keys=True).encode()).hexdigest()[:16]

@@ -51,7 +51,7 @@ def measure(
         batch_sizes: numbers of images in a pass. Writing a piece takes longer than timing it, so a second batch size
             costs little.
         threads: CPU threads. With one thread CPU time is measured, which other processes hardly change.
-        cache_folder: of the files with what was measured; by default a folder of the user's caches.
+        cache_folder: the folder of the files with what was measured; by default a folder of the user's caches.
 
     Raises:
         BadInputError: a piece does not map feature maps of fixed shape to one, or cannot be exported.
@@ -206,8 +206,8 @@ def _added(
     """Return what each piece adds to the networks around its inputs, at least 0.
 
     Args:
-        times_s: of the networks with the pieces, in their order.
-        around_s: of the networks without piece, with one input of a piece or with the image only.
+        times_s: the times of the networks with the pieces, in their order.
+        around_s: the times of the networks without piece, with one input of a piece or with the image only.
         sizes: for each piece, of the image.
         inputs: for each piece, the shapes of its inputs.
     """

@@ -55,7 +55,7 @@ def piece(
 
 
 def narrowed(layer: keras.layers.Conv2D, filters: int) -> Builder:
-    """Return the function that builds a convolution with other numbers of input and output channels.
+    """Return a builder of the same convolution with other channel counts.
 
     Args:
         layer: a convolution with one group; the number of its input channels becomes that of the tensor.

@@ -23,8 +23,8 @@ def measure(target: Target, path: Path, batch: int, shape: tuple[int, ...]) -> i
     and their pools hide what a network takes.
 
     Args:
-        target: of the file.
-        path: of the file.
+        target: the target of the file.
+        path: the path of the file.
         batch: images in the pass.
         shape: height, width and channels.
     """

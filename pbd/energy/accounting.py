@@ -17,11 +17,11 @@ class EnergyShares:
     """Joules of the block phase; `None` or absent if they were not measured."""
 
     blocks_j: dict[BlockKey, float | None]
-    """Of each block."""
+    """Joules of each block."""
     busy_j: dict[int, float | None]
-    """Of each worker while it trained."""
+    """Joules of each worker while it trained."""
     idle_j: dict[int, float | None]
-    """Of each worker while it waited."""
+    """Joules of each worker while it waited."""
 
     def with_energy(self, results: Iterable[BlockResult]) -> list[BlockResult]:
         """Return the results with their joules."""
@@ -39,7 +39,7 @@ class EnergyAccount:
     """The energy of a run's hosts since this was created.
 
     Args:
-        meter: of this host.
+        meter: the meter of this host.
         read_workers: returns a reading by worker; one worker of each other host measures it, and the readings of
             all other workers only name their host.
     """
@@ -64,7 +64,7 @@ class EnergyAccount:
         """Attribute the energy of the block phase, which ends now.
 
         Args:
-            results: of the blocks that were trained in it.
+            results: the results of the blocks that were trained in it.
             seconds: its duration.
         """
         ended_s = self._meter.read().ended_s

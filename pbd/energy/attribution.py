@@ -23,11 +23,11 @@ class Attribution:
     """Joules; each is `None` if the host was not measured for nearly all of the time."""
 
     activities_j: tuple[float | None, ...]
-    """Of each activity, in the order passed."""
+    """Joules of each activity, in the order passed."""
     busy_j: Mapping[int, float | None]
-    """Of each worker during its activities."""
+    """Joules of each worker during its activities."""
     idle_j: Mapping[int, float | None]
-    """Of each worker at other times."""
+    """Joules of each worker at other times."""
 
 
 def attribute(reading: Reading, activities: Sequence[Activity], workers: Sequence[int]) -> Attribution:
@@ -37,8 +37,8 @@ def attribute(reading: Reading, activities: Sequence[Activity], workers: Sequenc
     workers; each activity of a worker at that time gets an equal part of the worker's.
 
     Args:
-        reading: of the host, for the time to attribute (see `Reading.of_host` and `Reading.between`).
-        activities: of the host's workers; parts outside of the reading get no energy.
+        reading: the reading of the host, for the time to attribute (see `Reading.of_host` and `Reading.between`).
+        activities: the activities of the host's workers; parts outside of the reading get no energy.
         workers: all workers of the host.
 
     Example:

@@ -159,7 +159,7 @@ def with_features(model: keras.Model, whose: str, names: Iterable[Sequence[str]]
     Args:
         model: flat, maps images to logits.
         whose: student or teacher, for messages.
-        names: of the layers of each term.
+        names: the names of the layers of each term.
     """
     return keras.Model(model.input, [model.outputs[0], *(outputs(model, whose, each) for each in names)])
 

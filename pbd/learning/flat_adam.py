@@ -181,7 +181,7 @@ def step_scale(variable: Any) -> float:
     """Return the factor on the learning rate of a variable: 1, or less for a kernel of weights below `FULL_STEPS_FROM`.
 
     Adam changes every weight by about the learning rate, whatever its size. A kernel in front of a normalisation may
-    have weights of any size, and weight decay makes them small: the first steps would draw them anew. Adafactor
+    have weights of any size, and weight decay makes them small: the first steps would draw them again. Adafactor
     (Shazeer and Stern 2018, arXiv:1804.04235, section 8) and LAMB (You et al. 2020, arXiv:1904.00962) scale steps
     likewise, by the weights of the moment.
     """

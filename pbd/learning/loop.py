@@ -161,7 +161,7 @@ class ReportProgress(keras.callbacks.Callback):
 class Validate(keras.callbacks.Callback):
     """Adds loss and metrics on the validation split to the logs of each epoch, for the callbacks after it.
 
-    Keras' own `validation_data` must be read anew in every epoch, which an iterator of batches cannot be.
+    Keras' own `validation_data` must be read again in every epoch, which an iterator of batches cannot be.
     """
 
     def __init__(self, dataset: Dataset) -> None:

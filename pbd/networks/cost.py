@@ -56,6 +56,6 @@ def layer_calls(model: keras.Model) -> list[tuple[keras.Layer, int]]:
 def count_params(model: keras.Model) -> int:
     """Return the number of parameters, including the moving statistics of batch normalisations.
 
-    Integers, such as the indices of channels, are none.
+    Integer weights, such as channel indices, are not counted.
     """
     return sum(math.prod(weight.shape) for weight in model.weights if keras.backend.is_float_dtype(weight.dtype))

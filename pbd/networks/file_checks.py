@@ -42,7 +42,7 @@ def check_apart(path: str, free: int) -> None:
     """Check a file in a process of its own.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         free: bytes of free memory on this host.
 
     Raises:
@@ -68,7 +68,7 @@ def main(path: str, free: int) -> int:
     """Check a file under limits of memory and time, print the reason if it is refused, and return the exit code.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         free: bytes of free memory on this host.
     """
     try:

@@ -58,7 +58,7 @@ def misfused_behind(tensor: Any, users: Consumers, is_sum: bool = False) -> bool
     Operations without weights may vanish from the graph, as dropout does in inference, so they count as absent.
 
     Args:
-        tensor: of a flat functional model.
+        tensor: a tensor of a flat functional model.
         users: the consumers of its tensors.
         is_sum: whether the tensor is already the sum of the convolution and something else.
     """

@@ -80,7 +80,7 @@ class _Cloner:
         """Return the copy of an operation, the same one at every call: a shared layer stays shared.
 
         Args:
-            operation: of the original graph.
+            operation: an operation of the original graph.
             owner: name of the model that holds it; becomes a prefix of the copy's name if that name is taken.
         """
         if id(operation) in self.pairs:

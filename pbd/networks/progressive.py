@@ -24,7 +24,7 @@ class ProgressiveRun:
 
     Args:
         model: a flat functional model.
-        batches: of images, which the model takes.
+        batches: batches of images, which the model takes.
         most_bytes: see `MOST_BYTES`.
     """
 
@@ -60,7 +60,7 @@ class ProgressiveRun:
         self._cut = _Cut(position, cut, remembered) if cut else start
 
     def _tensors_at(self, position: int) -> list[Any]:
-        """Return the tensors that calls from `position` on read and earlier ones compute; none if they are left out."""
+        """Return the tensors that calls from `position` on read and earlier ones compute; empty without them."""
         later = {id(tensor) for _, _, outputs in self._calls[position:] for tensor in outputs}
         read = _distinct([tensor for _, inputs, _ in self._calls[position:] for tensor in inputs])
         cut = [tensor for tensor in read if id(tensor) not in later]
@@ -77,7 +77,7 @@ class _Cut:
     """The first call behind it."""
     tensors: list[Any]
     values: list[list[Any]]
-    """Of each batch, in the order of the tensors."""
+    """The values of each batch, in the order of the tensors."""
 
 
 def _distinct(tensors: Sequence[Any]) -> list[Any]:

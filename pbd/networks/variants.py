@@ -100,7 +100,7 @@ def bytes_per_image(model: keras.Model, keys: Iterable[BlockKey]) -> int:
 
     Args:
         model: flat and functional.
-        keys: of the variants.
+        keys: the keys of the variants.
     """
     of_layer = _by_layer(keys)
     largest, calls = 0, {operation.name: count for operation, count in layer_calls(model)}

@@ -27,7 +27,7 @@ def train(
 
     Args:
         run: see `RunContext`.
-        context: of the training.
+        context: the context of the training.
         todo: the tasks of all blocks to train.
         done: the blocks that an earlier session trained.
     """

@@ -36,7 +36,7 @@ class Chosen:
     """The accepted blocks, and why."""
 
     accepted: Mapping[str, BlockResult]
-    """By layer."""
+    """The accepted blocks by layer."""
     lowest: float | None
     """The lowest validation accuracy (without labels, agreement) of an accepted block; None if they were chosen
     together."""
@@ -57,11 +57,11 @@ def check_counted(
     """Check whether blocks can meet budgets of what is counted, not measured; no block needs to be trained for it.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         display: shows phases.
         requested: the budgets of each student.
         teacher: flat and functional.
-        tasks: of the run.
+        tasks: the tasks of the run.
 
     Raises:
         InfeasibleBudgetError: no choice keeps within the budgets of a student.
@@ -78,12 +78,12 @@ def check_counted(
 def choices(
     proposer: Proposer, kept: KeptChoices, settings: StudentConfig, teacher_score: float, scored_beside: float
 ) -> Iterator[Chosen]:
-    """Yield the accepted blocks; with `max_drop` several choices, from the boldest to the most careful one.
+    """Yield the accepted blocks; with `max_drop` several choices, from the fastest to the most accurate one.
 
     Args:
         proposer: has the results of all blocks.
         kept: the choices of earlier sessions, which are not made again.
-        settings: of the student.
+        settings: the settings of the student.
         teacher_score: the teacher's validation accuracy; without labels, 1.
         scored_beside: the same on the images on which the blocks were scored.
 

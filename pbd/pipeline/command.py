@@ -1,4 +1,4 @@
-"""A command line that uses all workers: started in every process of an MPI job, it speaks and fails as one command."""
+"""A command line that uses all workers: all ranks together print one output and return one exit code."""
 
 import contextlib
 import os

@@ -44,7 +44,7 @@ def run(
     """Run the method, on every worker there is, and return the report.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         model: the teacher, if it is not a file or a built-in network that the settings name.
         data: the images, if they are not what the settings name.
         dedicated_process: see `session.run`.
@@ -73,7 +73,7 @@ def run_on(
 
     Args:
         executor: the workers.
-        display: of the progress.
+        display: the display of the progress.
         config: see `run`, as for `model` and `data`.
         model: the teacher.
         data: the images.
@@ -147,7 +147,7 @@ def _recorded_again(
     """Record at the end of the block, however it ends, that a run is complete as before, if no block was trained.
 
     Args:
-        journal: of the run, the record of which has been withdrawn.
+        journal: the journal of the run, the record of which has been withdrawn.
         complete: the names of its files; none if it was not complete.
         todo: all blocks of the run.
         done: those that it had.

@@ -12,7 +12,7 @@ def check(config: RunConfig, has_model: bool) -> None:
     """Refuse a run directory that cannot be used, and a teacher's file that cannot be read.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         has_model: the teacher was given from Python.
 
     Raises:

@@ -24,7 +24,7 @@ class KeptChoice:
     """A choice without the weights of its blocks."""
 
     designs: Mapping[str, str]
-    """By layer."""
+    """The designs by layer."""
     events: tuple[str, ...]
     report: ChoiceReport | None
 
@@ -49,9 +49,9 @@ class KeptChoices:
 
         Args:
             journal: the run directory.
-            settings: of the student.
+            settings: the settings of the student.
             target: the runtime and precision that latencies hold for.
-            results: of the tasks, with their divergences.
+            results: the results of the tasks, with their divergences.
         """
         candidates = sorted((each.layer, each.design, repr(each.val_kl)) for each in results)
         return cls(

@@ -123,8 +123,8 @@ def check_costs(table: CostTable, config: RunConfig, tasks: Sequence[BlockTask])
 
     Args:
         table: in the file of `--costs`.
-        config: of the run.
-        tasks: of the run.
+        config: the settings of the run.
+        tasks: the tasks of the run.
 
     Raises:
         UsageError: it was not, or a task is missing.

@@ -53,9 +53,9 @@ class Inputs:
     target: Target
     """Where teacher and student are measured, in float32."""
     teacher_is_pretrained: bool = True
-    """Whether the teacher came trained, probably on all training images of the data."""
+    """Whether the teacher was already trained, probably on all training images of the data."""
     events: tuple[str, ...] = ()
-    """Of the preparation, for the report."""
+    """The events of the preparation, for the report."""
 
     @property
     def recorded(self) -> dict[str, str]:
@@ -104,7 +104,7 @@ def prepare(
         data: the data, if they were given from Python.
         display: receives phases and progress.
         tasks_of: returns the tasks of a teacher; by default those of the settings.
-        kind: settings beside those of `config` that a resumed run must share.
+        kind: settings besides those of `config` that a resumed run must share.
         may_differ: settings of `config` that it need not share.
         check_data: raises an error if something else does not fit the data.
         check_tasks: raises an error if something else does not fit the teacher and its tasks.

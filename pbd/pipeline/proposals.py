@@ -30,14 +30,14 @@ class Proposal:
     """A choice of the solver, as an assembled network."""
 
     blocks: Mapping[str, BlockResult]
-    """By layer."""
+    """The blocks by layer."""
     pieces: Sequence[Piece]
     assembled: Assembled
     report: ChoiceReport
 
     @property
     def divergence(self) -> float:
-        """From the teacher."""
+        """KL divergence from the teacher; infinite if not finite."""
         return self.report.divergence if math.isfinite(self.report.divergence) else math.inf
 
 
@@ -51,8 +51,8 @@ class Proposer:
 
     Args:
         teacher: flat and functional.
-        tasks: of the run.
-        results: of the tasks.
+        tasks: the tasks of the run.
+        results: the results of the tasks.
         config: the settings of the run.
         display: shows phases.
         assemble: assembles the student of accepted blocks; not needed to `check`.
@@ -99,7 +99,7 @@ class Proposer:
         """Return the proposal with what its network takes of these resources, as fractions of what the teacher takes.
 
         Args:
-            proposal: of a budget of these resources.
+            proposal: a proposal of a budget of these resources.
             resources: latency, for which both networks take turns, or bytes.
         """
         networks = {"teacher": self.teacher, "student": proposal.assembled.model}

@@ -99,7 +99,7 @@ class AdaptTask:
 
 
 Measure = Callable[[keras.Model, keras.Model, Dataset, Collective], Any]
-"""Measures a network beside a teacher; each member of the collective, which has the whole data, measures its part."""
+"""Compares a network with a teacher; each member of the collective, which has the whole data, measures its part."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class RefittedDamagesTask:
 
     context: TrainingContext
     tasks: tuple[BlockTask, ...]
-    """Of the blocks."""
+    """The tasks of the blocks."""
 
     @_recorded
     def __call__(self, collective: Collective, emit: ProgressCallback) -> list[float]:

@@ -43,7 +43,7 @@ class RunContext:
     """The workers."""
     clock: Clock
     account: accounting.EnergyAccount
-    """Of the energy that the run uses."""
+    """The account of the energy that the run uses."""
     display: progress.ProgressDisplay
     is_step: bool
     """See `distill.run_on`."""

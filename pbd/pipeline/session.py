@@ -24,7 +24,7 @@ def run(
     """Do work that uses all workers, and return its result, in every process of an MPI job.
 
     Args:
-        config: of the execution.
+        config: the settings of the execution.
         work: called in one process only, with the workers and a display of the progress; its result is picklable.
         check: called in that process before it loads a backend; raises an error if the work cannot succeed.
         dedicated_process: this process exists for the work, so it is ended if it hangs. So is a rank of an MPI job, for

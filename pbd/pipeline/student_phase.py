@@ -39,7 +39,7 @@ class StudentPhase:
         """Return the choice among the blocks, and the student, which is fine-tuned and written.
 
         Args:
-            results: of all blocks of the run.
+            results: the results of all blocks of the run.
             teacher_score: the teacher's on the validation split.
             images: preprocessed; the student's files are compared on them.
 

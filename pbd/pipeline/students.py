@@ -20,7 +20,7 @@ _log = logging.getLogger(__name__)
 
 
 def read(run_dir: Path) -> dict[str, RunReport]:
-    """Return the reports of the students of a sweep, by budget from the largest on; none if the run was no sweep.
+    """Return the reports of the students of a sweep, by budget from the largest on; empty if the run was no sweep.
 
     A student that is not finished, or whose report is damaged, is left out.
     """

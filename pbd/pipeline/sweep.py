@@ -70,7 +70,7 @@ class _Students:
 
 
 def _each(of_run: _Students, texts: tuple[str, ...]) -> RunReport:
-    """Return the report of the last budget, which is always chosen anew, so that settings and data are compared."""
+    """Return the report of the last budget, which is always chosen again, so that settings and data are compared."""
     for number, budget in enumerate(texts, start=1):
         finished = of_run.build(budget, texts, anew=number == len(texts))
     return finished

@@ -33,7 +33,7 @@ class TeacherSource(Protocol):
     """Where the teacher comes from."""
 
     def is_pretrained(self, outputs: int) -> bool:
-        """Return whether the network, of so many outputs, came trained, probably on all training images of the data."""
+        """Return whether the network, of so many outputs, was already trained, probably on all training images."""
         ...
 
     def check(self) -> None:
@@ -57,7 +57,7 @@ class TeacherSource(Protocol):
         ...
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that a resumed run must share; none if the digest of the network covers them all."""
+        """Return the settings that a resumed run must share; empty if the digest of the network covers them all."""
         ...
 
     def load(self, labelled: Callable[[], Dataset]) -> keras.Model:
@@ -75,7 +75,7 @@ def resolve(
     """Return the source of the run's teacher.
 
     Args:
-        config: of the run.
+        config: the settings of the run.
         model: the teacher, if it was given from Python.
         run_dir: the run directory; a resumed run finds in it the teacher that it trained.
         display: receives the progress of training a built-in network.

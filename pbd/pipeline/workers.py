@@ -77,8 +77,9 @@ class WorkerPool:
         """Return the fewest groups of consecutive tasks that are predicted to fit into the memory of a worker.
 
         Args:
-            tasks: of the teacher's layers, in graph order.
-            memory_limit: of a worker in gigabytes; `None` for a share of the free memory, which refuses nothing.
+            tasks: the tasks of the teacher's layers, in graph order.
+            memory_limit: the limit of a worker in gigabytes; `None` for a share of the free memory, which refuses
+                nothing.
 
         Raises:
             UsageError: a task does not fit into the limit alone.

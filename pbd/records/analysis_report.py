@@ -10,7 +10,7 @@ class LayerSimilarity:
     """How similar the activations of one layer are in teacher and student, on the same images."""
 
     layer: str
-    """Of the teacher; `logits` for its outputs."""
+    """The layer of the teacher; `logits` for its outputs."""
     student_layer: str
     """The operation of the student whose output is compared: the layer of this name, or the last one of its block."""
     svcca: float | None
@@ -39,7 +39,7 @@ class ClassRates:
 
     label: int
     images: int
-    """Of this class."""
+    """Number of images of this class."""
     teacher_accuracy: float | None
     """Share of the images of this class that are classified as such."""
     student_accuracy: float | None

@@ -163,7 +163,7 @@ class Deployment:
     target: str
     """Runtime and precision, such as `onnx` or `onnx-int8`."""
     size_bytes: int
-    """Of the file, and of the files beside it."""
+    """Size of the file and of the files next to it."""
     test_accuracy: float | None
     """In the runtime, in [0, 1]; `None` without labels."""
     test_agreement: float
@@ -173,7 +173,7 @@ class Deployment:
     latency: tuple[Latency, ...]
     """One for each batch size."""
     files: tuple[str, ...] = ()
-    """Names of its files in the run directory, the main file first; none if they were not kept."""
+    """Names of its files in the run directory, the main file first; empty if they were not kept."""
     kept_float: tuple[str, ...] = ()
     """Layers of a network in 8-bit integers that stay in float32."""
     memory_bytes: int | None = None
@@ -189,10 +189,10 @@ class ChoiceReport:
     summed_divergence: float
     """The sum of those of its blocks, each alone in the teacher, which the choice minimised."""
     predicted: dict[str, float]
-    """By resource: latency, macs, params, bytes."""
+    """The predicted costs by resource: latency, macs, params, bytes."""
     measured: dict[str, float] = field(default_factory=dict)
-    """Of latency and bytes, those that a budget limits: of the assembled network beside the teacher, in the target and
-    for the batch of the budget."""
+    """The measured costs of latency and bytes, those that a budget limits: of the assembled network in comparison with
+    the teacher, in the target and for the batch of the budget."""
 
 
 @dataclass(frozen=True)

@@ -38,7 +38,7 @@ class Layer:
     index: int
     """Position among the layers, in graph order, from 0."""
     name: str
-    """Of the convolution; of a residual block, the name of its addition."""
+    """The name of the convolution; of a residual block, the name of its addition."""
     kernel_size: tuple[int, int]
     strides: tuple[int, int]
     dilation_rate: tuple[int, int]

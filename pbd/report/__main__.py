@@ -1,4 +1,4 @@
-"""`pbd report RUN_DIR ...`: write the page of a run or recipe anew, or one page that compares several runs."""
+"""`pbd report RUN_DIR ...`: write the page of a run or recipe again, or one page that compares several runs."""
 
 import os
 import sys

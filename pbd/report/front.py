@@ -1,4 +1,4 @@
-"""The front of a sweep: for each budget, how fast and how good its student is, beside the teacher."""
+"""The front of a sweep: for each budget, how fast and how good its student is, compared with the teacher."""
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence

@@ -96,7 +96,7 @@ def picture(series: Mapping[str, Sequence[tuple[float, float]]], axes: tuple[str
 
 
 def render(template: str, **content: Any) -> str:
-    """Return a page: a template with its content, in the frame of all pages."""
+    """Return a page: a template with its content, with the shared layout."""
     script = resources.files("pbd.report").joinpath("templates/sort.js").read_text("utf-8")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     named = {"source": "report.json", **content}
@@ -105,7 +105,7 @@ def render(template: str, **content: Any) -> str:
 
 @functools.cache
 def _environment() -> jinja2.Environment:
-    """Return what all pages share; it keeps the templates, which take longer to compile than to fill in."""
+    """Return the Jinja environment, cached because compiling templates is slower than rendering."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("pbd.report"),
         autoescape=True,  # names of layers, paths and settings come from the user
@@ -126,7 +126,7 @@ def title(report: RunReport | RecipeReport) -> str:
 
 
 def candidates(report: RunReport) -> list[tuple[str, CandidateReport]]:
-    """Return each candidate with its layer; none if no layer has several."""
+    """Return each candidate with its layer; empty if no layer has several."""
     if all(len(row.candidates) < 2 for row in report.blocks):
         return []
     return [(row.layer, candidate) for row in report.blocks for candidate in row.candidates]
@@ -136,7 +136,7 @@ def layer_plots(report: RunReport, history: str, first: int) -> list[tuple[str, 
     """Return name, last value and plot of each layer with a history, all on one logarithmic scale.
 
     Args:
-        report: of the run.
+        report: the report of the run.
         history: `loss_history` or `nmse_history`.
         first: the epoch of the history's first value.
     """

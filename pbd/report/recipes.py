@@ -162,7 +162,7 @@ def series(report: RecipeReport, batch: int) -> dict[str, list[tuple[float, floa
     """Return (times as fast as the teacher, quality in percent) of the networks in each target, in order of the steps.
 
     Args:
-        report: of the recipe.
+        report: the report of the recipe.
         batch: images in a pass.
     """
     lines: dict[str, list[tuple[float, float]]] = {}

@@ -18,8 +18,9 @@ def block_rows(
     """Return the report's row of each layer: the decision, its reason, and the measurements.
 
     Args:
-        tasks: of every convolution and residual block, including the skipped ones, those of a layer one after another.
-        results: of the tasks that workers returned.
+        tasks: the tasks of every convolution and residual block, including skipped ones, those of a layer one after
+            another.
+        results: the results of the tasks that workers returned.
         accepted: the accepted blocks, by layer.
         lowest: the lowest validation accuracy (without labels, agreement) of an accepted block, in [0, 1]; None if a
             budget decided.

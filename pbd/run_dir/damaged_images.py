@@ -23,7 +23,7 @@ def write(journal: Journal, path: str) -> None:
 
 
 def events(journal: Journal) -> tuple[str, ...]:
-    """Return the event for the report of a run or of a recipe, whose steps count, too; none if no file was damaged."""
+    """Return the event for the report of a run or of a recipe, whose steps count, too; empty if no file was damaged."""
     paths = sorted({file.read_text(encoding="utf-8").strip() for file in journal.path.rglob(f"{FOLDER}/[!.]*.txt")})
     if not paths:
         return ()

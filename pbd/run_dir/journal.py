@@ -39,8 +39,8 @@ class Journal:
 
     path: Path
     settings_digest: str = ""
-    """Of the settings that the blocks depend on. A block of other settings, which a worker of an earlier run in a
-    directory of this name may write, is not read. Empty: of the settings that the directory holds."""
+    """Digest of the settings that the blocks depend on. A block of other settings, which a worker of an earlier run in
+    a directory of this name may write, is not read. Empty: of the settings that the directory holds."""
 
     @classmethod
     def create(cls, path: str | Path, identity: dict[str, Any], keys: Iterable[BlockKey] = ()) -> "Journal":
@@ -49,7 +49,7 @@ class Journal:
         Args:
             path: a directory that does not exist yet, is empty, or holds no more than a start that was killed leaves.
             identity: the settings that the results depend on; a resumed run must have the same.
-            keys: of the blocks that the run trains.
+            keys: the keys of the blocks that the run trains.
 
         Raises:
             CannotCreateError: `path` is a file, not writable, not empty, holds a run, or is not UTF-8.
@@ -82,7 +82,7 @@ class Journal:
         """Open the run directory at `path` to continue its run.
 
         Args:
-            path: of the directory.
+            path: the path of the directory.
             identity: the settings that the results depend on.
             may_differ: those of them that need not be the same.
 

@@ -1,4 +1,4 @@
-"""The record that a run is complete: `complete.json`, written last, with a digest of every file of the run."""
+"""The record that a run is complete: `complete.json`, written last, with the digests of its files (see `write`)."""
 
 import hashlib
 import json
@@ -27,7 +27,7 @@ def write(journal: Journal, deployed: Iterable[str] = ()) -> None:
     """Record that the run is complete, with the digests of its files; other files in the directory are ignored.
 
     Args:
-        journal: of the run.
+        journal: the journal of the run.
         deployed: names of the files of other runtimes.
 
     Raises:
@@ -56,7 +56,7 @@ def withdraw(journal: Journal) -> None:
 
 
 def damaged(journal: Journal) -> list[str] | None:
-    """Return the files that have changed since the run was complete; None if it is not complete."""
+    """Return the files that have changed since the run was complete; `None` if it is not complete."""
     path = journal.file(RECORD)
     if not os.path.isfile(path):  # `Path.is_file` raises in a folder that this user may not search
         return None
@@ -76,7 +76,7 @@ def damaged_students(journal: Journal) -> list[str]:
 
 
 def record_budgets(journal: Journal, budgets: Iterable[str]) -> None:
-    """Record the budgets of the sweep whose students the run directory will hold; of a run without, that it is none."""
+    """Record the budgets of the sweep whose students the directory will hold; without budgets, remove the record."""
     texts = list(budgets)
     if texts:
         journal.write_json(BUDGETS, {"budgets": texts, "sha256": json_digest({"budgets": texts})})
@@ -85,7 +85,7 @@ def record_budgets(journal: Journal, budgets: Iterable[str]) -> None:
 
 
 def missing_students(journal: Journal) -> list[str]:
-    """Return the budgets of a sweep without a complete student; none if the run is no sweep."""
+    """Return the budgets of a sweep without a complete student; empty if the run is no sweep."""
     budgets = sweep_budgets(journal) or ()
     return [text for text in budgets if not os.path.isfile(student_folder(journal.path, text) / RECORD)]
 
@@ -96,7 +96,7 @@ def student_folder(run_dir: Path, budget: str) -> Path:
 
 
 def sweep_budgets(journal: Journal) -> list[str] | None:
-    """Return the budgets of a sweep, none if there is no record of a sweep; `None` if the record is damaged."""
+    """Return the budgets of a sweep; an empty list without a record of a sweep; `None` if the record is damaged."""
     try:
         record = json.loads(journal.file(BUDGETS).read_bytes())
         budgets = list(map(str, record["budgets"]))
@@ -108,7 +108,7 @@ def sweep_budgets(journal: Journal) -> list[str] | None:
 
 
 def names(folder: Path) -> frozenset[str]:
-    """Return the names of the files that belong to the complete run in this folder; none if there is no such run."""
+    """Return the names of the files that belong to the complete run in this folder; empty if there is no such run."""
     try:
         return frozenset(_recorded(folder / RECORD))
     except (OSError, ValueError, KeyError, TypeError, RecursionError):

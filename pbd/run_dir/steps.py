@@ -23,7 +23,7 @@ def write_names(journal: Journal, names: Sequence[str]) -> None:
 
 
 def names(journal: Journal) -> tuple[str, ...] | None:
-    """Return the names of the steps, none if they cannot be read; `None` if the directory is not that of a recipe."""
+    """Return the names of the steps; empty if they cannot be read; `None` if the directory is not that of a recipe."""
     if journal.identity().get("kind") != RECIPE:
         return None
     try:

@@ -17,15 +17,16 @@ class TaskCosts:
     """
 
     prefix_s: Mapping[BlockKey, float]
-    """By task: the teacher's forward pass up to and including the layer."""
+    """Seconds by task: the teacher's forward pass up to and including the layer."""
     block_s: Mapping[BlockKey, float]
-    """By task: the forward and backward pass of the block."""
+    """Seconds by task: the forward and backward pass of the block."""
     grouped: bool
     """Whether the tasks of a group share the forward pass of the prefix."""
     source: str
     """The source of the costs, for the report."""
     layer_s: Mapping[BlockKey, float] = field(default_factory=dict)
-    """By task: what the blocks of its layer need once in a group, the statistics of its inputs; by default 0."""
+    """Seconds by task: what the blocks of its layer need once in a group, the statistics of its inputs; by default
+    0."""
 
     def __post_init__(self) -> None:
         unpaired = sorted(set(self.prefix_s) ^ set(self.block_s))
@@ -54,7 +55,7 @@ class TaskCosts:
         return self._cumulative_loads_s(tasks)[-1] if tasks else 0.0
 
     def run_loads_s(self, tasks: Sequence[BlockTask]) -> list[list[float]]:
-        """Return the loads of all runs of consecutive tasks, in O(n^2): `[i][k]` is `load_s(tasks[i : i + k + 1])`."""
+        """Return the loads of all segments of tasks, in O(n^2): `[i][k]` is `load_s(tasks[i : i + k + 1])`."""
         return [self._cumulative_loads_s(tasks[start:]) for start in range(len(tasks))]
 
     def _cumulative_loads_s(self, tasks: Sequence[BlockTask]) -> list[float]:

@@ -12,7 +12,7 @@ Fits = Callable[[Sequence[BlockTask]], bool]
 
 
 def cut(assignment: Assignment, costs: TaskCosts, fits: Fits) -> Assignment:
-    """Return the assignment with each group that does not fit split into the fewest runs of its layers that fit.
+    """Return the assignment with each group that does not fit split into the fewest segments of its layers that fit.
 
     A single layer that does not fit becomes a group. The loads are predicted again if a group was split.
     """
@@ -28,7 +28,7 @@ def cut(assignment: Assignment, costs: TaskCosts, fits: Fits) -> Assignment:
 
 
 def runs(tasks: Sequence[BlockTask], fits: Fits) -> Iterator[tuple[BlockTask, ...]]:
-    """Yield the fewest runs of consecutive tasks that fit. Greedy is optimal, because `fits` is monotone."""
+    """Yield the fewest segments of consecutive tasks that fit. Greedy is optimal, because `fits` is monotone."""
     run: tuple[BlockTask, ...] = ()
     for task in tasks:
         if run and not fits((*run, task)):

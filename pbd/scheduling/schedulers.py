@@ -40,7 +40,7 @@ def wfd(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assig
 
 
 def contiguous(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assignment:
-    """Partition the layers, in index order, into runs of minimal makespan (exact).
+    """Partition the layers, in index order, into segments of minimal makespan (exact).
 
     Among partitions with that makespan, the one with the least total load is chosen (so few prefixes are repeated, and
     workers that cannot reduce the makespan get no tasks), then the first. Time: O(n^2 * workers).
@@ -54,7 +54,7 @@ def pull(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> Assi
     """Put all groups into one pool, longest first; an available worker takes the next group.
 
     This is list scheduling (Graham 1969): it tolerates wrong predictions, and workers may join and leave. Grouped, each
-    run of layers pays for its own prefix, so the number of runs (`GROUPS_PER_WORKER`) minimises the predicted makespan.
+    segment pays for its own prefix, so the number of segments (`GROUPS_PER_WORKER`) minimises the predicted makespan.
     """
     _check_workers(num_workers)
     nothing = ((),) * num_workers
@@ -95,7 +95,7 @@ def _pools(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> li
 
 
 def _runs(tasks: Sequence[BlockTask], costs: TaskCosts, most: int) -> list[list[BlockTask]]:
-    """Cut the layers, in index order, into at most that many runs (see `contiguous`)."""
+    """Cut the layers, in index order, into at most that many segments (see `contiguous`)."""
     ordered = _by_index(tasks)
     loads_s = _usable_costs(costs, ordered).run_loads_s(ordered)
     makespan_s, _ = _cut(loads_s, most, max, math.inf)
@@ -106,12 +106,12 @@ def _runs(tasks: Sequence[BlockTask], costs: TaskCosts, most: int) -> list[list[
 def _cut(
     loads_s: list[list[float]], num_workers: int, join: Callable[[float, float], float], limit_s: float
 ) -> tuple[float, list[int]]:
-    """Return the least value of `join` over the loads of the runs, none above `limit_s`, and the ends of the runs.
+    """Return the least value of `join` over the loads of the segments, none above `limit_s`, and their ends.
 
-    Dynamic programming over the number of runs and the number of tasks.
+    Dynamic programming over the number of segments and the number of tasks.
     """
     count = len(loads_s)
-    # best[end]: the least value for the first `end` tasks in the current number of runs, and the ends of these runs.
+    # best[end]: the least value for the first `end` tasks in the current number of segments, and their ends.
     unreachable: tuple[float, list[int]] = (math.inf, [])
     best = [(0.0, list[int]()), *[unreachable] * count]
     answer = best[count]

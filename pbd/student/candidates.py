@@ -1,9 +1,9 @@
 """The choice among candidates as a problem for the solver: its parts, their options, damages and costs.
 
 A part is a layer or a residual block: it is kept, or has a block of one of its designs. What is inside a residual block
-has one more option, to be gone, which it takes if and only if that residual block is not kept. The damage of a block is
+has one more option, removal, which it takes if and only if that residual block is not kept. The damage of a block is
 the Kullback-Leibler divergence of the teacher with this block alone. The cost of a layer depends on how many of its
-output channels are read: all, or those that the block of its only reader reads. What a residual block costs beside the
+output channels are read: all, or those that the block of its only reader reads. What a residual block costs besides the
 parts inside (dense layers, normalisations, …) is the cost of keeping it.
 """
 
@@ -28,17 +28,17 @@ CostOf = Callable[[Layer, str | None, int], Costs]
 
 @dataclass(frozen=True)
 class Part:
-    """A layer or a residual block, which is kept (option 0), has a block of a design, or is gone (the last option)."""
+    """A layer or a residual block, which is kept (option 0), replaced by a block, or removed (the last option)."""
 
     layer: Layer
     designs: tuple[str, ...]
-    """Of the options 1, 2, …"""
+    """The designs of the options 1, 2, …"""
     within: str | None = None
-    """The innermost residual block around it, of those that a block can replace; without one it is never gone."""
+    """The innermost residual block around it, of those that a block can replace; without one it is never removed."""
 
     @property
     def gone(self) -> int | None:
-        """The number of the option to be gone, if it has one."""
+        """The number of the option to be removed (with its residual block), if it has one."""
         return None if self.within is None else 1 + len(self.designs)
 
     @property
@@ -83,7 +83,7 @@ def gather(
     Args:
         layers: those that a block of the run can replace; all convolutions inside residual blocks among them, since
             what these cost is saved with the residual block; and their producers (see `Layer.producer`).
-        results: of the run.
+        results: the results of the blocks of the run.
         cost_of: see `CostOf`.
         teacher: the costs of the whole teacher.
     """

@@ -18,8 +18,8 @@ def count(layer: Layer, design: str | None, outputs: int) -> Costs:
     """Return `macs` (per image) and `params` of a layer or its block.
 
     Args:
-        layer: of the teacher.
-        design: of the block; None for the layer itself.
+        layer: the layer of the teacher.
+        design: the design of the block; None for the layer itself.
         outputs: the number of output channels that are read; a kept layer computes only these.
     """
     if design is None:
@@ -114,7 +114,7 @@ class Folded:
 
         Args:
             layer: see `count`, as for `design` and `outputs`.
-            design: of the block; None for the layer itself.
+            design: the design of the block; None for the layer itself.
             outputs: the number of output channels that are read.
         """
         behind = self.behind.get(layer.name)

@@ -35,7 +35,7 @@ class LatencyTable:
     whole: MeasuredNetwork
     """The teacher; the model was corrected with it."""
     coldness: float = 0.0
-    """Of the networks that the costs are for (see `LatencyModel.coldness`)."""
+    """Coldness of the networks that the costs are for (see `LatencyModel.coldness`)."""
 
     @property
     def of_teacher(self) -> float:

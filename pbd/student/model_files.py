@@ -19,7 +19,7 @@ def check_teacher(path: Path, teacher: keras.Model, images: Any) -> None:
     """Check that the teacher's file computes what the teacher computes, before anything is trained on its outputs.
 
     Args:
-        path: of the file.
+        path: the path of the file.
         teacher: flat and functional.
         images: preprocessed images on which the file is compared with the teacher.
 

@@ -44,8 +44,8 @@ def corrected(
     """Return the results with divergences after refitting.
 
     Args:
-        tasks: of the run.
-        results: of the tasks.
+        tasks: the tasks of the run.
+        results: the results of the tasks.
         measured: divergences after refitting; the others are multiplied by the largest ratio of a measured block of
             the residual block around them, which is that of a merged block rather than of a dropped one. A block that
             diverges has no ratio.
@@ -75,7 +75,7 @@ def write(journal: Journal, measured: Mapping[BlockKey, float]) -> None:
 
 
 def read(journal: Journal) -> dict[BlockKey, float]:
-    """Return the divergences that the run directory holds; none if its file is missing or damaged."""
+    """Return the divergences that the run directory holds; empty if its file is missing or damaged."""
     try:
         rows = unsealed(journal.file(_FILE).read_bytes())
         return {BlockKey(layer, design): math.inf if value is None else float(value) for layer, design, value in rows}
@@ -95,7 +95,7 @@ def divergences(
 
     Args:
         teacher: flat and functional.
-        tasks: of the run.
+        tasks: the tasks of the run.
         results: with the weights of the blocks.
         dataset: this worker's part of the data.
         collective: the workers that have the other parts.

@@ -18,8 +18,8 @@ def accept(
     of a residual block excludes blocks inside it; the choice with fewer multiply-accumulates is accepted.
 
     Args:
-        tasks: of the run.
-        results: of the tasks.
+        tasks: the tasks of the run.
+        results: the results of the tasks.
         lowest: the lowest accuracy to accept; without labels, the lowest agreement.
     """
     best: dict[str, BlockTask] = {}

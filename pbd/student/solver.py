@@ -1,4 +1,4 @@
-"""Choose one option for each part of a network: the least damage within limits, exactly.
+"""Choose one option for each part of a network: minimise the summed KL divergence under cost limits, exactly.
 
 Parts i have options o with a damage d[i, o] and, for each resource, a cost c[i, o]. Some pairs of parts have further
 costs, which depend on the options of both: the width of a layer's output is what its reader reads. With binary x[i, o]
@@ -46,7 +46,7 @@ class Coupling:
     first: int
     second: int
     costs: Mapping[str, np.ndarray]
-    """By resource, (options of the first part, options of the second)."""
+    """The costs by resource, (options of the first part, options of the second)."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,12 @@ class Problem:
     damages: tuple[np.ndarray, ...]
     """For each part, (options,); finite."""
     costs: Mapping[str, tuple[np.ndarray, ...]]
-    """By resource, for each part, (options,)."""
+    """The costs by resource, for each part, (options,)."""
     couplings: tuple[Coupling, ...] = ()
     groups: tuple[tuple[tuple[int, int], ...], ...] = ()
     """Groups of options, each a part and the number of its option; exactly one of each group is chosen."""
     base: Mapping[str, float] = field(default_factory=dict)
-    """By resource, the cost of everything else."""
+    """The cost of everything else, by resource."""
 
     def cost(self, resource: str, options: Sequence[int]) -> float:
         """Return the cost of a choice: an option for each part."""
@@ -81,7 +81,7 @@ class Choice:
     options: tuple[int, ...]
     damage: float
     costs: Mapping[str, float]
-    """By resource, with the base."""
+    """The costs by resource, with the base."""
     gap: float
     """By how much, as a fraction, the damage may exceed the least; 0 if it is proven to be the least."""
     seconds: float

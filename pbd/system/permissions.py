@@ -10,7 +10,7 @@ def check_readable(what: str, path: str | os.PathLike[str]) -> None:
 
     Args:
         what: the input, for the message.
-        path: of the input.
+        path: the path of the input.
 
     Raises:
         MissingInputError: the file, or a folder above it, is closed to this user.

@@ -149,7 +149,7 @@ class _HangCheck:
 
 
 def _ready_s() -> dict[str, float]:
-    """Return for how many seconds each thread of this process ran or waited for a core; nothing except on Linux.
+    """Return for how many seconds each thread of this process ran or waited for a core; empty on other systems.
 
     Source: https://docs.kernel.org/scheduler/sched-stats.html, section /proc/<pid>/schedstat.
     """

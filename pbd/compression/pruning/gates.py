@@ -1,4 +1,4 @@
-"""Gates: factors on the channels that layers read, at 1, and the derivatives of the loss by them.
+"""Multiply each input channel by a gate of value 1; compute the gradient of the loss with respect to the gates.
 
 A gate of 0 removes its channel, so the derivative is the first-order estimate of what its removal changes.
 """
@@ -28,7 +28,7 @@ class GatedNetwork(keras.Model):
 
     Args:
         network: flat, from images to logits; it gets frozen.
-        names: of the groups whose channels have gates.
+        names: the names of the groups whose channels have gates.
         images: the most in a batch.
     """
 
@@ -91,7 +91,7 @@ def squared_derivatives(
         teacher: where the images have no labels, its classes are the labels.
         dataset: the first training images count.
         collective: its members share the batches.
-        names: of the groups.
+        names: the names of the groups.
         images: most that count.
     """
     first, _ = next(iter(dataset.batches("train", limit=dataset.batch_size)))

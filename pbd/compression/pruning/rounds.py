@@ -18,7 +18,7 @@ from pbd.run_dir.journal import Journal
 _FILE = "rounds.json"
 _log = logging.getLogger(__name__)
 Records = list[dict[str, Any]]
-"""What there is to know about each complete round, in plain JSON types."""
+"""A record of each complete round, in plain JSON types."""
 
 
 @dataclass(frozen=True)

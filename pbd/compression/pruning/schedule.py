@@ -8,7 +8,7 @@ def cubic(ratio: float, number: int, rounds: int, first: float | None = None) ->
 
     Args:
         ratio: the share after the last round.
-        number: of the round, from 1.
+        number: the number of the round, from 1.
         rounds: their number.
         first: the share after the first of several rounds; by default the schedule begins with nothing pruned, a round
             before the first one.
@@ -25,7 +25,7 @@ def geometric(ratio: float, number: int, per_round: float) -> float:
 
     Args:
         ratio: the most that is pruned.
-        number: of the round, from 1.
+        number: the number of the round, from 1.
         per_round: the share of what is left.
     """
     return min(ratio, 1.0 - (1.0 - per_round) ** number)

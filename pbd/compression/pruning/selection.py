@@ -17,9 +17,9 @@ def in_each_group(scores: Values, sizes: Mapping[str, int], share: float, unscor
     """Return the channels with the highest scores of each group; of equal ones, the first.
 
     Args:
-        scores: of the channels that are left.
-        sizes: of the groups before anything was removed.
-        share: of these sizes, how much shall be removed in all; at least one channel remains.
+        scores: the scores of the channels that are left.
+        sizes: the sizes of the groups before anything was removed.
+        share: the share of these sizes that is removed in all; at least one channel remains.
         unscored: not used: each group is treated by itself.
     """
     counts = {name: max(1, sizes[name] - round(share * sizes[name])) for name in scores}
@@ -32,9 +32,9 @@ def over_all_groups(scores: Values, sizes: Mapping[str, int], share: float, unsc
     At least the share `FLOOR` of a group remains.
 
     Args:
-        scores: of the channels that are left, and of which some can be removed.
-        sizes: of the groups before anything was removed.
-        share: of all these sizes, how much shall be removed in all.
+        scores: the scores of the channels that are left, and of which some can be removed.
+        sizes: the sizes of the groups before anything was removed.
+        share: the share of all these sizes that is removed in all.
         unscored: channels that are left and have no scores, such as the last one of a group.
     """
     kept = {name: _highest(values, max(1, math.ceil(FLOOR * sizes[name]))) for name, values in scores.items()}
@@ -59,7 +59,7 @@ def in_every_tensor(kept: Kept, scores: Values, tensors: Iterable[Mapping[str, n
 
     Args:
         kept: the channels that were chosen.
-        scores: of all channels of these groups.
+        scores: the scores of all channels of these groups.
         tensors: by group, the channels of each tensor (see `Placements.tensors`).
     """
     complete = {name: set(channels.tolist()) for name, channels in kept.items()}

@@ -24,7 +24,7 @@ def bytes_of(model: keras.Model, kernels: Iterable[Kernel]) -> dict[str, int]:
 
     Args:
         model: the network.
-        kernels: of the network; each is stored as the compressed sparse rows of a matrix (inputs, outputs).
+        kernels: the kernels of the network; each is stored as the compressed sparse rows of a matrix (inputs, outputs).
     """
     values = [keras.ops.convert_to_numpy(weight) for weight in model.weights]
     content = b"".join(np.ascontiguousarray(each).tobytes() for each in values)

@@ -16,7 +16,7 @@ def re_estimate(pruned: keras.Model, before: keras.Model, context: "Context") ->
     Args:
         pruned: flat and functional.
         before: the network before it was pruned, likewise.
-        context: of the step.
+        context: the context of the step.
     """
     if not any(isinstance(layer, keras.layers.BatchNormalization) for layer in pruned.layers):
         return []

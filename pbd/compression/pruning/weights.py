@@ -124,11 +124,11 @@ def magnitudes(kernels: Iterable[Kernel]) -> dict[str, np.ndarray]:
 
 
 def shuffled(masks: Masks, seed: int) -> Masks:
-    """Return masks that keep as many weights of each kernel, at random places.
+    """Return masks that keep the same number of weights per kernel, at random positions.
 
     Args:
-        masks: how many remain.
-        seed: the places depend on it and on the names of the kernels.
+        masks: the number of kept weights per kernel.
+        seed: the positions depend on it and on the names of the kernels.
     """
     draws = {name: np.random.default_rng(blocks.derive_seed(seed, "mask", name)) for name in masks}
     return {name: draws[name].permutation(mask.ravel()).reshape(mask.shape) for name, mask in masks.items()}
@@ -141,7 +141,7 @@ def apply(kernels: Iterable[Kernel], masks: Masks) -> None:
 
 
 def draw_anew(model: keras.Model, seed: int) -> None:
-    """Draw all kernels anew (He et al. 2015, arXiv:1502.01852), and reset biases and normalisations, in place.
+    """Draw all kernels again (He et al. 2015, arXiv:1502.01852), and reset biases and normalisations, in place.
 
     Args:
         model: flat and functional; weights of other names, such as those of a `Normalization`, stay as they are.

@@ -19,7 +19,7 @@ class BlockTimes:
     """The times of one kind of block, in seconds."""
 
     macs: int
-    """Of the block, per image."""
+    """Multiply-accumulates of the block, per image."""
     step: StepTime
     check: StepTime
     target_s: float

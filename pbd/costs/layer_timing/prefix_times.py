@@ -29,7 +29,7 @@ class PrefixTimes:
     """The times of the teacher's forward pass, reading the data included."""
 
     depths: Mapping[int, StepTime]
-    """By the multiply-accumulates of the prefix."""
+    """The times by the multiply-accumulates of the prefix."""
     whole: StepTime
     """The whole teacher."""
     folded: float

@@ -19,7 +19,7 @@ def made_ahead(make: Callable[[Item], Made], items: Iterable[Item], threads: int
         make: called in the threads.
         items: iterated over in the thread of the caller.
         threads: number of threads.
-        ahead: number of results that are made, or are waiting, while the caller uses an earlier one.
+        ahead: maximum number of prefetched results.
     """
     waiting: collections.deque[Future[Made]] = collections.deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="feed")

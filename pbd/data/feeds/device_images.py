@@ -96,7 +96,7 @@ class DeviceImages:
 
 @dataclass(frozen=True)
 class BatchForm:
-    """How a batch is made from a store of images."""
+    """Builds a batch on the device: gather, augment, resize, preprocess."""
 
     image_shape: Shape
     preprocess: str

@@ -37,7 +37,7 @@ def load_folder(folder: Path, labels: bool = True) -> RawSplits:
 
 
 def _common_classes(splits: list[Path]) -> list[str]:
-    """Return the class folders, which are the same in all splits; none if the images lie directly in all splits."""
+    """Return the class folders, which are the same in all splits; empty if the images lie directly in all splits."""
     classes = _class_names(splits[0], fewest=2)
     for split in splits[1:]:
         differences = sorted(set(_class_names(split)) ^ set(classes))
@@ -50,7 +50,11 @@ def _common_classes(splits: list[Path]) -> list[str]:
 
 
 def _class_names(folder: Path, fewest: int = 0) -> list[str]:
-    """Return the class folders in a folder, sorted, at least `fewest`; none if images lie directly in the folder."""
+    """Return the class folders in a folder, sorted; empty if images lie directly in it.
+
+    Raises:
+        BadInputError: there are fewer than `fewest` and no images, or class folders as well as images.
+    """
     names = subfolders(folder)
     images = [entry.name for entry in visible(folder) if entry.is_file() and is_image(entry.name)]
     if names and images:
@@ -82,7 +86,7 @@ def _image_files(folder: Path, unread: list[str]) -> list[str]:
     """Return the image files at any depth under a folder, sorted, without hidden files.
 
     Args:
-        folder: of a class, or of a split without classes.
+        folder: the folder of a class, or of a split without classes.
         unread: receives the image files in formats that are not read.
 
     Raises:

@@ -40,7 +40,7 @@ class FakeQuantize(keras.layers.Layer):
     """Rounds activations to the 256 values of a range.
 
     Args:
-        name: of the layer.
+        name: the name of the layer.
     """
 
     def __init__(self, name: str) -> None:

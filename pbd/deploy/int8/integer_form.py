@@ -26,7 +26,8 @@ def exportable(network: keras.Model, rounds_activations: bool = True) -> keras.M
     """Return a network that computes the same outputs from rounded kernels and biases, with operations of TensorFlow.
 
     Args:
-        network: of `fake_quantization.fake_quantized`; the new network shares the layers that are not rounded.
+        network: a network of `fake_quantization.fake_quantized`; the new network shares the layers that are not
+            rounded.
         rounds_activations: whether activations are rounded, too; else the network has layers of Keras alone.
     """
     rounded: list[tuple[keras.Layer, RoundedKernels]] = []

@@ -43,13 +43,14 @@ class Quantized:
     val_accuracy: float
     """In [0, 1]; without labels, the fraction of images with the class that the float32 network predicts."""
     float_val_accuracy: float
-    """Of the network in float32, in the same runtime."""
+    """The validation accuracy of the network in float32, in the same runtime."""
     test_accuracy: float
     float_test_accuracy: float
     kept_float: tuple[str, ...]
     """Layers that stay in float32, the most sensitive first."""
     signal_to_noise_db: dict[str, float]
-    """Of the logits, by layer, if only this layer is quantised; empty if every layer is quantised."""
+    """The signal-to-noise ratio of the logits, by layer, if only this layer is quantised; empty if every layer is
+    quantised."""
     method: str = "ptq"
     """`qat` if the network was trained for 8-bit integers and this gained validation accuracy, or lost none."""
 
@@ -174,7 +175,7 @@ class Files:
         """Return the record of the quantised file, which will lie at `path`.
 
         Args:
-            path: of the file in the end.
+            path: the final path of the file.
             kept_float: as `write` returns it, as `signal_to_noise_db`.
             signal_to_noise_db: see `kept_float`.
 
@@ -204,7 +205,7 @@ class Files:
     def accuracies(self, split: str) -> tuple[float, float]:
         """Return the accuracy of the quantised file and of the float32 file on a split.
 
-        Without labels, the classes that the float32 file predicts are taken for the right ones.
+        Without labels, the classes that the float32 file predicts are used as the labels.
         """
         correct, count = np.zeros(2), 0
         runners = self.load(self.quantized), self.load(self.float32)
@@ -224,7 +225,7 @@ class Files:
         return float32 - quantized
 
     def _quantize(self, calibration: np.ndarray, kept_float: Sequence[keras.Layer]) -> None:
-        """Write the quantised file anew, from a network with rounded kernels and corrected biases.
+        """Write the quantised file again, from a network with rounded kernels and corrected biases.
 
         Raises:
             BadInputError: the quantiser fails.

@@ -23,7 +23,7 @@ def rounded_kernel(layer: keras.Layer, limit: int) -> np.ndarray:
     """Return the kernel of a layer rounded to integers of a scale for each output channel.
 
     Args:
-        layer: of `LAYERS`, built.
+        layer: a layer of a type in `LAYERS`, built.
         limit: the largest integer.
     """
     kernel = keras.ops.convert_to_numpy(layer.kernel)
@@ -91,7 +91,7 @@ class _Errors:
     """What rounding the kernel of a layer changes in its outputs, before the activation.
 
     Args:
-        layer: of `LAYERS`, built.
+        layer: a layer of a type in `LAYERS`, built.
         limit: the largest integer of the kernel; `None`: it is not rounded.
     """
 

@@ -28,7 +28,7 @@ class Runtime(Protocol):
 
     name: str
     suffix: str
-    """Of its files; empty if it writes folders."""
+    """The suffix of its files; empty if it writes folders."""
     extra: str
     """The extra of pbd that installs what it needs."""
     packages: tuple[str, ...]
@@ -45,14 +45,14 @@ class Runtime(Protocol):
 
         Args:
             network: as `portable.portable` returns it.
-            path: of the file; its folder exists.
+            path: the path of the file; its folder exists.
         """
 
     def load(self, path: Path, threads: int) -> Runner:
         """Return the forward pass of a file.
 
         Args:
-            path: of a file that `export` or `quantize` wrote.
+            path: the path of a file that `export` or `quantize` wrote.
             threads: CPU threads. Keras and TensorFlow use those of the process.
         """
 
@@ -81,7 +81,7 @@ class QuantizingRuntime(Runtime, Protocol):
 
         Args:
             source: a file that `export` wrote.
-            path: of the new file.
+            path: the path of the new file.
             images: the images that the ranges of the activations are taken from, as the network takes them.
             kept_float: the kernels of the layers that stay in float32, by layer.
         """
@@ -92,7 +92,7 @@ class QuantizingRuntime(Runtime, Protocol):
         Args:
             network: as `integer_form.exportable` returns it: activations are rounded by TensorFlow's
                 `fake_quant_with_min_max_args`, which becomes the quantisation of the format.
-            path: of the new file.
+            path: the path of the new file.
             kernels: the kernels to store in 8 bits, by layer; they are rounded.
         """
 
@@ -124,7 +124,7 @@ def owners(constants: Mapping[str, np.ndarray], kernels: Mapping[str, np.ndarray
     Converters rename operations and reorder the axes of kernels, but keep their values.
 
     Args:
-        constants: of the file, by name.
+        constants: the constants of the file, by name.
         kernels: by layer.
     """
     contents = {_values(kernel) for kernel in kernels.values()}
@@ -136,7 +136,7 @@ def kernel_scales(kernel: np.ndarray, axes: tuple[int, ...], limit: int = KERNEL
 
     Args:
         kernel: rounded or not: the scale is the same.
-        axes: of the output channels.
+        axes: the axes of the output channels.
         limit: the largest integer.
     """
     others = tuple(axis for axis in range(kernel.ndim) if axis not in axes)

@@ -17,7 +17,7 @@ def compact(path: Path) -> None:
     0, and take 16 bytes for each channel: more than a depthwise kernel. The names of the inputs and outputs are kept.
 
     Args:
-        path: of a file of 8-bit integers, which is replaced.
+        path: the path of a file of 8-bit integers, which is replaced.
     """
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as flatbuffer
 

@@ -79,7 +79,7 @@ class _Graph:
         return name
 
     def _fuse_bias(self, product: Any) -> None:
-        """Make one `Gemm` of a product of matrices and the addition of a bias behind it, as runtimes expect it."""
+        """Fuse MatMul and the following bias addition into one Gemm."""
         users = [node for node in self._graph.node if product.output[0] in node.input]
         if self._ranks.get(product.output[0]) != 2 or len(users) != 1 or users[0].op_type != "Add":
             return

@@ -22,7 +22,7 @@ from pbd.system import watchdog
 WORKERS_LIMIT_S = 60.0
 """How long to wait for the requested number of workers at the start, and for any worker once all are gone."""
 _ANSWER_LIMIT_S = 10.0
-"""How long a worker may take to answer a call beside its tasks."""
+"""How long a worker may take to answer a call outside its tasks."""
 
 T = TypeVar("T")
 
@@ -76,7 +76,7 @@ class Cluster:
         """Return the present workers.
 
         Raises:
-            NoWorkersError: the scheduler is gone, or was replaced by another one.
+            NoWorkersError: the scheduler has terminated, or was replaced by another one.
         """
         watchdog.touch()
         with self._scheduler_errors():  # the cached `scheduler_info()` may name no workers while it is updated

@@ -1,4 +1,4 @@
-"""All-reduce among Dask workers, in the event loop of the first member, over the connections that workers have."""
+"""All-reduce among Dask workers, in the event loop of the first member, over the workers' existing connections."""
 
 import asyncio
 import contextlib

@@ -165,7 +165,7 @@ def check_privacy(address: str, insecure: bool) -> None:
     """Refuse a cluster to which anybody on the network can send code.
 
     Args:
-        address: of the scheduler or of a worker.
+        address: the address of the scheduler or of a worker.
         insecure: whether the user allows it.
 
     Raises:

@@ -44,7 +44,7 @@ def result_of(future: "Future[Any]", decode: Callable[[Any], Any] = lambda resul
     """Return the result of a finished task.
 
     Args:
-        future: of the task.
+        future: the future of the task.
         decode: applied to the result, for example `runner.unpickled`.
 
     Raises:

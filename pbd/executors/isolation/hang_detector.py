@@ -17,7 +17,7 @@ class HangDetector:
     CPU time is compared over spans of one limit each, so that computing before a span does not hide a hang in it.
 
     Args:
-        pid: of the process.
+        pid: the id of the process.
         limit_s: the longest silence of an idle process.
         poll_s: the time between two calls of `check`.
     """

@@ -54,7 +54,7 @@ def retrying(runner: TaskRunner, train_group: TrainGroup) -> TrainGroup:
 
 
 def failed_results(group: TaskGroup, reason: str) -> list[BlockResult]:
-    """Return the failed results of a group after its last attempt; none if the group is retried."""
+    """Return the failed results of a group after its last attempt; empty if the group is retried."""
     if split_for_retry(group):
         return []
     message = f"{reason}, at each of {group.attempt} attempts."
@@ -77,8 +77,8 @@ def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: C
     Args:
         attempt: the work; it resumes at the last checkpoint, if it writes any.
         *losses: further exceptions that count as a loss.
-        checkpoint: returns a token that changes whenever a checkpoint is written; an attempt that changed it starts
-            the count of attempts anew.
+        checkpoint: returns a token that changes whenever a checkpoint is written; an attempt that changed it resets
+            the count of attempts.
 
     Raises:
         NoWorkersError: the process was lost at every attempt.

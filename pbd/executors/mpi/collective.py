@@ -60,7 +60,7 @@ class MpiCollective:
         """Exchange the states of all members and raise the worst one; after a loss, raise it until the next attempt.
 
         Args:
-            state: of this member.
+            state: the state of this member.
             reason: how this member lost its training process, if it did.
 
         Raises:

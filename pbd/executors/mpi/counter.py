@@ -1,4 +1,4 @@
-"""A counter that all ranks share, from which they draw the groups of a common pool."""
+"""An atomic counter; each rank fetches the index of its next group from it."""
 
 import threading
 from collections.abc import Iterator, Sequence

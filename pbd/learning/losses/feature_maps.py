@@ -67,8 +67,8 @@ def pooled(maps: Any, height: int, width: int) -> Any:
 
     Args:
         maps: `(batch, h, w, channels)`.
-        height: of the result, at most h.
-        width: of the result, at most w.
+        height: the height of the result, at most h.
+        width: the width of the result, at most w.
     """
     if maps.shape[1] != height:
         maps = keras.ops.einsum("ih,bhwc->biwc", _windows(maps.shape[1], height), maps)

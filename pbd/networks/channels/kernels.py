@@ -23,7 +23,7 @@ AXES: Mapping[type, Mapping[str, Mapping[int, str]]] = {
     keras.layers.DepthwiseConv2D: {"kernel": {-2: INPUT}, "bias": {0: OUTPUT}},
     keras.layers.BatchNormalization: dict.fromkeys(("gamma", "beta", "moving_mean", "moving_variance"), _PER_CHANNEL),
 }
-"""By type of layer, name of the weight and axis; a `PReLU` has slopes along any axes."""
+"""The axes by type of layer, name of the weight and axis; a `PReLU` has slopes along any axes."""
 WIDTH = {
     keras.layers.Conv2D: "filters",
     keras.layers.Conv2DTranspose: "filters",
@@ -51,7 +51,7 @@ def reads(call: Call) -> np.ndarray:
     """Return whether each output channel depends on each input channel, `(inputs, outputs)`: its weight is not zero.
 
     Args:
-        call: of a layer whose type is in `WIDTH`.
+        call: a call of a layer whose type is in `WIDTH`.
     """
     nonzero = {weight.name: keras.ops.convert_to_numpy(weight) != 0 for weight in call.operation.weights}
     if type(call.operation) is not keras.layers.SeparableConv2D:
@@ -69,7 +69,7 @@ def filters(layer: Any) -> np.ndarray:
     Those of a separable convolution are the products of both kernels, which are what it computes with.
 
     Args:
-        layer: of a type in `WIDTH`.
+        layer: a layer of a type in `WIDTH`.
     """
     if type(layer) is keras.layers.SeparableConv2D:
         depthwise = keras.ops.convert_to_numpy(layer.depthwise_kernel)
@@ -85,7 +85,7 @@ def select(call: Call, kept: Mapping[str, np.ndarray]) -> list[np.ndarray]:
     """Return a layer's weights for some of its channels.
 
     Args:
-        call: of a layer whose type is in `AXES`.
+        call: a call of a layer whose type is in `AXES`.
         kept: the positions of the channels that remain, by end.
     """
     weights = []
@@ -101,7 +101,7 @@ def silence(call: Call, kept: np.ndarray) -> list[np.ndarray]:
     """Return a layer's weights, with zeros for the input channels that are not kept.
 
     Args:
-        call: of a layer whose type is in `WIDTH`.
+        call: a call of a layer whose type is in `WIDTH`.
         kept: the positions of the other input channels.
     """
     removed = np.setdiff1d(np.arange(len(call.input.ids)), kept)

@@ -25,7 +25,7 @@ class Placement:
     width: int
     """The number of channels in the tensor."""
     positions: np.ndarray
-    """Of the group's channels in the tensor."""
+    """Positions of the group's channels in the tensor."""
     channels: np.ndarray
     """The channel of the group at each of these positions."""
 

@@ -21,7 +21,7 @@ _MIXING = ("softmax", "log_softmax", "sparsemax", "glu")
 
 
 def follow(ids: Identities, call: Call) -> Origin:
-    """Return the axis of the channels of a call's output and their identities; None if it may mix channels."""
+    """Return the channel axis of the output and, per channel, the channel it comes from; `None` if channels may mix."""
     if len(call.tensors) > 1 or not kernels.has_known_weights(call.operation):
         return None
     origin = _rule_for(call.operation)(ids, call)
@@ -113,7 +113,7 @@ def _rescaled(_: Identities, call: Call) -> Origin:
 
 
 def _padded(ids: Identities, call: Call) -> Origin:
-    """Padding along the channels makes channels that are zero."""
+    """Zero padding along the channel axis adds channels that are always zero."""
     before, behind = channel_padding(call)
     zeros = ids.make(call.operation, before + behind)
     return call.input.axis, np.concatenate([zeros[:before], call.input.ids, zeros[before:]])
@@ -204,4 +204,4 @@ _OPERATIONS: Mapping[str, Rule] = {
     "Concatenate": _joined,
     "Take": _selected,
 }
-"""By the name of the class, since Keras does not export these classes."""
+"""The rules by the name of the class, since Keras does not export these classes."""

@@ -75,12 +75,12 @@ class _Tracer:
         self._first: dict[int, Call] = {}
 
     def source(self, tensor: Any) -> Channels:
-        """Return new channels along the last axis of a tensor, none if its size is open or the axis is the batch."""
+        """Return new channels along the last axis of a tensor, empty if its size is open or the axis is the batch."""
         axis = len(tensor.shape) - 1
         return Channels(tensor, axis, self.ids.make(tensor, (tensor.shape[axis] or 0) if axis > 0 else 0))
 
     def call(self, operation: Any, *args: Any, **kwargs: Any) -> tuple[Channels, ...]:
-        """Follow the channels through one call."""
+        """Propagate channel identities through one operation."""
         leaves = keras.tree.flatten((args, kwargs))
         inputs = tuple(leaf for leaf in leaves if isinstance(leaf, Channels))
         constants = tuple(leaf for leaf in leaves if not isinstance(leaf, Channels | bool | None))

@@ -186,8 +186,8 @@ def _adapt(
     """Give a normalisation the statistics of its new input, and the scale of the teacher's.
 
     Args:
-        reference: of the teacher.
-        layer: of the student, changed in place.
+        reference: the normalisation of the teacher.
+        layer: the normalisation of the student, changed in place.
         mean: of its input, (channels,).
         variance: likewise.
         target_mean: mean of the target of its input; the output gets the mean that the teacher's makes of it.

@@ -80,12 +80,12 @@ class Moments:
 
     @property
     def covariance(self) -> np.ndarray:
-        """`cross`, with a shift about the means."""
+        """Covariance of patches and errors; uncentred without a bias."""
         return self.cross - np.outer(self.patch, self.error) if self.has_shift else self.cross
 
     @property
     def energy(self) -> np.ndarray:
-        """`squares`, with a shift about the mean."""
+        """Variance of the errors per channel; uncentred without a bias."""
         return self.squares - self.error**2 if self.has_shift else self.squares
 
     def solver(self, ridge: float, precision: Any = np.float64) -> "Solver":

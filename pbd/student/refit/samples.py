@@ -24,11 +24,11 @@ class Maps:
     """Feature maps around a convolution on a batch, (images, rows, columns, channels)."""
 
     inputs: np.ndarray
-    """Of the convolution."""
+    """The inputs of the convolution."""
     added: np.ndarray | None
-    """By the shortcut to its output, in the student."""
+    """What the shortcut adds to its output, in the student."""
     target: np.ndarray
-    """Of the output, with what is added to it."""
+    """The target of the output, with what is added to it."""
 
 
 @dataclass(frozen=True)
@@ -65,8 +65,8 @@ def take(batches: Iterable[Maps], layer: Window, images: int, values: int, chann
         batches: this worker's.
         layer: the convolution.
         images: their number in all workers.
-        values: of a patch.
-        channels: of the output.
+        values: the number of values of a patch.
+        channels: the number of channels of the output.
     """
     taken: tuple[list[Maps], list[Maps]] = [], []
     for maps in batches:

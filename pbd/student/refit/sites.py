@@ -19,7 +19,7 @@ class Site:
     """A convolution of the student, and the feature map of the teacher to which it is fitted."""
 
     convolution: keras.layers.Conv2D
-    """Of the student."""
+    """The convolution of the student."""
     target: Any
     """The operation of the teacher whose output is the target: a convolution, or the addition of a residual block."""
     normalisations: tuple[keras.layers.BatchNormalization, keras.layers.BatchNormalization] | None = None
