@@ -133,7 +133,7 @@ def add_settings(parser: argparse.ArgumentParser, config: Any) -> None:
     """Add a flag for each setting: `fine_tune_epochs` becomes `--fine-tune-epochs`, a boolean gets `--no-...` as well.
 
     Args:
-        parser: with `argument_default=argparse.SUPPRESS`, so that only the flags given are in its result.
+        parser: a parser with `argument_default=argparse.SUPPRESS`, so that only the flags given are in its result.
         config: a dataclass with the default settings. A field that is a dataclass is a group of flags, whose title
             is its docstring; the docstring under a field is the help of its flag.
     """

@@ -87,7 +87,7 @@ class EnvironmentMismatchError(PbdError):
 FINISHED_WITH_FAILED_BLOCKS = 79
 _LONGEST_REASON = 400
 _COLOURS = re.compile(r"\x1b\[[0-9;]*m")
-"""Of terminals; Keras has them in messages."""
+"""Colour codes of terminals; Keras has them in messages."""
 
 
 def root_cause(error: BaseException) -> BaseException:

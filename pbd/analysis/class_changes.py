@@ -46,7 +46,7 @@ def rates(teacher: np.ndarray, student: np.ndarray) -> tuple[ClassRates, ...]:
 
     Args:
         teacher: confusion matrix of the teacher (see `ClassCounts`).
-        student: that of the student, of the same images.
+        student: confusion matrix of the student, for the same images.
     """
     return tuple(_class_rates(label, teacher, student) for label in range(len(teacher)))
 
@@ -114,7 +114,7 @@ def confusion_changes(
 
     Args:
         teacher: confusion matrix of the teacher.
-        student: that of the student.
+        student: confusion matrix of the student.
         most: pairs that are returned at most.
     """
     change = np.abs(student - teacher)

@@ -32,7 +32,7 @@ def population(
 
     Args:
         teachers: the classes that each original network predicts, (images,) each.
-        students: those of the compressed networks.
+        students: the classes that each compressed network predicts, (images,) each.
         labels: (images,), if there are any.
         split: the images, in the order of the predictions.
     """

@@ -53,7 +53,7 @@ def similarity(first: np.ndarray, second: np.ndarray, variance: float = VARIANCE
 
     Args:
         first: activations, (neurons, images).
-        second: those of the other layer for the same images; the number of neurons may differ.
+        second: the activations of the other layer for the same images; the number of neurons may differ.
         variance: see `directions`.
     """
     return mean(correlations(directions(first, variance), directions(second, variance)))
@@ -72,7 +72,7 @@ def fourier_similarity(first: np.ndarray, second: np.ndarray, variance: float = 
 
     Args:
         first: activations, (images, height, width, channels).
-        second: those of the other layer for the same images.
+        second: the activations of the other layer for the same images.
         variance: see `directions`; of each frequency.
 
     Returns:

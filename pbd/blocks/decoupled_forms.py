@@ -17,7 +17,7 @@ def depthwise_name(layer: str, number: int) -> str:
 
     Args:
         layer: name of the layer that the block replaces.
-        number: from 1 to the rank.
+        number: a number from 1 to the rank.
     """
     return f"{layer}_pbd_depthwise{number}"
 

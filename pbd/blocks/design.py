@@ -54,7 +54,7 @@ class BlockDesign(Protocol):
     """Whether its closed-form initialisation uses the mean and deviation of the layer's output."""
 
     def applies_to(self, layer: Layer) -> str | None:
-        """Return None if the design can replace this layer, or else the reason why not."""
+        """Return `None` if the design can replace this layer, or else the reason why not."""
         return None
 
     def unprofitable(self, layer: Layer) -> str | None:

@@ -129,7 +129,7 @@ class _Remaining:
     Args:
         kernel: (channels, positions, outputs).
         inverse: H_0, of the second moment of patches.
-        removals: how many channels will be removed.
+        removals: the number of channels that will be removed.
     """
 
     def __init__(self, kernel: np.ndarray, inverse: np.ndarray, removals: int) -> None:

@@ -90,7 +90,7 @@ def initialise(
         tasks: their tasks.
         designs: the tasks' designs by name.
         teacher: holds the kernels.
-        prefix: from images to each layer's input and output (see `graph.truncate`).
+        prefix: a model from images to each layer's input and output (see `graph.truncate`).
         images: batches of training images, read once, and only if a design needs statistics.
         block_init: `noise` (keep random weights), `kernel` or `fitted` (see `BlockConfig`).
         seed: the run's.
@@ -302,8 +302,8 @@ def gather(
     """Add the inputs and outputs of layers on these images to the layers' statistics.
 
     Args:
-        statistics: by layer; updated in place.
-        prefix: from images to each layer's input and output (see `graph.truncate`).
+        statistics: the statistics by layer; updated in place.
+        prefix: a model from images to each layer's input and output (see `graph.truncate`).
         images: batches of images.
         needed: by layer, what is needed.
         emit: called with the number of images read.

@@ -81,7 +81,7 @@ def _layers(model: keras.Model, kinds: set[str]) -> list[tuple[Layer, str | None
 
 
 def _reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
-    """Return why no block of any design can replace a convolution; None if one can."""
+    """Return why no block of any design can replace a convolution; `None` if one can."""
     if type(layer) is not keras.layers.Conv2D:
         return f"{type(layer).__name__}: a subclass of Conv2D may compute something else"
     return f"called {calls} times: one block cannot learn from several inputs" if calls > 1 else None
@@ -95,7 +95,7 @@ def other_convolutions(model: keras.Model, tasks: Sequence[BlockTask]) -> tuple[
 
     Args:
         model: the network of the tasks.
-        tasks: from `enumerate_tasks`.
+        tasks: the result of `enumerate_tasks`.
     """
     replaceable = {task.layer.name for task in tasks if task.layer.kind == RESIDUAL and task.skip_reason is None}
     residuals = {name: residual for name, residual in find_residuals(model).items() if name in replaceable}

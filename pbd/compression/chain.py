@@ -26,7 +26,7 @@ class Chain:
 
     Args:
         context: the context of the recipe, or of the step that these steps are a part of; its folder gets theirs.
-        steps: in their order.
+        steps: the steps in their order.
         joules: returns the energy so far, `None` if it is not measured.
     """
 

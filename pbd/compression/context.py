@@ -43,7 +43,7 @@ class Context:
     """The settings of the recipe, with the settings of the data with which every worker loads the same images; its
     `fine_tune_keep` is best or last."""
     target: Target
-    """Where the networks of the recipe are measured first, in float32."""
+    """The target in which the networks of the recipe are measured first, in float32."""
     journal: Journal
     """The folder of the step, which survives if the recipe is interrupted."""
     executor: Executor
@@ -51,7 +51,7 @@ class Context:
     display: ProgressDisplay
     """Shows phases and progress."""
     seed: int
-    """For the random numbers of the step; it differs from step to step."""
+    """Seed of the random numbers of the step; it differs from step to step."""
     session: str
     """Names the run of the recipe: a worker loads its images once."""
     keeps_zeros: bool = False

@@ -24,7 +24,7 @@ class Subject:
     model: keras.Model
     """Flat and functional."""
     groups: tuple[ChannelGroup, ...]
-    """To score; channels can be removed from each."""
+    """The groups to score; channels can be removed from each."""
     seed: int
     measure: Callable[[Measure], Any]
     """Calls a picklable function on all workers, with the network, the teacher and the images."""

@@ -12,7 +12,7 @@ def require(step: Step, setting: str, epochs: int, dataset: Dataset) -> None:
     Args:
         step: has the loss.
         setting: the name of its setting that names the loss.
-        epochs: for which it trains; with 0, the loss does not matter.
+        epochs: the epochs for which it trains; with 0, the loss does not matter.
         dataset: the images of the recipe.
 
     Raises:

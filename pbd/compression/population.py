@@ -40,7 +40,7 @@ def repeat(student: str, count: int, dataset: str | None, execution: Mapping[str
     Args:
         student: the `student.keras` of a run of `pbd distill` or `pbd compress`.
         count: networks of the population, this student among them.
-        dataset: where the data are if the run had them from Python.
+        dataset: the path or name of the data, if the run had them from Python.
         execution: executor, workers and other settings of `ExecutionConfig`.
 
     Raises:

@@ -173,7 +173,7 @@ class PruneWeights(Section):
         """Train a network in place; return a record of it.
 
         Args:
-            model: with zeros.
+            model: a network with zeros.
             context: the context of the step.
             number: the number of the round, from 1.
             share: the share of zeros.

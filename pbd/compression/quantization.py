@@ -54,7 +54,7 @@ def quantize(
         max_drop: for `ptq`, the validation accuracy that may be lost, in [0, 1]; 0.005 is half a percentage point.
         calibration_images: the ranges are taken from this many training images.
         epochs: for `qat`, passes over the training images.
-        learning_rate: for `qat`, of Adam, which rises first and decays to zero along a cosine.
+        learning_rate: for `qat`, the learning rate of Adam, which rises first and decays to zero along a cosine.
         seed: the seed of the run that trained the model, if its splits are parts of the training images.
 
     Returns:

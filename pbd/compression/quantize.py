@@ -40,7 +40,7 @@ class Quantize(Section):
     epochs: int = Training.epochs
     """For qat: passes over the training images."""
     learning_rate: float = Training.learning_rate
-    """For qat: of Adam, which rises first and decays to zero along a cosine."""
+    """For qat: the learning rate of Adam, which rises first and decays to zero along a cosine."""
 
     uses_target: ClassVar[bool] = True
 

@@ -33,7 +33,7 @@ class Stage:
     """One stage: some layers, and the networks that it has to do with."""
 
     number: int
-    """From 1."""
+    """The number of the stage, from 1."""
     tasks: Tasks
     """One for each layer of the stage, in graph order."""
     first: keras.Model

@@ -118,7 +118,7 @@ class MemoryBudget:
 
     footprint: Footprint
     limit: float
-    """In bytes."""
+    """The limit in bytes."""
     requested: bool = False
     """Whether the limit comes from the settings; a limit from the free memory splits groups but raises no error."""
 

@@ -102,7 +102,7 @@ class Dataset:
         """Return the same data as read by one of several workers that share batches.
 
         Args:
-            worker: which of the workers, of how many.
+            worker: the number of the worker, and the number of workers.
             unit: images of a training batch that one worker reads together; a divisor of the batch size.
 
         Raises:

@@ -36,9 +36,9 @@ class Mixture(NamedTuple):
     positions: Any
     """Positions in the whole batch of the images that the worker reads, (m,) int64, ascending: its own and partners."""
     own_images: Any
-    """Where its own images are among those that it reads, (n,) int64."""
+    """Positions of its own images among those that it reads, (n,) int64."""
     partners: Any
-    """Where the partners of its own images are among those that it reads, (n,) int64."""
+    """Positions of the partners of its own images among those that it reads, (n,) int64."""
     weights: Any
     """Weights of its own images, (n,) float32 in [0, 1]; the partners get the rest."""
     boxes: Any
@@ -99,7 +99,7 @@ def mixed(xp: Any, images: Any, partners: Any, weights: Any, boxes: Any) -> Any:
         images: (n, height, width, channels) float32; height and width are static.
         partners: the partners of the images, of the same shape.
         weights: the weights of the images, (n,) float32; the partners get the rest.
-        boxes: which show the partners alone, (n, 4) int32; see `Mixture`.
+        boxes: the boxes that show the partners alone, (n, 4) int32; see `Mixture`.
     """
     height, width = images.shape[1:3]
     rows, columns = np.arange(height, dtype=np.int32), np.arange(width, dtype=np.int32)

@@ -35,7 +35,7 @@ def training_positions(count: int, batch_size: int, seed: int, epoch: int) -> np
         count: images in the training split.
         batch_size: images per batch, at most `count`.
         seed: the seed of the run.
-        epoch: from 0.
+        epoch: the number of the epoch, from 0.
     """
     steps = count // batch_size
     return shuffled(count, derived_seed(seed, "order"), epoch)[: steps * batch_size].reshape(steps, batch_size)

@@ -125,7 +125,7 @@ def _plan(sizes: Mapping[str, int], config: DataConfig, seed: int) -> dict[str, 
     Args:
         sizes: the sizes of the splits that tfds has.
         config: how many images are held out, and of which split.
-        seed: which of them are.
+        seed: the seed that decides which of them are.
     """
     test = next((name for name in ("test", "validation") if sizes.get(name)), None)
     if test is None or not sizes.get("train"):

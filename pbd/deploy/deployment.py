@@ -77,9 +77,9 @@ def measure(
     If one of them cannot be exported, all are measured as they are, in Keras.
 
     Args:
-        networks: by name, `TEACHER` first; flat, in float32.
+        networks: the networks by name, `TEACHER` first; flat, in float32.
         dataset: the images of the run.
-        target: in float32; its form in 8-bit integers is measured too, if there is one.
+        target: the target in float32; its form in 8-bit integers is measured too, if there is one.
         batch_sizes: numbers of images in a pass.
         keep: stores a file of `STUDENT`, under its name.
         in_int8: files in 8-bit integers that exist, by the name of the network; the others are quantised here.

@@ -43,7 +43,7 @@ class Exported:
     checked_on: str
     """`test images`, `images` or `random images`."""
     test_accuracy: float | None = None
-    """In the runtime, in [0, 1]; `None` without test images and labels."""
+    """Accuracy in the runtime, in [0, 1]; `None` without test images and labels."""
     keras_test_accuracy: float | None = None
     """The test accuracy of the network in Keras."""
 
@@ -121,7 +121,7 @@ class _Reference:
     pixels: np.ndarray
     """Images to compare on."""
     dataset: images.Dataset | None
-    """To score on."""
+    """The images to score on."""
     checked_on: str
     """See `Exported`."""
 
@@ -134,7 +134,7 @@ class _Reference:
 
     @functools.cached_property
     def test_accuracy(self) -> float | None:
-        """Of the network in Keras."""
+        """The test accuracy of the network in Keras."""
         return self.accuracy_of(self.network.predict_on_batch)
 
     def accuracy_of(self, run: Runner) -> float | None:

@@ -27,7 +27,7 @@ _SETTINGS = (
     "split_seed",
     "validation_from",
 )
-"""Of the data of a run; reports of earlier versions lack some."""
+"""Settings of the data of a run; reports of earlier versions lack some."""
 _OF_THE_IMAGES = ("labels", "train_limit")
 """Settings that a run chose for its own images, not for those of `--dataset`."""
 _WRITES_A_FOLDER = "saved_model"

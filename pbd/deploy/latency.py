@@ -75,7 +75,7 @@ def measure_latency(
     turn. Measuring takes about a second for each file and batch size, longer if a pass takes more than a third of it.
 
     Args:
-        models: by name, functional or sequential, with one input of the same fixed shape.
+        models: the networks by name, functional or sequential, with one input of the same fixed shape.
         batch_sizes: numbers of images in a pass.
         targets: `openvino`, `onnx`, `litert`, each also with `-int8`, `keras`, `keras-gpu` or `saved_model`; by default
             the first of openvino, onnx, litert, keras-gpu and keras that can be used here, in float32 and in 8-bit
@@ -194,7 +194,7 @@ def deployed_file(name: str, network: keras.Model, target: Target, folder: Path)
         name: the name of the network.
         network: see `graph.flatten`.
         target: the target of the file.
-        folder: for the file; it is created.
+        folder: the folder for the file; it is created.
 
     Raises:
         BadInputError: the exporter fails.

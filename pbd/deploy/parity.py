@@ -14,11 +14,11 @@ NUM_IMAGES = 16
 TOLERANCE = {"float32": 1e-3, "float16": 2e-2, "bfloat16": 1e-1}
 """Largest difference of class scores, as a fraction of the largest score, by compute dtype."""
 ACCELERATOR_TOLERANCE = 1e-2
-"""For float32 on accelerators, which may compute convolutions in TF32."""
+"""Tolerance for float32 on accelerators, which may compute convolutions in TF32."""
 
 
 def mismatch(path: Path, model: keras.Model, images: Any) -> str | None:
-    """Return why the model in a file does not compute what `model` computes, or None if it does.
+    """Return why the model in a file does not compute what `model` computes, or `None` if it does.
 
     The file is loaded and run in graph mode, as it will be served; `model` is run operation by operation, without fused
     kernels, except on JAX (see `compiled.outputs`). If all differences lie within the tolerance, the predicted classes

@@ -25,7 +25,7 @@ def conditions(target: Target, batch: int, threads: int | None) -> dict[str, Any
     """Return what the seconds of a piece depend on besides the piece itself.
 
     Args:
-        target: where it runs.
+        target: the target in which it runs.
         batch: images in a pass.
         threads: CPU threads; None if they are those of the process.
     """
@@ -70,7 +70,7 @@ class PieceCache(Mapping[str, Seconds]):
         """Return the cache for these conditions.
 
         Args:
-            target: where the pieces run.
+            target: the target in which the pieces run.
             batch: images in a pass.
             threads: CPU threads; None if they are those of the process.
             folder: the folder of the files; by default a folder of the user's caches.

@@ -47,7 +47,7 @@ def measure(
     Args:
         pieces: from one feature map (height, width, channels) or several to one, with the addition and the
             activation behind them (see `pieces.piece`).
-        target: where they run.
+        target: the target in which they run.
         batch_sizes: numbers of images in a pass. Writing a piece takes longer than timing it, so a second batch size
             costs little.
         threads: CPU threads. With one thread CPU time is measured, which other processes hardly change.
@@ -87,7 +87,7 @@ def measure_networks(
 
     Args:
         networks: functional or sequential, one input of images of a fixed shape, one output of class scores.
-        target: where they run.
+        target: the target in which they run.
         batch_sizes: numbers of images in a pass.
         threads: CPU threads.
 
@@ -193,7 +193,7 @@ class _Bench:
 
 
 def _known_threads(target: Target, threads: int) -> int | None:
-    """Return the CPU threads of a pass; None if the target uses those of the process, or a GPU."""
+    """Return the CPU threads of a pass; `None` if the target uses those of the process, or a GPU."""
     return threads if target.runtime.takes_threads else None
 
 
@@ -208,7 +208,7 @@ def _added(
     Args:
         times_s: the times of the networks with the pieces, in their order.
         around_s: the times of the networks without piece, with one input of a piece or with the image only.
-        sizes: for each piece, of the image.
+        sizes: for each piece, the size of the image.
         inputs: for each piece, the shapes of its inputs.
     """
     added_s = []

@@ -27,7 +27,7 @@ def piece(
     weights are new: they do not change the speed.
 
     Args:
-        network: in its inference form (see `inference_form.fold`).
+        network: a network in its inference form (see `inference_form.fold`).
         layer: name of the layer; of a residual block, the name of its addition.
         build: returns the output of the replacement for an input tensor; by default the layer itself is built.
         input_shape: height, width and channels of the input; by default those of the layer.

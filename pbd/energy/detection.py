@@ -33,7 +33,7 @@ def detect(paths: SystemPaths | None = None, cores: bool = False) -> DetectedSen
     """Return the sensors of this host's GPUs and processors; AMD's registers are used only without RAPL.
 
     Args:
-        paths: where to look.
+        paths: the paths of the meters.
         cores: whether to return sensors of physical cores, too, which only AMD's registers provide.
     """
     paths = paths or SystemPaths()

@@ -61,7 +61,7 @@ class FeatureTerm(keras.layers.Layer):
         self.built = True
 
     def _projector(self, shape: tuple[int | None, ...], target: tuple[int | None, ...] | None) -> Any:
-        """Return the layer that maps features of one shape to the channels of another, or None if none is needed."""
+        """Return the layer that maps features of one shape to the channels of another, or `None` if none is needed."""
         loss, seed = self._feature.loss, derived_seed(0, f"{self._feature.seed} {shape} {target}")
         initial = keras.initializers.GlorotUniform(seed)
         layer: Any = None

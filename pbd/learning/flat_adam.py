@@ -14,7 +14,7 @@ BETA_1, BETA_2, EPSILON = 0.9, 0.999, 1e-7
 FULL_STEPS_FROM = 0.05
 """Root mean square of the weights from which steps of a kernel are not scaled: a step of 0.003 is 6% of it."""
 LEAST_SCALE = 0.01
-"""Of the steps of a kernel, so that one of zeros is trained, too."""
+"""The least scale of the steps of a kernel, so that one of zeros is trained, too."""
 UNSUPPORTED = (
     "clipnorm",
     "clipvalue",

@@ -40,7 +40,7 @@ class ScannedSteps:
         self._model, self._dataset = model, dataset
         self._images = on_device(dataset, dataset.train)
         self._inputs: dict[int, Batch] = {}
-        """Of the next epoch, made while the device computes."""
+        """The inputs of the next epoch, made while the device computes."""
         model.compile(optimizer, jit_compile=True)
         model.build((None, *dataset.image_shape))
         self._scan, self._step = jax.jit(self._train_steps), jax.jit(self._train_step)

@@ -45,7 +45,7 @@ def outputs(model: keras.Model, images: Any) -> Any:
     """Return the outputs of a network in inference mode as NumPy arrays, in their structure; nothing is traced.
 
     Args:
-        model: with one input.
+        model: a model with one input.
         images: (batch, height, width, channels).
     """
     if backend.name() == "jax":

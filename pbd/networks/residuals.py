@@ -66,7 +66,7 @@ _Call = tuple[Any, list[Any], list[Any]]
 
 
 def _residual(addition: Any, inputs: list[Any], graph: list[_Call]) -> Residual | None:
-    """Return the block that an addition ends, or None if its branches do not start from one tensor."""
+    """Return the block that an addition ends, or `None` if its branches do not start from one tensor."""
     by_operation = {id(operation): number for number, (operation, _, _) in enumerate(graph)}
 
     def ancestors(tensor: Any) -> dict[int, Any]:

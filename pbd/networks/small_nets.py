@@ -15,7 +15,8 @@ from pbd.config.values import one_of
 layers = keras.layers
 Shape = tuple[int, int, int]
 MOMENTUM = 0.9
-"""Of batch normalisation: at the default of Keras, 0.99, moving averages need hundreds of steps from random weights."""
+"""Momentum of batch normalisation: with 0.99, Keras' default, moving averages need hundreds of steps from random
+weights."""
 LARGE_IMAGE = 96
 """From this many pixels a side, a residual network begins with a strided 7x7 convolution and pooling."""
 

@@ -38,7 +38,7 @@ class Chosen:
     accepted: Mapping[str, BlockResult]
     """The accepted blocks by layer."""
     lowest: float | None
-    """The lowest validation accuracy (without labels, agreement) of an accepted block; None if they were chosen
+    """The lowest validation accuracy (without labels, agreement) of an accepted block; `None` if they were chosen
     together."""
     events: tuple[str, ...] = ()
     assembled: Assembled | None = None
@@ -179,7 +179,7 @@ def _within(proposer: Proposer, requested: Sequence[budgets.Budget]) -> Proposal
 
 
 def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
-    """Return the fastest network that reaches a validation accuracy before it is fine-tuned; None if none does.
+    """Return the fastest network that reaches a validation accuracy before it is fine-tuned; `None` if none does.
 
     The budget of latency is bisected between the least possible one and that of the teacher.
     """

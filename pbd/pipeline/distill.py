@@ -148,9 +148,9 @@ def _recorded_again(
 
     Args:
         journal: the journal of the run, the record of which has been withdrawn.
-        complete: the names of its files; none if it was not complete.
+        complete: the names of its files; empty if it was not complete.
         todo: all blocks of the run.
-        done: those that it had.
+        done: the blocks that it had.
     """
     try:
         yield

@@ -60,7 +60,7 @@ class KeptChoices:
         )
 
     def read(self, limit: str, candidates: Container[BlockKey]) -> KeptChoice | None:
-        """Return the choice under a limit among these blocks; None if there is none or its file is damaged."""
+        """Return the choice under a limit among these blocks; `None` if there is none or its file is damaged."""
         path = self.journal.file(self._name(limit))
         try:
             content = unsealed(path.read_bytes())

@@ -15,7 +15,7 @@ def of(model: keras.Model, val: Metrics, test: Metrics | None = None, path: Path
     Args:
         model: the network.
         val: its metrics on the validation split.
-        test: those on the test split, if it was read.
+        test: the metrics on the test split, if it was read.
         path: its file, if it was written.
     """
     return ModelFacts(

@@ -122,7 +122,7 @@ def check_costs(table: CostTable, config: RunConfig, tasks: Sequence[BlockTask])
     The workers, which time the teacher as they run it, check later that it is the teacher of the table.
 
     Args:
-        table: in the file of `--costs`.
+        table: the table in the file of `--costs`.
         config: the settings of the run.
         tasks: the tasks of the run.
 
@@ -175,7 +175,7 @@ class Parallelism:
 
     data: bool
     reasons: tuple[str, ...] = ()
-    """For the choice; empty if the settings or the executor leave none."""
+    """Reasons for the choice; empty if the settings or the executor leave none."""
 
 
 def choose_parallelism(config: ExecutionConfig, can_share_batches: bool, executor: Executor, steps: int) -> Parallelism:

@@ -51,7 +51,7 @@ class Inputs:
     tasks: tuple[BlockTask, ...]
     """One for every convolution of the teacher with a kernel larger than 1x1, also for layers that are skipped."""
     target: Target
-    """Where teacher and student are measured, in float32."""
+    """The target in which teacher and student are measured, in float32."""
     teacher_is_pretrained: bool = True
     """Whether the teacher was already trained, probably on all training images of the data."""
     events: tuple[str, ...] = ()

@@ -77,7 +77,7 @@ class Proposer:
 
         Args:
             requested: the budgets.
-            count: how many choices are assembled: damages of blocks add up only nearly.
+            count: the number of choices that are assembled: damages of blocks add up only nearly.
             tightened: by resource, a factor for its limit.
 
         Raises:

@@ -238,7 +238,7 @@ class EvaluateTask:
         return evaluate(teacher, models, batches, dataset.labelled, collective, counts, kept), counts
 
     def _kept(self, teacher: keras.Model, dataset: Dataset, share: WorkerShare) -> list[np.ndarray] | None:
-        """Return the list in which the teacher's outputs for these batches are kept; None if they are too many."""
+        """Return the list in which the teacher's outputs for these batches are kept; `None` if they are too many."""
         split, data, classes = getattr(dataset, self.split), self.context.data, teacher.outputs[0].shape[-1]
         images = min(self.limit or len(split), len(split)) // share.count
         if not isinstance(split, IndexedSplit) or images * classes > teacher_table.MOST_VALUES:

@@ -82,7 +82,7 @@ def write_front(run_dir: Path, shown: Collection[str]) -> None:
 
 
 def _read(folder: Path) -> RunReport | None:
-    """Return the report of a student; None if it is damaged."""
+    """Return the report of a student; `None` if it is damaged."""
     journal = Journal(folder)
     try:
         return report.located(report.read(journal), journal)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import keras
 
 PREPROCESSINGS = ("none", "unit", "mobilenet", "vgg16", "densenet")
-"""Those of `pbd.data.preprocessing` that differ: raw pixels, [0, 1], [-1, 1], BGR minus means, standardised RGB."""
+"""The kinds of `pbd.data.preprocessing` that differ: raw pixels, [0, 1], [-1, 1], BGR minus means, standardised RGB."""
 SMALLEST_KAPPA = 0.3
 """A change repairs the teacher if Cohen's kappa with it is at least so large."""
 SIMILAR = 0.05

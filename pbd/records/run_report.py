@@ -165,7 +165,7 @@ class Deployment:
     size_bytes: int
     """Size of the file and of the files next to it."""
     test_accuracy: float | None
-    """In the runtime, in [0, 1]; `None` without labels."""
+    """Accuracy in the runtime, in [0, 1]; `None` without labels."""
     test_agreement: float
     """Fraction of these images for which it predicts the class that the teacher predicts in float32 in the runtime."""
     test_images: int

@@ -24,13 +24,13 @@ class Point:
     budget: str
     """Empty for the teacher."""
     times_as_fast: float
-    """As the teacher in float32, measured in turn."""
+    """How many times as fast as the teacher in float32, measured in turn."""
     quality: float
     """Test accuracy in the runtime, in percent; if a run has no labels, the agreement with the teacher."""
 
 
 def batch_of(reports: Mapping[str, RunReport]) -> int | None:
-    """Return the batch size of the budgets if it was measured, else the smallest; None if nothing was measured."""
+    """Return the batch size of the budgets if it was measured, else the smallest; `None` if nothing was measured."""
     (first, *_) = reports.values()
     sizes = deployments.batches(first.deployments)
     target_batch = first.config.get("target_batch")

@@ -86,7 +86,7 @@ class Plot:
     height: float
     left: float
     bottom: float
-    """Where the horizontal axis lies."""
+    """Position of the horizontal axis."""
     right: float
     lines: tuple[Line, ...]
     x_ticks: tuple[Tick, ...]

@@ -6,7 +6,7 @@ from pbd.records import BlockReport
 
 ABSENT = "not measured"
 STATUSES = ("accepted", "rejected", "given_back", "failed", "skipped")
-"""As `report.json` spells them."""
+"""Statuses as `report.json` spells them."""
 MOST_NAMES = 8
 
 

@@ -59,7 +59,7 @@ def disk_errors(folder: Path) -> Iterator[None]:
     """Raise a `CannotWriteError` if the disk cannot be written in the block.
 
     Args:
-        folder: to which the block writes.
+        folder: the folder to which the block writes.
 
     Raises:
         CannotWriteError: the disk is full, read-only or defective.

@@ -84,7 +84,7 @@ class Journal:
         Args:
             path: the path of the directory.
             identity: the settings that the results depend on.
-            may_differ: those of them that need not be the same.
+            may_differ: the entries that need not be the same.
 
         Raises:
             MissingInputError: it holds no run.
@@ -147,7 +147,7 @@ class Journal:
         return {result.key: result for result in results if result is not None}
 
     def committed_block(self, key: BlockKey) -> BlockResult | None:
-        """Return the trained block with this key, None if it has not been written or is damaged."""
+        """Return the trained block with this key, `None` if it has not been written or is damaged."""
         path = self.path / _BLOCKS / block_file_name(key)
         return _read_block(path, self._settings()) if path.exists() else None
 
@@ -273,7 +273,7 @@ def _check_unused(path: Path) -> None:
 
 
 def _read_block(path: Path, settings_digest: str) -> BlockResult | None:
-    """Return the trained block in a file; None if it is damaged or of other settings."""
+    """Return the trained block in a file; `None` if it is damaged or of other settings."""
     try:
         result, of_settings = _unpack(path.read_bytes())
         if block_file_name(result.key) != path.name:

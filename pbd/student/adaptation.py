@@ -25,13 +25,13 @@ class Adapted:
     """What the adaptation of a student achieved: metrics on the validation split."""
 
     recalibrated: Metrics
-    """With batch statistics of its own."""
+    """Metrics with batch statistics of its own."""
     refitted: Metrics | None
-    """After refitting; None if it was not refitted."""
+    """After refitting; `None` if it was not refitted."""
 
     @property
     def metrics(self) -> Metrics:
-        """Of the student as it is now: refitted if that lowered its divergence from the teacher."""
+        """The metrics of the student as it is now: refitted if that lowered its divergence from the teacher."""
         return self.refitted if self.refitted is not None and self.is_better else self.recalibrated
 
     @property

@@ -51,7 +51,7 @@ class Assembled:
 
     model: keras.Model
     metrics: Metrics
-    """On the validation split."""
+    """Metrics on the validation split."""
     events: tuple[str, ...] = ()
     """What refitting achieved."""
 
@@ -63,9 +63,9 @@ class Student:
     model: keras.Model
     """Not compiled, so that its file holds no optimiser."""
     assembled: Metrics
-    """On the validation split, before fine-tuning, with all accepted blocks."""
+    """Metrics on the validation split, before fine-tuning, with all accepted blocks."""
     metrics: Metrics
-    """On the validation split, of `model`."""
+    """Metrics of `model` on the validation split."""
     history: tuple[dict[str, float], ...] = ()
     """One row per epoch of fine-tuning (see `FineTuneState.history`)."""
     events: tuple[str, ...] = ()

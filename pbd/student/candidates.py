@@ -19,7 +19,7 @@ from pbd.records import RESIDUAL, BlockKey, BlockResult, Layer
 from pbd.student.solver import Coupling, Problem
 
 Costs = Mapping[str, float]
-"""By resource."""
+"""Costs by resource."""
 Piece = tuple[str, str | None, int]
 """A layer, the design of its block (None: the layer is kept), and the number of its output channels to compute."""
 CostOf = Callable[[Layer, str | None, int], Costs]
@@ -81,8 +81,8 @@ def gather(
     """Return the candidates among the results of a run; a block without a finite divergence is none.
 
     Args:
-        layers: those that a block of the run can replace; all convolutions inside residual blocks among them, since
-            what these cost is saved with the residual block; and their producers (see `Layer.producer`).
+        layers: the layers that a block of the run can replace; all convolutions inside residual blocks among them,
+            since what these cost is saved with the residual block; and their producers (see `Layer.producer`).
         results: the results of the blocks of the run.
         cost_of: see `CostOf`.
         teacher: the costs of the whole teacher.

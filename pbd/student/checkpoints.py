@@ -63,7 +63,7 @@ class CheckpointFile:
         self._journal, self._name, self._collective = journal, name, collective
 
     def read(self) -> FineTuneState | None:
-        """Return the last state written, or None if there is none or if the workers do not all see the same one."""
+        """Return the last state written, or `None` if there is none or if the workers do not all see the same one."""
         state = self._load()
         number = 0 if state is None else 1 + state.rollbacks * _MAX_EPOCHS + state.epoch
         # Workers can only add numbers. By the Cauchy-Schwarz inequality, n * sum(x^2) >= sum(x)^2 for n numbers, with

@@ -37,7 +37,7 @@ def standard_error(score: float, images: int) -> float:
 
 
 def divergence(metrics: Metrics, best: Metrics | None, chance: float) -> str | None:
-    """Return why an epoch with these metrics diverged, or None if it did not.
+    """Return why an epoch with these metrics diverged, or `None` if it did not.
 
     Args:
         metrics: After the epoch.

@@ -29,7 +29,7 @@ IMAGES = 256
 VALIDATION_IMAGES = 2000
 """Validation images on which the divergence after refitting is measured, at most."""
 _FILE = "refitted.json"
-"""In the run directory."""
+"""The file in the run directory."""
 
 
 def to_measure(tasks: Sequence[BlockTask], results: Mapping[BlockKey, BlockResult]) -> list[BlockTask]:
@@ -96,7 +96,7 @@ def divergences(
     Args:
         teacher: flat and functional.
         tasks: the tasks of the run.
-        results: with the weights of the blocks.
+        results: results with the weights of the blocks.
         dataset: this worker's part of the data.
         collective: the workers that have the other parts.
         emit: called with the number of blocks measured.

@@ -54,7 +54,7 @@ class Problem:
     """The parts of a network with the damage and the costs of their options."""
 
     damages: tuple[np.ndarray, ...]
-    """For each part, (options,); finite."""
+    """The damages of each part, (options,); finite."""
     costs: Mapping[str, tuple[np.ndarray, ...]]
     """The costs by resource, for each part, (options,)."""
     couplings: tuple[Coupling, ...] = ()
@@ -91,8 +91,8 @@ def solve(problem: Problem, limits: Mapping[str, float]) -> Choice:
     """Return the choice of the least damage whose costs keep the limits.
 
     Args:
-        problem: at least one part.
-        limits: by resource, the largest allowed cost, base included.
+        problem: a problem of at least one part.
+        limits: the largest allowed cost by resource, base included.
 
     Raises:
         InfeasibleError: no choice keeps them.
@@ -162,7 +162,7 @@ def _least_damage(problem: Problem, limits: Mapping[str, float], excluded: Seque
 def _milp(
     problem: Problem, limits: Mapping[str, float], excluded: Sequence[tuple[int, ...]], objective: str | None = None
 ) -> Choice | None:
-    """Minimise the damage, or the cost of the resource `objective`; return None if nothing keeps the limits."""
+    """Minimise the damage, or the cost of the resource `objective`; return `None` if nothing keeps the limits."""
     began = time.perf_counter()
     counts = [len(damages) for damages in problem.damages]
     starts = np.concatenate([[0], np.cumsum(counts)])

@@ -23,7 +23,7 @@ _INSTALL = (
 _UNUSED = ("matplotlib", "sklearn", "scipy", "jax")
 """Optional imports of Keras and TensorFlow that pbd does not use: half of their import time."""
 _NEEDED = {"jax": ("scipy", "jax")}
-"""Those of them that a backend cannot do without."""
+"""The imports among them that a backend cannot do without."""
 _is_dedicated = False
 
 

@@ -98,7 +98,7 @@ def _free_in_group(root: Path = Path("/sys/fs/cgroup"), groups: Path = Path("/pr
     Source: https://docs.kernel.org/admin-guide/cgroup-v2.html and cgroup-v1/memory.html.
 
     Args:
-        root: where control groups are mounted; in a container, this is the group of the container.
+        root: the folder in which control groups are mounted; in a container, this is the group of the container.
         groups: the file that names the groups of this process, such as those of a Slurm job.
     """
     folders = {(root, _VERSION_2), (root / "memory", _VERSION_1)}

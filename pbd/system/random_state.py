@@ -20,7 +20,7 @@ def seed(value: int) -> None:
     could not be restored.
 
     Args:
-        value: in [0, 2**32).
+        value: a seed in [0, 2**32).
     """
     keras_state.set_attribute(_KERAS_ATTRIBUTES[0], value)
     keras_state.set_attribute(_KERAS_ATTRIBUTES[1], None)  # Keras makes a new one from Python's state

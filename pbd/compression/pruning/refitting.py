@@ -27,9 +27,9 @@ class Refitted:
 
     model: keras.Model
     layers: tuple[str, ...]
-    """That read fewer channels than before, and were refitted first of all."""
+    """Layers that read fewer channels than before, and were refitted first of all."""
     others: tuple[str, ...]
-    """That read fewer channels, and cannot be refitted."""
+    """Layers that read fewer channels, and cannot be refitted."""
     adapted: Adapted | None
     """None if no layer was refitted."""
 

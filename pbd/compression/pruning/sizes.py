@@ -40,7 +40,7 @@ def sparse_file(model: keras.Model, kernels: Iterable[Kernel]) -> bytes:
 
     Args:
         model: the network.
-        kernels: to be stored as compressed sparse rows; other weights are stored as they are.
+        kernels: the kernels to be stored as compressed sparse rows; other weights are stored as they are.
     """
     import scipy.sparse  # takes long to load
 

@@ -34,7 +34,7 @@ class Kernel:
 
     @property
     def name(self) -> str:
-        """Of the layer, and of the kernel if the layer has two."""
+        """The name of the layer, and of the kernel if the layer has two."""
         return self.layer.name if self.variable.name == "kernel" else f"{self.layer.name}/{self.variable.name}"
 
     @property
@@ -89,8 +89,8 @@ def in_each_kernel(scores: Mapping[str, np.ndarray], share: float) -> Masks:
     At least one weight of each kernel remains.
 
     Args:
-        scores: by kernel, in its shape.
-        share: to remove.
+        scores: the scores of each kernel, in its shape.
+        share: the share to remove.
     """
     left = {name: max(1, values.size - round(share * values.size)) for name, values in scores.items()}
     return {name: _highest(values, left[name]) for name, values in scores.items()}
@@ -102,8 +102,8 @@ def over_all_kernels(scores: Mapping[str, np.ndarray], share: float) -> Masks:
     At least the share `FLOOR` of each kernel remains.
 
     Args:
-        scores: by kernel, in its shape.
-        share: to remove.
+        scores: the scores of each kernel, in its shape.
+        share: the share to remove.
     """
     protected = [_highest(values, max(1, math.ceil(FLOOR * values.size))) for values in scores.values()]
     together = np.concatenate(

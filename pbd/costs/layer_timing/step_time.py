@@ -33,7 +33,7 @@ class Deadline:
     """The time at which a calibration stops timing further steps."""
 
     at_s: float
-    """In seconds of `time.monotonic`."""
+    """The time in seconds of `time.monotonic`."""
 
     @classmethod
     def after(cls, seconds: float = math.inf) -> "Deadline":

@@ -18,7 +18,7 @@ from pbd.errors import BadInputError, EnvironmentMismatchError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF")
 GRAY_WEIGHTS = np.array([0.2989, 0.5870, 0.1140], np.float32)
-"""Of red, green and blue, as in `tf.image.rgb_to_grayscale`."""
+"""The weights of red, green and blue, as in `tf.image.rgb_to_grayscale`."""
 
 
 class DamagedImageError(Exception):

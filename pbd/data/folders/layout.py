@@ -13,7 +13,7 @@ from pbd.system import watchdog
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 UNREAD_SUFFIXES = (".webp", ".tif", ".tiff", ".jfif", ".avif", ".heic", ".heif", ".jp2", ".ppm", ".pgm")
-"""Of image files that no backend reads, or not by this name."""
+"""Suffixes of image files that no backend reads, or not by this name."""
 CLASS_WORDS = ("train", "valid")
 """Names of splits that are names of classes too (vehicles; valid and invalid)."""
 
@@ -130,7 +130,7 @@ def image_files(folder: Path, unread: list[str] | None = None) -> Iterator[str]:
     none that contains this folder, whose other folders are other classes.
 
     Args:
-        folder: to search.
+        folder: the folder to search.
         unread: receives the image files that are left out, since their suffix is one of `UNREAD_SUFFIXES`.
 
     Raises:

@@ -39,9 +39,9 @@ class Quantized:
     path: Path
     size_bytes: int
     agreement: Agreement
-    """With Keras, on validation images."""
+    """The agreement with Keras, on validation images."""
     val_accuracy: float
-    """In [0, 1]; without labels, the fraction of images with the class that the float32 network predicts."""
+    """Accuracy in [0, 1]; without labels, the fraction of images with the class that the float32 network predicts."""
     float_val_accuracy: float
     """The validation accuracy of the network in float32, in the same runtime."""
     test_accuracy: float

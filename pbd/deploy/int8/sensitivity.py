@@ -10,7 +10,7 @@ from pbd.networks.keras_internals import walk
 
 _WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
 _MOST_DB = 200.0
-"""For layers that lose nothing."""
+"""The ratio for layers that lose nothing."""
 
 
 def kernels(layer: keras.Layer) -> list[np.ndarray]:

@@ -15,7 +15,7 @@ Runner = Callable[[np.ndarray], np.ndarray]
 KERNEL_LIMIT = 127
 """The largest integer of a kernel of 8 bits; the smallest is its negative."""
 SMALLEST_SCALE = 1e-8
-"""Of tensors that are always 0."""
+"""The scale of tensors that are always 0."""
 _TELEMETRY = "openvino_telemetry"
 """OpenVINO and NNCF do without. It forks the process, with TensorFlow's memory, for every operation of a network."""
 _NO_TELEMETRY = "ORT_DISABLE_TELEMETRY", "1"
@@ -34,7 +34,7 @@ class Runtime(Protocol):
     packages: tuple[str, ...]
     """The modules that exporting and running import; if TensorFlow is one of them, it must be Keras' backend."""
     packages_to_run: tuple[str, ...]
-    """Those of them that running imports."""
+    """The packages among them that running imports."""
     takes_threads: bool = True
     """Whether `load` can limit the CPU threads; if not, passes use those of the process, or wait for a GPU."""
     is_timed: bool = True
@@ -125,7 +125,7 @@ def owners(constants: Mapping[str, np.ndarray], kernels: Mapping[str, np.ndarray
 
     Args:
         constants: the constants of the file, by name.
-        kernels: by layer.
+        kernels: the kernels by layer.
     """
     contents = {_values(kernel) for kernel in kernels.values()}
     return {name for name, constant in constants.items() if _values(constant) in contents}

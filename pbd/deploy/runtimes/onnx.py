@@ -13,7 +13,7 @@ from pbd.system import processor
 OPSET = 17
 _BATCH = 32
 _REDUCED_LIMIT = 64
-"""Of kernels whose products with uint8 cannot overflow 16 bits in pairs; ONNX Runtime takes the same."""
+"""The limit of kernels whose products with uint8 cannot overflow 16 bits in pairs; ONNX Runtime takes the same."""
 
 
 class Onnx(base.QuantizingRuntime):

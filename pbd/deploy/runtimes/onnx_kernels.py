@@ -16,7 +16,7 @@ def quantize(model: Any, kernels: Mapping[str, np.ndarray], limit: int) -> None:
 
     Args:
         model: an ONNX model, which is changed.
-        kernels: by layer.
+        kernels: the kernels by layer.
         limit: the largest integer of a kernel.
     """
     graph = _Graph(model)

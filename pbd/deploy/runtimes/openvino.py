@@ -10,7 +10,7 @@ from pbd.deploy.runtimes import base
 from pbd.system import processor
 
 _REDUCED_LIMIT = 63
-"""Of kernels whose products with uint8 cannot overflow 16 bits in pairs."""
+"""The limit of kernels whose products with uint8 cannot overflow 16 bits in pairs."""
 
 
 class OpenVino(base.QuantizingRuntime):

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 
 _PREFIX = f"pbd_child_{platform.node()}_"
-"""With the host, because the locks of a file system that hosts share may hold on one host only."""
+"""The prefix has the host, because the locks of a file system that hosts share may hold on one host only."""
 _LOCK = "lock"
 _YOUNG_S = 60.0
 """The age from which a folder counts as abandoned: its worker locks it a moment after it has made it."""

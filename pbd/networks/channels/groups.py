@@ -23,7 +23,7 @@ class ChannelGroup:
     size: int
     """The number of channels that can be removed one by one."""
     fixed: str | None
-    """Why no channel can be removed; None if channels can."""
+    """Why no channel can be removed; `None` if channels can."""
 
 
 def find_groups(model: keras.Model) -> tuple[ChannelGroup, ...]:

@@ -35,11 +35,11 @@ class Placements:
     """The places of all channels that are in a group."""
 
     producers: tuple[Placement, ...]
-    """In the outputs of the layers that make them, each layer once."""
+    """Placements in the outputs of the layers that make them, each layer once."""
     normalisations: tuple[Placement, ...]
-    """In the inputs of batch normalisations."""
+    """Placements in the inputs of batch normalisations."""
     readers: tuple[Placement, ...]
-    """In the inputs of the layers whose kernels read them."""
+    """Placements in the inputs of the layers whose kernels read them."""
     tensors: tuple[Mapping[str, np.ndarray], ...]
     """By group, the channels of each tensor that has none but those of groups."""
 

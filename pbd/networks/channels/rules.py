@@ -41,7 +41,7 @@ def channel_padding(call: Call) -> tuple[int, int]:
 
 
 def indices(call: Call) -> np.ndarray | None:
-    """Return the channels that a `keras.ops.take` of constant indices selects; None if the call is no such one."""
+    """Return the channels that a `keras.ops.take` of constant indices selects; `None` if the call is no such one."""
     if _rule_for(call.operation) is not _selected or len(call.inputs) != 1 or call.operation.axis is None:
         return None
     rank = len(call.input.shape)

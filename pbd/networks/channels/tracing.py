@@ -22,7 +22,7 @@ class Trace:
 
     model: keras.Model
     calls: tuple[Call, ...]
-    """In the order of `keras_internals.walk`."""
+    """The calls in the order of `keras_internals.walk`."""
     inputs: Channels
     outputs: Channels
     classes: np.ndarray

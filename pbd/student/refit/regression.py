@@ -67,7 +67,7 @@ class Moments:
 
     @property
     def shift(self) -> np.ndarray:
-        """Of the output, (channels,)."""
+        """The shift of the output, (channels,)."""
         return self.error if self.has_shift else np.zeros_like(self.error)
 
     def __add__(self, other: "Moments") -> "Moments":
@@ -143,7 +143,7 @@ class Solver:
 
 
 def choose_ridge(fitting: Moments, held_out: Moments) -> float | None:
-    """Return the ridge with the least error on images that were not fitted; None if none lowers it.
+    """Return the ridge with the least error on images that were not fitted; `None` if none lowers it.
 
     Few images determine a large kernel badly. The error has one minimum over the ridges, or nearly so: the search
     starts at one of them and ends where the error rises on both sides.
