@@ -48,22 +48,32 @@ def rates(teacher: np.ndarray, student: np.ndarray) -> tuple[ClassRates, ...]:
         teacher: confusion matrix of the teacher (see `ClassCounts`).
         student: confusion matrix of the student, for the same images.
     """
-    return tuple(_class_rates(label, teacher, student) for label in range(len(teacher)))
-
-
-def _class_rates(label: int, teacher: np.ndarray, student: np.ndarray) -> ClassRates:
-    images, total = int(teacher[label].sum()), int(teacher.sum())
-    right = [int(matrix[label, label]) for matrix in (teacher, student)]
-    old_fpr, new_fpr = (
-        _share(int(matrix[:, label].sum()) - correct, total - images)
-        for matrix, correct in zip((teacher, student), right, strict=True)
+    images = teacher.sum(axis=1)
+    right = np.stack([np.diagonal(teacher), np.diagonal(student)])
+    wrong = np.stack([teacher.sum(axis=0), student.sum(axis=0)]) - right  # images of other classes
+    return tuple(
+        _class_rates(label, int(images[label]), int(images.sum()), right[:, label], wrong[:, label])
+        for label in range(len(teacher))
     )
-    old_fnr, new_fnr = (_share(images - correct, images) for correct in right)
+
+
+def _class_rates(label: int, images: int, total: int, right: np.ndarray, wrong: np.ndarray) -> ClassRates:
+    """Return the rates of one class.
+
+    Args:
+        label: the class.
+        images: the number of its images.
+        total: the number of all images.
+        right: of its images, those that teacher and student take for images of it.
+        wrong: of all other images, those that teacher and student take for images of it.
+    """
+    old_fpr, new_fpr = (_share(int(number), total - images) for number in wrong)
+    old_fnr, new_fnr = (_share(images - int(number), images) for number in right)
     return ClassRates(
         label=label,
         images=images,
-        teacher_accuracy=_share(right[0], images),
-        student_accuracy=_share(right[1], images),
+        teacher_accuracy=_share(int(right[0]), images),
+        student_accuracy=_share(int(right[1]), images),
         teacher_fpr=old_fpr,
         student_fpr=new_fpr,
         teacher_fnr=old_fnr,
@@ -119,6 +129,7 @@ def confusion_changes(
     """
     change = np.abs(student - teacher)
     np.fill_diagonal(change, 0)
-    largest = np.argsort(-change, axis=None, kind="stable")[:most]
-    pairs = [divmod(int(index), len(change)) for index in largest if change.flat[index]]
+    rows, columns = np.nonzero(change)
+    largest = np.argsort(-change[rows, columns], kind="stable")[:most]
+    pairs = zip(rows[largest].tolist(), columns[largest].tolist(), strict=True)
     return tuple(ConfusionChange(i, j, int(teacher[i, j]), int(student[i, j])) for i, j in pairs)

@@ -58,8 +58,9 @@ def enumerate_tasks(
         if design.replaces == layer.kind
     )
     if all(task.skip_reason for task in tasks):
+        first = next((task for task in tasks if name_patterns.selects(patterns, task.layer.name)), tasks[0])
         raise BadInputError(
-            f"no convolution is left to replace. First reason: {tasks[0].layer.name}: {tasks[0].skip_reason}. "
+            f"no convolution is left to replace. First reason: {first.layer.name}: {first.skip_reason}. "
             "See --layers and --include-unprofitable."
         )
     return tasks
@@ -84,6 +85,8 @@ def _reason(layer: keras.layers.Conv2D, calls: int) -> str | None:
     """Return why no block of any design can replace a convolution; `None` if one can."""
     if type(layer) is not keras.layers.Conv2D:
         return f"{type(layer).__name__}: a subclass of Conv2D may compute something else"
+    if isinstance(layer.activation, keras.layers.PReLU) or getattr(layer.activation, "weights", None):
+        return "its activation has weights: make the activation a layer behind the convolution"
     return f"called {calls} times: one block cannot learn from several inputs" if calls > 1 else None
 
 

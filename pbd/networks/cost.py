@@ -11,14 +11,14 @@ from pbd.networks.keras_internals import call_counts, calls
 def layer_macs(layer: keras.Layer) -> int:
     """Return the multiply-accumulates of one call of a layer, per image.
 
-    Each weight of a kernel is used once per output position, or once per input position if the convolution is
-    transposed. Layers without a kernel count as zero, as is usual. Biases are not counted.
+    Each weight of a kernel is used once per output position, or once per input position of a transposed convolution
+    or a recurrent layer. Layers without a kernel count as zero, as is usual. Biases are not counted.
     """
     kernels = [weight for weight in layer.trainable_weights + layer.non_trainable_weights if "kernel" in weight.name]
     if not kernels or isinstance(layer, keras.Model):
         return 0
-    transposed = "Transpose" in type(layer).__name__
-    shape = layer.input.shape if transposed else layer.output.shape
+    per_input = isinstance(layer, keras.layers.RNN) or "Transpose" in type(layer).__name__
+    shape = keras.tree.flatten(layer.input if per_input else layer.output)[0].shape
     channels_first = getattr(layer, "data_format", None) == "channels_first"
     positions = shape[2:] if channels_first else shape[1:-1]
     return math.prod(positions) * sum(math.prod(kernel.shape) for kernel in kernels)

@@ -8,7 +8,7 @@ import keras
 
 from pbd.errors import BadInputError
 from pbd.networks.cost import layer_calls
-from pbd.networks.keras_internals import call_inputs, is_functional, positional, producer, walk
+from pbd.networks.keras_internals import call_inputs, is_functional, positional, producer, set_weights, walk
 from pbd.networks.residuals import block_sources, find_residuals
 from pbd.system import initial_values
 
@@ -69,11 +69,12 @@ class _Cloner:
 
     Args:
         policies: by name, the dtype policies of the layers that get another one.
+        names: names that no copy may have.
     """
 
-    def __init__(self, policies: Mapping[str, str] | None = None) -> None:
+    def __init__(self, policies: Mapping[str, str] | None = None, names: Iterable[str] = ()) -> None:
         self.pairs: dict[int, tuple[Any, Any]] = {}
-        self._names: set[str] = set()
+        self._names = set(names)
         self._policies = policies or {}
 
     def clone(self, operation: Any, owner: str = "") -> Any:
@@ -99,9 +100,7 @@ class _Cloner:
         """Copy the weights of all originals; call it after the copies are built."""
         for original, twin in self.pairs.values():
             if isinstance(original, keras.Layer) and original.weights:
-                twin.set_weights(original.get_weights())
-                if isinstance(twin, keras.layers.Normalization):
-                    twin.finalize_state()  # recomputes the mean and deviation it normalises with from its weights
+                set_weights(twin, original.get_weights())
 
 
 def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | None = None) -> Any:
@@ -186,6 +185,7 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
         BadInputError: the model does not map images of this shape to class scores.
     """
     declared = image_shape(model)
+    _check_weights(model)
     model = as_functional(model)
     input_shape: tuple[int | None, ...] = shape or declared
     if len(declared) != len(input_shape) or any(a not in (None, b) for a, b in zip(declared, input_shape, strict=True)):
@@ -193,11 +193,27 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
             f"the teacher takes images of shape {declared}. Received: {tuple(input_shape)}. Resize the images."
         )
     inputs = keras.Input(input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
-    cloner = _Cloner()
+    cloner = _Cloner(names=[inputs.name])
     outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
     flat = keras.Model(inputs, outputs, name=model.name)
     cloner.copy_weights()
     return _split_activation(flat)
+
+
+def _check_weights(model: keras.Model) -> None:
+    """Check that no layer has other weights than those of its type.
+
+    Raises:
+        BadInputError: one is quantised, or has low-rank adapters.
+    """
+    for layer in layers(model):
+        mode = getattr(layer, "quantization_mode", None)
+        if mode is not None or getattr(layer, "lora_enabled", False):
+            raise BadInputError(
+                f"the layers of the network must have their usual weights. Received: {layer.name!r}, which "
+                f"{'has LoRA adapters' if mode is None else f'is quantised to {mode}'}. Give the network before "
+                f"{'enable_lora' if mode is None else 'model.quantize: pbd.quantize writes the student in int8'}."
+            )
 
 
 def _split_activation(model: keras.Model) -> keras.Model:

@@ -50,6 +50,14 @@ def calls(model: keras.Model) -> Iterator[tuple[Any, list[Any], list[Any]]]:
                 yield node.operation, node.input_tensors, node.outputs
 
 
+def set_weights(layer: keras.Layer, values: list[Any]) -> None:
+    """Set the weights of a layer, and what a `Normalization` in it computes from its weights."""
+    layer.set_weights(values)
+    for part in layer._flatten_layers():
+        if isinstance(part, keras.layers.Normalization):
+            part.finalize_state()
+
+
 def positional(operation: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Return the arguments of a call with the first one by position: there it is found in flat networks."""
     name = None if args else next(iter(inspect.signature(operation.call).parameters), None)

@@ -57,7 +57,8 @@ def find_residuals(model: keras.Model) -> Mapping[str, Residual]:
     return {
         residual.addition.name: residual
         for residual in candidates
-        if residual is not None and residual.macs > 0 and len(residual.input.shape) == 4
+        if residual is not None and residual.macs > 0
+        if len(residual.input.shape) == len(residual.addition.output.shape) == 4
         if all(counts[id(each)] == 1 for each in (residual.addition, residual.source, *residual.operations))
     }
 

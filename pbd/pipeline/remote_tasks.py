@@ -20,7 +20,7 @@ from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, IndexedSplit, WorkerShare
 from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.errors import MissingInputError
-from pbd.learning import teacher_table
+from pbd.learning import class_counts, teacher_table
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics, evaluate
 from pbd.networks import files
@@ -220,7 +220,8 @@ class EvaluateTask:
     models: tuple[Path, ...]
     split: str
     by_class: bool = False
-    """Also count the answers of the teacher and of the last network, class by class, if there are labels."""
+    """Also count the answers of the teacher and of the last network, class by class, if there are labels and not too
+    many classes."""
     limit: int | None = None
     """Evaluate on this many images (see `Dataset.batches`)."""
 
@@ -232,9 +233,9 @@ class EvaluateTask:
         models = [teacher if str(p) == self.context.teacher_path else _loaded(p) for p in self.models]
         share = WorkerShare(collective.index, collective.size)
         batches, kept = dataset.shared(share).batches(self.split, self.limit), self._kept(teacher, dataset, share)
-        counts = None
-        if self.by_class and dataset.labelled:
-            counts = ClassCounts(max(2, teacher.outputs[0].shape[-1]))  # a single output is the score of one of two
+        counts, classes = None, max(2, teacher.outputs[0].shape[-1])  # a single output is the score of one of two
+        if self.by_class and dataset.labelled and classes <= class_counts.MOST_CLASSES:
+            counts = ClassCounts(classes)
         return evaluate(teacher, models, batches, dataset.labelled, collective, counts, kept), counts
 
     def _kept(self, teacher: keras.Model, dataset: Dataset, share: WorkerShare) -> list[np.ndarray] | None:

@@ -3,9 +3,9 @@
 import dataclasses
 import itertools
 import math
-import operator
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from binpacking import to_constant_bin_number
 
 from pbd.errors import UsageError, unknown_name
@@ -97,36 +97,44 @@ def _pools(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> li
 def _runs(tasks: Sequence[BlockTask], costs: TaskCosts, most: int) -> list[list[BlockTask]]:
     """Cut the layers, in index order, into at most that many segments (see `contiguous`)."""
     ordered = _by_index(tasks)
-    loads_s = _usable_costs(costs, ordered).run_loads_s(ordered)
-    makespan_s, _ = _cut(loads_s, most, max, math.inf)
-    _, ends = _cut(loads_s, most, operator.add, makespan_s)
-    return [ordered[start:end] for start, end in itertools.pairwise([0, *ends])]
+    loads_s = np.full((len(ordered), len(ordered) + 1), np.inf)  # of the tasks from `start` to before `end`
+    for start, loads in enumerate(_usable_costs(costs, ordered).run_loads_s(ordered)):
+        loads_s[start, start + 1 :] = loads
+    makespan_s, _ = _cut(loads_s, most, np.maximum)
+    _, bounds = _cut(np.where(loads_s <= makespan_s, loads_s, np.inf), most, np.add)
+    return [ordered[start:end] for start, end in itertools.pairwise(bounds)]
 
 
-def _cut(
-    loads_s: list[list[float]], num_workers: int, join: Callable[[float, float], float], limit_s: float
-) -> tuple[float, list[int]]:
-    """Return the least value of `join` over the loads of the segments, none above `limit_s`, and their ends.
+def _cut(loads_s: np.ndarray, most: int, join: np.ufunc) -> tuple[float, list[int]]:
+    """Return the least value of `join` over the loads of at most `most` segments, and where these begin and end.
 
     Dynamic programming over the number of segments and the number of tasks.
+
+    Args:
+        loads_s: the load of each segment by its start and its end, (tasks, tasks + 1); infinite if it is not allowed.
+        most: the largest number of segments.
+        join: `np.maximum` or `np.add`.
     """
     count = len(loads_s)
-    # best[end]: the least value for the first `end` tasks in the current number of segments, and their ends.
-    unreachable: tuple[float, list[int]] = (math.inf, [])
-    best = [(0.0, list[int]()), *[unreachable] * count]
-    answer = best[count]
-    for _ in range(min(count, num_workers)):
-        longer = [unreachable] * (count + 1)
-        for end in range(1, count + 1):
-            for start in range(end):
-                load_s = loads_s[start][end - start - 1]
-                value = join(best[start][0], load_s) if load_s <= limit_s else math.inf
-                if value < longer[end][0]:
-                    longer[end] = (value, [*best[start][1], end])
-        best = longer
-        if best[count][0] < answer[0]:
-            answer = best[count]
+    least = np.full(count + 1, np.inf)  # for the first `end` tasks in the present number of segments
+    least[0] = 0.0
+    answer = float(least[count]), [0]
+    starts = list[np.ndarray]()  # of the last segment, by its end
+    for _ in range(min(count, most)):
+        values = join(least[:-1, None], loads_s)
+        starts.append(np.argmin(values, axis=0))
+        least = np.min(values, axis=0)
+        if least[count] < answer[0]:
+            answer = float(least[count]), _bounds(starts, count)
     return answer
+
+
+def _bounds(starts: Sequence[np.ndarray], count: int) -> list[int]:
+    """Return where segments begin and end, from the starts of the last one of each number of segments."""
+    bounds = [count]
+    for start in reversed(starts):
+        bounds.append(int(start[bounds[-1]]))
+    return bounds[::-1]
 
 
 def _usable_costs(costs: TaskCosts, tasks: Sequence[BlockTask]) -> TaskCosts:

@@ -102,7 +102,7 @@ def load() -> None:
     Raises:
         EnvironmentMismatchError: no backend is installed, or not the one that `KERAS_BACKEND` names.
     """
-    if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL") != "3":
+    if "keras" in sys.modules or os.environ.get("TF_CPP_MIN_LOG_LEVEL", "0") in ("", "0"):
         return
     unused = set(_UNUSED).difference(_NEEDED.get(name(), ())) if _is_dedicated else ()
     try:

@@ -8,7 +8,7 @@ import pytest
 from pbd.analysis import calibration, class_changes, image_changes
 from pbd.data import IndexedSplit, StreamSplit
 from pbd.data.images import ArrayImages, FileImages
-from pbd.learning.class_counts import ClassCounts, confusion_matrix
+from pbd.learning.class_counts import ClassCounts
 from pbd.records.analysis_report import ConfusionChange, ExemplarImage
 
 pytestmark = pytest.mark.fast
@@ -20,7 +20,13 @@ STUDENT = np.array([0, 0, 1, 1, 1, 1, 1, 0])
 
 
 def matrices(*predictions: np.ndarray, classes: int = 2) -> list[np.ndarray]:
-    return [confusion_matrix(LABELS, each, classes) for each in predictions]
+    return [one_matrix(each, classes) for each in predictions]
+
+
+def one_matrix(predicted: np.ndarray, classes: int) -> np.ndarray:
+    counts = ClassCounts(classes)
+    counts.add(LABELS, predicted, predicted)
+    return counts.teacher
 
 
 def counted(teacher: np.ndarray, student: np.ndarray) -> ClassCounts:

@@ -65,6 +65,13 @@ def test_a_subclass_of_a_convolution_is_skipped() -> None:
     }
 
 
+def test_a_layer_whose_activation_has_weights_is_skipped() -> None:
+    slopes = keras.layers.PReLU(shared_axes=[1, 2])
+    model = classifier(lambda x: conv("plain")(keras.layers.Conv2D(8, 3, activation=slopes, name="special")(x)))
+    reason = "its activation has weights: make the activation a layer behind the convolution"
+    assert reasons(graph.flatten(model)) == {"special": reason, "plain": None}
+
+
 def test_an_unprofitable_layer_is_skipped_unless_included() -> None:
     flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(x[..., :1]))))
     skip_reasons = reasons(flat)
@@ -72,6 +79,12 @@ def test_an_unprofitable_layer_is_skipped_unless_included() -> None:
     assert skip_reasons["body"] is None
     assert reasons(flat, include_unprofitable=True) == {"stem": None, "body": None}
     with pytest.raises(BadInputError, match=r"no convolution is left to replace\. First reason: stem: its block"):
+        enumerate_tasks(flat, blocks.get(BLOCK), patterns=("stem",))
+
+
+def test_the_reason_of_a_refusal_is_that_of_a_layer_that_was_asked_for() -> None:
+    flat = graph.flatten(classifier(lambda x: conv("body")(conv("stem")(conv("first")(x)[..., :1]))))
+    with pytest.raises(BadInputError, match="First reason: stem: its block"):
         enumerate_tasks(flat, blocks.get(BLOCK), patterns=("stem",))
 
 

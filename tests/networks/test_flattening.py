@@ -57,6 +57,32 @@ def test_a_nested_model_learns_as_it_did(inner: Callable[[], keras.Model], setti
     assert not np.allclose(one, predict(model, images()))
 
 
+def test_a_normalisation_inside_another_layer_keeps_its_statistics() -> None:
+    normalise = layers.Normalization(mean=None)
+    normalise.adapt(3.0 * images() + 5.0)
+    model = classifier(lambda x: conv("conv")(layers.Pipeline([layers.Rescaling(2.0), normalise])(x)))
+    assert difference(model, graph.flatten(model)) == 0.0
+
+
+def test_a_layer_may_have_the_name_of_the_outer_input() -> None:
+    inputs = keras.Input(SHAPE)
+    inner = keras.Model(inputs, layers.ReLU(name="image")(conv("conv")(inputs)), name="inner")
+    image = keras.Input(SHAPE, name="image")
+    model = keras.Model(image, layers.GlobalAveragePooling2D()(inner(image)))
+    assert difference(model, graph.flatten(model)) == 0.0
+
+
+@pytest.mark.parametrize(("change", "received"), [("quantize", "quantised to int8"), ("lora", "LoRA")])
+def test_layers_with_other_weights_than_those_of_their_type_are_refused(change: str, received: str) -> None:
+    model = classifier(conv("conv"))
+    if change == "quantize":
+        model.quantize("int8")
+    else:
+        model.get_layer("conv").enable_lora(2)
+    with pytest.raises(BadInputError, match=received):
+        graph.flatten(model)
+
+
 def test_nested_models_with_the_same_names_at_every_depth() -> None:
     def outer(name: str) -> keras.Model:
         inputs = keras.Input(SHAPE)

@@ -78,6 +78,14 @@ def test_changing_a_copy_leaves_the_teacher_alone() -> None:
         np.testing.assert_array_equal(old, new)
 
 
+def test_layers_on_sequences_are_counted_for_each_position() -> None:
+    sequence = keras.Input((10, 6))
+    attended, _ = layers.MultiHeadAttention(2, 3)(sequence, sequence, return_attention_scores=True)
+    model = keras.Model(sequence, layers.LSTM(4)(attended))
+    assert cost.layer_macs(model.layers[-1]) == 10 * (6 + 4) * 4 * 4
+    assert cost.layer_macs(model.layers[1]) == 10 * 4 * 6 * (2 * 3)
+
+
 def test_a_layer_called_twice_is_skipped_in_words_and_stays_shared(tmp_path: Path) -> None:
     twice = conv("twice", 8)
     model = classifier(lambda x: conv("last")(twice(twice(x))))

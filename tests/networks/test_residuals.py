@@ -118,7 +118,13 @@ def test_nested_blocks_are_found_both() -> None:
     assert [task.layer.name for task in tasks if task.layer.kind == RESIDUAL] == ["inner", "outer"]
 
 
-@pytest.mark.parametrize("body", [leaking, shared, used_again, doubled, halves, three])
+def pooled(x: keras.KerasTensor) -> keras.KerasTensor:
+    """The attention of CBAM: two branches of a feature map that end in vectors."""
+    ends = [L.Dense(x.shape[-1])(pool()(x)) for pool in (L.GlobalAveragePooling2D, L.GlobalMaxPooling2D)]
+    return L.Multiply()([x, L.Reshape((1, 1, x.shape[-1]))(L.Activation("sigmoid")(L.Add()(ends)))])
+
+
+@pytest.mark.parametrize("body", [leaking, shared, used_again, doubled, halves, three, pooled])
 def test_a_part_that_a_block_cannot_replace_is_not_found(body: Callable[[Any], Any]) -> None:
     assert find_residuals(network(body)) == {}
 

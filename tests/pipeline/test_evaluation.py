@@ -10,7 +10,7 @@ from pbd.blockwise import context as contexts
 from pbd.blockwise.context import TrainingContext
 from pbd.collective import SINGLE
 from pbd.config import RunConfig
-from pbd.learning import metrics, teacher_table
+from pbd.learning import class_counts, metrics, teacher_table
 from pbd.pipeline.remote_tasks import EvaluateTask
 from pbd.run_dir.journal import Journal
 from tests.helpers.thread_collective import run_threads
@@ -53,6 +53,13 @@ def test_the_outputs_of_the_teacher_are_kept(task: EvaluateTask, passes: list[st
     (on_others,), _ = replace(task, split="test")(SINGLE, print)
     assert on_others != first[0] != on_fewer
     assert passes.count("teacher") == passes.count("student") - count
+
+
+def test_the_answers_of_too_many_classes_are_not_counted(task: EvaluateTask, monkeypatch: pytest.MonkeyPatch) -> None:
+    by_class = replace(task, by_class=True)
+    assert by_class(SINGLE, print)[1] is not None
+    monkeypatch.setattr(class_counts, "MOST_CLASSES", 9)
+    assert by_class(SINGLE, print)[1] is None
 
 
 def test_two_teachers_keep_their_outputs(task: EvaluateTask, passes: list[str]) -> None:

@@ -62,8 +62,9 @@ SETTINGS: Any = type("Settings", (), {"workers_of_host": {}, "config": devices.S
 SETTINGS.config = type("Config", (), {"threads_per_worker": None, "verbose": False})
 
 
-def test_a_backend_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", "3")
+@pytest.mark.parametrize("level", ["2", "3"])
+def test_a_backend_is_installed(level: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TF_CPP_MIN_LOG_LEVEL", level)
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     monkeypatch.delitem(sys.modules, "keras", raising=False)
     imported: list[str] = []

@@ -9,7 +9,7 @@ import numpy as np
 from pbd.networks.channels import kernels, rules
 from pbd.networks.channels.identities import Call, Channels
 from pbd.networks.channels.tracing import Trace
-from pbd.networks.keras_internals import producer, walk
+from pbd.networks.keras_internals import producer, set_weights, walk
 from pbd.system import initial_values
 
 Positions = Callable[[Channels], np.ndarray]
@@ -100,9 +100,7 @@ def _padding(call: Call, remaining: np.ndarray) -> list[tuple[int, int]]:
 def _set_weights(twin: keras.Layer, call: Call, positions: Positions) -> None:
     """Set the weights of a layer's copy for the channels that remain."""
     if all(len(positions(channels)) == len(channels.ids) for channels in (*call.inputs, *call.outputs)):
-        twin.set_weights(call.operation.get_weights())
+        set_weights(twin, call.operation.get_weights())
     else:  # none of its channels is fixed by an unknown operation: it has the weights of its type
         ends = {kernels.INPUT: positions(call.input), kernels.OUTPUT: positions(call.outputs[0])}
-        twin.set_weights(kernels.select(call, ends))
-    if isinstance(twin, keras.layers.Normalization):
-        twin.finalize_state()  # recomputes the mean and deviation it normalises with from its weights
+        set_weights(twin, kernels.select(call, ends))
