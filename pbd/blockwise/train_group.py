@@ -26,6 +26,11 @@ from pbd.system import memory, watchdog
 
 MOST_BYTES = 2000
 """Bytes of the reason for which training a block failed, as members of a collective exchange it."""
+_DIVERGED = "training diverged, and no epoch was better than a constant. Lower --learning-rate."
+_NOT_FINITE = (
+    "its outputs or weights are not finite numbers before any training. Leave out its layer with --layers, or its "
+    "design with --block."
+)
 _log = logging.getLogger(__name__)
 
 
@@ -253,5 +258,5 @@ def _result(task: BlockTask, block: keras.Model, curve: LearningCurve, scored: S
         val_accuracy=None if failed else scored.metrics.accuracy,
         val_agreement=None if failed else scored.metrics.agreement,
         val_kl=None if failed else scored.metrics.kl,
-        error="training diverged, and no epoch was better than a constant. Lower --learning-rate." if failed else None,
+        error=(_DIVERGED if curve.diverged or curve.losses else _NOT_FINITE) if failed else None,
     )

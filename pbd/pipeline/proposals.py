@@ -24,6 +24,9 @@ from pbd.student.builder import Assembled
 from pbd.student.candidates import Candidates, Costs, Piece
 from pbd.student.latency_costs import LatencyTable
 
+KEPT = 4
+"""Assembled networks that are kept, since budgets that are nearly equal lead to the same ones."""
+
 
 @dataclass(frozen=True)
 class Proposal:
@@ -229,13 +232,16 @@ class Proposer:
         designs = options.designs(choice.options)
         accepted = {layer: self.results[BlockKey(layer, design)] for layer, design in designs.items()}
         chosen = frozenset(designs.items())
-        assembled = self._assembled.get(chosen) or self.assemble(accepted)
+        assembled = self._assembled.pop(chosen, None) or self.assemble(accepted)
+        self._assembled[chosen] = assembled  # the last one
+        while len(self._assembled) > KEPT:
+            self._assembled.pop(next(iter(self._assembled)))
         shares = {resource: amount / self._of_teacher(resource) for resource, amount in choice.costs.items()}
         report = ChoiceReport(assembled.metrics.kl, choice.damage, shares)
         damage = f"the sum of its blocks' {choice.damage:.4f}; {_texts(shares)}"
-        if chosen not in self._assembled:
-            self._assembled[chosen] = assembled
-            self.tell(f"a network within the budget: KL divergence {report.divergence:.4f}, {damage}")
+        event = f"a network within the budget: KL divergence {report.divergence:.4f}, {damage}"
+        if event not in self.events:
+            self.tell(event)
         return Proposal(accepted, options.pieces(choice.options), assembled, report)
 
     def tell(self, event: str) -> None:

@@ -66,7 +66,7 @@ class FineTuner:
             if self._divergence:
                 self.state = self._roll_back(self._divergence)
         self.student.set_weights(self.state.best_weights)
-        return self.state
+        return replace(self.state, variables=(), optimizer_variables=())
 
     def _train(self) -> None:
         """Train until the last epoch is complete or one diverges."""
@@ -86,7 +86,7 @@ class FineTuner:
         )
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
-            self.state = replace(state, variables=(), optimizer_variables=())
+            self.state = state = replace(state, variables=(), optimizer_variables=())  # frees their memory
         self._divergence = None
         normalisations = ghost_batch_norm.normalisations(self.distillation_model.student)
         trainer(self.distillation_model, optimizer, self.dataset, self.collective).fit(
@@ -125,9 +125,8 @@ class FineTuner:
             return
         row = {"epoch": self.first_epoch + self.state.epoch + 1, "loss": float(logs["loss"]), **_as_row(metrics)}
         row["learning_rate"] = self._learning_rate()
-        self.state = replace(self.state, history=(*self.state.history, row))
         highest = max(self.state.highest_score, self.state.best.score, metrics.score)
-        self.state = replace(self.state, highest_score=highest)
+        self.state = replace(self.state, history=(*self.state.history, row), highest_score=highest)
         if self.keeps_last or is_better(metrics, self.state.best, highest, self._tolerance):
             weights, projectors = self.student.get_weights(), _values(self.distillation_model.projector_variables)
             self.state = replace(self.state, best=metrics, best_weights=weights, best_projectors=projectors)
@@ -254,7 +253,7 @@ def fine_tune(
     learns_from_teacher = config.fine_tune_loss != "cross_entropy"
     if learns_from_teacher and state.epoch < config.fine_tune_epochs:
         part = teacher_table.use(model, part, collective, config.fine_tune_epochs)
-    return FineTuner(
+    tuner = FineTuner(
         student=student,
         learner=learner,
         teacher=teacher,
@@ -270,7 +269,9 @@ def fine_tune(
         learns_from_teacher=learns_from_teacher,
         keep_zeros=config.keep_zeros,
         keeps_last=config.fine_tune_keep == "last",
-    ).run()
+    )
+    del state  # may hold the variables of a checkpoint, which training frees
+    return tuner.run()
 
 
 def split_unit(student: keras.Model, batch_size: int, distillation: DistillationConfig | None = None) -> int:

@@ -44,6 +44,22 @@ def test_nan_in_one_block_costs_only_that_block(context: tuple[Any, Tasks], monk
 
 
 @pytest.mark.usefixtures("eager")
+def test_a_block_that_is_not_finite_and_was_not_trained_did_not_diverge(
+    context: tuple[Any, Tasks], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pbd.blockwise import train_group
+
+    def poison(built: dict[BlockKey, Any], *_: Any) -> None:
+        (block,) = built.values()
+        block.set_weights([np.full_like(weight, np.nan) for weight in block.get_weights()])
+
+    monkeypatch.setattr(train_group, "initialise", poison)
+    result = train(changed(context, epochs=0), [context[1][0]])["second"]
+    assert result.status == "failed"
+    assert "before any training" in result.error
+
+
+@pytest.mark.usefixtures("eager")
 def test_a_diverged_block_whose_start_was_good_keeps_it(context: tuple[Any, Tasks]) -> None:
     _, tasks = context
     settings = {"block": "decoupled_r2", "block_init": "fitted"}

@@ -170,3 +170,16 @@ def test_the_predicted_latency_of_a_smaller_network_is_the_sum_of_its_pieces(mon
     assert 0 < table.coldness == table.model.coldness(first.pieces) < table.model.coldness(table.whole.chosen) < 1
     seconds = table.model.base_s + sum(table.model.piece_s(piece, table.coldness) for piece in again.pieces)
     assert again.report.predicted["latency"] * table.of_teacher == pytest.approx(seconds)
+
+
+def test_the_last_networks_are_kept_and_each_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, assembled = proposer(network(chain), ("narrow_r50", "narrow_r25")), list[list[str]]()
+    assemble_one = made.assemble
+    made.assemble = lambda accepted: assembled.append(sorted(accepted)) or assemble_one(accepted)
+    monkeypatch.setattr(proposals, "KEPT", 1)
+    tight, wide = ([budgets.parse(f"params:{share}")] for share in (0.4, 0.9))
+    for requested in (tight, tight, wide, tight):
+        made.best(requested, 1)
+    assert len(assembled) == 3, "the second time, the network was there"
+    assert len(made._assembled) == 1
+    assert len(made.events) == 2
