@@ -263,12 +263,15 @@ def _is_head(operation: Any, activation: Any) -> bool:
 
 def logits_layers(model: keras.Model) -> list[Any]:
     """Return the operations from the end of `logits(model)` back to its layer, through those that pool or reshape."""
-    operation, call_index = producer(logits(model).outputs[0])
-    operations = [operation]
-    while isinstance(operation, _WITHOUT_ACTIVATION) or _is_head(operation, keras.activations.linear):
-        operation, call_index = producer(call_inputs(operation, call_index)[0])
-        operations.append(operation)
-    return operations
+    return [operation for operation, _ in calls_to_layer(logits(model).outputs[0])]
+
+
+def calls_to_layer(scores: Any) -> list[tuple[Any, int]]:
+    """Return the calls from a Keras tensor back to the layer that computes it, through those that pool or reshape."""
+    calls = [producer(scores)]
+    while isinstance(calls[-1][0], _WITHOUT_ACTIVATION) or _is_head(calls[-1][0], keras.activations.linear):
+        calls.append(producer(call_inputs(*calls[-1])[0]))
+    return calls
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:

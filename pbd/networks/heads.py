@@ -1,11 +1,13 @@
 """The head of a classifier: what its outputs say about the classes."""
 
 from enum import Enum
+from typing import Any
 
 import keras
 import numpy as np
 
 from pbd.networks import graph
+from pbd.networks.keras_internals import call_inputs
 
 LOWEST = 80.0
 """Logits this far below the largest are underflows in float32 probabilities, or nearly."""
@@ -29,8 +31,18 @@ def head_of(network: keras.Model) -> Head:
 
 
 def ends_in_logits(network: keras.Model) -> bool:
-    """Return whether the outputs of `graph.logits(network)` are those of a layer without activation, or from them."""
-    return getattr(graph.logits_layers(network)[-1], "activation", None) is keras.activations.linear
+    """Return whether the outputs of `graph.logits(network)` are logits, as far as its layers tell.
+
+    They are those of a layer without activation, the mean of such outputs, or pooled or reshaped from them.
+    """
+    return _are_logits(graph.logits(network).outputs[0])
+
+
+def _are_logits(scores: Any) -> bool:
+    operation, call_index = graph.calls_to_layer(scores)[-1]
+    if isinstance(operation, keras.layers.Average):
+        return all(map(_are_logits, call_inputs(operation, call_index)))
+    return getattr(operation, "activation", None) is keras.activations.linear
 
 
 def logits(outputs: np.ndarray, head: Head) -> np.ndarray:

@@ -15,6 +15,7 @@ from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.data import load
 from pbd.networks import files, graph, heads
+from pbd.pipeline import prepare
 from tests.compression.test_recipes import LABELS, PIXELS, Scaled, compress, scaled, teacher
 
 layers = keras.layers
@@ -43,6 +44,14 @@ def test_an_ensemble_of_sigmoids_keeps_its_head(mean: str) -> None:
     same = ensemble.joined([model, model], mean, pixels)
     assert np.allclose(same.predict_on_batch(pixels), model.predict_on_batch(pixels), atol=1e-5)
     assert heads.head_of(same) is heads.Head.SIGMOID
+
+
+@pytest.mark.parametrize("ending", ["sigmoid", None])
+def test_an_ensemble_with_one_output_is_a_teacher(ending: str | None) -> None:
+    inputs = keras.Input((6, 6, 3))
+    outputs = layers.Dense(1, activation=ending)(layers.GlobalAveragePooling2D()(inputs))
+    model, pixels = graph.flatten(keras.Model(inputs, outputs)), PIXELS[:8].astype(np.float32)
+    prepare._check_single_output(ensemble.joined([model, model], "logits", pixels), 2)
 
 
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])

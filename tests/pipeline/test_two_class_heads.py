@@ -10,6 +10,8 @@ import pytest
 
 import pbd
 from pbd.errors import BadInputError
+from pbd.networks import heads
+from pbd.pipeline import prepare
 
 pytestmark = pytest.mark.usefixtures("eager")
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 8), dtype=np.uint8)
@@ -75,3 +77,25 @@ def test_other_heads_and_labels_are_refused(
     with pytest.raises(BadInputError, match=message):
         pbd.distill(teacher_of(activation, outputs), data, run_dir=str(tmp_path / "run"), **CHEAP)
     assert not (tmp_path / "run").exists()
+
+
+LOGITS: dict[str, Callable[[Any], Any]] = {
+    "normalised": lambda x: keras.layers.BatchNormalization()(keras.layers.Dense(1)(x)),
+    "sum": lambda x: keras.layers.Add()([keras.layers.Dense(1)(x), keras.layers.Dense(1)(x)]),
+    "scaled": lambda x: keras.layers.Rescaling(0.5)(keras.layers.Dense(1)(x)),
+}
+
+
+@pytest.mark.parametrize("case", LOGITS)
+def test_a_last_sigmoid_may_read_any_operation(case: str) -> None:
+    inputs = keras.Input((3,))
+    prepare._check_single_output(keras.Model(inputs, keras.layers.Activation("sigmoid")(LOGITS[case](inputs))), 2)
+    with pytest.raises(BadInputError, match="a single output must come from a sigmoid"):
+        prepare._check_single_output(keras.Model(inputs, LOGITS[case](inputs)), 2)
+
+
+def test_the_mean_of_outputs_is_a_logit_if_each_is_one() -> None:
+    inputs = keras.Input((3,))
+    for activation, are_logits in ((None, True), ("sigmoid", False)):
+        answers = [keras.layers.Dense(1)(inputs), keras.layers.Dense(1, activation=activation)(inputs)]
+        assert heads.ends_in_logits(keras.Model(inputs, keras.layers.Average()(answers))) == are_logits
