@@ -4,6 +4,7 @@ Use it, not the exit code of `mpirun`, to decide whether a run succeeded: a laun
 """
 
 import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from pbd.run_dir.journal import Journal
 
 PROGRAM = "pbd-status"
 COMPLETE, RUNNING, STOPPED, DAMAGED = "complete", "running", "stopped", "damaged"
+STEPS = "steps complete"
+"""The unit of a recipe."""
 MAX_NAMES = 12
 """How many layers or files a line of the text output names."""
 
@@ -74,9 +77,7 @@ def read(run_dir: str | Path) -> Status:
         state = DAMAGED if damaged else COMPLETE
     names = steps.names(journal)
     if names is not None:
-        is_done = {name: steps.is_complete(steps.read_record(steps.folder(journal.path, name))) for name in names}
-        done, left = (tuple(name for name in names if is_done[name] == whether) for whether in (True, False))
-        return Status(str(journal.path), state, done, (), left, tuple(damaged or ()), holder, "steps complete")
+        return _of_recipe(journal, state, names, tuple(damaged or ()), holder)
     committed = journal.committed_blocks()
     finished = report.read(journal) if state == COMPLETE else None
     done = tuple(str(key) for key in sorted(committed))
@@ -86,9 +87,24 @@ def read(run_dir: str | Path) -> Status:
     return Status(str(journal.path), state, done, failed, left, damaged_files, holder, students_left=students_left)
 
 
+def _of_recipe(
+    journal: Journal, state: str, names: Sequence[str], damaged: tuple[str, ...], holder: dict[str, Any] | None
+) -> Status:
+    """Return the state of a recipe with these steps; behind one that is not complete, all are still to be done."""
+    records = [steps.read_record(steps.folder(journal.path, name)) for name in names]
+    done = len(list(itertools.takewhile(steps.is_complete, records)))
+    failed = tuple(
+        f"{name}: {block}"
+        for name, record in zip(names, records if state == COMPLETE else (), strict=False)
+        for block in steps.failed_blocks(record.get("details", {}))
+    )
+    left = tuple(names[done:])
+    return Status(str(journal.path), state, tuple(names[:done]), failed, left, damaged, holder, STEPS)
+
+
 def describe(status: Status) -> str:
     """Return the state as lines of text."""
-    total = len({*status.done, *status.failed, *status.left})
+    total = len({*status.done, *status.left, *(() if status.unit == STEPS else status.failed)})
     states = {
         COMPLETE: "complete and intact",
         RUNNING: f"running: {lock.describe(status.holder or {})}",

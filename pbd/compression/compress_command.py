@@ -27,8 +27,9 @@ from pbd import command_line
 from pbd.command_line import Parser, path
 from pbd.config import DataConfig, ExecutionConfig, RunConfig, StudentConfig, TeacherConfig, TrainingConfig
 from pbd.config.values import as_kind
-from pbd.errors import UsageError
+from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, UsageError
 from pbd.pipeline import command
+from pbd.run_dir.steps import failed_blocks
 from pbd.system import launcher
 
 if TYPE_CHECKING:
@@ -132,4 +133,5 @@ def _run(settings: Settings) -> int:
         from pbd.report import recipes
 
         LastingConsole().print(recipes.summary(finished))
-    return 0
+    failed = any(failed_blocks(step.details) for step in finished.steps)
+    return FINISHED_WITH_FAILED_BLOCKS if failed else 0

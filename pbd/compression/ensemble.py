@@ -17,6 +17,7 @@ from pbd.learning.distillation import logits_model
 from pbd.learning.metrics import outputs_probabilities
 from pbd.networks import graph, heads
 from pbd.run_dir.journal import Journal
+from pbd.run_dir.steps import FAILED_BLOCKS, failed_blocks
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
@@ -78,19 +79,21 @@ class Ensemble:
         return any(map(uses_target, itertools.chain(*self.members)))
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
-        networks, rows, zeros = [], [], []
+        networks, rows, zeros, failed = list[keras.Model](), [], [], list[str]()
         members = [*self.members] * self.copies
         for number, steps in enumerate(members, start=1):
             context.display.phase(f"member {number} of {len(members)}")
             folder = Journal(context.journal.file(f"member-{number:02d}"))
             seed = blocks.derive_seed(context.seed, f"ensemble member {number}")
-            *_, (_, last) = Chain(replace(context.with_seed(seed), journal=folder), steps).networks(model)
+            for name, last in Chain(replace(context.with_seed(seed), journal=folder), steps).networks(model):
+                failed += [f"member {number}, step {name}: {one}" for one in failed_blocks(last.result.details)]
             networks.append(last.result.model)
             zeros.append(last.result.keeps_zeros)
             rows.append({"validation_score": last.metrics.score, "parameters": last.result.model.count_params()})
-        events = tuple(_equal_copies(networks, len(self.members)))
+        events = (*_equal_copies(networks, len(self.members)), *(f"{block} failed" for block in failed))
+        details = {"members": rows, FAILED_BLOCKS: failed}
         images, _ = next(iter(context.dataset.batches("validation", limit=context.dataset.batch_size)))
-        return StepResult(joined(networks, self.mean, images), {"members": rows}, events, any(zeros))
+        return StepResult(joined(networks, self.mean, images), details, events, any(zeros))
 
 
 def _listed(members: Any) -> Sequence[Any]:

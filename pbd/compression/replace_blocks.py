@@ -1,6 +1,7 @@
 """The step that is pbd's own method: blocks learn the feature maps of the network, and the best replace layers."""
 
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
@@ -16,6 +17,7 @@ from pbd.errors import UsageError
 from pbd.networks import files, graph, precision
 from pbd.pipeline import distill
 from pbd.report import json_safe, words
+from pbd.run_dir import steps
 from pbd.run_dir.journal import Journal
 
 if TYPE_CHECKING:
@@ -66,7 +68,7 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
         config = config.replace(resume=_holds_run_of(run_dir, config))
         report = distill.run_on(context.executor, context.display, config, model, is_step=True)
         student = graph.flatten(precision.in_float32(files.load_own(run_dir / "student.keras")))
-        return StepResult(student, _details(report), report.events)
+        return StepResult(student, _details(report), (*report.events, *_events(report)))
 
 
 def _holds_run_of(run_dir: Path, config: RunConfig) -> bool:
@@ -84,7 +86,22 @@ def _holds_run_of(run_dir: Path, config: RunConfig) -> bool:
     return False
 
 
+def _events(report: "RunReport") -> Iterator[str]:
+    """Yield how many layers are replaced, and a line for each block that failed."""
+    yield words.replaced(report.blocks)
+    for row in report.blocks:
+        for candidate in row.candidates or (row,):
+            if candidate.status == "failed":
+                yield f"{row.layer} is not replaced by {candidate.block}: {candidate.reason}"
+
+
 def _details(report: "RunReport") -> dict[str, object]:
     chosen = {row.layer: row.block for row in report.blocks if row.status == "accepted"}
     choice = {"predicted": report.choice.predicted, "measured": report.choice.measured} if report.choice else {}
-    return {"replaced": words.replaced(report.blocks), "blocks": chosen, "history": report.fine_tune_history, **choice}
+    return {
+        "replaced": words.replaced(report.blocks),
+        "blocks": chosen,
+        steps.FAILED_BLOCKS: [str(key) for key in report.failed_blocks],
+        "history": report.fine_tune_history,
+        **choice,
+    }

@@ -19,6 +19,7 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params
 from pbd.records import BlockResult, BlockTask
+from pbd.run_dir import steps as of_steps
 from pbd.student.assemble import swap_blocks
 from pbd.student.checkpoints import FineTuneState
 
@@ -189,6 +190,7 @@ def record(stage: Stage, inserted: Inserted, before: Metrics, tuned: FineTuneSta
 def _details(model: keras.Model, student: keras.Model, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "replaced": sum(len(one["nmse"]) for one in records),
+        of_steps.FAILED_BLOCKS: [layer for one in records for layer in one["layers"] if layer not in one["nmse"]],
         "parameters": [count_params(model), count_params(student)],
         "macs": [count_macs(model), count_macs(student)],
         "stages": records,

@@ -1,7 +1,7 @@
 """The steps of a recipe in its run directory: their names, and a folder for each, with a record of what it holds."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ RECIPE = "recipe"
 """The kind of a run directory that holds steps, in its identity."""
 STEPS = "steps"
 """The folder of the run directory that holds a folder for each step."""
+FAILED_BLOCKS = "failed_blocks"
+"""The entry of a step's details that names the blocks that could not be trained."""
 _NAMES = "steps.json"
 _RECORD = "step.json"
 _NETWORK = "network"
@@ -62,3 +64,9 @@ def write_record(path: Path, record: dict[str, Any]) -> None:
 def is_complete(record: dict[str, Any]) -> bool:
     """Return whether a record is that of a complete step."""
     return _NETWORK in record
+
+
+def failed_blocks(details: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the blocks that could not be trained, by the details of a step."""
+    blocks = details.get(FAILED_BLOCKS)
+    return tuple(map(str, blocks)) if isinstance(blocks, list) else ()

@@ -134,6 +134,10 @@ def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: 
     changed = compress(tmp_path, replace(first, factor=4.0), second, resume=True)
     assert calls == ["a", "b", "b", "a", "b"]
     assert np.allclose(changed.model.get_layer("head").get_weights()[0], 12.0 * head_of_teacher())
+    with pytest.raises(PbdError, match="stopped"):
+        compress(tmp_path, replace(first, factor=5.0, fails=True), second, resume=True)
+    status = read_status(tmp_path / "run")
+    assert (status.done, status.left) == ((), ("1 scaled", "2 scaled")), "the second one is that of another network"
 
 
 def test_a_complete_recipe_that_is_resumed_with_another_choice_is_measured_again(tmp_path: Path) -> None:

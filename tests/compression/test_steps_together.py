@@ -11,13 +11,16 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd.compression import replace_blocks
+from pbd import status as pbd_status
+from pbd.compression import compress_command, recipe, replace_blocks
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment, targets
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import graph
+from pbd.records import RunReport
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
+from tests.helpers.report_factory import make_report
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager", "unmeasured")
@@ -118,6 +121,29 @@ def test_blocks_and_their_student_are_trained_in_the_precision_of_the_recipe(tmp
     assert replace_blocks._holds_run_of(run_dir, config)
     assert not replace_blocks._holds_run_of(run_dir, config.replace(precision="float32"))
     assert not run_dir.exists(), "blocks of other settings are of no use"
+
+
+def test_blocks_that_failed_are_reported_with_an_exit_code_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run_on(executor: Any, display: Any, config: pbd.RunConfig, model: keras.Model, is_step: bool) -> RunReport:
+        run_dir = Path(str(config.execution.run_dir))
+        run_dir.mkdir(parents=True)
+        model.save(run_dir / "student.keras")
+        return make_report()
+
+    monkeypatch.setattr(replace_blocks.distill, "run_on", run_on)
+    ensemble = pbd.Ensemble([[pbd.ReplaceBlocks()], [pbd.FineTune(epochs=0)]])
+    report = compress(tmp_path, pbd.ReplaceBlocks(), ensemble).report
+    alone, in_member = report.steps[1:]
+    assert alone.details["failed_blocks"] == ["block3_conv1@two_layer"]
+    assert any(event.startswith("block3_conv1 is not replaced by two_layer: ") for event in alone.events)
+    assert any("layers replaced" in event for event in alone.events)
+    assert in_member.events == ("member 1, step 1 replace_blocks: block3_conv1@two_layer failed",)
+    assert pbd_status.main([str(tmp_path / "run")]) == 79
+    assert "2 of 2 steps complete\nfailed: 1 replace_blocks: block3_conv1@two_layer, " in capsys.readouterr().out
+    monkeypatch.setattr(recipe, "run", lambda *_, **__: report)
+    assert compress_command._run(compress_command.Settings(pbd.RunConfig(), (), None, None)) == 79
 
 
 @pytest.mark.parametrize("student", [lambda: network(1), lambda: "conv4_dense1_narrow"], ids=["own", "built in"])
