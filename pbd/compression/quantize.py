@@ -84,7 +84,15 @@ class Quantize(Section):
             "float32_validation_accuracy": file.float_val_accuracy,
             "kept_float": list(file.kept_float),
         }
-        return StepResult(written.network, details, quantized={target.name: path})
+        return StepResult(written.network, details, self._events(file.method), quantized={target.name: path})
+
+    def _events(self, method: str) -> tuple[str, ...]:
+        """Return an event if the file that was kept is that of another method."""
+        if method == self.method:
+            return ()
+        return (
+            f"training for 8-bit integers lost validation accuracy: the file and the network are those of {method}",
+        )
 
     def _target(self, of_recipe: "Target") -> "Target":
         """Return the target.

@@ -3,15 +3,18 @@
 import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 import pbd
+from pbd.compression import quantization
 from pbd.compression.api import Compressed
 from pbd.deploy import deployment
 from pbd.records import Progress
+from pbd.run_dir.journal import Journal
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from tests.compression.test_quantization import DATA, LABELS, PIXELS, teacher
 from tests.helpers.step_workers import Threads, network_and_context
@@ -56,6 +59,17 @@ def test_training_for_integers_goes_on_from_its_checkpoint(
     assert epochs == [1, 2, 3]
     for expected, weights in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(weights, expected)
+
+
+def test_a_file_of_the_other_method_is_an_event(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    context = SimpleNamespace(target=None, journal=Journal(tmp_path), dataset=None, fine_tune=None, keeps_zeros=False)
+    for method, events in (("ptq", 1), ("qat", 0)):
+        file = SimpleNamespace(method=method, val_accuracy=0.5, float_val_accuracy=0.5, kept_float=())
+        monkeypatch.setattr(
+            quantization, "written", lambda *_, file=file: SimpleNamespace(file=file, network=teacher())
+        )
+        assert len(STEP.apply(teacher(), context).events) == events  # type: ignore[arg-type]
 
 
 class Recorded(Threads):
