@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pbd.config.recipes import recipe_settings
-from pbd.config.student import NEED_LABELS, StudentConfig
+from pbd.config.student import StudentConfig
 from pbd.config.values import Section, as_kind, at_least, not_empty, one_of, positive
 from pbd.errors import UsageError, unknown_name
 
@@ -262,8 +262,8 @@ class RunConfig:
         object.__setattr__(self, "seed", as_kind("seed", int, self.seed))
         if not 0 <= self.seed < 2**32:
             raise UsageError(f"seed must lie in [0, 4294967295]. Received: {self.seed}. Give another --seed.")
-        loss = self.student.fine_tune_loss
-        if not self.data.labels and loss in NEED_LABELS:
+        if not self.data.labels and self.student.needs_labels:
+            loss = self.student.fine_tune_loss
             raise UsageError(f"fine_tune_loss {loss} needs labels. Received: no_labels. Give kd_mse or kd_kl.")
 
     @classmethod

@@ -117,6 +117,11 @@ class StudentConfig(Section):
         return bool(self.budget) or self.sweep is not None or self.max_drop is not None
 
     @property
+    def needs_labels(self) -> bool:
+        """Whether fine-tuning learns from labels."""
+        return self.fine_tune_epochs > 0 and self.fine_tune_loss in NEED_LABELS
+
+    @property
     def limits_accuracy(self) -> bool:
         """Whether a block or layer has to keep an accuracy of its own."""
         return any(getattr(self, name) is not None for name in _LIMITS)

@@ -14,7 +14,7 @@ import keras
 from pbd import blocks
 from pbd import data as datasets
 from pbd.blockwise.tasks import enumerate_tasks
-from pbd.config import NEED_LABELS, DataConfig, RunConfig
+from pbd.config import DataConfig, RunConfig
 from pbd.data import Data, Dataset, IndexedSplit
 from pbd.data.shapes import as_text, fit_shape
 from pbd.data.sources import DIGITS_CLASSES, DIGITS_SHAPE
@@ -307,7 +307,7 @@ def _remedy_for_labels(outputs: int, dataset: Dataset) -> str:
 
 def _check_labels(config: RunConfig, dataset: Dataset) -> None:
     loss = config.student.fine_tune_loss
-    if loss in NEED_LABELS and not dataset.labelled:
+    if config.student.needs_labels and not dataset.labelled:
         raise BadInputError(
             f"--fine-tune-loss {loss} needs labels. Received: {dataset.name!r}, which has none. Give kd_mse or kd_kl."
         )

@@ -14,7 +14,7 @@ import pytest
 import pbd
 from pbd.config import RunConfig
 from pbd.data import load
-from pbd.errors import CannotCreateError, CorruptStateError, UsageError
+from pbd.errors import BadInputError, CannotCreateError, CorruptStateError, UsageError
 from pbd.pipeline import built_in, prepare
 from pbd.pipeline.prepare import check_designs
 from pbd.progress import ProgressDisplay
@@ -34,6 +34,13 @@ def test_a_block_design_that_does_not_fit_is_refused(settings: dict[str, Any], m
     with pytest.raises(UsageError, match=message):
         check_designs(RunConfig.of(**settings))
     check_designs(RunConfig.of(parallel="data", block="decoupled_r1"))
+
+
+def test_a_loss_without_epochs_needs_no_labels() -> None:
+    unlabelled = SimpleNamespace(labelled=False, name="arrays")
+    prepare._check_labels(RunConfig.of(fine_tune_loss="mixed", fine_tune_epochs=0), unlabelled)
+    with pytest.raises(BadInputError, match="mixed needs labels"):
+        prepare._check_labels(RunConfig.of(fine_tune_loss="mixed"), unlabelled)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 8), dtype=np.uint8)
