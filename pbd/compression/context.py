@@ -25,7 +25,6 @@ from pbd.run_dir.journal import Journal
 from pbd.student import builder
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
-from pbd.student.validation import validate
 from pbd.system import random_state
 
 
@@ -92,9 +91,8 @@ class Context:
             quantization: if given, a copy of the network with this fake quantisation is trained, without labels. The
                 network is left as it is, and the best weights of the state are those of the copy.
         """
+        initial = initial or self.evaluate(model, teacher=teacher)
         with self._teacher_file(teacher) as path:
-            reference = self.teacher if teacher is None else teacher
-            initial = initial or validate(model, reference, self.dataset)
             learns = trainable is None or any(layer.weights for layer in model.layers if layer.name in trainable)
             if settings.fine_tune_epochs == 0 or not learns:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
