@@ -10,7 +10,7 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
-from pbd.compression.step import Step, StepResult, check, check_data, check_target, uses_target
+from pbd.compression.step import Step, StepResult, check, check_config, check_data, check_target, uses_target
 from pbd.config.values import as_kind, at_least
 from pbd.errors import UsageError
 from pbd.learning.distillation import logits_model
@@ -21,6 +21,7 @@ from pbd.run_dir.steps import FAILED_BLOCKS, failed_blocks
 
 if TYPE_CHECKING:
     from pbd.compression.context import Context
+    from pbd.config import RunConfig
     from pbd.data import Dataset
     from pbd.deploy.targets import Target
 
@@ -66,6 +67,9 @@ class Ensemble:
             raise UsageError("each member needs steps. Received: one without. Add a step, such as FineTune().")
         for step in (step for steps in self.members for step in steps):
             check(step)
+
+    def check_config(self, config: "RunConfig") -> None:
+        check_config(itertools.chain(*self.members), config)
 
     def check_data(self, dataset: "Dataset") -> None:
         check_data(itertools.chain(*self.members), dataset)

@@ -1,5 +1,6 @@
 """The step that is pbd's own method: blocks learn the feature maps of the network, and the best replace layers."""
 
+import contextlib
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
@@ -13,9 +14,9 @@ from pbd.compression import labels
 from pbd.compression.step import StepResult
 from pbd.config import RunConfig, StudentConfig
 from pbd.config.settings import BlockConfig, TrainingConfig
-from pbd.errors import UsageError
+from pbd.errors import CorruptStateError, UsageError
 from pbd.networks import files, graph, precision
-from pbd.pipeline import distill
+from pbd.pipeline import distill, prepare
 from pbd.report import json_safe, words
 from pbd.run_dir import steps
 from pbd.run_dir.journal import Journal
@@ -54,17 +55,24 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "fine_tune_loss", self.fine_tune_epochs, dataset)
 
+    def check_config(self, config: RunConfig) -> None:
+        labelled = config.replace(labels=True)  # `check_data` checks the labels
+        prepare.check_designs(self._within(labelled).resolved())
+
+    def _within(self, recipe: RunConfig) -> RunConfig:
+        """Return the settings of a recipe with those of the step."""
+        settings = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.fine_tune_keep == "auto":
+            settings["fine_tune_keep"] = recipe.student.fine_tune_keep
+        if self.precision == TrainingConfig.precision:
+            settings["precision"] = recipe.training.precision
+        return recipe.replace(**settings)
+
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         run_dir = context.journal.file(RUN)
-        settings = {one.name: getattr(self, one.name) for one in fields(self)}
-        if context.keeps_zeros:
-            settings["keep_zeros"] = True
-        if self.fine_tune_keep == "auto":
-            settings["fine_tune_keep"] = context.config.student.fine_tune_keep
-        if self.precision == TrainingConfig.precision:
-            settings["precision"] = context.config.training.precision
-        settings |= {"run_dir": str(run_dir), "allow_weak_teacher": True}  # the teacher of the recipe was checked
-        config = context.config.replace(**settings).resolved()
+        settings = {"run_dir": str(run_dir), "allow_weak_teacher": True}  # the teacher of the recipe was checked
+        settings["keep_zeros"] = self.keep_zeros or context.keeps_zeros
+        config = self._within(context.config).replace(**settings).resolved()
         config = config.replace(resume=_holds_run_of(run_dir, config))
         report = distill.run_on(context.executor, context.display, config, model, is_step=True)
         student = graph.flatten(precision.in_float32(files.load_own(run_dir / "student.keras")))
@@ -72,16 +80,18 @@ class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
 
 
 def _holds_run_of(run_dir: Path, config: RunConfig) -> bool:
-    """Return whether a folder holds a run with these settings of blocks and their training; another one is deleted.
+    """Return whether a folder holds a run with these settings of blocks and their training.
 
-    The step has the same settings as then, but what follows from them may have changed.
+    The step has the same settings as then, but what follows from them may have changed. Another run, or one whose
+    `run.json` is damaged, is deleted.
     """
     if not (run_dir / "run.json").exists():
         return False
-    identity, values = Journal(run_dir).identity(), json_safe(config.flat())
-    names = [one.name for kind in (BlockConfig, TrainingConfig) for one in fields(kind)]
-    if all(identity.get(name) == values[name] for name in names):
-        return True
+    names, values = [one.name for kind in (BlockConfig, TrainingConfig) for one in fields(kind)], config.flat()
+    with contextlib.suppress(CorruptStateError):
+        identity = Journal(run_dir).identity()
+        if all(identity.get(name) == json_safe(values[name]) for name in names):
+            return True
     shutil.rmtree(run_dir)
     return False
 

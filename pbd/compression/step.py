@@ -1,8 +1,10 @@
 """A step of a recipe: it takes a network and returns another one."""
 
 import dataclasses
+import functools
 import hashlib
 import re
+import types
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,8 +18,13 @@ if TYPE_CHECKING:
     import keras
 
     from pbd.compression.context import Context
+    from pbd.config import RunConfig
     from pbd.data import Dataset
     from pbd.deploy.targets import Target
+
+_ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
+"""In the text of an object: it differs from process to process."""
+_FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,10 +47,10 @@ class StepResult:
 class Step(Protocol):
     """A step: a frozen dataclass of its settings, which checks them when it is made.
 
-    The name of its class in lower case with underscores is its name in recipe files and reports. It may have three more
-    attributes: methods `check_data(dataset)` and `check_target(target)`, which raise a PbdError before the first step
-    of a recipe if the step cannot be applied to these images or for this target, and `uses_target`, which is true if
-    its network or its files depend on the target of the recipe.
+    The name of its class in lower case with underscores is its name in recipe files and reports. It may have four more
+    attributes: methods `check_config(config)`, `check_data(dataset)` and `check_target(target)`, which raise a PbdError
+    before the first step of a recipe if the step cannot be applied with these settings of the recipe, to these images
+    or for this target, and `uses_target`, which is true if its network or its files depend on the target of the recipe.
     """
 
     def apply(self, model: "keras.Model", context: "Context") -> StepResult:
@@ -64,16 +71,24 @@ def name_of(step: Step) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", type(step).__name__).lower()
 
 
+def check_config(steps: Iterable[Step], config: "RunConfig") -> None:
+    """Check that steps can be applied with these settings of the recipe.
+
+    Raises:
+        PbdError: one cannot.
+    """
+    _check_each(steps, "check_config", config)
+
+
 def check_data(steps: Iterable[Step], dataset: "Dataset") -> None:
-    """Check that steps can be applied to these images, as far as they can tell before they are.
+    """Check that steps can be applied to these images, as far as they can tell before they are, and their settings.
 
     Raises:
         PbdError: one cannot.
     """
     for step in steps:
-        check = getattr(step, "check_data", None)
-        if check is not None:
-            check(dataset)
+        _check_each([step], "check_data", dataset)
+        check_settings(step)  # networks among them have passed the check of the step
 
 
 def check_target(steps: Iterable[Step], target: "Target") -> None:
@@ -82,10 +97,14 @@ def check_target(steps: Iterable[Step], target: "Target") -> None:
     Raises:
         PbdError: one cannot.
     """
+    _check_each(steps, "check_target", target)
+
+
+def _check_each(steps: Iterable[Step], method: str, argument: Any) -> None:
     for step in steps:
-        check = getattr(step, "check_target", None)
+        check = getattr(step, method, None)
         if check is not None:
-            check(target)
+            check(argument)
 
 
 def uses_target(step: Step) -> bool:
@@ -106,6 +125,21 @@ def check(step: Any) -> None:
         )
 
 
+def check_settings(step: Step) -> None:
+    """Check that a resumed recipe can tell whether the settings of a step are those of before.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    for name, value in settings_of(step).items():
+        found = _ADDRESS.search(repr(value))
+        if found is not None:
+            raise UsageError(
+                f"settings of a step must be the same in every process. Received: {found.group()} in {name} of "
+                f"{name_of(step)}. Give a dataclass, or a function of a module."
+            )
+
+
 def settings_of(step: Step) -> dict[str, Any]:
     """Return the settings of a step in plain JSON types; networks and arrays are represented by their digests."""
     assert dataclasses.is_dataclass(step), "see check"
@@ -113,6 +147,8 @@ def settings_of(step: Step) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
+    if isinstance(value, _FUNCTIONS):
+        return _plain_function(value)
     if hasattr(value, "get_weights"):
         return _network_digest(value)
     if isinstance(value, np.ndarray):
@@ -131,6 +167,24 @@ def _plain(value: Any) -> Any:
     if hasattr(value, "get_config"):
         return {"class": type(value).__name__, **_plain(value.get_config())}
     return value if isinstance(value, bool | int | float | str | None) else repr(value)
+
+
+def _plain_function(function: Any) -> Any:
+    """Return the module and the name of a function or class; of one within a function, a digest of its code as well."""
+    if isinstance(function, functools.partial):
+        return {"partial": [_plain(function.func), _plain(function.args), _plain(function.keywords)]}
+    name = f"{function.__module__}:{function.__qualname__}"
+    if isinstance(function, types.MethodType):
+        return {"method": name, "of": _plain(function.__self__)}
+    if "<" not in name or not isinstance(function, types.FunctionType):
+        return name
+    content = hashlib.sha256(repr(_plain_code(function.__code__)).encode()).hexdigest()
+    return {"function": name, "sha256": content, "defaults": _plain(function.__defaults__)}
+
+
+def _plain_code(code: types.CodeType) -> list[Any]:
+    constants = [_plain_code(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    return [code.co_code.hex(), code.co_names, constants]
 
 
 def _network_digest(network: Any) -> str:

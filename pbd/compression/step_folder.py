@@ -49,7 +49,10 @@ class StepFolder:
 
     @classmethod
     def opened(cls, run_dir: Path, name: str, inputs: Mapping[str, Any]) -> "StepFolder":
-        """Return the folder of a step; what it holds of a step with other inputs, or of another step, is deleted."""
+        """Return the folder of a step; what it holds of a step with other inputs, or of another step, is deleted.
+
+        A step with other inputs is logged, because its progress is lost.
+        """
         path = steps.folder(run_dir, name)
         number, _, _ = path.name.partition("-")
         for other in path.parent.glob(f"{number}-*"):
@@ -57,6 +60,8 @@ class StepFolder:
                 shutil.rmtree(other)
         digest = json_digest(json_safe(dict(inputs)))
         if steps.read_record(path).get("inputs") != digest:
+            if path.exists():
+                _log.warning("%s: settings, data or the network before have changed: the step is done again.", path)
             shutil.rmtree(path, ignore_errors=True)
             steps.write_record(path, {"inputs": digest})
         return cls(Journal(path, digest), inputs)

@@ -13,7 +13,7 @@ from pbd.compression import step_reports
 from pbd.compression.chain import Chain
 from pbd.compression.context import Context
 from pbd.compression.recipe import Recipe
-from pbd.compression.step import StepResult, check_data, check_target, settings_of
+from pbd.compression.step import StepResult, check_config, check_data, check_target, settings_of
 from pbd.compression.step_folder import Finished
 from pbd.config import RunConfig
 from pbd.deploy import deployment, exporting, targets
@@ -51,6 +51,7 @@ def run(
     first = names[0] if names else config.execution.target
     check_target(recipe.steps, targets.for_run(first))
     config = config.replace(target=targets.of_budget(first).name)
+    check_config(recipe.steps, config)
     prepared = prepare.prepare(
         config,
         model,
