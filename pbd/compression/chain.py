@@ -12,7 +12,7 @@ from pbd.compression.context import Context
 from pbd.compression.step import Step, name_of, settings_of, uses_target
 from pbd.compression.step_folder import Finished, StepFolder
 from pbd.errors import PbdError
-from pbd.networks import graph
+from pbd.networks import files, graph
 from pbd.networks.digest import model_digest
 
 
@@ -57,15 +57,17 @@ class Chain:
         seed = blocks.derive_seed(context.seed, f"step {number}")
         inputs = self._inputs(step, before) | {"keep_zeros": keeps_zeros, "seed": seed}
         folder = StepFolder.opened(context.journal.path, name, inputs)
+        context = replace(context, journal=folder.journal, seed=seed, keeps_zeros=keeps_zeros)
         done = folder.read()
         if done is not None:
             display.phase(f"step {name}: already complete")
+            context.forget_checkpoints()  # the process may have ended before it deleted them
             return done
         display.phase(f"step {name}")
-        context = replace(context, journal=folder.journal, seed=seed, keeps_zeros=keeps_zeros)
         context.seeded()
         with self._spending(folder):
             result = step.apply(before, context)
+        files.check_known(result.model)
         keeps_zeros = keeps_zeros if result.keeps_zeros is None else result.keeps_zeros
         result = replace(result, model=graph.flatten(result.model), keeps_zeros=keeps_zeros)
         seconds, spent = folder.spent()

@@ -94,6 +94,8 @@ class DistillInto:
 
     def check_data(self, dataset: Dataset) -> None:
         _ = self.settings(dataset.labelled)
+        if isinstance(self.student, keras.Model):
+            files.check_known(self.student)
         if self.student not in small_nets.SMALL_NETS:
             _ = self._model(dataset)
 

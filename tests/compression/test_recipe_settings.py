@@ -1,5 +1,6 @@
 """Recipes as they are written, in files and in Python: settings, what is refused, and what identifies a step."""
 
+import functools
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import pytest
 
 import pbd
 from pbd.compression import catalogue, compress_command
-from pbd.compression.step import name_of, settings_of
+from pbd.compression.step import check_settings, name_of, settings_of
 from pbd.errors import UsageError
 from tests.compression.test_recipes import DATA, LABELS, PIXELS, Scaled, compress, teacher
 
@@ -122,6 +123,30 @@ def test_settings_are_plain_whatever_they_hold() -> None:
     assert plain[2] == ["a", "b"]
     assert plain[3] != plain[4]
     assert name_of(pbd.FineTune()) == "fine_tune"
+
+
+def factor_of(number: int) -> int:
+    return 2 * number
+
+
+def test_functions_are_the_same_setting_in_every_process() -> None:
+    def plain(value: Any) -> Any:
+        return settings_of(Scaled(applied=value))["applied"]
+
+    assert plain(factor_of) == f"{__name__}:factor_of"
+    assert plain(len) == "builtins:len"
+    assert plain(layers.ReLU).endswith(":ReLU")
+    same, as_same = (lambda x: [x + one for one in range(2)] for _ in range(2))
+    assert plain(same) == plain(as_same)
+    assert plain(lambda x: x + 1) != plain(lambda x: x + 2)
+    assert plain(lambda x: x.real) != plain(lambda x: x.imag)
+    assert plain(functools.partial(factor_of, 1)) != plain(functools.partial(factor_of, 2))
+    assert plain(Scaled(2.0).apply) != plain(Scaled(3.0).apply)
+    assert " at 0x" not in repr([plain(value) for value in (same, functools.partial(same), Scaled(2.0).apply)])
+    with pytest.raises(
+        UsageError, match=r"must be the same in every process. Received: <object .*> in applied of scaled"
+    ):
+        check_settings(Scaled(applied=object()))  # type: ignore[arg-type]
 
 
 def test_a_patient_recipe_changes_what_is_not_set() -> None:

@@ -15,6 +15,7 @@ from pbd.compression.context import Context
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig
 from pbd.errors import CorruptStateError, PbdError, UsageError
+from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.pipeline.workers import WorkerPool
 from pbd.report import recipes
@@ -103,7 +104,11 @@ def test_each_step_gets_the_network_of_the_one_before(tmp_path: Path) -> None:
 
 
 def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = []
+    kept, splits, evaluate = [], list[str](), Context.evaluate
+
+    def evaluated(self: Context, model: keras.Model, split: str = "validation", **others: Any) -> Metrics:
+        splits.append(split)
+        return evaluate(self, model, split, **others)
 
     def fine_tune(
         self: WorkerPool, model: keras.Model, settings: StudentConfig, initial: Any, *_: Any
@@ -111,28 +116,37 @@ def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkey
         kept.append(settings.fine_tune_keep)
         return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
 
+    monkeypatch.setattr(Context, "evaluate", evaluated)
     monkeypatch.setattr(WorkerPool, "fine_tune", fine_tune)
     steps = (pbd.FineTune(epochs=1), pbd.FineTune(epochs=1, keep="best"))
     compress(tmp_path / "unseen", *steps)
+    assert splits.count("validation") == 5, "of the teacher, and before and after each step, on all workers"
     compress(tmp_path / "seen", *steps, data=replace(DATA, validation=None))
     assert kept == ["best", "best", "last", "best"]
 
 
-def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(tmp_path: Path) -> None:
+def test_a_resumed_recipe_does_what_is_missing_and_what_depends_on_it(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     calls: list[str] = []
     first, second = (Scaled(factor, lambda name=name: calls.append(name)) for factor, name in ((2.0, "a"), (3.0, "b")))
     with pytest.raises(PbdError, match="stopped"):
         compress(tmp_path, first, replace(second, fails=True))
     before_s = read_record(tmp_path / "run/steps/02-scaled")["seconds"]
+    checkpoints = tmp_path / "run/steps/01-scaled/fine_tuning"
+    checkpoints.mkdir()  # as of a process that was killed before it deleted them
     whole = compress(tmp_path, first, second, resume=True)
+    assert not checkpoints.exists()
     assert calls == ["a", "b", "b"]
     assert whole.report.steps[2].seconds > before_s > 0, "of both sessions"
     assert np.allclose(whole.model.get_layer("head").get_weights()[0], 6.0 * head_of_teacher())
     again = compress(tmp_path, first, second, resume=True)
     assert calls == ["a", "b", "b"]
+    caplog.clear()
     assert again.report == whole.report  # with the times of then
     changed = compress(tmp_path, replace(first, factor=4.0), second, resume=True)
     assert calls == ["a", "b", "b", "a", "b"]
+    assert caplog.text.count("have changed: the step is done again") == 2
     assert np.allclose(changed.model.get_layer("head").get_weights()[0], 12.0 * head_of_teacher())
     with pytest.raises(PbdError, match="stopped"):
         compress(tmp_path, replace(first, factor=5.0, fails=True), second, resume=True)

@@ -1,9 +1,11 @@
 """Steps behind one another: what a step knows of those before it, and of the recipe."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -12,7 +14,7 @@ import pytest
 
 import pbd
 from pbd import status as pbd_status
-from pbd.compression import compress_command, recipe, replace_blocks
+from pbd.compression import compress_command, recipe, replace_blocks, step_reports
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment, targets
@@ -20,7 +22,7 @@ from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import graph
 from pbd.records import RunReport
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
-from tests.helpers.report_factory import make_report
+from tests.helpers.report_factory import deployed, make_report
 
 layers = keras.layers
 pytestmark = pytest.mark.usefixtures("eager", "unmeasured")
@@ -59,7 +61,7 @@ def compress(
     tmp_path: Path, *steps: Any, data: pbd.Data = DATA, start: keras.Model | None = None, **settings: Any
 ) -> Any:
     settings = {"executor": "serial", "isolate": False, "run_dir": str(tmp_path / "run"), "targets": "keras"} | settings
-    of_config = {name: settings.pop(name) for name in ("precision", "fine_tune_keep") if name in settings}
+    of_config = {name: settings.pop(name) for name in ("precision", "fine_tune_keep", "parallel") if name in settings}
     config = pbd.RunConfig.of(allow_weak_teacher=True, **of_config)
     return pbd.compress(start or network(), data, steps, config=config, **settings)
 
@@ -119,8 +121,11 @@ def test_blocks_and_their_student_are_trained_in_the_precision_of_the_recipe(tmp
     assert report["config"]["precision"] == "bfloat16"
     config = pbd.RunConfig.of(**{name: report["config"][name] for name in ("precision", "epochs", "block", "layers")})
     assert replace_blocks._holds_run_of(run_dir, config)
-    assert not replace_blocks._holds_run_of(run_dir, config.replace(precision="float32"))
-    assert not run_dir.exists(), "blocks of other settings are of no use"
+    damaged = Path(shutil.copytree(run_dir, tmp_path / "damaged"))
+    (damaged / "run.json").write_text("{")
+    for folder, changed in ((run_dir, config.replace(precision="float32")), (damaged, config)):
+        assert not replace_blocks._holds_run_of(folder, changed)
+        assert not folder.exists(), "blocks of other settings are of no use"
 
 
 def test_blocks_that_failed_are_reported_with_an_exit_code_of_their_own(
@@ -183,6 +188,7 @@ def test_steps_know_the_target_of_the_recipe_and_a_resumed_recipe_another_one(tm
     quantize = pbd.Quantize(max_drop=1.0, calibration_images=16)
     compress(tmp_path, Noted(contexts), targets=("keras", "onnx"))
     assert [(context.target.name, context.config.execution.target) for context in contexts] == [("keras", "keras")]
+    contexts.clear()
     compress(tmp_path / "int8 budgets", Noted(contexts), targets="onnx-int8")
     assert (contexts[-1].target.name, contexts[-1].config.execution.target) == ("onnx", "onnx-int8")
     first = compress(tmp_path / "int8", quantize, pbd.FineTune(epochs=0), targets="onnx")
@@ -220,6 +226,19 @@ def test_layers_that_a_step_leaves_in_float32_are_in_the_table_of_deployments(
     path.write_bytes(b"damaged")
     compress(tmp_path, Quantized(), targets="onnx", resume=True)
     assert (len(measured), path.read_bytes()) == (2, b"")
+
+
+def test_networks_that_no_target_takes_have_one_row_in_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    row = deployed("teacher", "keras", 0.5, (1.0, 2.0), ((1.0, 2.0), None))
+
+    def measure(networks: Any, dataset: Any, target: targets.Target, *_: Any, **__: Any) -> deployment.Deployed:
+        return deployment.Deployed([row], [f"measured in keras, not in {target.name}"])
+
+    monkeypatch.setattr(deployment, "measure", measure)
+    context = SimpleNamespace(display=SimpleNamespace(phase=print), dataset=None)
+    rows, events = step_reports._deployed({}, context, ("openvino", "onnx"))  # type: ignore[arg-type]
+    assert rows == [row]
+    assert events == ["measured in keras, not in openvino", "measured in keras, not in onnx"]
 
 
 @pytest.mark.parametrize(
@@ -279,4 +298,44 @@ def test_a_student_that_is_no_model_is_refused_before_the_first_step(tmp_path: P
     other = keras.Sequential([keras.Input((7, 7, 3)), keras.layers.Flatten(), keras.layers.Dense(3)])
     with pytest.raises(BadInputError, match="the student must take the images of the data"):
         compress(tmp_path, pbd.FineTune(epochs=1), pbd.DistillInto(other))
+    inputs = keras.Input((6, 6, 3))
+    unknown = keras.Model(inputs, layers.Dense(4)(layers.Flatten()(Unregistered()(inputs))))
+    with pytest.raises(BadInputError, match=r"Keras must be able to recreate each layer .* \(Unregistered\)"):
+        compress(tmp_path, pbd.FineTune(epochs=1), pbd.DistillInto(unknown))
+    assert not (tmp_path / "run").exists()
+
+
+class Unregistered(layers.Layer):
+    """A layer that Keras cannot read from a file."""
+
+    def call(self, inputs: Any) -> Any:
+        return inputs
+
+
+@dataclass(frozen=True)
+class Appended:
+    """Appends a layer."""
+
+    layer: type[keras.Layer]
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        return StepResult(keras.Model(model.inputs[0], self.layer()(model.outputs[0])))
+
+
+def test_a_step_whose_network_cannot_be_read_is_refused_in_one_line(tmp_path: Path) -> None:
+    with pytest.raises(BadInputError, match=r"Keras must be able to recreate each layer .* \(Unregistered\)"):
+        compress(tmp_path, Appended(Unregistered))
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        pbd.ReplaceBlocks(block=("two_layer",)),
+        pbd.Ensemble([[pbd.ReplaceBlocks(block=("two_layer",))], [pbd.FineTune(epochs=0)]]),
+    ],
+    ids=name_of,
+)
+def test_blocks_that_cannot_share_batches_are_refused_before_the_first_step(step: Any, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="parallel data needs blocks without batch normalisation"):
+        compress(tmp_path, pbd.FineTune(epochs=0), step, parallel="data")
     assert not (tmp_path / "run").exists()
