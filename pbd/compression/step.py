@@ -132,10 +132,10 @@ def check_settings(step: Step) -> None:
         UsageError: it cannot.
     """
     for name, value in settings_of(step).items():
-        found = _ADDRESS.search(repr(value))
-        if found is not None:
+        address = _ADDRESS.search(repr(value))
+        if address is not None:
             raise UsageError(
-                f"settings of a step must be the same in every process. Received: {found.group()} in {name} of "
+                f"settings of a step must be the same in every process. Received: {address.group()} in {name} of "
                 f"{name_of(step)}. Give a dataclass, or a function of a module."
             )
 
