@@ -24,7 +24,14 @@ if TYPE_CHECKING:
 
 _ADDRESS = re.compile(r"<[^<>]* at 0x[0-9a-f]+>")
 """In the text of an object: it differs from process to process."""
-_FUNCTIONS = (type, types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial)
+_FUNCTIONS = (
+    type,
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    types.MethodWrapperType,
+    functools.partial,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +180,7 @@ def _plain_function(function: Any) -> Any:
     """Return the module and the name of a function or class; of one within a function, a digest of its code as well."""
     if isinstance(function, functools.partial):
         return {"partial": [_plain(function.func), _plain(function.args), _plain(function.keywords)]}
-    name = f"{function.__module__}:{function.__qualname__}"
+    name = f"{getattr(function, '__module__', None) or 'builtins'}:{function.__qualname__}"
     if isinstance(function, types.MethodType):
         return {"method": name, "of": _plain(function.__self__)}
     if "<" not in name or not isinstance(function, types.FunctionType):

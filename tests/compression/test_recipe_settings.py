@@ -134,7 +134,8 @@ def test_functions_are_the_same_setting_in_every_process() -> None:
         return settings_of(Scaled(applied=value))["applied"]
 
     assert plain(factor_of) == f"{__name__}:factor_of"
-    assert plain(len) == "builtins:len"
+    assert [plain(each) for each in (len, [].append)] == ["builtins:len", "builtins:list.append"]
+    assert plain({}.__setitem__) == "builtins:dict.__setitem__"
     assert plain(layers.ReLU).endswith(":ReLU")
     same, as_same = (lambda x: [x + one for one in range(2)] for _ in range(2))
     assert plain(same) == plain(as_same)
