@@ -11,6 +11,7 @@ from pbd.analysis.checks import AVERAGE, FOURIER
 from pbd.analysis.similarity import Network
 from pbd.data import Data, Dataset
 from pbd.deploy import images
+from pbd.learning import class_counts
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import class_scores, log_probabilities
 from pbd.records.analysis_report import AnalysisReport, ClassChanges, PopulationAnalysis, StudentAnalysis
@@ -172,8 +173,12 @@ def _student(
     )
 
 
-def _changes(teacher: Predictions, student: Predictions, labels: np.ndarray) -> ClassChanges:
-    counts = ClassCounts(teacher.probabilities.shape[-1])
+def _changes(teacher: Predictions, student: Predictions, labels: np.ndarray) -> ClassChanges | None:
+    """Return what changes class by class; `None` if there are more than `MOST_CLASSES` classes."""
+    classes = teacher.probabilities.shape[-1]
+    if classes > class_counts.MOST_CLASSES:
+        return None
+    counts = ClassCounts(classes)
     counts.add(labels, teacher.classes, student.classes)
     old_ece, new_ece = (
         calibration.expected_calibration_error(each.probabilities, labels) for each in (teacher, student)

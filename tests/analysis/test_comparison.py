@@ -2,15 +2,18 @@
 
 import dataclasses
 import json
+from types import SimpleNamespace
+from typing import Any
 
 import keras
 import numpy as np
 import pytest
 
-from pbd.analysis import activations, similarity
+from pbd.analysis import activations, comparison, similarity
 from pbd.analysis.comparison import analyse
 from pbd.data import Data
 from pbd.errors import BadInputError, UsageError
+from pbd.learning import class_counts
 
 pytestmark = pytest.mark.usefixtures("eager_module")
 SHAPE = (6, 6, 3)
@@ -168,3 +171,11 @@ def test_a_network_without_finite_outputs_is_refused() -> None:
     broken.layers[-2].bias.assign([np.nan] * CLASSES)  # TensorFlow's fused ReLU makes 0 of NaN on some CPUs
     with pytest.raises(BadInputError, match="'student', with NaN or infinity for 50 of 50 images"):
         analyse(network(0), broken, data())
+
+
+def test_the_answers_to_too_many_classes_are_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
+    labels = np.array([0, 1])
+    predictions: Any = SimpleNamespace(probabilities=np.eye(2), classes=labels)
+    assert comparison._changes(predictions, predictions, labels) is not None
+    monkeypatch.setattr(class_counts, "MOST_CLASSES", 1)
+    assert comparison._changes(predictions, predictions, labels) is None
