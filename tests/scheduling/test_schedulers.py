@@ -1,8 +1,11 @@
 """Schedulers: each task once, the exact one exact, ties settled, errors said."""
 
 import itertools
+import math
+import operator
 import random
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 
@@ -147,6 +150,35 @@ def test_contiguous_is_exact_and_then_pays_least_in_all(grouped: bool) -> None:
             least = min((max(cut), sum(cut)) for cut in loads)
             assert (assignment.predicted_makespan_s, sum(assignment.predicted_load_s)) == pytest.approx(least)
             assert list(itertools.chain(*layout(assignment))) == list(range(len(tasks)))
+
+
+def first_cut(loads: list[list[float]], most: int, join: Any, limit: float = math.inf) -> tuple[float, list[int]]:
+    """Return the least value and the first ends of segments with it, task by task: the reference of `contiguous`."""
+    count, nothing = len(loads), (math.inf, list[int]())
+    best = [(0.0, list[int]()), *[nothing] * count]
+    answer = nothing
+    for _ in range(min(count, most)):
+        longer = [nothing] * (count + 1)
+        for start, end in itertools.combinations(range(count + 1), 2):
+            load = loads[start][end - start - 1]
+            value = join(best[start][0], load) if load <= limit else math.inf
+            if value < longer[end][0]:
+                longer[end] = (value, [*best[start][1], end])
+        best = longer
+        answer = min(answer, best[count], key=lambda each: each[0])
+    return answer
+
+
+@BOTH_MODES
+def test_contiguous_returns_the_first_of_equal_partitions(grouped: bool) -> None:
+    for seed in range(60):
+        tasks, costs = random_instance(seed, 1 + seed % 14, grouped)
+        loads = [list(each) for each in costs.run_loads_s(tasks)]
+        for num_workers in (1, 2, 4, 7):
+            makespan_s, _ = first_cut(loads, num_workers, max)
+            _, ends = first_cut(loads, num_workers, operator.add, makespan_s)
+            expected = [list(range(start, end)) for start, end in itertools.pairwise([0, *ends])]
+            assert [each for each in layout(contiguous(tasks, costs, num_workers)) if each] == expected
 
 
 def test_contiguous_leaves_workers_free_that_could_not_help() -> None:
