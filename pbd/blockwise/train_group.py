@@ -19,6 +19,7 @@ from pbd.collective import SINGLE, Collective, CollectiveAbortedError, Collectiv
 from pbd.errors import describe
 from pbd.learning.batch_statistics import BatchStatistics
 from pbd.learning.early_stopping import LearningCurve
+from pbd.learning.ghost_batch_norm import SMALLEST
 from pbd.networks import graph
 from pbd.records import BlockKey, BlockResult, BlockTask, Progress, ProgressCallback, TaskGroup
 from pbd.run_dir import error_files
@@ -224,7 +225,8 @@ def _estimate_batch_statistics(
     }
     if not statistics:
         return
-    for images, _ in dataset.batches("train", limit=FIT_IMAGES):
+    batch_size = max(dataset.batch_size, SMALLEST)  # one image of a 1x1 feature map has no variance
+    for images, _ in replace(dataset, batch_size=batch_size).batches("train", limit=FIT_IMAGES):
         watchdog.touch()
         features = prefix.predict_on_batch(images)
         for key, of_block in statistics.items():

@@ -4,12 +4,14 @@ Blocks were trained on the teacher's feature maps. In the student, errors of the
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import keras
 
 from pbd.collective import SINGLE, Collective
 from pbd.data import Dataset
+from pbd.learning import ghost_batch_norm
 from pbd.learning.batch_statistics import recalibrate_batch_norm
 from pbd.learning.metrics import Metrics
 from pbd.records import ProgressCallback, no_progress
@@ -66,15 +68,21 @@ def adapt(
         collective: The workers that have the other parts.
         emit: Called with the number of convolutions refitted.
     """
-    batches = [images for images, _ in dataset.batches("train", limit=ADAPTATION_IMAGES)]
+    batches = _images(dataset)
     validator, refitted, weights = Validator(teacher, dataset, collective), None, student.get_weights()
     if ends:
         # Refitting starts from the teacher's batch statistics: those of few images are less exact.
         refit(student, teacher, ends, batches, collective, emit=emit)
         refitted, new = validator.metrics(student), student.get_weights()
         student.set_weights(weights)
+    if dataset.batch_size < ghost_batch_norm.SMALLEST:  # one image has no variance behind `Dense`
+        batches = _images(replace(dataset, batch_size=ghost_batch_norm.SMALLEST))
     recalibrate_batch_norm(student, batches, collective)
     adapted = Adapted(validator.metrics(student), refitted)
     if adapted.is_better:
         student.set_weights(new)
     return adapted
+
+
+def _images(dataset: Dataset) -> list[Any]:
+    return [images for images, _ in dataset.batches("train", limit=ADAPTATION_IMAGES)]
