@@ -15,14 +15,15 @@ if TYPE_CHECKING:
 pytestmark = [pytest.mark.unit, pytest.mark.usefixtures("eager")]
 
 
-def test_a_normalisation_behind_a_dense_layer_has_a_variance_with_any_batch_size(dataset: Dataset) -> None:
+def test_what_lies_behind_a_normalisation_of_dense_outputs_varies_with_any_batch_size(dataset: Dataset) -> None:
     import keras
 
     from pbd.student.adaptation import adapt
 
     inputs = keras.Input(dataset.image_shape)
     x = keras.layers.Dense(4, name="hidden")(keras.layers.Flatten()(inputs))
-    x = keras.layers.BatchNormalization(name="norm")(x)
+    x = keras.layers.ReLU()(keras.layers.BatchNormalization()(x))  # of one image alone, its outputs are constant
+    x = keras.layers.BatchNormalization(name="norm")(keras.layers.Dense(4)(x))
     teacher = keras.Model(inputs, keras.layers.Dense(3, name="logits")(x))
 
     def statistics(batch_size: int, workers: int) -> list[np.ndarray]:
