@@ -16,7 +16,7 @@ from pbd.compression.step import name_of, settings_of
 from pbd.config import DistillationConfig, Feature
 from pbd.config.features import LOGITS
 from pbd.deploy import images as deploy_images
-from pbd.errors import BadInputError, MissingInputError, UsageError
+from pbd.errors import BadInputError, MissingInputError, PbdError, UsageError
 from tests.helpers.palette import CLASSES, SHAPE
 
 layers = keras.layers
@@ -106,14 +106,15 @@ def test_a_student_from_a_file_is_trained_again_if_the_file_changes(dataset: Any
 def test_a_student_that_has_learned_before_is_trained_with_care(
     network: Callable[[], keras.Model], learned: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begins, fine_tune = list[DistillationConfig](), Context.fine_tune
+    begins = list[DistillationConfig]()
 
-    def noted(context: Context, *arguments: Any, distillation: DistillationConfig, **options: Any) -> Any:
+    def noted(*_: Any, distillation: DistillationConfig, **__: Any) -> None:
         begins.append(distillation)
-        return fine_tune(context, *arguments, distillation=distillation, **options)
+        raise PbdError("stopped")
 
     monkeypatch.setattr(Context, "fine_tune", noted)
-    distilled(tmp_path, DistillInto(network(), epochs=1))
+    with pytest.raises(PbdError, match="stopped"):
+        distilled(tmp_path, DistillInto(network(), epochs=1))
     assert [each.from_random_weights for each in begins] == [not learned]
 
 

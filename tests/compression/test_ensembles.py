@@ -72,13 +72,20 @@ def test_answers_on_two_classes_have_one_output_or_two(mean: str, first: str, tm
     assert np.allclose(answers, expected, atol=1e-5)
 
 
-def test_an_ensemble_is_made_of_the_last_networks_of_its_members(tmp_path: Path) -> None:
+def test_an_ensemble_is_made_of_the_last_networks_of_its_members_and_reports_those_that_are_the_same(
+    tmp_path: Path,
+) -> None:
     members = [[Scaled(2.0)], [Scaled(-1.0), Scaled(3.0)]]
-    result = compress(tmp_path, pbd.Ensemble(members, mean="logits"))
+    result = compress(tmp_path, pbd.Ensemble(members, copies=2, mean="logits"))
     pixels = PIXELS[:8].astype(np.float32)
     expected = -0.5 * graph.flatten(teacher()).predict_on_batch(pixels)
     assert np.allclose(result.model.predict_on_batch(pixels), expected, atol=1e-4)
-    assert len(result.report.steps[1].details["members"]) == 2
+    (step,) = result.report.steps[1:]
+    assert len(step.details["members"]) == 4
+    assert [event.partition(":")[0] for event in step.events] == [
+        "members 1 and 3 are the same network",
+        "members 2 and 4 are the same network",
+    ]
 
 
 UNSPLIT = pbd.Data(train=(PIXELS, LABELS), test=(PIXELS[16:32], LABELS[16:32]), batch_size=16)
@@ -118,11 +125,3 @@ def test_copies_in_an_ensemble_differ_and_share_the_validation_images(step: Any,
     pairs = list(zip(first.get_weights(), second.get_weights(), strict=True))
     assert max(np.abs(one - two).max() for one, two in pairs) > 1e-3
     assert report.steps[1].events == ()
-
-
-def test_copies_that_are_the_same_network_are_reported(tmp_path: Path) -> None:
-    report = compress(tmp_path, pbd.Ensemble([[Scaled(2.0)], [Scaled(3.0)]], copies=2)).report
-    assert [event.partition(":")[0] for event in report.steps[1].events] == [
-        "members 1 and 3 are the same network",
-        "members 2 and 4 are the same network",
-    ]

@@ -104,6 +104,11 @@ def test_a_recipe_that_is_stopped_after_each_step_ends_with_the_same_network(
     pytest.importorskip("onnxruntime")
     settings = {"executor": "serial", "isolate": False, "steps": [STEPS[name] for name in RECIPE]}
     whole = pbd.compress(network(0, 8), DATA, **settings, run_dir=str(tmp_path / "whole"))
+    details = {row.name.partition(" ")[2]: row.details for row in whole.report.steps[1:]}
+    assert len(details["fine_tune"]["history"]) == 1
+    assert details["quantize"]["target"] == "onnx-int8"
+    assert (whole.run_dir / "steps/05-quantize/network_int8.onnx").is_file()
+    assert not list(whole.run_dir.rglob("fine_tuning"))
     write = StepFolder.write
 
     def write_and_stop(folder: StepFolder, finished: Any) -> None:

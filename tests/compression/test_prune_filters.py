@@ -200,13 +200,13 @@ def test_channels_that_others_represent_cost_nothing(dataset: Dataset) -> None:
     assert difference(predict(plain, IMAGES), predict(model, IMAGES)) > 0.1
 
 
-def test_the_share_follows_the_cubic_schedule(teacher: keras.Model, context: StepContext) -> None:
-    assert [schedule.cubic(0.8, number, 4) for number in (0, 1, 2, 4)] == pytest.approx([0, 0.4625, 0.7, 0.8])
-    training = {"epochs": 1, "learning_rate": 0.01, "loss": "kd_kl"}
-    step = PruneFilters(ratio=0.5, importance="batch_norm", rounds=2, refit=False, **training)
+def test_rounds_train_what_remains_with_losses_between_layers(teacher: keras.Model, context: StepContext) -> None:
+    at, fsp = Feature("at", "a", "a"), {"loss": "fsp", "student": ["a", "b"], "teacher": ["a", "b"]}
+    training = {"epochs": 1, "learning_rate": 0.01, "loss": "kd_kl", "features": [at, fsp]}
+    step = PruneFilters(ratio=0.5, importance="batch_norm", rounds=2, first_ratio=0.2, refit=False, **training)
     result = step.apply(teacher, context)
     records = result.details["rounds"]
-    assert [record["share"] for record in records] == pytest.approx([0.5 * (1 - 1 / 8), 0.5])
+    assert [record["share"] for record in records] == pytest.approx([0.2, 0.5])
     assert result.details["removed"] == pytest.approx(0.5, abs=0.04)
     settings = [(config.fine_tune_epochs, config.fine_tune_learning_rate, first) for config, first in context.trainings]
     assert settings == [(1, 0.01, 0), (1, 0.01, 1)]
@@ -214,21 +214,15 @@ def test_the_share_follows_the_cubic_schedule(teacher: keras.Model, context: Ste
     assert [row["epoch"] for row in result.details["history"]] == [1, 2]
     assert records[-1]["trained"]["kl"] <= records[-1]["pruned"]["kl"]
     assert {event[:8] for event in result.events} == {"round 1:", "round 2:"}
-
-
-def test_the_first_of_several_rounds_removes_its_share() -> None:
-    shares = [schedule.cubic(0.45, number, 3, first=0.1) for number in (1, 2, 3)]
-    assert shares == pytest.approx([0.1, 0.45 - 0.35 / 8, 0.45])
-
-
-def test_losses_between_layers_hold_in_every_round(teacher: keras.Model, context: StepContext) -> None:
-    at, fsp = Feature("at", "a", "a"), {"loss": "fsp", "student": ["a", "b"], "teacher": ["a", "b"]}
-    step = PruneFilters(ratio=0.5, rounds=2, first_ratio=0.2, epochs=1, refit=False, features=[at, fsp])
-    result = step.apply(teacher, context)
-    assert [record["share"] for record in result.details["rounds"]] == pytest.approx([0.2, 0.5])
     assert [each and each.features for each in context.distillations] == 2 * [(at, Feature(**fsp))]
     with pytest.raises(UsageError, match="layer of the student"):
         PruneFilters(features=Feature("at", "aa", "a")).apply(teacher, context)
+
+
+def test_the_share_follows_the_cubic_schedule_from_that_of_the_first_round() -> None:
+    assert [schedule.cubic(0.8, number, 4) for number in (0, 1, 2, 4)] == pytest.approx([0, 0.4625, 0.7, 0.8])
+    shares = [schedule.cubic(0.45, number, 3, first=0.1) for number in (1, 2, 3)]
+    assert shares == pytest.approx([0.1, 0.45 - 0.35 / 8, 0.45])
 
 
 def test_an_interrupted_step_goes_on_after_its_last_round(
@@ -236,6 +230,7 @@ def test_an_interrupted_step_goes_on_after_its_last_round(
 ) -> None:
     step = PruneFilters(ratio=0.5, rounds=2, importance="random", refit=False)
     whole = step.apply(teacher, StepContext(teacher, dataset, tmp_path / "whole"))
+    assert [record["share"] for record in whole.details["rounds"]] == pytest.approx([0.5 * (1 - 1 / 8), 0.5])
     first = StepContext(teacher, dataset, tmp_path / "parts")
     first.stop_at = 1
     with pytest.raises(Interruption):

@@ -125,15 +125,6 @@ def test_each_round_prunes_a_share_of_what_is_left(settings: dict[str, Any], sha
     assert PruneWeights(**settings).shares == pytest.approx(tuple(shares))
 
 
-def test_rounds_train_what_remains_and_zeros_stay(teacher: keras.Model, context: StepContext) -> None:
-    result = PruneWeights(ratio=0.75, rounds=2, epochs=1, learning_rate=0.01).apply(teacher, context)
-    settings = [(config.fine_tune_epochs, config.keep_zeros, first) for config, first in context.trainings]
-    assert settings == [(1, True, 0), (1, True, 1)]
-    assert np.mean(zeros_of(result.model)) == pytest.approx(0.75, abs=1e-3)
-    assert [row["epoch"] for row in result.details["history"]] == [1, 2]
-    assert result.details["rounds"][1]["trained"]["kl"] < result.details["rounds"][1]["pruned"]["kl"]
-
-
 def test_controls_have_as_many_zeros_and_train_random_weights(
     teacher: keras.Model, dataset: Dataset, tmp_path: Path
 ) -> None:
@@ -175,11 +166,18 @@ def test_weights_that_are_drawn_anew_depend_on_the_seed(teacher: keras.Model) ->
     assert set(shift) == set(mean) == {0.0}
 
 
-def test_an_interrupted_step_goes_on_after_its_last_round(
+def test_rounds_train_what_remains_and_an_interrupted_step_goes_on_after_its_last_round(
     teacher: keras.Model, dataset: Dataset, tmp_path: Path
 ) -> None:
-    step = PruneWeights(ratio=0.5, rounds=2)
-    whole = step.apply(teacher, StepContext(teacher, dataset, tmp_path / "whole"))
+    step = PruneWeights(ratio=0.75, rounds=2, epochs=1, learning_rate=0.01)
+    context = StepContext(teacher, dataset, tmp_path / "whole")
+    whole = step.apply(teacher, context)
+    settings = [(config.fine_tune_epochs, config.keep_zeros, epoch) for config, epoch in context.trainings]
+    assert settings == [(1, True, 0), (1, True, 1)]
+    assert np.mean(zeros_of(whole.model)) == pytest.approx(0.75, abs=1e-3), "zeros stay"
+    assert [row["epoch"] for row in whole.details["history"]] == [1, 2]
+    assert whole.details["rounds"][1]["trained"]["kl"] < whole.details["rounds"][1]["pruned"]["kl"]
+
     first = StepContext(teacher, dataset, tmp_path / "parts")
     first.stop_at = 1
     with pytest.raises(Interruption):

@@ -39,7 +39,7 @@ def test_zeros_stay_in_all_steps_that_follow(tmp_path: Path) -> None:
 
 
 def test_a_recipe_resumes_within_a_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    step = PruneFilters(ratio=0.5, rounds=2, epochs=1, refit=False)
+    step = PruneFilters(ratio=0.5, rounds=2, refit=False)
     whole = compress(tmp_path / "whole", step)
     write, removed = RoundFiles.write, list[object]()
     with monkeypatch.context() as patch:

@@ -38,10 +38,14 @@ def compress(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., C
     return run
 
 
-def test_training_for_integers_goes_on_from_its_checkpoint(
+def test_training_for_integers_shows_its_progress_and_goes_on_from_its_checkpoint(
     compress: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = compress("whole")
+    shown: list[Progress] = []
+    with monkeypatch.context() as watched:
+        watched.setattr("pbd.progress.LineProgress.update", lambda _, event: shown.append(event))
+        whole = compress("whole")
+    assert {event.epoch for event in shown if event.label == "fine-tuning"} == {1, 2, 3}
     (step,) = whole.report.steps[1:]
     assert step.details["method"] == "qat"
     write, epochs = CheckpointFile.write, list[int]()
@@ -90,24 +94,15 @@ def test_two_workers_train_the_network_that_one_trains(tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     np.savez(tmp_path / "images.npz", x_train=PIXELS, y_train=LABELS, x_test=PIXELS, y_test=LABELS)
     data = pbd.Data.load(str(tmp_path / "images.npz"), batch_size=16, validation_fraction=0.5)
-    states = []
+    model, context = network_and_context(teacher(), data, tmp_path / "run")
+    step, states = dataclasses.replace(STEP, epochs=2), list[FineTuneState]()
     for count in (1, 2):
-        model, context = network_and_context(teacher(), data, tmp_path / f"of {count}")
-        workers = Recorded(count)
-        STEP.apply(model, dataclasses.replace(context, executor=workers))  # type: ignore[arg-type]
+        workers, journal = Recorded(count), Journal.create(tmp_path / f"of {count}", {})
+        step.apply(model, dataclasses.replace(context, executor=workers, journal=journal))  # type: ignore[arg-type]
         states += workers.states
     alone, together = states
     losses = [[row["loss"] for row in state.history] for state in states]
-    assert len(losses[0]) == STEP.epochs
+    assert len(losses[0]) == step.epochs
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     for expected, weights in zip(alone.best_weights, together.best_weights, strict=True):
         np.testing.assert_allclose(weights, expected, atol=1e-4)
-
-
-def test_training_for_integers_shows_its_progress(
-    compress: Callable[..., Compressed], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    shown: list[Progress] = []
-    monkeypatch.setattr("pbd.progress.LineProgress.update", lambda _, event: shown.append(event))
-    compress("run")
-    assert {event.epoch for event in shown if event.label == "fine-tuning"} == {1, 2, 3}

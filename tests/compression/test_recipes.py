@@ -244,17 +244,6 @@ def test_each_training_of_a_step_begins_with_the_weights_that_it_is_given(tmp_pa
     assert np.abs(twice - 10 * once).max() < np.abs(twice - once).max()
 
 
-def test_steps_train_and_quantise(tmp_path: Path) -> None:
-    pytest.importorskip("onnxruntime")
-    steps = [pbd.FineTune(epochs=2, loss="kd_kl", scope="no_1x1_dense"), pbd.Quantize(target="onnx-int8")]
-    result = compress(tmp_path, *steps)
-    tuned, quantized = result.report.steps[1:]
-    assert len(tuned.details["history"]) == 2
-    assert quantized.details["target"] == "onnx-int8"
-    assert (result.run_dir / "steps/02-quantize/network_int8.onnx").is_file()
-    assert not list(result.run_dir.rglob("fine_tuning"))
-
-
 def test_status_and_report_know_a_recipe(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(PbdError, match="stopped"):
         compress(tmp_path, Scaled(), Scaled(3.0, fails=True))

@@ -44,18 +44,19 @@ def test_the_whole_table_is_measured_beside_that_of_the_source(
     network().save(teacher)
     limits = ["--train-limit=40", "--validation-limit=32", "--test-limit=100", "--similarity-images=60"]
     options = [*limits, "--teacher", str(teacher), "--batch-size=32", "--rounds=1", "--percents", "20"]
-    arguments = ["--quick", *options, "--runs", str(tmp_path / "runs"), "--csv", str(table)]
+    methods = ["pruning alone", "FSP", "FSP+KD", "SP+KD", "AT+KD"]
+    arguments = ["--quick", *options, "--runs", str(tmp_path / "runs"), "--csv", str(table), "--methods", *methods]
     assert bias.main(arguments) == 0
     text = " ".join(capsys.readouterr().out.split())
     for words in ("Some classes reduced to 20% of their images", "KD beside FSP changes CEV", "theirs AT+KD (852)"):
         assert words in text
     with table.open(newline="") as file:
         rows = {row["method"]: row for row in csv.DictReader(file)}
-    assert set(rows) == set(bias_runs.METHODS)
+    assert set(rows) == set(methods)
     assert float(rows["AT+KD"]["their_cev"]) == 851.694
     assert all(0 < float(row["svcca_1"]) < 1 and row["svcca_3"] == row["pies"] == "" for row in rows.values())
     assert all(float(row["cev"]) > 0 for row in rows.values())
-    assert len({row["svcca_fc"] for row in rows.values()}) == 10, "each method trains on other losses"
+    assert len({row["svcca_fc"] for row in rows.values()}) == 5, "each method trains on other losses"
 
     def repeated(*_: object, **__: object) -> None:
         raise AssertionError("a network that is complete is not analysed again")
