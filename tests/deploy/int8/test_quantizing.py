@@ -1,5 +1,6 @@
 """8-bit integers after training: accuracy, layers that stay in float32, and what is refused."""
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from pbd import cli
 from pbd.deploy import exporting, portable, targets
 from pbd.deploy.int8 import quantizing, sensitivity
 from pbd.deploy.int8.quantizing import Quantized
+from pbd.deploy.runtimes import litert_files
 from pbd.errors import BadInputError, PbdError
 from pbd.networks import graph
 from pbd.system import processor
@@ -19,6 +21,8 @@ from tests.deploy.small_networks import classifier, data, images
 
 TARGETS = ("onnx-int8", "openvino-int8", "litert-int8")
 SUFFIXES = {"onnx-int8": ".onnx", "openvino-int8": ".xml", "litert-int8": ".tflite"}
+NOT_COMPACT = "not_compact.tflite"
+"""The file of LiteRT before it is made compact, beside that of the fixture `quantized`."""
 
 
 def needs(target: str) -> None:
@@ -44,7 +48,15 @@ def quantized(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
     """A network that loses little, in 8-bit integers."""
     target, model = request.param, classifier()
     needs(target)
-    return pbd.quantize(model, data(model), tmp_path_factory.mktemp("8 bits") / f"a{SUFFIXES[target]}", max_drop=0.2)
+    folder, compact = tmp_path_factory.mktemp("8 bits"), litert_files.compact
+
+    def copy_and_compact(path: Path) -> None:
+        shutil.copy(path, folder / NOT_COMPACT)
+        compact(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(litert_files, "compact", copy_and_compact)
+        return pbd.quantize(model, data(model), folder / f"a{SUFFIXES[target]}", max_drop=0.2)
 
 
 def test_a_network_keeps_its_accuracy_in_8_bits(quantized: Quantized, tmp_path: Path) -> None:
@@ -61,6 +73,7 @@ def test_a_network_keeps_its_accuracy_in_8_bits(quantized: Quantized, tmp_path: 
     assert quantized.size_bytes < exporting.size_of(float32)
 
 
+@pytest.mark.parametrize("quantized", ["onnx-int8"], indirect=True)  # which layers stay is chosen alike for all
 def test_sensitive_layers_stay_in_float32(quantized: Quantized, tmp_path: Path) -> None:
     model, limit = fragile(), 0.05
     path = tmp_path / quantized.path.name
@@ -70,6 +83,22 @@ def test_sensitive_layers_stay_in_float32(quantized: Quantized, tmp_path: Path) 
     ratios = [mixed.signal_to_noise_db[name] for name in mixed.kept_float]
     assert ratios == sorted(mixed.signal_to_noise_db.values())[: len(ratios)]
     assert mixed.size_bytes > quantized.size_bytes, "the other network has the same layers, all in 8 bits"
+
+
+@pytest.mark.parametrize("quantized", ["litert-int8"], indirect=True)
+def test_a_compact_file_of_litert_computes_the_same(quantized: Quantized) -> None:
+    before, target = quantized.path.with_name(NOT_COMPACT), targets.TARGETS["litert-int8"]
+    pixels = images(8).astype(np.float32)
+    assert quantized.size_bytes < 0.9 * before.stat().st_size
+    outputs, expected = (target.load(path, 1)(pixels) for path in (quantized.path, before))
+    assert np.array_equal(outputs, expected)
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    interpreter = Interpreter(str(quantized.path))
+    assert all(each["name"] for each in (*interpreter.get_input_details(), *interpreter.get_output_details()))
+    ((_, tensors),) = interpreter.get_signature_list().items()
+    assert tensors["inputs"] == ["image"]
 
 
 def test_the_file_has_the_fewest_layers_in_float32_that_are_enough(
