@@ -101,7 +101,7 @@ def output_before_activation(design: str) -> np.ndarray:
 
 
 @pytest.mark.parametrize("design", FIRST_AND_LAST)
-@pytest.mark.parametrize("activation", ["linear", "relu", "tanh", "leaky_relu", "silu"])
+@pytest.mark.parametrize("activation", ["linear", "relu", "leaky_relu"])
 def test_a_block_ends_with_the_activation_of_its_layer(design: str, activation: str) -> None:
     layer = record(channels=8, filters=16, activation=activation)
     output = output_of(blocks.build_block(blocks.get(design), layer, seed=0), layer)

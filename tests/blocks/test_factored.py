@@ -22,6 +22,7 @@ from pbd.records import Layer
 from tests.blocks.test_blocks import GEOMETRIES
 from tests.blocks.test_initialisation import smooth_images
 from tests.helpers import lean_keras
+from tests.student import test_narrow_students
 
 EXACT = [SpatialSvd(10_000), Tucker2(100)]
 GROUPED: list[dict[str, Any]] = [
@@ -200,20 +201,35 @@ def test_the_bias_cancels_the_mean_error(name: str) -> None:
     np.testing.assert_allclose(output, target, atol=1e-4)
 
 
-def test_a_file_with_blocks_is_loaded_without_pbd(tmp_path: Path) -> None:
+LOAD_WITHOUT_PBD = """
+import keras, numpy
+for name in ("blocks", "student"):
+    model = keras.models.load_model(f"{name}.keras", compile=False)
+    numpy.save(f"{name}_outputs.npy", model.predict_on_batch(numpy.load(f"{name}_images.npy")))
+assert "pbd" not in sys.modules
+"""
+
+
+def test_files_with_blocks_are_loaded_without_pbd(tmp_path: Path) -> None:
+    """Also that of a student whose block reads some channels, and whose other channels are gone."""
     layer = layer_of(channels=16, activation="relu")[1]
     images = smooth_images(2, 11, 16, seed=1)
     inputs = keras.Input(layer.input_shape)
     outputs = [blocks.get(name).build(inputs, replace(layer, name=name), seed=0) for name in FITTED]
-    model = keras.Model(inputs, keras.layers.Add()(outputs))
-    model.save(tmp_path / "model.keras")
-    np.save(tmp_path / "images.npy", images)
-    script = lean_keras.HIDE_OPTIONAL + (
-        "import keras, numpy; model = keras.models.load_model('model.keras', compile=False); "
-        "numpy.save('outputs.npy', model.predict_on_batch(numpy.load('images.npy'))); assert 'pbd' not in sys.modules"
-    )
+    narrow = test_narrow_students.teacher()
+    student = test_narrow_students.assembled(narrow, *test_narrow_students.fitted(narrow))
+    saved = {
+        "blocks": (keras.Model(inputs, keras.layers.Add()(outputs)), images),
+        "student": (student, test_narrow_students.IMAGES),
+    }
+    for name, (model, images) in saved.items():
+        model.save(tmp_path / f"{name}.keras")
+        np.save(tmp_path / f"{name}_images.npy", images)
+    script = lean_keras.HIDE_OPTIONAL + LOAD_WITHOUT_PBD
     subprocess.run([sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True)
-    np.testing.assert_allclose(np.load(tmp_path / "outputs.npy"), model.predict_on_batch(images), atol=1e-5)
+    for name, (model, images) in saved.items():
+        computed = np.load(tmp_path / f"{name}_outputs.npy")
+        np.testing.assert_allclose(computed, model.predict_on_batch(images), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["spatial_svd_r33", "tucker2_r50"])

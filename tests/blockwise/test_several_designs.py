@@ -30,11 +30,11 @@ class Setting:
     base: TrainingContext
     tasks: dict[BlockKey, BlockTask]
 
-    def train(self, keys: Sequence[tuple[str, str]], epochs: int, block_init: str) -> dict[BlockKey, BlockResult]:
+    def train(self, keys: Sequence[tuple[str, str]], epochs: int) -> dict[BlockKey, BlockResult]:
         """Train these tasks as a group of a new run."""
         journal = Journal.create(self.base.journal.path.parent / uuid.uuid4().hex, {})
         training = dataclasses.replace(self.base.training, epochs=epochs)
-        context = dataclasses.replace(self.base, journal=journal, training=training, block_init=block_init)
+        context = dataclasses.replace(self.base, journal=journal, training=training)
         group = TaskGroup(tuple(self.tasks[BlockKey(*key)] for key in keys))
         results = {result.key: result for result in train_group(context, group, lambda event: None)}
         assert journal.committed_blocks().keys() == results.keys()
@@ -60,14 +60,13 @@ def setting(tmp_path_factory: pytest.TempPathFactory) -> Setting:
     return Setting(base, {task.key: task for task in tasks})
 
 
-@pytest.mark.parametrize("block_init", ["fitted", "kernel"])
 @pytest.mark.parametrize("epochs", [0, 1])
-def test_designs_in_one_group_are_trained_as_each_alone(setting: Setting, epochs: int, block_init: str) -> None:
+def test_designs_in_one_group_are_trained_as_each_alone(setting: Setting, epochs: int) -> None:
     designs = ["two_layer", "decoupled_r2"]
-    together = setting.train([(layer, one) for layer in ("second", "third") for one in designs], epochs, block_init)
+    together = setting.train([(layer, one) for layer in ("second", "third") for one in designs], epochs)
     assert len(together) == 4
     for design in designs:
-        alone = setting.train([(layer, design) for layer in ("second", "third")], epochs, block_init)
+        alone = setting.train([(layer, design) for layer in ("second", "third")], epochs)
         for key, result in alone.items():
             assert result.status == together[key].status == "trained", (result.error, together[key].error)
             assert result.weights.keys() == together[key].weights.keys()
@@ -80,7 +79,7 @@ def test_designs_in_one_group_are_trained_as_each_alone(setting: Setting, epochs
 @pytest.mark.parametrize("others", [[], [("sum", "merge"), ("second", "decoupled_r1")]], ids=["alone", "with others"])
 def test_a_block_without_weights_is_scored_and_not_trained(setting: Setting, others: list[Any]) -> None:
     drop = BlockKey("sum", "drop")
-    results = setting.train([drop, *others], epochs=1, block_init="fitted")
+    results = setting.train([drop, *others], epochs=1)
     assert len(results) == 1 + len(others)
     for key, result in results.items():
         assert result.status == "trained", result.error
@@ -98,5 +97,5 @@ def test_without_epochs_nothing_is_traced_for_training(setting: Setting, monkeyp
 
     monkeypatch.setattr(distiller, "TracedGroup", fail)
     monkeypatch.setattr(train_group, "target_variances", fail)
-    (result,) = setting.train([("second", "decoupled_r1")], epochs=0, block_init="fitted").values()
+    (result,) = setting.train([("second", "decoupled_r1")], epochs=0).values()
     assert (result.status, result.loss_history, result.nmse_history) == ("trained", (), ())

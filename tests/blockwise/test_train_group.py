@@ -41,16 +41,13 @@ def trained(context: tuple[Any, Tasks], block: str, precision: str) -> BlockResu
     return train(changed(context, **settings), context[1][:1])["second"]
 
 
-@pytest.fixture(scope="module", params=["decoupled_r2", "two_layer"])
-def in_float32(request: pytest.FixtureRequest, context: tuple[Any, Tasks]) -> BlockResult:
-    return trained(context, request.param, "float32")
-
-
-@pytest.mark.parametrize(("precision", "apart"), [("bfloat16", 0.1), ("float16", 0.02)])
+@pytest.mark.parametrize(
+    ("block", "precision", "apart"), [("decoupled_r2", "bfloat16", 0.1), ("two_layer", "float16", 0.02)]
+)
 def test_in_half_precision_nearly_the_same_block_is_trained(
-    precision: str, apart: float, in_float32: BlockResult, context: tuple[Any, Tasks]
+    block: str, precision: str, apart: float, context: tuple[Any, Tasks]
 ) -> None:
-    received, expected = trained(context, in_float32.design, precision), in_float32
+    received, expected = (trained(context, block, each) for each in (precision, "float32"))
     assert {value.dtype for value in received.weights.values()} == {np.dtype("float32")}
     assert received.nmse == pytest.approx(expected.nmse, rel=apart)
     assert received.loss_history[-1] < 0.9 * received.loss_history[0]

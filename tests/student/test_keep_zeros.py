@@ -22,7 +22,7 @@ from pbd.student.validation import Validator
 from tests.helpers.palette import damage, ignore, make_dataset, trained_teacher
 from tests.helpers.thread_collective import run_threads
 
-pytestmark = [pytest.mark.usefixtures("eager"), pytest.mark.jax]
+pytestmark = pytest.mark.usefixtures("eager")
 
 START = Metrics(0.1, 0.1, 9.0)
 CONFIG = StudentConfig(fine_tune_epochs=3, fine_tune_learning_rate=0.01, keep_zeros=True)
@@ -66,7 +66,7 @@ def weights(model: keras.Model) -> np.ndarray:
     return np.concatenate([weight.ravel() for weight in model.get_weights()])
 
 
-@pytest.mark.parametrize("keep_zeros", [True, False])
+@pytest.mark.parametrize("keep_zeros", [pytest.param(True, marks=pytest.mark.jax), False])
 def test_zeros_stay_if_they_are_kept(
     keep_zeros: bool, pruned: Callable[[], keras.Model], teacher: keras.Model, dataset: Dataset
 ) -> None:
@@ -97,10 +97,11 @@ def test_several_workers_keep_the_same_zeros(
         assert not np.array_equal(weights(student), weights(before))
 
 
+@pytest.mark.jax
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="on other backends, these are ordinary steps")
 def test_steps_that_are_compiled_together_keep_zeros(
     pruned: Callable[[], keras.Model], teacher: keras.Model, dataset: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """On JAX; on other backends, these are ordinary steps."""
     monkeypatch.setattr(scanned_steps.devices, "has_accelerator", lambda: True)
     student = pruned()
     config = dataclasses.replace(CONFIG, fine_tune_epochs=1)
@@ -113,6 +114,7 @@ class Interruption(Exception):
     """Stands for the end of the process between two epochs."""
 
 
+@pytest.mark.jax
 def test_rolled_back_and_resumed_the_zeros_and_the_result_are_the_same(
     pruned: Callable[[], keras.Model],
     teacher: keras.Model,

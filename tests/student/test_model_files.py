@@ -84,6 +84,9 @@ def is_computed_right(model: keras.Model) -> bool:
 WITHOUT_FUSED_KERNELS = """
 import sys
 from pathlib import Path
+from pbd.system import backend
+backend.dedicate_process()
+backend.load()
 import keras, numpy
 from pbd.student import model_files
 path = Path(sys.argv[1])

@@ -63,8 +63,14 @@ class Script:
 
 
 @pytest.fixture
+def one_step(two_steps: Dataset) -> Dataset:
+    """The images, with one step in each epoch."""
+    return dataclasses.replace(two_steps, batch_size=96)
+
+
+@pytest.fixture
 def follow(
-    monkeypatch: pytest.MonkeyPatch, teacher: keras.Model, student: keras.Model, two_steps: Dataset
+    monkeypatch: pytest.MonkeyPatch, teacher: keras.Model, student: keras.Model, one_step: Dataset
 ) -> Iterator[Callable[..., tuple[FineTuneState, Script]]]:
     """Return a function that tunes the student from (0.5, 1.0) under such a script."""
 
@@ -77,7 +83,7 @@ def follow(
         config = StudentConfig(
             fine_tune_epochs=epochs, fine_tune_learning_rate=0.008, fine_tune_loss=loss, fine_tune_keep=keep
         )
-        return fine_tuning.fine_tune(student, teacher, two_steps, config, Metrics(0.5, 0.5, 1.0), ignore), script
+        return fine_tuning.fine_tune(student, teacher, one_step, config, Metrics(0.5, 0.5, 1.0), ignore), script
 
     return run
 
@@ -132,7 +138,7 @@ def test_the_start_remains_if_no_epoch_is_better(
 
 
 def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the_learning_rate(
-    student: keras.Model, two_steps: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
+    student: keras.Model, one_step: Dataset, follow: Callable[..., tuple[FineTuneState, Script]]
 ) -> None:
     """Epoch 2 falls below half of the 0.8 before it, is repeated, and so is epoch 3, whose divergence has no number."""
     tuning, script = follow((0.8, 0.5), (0.39, 3.0), (0.6, 2.0), (0.8, float("nan")), (0.9, 0.2), epochs=3)
@@ -145,7 +151,7 @@ def test_a_collapsed_epoch_is_repeated_from_the_best_weights_at_a_quarter_of_the
     assert tuning.best == Metrics(0.9, 0.9, 0.2)
     assert is_at(student, script.seen[-1])
     ends = [weights[0] for weights in script.seen]  # the stem's kernel; a step of Adam is about its rate
-    farthest = 1.2 * two_steps.steps_per_epoch * 0.002
+    farthest = 1.2 * one_step.steps_per_epoch * 0.002
     assert np.abs(ends[2] - ends[0]).max() < farthest, "epoch 2 began again from the end of epoch 1"
     assert np.abs(ends[1] - ends[0]).max() > farthest
 
