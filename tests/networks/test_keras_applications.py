@@ -27,10 +27,8 @@ BLOCK = "two_layer"
 # The networks have fewer blocks than those in the literature, of every kind.
 NETWORKS = {
     "VGG16": (13, 12, 32),
-    "ResNet50": (5, 5, 64),
     "ResNet50V2": (5, 5, 64),
     "DenseNet121": (7, 7, 64),
-    "InceptionV3": (22, 21, 75),
     "MobileNetV2": (1, 0, 64),
 }
 load = functools.cache(files.load)

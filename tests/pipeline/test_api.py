@@ -63,15 +63,39 @@ def test_contradictions_and_arguments_of_other_types_are_refused(arguments: dict
         pbd.distill(**arguments)
 
 
-ARRAYS = """
-import json, os, random, sys
+WITHOUT_A_CHILD = """
+import logging, os, random, sys, threadpoolctl
 import numpy as np
-from threadpoolctl import threadpool_info
+from pbd.config import ExecutionConfig
+from pbd.executors import open_executor
 
 def state():
-    threads = sorted((pool["internal_api"], pool["num_threads"]) for pool in threadpool_info())
-    return [sorted(os.environ.items()), threads, np.random.get_state()[1][:5].tolist(), list(random.getstate()[1][:5])]
+    return (
+        dict(os.environ), [(lib["filepath"], lib["num_threads"]) for lib in threadpoolctl.threadpool_info()],
+        random.getstate(), np.random.get_state()[1].tolist(), logging.getLogger("tensorflow").level,
+    )
 
+def work():
+    import keras
+    random.random(), np.random.rand()
+    assert os.environ["TF_NUM_INTRAOP_THREADS"] == "1"
+    return keras.layers.Dense(2)(np.ones((1, 3))).shape
+
+before = state()
+executor = open_executor(ExecutionConfig(executor="serial", isolate=False, threads_per_worker=1))
+assert executor.call(work) == (1, 2)
+executor.finish(None)
+after = state()
+added = {name: value for name, value in after[0].items() if before[0].get(name) != value}
+assert not any(name.startswith(("PBD", "OMP", "TF_NUM", "TF_CPP", "TF_FORCE", "XLA", "CUDA")) for name in added), added
+assert all(after[0].get(name) == value for name, value in before[0].items())
+assert dict(after[1]).items() >= dict(before[1]).items(), (before[1], after[1])
+assert after[2:] == before[2:]
+assert "tensorflow" in sys.modules
+"""
+"""The beginning of a script: work in its process, where nothing has loaded TensorFlow before."""
+ARRAYS = """
+import json
 import keras, pbd
 draws = np.random.default_rng(0)
 x, y = draws.integers(0, 256, (96, 8, 8, 8), dtype=np.uint8), np.arange(96) % 3
@@ -94,10 +118,11 @@ print(json.dumps([list(scores.shape), result.report.student.params, result.table
 
 
 def test_arrays_from_python_and_the_process_is_left_as_it_was(tmp_path: Path) -> None:
+    """TensorFlow itself sets variables when it is imported for the first time: only those may be new."""
     run_dir = tmp_path / "run"
-    command = [sys.executable, "-c", ARRAYS, str(run_dir)]
-    paths = os.environ | {"PYTHONPATH": short_latencies.PATHS}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=paths)
+    command = [sys.executable, "-c", WITHOUT_A_CHILD + ARRAYS, str(run_dir)]
+    lean = {"PATH": os.environ["PATH"], "PYTHONPATH": os.pathsep.join([short_latencies.PATHS, *sys.path])}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE_S, env=lean)
     assert done.returncode == 0, done.stderr
     shape, params, rows, directory = json.loads(done.stdout.splitlines()[-1])
     assert shape == [4, 3]

@@ -19,6 +19,7 @@ from pbd.pipeline import built_in, prepare
 from pbd.pipeline.prepare import check_designs
 from pbd.progress import ProgressDisplay
 from pbd.run_dir.journal import Journal
+from tests.helpers.small_run import tiny_digits_network
 
 
 @pytest.mark.parametrize(
@@ -213,7 +214,9 @@ def test_a_folder_of_images_counts_by_its_path(tmp_path: Path, monkeypatch: pyte
         pass
 
 
+@pytest.mark.usefixtures("eager")
 def test_a_built_in_teacher_is_trained_anew_for_other_arrays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(built_in.BUILT_IN, "digits_cnn", tiny_digits_network)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     images = IMAGES[..., :1]
     for number, labels in enumerate((LABELS, LABELS[::-1], LABELS)):

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.helpers.small_run import SMALL, small_teacher
+from tests.helpers.small_run import SMALL, small_teacher, tiny_digits_network
 
 pytestmark = pytest.mark.usefixtures("eager_module")
 
@@ -29,17 +29,6 @@ def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
         assert row["val_accuracy"] is None
         assert f"{row['val_agreement']:.4f}" in row["reason"]
         assert "agreement" in row["reason"]
-
-
-def tiny_digits_network(shape: tuple[int, int, int], classes: int) -> Any:
-    """Return what stands in for the built-in network: a hundredth of its multiply-accumulates."""
-    import keras
-
-    x = inputs = keras.Input(shape)
-    x = keras.layers.Rescaling(1 / 127.5, offset=-1.0)(x)
-    for name, filters in (("conv1_1", 16), ("conv3_1", 32)):
-        x = keras.layers.Conv2D(filters, 3, strides=2, padding="same", activation="relu", name=name)(x)
-    return keras.Model(inputs, keras.layers.Dense(classes)(keras.layers.Flatten()(x)), name="digits_cnn")
 
 
 def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
