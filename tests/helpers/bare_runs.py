@@ -1,13 +1,13 @@
 """Runs that leave out what only describes the networks: the check of the teacher, and the measurement where deployed.
 
 For tests of how blocks and students are computed. With a teacher of random weights they are a third of the CPU time of
-a small run. What they find is in the report alone.
+a small run. What they find is in the report alone. Their graphs, which run for a few steps, are rewritten little.
 """
 
 import os
 from types import ModuleType
 
-from tests.helpers import after_import
+from tests.helpers import after_import, short_graphs
 
 ENVIRONMENT = "PBD_TESTS_BARE_RUNS"
 """If it is set, the processes of a run with `tests/faults/path` or `tests/helpers/path` on `PYTHONPATH` omit them."""
@@ -17,6 +17,7 @@ def install() -> None:
     """Leave them out in this process, which has not loaded their modules yet."""
     after_import.change("pbd.deploy.deployment", _undeployed)
     after_import.change("pbd.pipeline.teacher_check", _unchecked)
+    after_import.change("pbd.learning.flat_adam", _rewritten_little)  # a part of every training
 
 
 def install_if_asked() -> None:
@@ -31,3 +32,10 @@ def _undeployed(deployment: ModuleType) -> None:
 
 def _unchecked(teacher_check: ModuleType) -> None:
     teacher_check.check = lambda *_: ()  # type: ignore[attr-defined]
+
+
+def _rewritten_little(_: ModuleType) -> None:
+    import keras
+
+    if keras.backend.backend() == "tensorflow":
+        short_graphs.rewrite_little()

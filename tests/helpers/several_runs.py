@@ -6,7 +6,7 @@ One start of Python and TensorFlow serves several runs; under `mpirun` every ran
 import json
 import sys
 
-from tests.helpers import bare_runs, short_graphs
+from tests.helpers import bare_runs
 
 
 def main() -> None:
@@ -17,8 +17,6 @@ def main() -> None:
 
     backend.dedicate_process()
     backend.load()
-    if backend.name() == "tensorflow":
-        short_graphs.rewrite_little()
     for settings in json.loads(sys.argv[1]):
         pbd.distill(**settings)
 
