@@ -1,5 +1,6 @@
 """Every example runs without changes, on small data; latencies are measured for a moment only."""
 
+import functools
 import os
 import runpy
 import subprocess
@@ -23,7 +24,7 @@ SBATCH = """#!/usr/bin/env bash
 # Runs the batch script here and now, as a job of two tasks.
 while [[ $1 == --* ]]; do shift; done
 export SLURM_JOB_ID=1 SLURM_NTASKS=2 SLURM_SUBMIT_DIR=$PWD PBD_PYTHON=python
-exec bash "$@" --threads-per-worker 1
+exec bash "$@" --threads-per-worker 1 --no-isolate
 """
 
 
@@ -84,12 +85,12 @@ def test_scripts_run(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Here, where TensorFlow is loaded; what the scripts start are processes of their own."""
+    """In this process, where TensorFlow is loaded."""
+    import pbd
     from pbd.deploy import deployment
 
     monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed((), ()))
-    for name, value in (BARE | {"PYTHONPATH": short_latencies.PATHS}).items():
-        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(pbd, "distill", functools.partial(pbd.distill, isolate=False))
     monkeypatch.setattr(sys, "argv", [script, *(str(files / name) for name in inputs), str(tmp_path / "run")])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert expected in capsys.readouterr().out
