@@ -139,7 +139,7 @@ def test_a_number_too_large_for_a_float_is_refused(setting: str, tmp_path: Path)
 def test_a_settings_file_damaged_at_random_is_read_or_refused(tmp_path: Path) -> None:
     file, draws, outcomes = tmp_path / "settings.toml", random.Random(0), {"read": 0, "refused": 0}
     whole = b'epochs = 3\nbatch-size = 16\nlayers = ["conv1*", "^conv1_2"]\nlearning-rate = 0.01\nlabels = true\n'
-    for _ in range(300):
+    for _ in range(120):
         content = bytearray(whole)
         for _ in range(draws.randint(1, 3)):
             content[draws.randrange(len(content))] = draws.choice(b'0123456789-=.#"[]{}\n\x00\xff\tabcdefnix')
@@ -151,7 +151,7 @@ def test_a_settings_file_damaged_at_random_is_read_or_refused(tmp_path: Path) ->
             outcome, said = "refused", str(error)
         assert outcome == "read" or "\n" not in said
         outcomes[outcome] += 1
-    assert min(outcomes.values()) > 10
+    assert min(outcomes.values()) > 5
 
 
 def one_line_refusal(tmp_path: Path, *arguments: str) -> tuple[int, str]:
