@@ -29,7 +29,6 @@ from pbd.config import DataConfig, ExecutionConfig, RunConfig, StudentConfig, Te
 from pbd.config.values import as_kind
 from pbd.errors import FINISHED_WITH_FAILED_BLOCKS, UsageError
 from pbd.pipeline import command
-from pbd.run_dir.steps import failed_blocks
 from pbd.system import launcher
 
 if TYPE_CHECKING:
@@ -133,5 +132,7 @@ def _run(settings: Settings) -> int:
         from pbd.report import recipes
 
         LastingConsole().print(recipes.summary(finished))
+    from pbd.run_dir.steps import failed_blocks  # loads NumPy
+
     failed = any(failed_blocks(step.details) for step in finished.steps)
     return FINISHED_WITH_FAILED_BLOCKS if failed else 0
