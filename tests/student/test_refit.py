@@ -252,7 +252,7 @@ def test_a_student_that_refitting_does_not_improve_keeps_its_kernels(
     teacher: keras.Model, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class Images:
-        labelled = False
+        labelled, batch_size = False, 32
 
         def batches(self, split: str, limit: int | None = None) -> list[tuple[np.ndarray, np.ndarray]]:
             return [(batch, np.zeros(len(batch), int)) for batch in images()]
