@@ -201,18 +201,12 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
 
 
 def _check_weights(model: keras.Model) -> None:
-    """Check that no layer has other weights than those of its type.
-
-    Raises:
-        BadInputError: one is quantised, or has low-rank adapters.
-    """
+    """Refuse layers that Keras has quantised or given adapters: they have other weights than those of their type."""
     for layer in layers(model):
-        mode = getattr(layer, "quantization_mode", None)
-        if mode is not None or getattr(layer, "lora_enabled", False):
+        if getattr(layer, "quantization_mode", None) or getattr(layer, "lora_enabled", False):
             raise BadInputError(
-                f"the layers of the network must have their usual weights. Received: {layer.name!r}, which "
-                f"{'has LoRA adapters' if mode is None else f'is quantised to {mode}'}. Give the network before "
-                f"{'enable_lora' if mode is None else 'model.quantize: pbd.quantize writes the student in int8'}."
+                "the layers of the network must have their usual weights. "
+                f"Received: {layer.name!r}, quantised or with LoRA adapters. Give the network as it was before."
             )
 
 
