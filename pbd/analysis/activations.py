@@ -11,7 +11,7 @@ import numpy as np
 from pbd.data import Dataset, IndexedSplit
 from pbd.errors import UsageError, unknown_name
 from pbd.learning.metrics import pad_batches
-from pbd.networks import folding, graph, precision
+from pbd.networks import folding, graph, heads, precision
 from pbd.networks.keras_internals import call_counts
 from pbd.networks.residuals import find_residuals
 
@@ -74,7 +74,7 @@ def points(network: keras.Model, patterns: Sequence[str] = ()) -> dict[str, Poin
             chosen.pop(name, None)  # so that the order is that of the last layers of blocks
             chosen[name] = Point(operation.name, operation.output)
     chosen.pop(LOGITS, None)
-    return {**chosen, LOGITS: Point(LOGITS, graph.logits(network).outputs[0])}
+    return {**chosen, LOGITS: Point(LOGITS, heads.remove(network).outputs[0])}
 
 
 def check_patterns(network: keras.Model, patterns: Iterable[str]) -> None:

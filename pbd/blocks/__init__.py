@@ -3,7 +3,7 @@
 from pbd.blocks import decoupled, grouped, narrow, residual, separable, spatial_svd, tucker
 from pbd.blocks.design import BlockDesign, LayerKernel
 from pbd.blocks.percentage import PERCENTAGES
-from pbd.blocks.registry import build_block, designs, get, register, register_family
+from pbd.blocks.registry import build_block, designs, get, outline, register, register_family
 from pbd.blocks.seeds import derive_seed
 from pbd.blocks.selection import constant_selections
 from pbd.blocks.weights import get_weights, set_weights
@@ -17,6 +17,7 @@ __all__ = [
     "designs",
     "get",
     "get_weights",
+    "outline",
     "register",
     "register_family",
     "set_weights",

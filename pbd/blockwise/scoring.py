@@ -13,7 +13,7 @@ from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.data import Dataset
 from pbd.learning.losses import squared_error
 from pbd.learning.metrics import MetricAccumulator, Metrics, pad_batches
-from pbd.networks import folding, graph, variants
+from pbd.networks import folding, graph, heads, variants
 from pbd.records import BlockKey, Progress, ProgressCallback, no_progress
 from pbd.system import devices
 
@@ -72,7 +72,7 @@ class GroupScorer(keras.Model):
         super().__init__(name="group_scorer", dtype="float32")
         # Folding saves time: scoring runs a layer once for each block before it.
         folded, self.folded_blocks = folding.fold_around(teacher, built)
-        self.folded = graph.logits(folded) if graph.has_sigmoid(folded) else folded
+        self.folded = heads.remove(folded) if heads.head_of(folded) is heads.Head.SIGMOID else folded
         self.layer_names = [key.layer for key in built]
         self.prefix = graph.truncate(teacher, self.layer_names)  # unfolded: the blocks were trained on these targets
         self.blocks = list(built.values())

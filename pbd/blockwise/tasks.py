@@ -184,7 +184,7 @@ class _BlockSizes:
         """Return the multiply-accumulates and the parameters of the design's block for a layer."""
         key = (design.name, repr(layer.without_place()))  # an activation may be a dictionary
         if key not in self._sizes:
-            block = blocks.build_block(design, layer, seed=0)
+            block = blocks.outline(design, layer)
             self._sizes[key] = count_macs(block), count_params(block)
         return self._sizes[key]
 

@@ -174,6 +174,6 @@ def _answers(network: keras.Model, inputs: Any, of_logits: bool, are_probabiliti
     """Return the logits or the probabilities of a member for Keras inputs."""
     if of_logits:
         is_single = network.outputs[0].shape[-1] == 1  # whose logit stays one
-        return (graph.logits(network) if is_single else logits_model(network, images))(inputs)
+        return (heads.remove(network) if is_single else logits_model(network, images))(inputs)
     outputs = network(inputs)
     return outputs if are_probabilities else keras.layers.Softmax(dtype="float32")(outputs)

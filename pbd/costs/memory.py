@@ -167,7 +167,7 @@ def footprint(context: TrainingContext, tasks: tuple[BlockTask, ...]) -> Footpri
 def _task_memory(task: BlockTask, context: TrainingContext, batch_size: int) -> TaskMemory:
     design = context.designs[task.design]
     needs = initialisation.Needs.of(design, context.block_init)
-    built = blocks.build_block(design, task.layer, seed=0)
+    built = blocks.outline(design, task.layer)
     shapes = [layer.output.shape[1:] for layer in built.layers if not isinstance(layer, keras.layers.InputLayer)]
     copies = 1 + FlatAdam.COPIES + LearningCurve.COPIES
     return TaskMemory(

@@ -8,7 +8,7 @@ import numpy as np
 
 from pbd.deploy.runtimes.base import Runner
 from pbd.deploy.targets import Target
-from pbd.networks import compiled, graph, heads
+from pbd.networks import compiled, heads
 from pbd.system import devices
 
 TOLERANCE = 1e-4
@@ -65,7 +65,7 @@ def compare(target: Target, path: Path, network: keras.Model, images: np.ndarray
 
 def expected_logits(network: keras.Model, images: np.ndarray) -> np.ndarray:
     """Return the logits that Keras computes, where it can without fused kernels; (n, outputs) float64."""
-    logits = graph.logits(network)
+    logits = heads.remove(network)
     parts = np.split(images, range(_BATCH, len(images), _BATCH))
     outputs = [compiled.outputs(logits, part) for part in parts]
     return np.concatenate(outputs).astype(np.float64)

@@ -6,7 +6,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.networks import compiled, files, graph
+from pbd.networks import compiled, files, heads
 from pbd.system import devices
 
 NUM_IMAGES = 16
@@ -57,4 +57,4 @@ def tolerance(model: keras.Model) -> float:
 
 def _with_logits(model: keras.Model) -> keras.Model:
     """Return a model of the logits and the outputs: saturated probabilities would hide differences."""
-    return keras.Model(model.inputs[0], [graph.logits(model).outputs[0], model.outputs[0]])
+    return keras.Model(model.inputs[0], [heads.remove(model).outputs[0], model.outputs[0]])

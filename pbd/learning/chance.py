@@ -16,9 +16,9 @@ PERMUTATIONS = 1999
 def predicted_classes(model: "keras.Model", images: Any) -> np.ndarray:
     """Return the class that the model predicts for each image, (n,); the model is not traced for it."""
     from pbd.learning.metrics import class_scores
-    from pbd.networks import compiled, graph
+    from pbd.networks import compiled, heads
 
-    logits = compiled.outputs(graph.logits(model), np.asarray(images))
+    logits = compiled.outputs(heads.remove(model), np.asarray(images))
     return np.argmax(class_scores(logits.astype(np.float32)), axis=-1)
 
 

@@ -9,7 +9,7 @@ from pbd.config import Feature
 from pbd.learning import feature_terms, ghost_batch_norm
 from pbd.learning.losses import Loss
 from pbd.learning.metrics import class_scores, outputs_probabilities
-from pbd.networks import augmentation, graph, heads
+from pbd.networks import augmentation, heads
 
 SMALLEST_PROBABILITY = 1e-30
 """Smaller probabilities count as this one, so that their logarithm is finite in float32."""
@@ -126,7 +126,7 @@ def logits_model(model: keras.Model, images: Any) -> keras.Model:
     A final softmax or sigmoid is removed. A single logit becomes two (see `metrics.class_scores`). If the outputs for
     `images` are still probabilities, a logarithm is appended: it equals the logits up to a constant per image.
     """
-    logits = graph.logits(model)
+    logits = heads.remove(model)
     if logits.output.shape[-1] == 1:
         return keras.Model(model.inputs[0], class_scores(logits.outputs[0]), name=logits.name)
     if heads.ends_in_logits(model) or not outputs_probabilities(logits, images):

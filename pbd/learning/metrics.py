@@ -9,7 +9,7 @@ import numpy as np
 
 from pbd.collective import SINGLE, Collective, all_reduce_sums
 from pbd.learning.class_counts import ClassCounts
-from pbd.networks import graph
+from pbd.networks import heads
 from pbd.system import watchdog
 
 
@@ -112,7 +112,7 @@ def predict(model: keras.Model, images: Any) -> np.ndarray:
     The outputs of a sigmoid are not a distribution over the classes.
     """
     outputs = np.asarray(model.predict_on_batch(images))
-    if not graph.has_sigmoid(model):
+    if heads.head_of(model) is not heads.Head.SIGMOID:
         return outputs
     tiny = np.finfo(np.float32).tiny
     probabilities = np.asarray(outputs, np.float64)

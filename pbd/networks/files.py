@@ -17,8 +17,6 @@ from pbd.errors import BadInputError, UsageError
 from pbd.networks import file_checks, file_remedies
 from pbd.system import initial_values, keras_state, memory, watchdog
 
-_DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
-
 
 @watchdog.waiting()
 @initial_values.on_host()
@@ -97,7 +95,7 @@ def check_known(model: keras.Model) -> None:
     check_model(model)
     for layer in model.layers:
         try:
-            with _without_variables():
+            with keras_state.without_values():
                 keras.layers.deserialize(keras.layers.serialize(layer))
         except Exception as error:
             raise BadInputError(
@@ -129,18 +127,8 @@ def _load_without_variables(path: str) -> None:
     Raises:
         Exception: configuration and weights do not fit; the type is Keras' choice.
     """
-    with _without_variables():
+    with keras_state.without_values():
         read(path)
-
-
-@contextlib.contextmanager
-def _without_variables() -> Iterator[None]:
-    before = list(keras_state.get_attribute(_DEFERRED, []))  # a copy: Keras appends to the list
-    try:
-        with keras.StatelessScope(initialize_variables=False):
-            yield
-    finally:
-        keras_state.set_attribute(_DEFERRED, before)  # else Keras creates the new ones in the next scope
 
 
 def _check_finite(model: keras.Model) -> None:

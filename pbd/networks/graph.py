@@ -7,24 +7,14 @@ from typing import Any
 import keras
 
 from pbd.errors import BadInputError
+from pbd.networks import heads
 from pbd.networks.cost import layer_calls
-from pbd.networks.keras_internals import call_inputs, is_functional, positional, producer, set_weights, walk
+from pbd.networks.keras_internals import is_functional, positional, producer, set_weights, walk
 from pbd.networks.residuals import block_sources, find_residuals
 from pbd.system import initial_values
 
 Builder = Callable[[Any], Any]
 """Maps an input tensor to an output tensor."""
-_HEADS = (keras.activations.softmax, keras.activations.sigmoid)
-"""The activations that turn logits into probabilities."""
-_WITHOUT_ACTIVATION = (
-    keras.layers.Dropout,
-    keras.layers.Flatten,
-    keras.layers.GlobalAveragePooling2D,
-    keras.layers.GlobalMaxPooling2D,
-    keras.layers.Identity,
-    keras.layers.Reshape,
-)
-"""Layers behind which logits are still logits."""
 
 
 def as_functional(model: keras.Model) -> keras.Model:
@@ -96,11 +86,13 @@ class _Cloner:
         self.pairs[id(operation)] = (operation, twin)
         return twin
 
-    def copy_weights(self) -> None:
-        """Copy the weights of all originals; call it after the copies are built."""
-        for original, twin in self.pairs.values():
-            if isinstance(original, keras.Layer) and original.weights:
-                set_weights(twin, original.get_weights())
+    def model(self, original: keras.Model, inputs: Any, outputs: Any) -> keras.Model:
+        """Return the model of all copies, with the weights and the name of the original; `outputs` may be nested."""
+        copy = keras.Model(inputs, keras.tree.flatten(outputs)[0], name=original.name)
+        for operation, twin in self.pairs.values():
+            if isinstance(operation, keras.Layer) and operation.weights:
+                set_weights(twin, operation.get_weights())
+        return copy
 
 
 def _unfold(model: keras.Model, inputs: Any, cloner: _Cloner, training: bool | None = None) -> Any:
@@ -174,8 +166,8 @@ def layers(model: keras.Model) -> Iterator[keras.layers.Layer]:
 def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> keras.Model:
     """Return a functional copy without nested models, with its own weights, for images of one shape.
 
-    A softmax or sigmoid that is the last layer's activation becomes a layer of its own, so that `logits` can stop
-    before it.
+    A softmax or sigmoid that is the last layer's activation becomes a layer of its own, so that
+    `heads.remove` can stop before it.
 
     Args:
         model: functional or sequential, one input, one output of shape `(batch, classes)`.
@@ -194,10 +186,7 @@ def flatten(model: keras.Model, shape: tuple[int, int, int] | None = None) -> ke
         )
     inputs = keras.Input(input_shape, dtype=model.inputs[0].dtype, name=model.inputs[0].name.split(":")[0])
     cloner = _Cloner(names=[inputs.name])
-    outputs = keras.tree.flatten(_unfold(model, inputs, cloner))[0]
-    flat = keras.Model(inputs, outputs, name=model.name)
-    cloner.copy_weights()
-    return _split_activation(flat)
+    return heads.split(cloner.model(model, inputs, _unfold(model, inputs, cloner)))
 
 
 def _check_weights(model: keras.Model) -> None:
@@ -208,64 +197,6 @@ def _check_weights(model: keras.Model) -> None:
                 "the layers of the network must have their usual weights. "
                 f"Received: {layer.name!r}, quantised or with LoRA adapters. Give the network as it was before."
             )
-
-
-def _split_activation(model: keras.Model) -> keras.Model:
-    """Move a softmax or sigmoid that is the last layer's activation into a layer of its own."""
-    last, _ = _last(model)
-    activation = getattr(last, "activation", None)
-    if isinstance(last, keras.layers.Activation) or activation not in _HEADS:
-        return model
-    if dict(layer_calls(model))[last] > 1:  # its other calls need the activation
-        return model
-    last.activation = keras.activations.linear
-    name = f"{last.name}_{activation.__name__}"
-    scores = keras.layers.Activation(activation, dtype=last.dtype_policy, name=name)(model.outputs[0])
-    return keras.Model(model.inputs[0], scores, name=model.name)
-
-
-def logits(model: keras.Model) -> keras.Model:
-    """Return the model without its final softmax or sigmoid (sharing layers); unchanged if it has neither.
-
-    One inside another layer is recognised only after `flatten` has moved it into a layer of its own.
-    """
-    last, call_index = _last(model)
-    is_head = _is_head(last, keras.activations.softmax) or has_sigmoid(model)
-    scores = call_inputs(last, call_index)[0] if is_head else model.outputs[0]
-    return keras.Model(model.inputs[0], scores, name=f"{model.name}_logits")
-
-
-def has_sigmoid(model: keras.Model) -> bool:
-    """Return whether the model ends in a sigmoid that `logits` removes."""
-    return _is_head(_last(model)[0], keras.activations.sigmoid)
-
-
-def _last(model: keras.Model) -> tuple[Any, int]:
-    """Return the operation that computes the outputs, before linear activations (which cast them), and its call."""
-    operation, call_index = producer(model.outputs[0])
-    while _is_head(operation, keras.activations.linear):
-        operation, call_index = producer(call_inputs(operation, call_index)[0])
-    return operation, call_index
-
-
-def _is_head(operation: Any, activation: Any) -> bool:
-    """Return whether an operation is this activation: a layer, or a function of `keras.ops`."""
-    if isinstance(operation, keras.layers.Activation):
-        return operation.activation is activation
-    return type(operation).__name__.lower() == activation.__name__
-
-
-def logits_layers(model: keras.Model) -> list[Any]:
-    """Return the operations from the end of `logits(model)` back to its layer, through those that pool or reshape."""
-    return [operation for operation, _ in calls_to_layer(logits(model).outputs[0])]
-
-
-def calls_to_layer(scores: Any) -> list[tuple[Any, int]]:
-    """Return the calls from a Keras tensor back to the layer that computes it, through those that pool or reshape."""
-    calls = [producer(scores)]
-    while isinstance(calls[-1][0], _WITHOUT_ACTIVATION) or _is_head(calls[-1][0], keras.activations.linear):
-        calls.append(producer(call_inputs(*calls[-1])[0]))
-    return calls
 
 
 def find_convolutions(model: keras.Model) -> list[tuple[keras.layers.Conv2D, int]]:
@@ -322,12 +253,9 @@ def swap(model: keras.Model, builders: Mapping[str, Builder]) -> keras.Model:
         values[operation.name] = outputs
         return outputs
 
-    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
+    inputs = _new_input(model)
     values[producer(model.inputs[0])[0].name] = inputs
-    outputs = keras.tree.flatten(walk(model, inputs, call, operation_for))[0]
-    copy = keras.Model(inputs, outputs, name=model.name)
-    cloner.copy_weights()
-    return copy
+    return cloner.model(model, inputs, walk(model, inputs, call, operation_for))
 
 
 @initial_values.on_host()
@@ -338,12 +266,13 @@ def with_policies(model: keras.Model, policies: Mapping[str, str]) -> keras.Mode
         model: a flat functional model.
         policies: by name, the policies of the layers that get another one.
     """
-    cloner = _Cloner(policies)
-    inputs = keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
-    outputs = keras.tree.flatten(walk(model, inputs, _called, cloner.clone))[0]
-    copy = keras.Model(inputs, outputs, name=model.name)
-    cloner.copy_weights()
-    return copy
+    cloner, inputs = _Cloner(policies), _new_input(model)
+    return cloner.model(model, inputs, walk(model, inputs, _called, cloner.clone))
+
+
+def _new_input(model: keras.Model) -> Any:
+    """Return a new input like that of a flat model."""
+    return keras.Input(model.inputs[0].shape[1:], dtype=model.inputs[0].dtype, name=model.inputs[0].name)
 
 
 def _called(operation: Any, *args: Any, **kwargs: Any) -> Any:

@@ -8,7 +8,7 @@ from collections.abc import Collection, Mapping
 
 import keras
 
-from pbd.networks import graph
+from pbd.networks import graph, heads
 from pbd.networks.keras_internals import KERNELS, producer
 
 _HALF = ("float16", "bfloat16")
@@ -52,7 +52,7 @@ def mixed_classifier(model: keras.Model, precision: str) -> keras.Model:
         precision: see `mixed`.
     """
     before_kernels = itertools.takewhile(lambda layer: not _has_kernel(layer), model.layers)
-    ends = producer(model.outputs[0])[0], *graph.logits_layers(model)
+    ends = producer(model.outputs[0])[0], *heads.logits_layers(model)
     return mixed(model, precision, {layer.name for layer in (*before_kernels, *ends)})
 
 

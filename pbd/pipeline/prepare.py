@@ -285,7 +285,8 @@ def _check_outputs(teacher: keras.Model, dataset: Dataset) -> None:
 
 def _check_single_output(teacher: keras.Model, classes: int | None) -> None:
     """Refuse a single output that is not the score of class 1 of two, as far as network and labels tell."""
-    if not (graph.has_sigmoid(teacher) or heads.ends_in_logits(teacher)):  # what a last sigmoid reads is a logit
+    is_sigmoid = heads.head_of(teacher) is heads.Head.SIGMOID
+    if not (is_sigmoid or heads.ends_in_logits(teacher)):  # what a last sigmoid reads is a logit
         raise BadInputError(
             "a single output must come from a sigmoid or from a layer without activation. "
             f"Received: a teacher that ends in {teacher.layers[-1].name!r}. "

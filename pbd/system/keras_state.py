@@ -3,9 +3,11 @@
 Keras keeps it in thread-local attributes behind a private module, which no other module of pbd imports.
 """
 
+import contextlib
 import logging
 import pickle
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +16,7 @@ from pbd.system import backend
 SETTINGS = ("floatx", "image_data_format", "epsilon", "dtype_policy")
 """Names in `keras.config`. All are sent: the defaults of another host may differ."""
 _SCOPES = "custom_objects_scope_dict"  # Keras' attribute with the objects of the thread's custom_object_scope
+_DEFERRED = "uninitialized_variables"  # Keras' list of variables that a stateless scope did not create
 _SKIPPED = "saving_attr_skiplist_"  # Keras' attributes with the names of attributes that hold no state, by kind
 _SAVEABLE = ("Operation", "Layer", "Functional", "Sequential")
 _log = logging.getLogger(__name__)
@@ -31,6 +34,19 @@ def set_attribute(name: str, value: Any) -> None:
     from keras.src.backend.common import global_state
 
     global_state.set_global_attribute(name, value)
+
+
+@contextlib.contextmanager
+def without_values() -> Iterator[None]:
+    """Let the weights of layers that are built in the block have shapes, but never values."""
+    import keras
+
+    before = list(get_attribute(_DEFERRED, []))  # a copy: Keras appends to the list
+    try:
+        with keras.StatelessScope(initialize_variables=False):
+            yield
+    finally:
+        set_attribute(_DEFERRED, before)  # else Keras computes the values in the next scope
 
 
 def random_functions() -> Any:

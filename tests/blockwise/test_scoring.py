@@ -14,7 +14,7 @@ from pbd.blockwise import scoring
 from pbd.blockwise.tasks import enumerate_tasks
 from pbd.config import DataConfig
 from pbd.learning import losses, metrics
-from pbd.networks import graph, variants
+from pbd.networks import graph, heads, variants
 from pbd.records import BlockKey, BlockTask, Progress
 from pbd.system import devices
 from tests.helpers.gradients import gradients
@@ -74,7 +74,7 @@ def scored(request: pytest.FixtureRequest) -> Scored:
 
 
 def probabilities(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    scores = graph.logits(model).predict(images, verbose=0).astype("float64")
+    scores = heads.remove(model).predict(images, verbose=0).astype("float64")
     powers = np.exp(scores - scores.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
 

@@ -28,7 +28,7 @@ def test_an_ensemble_answers_with_the_mean(ending: str | None, mean: str) -> Non
     flat, pixels = graph.flatten(teacher()), PIXELS[:8].astype(np.float32)
     model = keras.Model(flat.inputs, layers.Activation(ending)(flat.outputs[0])) if ending else flat
     model = ensemble.joined([scaled(model, 2.0), scaled(model, -3.0)], mean, pixels)
-    logits = graph.logits(flat).predict_on_batch(pixels)
+    logits = heads.remove(flat).predict_on_batch(pixels)
     several = np.stack([2.0 * logits, -3.0 * logits])
     softmax = scipy.special.softmax
     expected = softmax(several, axis=-1).mean(axis=0) if mean == "probabilities" else several.mean(axis=0)
@@ -65,7 +65,7 @@ def test_answers_on_two_classes_have_one_output_or_two(mean: str, first: str, tm
     joined = ensemble.joined([of[first], of[other]], mean, pixels)
     joined.save(tmp_path / "joined.keras")
     answers = files.load_own(tmp_path / "joined.keras").predict_on_batch(pixels)
-    single, double = (graph.logits(of[name]).predict_on_batch(pixels) for name in ("one", "two"))
+    single, double = (heads.remove(of[name]).predict_on_batch(pixels) for name in ("one", "two"))
     several = np.stack([single * [[-0.5, 0.5]], double])
     softmax = scipy.special.softmax
     expected = softmax(several, axis=-1).mean(axis=0) if mean == "probabilities" else several.mean(axis=0)

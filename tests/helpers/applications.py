@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras.src.applications import convnext, densenet, efficientnet, resnet
 
-from pbd.networks import files
+from pbd.system import keras_state
 
 _stack_v1, _stack_v2 = resnet.stack_residual_blocks_v1, resnet.stack_residual_blocks_v2
 
@@ -16,7 +16,7 @@ def _up_to(layer: str, whole: Callable[..., keras.Model]) -> Callable[..., keras
     """Return a function that builds the part of a network up to a layer, with a classifier or pooled features."""
 
     def build(classes: int = 10, include_top: bool = True, pooling: str = "avg", **settings: Any) -> keras.Model:
-        with files._without_variables():  # they take most of the time
+        with keras_state.without_values():  # they take most of the time
             model = whole(include_top=False, **settings)
         part = keras.models.clone_model(keras.Model(model.inputs[0], model.get_layer(layer).output, name=model.name))
         x = keras.layers.GlobalAveragePooling2D()(part.outputs[0])

@@ -10,7 +10,7 @@ import pytest
 from pbd.blockwise import scoring
 from pbd.config import StudentConfig
 from pbd.learning import distillation, losses, metrics
-from pbd.networks import graph
+from pbd.networks import graph, heads
 from pbd.records import BlockKey
 
 pytestmark = pytest.mark.jax
@@ -38,12 +38,12 @@ def network(head: Callable[[Any], Any], seed: int = 0) -> keras.Model:
 
 
 def logits_of(model: keras.Model) -> np.ndarray:
-    return np.asarray(graph.logits(model)(IMAGES))
+    return np.asarray(heads.remove(model)(IMAGES))
 
 
 def two_outputs(model: keras.Model) -> keras.Model:
     """Return the network of two outputs that answers as this network of one output."""
-    z = graph.logits(model).outputs[0]
+    z = heads.remove(model).outputs[0]
     outputs = layers.Softmax()(layers.Concatenate()([0.0 * z, z]))
     return keras.Model(model.inputs[0], outputs)
 

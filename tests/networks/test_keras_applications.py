@@ -18,6 +18,7 @@ from pbd.errors import BadInputError
 from pbd.networks import cost, files, graph
 from pbd.pipeline import built_in
 from pbd.records import BlockTask
+from pbd.system import keras_state
 from tests.helpers.applications import APPLICATIONS
 from tests.helpers.swapping import swap_blocks
 
@@ -126,7 +127,7 @@ def test_a_swapped_network_keeps_its_shapes_and_opens_without_custom_objects(net
     ],
 )
 def test_multiply_accumulates_match_published_ones(name: str, side: int, macs: float) -> None:
-    with files._without_variables():  # the weights of VGG16 would take half a gigabyte
+    with keras_state.without_values():  # the weights of VGG16 would take half a gigabyte
         model = getattr(keras.applications, name)(weights=None, input_shape=(side, side, 3))
     assert cost.count_macs(model) == pytest.approx(macs, rel=0.01)
     del model

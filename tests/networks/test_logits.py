@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from pbd.networks import graph
+from pbd.networks import graph, heads
 from tests.helpers.small_graphs import SHAPE, conv, difference, images, predict, swap_all
 
 pytestmark = pytest.mark.usefixtures("fresh_names")
@@ -49,7 +49,7 @@ def probabilistic(head: Callable[[Any], Any]) -> keras.Model:
 @pytest.mark.parametrize("case", HEADS)
 def test_logits_stop_before_the_softmax(case: str) -> None:
     flat = graph.flatten(probabilistic(HEADS[case]))
-    before = graph.logits(flat)
+    before = heads.remove(flat)
     scores, probabilities = predict(before, images()), predict(flat, images())
     np.testing.assert_allclose(probabilities.sum(axis=1), 1.0, rtol=1e-5)
     assert scores.shape == (3, 5)
@@ -67,10 +67,10 @@ def test_logits_stop_before_an_activation_whose_outputs_are_cast(activation: str
         return layers.Activation("linear", dtype="float32")(layers.Dense(5, activation=activation, name="scores")(x))
 
     flat = graph.flatten(probabilistic(head))
-    scores = predict(graph.logits(flat), images())
+    scores = predict(heads.remove(flat), images())
     of_scores = keras.ops.convert_to_numpy(getattr(keras.ops, activation)(scores))
     np.testing.assert_allclose(of_scores, predict(flat, images()), atol=1e-6)
-    assert graph.has_sigmoid(flat) == (activation == "sigmoid")
+    assert heads.head_of(flat) is heads.Head[activation.upper()]
     assert np.abs(scores - predict(flat, images())).max() > 0.01
 
 
@@ -79,7 +79,7 @@ def test_logits_stop_before_an_activation_whose_outputs_are_cast(activation: str
 )
 def test_logits_of_a_network_without_softmax_are_its_outputs(head: Callable[[Any], Any]) -> None:
     flat = graph.flatten(probabilistic(head))
-    assert difference(flat, graph.logits(flat)) == 0.0
+    assert difference(flat, heads.remove(flat)) == 0.0
 
 
 @pytest.mark.parametrize("case", HEADS)
@@ -93,7 +93,7 @@ def test_a_softmax_stays_exact_through_surgery_and_files(case: str, tmp_path: Pa
     flat.save(tmp_path / "flat.keras")
     loaded = keras.models.load_model(tmp_path / "flat.keras")
     assert difference(model, loaded) == 0.0
-    assert difference(graph.logits(flat), graph.logits(loaded)) == 0.0
+    assert difference(heads.remove(flat), heads.remove(loaded)) == 0.0
     assert difference(flat, graph.flatten(loaded)) == 0.0, "what is split stays as it is"
     assert [task.layer.name for task in swap_all(flat, tmp_path)] == ["a", "b"]
 
@@ -104,12 +104,12 @@ def test_a_nested_model_that_ends_in_softmax_is_split_too() -> None:
     model = probabilistic(lambda x: top(x))
     flat = graph.flatten(model)
     assert difference(model, flat) == 0.0
-    assert graph.logits(flat).layers[-1].name == "head"
-    scores = keras.ops.softmax(predict(graph.logits(flat), images()))
+    assert heads.remove(flat).layers[-1].name == "head"
+    scores = keras.ops.softmax(predict(heads.remove(flat), images()))
     np.testing.assert_allclose(keras.ops.convert_to_numpy(scores), predict(model, images()), atol=1e-6)
 
 
 def test_a_softmax_in_the_middle_is_left_alone() -> None:
     flat = graph.flatten(probabilistic(lambda x: plain_head(layers.Dense(6, activation="softmax", name="gate")(x))))
     assert flat.get_layer("gate").activation is keras.activations.softmax
-    assert difference(flat, graph.logits(flat)) == 0.0
+    assert difference(flat, heads.remove(flat)) == 0.0

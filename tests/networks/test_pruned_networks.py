@@ -11,7 +11,7 @@ import pytest
 
 from pbd.compression.prune_filters import PruneFilters
 from pbd.learning.metrics import Metrics
-from pbd.networks import channels, files, graph
+from pbd.networks import channels, files, graph, heads
 from pbd.run_dir.journal import Journal
 from pbd.student.checkpoints import FineTuneState
 from tests.helpers.applications import APPLICATIONS
@@ -56,7 +56,7 @@ def check(model: keras.Model, side: int, most: float, folder: Path) -> set[str]:
         most: the largest part of the parameters that may remain.
         folder: for the file.
     """
-    flat = graph.logits(graph.flatten(model, (side, side, 3)))
+    flat = heads.remove(graph.flatten(model, (side, side, 3)))
     step, context = PruneFilters(ratio=0.5, importance="random", refit=False), NoImages(folder)
     kept, _ = step.choose(flat, step.groups(flat), step.ratio, context)
     images = np.random.default_rng(1).uniform(0, 255, (2, side, side, 3)).astype(np.float32)

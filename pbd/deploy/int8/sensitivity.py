@@ -5,7 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from pbd.networks import graph
+from pbd.networks import graph, heads
 from pbd.networks.keras_internals import walk
 
 _WEIGHTED = (keras.layers.Conv2D, keras.layers.DepthwiseConv2D, keras.layers.SeparableConv2D, keras.layers.Dense)
@@ -32,7 +32,7 @@ def signal_to_noise(network: keras.Model, images: np.ndarray) -> dict[str, float
         network: as it is exported (see `portable`).
         images: (n, height, width, channels) float32.
     """
-    logits = graph.logits(network)
+    logits = heads.remove(network)
     exact = _run(logits, images, None)
     return {layer.name: _decibels(exact, _run(logits, images, layer)) for layer in weighted_layers(network)}
 
