@@ -31,6 +31,11 @@ SCRIPTS = (
     temperature,
     layer_macs,
 )
+OTHERS = """Other commands print the other tables of these sources:
+  make experiments                    the paper, Tables 1 to 9, Figures 5 and 6
+  python -m experiments.methods       dissertation, Tables 4.2 and 4.3
+  python -m experiments.bias          dissertation, Table 3.3
+  python -m experiments.efficiency    dissertation, Tables 5.3, 5.4 and 5.7"""
 
 
 def run_all(argv: Sequence[str]) -> None:
@@ -44,6 +49,7 @@ def run_all(argv: Sequence[str]) -> None:
         began = time.monotonic()
         script.make(settings)
         print(f"{script.__name__.rpartition('.')[-1]}: {time.monotonic() - began:.0f} s\n", file=sys.stderr)
+    print(OTHERS)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -100,8 +100,9 @@ def test_vgg(tmp_path: Path) -> None:
     assert check(model, 32, 0.3, tmp_path) == {"they are the network's output"}
 
 
-def test_a_residual_network_trained_by_others(shared_teachers: Path, tmp_path: Path) -> None:
-    model = load(str(shared_teachers / "resnet20_cifar10.keras"))
+@pytest.mark.parametrize("name", ["resnet20_cifar10", "resnet56_cifar10"])
+def test_residual_networks_trained_by_others(name: str, shared_teachers: Path, tmp_path: Path) -> None:
+    model = load(str(shared_teachers / f"{name}.keras"))
     assert check(model, 32, 0.3, tmp_path) == {"they are the network's output"}
 
 
