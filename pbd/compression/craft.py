@@ -50,7 +50,7 @@ class Craft(InStages):
         one_of("order", self.order, ORDERS)
         at_least("epochs", self.epochs, 0)
         positive("learning_rate", self.learning_rate)
-        stages.check_tuning(self.tune_loss, self.tune_epochs, self.tune_learning_rate)
+        stages.check_tuning(self, "tune_")
 
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "tune_loss", self.tune_epochs, dataset)

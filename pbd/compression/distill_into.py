@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +10,7 @@ import keras
 import numpy as np
 
 from pbd.compression import keras_losses, layer_losses
+from pbd.compression.settings import of_step
 from pbd.compression.step import StepResult
 from pbd.config import NEED_LABELS, DistillationConfig, StudentConfig
 from pbd.config.values import as_kind
@@ -28,6 +29,16 @@ COMPARED_IMAGES = 256
 LEARNED_FROM = 0.6
 """Cohen's kappa of their answers from which a student counts as trained; untrained ones reach 0.5 on two classes."""
 _SUFFIXES = (".keras", ".h5")
+_NAMES = {
+    "epochs": "fine_tune_epochs",
+    "learning_rate": "fine_tune_learning_rate",
+    "loss": "fine_tune_loss",
+    "temperature": "temperature",
+    "alpha": "distillation_weight",
+    "mixup": "mixup",
+    "cutmix": "cutmix",
+}
+"""By the settings of the training, their names in `StudentConfig`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,16 +124,8 @@ class DistillInto:
         """
         if self.loss == "cross_entropy" and not labelled:
             raise UsageError("cross_entropy needs labels. Received: data without labels. Give loss kd_kl.")
-        loss = self.loss if labelled or self.loss not in NEED_LABELS else "kd_kl"
-        return StudentConfig(
-            fine_tune_epochs=self.epochs,
-            fine_tune_learning_rate=self.learning_rate,
-            fine_tune_loss=loss,
-            temperature=self.temperature,
-            distillation_weight=self.alpha,
-            mixup=self.mixup,
-            cutmix=self.cutmix,
-        )
+        settings = of_step(self, _NAMES)
+        return settings if labelled or self.loss not in NEED_LABELS else replace(settings, fine_tune_loss="kd_kl")
 
     def _distillation(self, from_random_weights: bool = True) -> DistillationConfig:
         """Return what the student learns from besides logits and labels, and how training begins."""

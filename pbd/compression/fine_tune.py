@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from pbd.compression import labels, layer_losses
+from pbd.compression.settings import of_step
 from pbd.compression.step import StepResult
 from pbd.config import RECIPES, DistillationConfig, StudentConfig
 from pbd.config.values import Section, one_of
@@ -17,13 +18,20 @@ if TYPE_CHECKING:
     from pbd.data import Dataset
 
 
-_SET_BY_RECIPES = {
+_NAMES = {
     "epochs": "fine_tune_epochs",
     "loss": "fine_tune_loss",
     "temperature": "temperature",
     "mixup": "mixup",
+    "learning_rate": "fine_tune_learning_rate",
+    "distillation_weight": "distillation_weight",
+    "cutmix": "cutmix",
+    "keep": "fine_tune_keep",
+    "scope": "fine_tune_scope",
 }
-"""The settings of the step that recipes change, and their names in `StudentConfig`."""
+"""By the settings of the step, their names in `StudentConfig`."""
+_SET_BY_RECIPES = ("epochs", "loss", "temperature", "mixup")
+"""The settings of the step that recipes change."""
 
 
 @dataclass(frozen=True)
@@ -71,8 +79,9 @@ class FineTune(Section):
         if self.recipe is not None:
             one_of("recipe", self.recipe, RECIPES)
         of_recipe = {} if self.recipe is None else RECIPES[self.recipe]
-        for name, setting in _SET_BY_RECIPES.items():
+        for name in _SET_BY_RECIPES:
             if getattr(self, name) is None:
+                setting = _NAMES[name]
                 object.__setattr__(self, name, of_recipe.get(setting, getattr(StudentConfig, setting)))
         object.__setattr__(self, "features", layer_losses.read(self.features))
         _ = self.settings
@@ -84,15 +93,7 @@ class FineTune(Section):
         Raises:
             UsageError: one is out of its range.
         """
-        by_recipes: dict[str, Any] = {setting: getattr(self, name) for name, setting in _SET_BY_RECIPES.items()}
-        return StudentConfig(
-            fine_tune_learning_rate=self.learning_rate,
-            distillation_weight=self.distillation_weight,
-            cutmix=self.cutmix,
-            fine_tune_keep=self.keep,
-            fine_tune_scope=self.scope,
-            **by_recipes,
-        )
+        return of_step(self, _NAMES)
 
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "loss", self.settings.fine_tune_epochs, dataset)

@@ -41,7 +41,7 @@ class Progressive(InStages):
     def check(self) -> None:
         super().check()
         positive("class_weight", self.class_weight)
-        stages.check_tuning(self.loss, self.epochs, self.learning_rate, least_epochs=1)
+        stages.check_tuning(self, least_epochs=1)
 
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "loss", self.epochs, dataset)

@@ -9,6 +9,7 @@ from pbd.compression import labels, layer_losses
 from pbd.compression.importance import IMPORTANCES, Subject
 from pbd.compression.pruning import refitting, schedule, selection, statistics
 from pbd.compression.pruning.rounds import RoundFiles
+from pbd.compression.settings import BETWEEN_ROUNDS, of_step
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig, patterns
 from pbd.config.values import Section, at_least, one_of
@@ -88,12 +89,7 @@ class PruneFilters(Section):
         Raises:
             UsageError: one is out of its range.
         """
-        return StudentConfig(
-            fine_tune_epochs=self.epochs,
-            fine_tune_learning_rate=self.learning_rate,
-            fine_tune_loss=self.loss,
-            keep_zeros=keep_zeros,
-        )
+        return of_step(self, BETWEEN_ROUNDS, keep_zeros=keep_zeros)
 
     def check_data(self, dataset: "Dataset") -> None:
         labels.require(self, "loss", self.epochs, dataset)

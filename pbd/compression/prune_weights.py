@@ -9,6 +9,7 @@ import keras
 from pbd.compression import labels
 from pbd.compression.pruning import schedule, sizes, statistics, weights
 from pbd.compression.pruning.rounds import RoundFiles
+from pbd.compression.settings import BETWEEN_ROUNDS, of_step
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig
 from pbd.config.values import Section, at_least, one_of
@@ -82,12 +83,7 @@ class PruneWeights(Section):
         Raises:
             UsageError: one is out of its range.
         """
-        return StudentConfig(
-            fine_tune_epochs=self.epochs,
-            fine_tune_learning_rate=self.learning_rate,
-            fine_tune_loss=self.loss,
-            keep_zeros=True,
-        )
+        return of_step(self, BETWEEN_ROUNDS, keep_zeros=True)
 
     @property
     def shares(self) -> tuple[float, ...]:

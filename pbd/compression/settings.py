@@ -1,10 +1,18 @@
-"""The settings of quantisation-aware training."""
+"""The settings of the trainings in steps, and of quantisation-aware training."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
+from pbd.config import TRAINING_CHECKS, StudentConfig
 from pbd.errors import UsageError
 
+if TYPE_CHECKING:
+    from pbd.compression.step import Step  # loads NumPy
+
+BETWEEN_ROUNDS = {"epochs": "fine_tune_epochs", "learning_rate": "fine_tune_learning_rate", "loss": "fine_tune_loss"}
+"""By the settings of pruning that `StudentConfig` has as well, their names there."""
 METHODS = ("ptq", "qat")
 """After training, and trained for 8-bit integers."""
 
@@ -25,3 +33,19 @@ class Training:
             raise UsageError(
                 f"learning_rate must be positive and finite. Received: {self.learning_rate}. Give 0.00001."
             )
+
+
+def of_step(step: "Step", names: Mapping[str, str], **others: Any) -> StudentConfig:
+    """Return the settings of a training within a step.
+
+    Args:
+        step: the step.
+        names: by its settings, their names in `StudentConfig`.
+        others: settings of `StudentConfig` that the step does not have.
+
+    Raises:
+        UsageError: one is out of its range; the message has the name that the step gives it.
+    """
+    for name, setting in names.items():
+        TRAINING_CHECKS[setting](name, getattr(step, name))
+    return StudentConfig(**{setting: getattr(step, name) for name, setting in names.items()}, **others)

@@ -155,16 +155,22 @@ def tuning(loss: str | None, epochs: int, learning_rate: float, labelled: bool) 
     return StudentConfig(fine_tune_epochs=epochs, fine_tune_learning_rate=learning_rate, fine_tune_loss=loss)
 
 
-def check_tuning(loss: str | None, epochs: int, learning_rate: float, least_epochs: int = 0) -> None:
+def check_tuning(step: InStages, prefix: str = "", least_epochs: int = 0) -> None:
     """Check the settings of `tuning`.
+
+    Args:
+        step: has them.
+        prefix: the prefix of their names.
+        least_epochs: the smallest number of epochs.
 
     Raises:
         UsageError: one is out of its range.
     """
-    if loss is not None:
-        one_of("loss", loss, FINE_TUNE_LOSSES)
-    at_least("epochs", epochs, least_epochs)
-    positive("the learning rate", learning_rate)
+    loss, epochs, learning_rate = (f"{prefix}{name}" for name in ("loss", "epochs", "learning_rate"))
+    if getattr(step, loss) is not None:
+        one_of(loss, getattr(step, loss), FINE_TUNE_LOSSES)
+    at_least(epochs, getattr(step, epochs), least_epochs)
+    positive(learning_rate, getattr(step, learning_rate))
 
 
 def record(stage: Stage, inserted: Inserted, before: Metrics, tuned: FineTuneState) -> dict[str, Any]:

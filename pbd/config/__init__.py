@@ -16,7 +16,7 @@ from pbd.config.settings import (
     TeacherConfig,
     TrainingConfig,
 )
-from pbd.config.student import FINE_TUNE_LOSSES, FINE_TUNE_SCOPES, NEED_LABELS, StudentConfig
+from pbd.config.student import FINE_TUNE_LOSSES, FINE_TUNE_SCOPES, NEED_LABELS, TRAINING_CHECKS, StudentConfig
 
 __all__ = [
     "AUGMENTATIONS",
@@ -31,6 +31,7 @@ __all__ = [
     "RECIPES",
     "RECIPE_HELP",
     "SCHEDULERS",
+    "TRAINING_CHECKS",
     "BlockConfig",
     "DataConfig",
     "DistillationConfig",

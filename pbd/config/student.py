@@ -1,6 +1,9 @@
 """The settings of the student: the choice of its blocks, and what happens to it when it is assembled."""
 
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from pbd.config import budgets
 from pbd.config.values import Section, at_least, fraction, one_of, positive
@@ -10,6 +13,18 @@ FINE_TUNE_LOSSES = ("kd_mse", "kd_kl", "cross_entropy", "mixed")
 NEED_LABELS = ("cross_entropy", "mixed")
 KEPT_EPOCHS = ("auto", "best", "last")
 FINE_TUNE_SCOPES = ("blocks", "all", "no_1x1_dense")
+TRAINING_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
+    "fine_tune_epochs": functools.partial(at_least, least=0),
+    "distillation_weight": fraction,
+    "fine_tune_scope": functools.partial(one_of, choices=FINE_TUNE_SCOPES),
+    "fine_tune_keep": functools.partial(one_of, choices=KEPT_EPOCHS),
+    "fine_tune_loss": functools.partial(one_of, choices=FINE_TUNE_LOSSES),
+    "mixup": functools.partial(at_least, least=0),
+    "cutmix": functools.partial(at_least, least=0),
+    "temperature": positive,
+    "fine_tune_learning_rate": positive,
+}
+"""The checks of the settings of fine-tuning; each takes the name of the setting, for its message, and the value."""
 _LIMITS = ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
 
 
@@ -100,16 +115,9 @@ class StudentConfig(Section):
                 "accuracy_threshold and max_accuracy_drop exclude each other. "
                 f"Received: {self.accuracy_threshold} and {self.max_accuracy_drop}. Give one of them, not both."
             )
-        at_least("fine_tune_epochs", self.fine_tune_epochs, 0)
         fraction("target_accuracy_drop", self.target_accuracy_drop)
-        fraction("distillation_weight", self.distillation_weight)
-        one_of("fine-tune scope", self.fine_tune_scope, FINE_TUNE_SCOPES)
-        one_of("fine_tune_keep", self.fine_tune_keep, KEPT_EPOCHS)
-        one_of("fine-tune loss", self.fine_tune_loss, FINE_TUNE_LOSSES)
-        for name in ("mixup", "cutmix"):
-            at_least(name, getattr(self, name), 0)
-        positive("temperature", self.temperature)
-        positive("fine_tune_learning_rate", self.fine_tune_learning_rate)
+        for name, check in TRAINING_CHECKS.items():
+            check(name, getattr(self, name))
 
     @property
     def chooses_together(self) -> bool:

@@ -108,6 +108,30 @@ def test_entries_of_a_recipe_file_are_checked(entry: dict[str, Any], message: st
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("kind", "settings", "message"),
+    [
+        (pbd.FineTune, {"learning_rate": -1.0}, "learning_rate must be positive"),
+        (pbd.FineTune, {"epochs": -1}, "epochs must be at least 0"),
+        (pbd.FineTune, {"loss": "kd_mes"}, "unknown loss"),
+        (pbd.FineTune, {"keep": "first"}, "unknown keep"),
+        (pbd.FineTune, {"scope": "al"}, "unknown scope"),
+        (pbd.PruneFilters, {"learning_rate": 0.0}, "learning_rate must be positive"),
+        (pbd.PruneWeights, {"loss": "kd_mes"}, "unknown loss"),
+        (pbd.DistillInto, {"student": "resnet20", "alpha": 2.0}, "alpha must lie in"),
+        (pbd.DistillInto, {"student": "resnet20", "learning_rate": 0.0}, "learning_rate must be positive"),
+        (pbd.Craft, {"tune_learning_rate": 0.0}, "tune_learning_rate must be positive"),
+        (pbd.Craft, {"tune_loss": "kd_mes"}, "unknown tune_loss"),
+        (pbd.Progressive, {"learning_rate": 0.0}, "learning_rate must be positive"),
+        (pbd.ReplaceBlocks, {"fine_tune_learning_rate": 0.0}, "fine_tune_learning_rate must be positive"),
+    ],
+)
+def test_a_setting_is_refused_under_its_name_in_the_step(kind: type, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        kind(**settings)
+    assert str(error.value).startswith(message)
+
+
 def test_every_step_is_public_and_has_its_name() -> None:
     for name, kind in catalogue.HOMES.items():
         assert getattr(pbd, kind) is catalogue.get(name)
