@@ -87,9 +87,7 @@ class DistillInto:
     """SHA-256 of the student's file: if it changes, the step is done again."""
 
     def __post_init__(self) -> None:
-        loss, temperature = self.loss, self.temperature
-        if isinstance(loss, keras.distillation.LogitsDistillation):
-            loss, temperature = keras_losses.of_logits(loss)
+        loss, temperature = keras_losses.read(self.loss, self.temperature)
         self._set("loss", loss)
         self._set("temperature", temperature)
         kinds = {"loss": str, "epochs": int, "temperature": float, "alpha": float, "learning_rate": float}

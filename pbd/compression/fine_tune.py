@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from pbd.compression import labels, layer_losses
+from pbd.compression import keras_losses, labels, layer_losses
 from pbd.compression.settings import of_step
 from pbd.compression.step import StepResult
 from pbd.config import RECIPES, DistillationConfig, StudentConfig
-from pbd.config.values import Section, one_of
+from pbd.config.values import Section, as_kind, one_of
 from pbd.errors import UsageError
 from pbd.networks import graph
 
@@ -44,9 +44,10 @@ class FineTune(Section):
 
     epochs: int | None = None
     """Passes over the training images (default: 8, or as the `recipe` says)."""
-    loss: str | None = None
-    """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), or mixed (kd_kl and
-    cross_entropy); default: kd_mse, or as the `recipe` says."""
+    loss: Any = None
+    """kd_mse (logits of the first network), kd_kl (its softened outputs), cross_entropy (labels), mixed (kd_kl and
+    cross_entropy), or a LogitsDistillation, which sets the temperature, as in `DistillInto` (default: kd_mse, or as the
+    `recipe` says)."""
     learning_rate: float = StudentConfig.fine_tune_learning_rate
     """The learning rate of Adam, which rises first and decays to zero along a cosine; kernels of small weights have a
     lower one."""
@@ -74,6 +75,9 @@ class FineTune(Section):
     epochs of kd_kl at temperature 2 with mixup 1 (arXiv:2106.05237)."""
 
     def check(self) -> None:
+        loss, temperature = keras_losses.read(self.loss, self.temperature)
+        object.__setattr__(self, "loss", as_kind("loss", str | None, loss))
+        object.__setattr__(self, "temperature", temperature)
         if self.scope == "blocks":
             raise UsageError("a step trains all layers or no_1x1_dense. Received: scope blocks. Give all.")
         if self.recipe is not None:

@@ -6,7 +6,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from pbd.config import FINE_TUNE_LOSSES
 from pbd.config.features import LOGITS, Feature
+from pbd.config.values import Section
 from pbd.errors import UsageError
 
 ON_FEATURES = (
@@ -24,6 +26,28 @@ ON_FEATURES = (
 """Losses that compare any two tensors of one shape; the others take their first argument as labels."""
 _DIVERGENCES = (keras.losses.KLDivergence, keras.losses.kl_divergence)
 _SQUARES = (keras.losses.MeanSquaredError, keras.losses.mean_squared_error)
+
+
+class NamedLosses(Section):
+    """The settings of a step whose losses between logits are those of pbd, by name."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            if isinstance(value, keras.distillation.LogitsDistillation):
+                raise UsageError(
+                    f"{name} must be the name of a loss of pbd. Received: {_name(value)}. "
+                    f"Give one of {', '.join(FINE_TUNE_LOSSES)}."
+                )
+        super().__post_init__()
+
+
+def read(loss: Any, temperature: Any) -> tuple[Any, Any]:
+    """Return the loss and the temperature of a step, with a loss of pbd in place of a `LogitsDistillation`.
+
+    Raises:
+        UsageError: the `LogitsDistillation` compares the logits in another way than those of pbd.
+    """
+    return of_logits(loss) if isinstance(loss, keras.distillation.LogitsDistillation) else (loss, temperature)
 
 
 def of_logits(loss: keras.distillation.LogitsDistillation) -> tuple[str, float]:

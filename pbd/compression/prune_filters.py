@@ -7,12 +7,13 @@ import keras
 
 from pbd.compression import labels, layer_losses
 from pbd.compression.importance import IMPORTANCES, Subject
+from pbd.compression.keras_losses import NamedLosses
 from pbd.compression.pruning import refitting, schedule, selection, statistics
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.settings import BETWEEN_ROUNDS, of_step
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig, patterns
-from pbd.config.values import Section, at_least, one_of
+from pbd.config.values import at_least, one_of
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import channels
 from pbd.networks.channels import ChannelGroup
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class PruneFilters(Section):
+class PruneFilters(NamedLosses):
     """Removes the channels with the lowest scores, with all layers that share them: the network gets smaller.
 
     The layers behind are refitted by least squares to what the network computed before, without a gradient step. If

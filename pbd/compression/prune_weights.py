@@ -7,12 +7,13 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from pbd.compression import labels
+from pbd.compression.keras_losses import NamedLosses
 from pbd.compression.pruning import schedule, sizes, statistics, weights
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.settings import BETWEEN_ROUNDS, of_step
 from pbd.compression.step import StepResult
 from pbd.config import DistillationConfig, StudentConfig
-from pbd.config.values import Section, at_least, one_of
+from pbd.config.values import at_least, one_of
 from pbd.errors import UsageError
 from pbd.networks import graph
 
@@ -24,7 +25,7 @@ CONTROLS = ("magnitude", "random", "redraw")
 
 
 @dataclass(frozen=True)
-class PruneWeights(Section):
+class PruneWeights(NamedLosses):
     """Sets the smallest weights of kernels to zero, where they stay in all training that follows.
 
     Biases and normalisations are not pruned. Batch statistics are estimated again, and kept if the divergence from the

@@ -11,6 +11,7 @@ import keras
 
 from pbd import blocks
 from pbd.compression import labels
+from pbd.compression.keras_losses import NamedLosses
 from pbd.compression.step import StepResult
 from pbd.config import RunConfig, StudentConfig
 from pbd.config.settings import BlockConfig, TrainingConfig
@@ -31,7 +32,7 @@ RUN = "run"
 
 
 @dataclass(frozen=True)
-class ReplaceBlocks(StudentConfig, TrainingConfig, BlockConfig):
+class ReplaceBlocks(NamedLosses, StudentConfig, TrainingConfig, BlockConfig):
     """Parallel blockwise distillation; see `pbd.distill` for the settings. The network before the step is the teacher.
 
     Without any setting, it looks for the fastest student of the library that loses at most one point (`max_drop`). If a

@@ -9,12 +9,13 @@ import keras
 
 from pbd import blocks
 from pbd.blockwise.tasks import enumerate_tasks
+from pbd.compression.keras_losses import NamedLosses
 from pbd.compression.pruning.rounds import RoundFiles
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig, TrainingConfig
 from pbd.config.settings import BLOCK_INITS
 from pbd.config.student import FINE_TUNE_LOSSES
-from pbd.config.values import Section, at_least, one_of, positive
+from pbd.config.values import at_least, one_of, positive
 from pbd.learning.metrics import Metrics
 from pbd.networks import channels
 from pbd.networks.cost import count_macs, count_params
@@ -63,7 +64,7 @@ class Inserted:
 
 
 @dataclass(frozen=True)
-class InStages(Section, ABC):
+class InStages(NamedLosses, ABC):
     """The settings that steps in stages share, and the loop over the stages."""
 
     block: str = "two_layer"

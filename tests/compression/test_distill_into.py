@@ -1,5 +1,6 @@
 """Distillation into a student of another architecture, by name, from a file or given; losses of Keras; refusals."""
 
+import functools
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 
 import pbd
+from pbd.compression import catalogue
 from pbd.compression.context import Context
 from pbd.compression.distill_into import DistillInto
 from pbd.compression.step import name_of, settings_of
@@ -138,11 +140,31 @@ LOSSES: dict[str, tuple[Callable[[], Any], tuple[str, float]]] = {
 }
 
 
+@pytest.mark.parametrize("kind", [functools.partial(DistillInto, "resnet20"), pbd.FineTune], ids=["into", "tune"])
 @pytest.mark.parametrize("name", LOSSES)
-def test_losses_of_keras_between_logits(name: str) -> None:
+def test_losses_of_keras_between_logits(name: str, kind: Callable[..., Any]) -> None:
     make, expected = LOSSES[name]
-    step = DistillInto("resnet20", loss=make())
+    step = kind(loss=make())
     assert (step.loss, step.temperature) == expected
+    entry = json.loads(json.dumps({"use": name_of(step), **settings_of(step)}))
+    (again,) = catalogue.made([entry])
+    assert settings_of(again) == settings_of(step)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (pbd.PruneFilters, "loss"),
+        (pbd.PruneWeights, "loss"),
+        (pbd.Progressive, "loss"),
+        (pbd.Craft, "tune_loss"),
+        (pbd.ReplaceBlocks, "fine_tune_loss"),
+    ],
+)
+def test_other_steps_take_losses_between_logits_by_name(kind: type, setting: str) -> None:
+    received = f"{setting} must be the name of a loss of pbd. Received: LogitsDistillation. Give one of kd_mse"
+    with pytest.raises(UsageError, match=received):
+        kind(**{setting: distillation.LogitsDistillation()})
 
 
 def test_what_keras_computes_between_logits_is_what_pbd_computes() -> None:
@@ -194,6 +216,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
         UsageError,
         "kl_divergence or mse",
     ),
+    "keras, labels, fine-tuning": (
+        lambda: pbd.FineTune(loss=distillation.LogitsDistillation(2.0, "categorical_crossentropy")),
+        UsageError,
+        "kl_divergence or mse",
+    ),
+    "loss kind, fine-tuning": (lambda: pbd.FineTune(loss=3), UsageError, "loss must be of type str. Received: 3"),
     "keras, layers": (
         lambda: DistillInto("resnet20", features=[distillation.FeatureDistillation("kl_divergence")]),
         UsageError,
