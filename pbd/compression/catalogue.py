@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pbd.compression.step import Step
-from pbd.errors import UsageError, unknown_name
+from pbd.errors import PbdError, UsageError, unknown_name
 
 HOMES = {
     "craft": "Craft",
@@ -20,6 +20,8 @@ HOMES = {
     "replace_blocks": "ReplaceBlocks",
 }
 """By the name of a step, its class, in the module of that name."""
+MEMBERS = "members"
+"""The setting of an ensemble that holds steps: a list of them for each member."""
 
 
 def get(name: str) -> type:
@@ -40,33 +42,53 @@ def made(entries: Sequence[Mapping[str, Any]]) -> tuple[Step, ...]:
         entries: of each step, its name under `use`, and its settings.
 
     Raises:
-        UsageError: a name or setting is unknown, or a value is out of its range.
+        PbdError: a name or setting is unknown, a value is out of its range, or a file does not exist; the message
+            names the place of the step.
     """
-    return tuple(_made(number, entry) for number, entry in enumerate(entries, start=1))
+    return tuple(_made(f"step {number}", entry) for number, entry in enumerate(entries, start=1))
 
 
-def _value(value: Any) -> Any:
-    """Return the value of a setting; a table with `use`, in a list as well, is a step."""
-    if isinstance(value, list):
-        return [_value(each) for each in value]
-    return _made(1, value) if isinstance(value, dict) and "use" in value else value
+def _made(place: str, entry: Any) -> Step:
+    """Return the step that a table describes.
+
+    Args:
+        place: of the table in the recipe, for messages.
+        entry: the table; within a member of an ensemble it may be anything.
+    """
+    if not isinstance(entry, Mapping) or "use" not in entry:
+        raise UsageError(f'a step names what it does. Received: {place} without use. Write use = "fine_tune".')
+    name = str(entry["use"])
+    settings = {key.replace("-", "_"): value for key, value in entry.items() if key != "use"}
+    if MEMBERS in settings:
+        settings[MEMBERS] = _members(place, settings[MEMBERS])
+    try:
+        return _of_settings(name, settings)
+    except PbdError as error:
+        raise type(error)(f"{place}, {name}: {error}") from error
 
 
-def _made(number: int, entry: Mapping[str, Any]) -> Step:
-    if "use" not in entry:
-        raise UsageError(f'a step names what it does. Received: step {number} without use. Write use = "fine_tune".')
-    kind = get(str(entry["use"]))
-    settings = {name.replace("-", "_"): _value(value) for name, value in entry.items() if name != "use"}
-    settings = {name: value for name, value in settings.items() if name not in _computed(kind)}
+def _members(place: str, members: Any) -> Any:
+    """Return the steps of each member of an ensemble, or what is given if it is no list of lists."""
+    if not isinstance(members, list) or not all(isinstance(steps, list) for steps in members):
+        return members
+    return [
+        [_made(f"{place}, member {member}, step {number}", entry) for number, entry in enumerate(steps, start=1)]
+        for member, steps in enumerate(members, start=1)
+    ]
+
+
+def _of_settings(name: str, settings: Mapping[str, Any]) -> Step:
+    kind = get(name)
+    given = {key: value for key, value in settings.items() if key not in _computed(kind)}
     names = [one.name for one in dataclasses.fields(kind)]
-    for name in settings:
-        if name not in names:
-            raise UsageError(unknown_name(f"setting of {entry['use']}", name, names))
+    for key in given:
+        if key not in names:
+            raise UsageError(unknown_name("setting", key, names))
     for one in dataclasses.fields(kind):
         has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
-        if one.init and not has_default and one.name not in settings:
-            raise UsageError(f"{entry['use']} needs {one.name}. Received: step {number} without it. Add it.")
-    return kind(**settings)
+        if one.init and not has_default and one.name not in given:
+            raise UsageError(f"{one.name} must be given. Received: none. Add it.")
+    return kind(**given)
 
 
 def _computed(kind: type) -> set[str]:

@@ -13,7 +13,7 @@ import pytest
 import pbd
 from pbd.compression import catalogue, compress_command
 from pbd.compression.step import check_settings, name_of, settings_of
-from pbd.errors import UsageError
+from pbd.errors import MissingInputError, UsageError
 from tests.compression.test_recipes import DATA, LABELS, PIXELS, Scaled, compress, teacher
 
 layers = keras.layers
@@ -87,7 +87,7 @@ def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_pa
         ({"use": "ensemble", "members": [[{"use": "fine_tune"}]]}, "an ensemble needs two members"),
         (
             {"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]},
-            "a step is an object of a dataclass .* Received: 'x'",
+            "a step names what it does. Received: step 1, member 2, step 1 without use",
         ),
         ({"use": "ensemble", "members": [[{"use": "fine"}], []]}, "Did you mean 'fine_tune'"),
         ({"use": "ensemble", "members": 5}, "members are lists of steps. Received: 5"),
@@ -106,6 +106,39 @@ def test_entries_of_a_recipe_file_are_checked(entry: dict[str, Any], message: st
     with pytest.raises(UsageError, match=message) as error:
         catalogue.made([entry])
     assert "\n" not in str(error.value)
+
+
+TUNE = {"use": "fine_tune"}
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"use": "prune_filters", "ratio": 3}, "step 2, prune_filters: ratio must lie strictly between 0 and 1"),
+        ({"use": "fine_tune", "epoch": 3}, "step 2, fine_tune: unknown setting. Received: 'epoch'"),
+        ({"use": "fine_tun"}, "step 2, fine_tun: unknown step"),
+        ({"use": "ensemble", "members": [[TUNE]]}, "step 2, ensemble: an ensemble needs two members"),
+        ({"use": "ensemble", "members": [TUNE, TUNE]}, "step 2, ensemble: members are lists of steps"),
+        (
+            {"use": "ensemble", "members": [[TUNE], [TUNE, {"use": "distill_into"}]]},
+            "step 2, member 2, step 2, distill_into: student must be given. Received: none. Add it.",
+        ),
+        (
+            {"use": "ensemble", "members": [[TUNE], [{"epochs": 3}]]},
+            "a step names what it does. Received: step 2, member 2, step 1 without use. Write",
+        ),
+        ({"epochs": 3}, "a step names what it does. Received: step 2 without use. Write"),
+    ],
+)
+def test_a_message_names_the_step_of_a_recipe_file(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(UsageError) as error:
+        catalogue.made([TUNE, entry])
+    assert str(error.value).startswith(message)
+
+
+def test_a_missing_file_of_a_step_is_refused_with_the_step() -> None:
+    with pytest.raises(MissingInputError, match=r"^step 1, distill_into: the student must be a file"):
+        catalogue.made([{"use": "distill_into", "student": "none.keras"}])
 
 
 @pytest.mark.parametrize(
