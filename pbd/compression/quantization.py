@@ -8,7 +8,7 @@ from pathlib import Path
 import keras
 
 from pbd.compression import qat
-from pbd.compression.settings import METHODS, Training
+from pbd.compression.settings import METHODS, Training, check_method
 from pbd.data import Data, Dataset
 from pbd.deploy import exporting, images, targets
 from pbd.deploy.int8 import integer_form, quantizing
@@ -100,6 +100,7 @@ def quantize_each(
     """
     if method not in METHODS:
         raise UsageError(unknown_name("method", method, METHODS))
+    check_method(method, training)
     chosen = [(quantizing.get_target(name), path) for name, path in paths.items()]
     quantizing.check_settings(max_drop, calibration_images)
     for target, path in chosen:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, ClassVar
 import keras
 
 from pbd.compression import quantization
-from pbd.compression.settings import METHODS, Training
+from pbd.compression.settings import METHODS, Training, check_method
 from pbd.compression.step import StepResult
 from pbd.config.values import Section, one_of
 from pbd.deploy import targets
@@ -51,7 +51,7 @@ class Quantize(Section):
             quantizing.check_int8(self.target)
             if self.method == "qat":
                 quantizing.check_trained(self.target)
-        _ = self.training
+        check_method(self.method, self.training)
 
     def check_target(self, target: "Target") -> None:
         _ = self._target(target)

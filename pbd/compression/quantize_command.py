@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pbd.command_line import Parser, positive
-from pbd.compression.settings import METHODS, Training
+from pbd.compression.settings import METHODS, Training, check_method
 from pbd.deploy import file_commands
 from pbd.deploy.export_command import new_paths, path_table, percent
 from pbd.errors import UsageError
@@ -66,7 +66,7 @@ def parse(arguments: Sequence[str], program: str) -> argparse.Namespace:
         help="qat: of Adam, at the start of its decay (default: %(default)s)",
     )
     settings = parser.parse_args(arguments)
-    Training(settings.epochs, settings.learning_rate)  # checks both
+    check_method(settings.method, Training(settings.epochs, settings.learning_rate))
     file_commands.check_flags(settings)
     return settings
 

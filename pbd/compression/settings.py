@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, Any
 
 from pbd.config import TRAINING_CHECKS, StudentConfig
@@ -32,6 +32,21 @@ class Training:
         if not (self.learning_rate > 0 and math.isfinite(self.learning_rate)):
             raise UsageError(
                 f"learning_rate must be positive and finite. Received: {self.learning_rate}. Give 0.00001."
+            )
+
+
+def check_method(method: str, training: Training) -> None:
+    """Check that settings of quantisation-aware training are given for `qat` only.
+
+    Raises:
+        UsageError: one is another than its default, and the method is `ptq`, which does not train.
+    """
+    for one in fields(Training):
+        value = getattr(training, one.name)
+        if method == "ptq" and value != one.default:
+            raise UsageError(
+                f"{one.name} is a setting of method qat. Received: {one.name} {value} with method ptq. "
+                f"Give method qat, or leave out {one.name}."
             )
 
 

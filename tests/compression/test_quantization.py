@@ -40,6 +40,7 @@ def teacher() -> keras.Model:
     [
         ({"method": "later"}, "method"),
         ({"epochs": 0}, "epochs must be at least 1. Received: 0. Give 1, or method ptq."),
+        ({"epochs": 2, "method": "ptq"}, "epochs is a setting of method qat. Received: epochs 2 with method ptq."),
         ({"learning_rate": 0.0}, "learning_rate must be positive and finite. Received: 0.0. Give 0.00001."),
         ({"learning_rate": float("nan")}, "learning_rate must be positive"),
         ({"max_drop": "0.1"}, "max_drop must be of type float"),

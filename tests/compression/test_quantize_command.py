@@ -42,6 +42,13 @@ def test_a_value_out_of_range_is_refused(model: str, flags: tuple[str, str]) -> 
         quantize_command.parse([model, "--target", "onnx-int8", *flags], "pbd quantize")
 
 
+@pytest.mark.parametrize("flags", [("--epochs", "5"), ("--learning-rate", "0.01")])
+def test_settings_of_training_need_the_method_that_trains(model: str, flags: tuple[str, str]) -> None:
+    with pytest.raises(UsageError, match="is a setting of method qat"):
+        quantize_command.parse([model, "--target", "onnx-int8", *flags], "pbd quantize")
+    assert quantize_command.parse([model, "--target", "onnx-int8", "--epochs", "1"], "pbd quantize").method == "ptq"
+
+
 @pytest.mark.parametrize("name", ["student.keras", "student.onnx", "student_saved_model"])
 def test_a_file_of_a_run_is_not_replaced(tmp_path: Path, name: str) -> None:
     journal = Journal(tmp_path)

@@ -84,6 +84,8 @@ def test_what_is_no_step_is_refused(steps: tuple[Any, ...], message: str, tmp_pa
         ({"use": "fine_tune", "epochs": "three"}, "epochs must be of type int"),
         ({"use": "fine_tune", "recipe": "patience"}, "patient"),
         ({"use": "quantize", "method": "later"}, "method"),
+        ({"use": "quantize", "epochs": 5}, "epochs is a setting of method qat. Received: epochs 5 with method ptq"),
+        ({"use": "quantize", "learning_rate": 1e-3}, "learning_rate is a setting of method qat"),
         ({"use": "ensemble", "members": [[{"use": "fine_tune"}]]}, "an ensemble needs two members"),
         (
             {"use": "ensemble", "members": [[{"use": "fine_tune"}], ["x"]]},
