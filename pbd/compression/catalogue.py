@@ -79,16 +79,16 @@ def _members(place: str, members: Any) -> Any:
 
 def _of_settings(name: str, settings: Mapping[str, Any]) -> Step:
     kind = get(name)
-    given = {key: value for key, value in settings.items() if key not in _computed(kind)}
+    settings = {key: value for key, value in settings.items() if key not in _computed(kind)}
     names = [one.name for one in dataclasses.fields(kind)]
-    for key in given:
+    for key in settings:
         if key not in names:
             raise UsageError(unknown_name("setting", key, names))
     for one in dataclasses.fields(kind):
         has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
-        if one.init and not has_default and one.name not in given:
+        if one.init and not has_default and one.name not in settings:
             raise UsageError(f"{one.name} must be given. Received: none. Add it.")
-    return kind(**given)
+    return kind(**settings)
 
 
 def _computed(kind: type) -> set[str]:
