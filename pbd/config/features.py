@@ -12,6 +12,7 @@ FEATURE_WEIGHTS = {"at": 1000.0, "sp": 3000.0, "pkt": 30000.0, "fsp": 50.0, "crd
 (arXiv:1910.10699); for `keras`, a loss of Keras, 1."""
 COMPARES_IMAGES = ("sp", "pkt", "crd")
 """Losses that compare the images of a batch with one another."""
+ENSEMBLE_TEACHERS = ("mean", "drawn")
 LOGITS = ""
 """The name that stands for the logits of a network, in place of a layer's."""
 
@@ -75,11 +76,25 @@ class DistillationConfig:
     from_random_weights: bool = False
     """Whether the network, or what is new in it, begins with random weights. Then steps have the same size for all
     weights, and an epoch diverged only if numbers are not finite: at first the accuracy fluctuates."""
+    ensemble_teacher: str = "mean"
+    """What a step learns from if the teacher is an ensemble: its outputs, the mean of those of its members, or the
+    outputs of one member, drawn for each step (see `DrawnTeacher`)."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))
         if not 0.0 <= self.warmup < 1.0:
             raise UsageError(f"warmup must lie in [0, 1). Received: {self.warmup}. Give 0.05 for 5% of the steps.")
+        one_of("ensemble_teacher", self.ensemble_teacher, ENSEMBLE_TEACHERS)
+        if self.draws_member and self.features:
+            raise UsageError(
+                "ensemble_teacher drawn and losses between layers exclude each other, since only one member computes "
+                f"in a step. Received: {len(self.features)} features. Give ensemble_teacher mean, or no features."
+            )
+
+    @property
+    def draws_member(self) -> bool:
+        """Whether one member of an ensemble is drawn for each step."""
+        return self.ensemble_teacher == "drawn"
 
     @property
     def compares_images(self) -> bool:

@@ -7,6 +7,7 @@ import keras
 
 from pbd.config import Feature
 from pbd.learning import feature_terms, ghost_batch_norm
+from pbd.learning.drawn_teacher import DrawnTeacher
 from pbd.learning.losses import Loss
 from pbd.learning.metrics import class_scores, outputs_probabilities
 from pbd.networks import augmentation, heads
@@ -24,7 +25,8 @@ class DistillationModel(keras.Model):
 
     Args:
         student: Maps images to logits.
-        teacher: Maps images to logits; it runs in inference mode.
+        teacher: Maps images to logits; it runs in inference mode. With a `DrawnTeacher`, random layers on pixels act in
+            the student only.
         loss: Compares the two.
         ghost_batch_size: Number of images that batch normalisation normalises together, and that are compared with
             one another by losses that compare images.
@@ -37,7 +39,7 @@ class DistillationModel(keras.Model):
     def __init__(
         self,
         student: keras.Model,
-        teacher: keras.Model,
+        teacher: keras.Model | DrawnTeacher,
         loss: Loss,
         ghost_batch_size: int,
         features: Sequence[Feature] = (),
@@ -57,7 +59,12 @@ class DistillationModel(keras.Model):
     @property
     def can_use_table(self) -> bool:
         """Whether the teacher's logits alone are compared, and depend on nothing but the images."""
-        return self._augmentation is None and not self._terms
+        return self._augmentation is None and not self._terms and not isinstance(self.teacher, DrawnTeacher)
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Draw the members that teach in an epoch of the data, if the teacher is a `DrawnTeacher`."""
+        if isinstance(self.teacher, DrawnTeacher):
+            self.teacher.draw(epoch)
 
     def use_table(self, labels: Any, logits: Any) -> None:
         """Look labels and the teacher's logits up, instead of computing them: from now on `y` holds rows of the table.
@@ -102,8 +109,12 @@ class DistillationModel(keras.Model):
         return loss
 
 
-def _split(student: keras.Model, teacher: keras.Model) -> tuple[keras.Model | None, keras.Model, keras.Model]:
+def _split(
+    student: keras.Model, teacher: keras.Model | DrawnTeacher
+) -> tuple[keras.Model | None, keras.Model, keras.Model | DrawnTeacher]:
     """Return the augmentation that both begin with, if they do, and the networks after it."""
+    if isinstance(teacher, DrawnTeacher):
+        return None, student, teacher
     (shared, student_rest), (other, teacher_rest) = map(augmentation.split_augmentation, (student, teacher))
     if shared is None or other is None or _layers(shared) != _layers(other):
         return None, student, teacher

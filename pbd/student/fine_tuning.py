@@ -14,6 +14,7 @@ from pbd.data import Dataset, WorkerShare
 from pbd.data.mixing import Mixing
 from pbd.learning import ghost_batch_norm, teacher_table
 from pbd.learning.distillation import DistillationModel, logits_model
+from pbd.learning.drawn_teacher import DrawnTeacher, members
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import make_loss
@@ -96,6 +97,7 @@ class FineTuner:
             callbacks=[
                 ShareStatistics(normalisations, self.collective, self.dataset.share),  # first: validation needs them
                 keras.callbacks.LambdaCallback(
+                    on_epoch_begin=lambda epoch, logs: self.distillation_model.begin_epoch(self.first_epoch + epoch),
                     on_train_batch_end=self._check_loss,
                     on_epoch_end=lambda epoch, logs: self._end_epoch(logs, optimizer),
                 ),
@@ -223,17 +225,16 @@ def fine_tune(
         The final state: best metrics and weights, history, events.
 
     Raises:
-        UsageError: A layer that `distillation` names is missing, or its outputs do not suit the loss.
+        UsageError: A layer that `distillation` names is missing, or its outputs do not suit the loss; or the teacher is
+            no ensemble, of which `distillation` draws a member.
         CollectiveAbortedError: Another worker failed.
         CollectiveLostError: Another worker was lost.
     """
     distillation = distillation or DistillationConfig()
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
-    reference = graph.flatten(teacher)
-    if not distillation.features:  # which may name a normalisation
-        reference = folding.fold_all(reference, backend.name() == "tensorflow")  # fewer operations
-    learner, reference = (precision.mixed_classifier(model, training_precision) for model in (student, reference))
-    student_logits, teacher_logits = logits_model(learner, images), logits_model(reference, images)
+    learner = precision.mixed_classifier(student, training_precision)
+    student_logits = logits_model(learner, images)
+    teacher_logits = _teacher_logits(teacher, dataset, distillation, training_precision, images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
     if not math.isfinite(initial.kl):  # the outputs are not finite: let any epoch count as better
         initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
@@ -272,6 +273,22 @@ def fine_tune(
     )
     del state  # may hold the variables of a checkpoint, which training frees
     return tuner.run()
+
+
+def _teacher_logits(
+    teacher: keras.Model, dataset: Dataset, distillation: DistillationConfig, training_precision: str, images: Any
+) -> keras.Model | DrawnTeacher:
+    """Return the model of the teacher's logits, or those of one of its members in each step; see `fine_tune`."""
+
+    def logits(network: keras.Model) -> keras.Model:
+        if not distillation.features:  # which may name a normalisation
+            network = folding.fold_all(network, backend.name() == "tensorflow")  # fewer operations
+        return logits_model(precision.mixed_classifier(network, training_precision), images)
+
+    flat = graph.flatten(teacher)
+    if not distillation.draws_member:
+        return logits(flat)
+    return DrawnTeacher([logits(member) for member in members(flat)], dataset.steps_per_epoch, dataset.seed)
 
 
 def split_unit(student: keras.Model, batch_size: int, distillation: DistillationConfig | None = None) -> int:
