@@ -17,6 +17,7 @@ from pbd.config.values import as_kind
 from pbd.data import Dataset
 from pbd.errors import BadInputError, MissingInputError, UsageError, unknown_name
 from pbd.learning.chance import Predictions, predicted_classes
+from pbd.learning.drawn_teacher import members
 from pbd.networks import cost, files, graph, precision, small_nets
 
 if TYPE_CHECKING:
@@ -83,6 +84,11 @@ class DistillInto:
     cutmix: float = StudentConfig.cutmix
     """Paste a box of another image into each image, which keeps a share drawn from Beta(cutmix, cutmix); 0: no CutMix.
     With mixup as well, either is drawn for each image."""
+    ensemble_teacher: str = DistillationConfig.ensemble_teacher
+    """What a training step learns from if the network before the step is an ensemble: mean, its outputs (the mean of
+    several teachers, as in You et al. 2017, "Learning from multiple teacher networks", KDD), or drawn, those of one
+    member, drawn for each training step (Blakeney, dissertation, Texas State University, chapter 5). Other networks are
+    refused with drawn, and so are `features`. The student is validated against the ensemble in both cases."""
     file_digest: str = field(default="", init=False)
     """SHA-256 of the student's file: if it changes, the step is done again."""
 
@@ -91,7 +97,8 @@ class DistillInto:
         self._set("loss", loss)
         self._set("temperature", temperature)
         kinds = {"loss": str, "epochs": int, "temperature": float, "alpha": float, "learning_rate": float}
-        for name, kind in {**kinds, "warmup": float, "mixup": float, "cutmix": float}.items():
+        kinds |= {"warmup": float, "mixup": float, "cutmix": float, "ensemble_teacher": str}
+        for name, kind in kinds.items():
             self._set(name, as_kind(name, kind, getattr(self, name)))
         self._set("features", layer_losses.read(self.features))
         if not isinstance(self.student, keras.Model):
@@ -127,12 +134,14 @@ class DistillInto:
 
     def _distillation(self, from_random_weights: bool = True) -> DistillationConfig:
         """Return what the student learns from besides logits and labels, and how training begins."""
-        return DistillationConfig(self.features, self.warmup, from_random_weights)
+        return DistillationConfig(self.features, self.warmup, from_random_weights, self.ensemble_teacher)
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         dataset = context.dataset
         student, settings = self.network(model, dataset), self.settings(dataset.labelled)
         layer_losses.check(self.features, student, model, dataset)
+        if self._distillation().draws_member:
+            _ = members(model)  # refuses other networks
         training = context.for_new_network()
         begins_anew = self.student in small_nets.SMALL_NETS or not has_learned(student, model, dataset)
         state = training.fine_tune(student, settings, teacher=model, distillation=self._distillation(begins_anew))

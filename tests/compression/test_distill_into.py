@@ -205,6 +205,12 @@ REFUSED: dict[str, tuple[Callable[[], Any], type[Exception], str]] = {
     "warmup": (lambda: DistillInto("resnet20", warmup=1), UsageError, "warmup"),
     "mixup": (lambda: DistillInto("resnet20", mixup=-1.0), UsageError, "Give 0 or more"),
     "cutmix": (lambda: DistillInto("resnet20", cutmix=-1.0), UsageError, "Give 0 or more"),
+    "teacher": (lambda: DistillInto("resnet20", ensemble_teacher="draw"), UsageError, "Did you mean 'drawn'"),
+    "teacher, features": (
+        lambda: DistillInto("resnet20", ensemble_teacher="drawn", features=[SP]),
+        UsageError,
+        "drawn and losses between layers exclude each other",
+    ),
     "feature": (lambda: DistillInto("resnet20", features=["at"]), UsageError, "a feature is a mapping"),
     "feature field": (
         lambda: DistillInto("resnet20", features={"loss": "at", "student": "a", "teacher": "b", "beta": 1}),
@@ -255,6 +261,7 @@ def test_settings_are_checked_when_the_step_is_made(case: str) -> None:
         (lambda: DistillInto(student(shape=(9, 9, 3))), BadInputError, "must take the images"),
         (lambda: DistillInto(student(), features=[Feature("at", "conv1", "relu")]), UsageError, "layer of the student"),
         (lambda: DistillInto(student(), features=[Feature("at", "conv", "r")]), UsageError, "layer of the teacher"),
+        (lambda: DistillInto(student(), ensemble_teacher="drawn"), UsageError, "needs an ensemble as the teacher"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused_before_training(

@@ -10,12 +10,14 @@ import pytest
 import scipy.special
 
 import pbd
-from pbd.compression import ensemble
+from pbd.compression import compress_command, ensemble
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
+from pbd.config import DistillationConfig
 from pbd.data import load
 from pbd.networks import files, graph, heads
 from pbd.pipeline import prepare
+from pbd.run_dir.steps import read_record
 from tests.compression.test_recipes import LABELS, PIXELS, Scaled, compress, scaled, teacher
 
 layers = keras.layers
@@ -125,3 +127,26 @@ def test_copies_in_an_ensemble_differ_and_share_the_validation_images(step: Any,
     pairs = list(zip(first.get_weights(), second.get_weights(), strict=True))
     assert max(np.abs(one - two).max() for one, two in pairs) > 1e-3
     assert report.steps[1].events == ()
+
+
+def test_a_student_learns_from_a_drawn_member_as_the_file_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher().save(tmp_path / "student.keras")
+    file = tmp_path / "recipe.toml"
+    file.write_text(
+        '[[step]]\nuse = "distill_into"\nensemble_teacher = "drawn"\nepochs = 1\n'
+        f'student = "{(tmp_path / "student.keras").as_posix()}"\n'
+    )
+    used, fine_tune = list[DistillationConfig](), Context.fine_tune
+
+    def noted(self: Context, *of: Any, distillation: DistillationConfig, **others: Any) -> Any:
+        used.append(distillation)
+        return fine_tune(self, *of, distillation=distillation, **others)
+
+    monkeypatch.setattr(Context, "fine_tune", noted)
+    steps = compress_command.parse([str(file)], "pbd compress").recipe().steps
+    members = pbd.Ensemble([[Scaled(2.0)], [Scaled(-1.0)]])
+    result = compress(tmp_path, members, *steps)
+    assert [each.ensemble_teacher for each in used] == ["drawn"]
+    assert len(result.report.steps[2].details["history"]) == 1
+    record = read_record(tmp_path / "run" / "steps" / "02-distill_into")
+    assert record["settings"]["ensemble_teacher"] == "drawn"
