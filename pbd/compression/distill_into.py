@@ -134,7 +134,9 @@ class DistillInto:
 
     def _distillation(self, from_random_weights: bool = True) -> DistillationConfig:
         """Return what the student learns from besides logits and labels, and how training begins."""
-        return DistillationConfig(self.features, self.warmup, from_random_weights, self.ensemble_teacher)
+        return DistillationConfig(
+            self.features, self.warmup, from_random_weights, ensemble_teacher=self.ensemble_teacher
+        )
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         dataset = context.dataset
