@@ -79,6 +79,8 @@ class DistillationConfig:
     ensemble_teacher: str = "mean"
     """What a step learns from if the teacher is an ensemble: its outputs, the mean of those of its members, or the
     outputs of one member, drawn for each step (see `DrawnTeacher`)."""
+    new_layers: tuple[str, ...] = ()
+    """Layers whose zeros are no pruned weights: they are trained even if zeros are kept."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "features", tuple(self.features))

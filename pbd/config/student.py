@@ -84,8 +84,8 @@ class StudentConfig(Section):
     share that is kept is drawn from Beta(cutmix, cutmix). With mixup as well, either is drawn for each image. 0: no
     CutMix."""
     keep_zeros: bool = False
-    """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed. Layers
-    are refitted only with `refit` then, which makes such weights non-zero."""
+    """Weights of kernels that are zero when fine-tuning starts stay zero, such as those that pruning removed; those of
+    new blocks are trained. Layers are refitted only with `refit` then, which makes such weights non-zero."""
     target_accuracy_drop: float | None = None
     """Restore layers of the teacher until the student loses at most this much validation accuracy (without labels:
     agreement). The student is assembled and fine-tuned again each time."""

@@ -1,7 +1,7 @@
 """Adam on all variables at once, as one vector: the same steps as Keras' Adam with far fewer operations to trace."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -109,6 +109,17 @@ class FlatAdam(keras.optimizers.Optimizer):
                 if variable.constraint is not None:
                     variable.assign(variable.constraint(variable))
         self.iterations.assign_add(1)
+
+    def train_zeros_of(self, variables: Iterable[Any]) -> None:
+        """Train all elements of some variables even if zeros are kept; call it once built, before the first step.
+
+        Args:
+            variables: Some of those that this optimiser was built on.
+        """
+        if self.keep_zeros:
+            chosen = {id(variable) for variable in variables}
+            parts = [(trained_elements(v), id(v) in chosen) for v in self._trainable_variables]
+            self._trained.assign(np.concatenate([elements | is_chosen for elements, is_chosen in parts]))
 
     def restricted_to(self, variables: Sequence[Any]) -> "FlatAdam":
         """Return an optimiser of some of the variables, which goes on with their moments and with the schedule.

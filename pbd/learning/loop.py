@@ -24,6 +24,7 @@ def adam(
     keep_zeros: bool = False,
     warmup: int = 0,
     scale_steps: bool = False,
+    new: Iterable[Any] = (),
 ) -> keras.optimizers.Optimizer:
     """Return Adam for these variables, with a learning rate that decays to zero along a cosine in `steps` steps.
 
@@ -40,16 +41,17 @@ def adam(
         keep_zeros: Whether elements of kernels that are zero now stay zero (see `FlatAdam`).
         warmup: Number of the first steps, in which the learning rate rises from `learning_rate / warmup`.
         scale_steps: Whether kernels of small weights have a lower learning rate (see `FlatAdam`).
+        new: Those of the variables whose zeros are trained even with `keep_zeros`.
     """
     schedule = keras.optimizers.schedules.CosineDecay(learning_rate, max(1, steps))
     if warmup:
         schedule = keras.optimizers.schedules.CosineDecay(
             learning_rate / warmup, max(1, steps - warmup), warmup_target=learning_rate, warmup_steps=warmup
         )
-    optimizer: Any = FlatAdam(schedule, keep_zeros, scale_steps)
-    if precision == "float16":
-        optimizer = keras.optimizers.LossScaleOptimizer(optimizer)
+    flat = FlatAdam(schedule, keep_zeros, scale_steps)
+    optimizer: Any = keras.optimizers.LossScaleOptimizer(flat) if precision == "float16" else flat
     optimizer.build(list(variables))
+    flat.train_zeros_of(new)
     return optimizer
 
 

@@ -142,7 +142,8 @@ class StudentBuilder:
         trainable = {layer.name: layer.trainable for layer in model.layers}
         set_trainable(model, accepted, settings.fine_tune_scope)
         still_random = self.config.blocks.block_init == "noise" and self.config.training.epochs == 0
-        begin = DistillationConfig(from_random_weights=still_random)
+        new_layers = tuple(sorted(layers_of_blocks(accepted)))
+        begin = DistillationConfig(from_random_weights=still_random, new_layers=new_layers)
         state = self.workers.fine_tune(model, settings, initial, first_epoch, begin)
         for layer in model.layers:
             layer.trainable = trainable[layer.name]
@@ -198,7 +199,7 @@ def set_trainable(student: keras.Model, accepted: Mapping[str, BlockResult], sco
         scope: `all`, `blocks`, or `no_1x1_dense`: all but the teacher's 1x1 convolutions and dense layers (the paper's
             setting for ResNets).
     """
-    in_blocks = {key.rpartition("/")[0] for result in accepted.values() for key in result.weights}
+    in_blocks = layers_of_blocks(accepted)
     for layer in student.layers:
         if scope == "all":  # including layers that were frozen in the teacher
             layer.trainable = True
@@ -207,6 +208,11 @@ def set_trainable(student: keras.Model, accepted: Mapping[str, BlockResult], sco
         elif layer.name not in in_blocks:
             pointwise = isinstance(layer, keras.layers.Conv2D) and tuple(layer.kernel_size) == (1, 1)
             layer.trainable = not (pointwise or isinstance(layer, keras.layers.Dense))
+
+
+def layers_of_blocks(accepted: Mapping[str, BlockResult]) -> set[str]:
+    """Return the names of the layers with weights of all blocks."""
+    return {key.rpartition("/")[0] for result in accepted.values() for key in result.weights}
 
 
 def worst_blocks(accepted: Mapping[str, BlockResult], share: float) -> tuple[str, ...]:

@@ -54,7 +54,7 @@ class FineTuner:
     learns_from_teacher: bool
     """Whether the loss has a term of the teacher's outputs."""
     keep_zeros: bool = False
-    """Whether weights of kernels that are zero at the start stay zero."""
+    """Whether weights of kernels that are zero at the start stay zero, except in new layers."""
     keeps_last: bool = False
     """Whether the last epoch counts as the best one."""
     _divergence: str | None = None
@@ -84,6 +84,7 @@ class FineTuner:
             keep_zeros=self.keep_zeros,
             warmup=self._warmup,
             scale_steps=not self.distillation.from_random_weights,
+            new=self._new_variables,
         )
         if state.variables:
             _assign(optimizer.variables, state.optimizer_variables)
@@ -151,6 +152,12 @@ class FineTuner:
     def _variables(self) -> list[Any]:
         """All variables that a checkpoint holds besides those of the optimiser."""
         return [*self.learner.variables, *self.distillation_model.projector_variables]
+
+    @property
+    def _new_variables(self) -> list[Any]:
+        """The trained variables of the layers whose zeros are no pruned weights."""
+        layers = [layer for layer in self.learner.layers if layer.name in self.distillation.new_layers]
+        return [variable for layer in layers for variable in layer.trainable_variables]
 
     @property
     def _steps(self) -> int:

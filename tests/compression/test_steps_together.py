@@ -96,11 +96,17 @@ def test_zeros_of_the_network_before_are_none_of_the_student(tmp_path: Path) -> 
     assert np.mean(result.model.get_layer("second").get_weights()[0] == 0) < 0.1, "its zeros are trained"
 
 
-def test_zeros_of_new_blocks_are_trained(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("step", "settings"),
+    [
+        (pbd.Progressive, {"block": "two_layer", "epochs": 1}),
+        (pbd.ReplaceBlocks, {"block": ("two_layer",), "epochs": 0, "accuracy_threshold": 0.0, "fine_tune_epochs": 1}),
+    ],
+)
+def test_zeros_of_new_blocks_are_trained(step: Callable[..., Any], settings: dict[str, Any], tmp_path: Path) -> None:
     """The second layer of such a block begins as an identity: most of its weights are zero."""
-    settings = {"block": "two_layer", "layers": ("second",), "include_unprofitable": True, "block_init": "fitted"}
-    steps = pbd.PruneWeights(0.3), pbd.Progressive(epochs=1, **settings)
-    result = compress(tmp_path, *steps, fine_tune_keep="last")
+    block = step(**settings, layers=("second",), include_unprofitable=True, block_init="fitted")
+    result = compress(tmp_path, pbd.PruneWeights(0.3), block, fine_tune_keep="last")
     zeros = [np.mean(kernel == 0) for kernel in kernels_of(result.model)]
     assert zeros[0] == pytest.approx(0.3, abs=0.01), "pruned weights stay zero"
     assert max(zeros[1:]) < 0.1

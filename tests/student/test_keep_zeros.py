@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from pbd.collective import Collective
-from pbd.config import StudentConfig
+from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset
 from pbd.learning import ghost_batch_norm, scanned_steps
 from pbd.learning.metrics import Metrics
@@ -78,6 +78,20 @@ def test_zeros_stay_if_they_are_kept(
     assert np.mean(weights(student) != before) > 0.4
     assert np.array_equal(zeros(student), zeros(pruned())) == keep_zeros
     assert (np.mean(zeros(student)) > 0.4) == keep_zeros
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_zeros_of_new_layers_are_trained(
+    precision: str, pruned: Callable[[], keras.Model], teacher: keras.Model, dataset: Dataset
+) -> None:
+    student, config = pruned(), dataclasses.replace(CONFIG, fine_tune_epochs=1)
+    begin = DistillationConfig(new_layers=("a",))
+    fine_tuning.fine_tune(
+        student, teacher, dataset, config, START, ignore, distillation=begin, training_precision=precision
+    )
+    shares = {weight.path.split("/")[-2]: np.mean(weight.numpy() == 0) for weight in kernels(student)}
+    assert shares.pop("a") < 0.1
+    assert min(shares.values()) > 0.4
 
 
 def test_several_workers_keep_the_same_zeros(
