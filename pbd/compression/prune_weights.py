@@ -110,13 +110,14 @@ class PruneWeights(NamedLosses):
             records.append(self._train_control(current, context))
         kernels = weights.find_kernels(current, self.layers, self.prune_classifier)
         before = weights.find_kernels(model, self.layers, self.prune_classifier)
+        size = sizes.bytes_of(current, kernels)
         details = sizes.sparsity(kernels) | {
-            "bytes": sizes.bytes_of(current, kernels),
+            "bytes": size,
             "bytes_before": sizes.bytes_of(model, before),
             "rounds": records,
             "history": [row for record in records for row in record["history"]],
         }
-        events = [event for record in records for event in record["events"]]
+        events = [*(event for record in records for event in record["events"]), sizes.described(size)]
         return StepResult(current, details, tuple(events), keeps_zeros=True)
 
     def _pruned(

@@ -208,6 +208,9 @@ def test_the_sparse_file_has_all_weights(teacher: keras.Model, context: StepCont
     assert size["dense"] == size_before["dense"] == 4 * all_weights(teacher).size
     assert size["gzip"] == len(gzip.compress(b"".join(w.tobytes() for w in result.model.get_weights()), mtime=0))
     assert size["gzip"] < 0.6 * size_before["gzip"]
+    shown = [f"{size[form] / 1000:.1f} kB" for form in ("dense", "sparse", "gzip")]
+    assert all(each in result.events[-1] for each in shown)
+    assert "zeros alone make a dense runtime no faster" in result.events[-1]
 
 
 @pytest.mark.parametrize(
