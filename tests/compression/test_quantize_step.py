@@ -6,13 +6,16 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import keras
 import numpy as np
 import pytest
 
 import pbd
-from pbd.compression import quantization
+from pbd.compression import qat, quantization
 from pbd.compression.api import Compressed
+from pbd.config import StudentConfig
 from pbd.deploy import deployment
+from pbd.deploy.int8 import quantizing
 from pbd.records import Progress
 from pbd.run_dir.journal import Journal
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
@@ -74,6 +77,48 @@ def test_a_file_of_the_other_method_is_an_event(tmp_path: Path, monkeypatch: pyt
             quantization, "written", lambda *_, file=file: SimpleNamespace(file=file, network=teacher())
         )
         assert len(STEP.apply(teacher(), context).events) == events  # type: ignore[arg-type]
+
+
+def test_zeros_of_pruned_weights_are_zeros_of_the_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnx", reason="the files are read with onnx")
+    monkeypatch.setattr(deployment, "measure", lambda *_, **__: deployment.Deployed())
+    # What was trained is kept, even if it is worse.
+    monkeypatch.setattr(quantizing.Files, "accuracies", lambda *_: (1.0, 1.0))
+    last = {"fine_tune_keep": "last"}
+    monkeypatch.setattr(qat, "StudentConfig", lambda **settings: StudentConfig(**(settings | last)))
+    after_training = dataclasses.replace(STEP, method="ptq")
+    steps = [pbd.PruneWeights(0.5), after_training, dataclasses.replace(STEP, epochs=1, learning_rate=0.02)]
+    settings = {"executor": "serial", "isolate": False, "targets": "keras", "run_dir": str(tmp_path / "run")}
+    result = pbd.compress(teacher(), DATA, steps, config=pbd.RunConfig.of(allow_weak_teacher=True), **settings)
+    before, trained = result.network("2 quantize"), result.model
+    assert result.report.steps[3].details["method"] == "qat"
+    pbd.export(before, tmp_path / "network.onnx", "onnx")
+    written = kernels_in(tmp_path / "network.onnx")
+    folders = [result.run_dir / f"steps/0{number}-quantize" for number in (2, 3)]
+    integers = [kernels_in(folder / "network_int8.onnx") for folder in folders]
+    for kernel, rounded in zip(kernels_of(before), kernels_of(trained), strict=True):
+        zeros, shape = kernel == 0, kernel.shape
+        assert zeros.mean() == pytest.approx(0.5, abs=0.01)
+        assert np.array_equal(written[shape] == 0, zeros)
+        assert np.all(rounded[zeros] == 0)
+        for kernels in integers:
+            assert kernels[shape].dtype == np.int8
+            assert np.all(kernels[shape][zeros] == 0)
+
+
+def kernels_of(model: keras.Model) -> list[np.ndarray]:
+    """Return the kernels of all convolutions of a network."""
+    return [layer.get_weights()[0] for layer in model.layers if isinstance(layer, keras.layers.Conv2D)]
+
+
+def kernels_in(path: Path) -> dict[tuple[int, ...], np.ndarray]:
+    """Return the kernels of all convolutions of an ONNX file by shape, with axes in the order of Keras."""
+    import onnx
+
+    constants = map(onnx.numpy_helper.to_array, onnx.load(path).graph.initializer)
+    kernels = [constant.transpose(2, 3, 1, 0) for constant in constants if constant.ndim == 4]
+    return {kernel.shape: kernel for kernel in kernels}
 
 
 class Recorded(Threads):
