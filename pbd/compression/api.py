@@ -28,12 +28,15 @@ class Compressed:
 
     @property
     def run_dir(self) -> Path:
-        """The run directory: `student.keras`, the report, and a folder for each step."""
+        """The run directory: `student.keras`, the report, and a folder for each step with its files."""
         return Path(self.report.run_dir)
 
     @functools.cached_property
     def model(self) -> keras.Model:
-        """The result, loaded from the run directory; not compiled."""
+        """The result in float32, loaded from the run directory; not compiled.
+
+        If its step wrote 8-bit integers, the file to deploy is `path` of `StepReport.quantized`.
+        """
         return self.network(self.report.result)
 
     def network(self, name: str) -> keras.Model:
@@ -91,7 +94,8 @@ def compress(
         steps: such as `pbd.PruneFilters(ratio=0.3)`, `pbd.FineTune(epochs=8)` and `pbd.Quantize()`; any object with
             their method `apply`.
         max_drop: the result is the network of the last step that loses at most this much validation accuracy (without
-            labels: agreement), in [0, 1]; by default that of the last step.
+            labels: agreement), in [0, 1]; by default that of the last step. Of a step that writes 8-bit integers, the
+            file is judged.
         targets: where each network is measured, in float32 and in 8-bit integers, such as `"openvino"`; by default that
             of `config`, and nowhere if the list is empty.
         config: settings of teacher, data and execution that no other argument gives, the `precision` of all trainings,

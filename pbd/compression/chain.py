@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import keras
 
 from pbd import blocks
+from pbd.compression import quantized_files
 from pbd.compression.context import Context
 from pbd.compression.step import Step, name_of, settings_of, uses_target
 from pbd.compression.step_folder import Finished, StepFolder
@@ -72,8 +73,13 @@ class Chain:
         result = replace(result, model=graph.flatten(result.model), keeps_zeros=keeps_zeros)
         seconds, spent = folder.spent()
         metrics = context.evaluate(result.model)
-        display.phase(f"step {name}: {metrics.on_validation()}")
-        finished = folder.write(Finished(result, metrics, seconds, spent))
+        scores = {
+            target: quantized_files.score(path, target, result.model, context)
+            for target, path in result.quantized.items()
+        }
+        in_int8 = "".join(f", in {target} {score:.4f}" for target, score in scores.items())
+        display.phase(f"step {name}: {metrics.on_validation()}{in_int8}")
+        finished = folder.write(Finished(result, metrics, seconds, spent, scores))
         context.forget_checkpoints()
         return finished
 

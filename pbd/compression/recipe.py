@@ -27,7 +27,7 @@ class Recipe:
     steps: tuple[Step, ...]
     max_drop: float | None = None
     """The result is the network of the last step that loses at most this much validation accuracy (without labels:
-    agreement)."""
+    agreement), in 8-bit integers if the step wrote them."""
     targets: tuple[str, ...] | None = None
     """Where every network is measured, in float32 and in 8-bit integers: by default in that of the execution, and
     nowhere if there are none."""

@@ -47,7 +47,7 @@ class StepResult:
     keeps_zeros: bool | None = None
     """Whether later training has to leave weights that are zero at zero; `None`: as before the step."""
     quantized: Mapping[str, Path] = field(default_factory=dict)
-    """Files in 8-bit integers that the step wrote, by target."""
+    """Files in 8-bit integers that the step wrote, by target: `max_drop` of the recipe judges them, not `model`."""
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,13 @@ class Finished:
     """Metrics of its network on the validation split, compared with the first network."""
     seconds: float
     energy_j: float | None
+    quantized_scores: Mapping[str, float] = field(default_factory=dict)
+    """The validation score of each of its files in 8-bit integers, by target (see `quantized_files.score`)."""
+
+    @property
+    def score(self) -> float:
+        """The number by which `max_drop` judges the step: that of its worst file in 8-bit integers, if it wrote any."""
+        return min(self.quantized_scores.values(), default=self.metrics.score)
 
 
 @dataclass(frozen=True)
@@ -90,7 +97,8 @@ class StepFolder:
                 raise BadInputError("its network is another one")
             quantized = {target: self._unchanged(parts) for target, parts in record["quantized"].items()}
             result = StepResult(model, record["details"], tuple(record["events"]), record["keeps_zeros"], quantized)
-            return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"])
+            scores = {target: record["quantized_scores"][target] for target in quantized}
+            return Finished(result, Metrics(**record["metrics"]), record["seconds"], record["energy_j"], scores)
         except (BadInputError, OSError, KeyError, TypeError, ValueError, AttributeError) as error:
             _log.warning("%s is damaged (%r): its step is done again.", self.journal.path, error)
             steps.write_record(self.journal.path, {"inputs": self.journal.settings_digest})  # its time is that to come
@@ -117,6 +125,7 @@ class StepFolder:
             "keeps_zeros": result.keeps_zeros,
             "quantized": quantized,
             "metrics": asdict(finished.metrics),
+            "quantized_scores": finished.quantized_scores,
             "seconds": finished.seconds,
             "energy_j": finished.energy_j,
         }

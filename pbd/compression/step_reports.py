@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 
+from pbd.compression import quantized_files
 from pbd.compression.context import Context
 from pbd.compression.step_folder import MODEL, Finished
 from pbd.deploy import deployment, targets
 from pbd.learning.metrics import Metrics
 from pbd.networks import cost
 from pbd.records import Deployment, ModelFacts
-from pbd.records.recipe_report import StepReport
+from pbd.records.recipe_report import QuantizedReport, StepReport
 from pbd.run_dir import steps as of_steps
 
 
@@ -31,6 +32,7 @@ def make(
     context.display.phase("evaluating all networks on the test split")
     for name, one in finished.items():
         network = one.result.model
+        quantized = tuple(_quantized(one, context))
         yield StepReport(
             name=name,
             network=_facts(name, one, context.evaluate(network, "test"), context.journal.path),
@@ -39,9 +41,27 @@ def make(
             seconds=one.seconds,
             energy_j=one.energy_j,
             details=dict(one.result.details),
-            events=(*one.result.events, *(events if name == deployment.TEACHER else ())),
+            events=(
+                *one.result.events,
+                *(_event(file, context.dataset.labelled) for file in quantized),
+                *(events if name == deployment.TEACHER else ()),
+            ),
             deployments=tuple(row for row in deployed if row.model == name),
+            quantized=quantized,
         )
+
+
+def _quantized(one: Finished, context: Context) -> Iterator[QuantizedReport]:
+    """Yield the report of each file in 8-bit integers that a step wrote."""
+    for target, path in one.result.quantized.items():
+        name = str(path.relative_to(context.journal.path))
+        tested = quantized_files.score(path, target, one.result.model, context, "test")
+        yield QuantizedReport(target, name, one.quantized_scores[target], tested)
+
+
+def _event(file: QuantizedReport, labelled: bool) -> str:
+    judged = "accuracy" if labelled else "agreement"
+    return f"8-bit integers: {file.path}, validation {judged} {file.val_score:.2%}"
 
 
 def _deployed(

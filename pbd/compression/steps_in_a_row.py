@@ -165,9 +165,7 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 
 
 def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:
-    """Return the name of the last network that keeps within `max_drop` of the first one."""
-    first = finished[deployment.TEACHER].metrics.score
-    within = [
-        name for name, one in finished.items() if max_drop is None or first - one.metrics.score <= max_drop + ROUNDING
-    ]
+    """Return the name of the last step that keeps within `max_drop` of the first network."""
+    first = finished[deployment.TEACHER].score
+    within = [name for name, one in finished.items() if max_drop is None or first - one.score <= max_drop + ROUNDING]
     return within[-1]

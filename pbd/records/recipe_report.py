@@ -7,6 +7,20 @@ from pbd.records.run_report import Deployment, ModelFacts
 
 
 @dataclass(frozen=True)
+class QuantizedReport:
+    """A file in 8-bit integers that a step wrote: what is deployed of the step, and what `max_drop` judges."""
+
+    target: str
+    """Such as `onnx-int8`."""
+    path: str
+    """Its path in the run directory."""
+    val_score: float
+    """Accuracy in the runtime on the validation images, in [0, 1]; without labels, agreement with the first network."""
+    test_score: float
+    """The same on the test images."""
+
+
+@dataclass(frozen=True)
 class StepReport:
     """A network of a recipe: the first one, or what a step made of the one before it."""
 
@@ -25,6 +39,8 @@ class StepReport:
     events: tuple[str, ...] = ()
     deployments: tuple[Deployment, ...] = ()
     """The network in each target, in float32 and in 8-bit integers."""
+    quantized: tuple[QuantizedReport, ...] = ()
+    """The files in 8-bit integers that the step wrote."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +55,8 @@ class RecipeReport:
     result: str
     """The name of the step whose network is the result: the last one that keeps within `max_drop`."""
     max_drop: float | None
-    """The validation accuracy (without labels: agreement) that the result may lose."""
+    """The validation accuracy (without labels: agreement) that the result may lose, in 8-bit integers if its step wrote
+    them."""
     reference: str
     """`labels`, or `teacher` if there are none and every choice rests on the agreement with the first network."""
     targets: tuple[str, ...]

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from pbd.errors import CorruptStateError, MissingInputError
 from pbd.records import ModelFacts
-from pbd.records.recipe_report import RecipeReport, StepReport
+from pbd.records.recipe_report import QuantizedReport, RecipeReport, StepReport
 from pbd.report import deployments, files
 from pbd.report.deployment_table import DeploymentTable
 from pbd.report.files import deployment, json_safe
@@ -75,6 +75,7 @@ def _step(row: Mapping[str, Any]) -> StepReport:
         "network": ModelFacts(**row["network"]),
         "events": tuple(row["events"]),
         "deployments": tuple(deployment(each) for each in row["deployments"]),
+        "quantized": tuple(QuantizedReport(**each) for each in row.get("quantized", ())),
     }
     return StepReport(**{**row, **changes})
 
@@ -102,6 +103,11 @@ def quality(report: RecipeReport, step: StepReport, split: str) -> float:
     return getattr(step.network, f"{split}_{judged(report)}")
 
 
+def judged_file(step: StepReport) -> QuantizedReport | None:
+    """Return the file in 8-bit integers by which a step is judged, its worst one; `None` if it wrote none."""
+    return min(step.quantized, key=lambda file: file.val_score, default=None)
+
+
 def headline(report: RecipeReport) -> str:
     """Return which network is the result, and why it is not the last one if it is not."""
     *_, last = report.steps
@@ -112,10 +118,14 @@ def headline(report: RecipeReport) -> str:
     text = f"The result is the network of step {result.name}: {kept} ({change})."
     if result.name == _TEACHER:
         text = "No step keeps within max_drop: the result is the first network."
+    for file in result.quantized:
+        change = points(quality(report, first, "test"), file.test_score)
+        text += f" Its file in 8-bit integers, {file.path}, has {percent(file.test_score)} ({change})."
     if last is not result and report.max_drop is not None:
-        lost = quality(report, first, "val") - quality(report, last, "val")
-        allowed = percent(report.max_drop)
-        text += f" Step {last.name} loses {percent(lost)} of validation {judged(report)}; {allowed} may be lost."
+        worst, allowed = judged_file(last), percent(report.max_drop)
+        lost = quality(report, first, "val") - (quality(report, last, "val") if worst is None else worst.val_score)
+        where = "" if worst is None else " in 8-bit integers"
+        text += f" Step {last.name} loses {percent(lost)} of validation {judged(report)}{where}; {allowed} may be lost."
     return text
 
 
@@ -132,9 +142,11 @@ def _table(report: RecipeReport) -> Table:
 
 def headings(report: RecipeReport) -> list[str]:
     """Return the headings of the columns behind the name of a network."""
+    in_int8 = [f"8-bit {judged(report)}"] if _has_files(report) else []
     zeros = ["not zero"] if _has_zeros(report) else []
     energy = ["energy"] if any(step.energy_j is not None for step in report.steps) else []
-    return [f"test {judged(report)}", "change, points", "agreement", "parameters", *zeros, "MACs", "time", *energy]
+    qualities = [f"test {judged(report)}", "change, points", *in_int8, "agreement"]
+    return [*qualities, "parameters", *zeros, "MACs", "time", *energy]
 
 
 def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None, str]]:
@@ -143,6 +155,9 @@ def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None
     tested, before = quality(report, step, "test"), quality(report, first, "test")
     yield tested, percent(tested)
     yield tested - before, "-" if step is first else points(before, tested).removesuffix(" points")
+    if _has_files(report):
+        file = judged_file(step)
+        yield (None, "-") if file is None else (file.test_score, percent(file.test_score))
     yield network.test_agreement, percent(network.test_agreement)
     yield network.params, count(network.params)
     if _has_zeros(report):
@@ -151,6 +166,11 @@ def cells(report: RecipeReport, step: StepReport) -> Iterator[tuple[float | None
     yield step.seconds, "-" if step is first else duration(step.seconds)
     if any(each.energy_j is not None for each in report.steps):
         yield step.energy_j, "-" if step.energy_j is None else count(step.energy_j, "J")
+
+
+def _has_files(report: RecipeReport) -> bool:
+    """Return whether a step wrote 8-bit integers: their accuracy differs from that of its network, and is a column."""
+    return any(step.quantized for step in report.steps)
 
 
 def _has_zeros(report: RecipeReport) -> bool:

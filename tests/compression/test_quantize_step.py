@@ -121,6 +121,25 @@ def kernels_in(path: Path) -> dict[tuple[int, ...], np.ndarray]:
     return {kernel.shape: kernel for kernel in kernels}
 
 
+def test_the_file_of_a_step_and_its_accuracy_are_in_the_table_and_among_the_events(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    step = pbd.Quantize(target="onnx-int8", max_drop=1.0, calibration_images=16)
+    config = pbd.RunConfig.of(allow_weak_teacher=True)
+    settings = {"executor": "serial", "isolate": False, "targets": (), "run_dir": str(tmp_path)}
+    result = pbd.compress(teacher(), DATA, [step], config=config, **settings)
+    report = result.report.steps[1]
+    (file,) = report.quantized
+    assert file.val_score == report.details["validation_accuracy"]
+    assert (tmp_path / file.path).is_file()
+    event = f"8-bit integers: steps/01-quantize/network_int8.onnx, validation accuracy {file.val_score:.2%}"
+    assert report.events == (event,)
+    assert f"1 quantize: {event}" in (tmp_path / "summary.txt").read_text()
+    page = (tmp_path / "recipe.html").read_text()
+    assert event in page
+    assert "8-bit accuracy" in page
+    assert result.table() == (tmp_path / "summary.txt").read_text()
+
+
 class Recorded(Threads):
     """Threads that keep the states of fine-tuning."""
 

@@ -14,6 +14,7 @@ from pbd import cli
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult
 from pbd.config import StudentConfig
+from pbd.deploy import exporting, targets
 from pbd.errors import CorruptStateError, PbdError, UsageError
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
@@ -70,6 +71,16 @@ class Scaled:
         if self.fails:
             raise PbdError("stopped")
         return StepResult(scaled(model, self.factor), {"factor": self.factor}, ("scaled",))
+
+
+@dataclass(frozen=True)
+class Written:
+    """Leaves the network as it is, and writes a file of it with a negative head, as one in 8-bit integers."""
+
+    def apply(self, model: keras.Model, context: Context) -> StepResult:
+        path = context.journal.file("network_int8.onnx")
+        exporting.write(scaled(model, -1.0), path, targets.TARGETS["onnx"])
+        return StepResult(graph.flatten(model), quantized={"onnx-int8": path})
 
 
 @dataclass(frozen=True)
@@ -235,6 +246,32 @@ def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> Non
     assert result.report.result == "1 scaled"
     assert "2 scaled" in recipes.headline(result.report)
     assert np.array_equal(result.model.get_weights()[-1], result.network("1 scaled").get_weights()[-1])
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_a_step_that_writes_8_bit_integers_is_judged_by_its_file(labelled: bool, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    predicted = teacher().predict_on_batch(PIXELS.astype(np.float32)).argmax(axis=-1)
+    splits = {"train": slice(None), "validation": slice(16), "test": slice(16, 32)}
+    arrays: dict[str, Any] = {split: (PIXELS[rows], predicted[rows]) for split, rows in splits.items()}
+    data = pbd.Data(**arrays, batch_size=7, labels=labelled)
+    scale = Scaled(2.0)
+    result = compress(tmp_path, scale, Written(), data=data, max_drop=0.0, targets=())
+    assert result.report.result == "1 scaled"
+    (file,) = result.report.steps[2].quantized
+    assert (file.target, file.path) == ("onnx-int8", "steps/02-written/network_int8.onnx")
+    assert file.val_score < 1.0
+    judged = "accuracy" if labelled else "agreement"
+    lost = f"Step 2 written loses {1 - file.val_score:.2%} of validation {judged} in 8-bit integers; 0.00% may be lost"
+    assert lost in recipes.headline(result.report)
+    event = f"8-bit integers: {file.path}, validation {judged} {file.val_score:.2%}"
+    assert event in result.report.steps[2].events
+    assert recipes.read(Journal(result.run_dir)) == result.report
+    allowed = compress(tmp_path, scale, Written(), data=data, max_drop=1.0, targets=(), resume=True)
+    assert allowed.report.result == "2 written"
+    assert f"Its file in 8-bit integers, {file.path}, has {file.test_score:.2%}" in recipes.headline(allowed.report)
+    behind = compress(tmp_path, scale, Written(), Scaled(1.0), data=data, max_drop=0.0, targets=(), resume=True)
+    assert behind.report.result == "3 scaled", "the file is that of the step before"
 
 
 def test_each_training_of_a_step_begins_with_the_weights_that_it_is_given(tmp_path: Path) -> None:

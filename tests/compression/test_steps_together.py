@@ -17,7 +17,7 @@ from pbd import status as pbd_status
 from pbd.compression import compress_command, recipe, replace_blocks, step_reports
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
-from pbd.deploy import deployment, targets
+from pbd.deploy import deployment, exporting, targets
 from pbd.errors import BadInputError, PbdError, UsageError
 from pbd.networks import graph
 from pbd.records import RunReport
@@ -209,7 +209,7 @@ class Quantized:
 
     def apply(self, model: keras.Model, context: Context) -> StepResult:
         path = context.journal.file("network_int8.onnx")
-        path.write_bytes(b"")
+        exporting.write(model, path, targets.TARGETS["onnx"])
         return StepResult(graph.flatten(model), {"kept_float": ["first"]}, quantized={"onnx-int8": path})
 
 
@@ -231,7 +231,7 @@ def test_layers_that_a_step_leaves_in_float32_are_in_the_table_of_deployments(
     assert len(measured) == 1, "the recipe is complete"
     path.write_bytes(b"damaged")
     compress(tmp_path, Quantized(), targets="onnx", resume=True)
-    assert (len(measured), path.read_bytes()) == (2, b"")
+    assert (len(measured), path.read_bytes() == b"damaged") == (2, False)
 
 
 def test_networks_that_no_target_takes_have_one_row_in_keras(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
