@@ -130,8 +130,8 @@ def prepare(
     flat = graph.flatten(loaded, dataset.image_shape)
     teacher = precision.in_float32(flat)
     _check_outputs(teacher, dataset)
-    events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher)
     is_pretrained = source.is_pretrained(teacher.output_shape[-1])
+    events = teacher_check.check(teacher, dataset, config.execution.allow_weak_teacher, is_pretrained)
     if is_pretrained:
         events += _of_seen_images(dataset)
     identity = _identity(config, source, teacher, dataset) | dict(kind)

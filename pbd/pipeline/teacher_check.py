@@ -28,13 +28,14 @@ DIAGNOSED_BATCHES = 4
 """Batches that the diagnosis of a weak teacher classifies, once for each change that it tries."""
 
 
-def check(teacher: "keras.Model", dataset: Dataset, allow_weak: bool) -> tuple[str, ...]:
+def check(teacher: "keras.Model", dataset: Dataset, allow_weak: bool, is_pretrained: bool = True) -> tuple[str, ...]:
     """Check that the teacher is better than chance on validation images, and training images if these are too few.
 
     Args:
         teacher: flat and functional.
         dataset: the data of the run; without labels, nothing is checked.
         allow_weak: go on with a teacher that is no better than chance.
+        is_pretrained: whether it came trained; if not, pbd trained it on the training images.
 
     Returns:
         Events for the report: that the teacher is no better than chance, if that is allowed.
@@ -51,7 +52,7 @@ def check(teacher: "keras.Model", dataset: Dataset, allow_weak: bool) -> tuple[s
         f"{predictions.accuracy:.1%} of {len(predictions.labels)} images are classified correctly, chance gives "
         f"{predictions.chance:.1%}"
     )
-    remedy = teacher_diagnosis.diagnose(teacher, dataset, _raw_sample(dataset))
+    remedy = teacher_diagnosis.diagnose(teacher, dataset, _raw_sample(dataset), is_pretrained)
     if allow_weak:
         return (f"the teacher is no better than chance on the data: {seen}. {remedy}",)
     raise BadInputError(

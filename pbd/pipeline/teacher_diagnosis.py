@@ -52,13 +52,16 @@ class Outcome:
         return f"With {conditions} it would be {accuracy:.1%} of {count}: {'; '.join(c.remedy for c in changes)}."
 
 
-def diagnose(teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray, np.ndarray]) -> str:
+def diagnose(
+    teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray, np.ndarray], is_pretrained: bool = True
+) -> str:
     """Return, in one sentence, the simplest change with which the teacher fits the data.
 
     Args:
         teacher: the network that is no better than chance.
         dataset: the data of the run.
         sample: images without preprocessing, and their labels.
+        is_pretrained: whether the network came trained; if not, pbd trained it, perhaps in too few steps.
     """
     images, labels = sample  # copied for each change: functions of keras.applications write into arrays
     as_it_is, *outcomes = [
@@ -72,7 +75,8 @@ def diagnose(teacher: "keras.Model", dataset: Dataset, sample: tuple[np.ndarray,
         return next(outcome for outcome in repaired if outcome.predictions.kappa >= best - SIMILAR).describe()
     if any(outcome.predictions.kappa >= SMALLEST_KAPPA for outcome in (as_it_is, *outcomes)):
         return "So few images prove nothing: give more labelled images for validation."
-    return "No other numbering of the classes and no --preprocess repairs it: check the teacher and the labels."
+    remedy = "check the teacher and the labels" if is_pretrained else "give more --teacher-epochs, or more images"
+    return f"No other numbering of the classes and no --preprocess repairs it: {remedy}."
 
 
 def _predicted(teacher: "keras.Model", images: Any, at_once: int = 64) -> np.ndarray:

@@ -13,7 +13,7 @@ import pbd
 from pbd.config import DataConfig, RunConfig
 from pbd.data import Dataset, load
 from pbd.errors import BadInputError
-from pbd.pipeline import prepare, teacher_check
+from pbd.pipeline import built_in, prepare, teacher_check
 from pbd.pipeline.teacher_check import check
 from pbd.progress import ProgressDisplay
 
@@ -101,6 +101,22 @@ def test_a_teacher_that_nothing_repairs_goes_on_with_the_flag_only(tmp_path: Pat
     with prepare.prepare(config.replace(allow_weak_teacher=True), model, source, ProgressDisplay()) as inputs:
         events = inputs.events
     assert sum(event.startswith("the teacher is no better than chance on the data: ") for event in events) == 1
+
+
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_teacher_that_the_run_trains_needs_more_training(
+    weights: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(built_in.BUILT_IN, "weak", lambda shape, classes: teacher(classes, scale=0.0))
+    source = data()
+    config = RunConfig(data=source.config).replace(run_dir=tmp_path / "run", include_unprofitable=True)
+    config = config.replace(teacher="weak", teacher_epochs=0)
+    if weights:
+        teacher(scale=0.0).save_weights(tmp_path / "teacher.weights.h5")
+        config = config.replace(teacher_weights=str(tmp_path / "teacher.weights.h5"))
+    remedy = "check the teacher and the labels" if weights else "give more --teacher-epochs, or more images"
+    with pytest.raises(BadInputError, match=remedy), prepare.prepare(config, None, source, ProgressDisplay()):
+        pass
 
 
 def test_a_network_that_always_predicts_the_most_frequent_class_is_weak() -> None:
