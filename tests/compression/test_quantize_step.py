@@ -87,7 +87,7 @@ def test_zeros_of_pruned_weights_are_zeros_of_the_files(tmp_path: Path, monkeypa
     monkeypatch.setattr(quantizing.Files, "accuracies", lambda *_: (1.0, 1.0))
     last = {"fine_tune_keep": "last"}
     monkeypatch.setattr(qat, "StudentConfig", lambda **settings: StudentConfig(**(settings | last)))
-    after_training = dataclasses.replace(STEP, method="ptq")
+    after_training = pbd.Quantize(target="onnx-int8", calibration_images=16)
     steps = [pbd.PruneWeights(0.5), after_training, dataclasses.replace(STEP, epochs=1, learning_rate=0.02)]
     settings = {"executor": "serial", "isolate": False, "targets": "keras", "run_dir": str(tmp_path / "run")}
     result = pbd.compress(teacher(), DATA, steps, config=pbd.RunConfig.of(allow_weak_teacher=True), **settings)
