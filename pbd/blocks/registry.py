@@ -86,6 +86,6 @@ def build_block(design: BlockDesign, layer: Layer, seed: int) -> keras.Model:
 
 
 def outline(design: BlockDesign, layer: Layer) -> keras.Model:
-    """Return a block whose weights have shapes and no values, as `build_block` builds it: in half the time."""
+    """Return the block that `build_block` returns, but without values of its weights: for shapes and counts, sooner."""
     with keras_state.without_values():
         return build_block(design, layer, seed=0)

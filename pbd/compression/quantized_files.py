@@ -1,12 +1,13 @@
 """The quality of files in 8-bit integers, as their runtime computes them."""
 
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from pbd.compression.context import Context
-from pbd.deploy import targets
+from pbd.deploy import images, targets
 from pbd.learning.metrics import class_scores, pad_batches, predict
 from pbd.networks import heads
 from pbd.system import devices
@@ -29,10 +30,16 @@ def score(path: Path, target: str, network: keras.Model, context: Context, split
     """
     dataset, head = context.dataset, heads.head_of(network)
     run = targets.get(target).load(path, devices.available_cores())
-    correct, images = 0, 0
-    for batch, labels, count in pad_batches(dataset.batches(split)):
-        pixels = np.asarray(batch, np.float32)
-        expected = labels if dataset.labelled else np.argmax(class_scores(predict(context.teacher, pixels)), axis=-1)
-        correct += int(np.sum(heads.classes(run(pixels), head)[:count] == np.asarray(expected)[:count]))
-        images += count
-    return correct / images
+    accuracy = images.accuracy(run, dataset, split, head)
+    if accuracy is not None:
+        return accuracy
+    agreed = [
+        (heads.classes(run(np.asarray(pixels, np.float32)), head) == _first_classes(pixels, context))[:count]
+        for pixels, _, count in pad_batches(dataset.batches(split))
+    ]
+    return float(np.concatenate(agreed).mean())
+
+
+def _first_classes(pixels: Any, context: Context) -> np.ndarray:
+    """Return the classes that the first network predicts, (batch,)."""
+    return np.argmax(class_scores(predict(context.teacher, pixels)), axis=-1)

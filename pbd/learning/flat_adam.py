@@ -118,8 +118,8 @@ class FlatAdam(keras.optimizers.Optimizer):
         """
         if self.keep_zeros:
             chosen = {id(variable) for variable in variables}
-            parts = [(trained_elements(v), id(v) in chosen) for v in self._trainable_variables]
-            self._trained.assign(np.concatenate([elements | is_chosen for elements, is_chosen in parts]))
+            is_chosen = np.concatenate([np.full(size(v), id(v) in chosen) for v in self._trainable_variables])
+            self._trained.assign(keras.ops.convert_to_numpy(self._trained) | is_chosen)
 
     def restricted_to(self, variables: Sequence[Any]) -> "FlatAdam":
         """Return an optimiser of some of the variables, which goes on with their moments and with the schedule.
