@@ -17,14 +17,14 @@ from pbd.errors import CannotCreateError, CorruptStateError
 from pbd.records import BlockKey, BlockResult
 from pbd.run_dir.journal import Journal
 from pbd.system import backend
-from tests.faults.jobs import make_teacher
+from tests.faults.jobs import make_digits, make_teacher
 from tests.helpers.cluster import PATIENCE_S, environment, without_backend
 from tests.helpers.dask_cluster import DaskCluster
 
 pytestmark = pytest.mark.usefixtures("eager_module")
 Settings = dict[str, Any]
 BATCH, STEPS_PER_EPOCH, EPOCHS = 64, 7, 2
-COMMON: Settings = {"batch_size": BATCH, "train_limit": BATCH * STEPS_PER_EPOCH, "epochs": EPOCHS, "augment": "flip"}
+COMMON: Settings = {"batch_size": BATCH, "epochs": EPOCHS, "augment": "flip"}
 COMMON |= {"fine_tune_epochs": 0, "threads_per_worker": 1, "max_accuracy_drop": 1.0, "costs": "macs", "isolate": False}
 COMMON |= {"allow_weak_teacher": True, "target": "keras"}
 LAYERS = ["a1", "a2", "b1"]
@@ -79,12 +79,18 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run_dir_of(teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The digits of the training, and a batch of others for all that is measured."""
+    return make_digits(tmp_path_factory.mktemp("images") / "digits.npz", BATCH * STEPS_PER_EPOCH, BATCH)
+
+
+@pytest.fixture(scope="module")
+def run_dir_of(teacher: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Return a function that makes the run of a way, if there is none yet, and returns its run directory."""
     folder = tmp_path_factory.mktemp("runs")
 
     def settings(way: str, own: Settings) -> Settings:
-        where = {"teacher": str(teacher), "run_dir": str(folder / way)}
+        where = {"teacher": str(teacher), "dataset": str(images), "run_dir": str(folder / way)}
         where |= {"executor": "serial"} if way in IN_PROCESS else {}
         return {**COMMON, **where, "fine_tune_epochs": 2 if way in (REFERENCE, *TUNED) else 0, **own}
 
@@ -207,13 +213,14 @@ def test_training_moves_the_blocks(blocks_of: Callable[[str], dict[BlockKey, Blo
 
 
 def test_a_resumed_run_trains_only_what_is_missing_and_gives_the_same(
-    teacher: Path, run_dir_of: Callable[[str], Path], tmp_path: Path
+    teacher: Path, images: Path, run_dir_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     import pbd
 
     whole = run_dir_of("serial one by one")
     directory = shutil.copytree(whole, tmp_path / "run with spaces, é")
-    settings = {**COMMON, "executor": "serial", "group": False, "teacher": str(teacher), "run_dir": str(directory)}
+    settings = {**COMMON, "executor": "serial", "group": False, "teacher": str(teacher), "dataset": str(images)}
+    settings |= {"run_dir": str(directory)}
     lost = sorted((directory / "blocks").glob("*.npz"))[1]
     kept = {path: path.stat().st_mtime_ns for path in (directory / "blocks").glob("*.npz") if path != lost}
     lost.unlink()

@@ -29,8 +29,6 @@ LAYERS = ("a1", "a2", "b1", "b2")
 SETTINGS = [
     "--batch-size",
     "64",
-    "--train-limit",
-    "448",
     "--epochs",
     "2",
     "--fine-tune-epochs",
@@ -72,6 +70,19 @@ def make_teacher(path: Path) -> Path:
         x = keras.layers.Add()([x, y])
     outputs = keras.layers.Dense(10, name="logits")(keras.layers.GlobalAveragePooling2D()(x))
     keras.Model(inputs, outputs, name="residual").save(path)
+    return path
+
+
+def make_digits(path: Path, training: int, measured: int) -> Path:
+    """Write digits of 32 x 32 pixels: so many training images, and so many validation and test images."""
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = (digits.images[..., None] * 15.9).astype("uint8").repeat(4, axis=1).repeat(4, axis=2)
+    ends = np.cumsum([0, training, measured, measured])
+    parts = {name: slice(*ends[n : n + 2]) for n, name in enumerate(("train", "val", "test"))}
+    arrays = {f"x_{name}": images[part] for name, part in parts.items()}
+    np.savez(path, **arrays, **{f"y_{name}": digits.target[part] for name, part in parts.items()})
     return path
 
 
@@ -136,12 +147,13 @@ class Range:
 
     folder: Path
     teacher: Path
+    images: Path
 
     @classmethod
     def at(cls, folder: Path) -> "Range":
         """Make one; nothing may be there."""
         folder.mkdir(parents=True)
-        return cls(folder, make_teacher(folder / "teacher.keras"))
+        return cls(folder, make_teacher(folder / "teacher.keras"), make_digits(folder / "digits.npz", 448, 128))
 
     def run(
         self,
@@ -165,7 +177,8 @@ class Range:
         launcher, own = WAYS[way]
         run_dir = self.folder / name / "run"
         plan = Plan(str(self.folder / name / "faults"), tuple(faults))
-        command = [*launcher, sys.executable, "-m", "pbd.run", "--teacher", str(self.teacher), *SETTINGS, *own]
+        inputs = ["--teacher", str(self.teacher), "--dataset", str(self.images)]
+        command = [*launcher, sys.executable, "-m", "pbd.run", *inputs, *SETTINGS, *own]
         resume = ["--resume"] if (run_dir / "run.json").exists() else []
         environment = {key: value for key, value in os.environ.items() if "THREADS" not in key} | plan.environment()
         environment["PATH"] = f"{Path(sys.executable).parent}:{environment['PATH']}"
