@@ -29,6 +29,10 @@ class PieceTime(NamedTuple):
     """The same if its weights have to be read from memory."""
     weight_bytes: int
 
+    def less(self, seconds: float) -> "PieceTime":
+        """Return the time of a piece that takes so many seconds less in a network than alone; it may be negative."""
+        return self._replace(warm_s=self.warm_s - seconds, cold_s=self.cold_s - seconds)
+
 
 class MeasuredNetwork(NamedTuple):
     """A network that was assembled and measured."""

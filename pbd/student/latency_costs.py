@@ -10,7 +10,8 @@ from pbd import blocks
 from pbd.deploy import inference_form, piece_times, pieces
 from pbd.deploy.latency_model import LatencyModel, MeasuredNetwork, PieceTime
 from pbd.deploy.targets import Target
-from pbd.networks import channels, graph
+from pbd.networks import channels, digest, graph
+from pbd.networks.residuals import find_residuals
 from pbd.records import RESIDUAL, Layer
 from pbd.student import costs_of_blocks
 from pbd.student.candidates import Costs, Piece
@@ -63,8 +64,7 @@ class LatencyTable:
         """Return the layer, or those inside a residual block."""
         if layer.kind != RESIDUAL:
             return [(layer.name, None, layer.output_shape[-1])]
-        inside = [each for each in self.layers.values() if layer.name in each.inside and each.kind != RESIDUAL]
-        return [(each.name, None, each.output_shape[-1]) for each in inside]
+        return [piece for piece in _kept(self.layers) if layer.name in self.layers[piece[0]].inside]
 
     def for_networks_like(self, used: Sequence[Piece]) -> "LatencyTable":
         """Return the table with the costs for networks as large as that of these pieces."""
@@ -76,8 +76,34 @@ class LatencyTable:
 
     def with_measured(self, used: Iterable[Piece]) -> "LatencyTable":
         """Return the table with these pieces measured, too."""
-        times = _measured(self.teacher, self.layers, self.unmeasured(used), self.target, self.batch)
+        missing = self.unmeasured(used)
+        times = _measured(self.teacher, self.layers, missing, self.target, self.batch)
+        return self._with(times)._in_place([piece for piece in missing if self.layers[piece[0]].kind == RESIDUAL])
+
+    def _with(self, times: Mapping[Hashable, PieceTime]) -> "LatencyTable":
         return replace(self, model=replace(self.model, times={**self.model.times, **times}))
+
+    def _in_place(self, replacing: Sequence[Piece]) -> "LatencyTable":
+        """Return the table with the times of blocks that replace residual blocks as they are in the whole network.
+
+        A residual block takes longer than the convolutions inside it: it has a shortcut, and in some runtimes it costs
+        to keep its input until the addition. All that goes with it. By how much the network with the block is faster
+        than its pieces say is therefore subtracted from the time of the block. Equal blocks are measured in one place.
+        """
+        times = dict[Hashable, PieceTime]()
+        for first, equal in _alike(self.teacher, replacing).items():
+            present = [piece for piece in _kept(self.layers) if first[0] not in self.layers[piece[0]].inside]
+            further_s = self.model.predict([*present, first]) - self._seconds_with(first)
+            times |= {piece: self.model.times[piece].less(further_s / self.model.scale) for piece in equal}
+        return self._with(times)
+
+    def _seconds_with(self, piece: Piece) -> float:
+        """Return the seconds of a pass of the teacher with this block, measured in turn with the teacher."""
+        name, design, outputs = piece
+        block = _block(self.layers[name], design, outputs)
+        network = graph.swap(self.teacher, {name: functools.partial(_called, block)})
+        seconds = seconds_of({"teacher": self.teacher, "network": network}, self.target, self.batch)
+        return seconds["network"] / seconds["teacher"] * self.of_teacher
 
 
 def latency_table(teacher: keras.Model, layers: Mapping[str, Layer], target: Target, batch: int) -> LatencyTable:
@@ -90,11 +116,16 @@ def latency_table(teacher: keras.Model, layers: Mapping[str, Layer], target: Tar
         batch: images in a pass.
     """
     network = inference_form.fold(teacher)
-    kept = tuple((name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL)
+    kept = tuple(_kept(layers))
     times = _measured(network, layers, kept, target, batch)
     whole = MeasuredNetwork(kept, seconds_of({"teacher": teacher}, target, batch)["teacher"])
     model = LatencyModel(times).corrected([whole])
     return LatencyTable(network, layers, target, batch, model, whole, model.coldness(kept))
+
+
+def _kept(layers: Mapping[str, Layer]) -> list[Piece]:
+    """Return the pieces of the teacher: all layers but residual blocks, which consist of them."""
+    return [(name, None, layer.output_shape[-1]) for name, layer in layers.items() if layer.kind != RESIDUAL]
 
 
 def seconds_of(networks: Mapping[str, keras.Model], target: Target, batch: int) -> dict[str, float]:
@@ -116,11 +147,28 @@ def _piece(network: keras.Model, layer: Layer, design: str | None, outputs: int)
         if outputs < layer.output_shape[-1]:
             build = pieces.narrowed(network.get_layer(layer.name), outputs)
         return pieces.piece(network, layer.name, build)
+    block = _block(layer, design, outputs)
+    return pieces.piece(network, layer.name, functools.partial(_called, block), tuple(block.inputs[0].shape[1:]))
+
+
+def _block(layer: Layer, design: str | None, outputs: int) -> keras.Model:
+    """Return the block of a design that computes so many outputs."""
+    assert design is not None, "a layer that is kept has no block"
     block = blocks.build_block(blocks.get(design), layer, seed=0)
     block = graph.swap(block, blocks.constant_selections(block))
-    if layer.producer or outputs < layer.output_shape[-1]:
-        block = channels.restricted(block, outputs)
-    return pieces.piece(network, layer.name, functools.partial(_called, block), tuple(block.inputs[0].shape[1:]))
+    return channels.restricted(block, outputs) if layer.producer or outputs < layer.output_shape[-1] else block
+
+
+def _alike(network: keras.Model, replacing: Iterable[Piece]) -> dict[Piece, list[Piece]]:
+    """Return, by the first of them, the blocks of one design in the places of residual blocks of one structure."""
+    residuals, firsts = find_residuals(network), dict[Hashable, Piece]()
+    alike = dict[Piece, list[Piece]]()
+    for name, design, outputs in replacing:
+        residual = residuals[name]
+        structure = digest.structure_digest(keras.Model(residual.input, residual.addition.output))
+        first = firsts.setdefault((structure, design, outputs), (name, design, outputs))
+        alike.setdefault(first, []).append((name, design, outputs))
+    return alike
 
 
 def _called(block: keras.Model, x: object) -> object:

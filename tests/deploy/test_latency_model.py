@@ -208,6 +208,12 @@ def test_predictions_are_a_base_and_a_scale_times_the_sum() -> None:
         model.predict(["a", "c"])
 
 
+def test_a_piece_can_take_less_in_a_network_than_alone() -> None:
+    time = PieceTime(1.0, 3.0, MIB)
+    assert time.less(0.25) == PieceTime(0.75, 2.75, MIB)
+    assert time.less(-2.0) == PieceTime(3.0, 5.0, MIB)
+
+
 def test_large_networks_read_their_weights_from_memory() -> None:
     times = {"a": PieceTime(1.0, 3.0, MIB)}
     model = LatencyModel(times, cache_bytes=16 * MIB)

@@ -172,6 +172,43 @@ def test_the_predicted_latency_of_a_smaller_network_is_the_sum_of_its_pieces(mon
     assert again.report.predicted["latency"] * table.of_teacher == pytest.approx(seconds)
 
 
+def strided(x: Any) -> Any:
+    """Two residual blocks of one structure with a shortcut by pooling, which no piece contains, and a third one."""
+    for width, strides in ((16, 1), (16, 1), (32, 2)):
+        y = layers.Conv2D(width, 3, strides, padding="same", activation="relu")(x)
+        y = layers.Conv2D(width, 3, padding="same")(y)
+        shortcut = layers.AveragePooling2D(3, strides, padding="same")(x)
+        x = layers.Add()([y, layers.Concatenate()([shortcut] * (width // x.shape[-1])) if strides > 1 else shortcut])
+    return x
+
+
+def test_what_goes_with_a_residual_block_besides_its_convolutions_is_predicted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here a convolution takes as many seconds as it has million multiply-accumulates, and a pooling layer one."""
+    measured_in_place = list[str]()
+
+    def seconds(model: keras.Model) -> float:
+        parts = [model, *(layer for layer in model.layers if isinstance(layer, keras.Model))]
+        pools = sum(isinstance(layer, layers.AveragePooling2D) for part in parts for layer in part.layers)
+        return sum(map(cost.count_macs, parts)) / 1e6 + pools
+
+    def measure(pieces: Mapping[Any, keras.Model], _: Any, batch_sizes: tuple[int, ...]) -> dict[int, Any]:
+        times = {key: PieceTime(seconds(piece), seconds(piece), 0) for key, piece in pieces.items()}
+        return {batch_sizes[0]: times}
+
+    def seconds_of(networks: Mapping[str, keras.Model], *_: Any) -> dict[str, float]:
+        measured_in_place.extend(name for name in networks if name == "network")
+        return {name: seconds(each) for name, each in networks.items()}
+
+    monkeypatch.setattr(latency_costs.piece_times, "measure", measure)
+    monkeypatch.setattr(latency_costs, "seconds_of", seconds_of)
+    made = proposer(network(strided), ("merge",))
+    least = budgets.parse(f"latency:{1.001 * made.least_latency()}")
+    proposal = made.measure(made.best([least], 1), ["latency"])
+    assert len(proposal.blocks) == 3
+    assert proposal.report.predicted["latency"] == pytest.approx(proposal.report.measured["latency"])
+    assert len(measured_in_place) == 2, "blocks of one structure are measured in one place"
+
+
 def test_the_last_networks_are_kept_and_each_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made, assembled = proposer(network(chain), ("narrow_r50", "narrow_r25")), list[list[str]]()
     assemble_one = made.assemble
