@@ -31,7 +31,7 @@ class SerialExecutor:
         self._runner = runner.open_runner(config, self.share)
 
     def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
-        began, dispatcher = time.monotonic(), Dispatcher(assignment)
+        began, dispatcher = time.monotonic(), Dispatcher.of(assignment)
         train_group = retry.retrying(self._runner, train_group)
         free = [(0.0, worker) for worker in range(self.num_workers)]
         while free:

@@ -1,29 +1,44 @@
-"""Dispatch of an assignment's groups to workers that become available, are lost, or join; for replays and for Dask."""
+"""Dispatch of work to workers that become available, are lost, or join; for replays and for Dask."""
 
 from collections import deque
+from collections.abc import Iterable
+from typing import Generic, TypeVar
 
 from pbd.records import Assignment, TaskGroup
 
+W = TypeVar("W")
+"""The type of the work: a group of an assignment, or a call."""
 
-class Dispatcher:
-    """The remaining groups of an assignment, and the order in which workers take them.
 
-    A worker takes the next group of its own queue, then of the pool, then, if the assignment steals, the last group of
-    the longest queue. Workers that joined after the assignment was made have no queue.
+class Dispatcher(Generic[W]):
+    """The work that is left, and the order in which workers take it.
+
+    A worker takes the next item of its own queue, then of the pool, then, if `steals`, the last item of the longest
+    queue. Workers that join later have no queue.
+
+    Args:
+        queues: the queue of each worker.
+        pool: what all workers draw from.
+        steals: whether a worker with an empty queue takes from the queues of others.
 
     Example:
-        >>> dispatcher = Dispatcher(Assignment("pull", ((), ()), (0.0, 0.0), pool=(first, second)))
+        >>> dispatcher = Dispatcher.of(Assignment("pull", ((), ()), (0.0, 0.0), pool=(first, second)))
         >>> dispatcher.take(worker=1) is first
         True
     """
 
-    def __init__(self, assignment: Assignment) -> None:
-        self._queues = {worker: deque(queue) for worker, queue in enumerate(assignment.queues)}
-        self._pool = deque(assignment.pool)
-        self._steals = assignment.steals
+    def __init__(self, queues: Iterable[Iterable[W]], pool: Iterable[W], steals: bool = False) -> None:
+        self._queues = {worker: deque(queue) for worker, queue in enumerate(queues)}
+        self._pool = deque(pool)
+        self._steals = steals
 
-    def take(self, worker: int) -> TaskGroup | None:
-        """Remove and return the worker's next group; `None` if there is none for it."""
+    @classmethod
+    def of(cls, assignment: Assignment) -> "Dispatcher[TaskGroup]":
+        """Return the dispatcher of the groups of an assignment."""
+        return Dispatcher(assignment.queues, assignment.pool, assignment.steals)
+
+    def take(self, worker: int) -> W | None:
+        """Remove and return the worker's next item; `None` if there is none for it."""
         queue = self._queues.get(worker)
         if queue:
             return queue.popleft()
@@ -32,9 +47,9 @@ class Dispatcher:
         longest = max(self._queues.values(), key=len, default=None)
         return longest.pop() if self._steals and longest else None
 
-    def put_back(self, group: TaskGroup) -> None:
-        """Put a group whose worker was lost at the head of the pool."""
-        self._pool.appendleft(group)
+    def put_back(self, item: W) -> None:
+        """Put an item whose worker was lost at the head of the pool."""
+        self._pool.appendleft(item)
 
     def lose(self, worker: int) -> None:
         """Move the queue of a lost worker to the end of the pool."""
@@ -42,5 +57,5 @@ class Dispatcher:
 
     @property
     def left(self) -> int:
-        """The number of groups that no worker has taken."""
+        """The number of items that no worker has taken."""
         return len(self._pool) + sum(map(len, self._queues.values()))

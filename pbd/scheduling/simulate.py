@@ -60,7 +60,7 @@ def replay(assignment: Assignment, costs: TaskCosts) -> Replay:
     The costs may differ from those that the assignment was made from: a plan made from estimates can be replayed on
     measured times. If several workers become available at once, the one with the lowest number takes the next group.
     """
-    dispatcher = Dispatcher(assignment)
+    dispatcher = Dispatcher.of(assignment)
     timeline: list[list[Span]] = [[] for _ in assignment.queues]
     available = [(0.0, worker) for worker in range(len(timeline))]
     while available:

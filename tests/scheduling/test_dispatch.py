@@ -14,8 +14,10 @@ pytestmark = pytest.mark.fast
 GROUPS = tuple(TaskGroup((make_task(at),)) for at in range(8))
 
 
-def assigned(*queues: tuple[TaskGroup, ...], pool: tuple[TaskGroup, ...] = (), steals: bool = False) -> Dispatcher:
-    return Dispatcher(Assignment("by hand", queues, (0.0,) * len(queues), pool=pool, steals=steals))
+def assigned(
+    *queues: tuple[TaskGroup, ...], pool: tuple[TaskGroup, ...] = (), steals: bool = False
+) -> Dispatcher[TaskGroup]:
+    return Dispatcher.of(Assignment("by hand", queues, (0.0,) * len(queues), pool=pool, steals=steals))
 
 
 def taken(dispatcher: Dispatcher, *workers: int) -> list[int | None]:

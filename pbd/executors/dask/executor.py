@@ -22,9 +22,11 @@ from pbd import energy
 from pbd.collective import Collective
 from pbd.config import ExecutionConfig
 from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint
+from pbd.executors.dask import dispatch
 from pbd.executors.dask import worker as worker_tasks
 from pbd.executors.dask.cluster import Cluster, WorkersSnapshot
 from pbd.executors.dask.collective import members
+from pbd.executors.dask.dispatch import LOST, POLL_S, Submitted
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.results import LostWorkError, first_result, result_of, wait_for_any
 from pbd.executors.isolation.retry import failed_results, retry_lost
@@ -35,24 +37,9 @@ from pbd.scheduling.retry import split_for_retry
 from pbd.system import devices, watchdog
 from pbd.system.keras_state import KerasSetup
 
-_POLL_S = 0.5
 _SHORTEST_DURATION_S = 0.01  # Dask never steals tasks that are shorter than a millisecond
-_LOST = "the worker that trained it was lost (out of memory, or killed? see its own output)"
 
 T = TypeVar("T")
-
-
-@dataclasses.dataclass(frozen=True)
-class _Submitted:
-    """A group that was submitted to the cluster."""
-
-    group: TaskGroup
-    key: str
-    future: "Future[worker_tasks.GroupResults]"
-
-    def cancel(self) -> TaskGroup:
-        self.future.cancel()
-        return self.group
 
 
 class DaskExecutor:
@@ -130,7 +117,7 @@ class DaskExecutor:
     def _wait_for_ready_workers(self) -> WorkersSnapshot:
         while not (workers := self._cluster.snapshot()).ready:
             self._cluster.check_usable(False)
-            time.sleep(_POLL_S)
+            time.sleep(POLL_S)
         self._cluster.check_usable(True)
         return workers
 
@@ -172,7 +159,7 @@ class DaskExecutor:
             if not disconnected and any(future.done() and future.exception() for future in futures.values()):
                 self._cluster.disconnect(name, next(iter(futures)))
                 disconnected = True
-            wait_for_any(running, _POLL_S)
+            wait_for_any(running, POLL_S)
             self._report_progress(progress)
             self._check_workers({keys[worker]: worker for worker in running})
 
@@ -193,7 +180,7 @@ class DaskExecutor:
         Raises:
             LostWorkError: its worker is gone, or was paused before the task started.
         """
-        while not wait_for_any({key: future}, _POLL_S):
+        while not wait_for_any({key: future}, POLL_S):
             try:
                 self._check_workers({key: worker})
             except LostWorkError:
@@ -210,34 +197,17 @@ class DaskExecutor:
 
     def _run_dispatched(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
         """Keep one group in flight per worker; yield new results about twice a second."""
-        running, dispatcher = dict[str, _Submitted](), Dispatcher(assignment)
-        number = self._cluster.number
-        while running or dispatcher.left:
-            workers = self._cluster.snapshot()
-            self._cluster.check_usable(bool(running or workers.ready))
-            for absent in set(range(self.num_workers)) - set(map(number, workers.ready | running.keys())):
-                dispatcher.lose(absent)
-            yield from self._withdraw(running, workers, dispatcher)
-            for worker in sorted(workers.ready - running.keys(), key=number):
-                if (group := dispatcher.take(number(worker))) is not None:
-                    running[worker] = self._submit(pickled, group, workers, worker=worker)
-            for worker in wait_for_any({worker: task.future for worker, task in running.items()}, _POLL_S):
-                task = running.pop(worker)
-                results = self._results(task)
-                yield _put_back(task.group, dispatcher) if results is None else results
-            yield ()
+        dispatcher = Dispatcher.of(assignment)
 
-    def _withdraw(
-        self, running: dict[str, _Submitted], workers: WorkersSnapshot, dispatcher: Dispatcher
-    ) -> Iterator[list[BlockResult]]:
-        """Withdraw the groups of workers that were lost, or paused before the group started; yield failed results."""
-        for worker in running.keys() - workers.ready:
-            if running[worker].future.done():
+        def submit(group: TaskGroup, workers: WorkersSnapshot, worker: str) -> Submitted[TaskGroup]:
+            return self._submit(pickled, group, workers, worker=worker)
+
+        for task in dispatch.run(self._cluster, dispatcher, submit):
+            if task is None:
+                yield ()
                 continue
-            if worker not in workers.present:
-                yield _put_back(running.pop(worker).cancel(), dispatcher)
-            elif not self._cluster.has_started(running[worker].key):
-                dispatcher.put_back(running.pop(worker).cancel())
+            results = self._results(task)
+            yield _put_back(task.work, dispatcher) if results is None else results
 
     def _run_stealing(self, pickled: bytes, assignment: Assignment) -> Iterator[Sequence[BlockResult]]:
         """Submit all groups at once: Dask places them by their predicted times, steals, and retries.
@@ -259,10 +229,10 @@ class DaskExecutor:
         given_up: list[TaskGroup] = []
         while running:
             self._cluster.check_usable(bool(self._cluster.snapshot().present))
-            for kind in wait_for_any({kind: task.future for kind, task in running.items()}, _POLL_S):
+            for kind in wait_for_any({kind: task.future for kind, task in running.items()}, POLL_S):
                 task = running.pop(kind)
                 results = self._results(task)
-                given_up += [task.group] if results is None else []
+                given_up += [task.work] if results is None else []
                 yield results or ()
             yield ()
         singles = tuple(TaskGroup((task,)) for group in given_up for task in group.tasks)
@@ -271,16 +241,16 @@ class DaskExecutor:
 
     def _submit(
         self, pickled: bytes, group: TaskGroup, workers: WorkersSnapshot, kind: str = "group", **options: Any
-    ) -> _Submitted:
+    ) -> Submitted[TaskGroup]:
         key = _key(kind)
         future = self._cluster.submit(key, worker_tasks.train, pickled, group, self._settings(workers), **options)
-        return _Submitted(group, key, future)
+        return Submitted(group, key, future)
 
     def _settings(self, workers: WorkersSnapshot) -> worker_tasks.Settings:
         hosts = collections.Counter(map(worker_tasks.host, workers.present))
         return worker_tasks.Settings(self._config, dict(hosts), self._topic, self._keras)
 
-    def _results(self, task: _Submitted) -> list[BlockResult] | None:
+    def _results(self, task: Submitted[TaskGroup]) -> list[BlockResult] | None:
         """Return the results of a finished group with its worker and times; `None` if its workers died."""
         try:
             finished = result_of(task.future)
@@ -317,11 +287,11 @@ class DaskExecutor:
         self._cluster.close()
 
 
-def _put_back(group: TaskGroup, dispatcher: Dispatcher) -> list[BlockResult]:
+def _put_back(group: TaskGroup, dispatcher: Dispatcher[TaskGroup]) -> list[BlockResult]:
     """Return the group of a lost worker to the dispatcher as smaller groups; after the last attempt, fail it."""
     for part in reversed(split_for_retry(group)):
         dispatcher.put_back(part)
-    return failed_results(group, _LOST)
+    return failed_results(group, LOST)
 
 
 def _key(kind: str) -> str:
