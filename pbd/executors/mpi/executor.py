@@ -10,7 +10,7 @@ import itertools
 import pickle
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
 import cloudpickle
@@ -24,6 +24,7 @@ from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.messages import picklable
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
+from pbd.executors.mpi.commands import ReadEnergy, RunCollective, Stop, Train
 from pbd.executors.mpi.counter import SharedCounter
 from pbd.executors.mpi.heartbeat import HeartbeatMonitor
 from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
@@ -33,37 +34,6 @@ _COMMAND, _PROGRESS = 1, 2  # tags of messages
 _POLL_S = 0.05
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class _Train:
-    """Command: train these groups, then groups of the pool as drawn from the counter."""
-
-    train_group: runner.Pickled[list[BlockResult]]
-    queue: tuple[TaskGroup, ...]
-    pool: tuple[TaskGroup, ...]
-
-
-@dataclass(frozen=True)
-class _RunCollective:
-    """Command: call this function at the same time as all other ranks."""
-
-    function: runner.Pickled[Any]
-    max_workers: int
-    checkpoint: CheckpointToken
-
-
-@dataclass(frozen=True)
-class _ReadEnergy:
-    """Command: send the energy reading of this rank; only local rank 0 has a meter."""
-
-
-@dataclass(frozen=True)
-class _Stop:
-    """Command: leave, with the result of the run or with the error that ended it."""
-
-    result: Any = None
-    error: Exception | None = None
 
 
 class MpiExecutor:
@@ -105,11 +75,11 @@ class MpiExecutor:
         pickled = runner.Pickled.of(train_group)
         with self._occupied_workers():
             requests = [
-                self._comm.isend(cloudpickle.dumps(_Train(pickled, queue, assignment.pool)), dest=rank, tag=_COMMAND)
+                self._comm.isend(cloudpickle.dumps(Train(pickled, queue, assignment.pool)), dest=rank, tag=_COMMAND)
                 for rank, queue in enumerate(assignment.queues)
                 if rank > 0
             ]
-            gathered = self._train(_Train(pickled, assignment.queues[0], assignment.pool), progress)
+            gathered = self._train(Train(pickled, assignment.queues[0], assignment.pool), progress)
             for request in requests:
                 request.wait()
         for results in gathered:
@@ -125,7 +95,7 @@ class MpiExecutor:
         max_workers: int,
         checkpoint: CheckpointToken = no_checkpoint,
     ) -> T:
-        command = _RunCollective(runner.Pickled.of(function), max_workers, checkpoint)
+        command = RunCollective(runner.Pickled.of(function), max_workers, checkpoint)
         with self._occupied_workers():
             self._send_all(command)
             return self._run_member(command, progress)
@@ -137,7 +107,7 @@ class MpiExecutor:
         yield
         self._workers_busy = False
 
-    def _run_member(self, command: _RunCollective, progress: ProgressCallback) -> Any:
+    def _run_member(self, command: RunCollective, progress: ProgressCallback) -> Any:
         """Call the function as a member of the collective; all members retry if one loses its training process."""
         with self._collective(command.max_workers) as collective:
             if collective is None:
@@ -167,7 +137,7 @@ class MpiExecutor:
             yield MpiCollective(comm)
             comm.Free()
 
-    def _train(self, command: _Train, progress: ProgressCallback) -> list[list[BlockResult]]:
+    def _train(self, command: Train, progress: ProgressCallback) -> list[list[BlockResult]]:
         """Train this rank's groups; return the results of every rank, in rank 0 only."""
 
         def report(event: Progress) -> None:
@@ -215,7 +185,7 @@ class MpiExecutor:
 
     def readings(self) -> dict[int, energy.Reading]:
         with self._occupied_workers():
-            self._send_all(_ReadEnergy())
+            self._send_all(ReadEnergy())
             return dict(enumerate(self._gather(energy.unread(), _ignore)))
 
     def serve(self) -> Any:
@@ -229,14 +199,14 @@ class MpiExecutor:
                 watchdog.touch()
                 time.sleep(_POLL_S)
             command = pickle.loads(self._comm.recv(source=0, tag=_COMMAND))
-            if isinstance(command, _Stop):
+            if isinstance(command, Stop):
                 self._end()
                 if command.result is None:
                     raise command.error or StoppedError()
                 return command.result
-            if isinstance(command, _ReadEnergy):
+            if isinstance(command, ReadEnergy):
                 self._gather(meter.read(), _ignore)
-            elif isinstance(command, _RunCollective):
+            elif isinstance(command, RunCollective):
                 self._run_member(command, _ignore)
             else:
                 self._train(command, Throttle(self._send_progress))
@@ -247,7 +217,7 @@ class MpiExecutor:
             self._sending_progress = self._comm.isend(event, dest=0, tag=_PROGRESS)
 
     def finish(self, result: object) -> None:
-        self._send_all(_Stop(result=result))
+        self._send_all(Stop(result=result))
         self._end()
 
     @world.signals_ignored()
@@ -255,7 +225,7 @@ class MpiExecutor:
         if self._ended:
             return
         if isinstance(error, PbdError) and self.coordinates and not self._workers_busy:
-            self._send_all(_Stop(error=picklable(error)))
+            self._send_all(Stop(error=picklable(error)))
             self._end()
         else:
             self._runner.close()
@@ -272,7 +242,7 @@ class MpiExecutor:
     def abort(self, error: BaseException) -> NoReturn:
         world.abort(error)
 
-    def _send_all(self, command: _RunCollective | _ReadEnergy | _Stop) -> None:
+    def _send_all(self, command: RunCollective | ReadEnergy | Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(cloudpickle.dumps(command), dest=rank, tag=_COMMAND)
 

@@ -1,0 +1,39 @@
+"""What rank 0 lets the other ranks do: the commands."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from pbd.executors.base import CheckpointToken
+from pbd.executors.isolation import runner
+from pbd.records import BlockResult, TaskGroup
+
+
+@dataclass(frozen=True)
+class Train:
+    """Command: train these groups, then groups of the pool as drawn from the counter."""
+
+    train_group: runner.Pickled[list[BlockResult]]
+    queue: tuple[TaskGroup, ...]
+    pool: tuple[TaskGroup, ...]
+
+
+@dataclass(frozen=True)
+class RunCollective:
+    """Command: call this function at the same time as all other ranks."""
+
+    function: runner.Pickled[Any]
+    max_workers: int
+    checkpoint: CheckpointToken
+
+
+@dataclass(frozen=True)
+class ReadEnergy:
+    """Command: send the energy reading of this rank; only local rank 0 has a meter."""
+
+
+@dataclass(frozen=True)
+class Stop:
+    """Command: leave, with the result of the run or with the error that ended it."""
+
+    result: Any = None
+    error: Exception | None = None
