@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol, TypeVar
 
 from pbd.collective import Collective
@@ -64,6 +64,24 @@ class Executor(Protocol):
         """
         ...
 
+    def run_each(
+        self, functions: Sequence[Callable[[Collective, ProgressCallback], T]], progress: ProgressCallback
+    ) -> list[T]:
+        """Call each picklable function in one worker's training process; return the results in their order.
+
+        A worker that is free takes the next function. If its training process is lost, the function is called again.
+
+        Args:
+            functions: each is called with a collective of one member and a progress callback.
+            progress: receives the progress of all workers.
+
+        Raises:
+            PbdError: raised by a function; no worker takes another one.
+            Exception: the function's own exception.
+            NoWorkersError: the process was lost at every attempt.
+        """
+        ...
+
     def run_collective(
         self,
         function: Callable[[Collective, ProgressCallback], T],
@@ -113,6 +131,11 @@ class Executor(Protocol):
         ...
 
 
+def of_worker(worker: int, progress: ProgressCallback) -> ProgressCallback:
+    """Return a callback that adds the number of a worker to its progress."""
+    return lambda event: progress(dataclasses.replace(event, worker=worker))
+
+
 class Throttle:
     """Forwards a new label or epoch at once, and other progress at most every `PROGRESS_INTERVAL_S` seconds."""
 
@@ -141,7 +164,7 @@ def run_queue(
     """
     for group in groups:
         started = time.monotonic()
-        results = train_group(group, lambda event: progress(dataclasses.replace(event, worker=worker)))
+        results = train_group(group, of_worker(worker, progress))
         seconds = time.monotonic() - started
         yield [
             dataclasses.replace(

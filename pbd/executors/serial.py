@@ -2,7 +2,7 @@
 
 import heapq
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn, TypeVar
 
 from pbd import energy
@@ -45,6 +45,11 @@ class SerialExecutor:
 
     def call(self, function: Callable[[], T]) -> T:
         return retry.call_in(self._runner, function)
+
+    def run_each(
+        self, functions: Sequence[Callable[[Collective, ProgressCallback], T]], progress: ProgressCallback
+    ) -> list[T]:
+        return [retry.run_in(self._runner, function, progress) for function in functions]
 
     def run_collective(
         self,

@@ -15,7 +15,7 @@ import pytest
 
 from pbd import energy
 from pbd.config import ExecutionConfig
-from pbd.errors import BadInputError, EnvironmentMismatchError, NoWorkersError
+from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError, NoWorkersError
 from pbd.executors import open_executor
 from pbd.executors.dask import cluster
 from pbd.executors.dask.energy import ClusterMeters
@@ -24,6 +24,7 @@ from pbd.executors.dask.worker import host
 from pbd.records import Progress
 from pbd.scheduling import schedulers
 from tests.helpers.cluster import wait_until
+from tests.helpers.each_tasks import Begins
 from tests.helpers.sleep_tasks import Sleeper, durations, sleeping, train
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
@@ -105,6 +106,16 @@ def test_an_exception_of_a_task_is_raised_as_it_is(executor: DaskExecutor, sched
 
 def test_a_function_is_called_in_a_worker(executor: DaskExecutor) -> None:
     assert executor.call(os.getpid) != os.getpid()
+
+
+def test_each_worker_that_is_free_takes_the_next_function(executor: DaskExecutor, tmp_path: Path) -> None:
+    events = list[Progress]()
+    functions = [Begins(tmp_path, number, waits_for=5 if number == 0 else 0) for number in range(5)]
+    assert executor.run_each(functions, events.append) == [(number, 1) for number in range(5)]
+    worker_of = {event.label: event.worker for event in events}
+    assert [label for label, worker in worker_of.items() if worker == worker_of["function 0"]] == ["function 0"]
+    with pytest.raises(MissingInputError, match="no such thing"):
+        executor.run_each([Begins(tmp_path, 9, fails=True)], events.append)
 
 
 @pytest.mark.parametrize("scheduler", ["pull", "wfd"])

@@ -14,6 +14,7 @@ from pbd.executors.dask.executor import DaskExecutor
 from pbd.scheduling import schedulers
 from pbd.scheduling.retry import MOST_ATTEMPTS
 from tests.helpers.dask_cluster import DaskCluster
+from tests.helpers.each_tasks import Begins
 from tests.helpers.sleep_tasks import Sleeper, durations, sleeping, train
 
 pytestmark = [pytest.mark.system, pytest.mark.usefixtures("no_backend")]
@@ -51,6 +52,13 @@ def test_a_killed_worker_costs_only_what_it_was_training(
     if scheduler != "work_stealing":  # Dask reruns what a dead worker held: `train_group` then finds it in the journal
         assert again == kills.keys()
         assert len(sleeper.begun("conv4")) == MOST_ATTEMPTS
+
+
+def test_a_function_whose_worker_is_killed_is_called_again(mortal: DaskExecutor, tmp_path: Path) -> None:
+    functions = [Begins(tmp_path, 0, kills=1), Begins(tmp_path, 1)]
+    assert mortal.run_each(functions, lambda _: None) == [(0, 1), (1, 1)]
+    assert len(list(tmp_path.glob("0.*"))) == 2
+    assert len(list(tmp_path.glob("1.*"))) == 1
 
 
 def test_a_function_that_kills_its_workers_ends_the_run(mortal: DaskExecutor) -> None:

@@ -7,10 +7,12 @@ from typing import Any, Generic, TypeVar
 
 from pbd.executors.dask.cluster import Cluster, WorkersSnapshot
 from pbd.executors.dask.results import LostWorkError, wait_for_any
+from pbd.executors.isolation.retry import lost_at_every_attempt
 from pbd.scheduling.dispatch import Dispatcher
+from pbd.scheduling.retry import MOST_ATTEMPTS
 
 POLL_S = 0.5
-LOST = "the worker that trained it was lost (out of memory, or killed? see its own output)"
+LOST = "the worker that ran it was lost (out of memory, or killed? see its own output)"
 
 W = TypeVar("W")
 
@@ -33,6 +35,25 @@ class Submitted(Generic[W]):
         future: Future[Any] = Future()
         future.set_exception(LostWorkError(LOST))
         return dataclasses.replace(self, work=self.cancel(), future=future)
+
+
+@dataclasses.dataclass(frozen=True)
+class Call:
+    """One of several functions to call, pickled."""
+
+    number: int
+    function: bytes
+    attempt: int = 1
+
+    def next_attempt(self, error: LostWorkError) -> "Call":
+        """Return the next attempt at a call whose worker was lost.
+
+        Raises:
+            NoWorkersError: this was the last one.
+        """
+        if self.attempt >= MOST_ATTEMPTS:
+            raise lost_at_every_attempt(str(error)) from error
+        return dataclasses.replace(self, attempt=self.attempt + 1)
 
 
 Submit = Callable[[W, WorkersSnapshot, str], Submitted[W]]

@@ -26,7 +26,7 @@ from pbd.executors.dask import dispatch
 from pbd.executors.dask import worker as worker_tasks
 from pbd.executors.dask.cluster import Cluster, WorkersSnapshot
 from pbd.executors.dask.collective import members
-from pbd.executors.dask.dispatch import LOST, POLL_S, Submitted
+from pbd.executors.dask.dispatch import LOST, POLL_S, Call, Submitted
 from pbd.executors.dask.energy import ClusterMeters
 from pbd.executors.dask.results import LostWorkError, first_result, result_of, wait_for_any
 from pbd.executors.isolation.retry import failed_results, retry_lost
@@ -98,6 +98,26 @@ class DaskExecutor:
             return result_of(future, unpickled)
 
         return retry_lost(attempt, LostWorkError)
+
+    def run_each(
+        self, functions: Sequence[Callable[[Collective, ProgressCallback], T]], progress: ProgressCallback
+    ) -> list[T]:
+        calls = [Call(number, cloudpickle.dumps(function)) for number, function in enumerate(functions)]
+        results, dispatcher = dict[int, T](), Dispatcher[Call]((), calls)
+        for task in dispatch.run(self._cluster, dispatcher, self._submit_call):
+            self._report_progress(progress)
+            if task is None:
+                continue
+            try:
+                results[task.work.number] = result_of(task.future, unpickled)
+            except LostWorkError as error:
+                dispatcher.put_back(task.work.next_attempt(error))
+        return [results[number] for number in range(len(functions))]
+
+    def _submit_call(self, call: Call, workers: WorkersSnapshot, worker: str) -> Submitted[Call]:
+        key, settings = _key("call"), self._settings(workers)
+        future = self._cluster.submit(key, worker_tasks.run_work, call.function, settings, worker=worker)
+        return Submitted(call, key, future)
 
     def run_collective(
         self,

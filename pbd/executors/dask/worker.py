@@ -105,6 +105,15 @@ def call(pickled: bytes, settings: Settings) -> bytes:
 
 
 @_raises_task_error
+def run_work(pickled: bytes, settings: Settings) -> bytes:
+    """Call a pickled function of a collective and a progress callback in this worker alone; return its result, pickled.
+
+    If the training process is lost, the function is called again.
+    """
+    return retry.run_in(set_up_worker(settings), _PickledResult(Pickled(pickled)), _progress_callback(settings))
+
+
+@_raises_task_error
 def run_member(pickled: bytes, member: CollectiveMember, settings: Settings) -> bytes | None:
     """Call a pickled function of a collective and a progress callback, at the same time as the other members.
 

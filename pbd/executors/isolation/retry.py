@@ -10,8 +10,8 @@ from typing import Generic
 from pbd.collective import Collective
 from pbd.errors import NoWorkersError
 from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint
-from pbd.executors.isolation.base import LostProcessError, T, TaskRunner
-from pbd.records import BlockResult, ProgressCallback, TaskGroup
+from pbd.executors.isolation.base import LostProcessError, T, TaskRunner, Work
+from pbd.records import BlockResult, ProgressCallback, TaskGroup, no_progress
 from pbd.scheduling.retry import MOST_ATTEMPTS, split_for_retry
 
 _log = logging.getLogger(__name__)
@@ -68,7 +68,16 @@ def call_in(runner: TaskRunner, function: Callable[[], T]) -> T:
     Raises:
         NoWorkersError: the training process was lost at every attempt.
     """
-    return retry_lost(lambda: runner.run(_Call(function), lambda event: None))
+    return run_in(runner, _Call(function), no_progress)
+
+
+def run_in(runner: TaskRunner, work: Work[T], progress: ProgressCallback) -> T:
+    """Call work in a runner, as a collective of one member, and return its result.
+
+    Raises:
+        NoWorkersError: the training process was lost at every attempt.
+    """
+    return retry_lost(lambda: runner.run(work, progress))
 
 
 def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: CheckpointToken = no_checkpoint) -> T:
@@ -95,10 +104,13 @@ def retry_lost(attempt: Callable[[], T], *losses: type[Exception], checkpoint: C
         # The attempt that wrote a checkpoint is itself the first of the new count.
         attempts_left = (attempts_left if token == last_token else MOST_ATTEMPTS) - 1
         last_token = token
-    raise NoWorkersError(
-        f"{last_error}, at each of {MOST_ATTEMPTS} attempts",
-        "Finished work is kept: go on with --resume --run-dir DIR.",
-    )
+    raise lost_at_every_attempt(str(last_error))
+
+
+def lost_at_every_attempt(reason: str) -> NoWorkersError:
+    """Return the error for work whose training process or worker was lost at every attempt."""
+    remedy = "Finished work is kept: go on with --resume --run-dir DIR."
+    return NoWorkersError(f"{reason}, at each of {MOST_ATTEMPTS} attempts", remedy)
 
 
 def _names(group: TaskGroup) -> str:

@@ -1,4 +1,4 @@
-"""What rank 0 lets the other ranks do: the commands."""
+"""What rank 0 lets the other ranks do, and what they answer with."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +15,23 @@ class Train:
     train_group: runner.Pickled[list[BlockResult]]
     queue: tuple[TaskGroup, ...]
     pool: tuple[TaskGroup, ...]
+
+
+@dataclass(frozen=True)
+class RunEach:
+    """Command: call those of these functions that the rank draws from the counter."""
+
+    functions: tuple[runner.Pickled[Any], ...]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of the functions that one rank drew."""
+
+    results: dict[int, Any]
+    """The results, by the position of the function."""
+    error: Exception | None = None
+    """The error of its last function."""
 
 
 @dataclass(frozen=True)

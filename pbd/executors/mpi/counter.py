@@ -1,15 +1,16 @@
-"""An atomic counter; each rank fetches the index of its next group from it."""
+"""An atomic counter; each rank fetches the index of its next group or function from it."""
 
 import threading
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from pbd.executors.mpi import world
-from pbd.records import TaskGroup
 
 _POLL_S = 0.02
+
+W = TypeVar("W")
 
 
 class SharedCounter:
@@ -48,8 +49,8 @@ class SharedCounter:
         self._window.Unlock(0)
         return int(number[0])
 
-    def draw(self, pool: Sequence[TaskGroup]) -> Iterator[TaskGroup]:
-        """Yield this rank's groups of the pool, drawn one at a time."""
+    def draw(self, pool: Sequence[W]) -> Iterator[W]:
+        """Yield this rank's part of the pool, drawn one at a time."""
         while (number := self.next()) < len(pool):
             yield pool[number]
 

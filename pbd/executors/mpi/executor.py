@@ -5,11 +5,12 @@ drawn from an atomic counter, so that no rank is needed to distribute them. Rank
 MPI call would occupy a core that another rank trains on. Only the exchanges after a loss block.
 """
 
+import collections
 import contextlib
 import itertools
 import pickle
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, NoReturn, TypeVar
 
@@ -19,12 +20,12 @@ from pbd import energy
 from pbd.collective import Collective, CollectiveLostError
 from pbd.config import ExecutionConfig
 from pbd.errors import PbdError, StoppedError, UsageError
-from pbd.executors.base import CheckpointToken, Throttle, TrainGroup, no_checkpoint, run_queue
+from pbd.executors.base import CheckpointToken, Throttle, TrainGroup, no_checkpoint, of_worker, run_queue
 from pbd.executors.isolation import retry, runner
 from pbd.executors.isolation.messages import picklable
 from pbd.executors.mpi import world
 from pbd.executors.mpi.collective import MpiCollective
-from pbd.executors.mpi.commands import ReadEnergy, RunCollective, Stop, Train
+from pbd.executors.mpi.commands import Outcome, ReadEnergy, RunCollective, RunEach, Stop, Train
 from pbd.executors.mpi.counter import SharedCounter
 from pbd.executors.mpi.heartbeat import HeartbeatMonitor
 from pbd.records import Assignment, BlockResult, Progress, ProgressCallback, TaskGroup
@@ -34,6 +35,7 @@ _COMMAND, _PROGRESS = 1, 2  # tags of messages
 _POLL_S = 0.05
 
 T = TypeVar("T")
+W = TypeVar("W")
 
 
 class MpiExecutor:
@@ -88,6 +90,19 @@ class MpiExecutor:
     def call(self, function: Callable[[], T]) -> T:
         return retry.call_in(self._runner, function)  # rank 0 is a worker, too
 
+    def run_each(
+        self, functions: Sequence[Callable[[Collective, ProgressCallback], T]], progress: ProgressCallback
+    ) -> list[T]:
+        command = RunEach(tuple(map(runner.Pickled.of, functions)))
+        with self._occupied_workers():
+            self._send_all(command)
+            outcomes = self._run_drawn(command, progress)
+        errors = [outcome.error for outcome in outcomes if outcome.error is not None]
+        if errors:
+            raise errors[0]
+        results = {number: result for outcome in outcomes for number, result in outcome.results.items()}
+        return [results[number] for number in range(len(functions))]
+
     def run_collective(
         self,
         function: Callable[[Collective, ProgressCallback], T],
@@ -140,14 +155,41 @@ class MpiExecutor:
     def _train(self, command: Train, progress: ProgressCallback) -> list[list[BlockResult]]:
         """Train this rank's groups; return the results of every rank, in rank 0 only."""
 
+        def work(drawn: Iterator[TaskGroup], report: ProgressCallback) -> list[BlockResult]:
+            return self._train_groups(command.train_group, itertools.chain(command.queue, drawn), report)
+
+        return self._distribute(command.pool, work, progress)
+
+    def _run_drawn(self, command: RunEach, progress: ProgressCallback) -> list[Outcome]:
+        """Call the functions that this rank draws; return the outcomes of every rank, in rank 0 only."""
+        return self._distribute(list(enumerate(command.functions)), self._call_functions, progress)
+
+    def _call_functions(self, drawn: Iterator[tuple[int, runner.Pickled[Any]]], progress: ProgressCallback) -> Outcome:
+        """Call functions in order; a `PbdError` is returned, so that rank 0 raises it and stops the other ranks."""
+        results, report = dict[int, Any](), of_worker(self._comm.Get_rank(), progress)
+        for number, function in drawn:
+            try:
+                results[number] = retry.run_in(self._runner, function, report)
+            except PbdError as error:
+                collections.deque(drawn, maxlen=0)  # no rank draws another function
+                return Outcome(results, picklable(error))
+        return Outcome(results)
+
+    def _distribute(
+        self, pool: Sequence[W], work: Callable[[Iterator[W], ProgressCallback], T], progress: ProgressCallback
+    ) -> list[T]:
+        """Call `work` in this rank with what it draws from the pool; return what it returns in all, in rank 0 only.
+
+        All ranks call this at the same time.
+        """
+
         def report(event: Progress) -> None:
             progress(event)
             self._receive_progress(progress)
 
-        counter = SharedCounter(self._comm) if command.pool else None
-        drawn = counter.draw(command.pool) if counter else ()
-        results = self._train_groups(command.train_group, itertools.chain(command.queue, drawn), report)
-        gathered = self._gather(results, progress)
+        counter = SharedCounter(self._comm) if pool else None
+        value = work(counter.draw(pool) if counter else iter(()), report)
+        gathered = self._gather(value, progress)
         if counter:
             counter.close()
         return gathered
@@ -208,6 +250,8 @@ class MpiExecutor:
                 self._gather(meter.read(), _ignore)
             elif isinstance(command, RunCollective):
                 self._run_member(command, _ignore)
+            elif isinstance(command, RunEach):
+                self._run_drawn(command, Throttle(self._send_progress))
             else:
                 self._train(command, Throttle(self._send_progress))
 
@@ -242,7 +286,7 @@ class MpiExecutor:
     def abort(self, error: BaseException) -> NoReturn:
         world.abort(error)
 
-    def _send_all(self, command: RunCollective | ReadEnergy | Stop) -> None:
+    def _send_all(self, command: RunCollective | RunEach | ReadEnergy | Stop) -> None:
         for rank in range(1, self.num_workers):
             self._comm.send(cloudpickle.dumps(command), dest=rank, tag=_COMMAND)
 
