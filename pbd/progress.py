@@ -68,8 +68,7 @@ class LineProgress(ProgressDisplay):
             if shown == position and now_s - shown_s < self._interval_s:
                 return
             self._shown[event.worker] = now_s, position
-        total = f"/{event.total} ({event.done / event.total:.0%})" if event.total > 0 else ""
-        parts = [f"worker {event.worker}: {_one_line(event.label)}", _epoch(event), f"step {event.done}{total}"]
+        parts = [f"worker {event.worker}: {_one_line(event.label)}", _epoch(event), _steps(event)]
         if event.loss is not None:
             parts.append(f"loss {event.loss:.4g}")
         _print_line(self._console, now_s - self._began_s, ", ".join(part for part in parts if part))
@@ -159,6 +158,13 @@ def _print_line(console: Console, elapsed_s: float, text: str) -> None:
 
 def _epoch(event: Progress) -> str:
     return f"epoch {event.epoch}" if event.epoch > 0 else ""
+
+
+def _steps(event: Progress) -> str:
+    """Return the steps that are done; nothing for the beginning of an activity whose steps are not known."""
+    if event.total > 0:
+        return f"step {event.done}/{event.total} ({event.done / event.total:.0%})"
+    return f"step {event.done}" if event.done else ""
 
 
 def _one_line(label: str) -> str:

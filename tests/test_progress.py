@@ -53,6 +53,12 @@ def test_lines_are_throttled_per_worker_but_show_each_change() -> None:
     assert lines_of(console)[4] == "[ 10.0 s] worker 0: conv1, epoch 2, step 0/100 (0%), loss 0.01235"
 
 
+def test_an_activity_that_begins_has_no_steps_yet() -> None:
+    console = make_console(False)
+    LineProgress(console, clock=Clock()).update(Progress(1, "member 2 of 3, step 1 fine_tune", 0, 0))
+    assert lines_of(console) == ["[  0.0 s] worker 1: member 2 of 3, step 1 fine_tune"]
+
+
 def test_first_event_is_shown_even_when_the_clock_begins_at_zero() -> None:
     console, clock = make_console(False), Clock()
     clock.now_s = 0.0

@@ -58,7 +58,7 @@ class Context:
 
     def evaluate(self, model: keras.Model, split: str = "validation", teacher: keras.Model | None = None) -> Metrics:
         """Return the quality of a network compared with a teacher (default: the first network), on all workers."""
-        with self._teacher_file(teacher) as other:
+        with self.file_of(teacher) as other:
             is_teacher = model is (self.teacher if teacher is None else teacher)
             with contextlib.nullcontext(other) if is_teacher else self._file(model) as path:
                 return self._pool(other).evaluate([path], split)[0]
@@ -92,7 +92,7 @@ class Context:
                 network is left as it is, and the best weights of the state are those of the copy.
         """
         initial = initial or self.evaluate(model, teacher=teacher)
-        with self._teacher_file(teacher) as path:
+        with self.file_of(teacher) as path:
             learns = trainable is None or any(layer.weights for layer in model.layers if layer.name in trainable)
             if settings.fine_tune_epochs == 0 or not learns:
                 return FineTuneState(initial, settings.fine_tune_learning_rate, best_weights=model.get_weights())
@@ -107,7 +107,7 @@ class Context:
 
     def adapt(self, student: keras.Model, teacher: keras.Model, ends: Mapping[str, str]) -> Adapted:
         """Re-estimate batch statistics and refit convolutions in place, on all workers (see `adaptation.adapt`)."""
-        with self._teacher_file(teacher) as path:
+        with self.file_of(teacher) as path:
             return self._pool(path).adapt(student, ends)
 
     def measure(self, model: keras.Model, measure: remote_tasks.Measure) -> Any:
@@ -169,21 +169,8 @@ class Context:
         """Start the random numbers of Keras, such as those of initial weights, with the seed of the step."""
         random_state.seed(self.seed)
 
-    @contextlib.contextmanager
-    def _block_pool(
-        self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str
-    ) -> Iterator[WorkerPool]:
-        """Yield the workers for blocks; see `train_blocks`."""
-        designs = {task.design: blocks.get(task.design) for task in tasks}
-        with self._teacher_file(model) as path:
-            training = replace(training, precision=self.config.training.precision)
-            context = replace(self._training(path), training=training, designs=designs, block_init=block_init)
-            yield WorkerPool(self.executor, context, self.display.update)
-
-    def _pool(self, teacher_path: Path) -> WorkerPool:
-        return WorkerPool(self.executor, self._training(teacher_path), self.display.update)
-
-    def _training(self, teacher_path: Path) -> TrainingContext:
+    def for_workers(self, teacher_path: Path) -> TrainingContext:
+        """Return what workers need to load the images and a teacher, that in a file of the run directory."""
         return TrainingContext(
             teacher_path=str(teacher_path),
             data=self.config.data,
@@ -197,12 +184,27 @@ class Context:
         )
 
     @contextlib.contextmanager
-    def _teacher_file(self, teacher: keras.Model | None) -> Iterator[Path]:
+    def file_of(self, teacher: keras.Model | None) -> Iterator[Path]:
+        """Yield the path of a file of a network, for workers to read; the first network (`None`) has one anyway."""
         if teacher is None or teacher is self.teacher:
             yield self.teacher_path
         else:
             with self._file(teacher, f"teacher-{model_digest(teacher)[:16]}.keras") as path:
                 yield path
+
+    @contextlib.contextmanager
+    def _block_pool(
+        self, model: keras.Model, tasks: Sequence[BlockTask], training: TrainingConfig, block_init: str
+    ) -> Iterator[WorkerPool]:
+        """Yield the workers for blocks; see `train_blocks`."""
+        designs = {task.design: blocks.get(task.design) for task in tasks}
+        with self.file_of(model) as path:
+            training = replace(training, precision=self.config.training.precision)
+            context = replace(self.for_workers(path), training=training, designs=designs, block_init=block_init)
+            yield WorkerPool(self.executor, context, self.display.update)
+
+    def _pool(self, teacher_path: Path) -> WorkerPool:
+        return WorkerPool(self.executor, self.for_workers(teacher_path), self.display.update)
 
     @contextlib.contextmanager
     def _file(self, model: keras.Model, name: str = "evaluated.keras") -> Iterator[Path]:

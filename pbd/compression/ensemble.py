@@ -10,6 +10,7 @@ import numpy as np
 
 from pbd import blocks
 from pbd.compression.chain import Chain
+from pbd.compression.members import keep_busy, make_side_by_side
 from pbd.compression.step import Step, StepResult, check, check_config, check_data, check_target, uses_target
 from pbd.config.values import as_kind, at_least
 from pbd.errors import UsageError
@@ -32,9 +33,14 @@ PROBABILITIES, LOGITS = "probabilities", "logits"
 class Ensemble:
     """Several networks on the same image, each made of the network before the step by steps of its own.
 
-    The members are made one after the other, each on all workers. Each has a seed, for its initial weights and for the
-    order and the augmentation of its images, as in deep ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474);
-    training and validation images are the same for all. Copies that are the same network nonetheless are reported.
+    Each member has a seed, for its initial weights and for the order and the augmentation of its images, as in deep
+    ensembles (Lakshminarayanan et al. 2017, arXiv:1612.01474); training and validation images are the same for all.
+    Copies that are the same network nonetheless are reported.
+
+    With several workers, members are made side by side, each on one worker, if this keeps more than half of the workers
+    busy: members / (ceil(members / workers) * workers) > 1/2, and if no step depends on the target: such steps measure
+    latencies, which other members on the same host would disturb. Otherwise the members are made one after the other,
+    each on all workers.
 
     Args:
         members: the steps of each member.
@@ -84,12 +90,13 @@ class Ensemble:
 
     def apply(self, model: keras.Model, context: "Context") -> StepResult:
         networks, rows, zeros, failed = list[keras.Model](), [], [], list[str]()
-        members = [*self.members] * self.copies
-        for number, steps in enumerate(members, start=1):
-            context.display.phase(f"member {number} of {len(members)}")
-            folder = Journal(context.journal.file(f"member-{number:02d}"))
-            seed = blocks.derive_seed(context.seed, f"ensemble member {number}")
-            for name, last in Chain(replace(context.with_seed(seed), journal=folder), steps).networks(model):
+        chains, workers = self._chains(context), context.executor.collective_size
+        if keep_busy(len(chains), workers) and not self.uses_target:
+            context.display.phase(f"{len(chains)} members side by side on {workers} workers")
+            make_side_by_side(chains, model, context)  # what follows finds their steps complete
+        for number, chain in enumerate(chains, start=1):
+            context.display.phase(f"member {number} of {len(chains)}")
+            for name, last in chain.networks(model):
                 failed += [f"member {number}, step {name}: {one}" for one in failed_blocks(last.result.details)]
             networks.append(last.result.model)
             zeros.append(last.result.keeps_zeros)
@@ -98,6 +105,15 @@ class Ensemble:
         details = {"members": rows, FAILED_BLOCKS: failed}
         images, _ = next(iter(context.dataset.batches("validation", limit=context.dataset.batch_size)))
         return StepResult(joined(networks, self.mean, images), details, events, any(zeros))
+
+    def _chains(self, context: "Context") -> list[Chain]:
+        """Return the steps of each member, with its seed and its folder."""
+        chains = []
+        for number, steps in enumerate([*self.members] * self.copies, start=1):
+            seed = blocks.derive_seed(context.seed, f"ensemble member {number}")
+            folder = Journal(context.journal.file(f"member-{number:02d}"))
+            chains.append(Chain(replace(context.with_seed(seed), journal=folder), steps))
+        return chains
 
 
 def _listed(members: Any) -> Sequence[Any]:

@@ -10,6 +10,7 @@ from pbd.collective import Collective
 from pbd.config import ExecutionConfig
 from pbd.executors.base import CheckpointToken, TrainGroup, no_checkpoint, run_queue
 from pbd.executors.isolation import retry, runner
+from pbd.executors.isolation.base import TaskRunner
 from pbd.records import Assignment, BlockResult, ProgressCallback
 from pbd.scheduling.dispatch import Dispatcher
 from pbd.system import devices, watchdog
@@ -18,17 +19,22 @@ T = TypeVar("T")
 
 
 class SerialExecutor:
-    """Trains every group in one runner, and attributes each to the simulated worker that is free first."""
+    """Trains every group in one runner, and attributes each to the simulated worker that is free first.
+
+    Args:
+        config: the number of workers, their share of the host, and whether training is isolated.
+        task_runner: executes all work; by default the configured one.
+    """
 
     name = "serial"
     collective_size = 1
     elastic = False
     coordinates = True
 
-    def __init__(self, config: ExecutionConfig) -> None:
+    def __init__(self, config: ExecutionConfig, task_runner: TaskRunner | None = None) -> None:
         self.num_workers = config.workers or 1
         self.share = devices.Share(threads=config.threads_per_worker, verbose=config.verbose)
-        self._runner = runner.open_runner(config, self.share)
+        self._runner = task_runner or runner.open_runner(config, self.share)
 
     def run(self, train_group: TrainGroup, assignment: Assignment, progress: ProgressCallback) -> Iterator[BlockResult]:
         began, dispatcher = time.monotonic(), Dispatcher.of(assignment)

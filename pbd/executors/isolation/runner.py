@@ -13,7 +13,7 @@ from pbd.errors import EnvironmentMismatchError
 from pbd.executors.isolation.base import T, TaskRunner, Work
 from pbd.executors.isolation.child import Child
 from pbd.records import ProgressCallback
-from pbd.system import devices, process
+from pbd.system import devices, process, random_state
 from pbd.system.keras_state import KerasSetup
 
 PICKLE_ERRORS = (ImportError, AttributeError, pickle.UnpicklingError)
@@ -36,6 +36,21 @@ class InProcessRunner:
 
     def close(self) -> None:
         """Do nothing: this process holds nothing."""
+
+
+class WorkerRunner:
+    """Executes work in this process, which is that of a worker: it has its share of the host already."""
+
+    def run(self, work: Work[T], progress: ProgressCallback, collective: WorkerCollective = SINGLE) -> T:
+        with random_state.preserved():
+            return work(collective, progress)
+
+    def release(self) -> bool:
+        """Return True: this runner holds nothing."""
+        return True
+
+    def close(self) -> None:
+        """Do nothing: this runner holds nothing."""
 
 
 def open_runner(config: ExecutionConfig, share: devices.Share, keras: KerasSetup | None = None) -> TaskRunner:
