@@ -38,9 +38,9 @@ class Ensemble:
     Copies that are the same network nonetheless are reported.
 
     With several workers, members are made side by side, each on one worker, if this keeps more than half of the workers
-    busy: members / (ceil(members / workers) * workers) > 1/2, and if no step depends on the target: such steps measure
-    latencies, which other members on the same host would disturb. Otherwise the members are made one after the other,
-    each on all workers.
+    busy: members / (ceil(members / workers) * workers) > 1/2, and if no step depends on the target: such steps may
+    measure latencies, which other members on the same host would disturb. Otherwise the members are made one after the
+    other, each on all workers.
 
     Args:
         members: the steps of each member.
