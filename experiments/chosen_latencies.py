@@ -11,16 +11,15 @@ import collections
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Table
 
 from experiments.csv_table import write_csv
-from experiments.latency import installed, use_one_thread
+from experiments.latency import add_measurement_arguments, installed, use_one_thread
 from pbd import command_line
-from pbd.command_line import Parser, check_folder, positive, whole
+from pbd.command_line import Parser, check_folder, whole
 from pbd.system import backend
 
 if TYPE_CHECKING:
@@ -62,16 +61,12 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     """
     parser = Parser(NAME, __doc__)
     parser.add_argument("--teacher", default="resnet20", help="a model file, or a network of experiments.networks")
-    parser.add_argument("--target", nargs="+", metavar="NAME", help="as in pbd latency (default: all installed)")
-    parser.add_argument(
-        "--batch-sizes", nargs="+", type=positive, default=[1, 32], metavar="N", help="images in a pass"
-    )
     parser.add_argument(
         "--budget", nargs="+", type=float, default=list(BUDGETS), metavar="SHARE", help="of the teacher's latency"
     )
     parser.add_argument("--block", nargs="+", default=list(DESIGNS), metavar="NAME", help="designs to choose from")
     parser.add_argument("--seed", type=whole, default=0, help="of the random damages")
-    parser.add_argument("--csv", type=Path, help="also write the figures to this file")
+    add_measurement_arguments(parser)
     settings = parser.parse_args(argv)
     check_folder("--csv", settings.csv)
     return settings

@@ -48,6 +48,17 @@ def make_students(teacher: Any, block_names: Sequence[str]) -> dict[str, Any]:
     return students
 
 
+def add_measurement_arguments(parser: Parser) -> None:
+    """Add where networks are measured, with how many images in a pass, and the file for the figures."""
+    parser.add_argument(
+        "--target", nargs="+", metavar="NAME", help="as in pbd latency (default: all that are installed)"
+    )
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=positive, default=[1, 32], metavar="N", help="images in a pass"
+    )
+    parser.add_argument("--csv", type=Path, help="also write the figures to this file; times in seconds")
+
+
 def parse(argv: Sequence[str]) -> argparse.Namespace:
     """Turn command-line arguments into settings.
 
@@ -63,14 +74,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--block", nargs="+", default=BlockConfig().designs, metavar="NAME", help="as in pbd-run; one or more"
     )
-    parser.add_argument(
-        "--target", nargs="+", metavar="NAME", help="as in pbd latency (default: all that are installed)"
-    )
-    parser.add_argument(
-        "--batch-sizes", nargs="+", type=positive, default=[1, 32], metavar="N", help="images in a pass"
-    )
     parser.add_argument("--image-size", type=positive, default=32, help="pixels, where the teacher leaves it free")
-    parser.add_argument("--csv", type=Path, help="also write the figures to this file; times in seconds")
+    add_measurement_arguments(parser)
     settings = parser.parse_args(argv)
     if settings.student is not None and not Path(settings.student).is_file():
         raise MissingInputError(f"--student must be a model file. Received: {settings.student!r}, no such file.")
