@@ -122,7 +122,7 @@ class DaskCollective:
         self._sums += 1
         place = {"collective": self._name, "index": self.index, "size": self.size, "number": self._sums}
         call = getattr(self._first, HANDLER)(**place, values=values, dtype=dtype)
-        loop = self._worker.loop.asyncio_loop  # type: ignore[attr-defined]  # Tornado declares it in a subclass only
+        loop = self._worker.loop.asyncio_loop  # Tornado declares it in a subclass only
         try:
             total = asyncio.run_coroutine_threadsafe(call, loop).result()
         except (OSError, CancelledError) as error:
