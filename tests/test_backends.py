@@ -12,20 +12,9 @@ from tests.helpers.hiding import hiding
 
 pytestmark = pytest.mark.system
 
-DIGITS = ["--teacher-epochs", "6", "--epochs", "1", "--fine-tune-epochs", "1", "--fine-tune-learning-rate", "0.0005"]
-DIGITS += [
-    "--block",
-    "decoupled_r2",
-    "--train-limit",
-    "160",
-    "--batch-size",
-    "32",
-    "--layers",
-    "conv3_1",
-    "conv3_2",
-    "--threads-per-worker",
-    "1",
-]
+DIGITS = ["--teacher-epochs", "3", "--epochs", "1", "--fine-tune-epochs", "1", "--fine-tune-learning-rate", "0.0001"]
+DIGITS += ["--block", "decoupled_r2", "--train-limit", "160", "--batch-size", "32"]
+DIGITS += ["--layers", "conv3_1", "conv3_2", "--threads-per-worker", "1"]
 PROGRAM = """
 import sys
 from pbd import run

@@ -1,6 +1,6 @@
-"""Runs that leave out what only describes the networks: the check of the teacher, and the measurement where deployed.
+"""Runs that only compute blocks and students: teacher and files are not checked, and nothing is deployed.
 
-For tests of how blocks and students are computed. With a teacher of random weights they are a third of the CPU time of
+For tests of how blocks and students are computed. With a teacher of random weights the rest is half of the CPU time of
 a small run. What they find is in the report alone. Their graphs, which run for a few steps, are rewritten little.
 """
 
@@ -16,6 +16,7 @@ ENVIRONMENT = "PBD_TESTS_BARE_RUNS"
 def install() -> None:
     """Leave them out in this process, which has not loaded their modules yet."""
     after_import.change("pbd.deploy.deployment", _undeployed)
+    after_import.change("pbd.deploy.parity", _equal)
     after_import.change("pbd.pipeline.teacher_check", _unchecked)
     after_import.change("pbd.learning.flat_adam", _rewritten_little)  # a part of every training
 
@@ -28,6 +29,10 @@ def install_if_asked() -> None:
 
 def _undeployed(deployment: ModuleType) -> None:
     deployment.measure = lambda *_: deployment.Deployed((), ())  # type: ignore[attr-defined]
+
+
+def _equal(parity: ModuleType) -> None:
+    parity.mismatch = lambda *_: None  # type: ignore[attr-defined]
 
 
 def _unchecked(teacher_check: ModuleType) -> None:
