@@ -54,4 +54,4 @@ def test_the_digits_are_compressed_without_tensorflow(name: str, tmp_path: Path)
     assert name in report["versions"]
     assert "tensorflow" not in report["versions"]
     assert {row["target"] for row in report["deployments"]} == {"keras"}
-    assert ["pip install 'pbd[cpu,openvino]'" in event for event in report["story"][-1:]] == [True]
+    assert ["pip install 'pbd[cpu,openvino]'" in event for event in report["events"][-1:]] == [True]

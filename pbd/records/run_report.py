@@ -36,7 +36,7 @@ class CandidateReport:
     block: str
     """Name of the block design."""
     status: str
-    """`accepted`, `rejected`, `given_back`, `skipped` or `failed`."""
+    """`accepted`, `rejected`, `restored`, `skipped` or `failed`."""
     reason: str
     """Why it has this status."""
     params: int
@@ -67,7 +67,7 @@ class BlockReport:
 
     layer: str
     status: str
-    """`accepted`, `rejected`, `given_back`, `skipped` or `failed`."""
+    """`accepted`, `rejected`, `restored`, `skipped` or `failed`."""
     reason: str
     """Why the layer has this status."""
     block: str | None
@@ -197,7 +197,7 @@ class ChoiceReport:
 
 @dataclass(frozen=True)
 class RunReport:
-    """The content of `report.json` (version 2)."""
+    """The content of `report.json` (version 3)."""
 
     config: dict[str, Any]
     versions: dict[str, str]
@@ -213,15 +213,13 @@ class RunReport:
     scheduler: str
     groups: tuple[tuple[str, ...], ...]
     reference: str = "labels"
-    """Reference of all choices: `labels`, or `teacher` (agreement with it) if there are no labels; `judged_by` in
-    `report.json`."""
+    """Reference of all choices: `labels`, or `teacher` (agreement with it) if there are no labels."""
     fine_tune_history: tuple[dict[str, float], ...] = ()
     kept_epoch: str = ""
     """The epoch of fine-tuning whose weights the student has: `best`, on the validation images, or `last`; empty in
     some reports of earlier versions, which did not say."""
     events: tuple[str, ...] = ()
-    """Other events, in order, such as damaged images, repeated attempts, lowered learning rates, restored layers;
-    `story` in `report.json`."""
+    """Other events, in order, such as damaged images, repeated attempts, lowered learning rates, restored layers."""
     run_dir: str = ""
     deployments: tuple[Deployment, ...] = ()
     """Teacher and student in the target: in float32 first, then in 8-bit integers if the target has them."""
@@ -229,7 +227,7 @@ class RunReport:
     """None without a budget."""
     classes: ClassChanges | None = None
     """What changed per class, on the test images; None without labels, or in reports of earlier versions."""
-    version: int = 2
+    version: int = 3
 
     @property
     def failed_blocks(self) -> tuple[BlockKey, ...]:

@@ -1,4 +1,4 @@
-"""The files of a report: `report.json` (version 2), and `summary.txt` and `report.html` made from it."""
+"""The files of a report: `report.json` (version 3), and `summary.txt` and `report.html` made from it."""
 
 import json
 import math
@@ -28,8 +28,8 @@ from pbd.run_dir.journal import Journal
 
 PAGE = "report.html"
 _ASSEMBLED = ("val_accuracy", "val_agreement", "val_kl")
-_JSON_NAMES = {"reference": "judged_by", "events": "story"}
-"""Fields of `RunReport` that have another name in `report.json`."""
+_FORMER_NAMES = {"judged_by": "reference", "story": "events"}
+"""Fields that had another name until version 2, which also called the status `restored` given_back."""
 _DROPPED = ("version", "latency")
 """Not read: a report has the present version, and its latency is that of the deployments."""
 
@@ -52,10 +52,10 @@ def to_json(report: RunReport) -> dict[str, Any]:
             "executor": report.executor,
             "scheduler": report.scheduler,
             "groups": report.groups,
-            _JSON_NAMES["reference"]: report.reference,
+            "reference": report.reference,
             "fine_tune_history": report.fine_tune_history,
             "kept_epoch": report.kept_epoch,
-            _JSON_NAMES["events"]: report.events,
+            "events": report.events,
             "deployments": [asdict(row) for row in report.deployments],
             "choice": asdict(report.choice) if report.choice else None,
             "classes": asdict(report.classes) if report.classes else None,
@@ -127,8 +127,7 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
 
     The latency of version 1 was measured in Keras and not in a target: it is dropped.
     """
-    field_names = {json_name: name for name, json_name in _JSON_NAMES.items()}
-    fields = {field_names.get(name, name): value for name, value in content.items() if name not in _DROPPED}
+    fields = {_FORMER_NAMES.get(name, name): value for name, value in content.items() if name not in _DROPPED}
     kept_epoch = fields["config"].get("fine_tune_keep", "")
     fields = {"kept_epoch": "" if kept_epoch == "auto" else kept_epoch} | fields
     return RunReport(
@@ -151,9 +150,14 @@ def from_json(content: Mapping[str, Any]) -> RunReport:
 
 
 def _block(row: dict[str, Any]) -> BlockReport:
-    candidates = tuple(CandidateReport(**each) for each in row.get("candidates", ()))
-    histories = {name: tuple(row[name]) for name in ("loss_history", "nmse_history")}
-    return BlockReport(**row | histories | {"candidates": candidates})
+    rows = [candidate | {"status": _status(candidate["status"])} for candidate in row.get("candidates", ())]
+    candidates = tuple(CandidateReport(**candidate) for candidate in rows)
+    changed = {name: tuple(row[name]) for name in ("loss_history", "nmse_history")}
+    return BlockReport(**row | changed | {"candidates": candidates, "status": _status(row["status"])})
+
+
+def _status(name: str) -> str:
+    return "restored" if name == "given_back" else name
 
 
 def deployment(row: dict[str, Any]) -> Deployment:

@@ -59,7 +59,7 @@ class _Candidate:
         return replace(record, **measured, earlier=result.from_journal)
 
 
-_RANKS = ("accepted", "given_back", "rejected", "failed", "skipped")
+_RANKS = ("accepted", "restored", "rejected", "failed", "skipped")
 _MEASURED = ("nmse", "val_accuracy", "val_agreement", "val_kl", "worker", "started_s", "seconds", "predicted_s")
 
 
@@ -77,7 +77,7 @@ def _decision(
         return "failed", result.error or "no reason given"
     kept = task.layer.name in accepted and accepted[task.layer.name].key == result.key
     if kept and task.layer.name in restored:
-        return "given_back", restored[task.layer.name]
+        return "restored", restored[task.layer.name]
     replaced = next((name for name in task.layer.inside if name in accepted), None)
     if replaced is not None and not kept:
         design = accepted[replaced].design

@@ -22,10 +22,9 @@ from pbd.report.words import (
     percent,
     points,
     ratio,
-    status_word,
 )
 
-_STYLES = {"accepted": "green", "rejected": "yellow", "given_back": "yellow", "failed": "bold red", "skipped": "dim"}
+_STYLES = {"accepted": "green", "rejected": "yellow", "restored": "yellow", "failed": "bold red", "skipped": "dim"}
 
 
 def render(report: RunReport, width: int = 120) -> str:
@@ -76,7 +75,7 @@ class _Layers:
             if row.status != "accepted":
                 layers_by_reason.setdefault((row.status, row.reason), []).append(row.layer)
         for (status, reason), layers in layers_by_reason.items():
-            yield Text.assemble((status_word(status), _STYLES.get(status, "")), f" {', '.join(layers)}: {reason}")
+            yield Text.assemble((status, _STYLES.get(status, "")), f" {', '.join(layers)}: {reason}")
         if layers_by_reason:
             yield Text("")
 
@@ -97,7 +96,7 @@ def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Tabl
         reason = [Text(row.reason)] if wide else []
         table.add_row(
             Text(row.layer),
-            Text(status_word(row.status), style=_STYLES.get(row.status, "")),
+            Text(row.status, style=_STYLES.get(row.status, "")),
             *[row.block or "-"] * several,
             *reason,
             *_measurements(row),
@@ -108,7 +107,7 @@ def _layer_table(rows: tuple[BlockReport, ...], judged: str, wide: bool) -> Tabl
 def _measurements(row: BlockReport) -> tuple[str, ...]:
     def change(before: int, after: int) -> str:
         old, new = (count(value).replace(" ", "") for value in (before, after))
-        return f"{old}->{new}" if row.status in ("accepted", "rejected", "given_back") else old
+        return f"{old}->{new}" if row.status in ("accepted", "rejected", "restored") else old
 
     return (
         error(row.nmse),
@@ -126,7 +125,7 @@ def _headline(report: RunReport) -> Text:
     (_, accepted), *others = decisions(report.blocks)
     line = Text(f"{accepted} of {len(report.blocks)} layers replaced", style="bold")
     for status, number in others:
-        line.append(f", {number} {status_word(status)}", style=_STYLES[status])
+        line.append(f", {number} {status}", style=_STYLES[status])
     return line
 
 

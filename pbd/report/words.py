@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pbd.records import BlockReport
 
 ABSENT = "not measured"
-STATUSES = ("accepted", "rejected", "given_back", "failed", "skipped")
+STATUSES = ("accepted", "rejected", "restored", "failed", "skipped")
 """Statuses as `report.json` spells them."""
 MOST_NAMES = 8
 
@@ -99,11 +99,6 @@ def names(layers: Sequence[str]) -> str:
     )
 
 
-def status_word(status: str) -> str:
-    """Return a status as readers see it; `report.json` calls restored layers `given_back`."""
-    return "restored" if status == "given_back" else status
-
-
 def decisions(rows: Sequence[BlockReport]) -> list[tuple[str, int]]:
     """Return the number of layers with each status: `accepted` always, the others only if there are any."""
     numbers = [(status, sum(row.status == status for row in rows)) for status in STATUSES]
@@ -113,5 +108,5 @@ def decisions(rows: Sequence[BlockReport]) -> list[tuple[str, int]]:
 def replaced(rows: Sequence[BlockReport]) -> str:
     """Return the decisions in one line: 17 of 19 layers replaced, 1 rejected, 1 skipped."""
     (_, accepted), *others = decisions(rows)
-    rest = [f", {number} {status_word(status)}" for status, number in others]
+    rest = [f", {number} {status}" for status, number in others]
     return f"{accepted} of {len(rows)} layers replaced{''.join(rest)}"

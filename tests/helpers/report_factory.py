@@ -14,7 +14,7 @@ SECTIONS = ("result", "layers", "timeline", "curves", "time", "energy", "again")
 
 def make_row(layer: str, status: str, reason: str, **changes: Any) -> BlockReport:
     """Return a row of the report; what was not trained has neither figures nor a worker."""
-    trained = status in ("accepted", "rejected", "given_back")
+    trained = status in ("accepted", "rejected", "restored")
     row = BlockReport(
         layer=layer,
         status=status,
@@ -147,7 +147,7 @@ def full_report(**changes: Any) -> RunReport:
         make_row("stem", "skipped", "input channels: 3; depthwise filters are faster from 8 on"),
         make_row("b1", "accepted", "accuracy 0.9 >= 0.8", nmse=0.03, params_after=9_000, predicted_s=10.0),
         make_row("b2", "accepted", "accuracy 0.9 >= 0.8", nmse=0.3, predicted_s=10.0),
-        make_row("b3", "given_back", "cost most", nmse=0.1, worker=1, started_s=0.0, seconds=8.0, predicted_s=9.0),
+        make_row("b3", "restored", "cost most", nmse=0.1, worker=1, started_s=0.0, seconds=8.0, predicted_s=9.0),
         make_row("b4", "failed", "the loss is not finite", worker=1, started_s=8.0, seconds=2.0),
         make_row("b5", "accepted", "from before", nmse=0.2, worker=0, started_s=3.0, seconds=5.0),
     )

@@ -53,7 +53,7 @@ def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) ->
     report = pbd.distill(
         model=undecided_teacher(), run_dir=tmp_path / "run", target_accuracy_drop=0.0, **settings
     ).report
-    assert [row.status for row in report.blocks] == ["skipped", "given_back"]
+    assert [row.status for row in report.blocks] == ["skipped", "restored"]
     assert report.assembled.val_agreement < 1.0
     assert (report.student.val_agreement, report.student.macs) == (1.0, report.teacher.macs)
     assert report.blocks[1].macs_after == report.blocks[1].macs_before

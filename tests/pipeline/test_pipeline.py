@@ -62,14 +62,14 @@ def assert_counted_by_class(report: dict[str, Any]) -> None:
 
 def test_the_report_keeps_its_contract(run_dir: Path) -> None:
     said = json.loads((run_dir / "report.json").read_text())
-    assert said["version"] == 2
+    assert said["version"] == 3
     assert said["config"]["teacher"] == "small"
     assert set(said["teacher"]) >= {"test_accuracy", "val_accuracy", "params", "macs"}
     assert set(said["student"]) >= {"test_accuracy", "val_accuracy", "params", "macs", "path"}
     decisions = {row["layer"]: row["status"] for row in said["blocks"]}
     assert decisions == {"stem": "skipped", "body": "accepted"}
-    assert said["judged_by"] == "labels"
-    split_off, int8 = said["story"]
+    assert said["reference"] == "labels"
+    split_off, int8 = said["events"]
     assert "split off the training images" in split_off
     assert "keras has no 8-bit integers" in int8
     assert said["blocks"][1]["block"] == "decoupled_r2"

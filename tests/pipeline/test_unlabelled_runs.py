@@ -14,7 +14,7 @@ pytestmark = pytest.mark.usefixtures("eager_module")
 
 def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
-    assert said["judged_by"] == "teacher"
+    assert said["reference"] == "teacher"
     assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
     for network in ("teacher", "student"):
         assert [said[network][f"{split}_accuracy"] for split in ("val", "test")] == [None, None]
@@ -23,7 +23,7 @@ def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
     for value in (said["student"]["test_agreement"], said["student"]["val_agreement"]):
         assert 0 <= value <= 1
     assert said["student"]["val_agreement"] >= said["assembled"]["val_agreement"]
-    trained = [row for row in said["blocks"] if row["status"] in ("accepted", "rejected", "given_back")]
+    trained = [row for row in said["blocks"] if row["status"] in ("accepted", "rejected", "restored")]
     assert trained
     for row in trained:
         assert row["val_accuracy"] is None

@@ -27,7 +27,7 @@ KEYS = {
     "energy": {"source", "total_j"},
 }
 TOP = {"version", "config", "versions", "device", "blocks", "workers", "executor", "scheduler", "groups"} | KEYS.keys()
-TOP |= {"judged_by", "story", "fine_tune_history", "kept_epoch", "run_dir", "deployments"}
+TOP |= {"reference", "events", "fine_tune_history", "kept_epoch", "run_dir", "deployments"}
 TRAINED = {"block", "worker", "started_s", "seconds", "nmse", "val_accuracy", "val_agreement", "val_kl"}
 TRAINED |= {"loss_history", "nmse_history"}
 BLOCK = {"layer", "status", "reason", "params_before", "params_after", "macs_before", "macs_after"} | TRAINED
@@ -45,7 +45,7 @@ def test_json_has_the_keys_of_the_contract() -> None:
     assert len(content["blocks"]) == 4
     assert all(row.keys() >= BLOCK for row in content["blocks"])
     assert all(row.keys() >= {"worker", "busy_s", "idle_s"} for row in content["workers"])
-    assert content["version"] == 2
+    assert content["version"] == 3
     assert [row.keys() for row in content["deployments"]] == [DEPLOYMENT] * 2
     assert [row.keys() for row in content["deployments"][0]["latency"]] == [LATENCY] * 2
     assert content["energy"] == {"source": "none", "total_j": None}
@@ -62,7 +62,7 @@ def unlabelled_report() -> RunReport:
         student=tuned,
         blocks=(
             make_row("good", "accepted", "agreement 0.9300 >= 0.8000", val_accuracy=None, val_agreement=0.876),
-            make_row("bad", "given_back", "hurt most [of all]", val_accuracy=None, params_after=590_080),
+            make_row("bad", "restored", "hurt most [of all]", val_accuracy=None, params_after=590_080),
         ),
         fine_tune_history=({"epoch": 1, "loss": 0.5, "val_agreement": 0.9, "val_kl": 0.3, "learning_rate": 0.001},),
         events=("epoch 1 diverged at learning rate 0.1 (the loss is not a finite number): undone", "restored bad"),
@@ -86,8 +86,23 @@ def test_a_report_of_version_1_is_read_without_its_latency(tmp_path: Path) -> No
     del content["deployments"]
     journal.write_json("report.json", content)
     report = read(journal)
-    assert (report.version, report.deployments) == (2, ())
+    assert (report.version, report.deployments) == (3, ())
     assert "speed in a target: not measured" in " ".join(render(report).split())
+
+
+def test_a_report_of_version_2_is_read_with_the_names_of_now(tmp_path: Path) -> None:
+    journal = Journal.create(tmp_path / "run", {})
+    written = full_report()
+    content = to_json(written) | {"version": 2, "judged_by": written.reference, "story": ["an event"]}
+    del content["reference"], content["events"]
+    restored = [row for row in content["blocks"] if row["status"] == "restored"]
+    for row in restored:
+        row["status"] = "given_back"
+    journal.write_json("report.json", content)
+    report = read(journal)
+    assert (report.reference, report.events) == (written.reference, ("an event",))
+    assert restored, "else nothing is tested"
+    assert [row.status for row in report.blocks] == [row.status for row in written.blocks]
 
 
 def test_the_report_of_a_run_directory_that_was_moved_names_its_present_place(

@@ -100,13 +100,13 @@ def test_with_labels_the_agreement_decides_nothing() -> None:
     assert list(accepted([wrong_as_the_teacher, right_against_it], 0.8)) == ["b"]
 
 
-def test_a_layer_given_back_keeps_its_size_and_says_why() -> None:
+def test_a_layer_restored_keeps_its_size_and_says_why() -> None:
     results = by_key(trained("conv0", 0.9, nmse=0.3), trained("conv1", 0.9))
     rows = block_rows(
         [make_task(0), make_task(1)], results, accepted(results.values(), 0.5), 0.5, restored={"conv0": "hurt most"}
     )
     assert [(row.status, row.reason) for row in rows] == [
-        ("given_back", "hurt most"),
+        ("restored", "hurt most"),
         ("accepted", "accuracy 0.9000 >= 0.5000"),
     ]
     assert (rows[0].params_after, rows[0].macs_after) == (rows[0].params_before, rows[0].macs_before) == (2_320, 900)

@@ -114,5 +114,5 @@ def test_the_report_does_not_say_that_a_restored_residual_block_replaces_a_layer
     scored = results({task.key: 0.9 for task in tasks})
     restored = {"sum": "cost most"}
     rows = {row.layer: row for row in block_rows(tasks, scored, accept(tasks, scored, 0.8), 0.8, restored)}
-    assert (rows["sum"].status, rows["a"].status) == ("given_back", "rejected")
+    assert (rows["sum"].status, rows["a"].status) == ("restored", "rejected")
     assert rows["a"].reason == "inside sum, for which merge was chosen and then restored"
