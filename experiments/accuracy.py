@@ -46,7 +46,7 @@ RECIPES: dict[str, dict[str, Any]] = {
     "+ decoupled": DECOUPLED | {"block_init": "kernel"},
     "+ least squares": DECOUPLED | {"block_init": "fitted"},
     "no labels": DECOUPLED | {"block_init": "fitted", "labels": False},
-    "promise": DECOUPLED | {"block_init": "fitted", "target_accuracy_drop": 0.01},
+    "accuracy_target": DECOUPLED | {"block_init": "fitted", "target_accuracy_drop": 0.01},
 }
 """Each adds to the one before it; the last two vary the one they follow."""
 

@@ -225,7 +225,7 @@ def printed_speedups() -> list[Printed]:
 def _printed(row: dict) -> Printed:
     one = logged_runs()[row["one_gpu_log"]]
     plan = SCHEDULERS[row["scheduler"]](one.tasks, one.costs, row["workers"])
-    promised = replay(plan, one.costs).speedup
+    predicted = replay(plan, one.costs).speedup
     own, why = None, []
     if row["log"]:
         many = logged_runs()[row["log"]]
@@ -245,4 +245,4 @@ def _printed(row: dict) -> Printed:
             f"against that ({one.one_by_one_s:.0f} s) it would be {against:.2f}"
         )
     figures = (row["model"], row["scheduler"], row["workers"], row["speedup"])
-    return Printed(*figures, promised, own, "; ".join(why))
+    return Printed(*figures, predicted, own, "; ".join(why))

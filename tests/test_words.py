@@ -1,4 +1,4 @@
-"""Identifiers in the code are the field's words: names that were replaced do not come back."""
+"""Code and documents use the field's words: those that were replaced do not come back."""
 
 import ast
 import io
@@ -104,6 +104,18 @@ REPLACED_MEMBERS = {
 """Functions, methods, parameters and attributes that were replaced in one place only."""
 MARKS = {"marks", "_marks", "marking"}
 """What metrics were called; `marks=` is a keyword of pytest, so only variables and attributes are looked at."""
+PRIVATE_WORDS = re.compile(
+    r"(?<![a-z])(crew|trays?|tutors?|tutoring|pupils?|settl(e|es|ed|ing)|insist(s|ed)?|bookmarks?|workshop|teamwork|workplace"
+    r"|bystander|story|promis(e|es|ed)|judged_by|given[ _]back|part_size|errands?)(?![a-z])",
+    re.IGNORECASE,
+)
+"""Words that have no use in this project, anywhere: parts of names, comments, messages, documents."""
+PRIVATE_WORDS_ALLOWED = {
+    "pbd/report/files.py": {"judged_by", "story", "given_back"},
+    "tests/report/test_report.py": {"judged_by", "story", "given_back"},
+    "CHANGELOG.md": {"judged_by", "story", "given_back"},
+}
+"""Reports of earlier versions have these names."""
 VAGUE_LOCALS = {"said", "told", "found", "made", "own", "wanted", "known", "given"}
 """Names that do not say what the value is: no variable or parameter in pbd may have one."""
 
@@ -147,6 +159,28 @@ def test_replaced_names_do_not_come_back() -> None:
     uses = [use for path in files(*FOLDERS) for use in listed(path, identifiers(path), set(REPLACED))]
     hints = "".join(f"\n  {use} -> {REPLACED[use.rpartition(' ')[2]]}" for use in uses)
     assert not uses, f"use the field's words:{hints}"
+
+
+def texts() -> list[Path]:
+    """Return the files in which a word may stand: code, templates, scripts and documents, but for this module."""
+    kinds = (".py", ".md", ".j2", ".sh", ".toml")
+    folders = (path for folder in (*FOLDERS, "docs") for path in (ROOT / folder).rglob("*") if path.suffix in kinds)
+    return sorted({*folders, *ROOT.glob("*.md")} - {Path(__file__).resolve()})
+
+
+def test_private_words_stand_nowhere() -> None:
+    uses = []
+    for path in texts():
+        name = str(path.relative_to(ROOT))
+        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+            words = {match.group().lower() for match in PRIVATE_WORDS.finditer(line)}
+            uses += [f"{name}:{number}: {word}" for word in sorted(words - PRIVATE_WORDS_ALLOWED.get(name, set()))]
+    assert not uses, "\n  ".join(["use the field's words:", *uses])
+
+
+@pytest.mark.parametrize("name", ["settled", "is_settled_here", "a promise", "PART_SIZE", "Tutor"])
+def test_private_words_are_noticed_in_names_and_in_prose(name: str) -> None:
+    assert PRIVATE_WORDS.search(name)
 
 
 def test_no_module_has_a_replaced_name() -> None:

@@ -94,7 +94,7 @@ class _Run:
         chosen = _last_within(finished, self.recipe.max_drop)
         prepare.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
-            config=_settings(inputs.settled(self.config)) | inputs.recorded,
+            config=_settings(inputs.with_resolved_keep(self.config)) | inputs.recorded,
             versions=versions(),
             device=devices.describe(),
             steps=tuple(self._step_reports(finished)),
@@ -119,8 +119,8 @@ class _Run:
         names = [deployment.TEACHER, *Chain(context, self.recipe.steps).names]
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}
-        settled, kept = _settings(context.config), earlier.config
-        same_settings = all(kept.get(name) == settled[name] for name in ("target", "fine_tune_keep", "precision"))
+        settings, kept = _settings(context.config), earlier.config
+        same_settings = all(kept.get(name) == settings[name] for name in ("target", "fine_tune_keep", "precision"))
         same_choices = (earlier.targets, earlier.max_drop) == (self.targets, self.recipe.max_drop)
         is_the_same = same_steps and same_choices and same_settings
         return replace(earlier, run_dir=str(journal.path)) if is_the_same else None
@@ -139,7 +139,7 @@ class _Run:
             teacher=inputs.teacher,
             teacher_path=inputs.journal.file("teacher.keras"),
             dataset=inputs.dataset,
-            config=replace(inputs.settled(self.config), data=inputs.data_config),
+            config=replace(inputs.with_resolved_keep(self.config), data=inputs.data_config),
             target=inputs.target,
             journal=inputs.journal,
             executor=self.executor,

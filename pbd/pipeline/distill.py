@@ -231,7 +231,7 @@ def _report(
         groups=tuple(group.layer_names for group in trained.assignment.groups),
         reference="labels" if inputs.dataset.labelled else "teacher",
         fine_tune_history=student_result.history,
-        kept_epoch=inputs.settled(config).student.fine_tune_keep,
+        kept_epoch=inputs.with_resolved_keep(config).student.fine_tune_keep,
         events=(
             *(() if run.is_step else inputs.events),
             *damaged_images.events(journal),

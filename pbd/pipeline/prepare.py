@@ -64,7 +64,7 @@ class Inputs:
         source = name if name == datasets.ARRAYS else self.data_config.dataset
         return {"dataset": source, "preprocess": self.dataset.preprocess}
 
-    def settled(self, config: RunConfig) -> RunConfig:
+    def with_resolved_keep(self, config: RunConfig) -> RunConfig:
         """Return the settings of the run without `auto` for the epoch with which fine-tuning ends."""
         if config.student.fine_tune_keep != "auto":
             return config

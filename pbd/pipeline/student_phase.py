@@ -30,8 +30,8 @@ class StudentPhase:
     def __init__(self, run: RunContext, pool: WorkerPool) -> None:
         self._run, self._pool = run, pool
         inputs = run.inputs
-        settled = inputs.settled(run.config)
-        self._builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, settled, run.display, workers=pool)
+        config = inputs.with_resolved_keep(run.config)
+        self._builder = StudentBuilder(inputs.teacher, inputs.dataset, inputs.tasks, config, run.display, workers=pool)
 
     def build(
         self, results: Mapping[BlockKey, BlockResult], teacher_score: float, images: Any

@@ -18,5 +18,5 @@ def split_for_retry(group: TaskGroup) -> tuple[TaskGroup, ...]:
     if group.attempt >= MOST_ATTEMPTS:
         return ()
     attempt, size = group.attempt + 1, len(group.tasks)
-    part_size = 1 if attempt == MOST_ATTEMPTS else (size + 1) // 2
-    return tuple(TaskGroup(group.tasks[at : at + part_size], attempt=attempt) for at in range(0, size, part_size))
+    group_size = 1 if attempt == MOST_ATTEMPTS else (size + 1) // 2
+    return tuple(TaskGroup(group.tasks[at : at + group_size], attempt=attempt) for at in range(0, size, group_size))

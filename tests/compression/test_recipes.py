@@ -249,7 +249,7 @@ def test_the_result_is_the_last_network_that_loses_little(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("labelled", [True, False])
-def test_a_step_that_writes_8_bit_integers_is_judged_by_its_file(labelled: bool, tmp_path: Path) -> None:
+def test_a_step_that_writes_8_bit_integers_is_measured_by_its_file(labelled: bool, tmp_path: Path) -> None:
     pytest.importorskip("onnxruntime")
     predicted = teacher().predict_on_batch(PIXELS.astype(np.float32)).argmax(axis=-1)
     splits = {"train": slice(None), "validation": slice(16), "test": slice(16, 32)}

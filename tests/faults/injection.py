@@ -1,6 +1,6 @@
 """Faults at named points of a real run: functions of pbd are wrapped as their modules load, and it knows nothing of it.
 
-The faults are JSON in the environment. Which process reaches a point first, and how often, is settled by files that
+The faults are JSON in the environment. Which process reaches a point first, and how often, is decided by files that
 only one process can create, so that a fault strikes as often as it should, whoever it meets.
 """
 

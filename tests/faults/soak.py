@@ -305,7 +305,7 @@ def nobody_else_gets_in(soak: Soak) -> Row:
     return Row("G11 nobody else gets in", "Dask beyond loopback without TLS", said, kept)
 
 
-PROMISES: dict[str, Callable[[Soak], Row]] = {
+GUARANTEES: dict[str, Callable[[Soak], Row]] = {
     "G1": nothing_is_lost,
     "G2": a_bad_task_costs_only_itself,
     "G3": it_never_hangs,
@@ -323,7 +323,7 @@ PROMISES: dict[str, Callable[[Soak], Row]] = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Try the guarantees and print the table; return the exit code."""
     parser = argparse.ArgumentParser(prog="tests.faults.soak", description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--only", nargs="+", choices=PROMISES, default=list(PROMISES), metavar="G")
+    parser.add_argument("--only", nargs="+", choices=GUARANTEES, default=list(GUARANTEES), metavar="G")
     parser.add_argument("--share", type=float, default=1.0, help="of the number of runs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="keep the runs there")
@@ -335,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         place = Range.at((settings.folder or Path(temporary)) / f"soak-{os.getpid()}")
         for name in settings.only:
             draws = random.Random(f"{settings.seed} {name}")
-            rows.append(PROMISES[name](Soak(place, draws, settings.share, console)))
+            rows.append(GUARANTEES[name](Soak(place, draws, settings.share, console)))
             console.print(rows[-1])
     for row in rows:
         table.add_row(row.guarantee, row.injected, row.figures, "yes" if row.kept else "NO")

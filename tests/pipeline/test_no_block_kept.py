@@ -37,7 +37,7 @@ def undecided_teacher() -> Any:
     return model
 
 
-def test_a_promise_that_no_block_keeps_gives_the_teacher_back(tmp_path: Path) -> None:
+def test_an_accuracy_target_that_no_block_meets_returns_the_teacher(tmp_path: Path) -> None:
     """The block stays as noise made it, is accepted whatever it does, and is not tuned."""
     import keras
 

@@ -105,8 +105,8 @@ def test_the_last_epoch_counts_if_a_trained_teacher_probably_knows_the_validatio
     data = pbd.Data(train=(IMAGES, LABELS), **dict.fromkeys(given, (IMAGES[:30], LABELS[:30])), batch_size=16)
     config = config_for(data, tmp_path / "run", allow_weak_teacher=True)
     with prepare.prepare(config, tiny_teacher(), data, ProgressDisplay()) as inputs:
-        assert inputs.settled(config).student.fine_tune_keep == keep
-        assert inputs.settled(config.replace(fine_tune_keep="best")).student.fine_tune_keep == "best"
+        assert inputs.with_resolved_keep(config).student.fine_tune_keep == keep
+        assert inputs.with_resolved_keep(config.replace(fine_tune_keep="best")).student.fine_tune_keep == "best"
         assert [each.startswith(event or "") for each in inputs.events if "split off" in each] == [True] * bool(event)
 
 
@@ -224,7 +224,9 @@ def test_a_built_in_teacher_is_trained_anew_for_other_arrays(tmp_path: Path, mon
         config = RunConfig(data=data.config).replace(run_dir=tmp_path / str(number), teacher_epochs=1)
         with prepare.prepare(config, None, data, ProgressDisplay()) as inputs:
             assert inputs.teacher.output_shape == (None, 3)
-            assert inputs.settled(config).student.fine_tune_keep == "best", "it has not seen the validation images"
+            assert inputs.with_resolved_keep(config).student.fine_tune_keep == "best", (
+                "it has not seen the validation images"
+            )
     assert len(list((tmp_path / "cache" / "pbd" / "teachers").glob("digits_cnn-arrays-*.keras"))) == 3
 
 

@@ -12,7 +12,7 @@ from tests.helpers.small_run import SMALL, small_teacher, tiny_digits_network
 pytestmark = pytest.mark.usefixtures("eager_module")
 
 
-def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
+def assert_compared_with_the_teacher(said: dict[str, Any]) -> None:
     """Check that no accuracy is claimed, and that agreement stands where it would."""
     assert said["reference"] == "teacher"
     assert said["config"]["labels"] is False or said["config"]["dataset"].endswith(".npz")
@@ -31,7 +31,7 @@ def assert_judged_by_the_teacher(said: dict[str, Any]) -> None:
         assert "agreement" in row["reason"]
 
 
-def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_labels_all_is_compared_with_the_teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The built-in teacher itself is trained on the labels all the same."""
     import pbd
     from pbd.pipeline import built_in
@@ -41,7 +41,7 @@ def test_without_labels_all_is_judged_by_the_teacher(tmp_path: Path, monkeypatch
     settings = SMALL | {"train_limit": 640, "teacher_epochs": 2, "layers": ["conv3_1"]}
     report = pbd.distill(labels=False, run_dir=tmp_path / "run", **settings).report
     said = json.loads((tmp_path / "run" / "report.json").read_text())
-    assert_judged_by_the_teacher(said)
+    assert_compared_with_the_teacher(said)
     assert report.reference == "teacher"
     assert report.classes is None
     assert report.student.test_agreement > 0.5
@@ -69,4 +69,4 @@ def test_images_without_labels_and_a_saved_teacher_are_enough(tmp_path: Path) ->
             pbd.distill(run_dir=tmp_path / "run", fine_tune_loss=loss, **settings)
     assert not (tmp_path / "run").exists()
     pbd.distill(run_dir=tmp_path / "run", fine_tune_loss="kd_kl", target_accuracy_drop=1.0, **settings)
-    assert_judged_by_the_teacher(json.loads((tmp_path / "run" / "report.json").read_text()))
+    assert_compared_with_the_teacher(json.loads((tmp_path / "run" / "report.json").read_text()))

@@ -138,7 +138,7 @@ def test_the_summary_tells_what_happened(width: int) -> None:
     assert any(line.split() == ["restored", "bad"] for line in lines), "a line of its own"
 
 
-def test_the_summary_of_a_quiet_run_with_labels_has_no_story() -> None:
+def test_the_summary_of_a_quiet_run_with_labels_has_no_events() -> None:
     text = render(make_report())
     assert "events " not in text
     assert "reference " not in text

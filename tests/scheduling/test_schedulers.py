@@ -1,4 +1,4 @@
-"""Schedulers: each task once, the exact one exact, ties settled, errors said."""
+"""Schedulers: each task once, the exact one exact, how ties are broken, and errors."""
 
 import itertools
 import math
