@@ -8,7 +8,7 @@ from typing import Any
 
 import keras
 
-from pbd.compression import recipe
+from pbd.compression import run_recipe
 from pbd.compression.recipe import Recipe
 from pbd.compression.step import Step
 from pbd.config import BlockConfig, DataConfig, RunConfig, StudentConfig, TeacherConfig, TrainingConfig
@@ -127,7 +127,7 @@ def compress(
         raise UsageError(f"steps must be a list. Received: {steps!r}. Give [{steps!r}].")
     steps_in_a_row = Recipe(tuple(steps), max_drop, _names(targets))
     chosen = _config(config or RunConfig(), model, data, settings)
-    return Compressed(recipe.run(lambda: steps_in_a_row, chosen, model, data))
+    return Compressed(run_recipe.run(lambda: steps_in_a_row, chosen, model, data))
 
 
 _SETTINGS = (

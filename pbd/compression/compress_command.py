@@ -124,9 +124,9 @@ def _check(file: Mapping[str, Any]) -> None:
 
 
 def _run(settings: Settings) -> int:
-    from pbd.compression import recipe
+    from pbd.compression import run_recipe
 
-    finished = recipe.run(settings.recipe, settings.config, dedicated_process=True)
+    finished = run_recipe.run(settings.recipe, settings.config, dedicated_process=True)
     if launcher.rank() in (None, 0):
         from pbd.progress import LastingConsole
         from pbd.report import recipes

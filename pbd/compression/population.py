@@ -9,7 +9,7 @@ from typing import Any
 from pbd.compression.step import uses_target
 from pbd.config import ExecutionConfig, RunConfig
 from pbd.errors import MissingInputError, UsageError
-from pbd.report import files, recipes
+from pbd.report import files, recipe_files
 from pbd.run_dir.journal import Journal
 
 FOLDER = "population"
@@ -91,7 +91,7 @@ def _read(journal: Journal, name: str) -> tuple[dict[str, Any], Callable[[RunCon
     Raises:
         UsageError: there is none, or the file is not its student.
     """
-    kinds = ((journal.file("report.json"), _distillation), (journal.file(recipes.REPORT), _recipe))
+    kinds = ((journal.file("report.json"), _distillation), (journal.file(recipe_files.REPORT), _recipe))
     for file, read in kinds:
         if file.is_file() and name == STUDENT:
             return read(journal)
@@ -108,18 +108,19 @@ def _distillation(journal: Journal) -> tuple[dict[str, Any], Callable[[RunConfig
 
 
 def _recipe(journal: Journal) -> tuple[dict[str, Any], Callable[[RunConfig], object]]:
-    from pbd.compression import catalogue, recipe
+    from pbd.compression import catalogue, run_recipe
+    from pbd.compression.recipe import Recipe
 
-    report = recipes.read(journal)
+    report = recipe_files.read(journal)
     entries = [{"use": step.name.partition(" ")[2], **step.settings} for step in report.steps[1:]]
     try:
         steps = catalogue.made(entries)
     except (UsageError, MissingInputError) as error:
         raise UsageError(
-            f"a recipe is repeated from {recipes.REPORT}, without steps or networks of a Python program. "
+            f"a recipe is repeated from {recipe_files.REPORT}, without steps or networks of a Python program. "
             f"Received: a step that cannot be made again ({error}). "
             "Give the files of several students with --population alone."
         ) from error
     target = report.config["target"] if any(map(uses_target, steps)) else "keras"  # which needs no export
-    repeated = recipe.Recipe(steps, report.max_drop, (target,))
-    return report.config, lambda config: recipe.run(lambda: repeated, config)
+    repeated = Recipe(steps, report.max_drop, (target,))
+    return report.config, lambda config: run_recipe.run(lambda: repeated, config)

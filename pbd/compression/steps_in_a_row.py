@@ -24,7 +24,7 @@ from pbd.pipeline.prepare import Inputs
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
 from pbd.records.recipe_report import RecipeReport, StepReport
-from pbd.report import json_safe, recipes
+from pbd.report import json_safe, recipe_files
 from pbd.run_dir import damaged_images, error_files, manifest
 from pbd.run_dir import steps as of_steps
 from pbd.run_dir.journal import Journal
@@ -45,7 +45,7 @@ def run(
     executor: Executor,
     display: ProgressDisplay,
 ) -> RecipeReport:
-    """Do the steps on the workers of a session that is open; see `recipe.run`."""
+    """Do the steps on the workers of a session that is open; see `run_recipe.run`."""
     names = (config.execution.target,) if recipe.targets is None else recipe.targets
     chosen = tuple(dict.fromkeys(targets.for_run(name).name for name in names))
     first = names[0] if names else config.execution.target
@@ -107,7 +107,7 @@ class _Run:
             run_dir=str(journal.path),
         )
         records = of_steps.records(chain.names)
-        manifest.record(journal, [*recipes.write(report, journal), *records, *_quantized_files(finished, journal)])
+        manifest.record(journal, [*recipe_files.write(report, journal), *records, *_quantized_files(finished, journal)])
         return report
 
     def _earlier_report(self) -> RecipeReport | None:
@@ -115,7 +115,7 @@ class _Run:
         journal = self.inputs.journal
         if not manifest.is_intact(journal):
             return None
-        earlier, context = recipes.read(journal), self._context()
+        earlier, context = recipe_files.read(journal), self._context()
         names = [deployment.TEACHER, *Chain(context, self.recipe.steps).names]
         steps = json_safe(dict(zip(names, self._settings_of_steps(), strict=True)))
         same_steps = steps == {step.name: step.settings for step in earlier.steps}

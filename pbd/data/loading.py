@@ -7,11 +7,12 @@ import numpy as np
 
 from pbd.config import DataConfig
 from pbd.data.arrays import RawSplit, RawSplits
-from pbd.data.dataset import Dataset, IndexedSplit, Split
+from pbd.data.dataset import Dataset
 from pbd.data.folders import check_files, load_folder
 from pbd.data.preprocessing import check_preprocess
 from pbd.data.shapes import FreeShape, fit_shape
 from pbd.data.sources import KERAS_NAMES, load_digits, load_keras, load_npz
+from pbd.data.splits import IndexedSplit, Split
 from pbd.data.splitting import NO_LABEL, TEST_FRACTION, TEST_SEED, stratified_order, stratified_split
 from pbd.data.tfds_streams import TFDS_PREFIX, load_stream
 from pbd.errors import BadInputError, MissingInputError, unknown_name

@@ -6,9 +6,9 @@ from types import ModuleType
 from typing import Any
 
 from pbd.config import DataConfig
-from pbd.data.dataset import Split, StreamSplit
 from pbd.data.feeds.tf_images import stream_decoder
 from pbd.data.shapes import FreeShape, Shape, fit_shape
+from pbd.data.splits import Split, StreamSplit
 from pbd.data.splitting import derived_seed
 from pbd.errors import BadInputError, EnvironmentMismatchError, MissingInputError
 from pbd.system import watchdog

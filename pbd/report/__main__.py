@@ -10,7 +10,7 @@ from pbd.command_line import Parser, check_folder, path
 from pbd.errors import CannotCreateError, UsageError
 from pbd.records import RunReport
 from pbd.records.recipe_report import RecipeReport
-from pbd.report import files, page, recipes
+from pbd.report import files, page, recipe_files
 from pbd.run_dir import lock, manifest
 from pbd.run_dir.atomic import write_atomically
 from pbd.run_dir.journal import Journal
@@ -43,7 +43,7 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
     if any(map(_is_recipe, run_dirs)):
         if len(run_dirs) > 1:
             raise UsageError("recipes are shown one by one. Received: several run directories. Give one of them.")
-        name, html = recipes.PAGE, page.of_recipe(_read_recipe(first))
+        name, html = recipe_files.PAGE, page.of_recipe(_read_recipe(first))
     else:
         reports = {run_dir: _read(Journal(Path(run_dir))) for run_dir in run_dirs}
         name = files.PAGE
@@ -60,7 +60,8 @@ def _write_page(run_dirs: list[str], output: str | None) -> Path:
 
 
 def _is_recipe(run_dir: str) -> bool:
-    return os.path.isfile(Journal(Path(run_dir)).file(recipes.REPORT))  # false in a folder that may not be searched
+    path = Journal(Path(run_dir)).file(recipe_files.REPORT)
+    return os.path.isfile(path)  # false in a folder that may not be searched
 
 
 def _read(journal: Journal) -> RunReport:
@@ -71,9 +72,9 @@ def _read(journal: Journal) -> RunReport:
 
 
 def _read_recipe(journal: Journal) -> RecipeReport:
-    report = recipes.read(journal)
-    if recipes.REPORT in (manifest.damaged(journal) or ()):
-        raise recipes.damaged(journal)
+    report = recipe_files.read(journal)
+    if recipe_files.REPORT in (manifest.damaged(journal) or ()):
+        raise recipe_files.damaged(journal)
     return report
 
 

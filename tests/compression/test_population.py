@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 import pbd
-from pbd.compression import analyse_command, population, recipe
+from pbd.compression import analyse_command, population, run_recipe
 from pbd.compression.fine_tune import FineTune
 from pbd.compression.prune_filters import PruneFilters
 from pbd.compression.quantize import Quantize
@@ -97,7 +97,7 @@ def test_a_recipe_is_repeated_in_its_target_if_a_step_uses_it(
     pytest.importorskip("onnxruntime")
     compress(tmp_path, *steps, targets="onnx")
     repeated: list[Recipe] = []
-    monkeypatch.setattr(recipe, "run", lambda made, config: repeated.append(made()))
+    monkeypatch.setattr(run_recipe, "run", lambda made, config: repeated.append(made()))
     settings, run = population._read(Journal(tmp_path / "run"), "student.keras")
     assert settings["target"] == "onnx"
     run(RunConfig())

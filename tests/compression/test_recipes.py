@@ -19,7 +19,7 @@ from pbd.errors import CorruptStateError, PbdError, UsageError
 from pbd.learning.metrics import Metrics
 from pbd.networks import graph
 from pbd.pipeline.workers import WorkerPool
-from pbd.report import recipes
+from pbd.report import recipe_files, recipes
 from pbd.run_dir.journal import Journal
 from pbd.run_dir.steps import read_record, write_record
 from pbd.status import DAMAGED
@@ -111,7 +111,7 @@ def test_each_step_gets_the_network_of_the_one_before(tmp_path: Path) -> None:
     assert [step.name for step in result.report.steps] == ["teacher", "1 scaled", "2 scaled"]
     assert result.report.steps[2].details == {"factor": 3.0}
     assert "2 scaled" in result.table()
-    assert recipes.read(Journal(result.run_dir)) == result.report
+    assert recipe_files.read(Journal(result.run_dir)) == result.report
 
 
 def test_steps_fine_tune_to_the_epoch_that_suits_the_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -266,7 +266,7 @@ def test_a_step_that_writes_8_bit_integers_is_measured_by_its_file(labelled: boo
     assert lost in recipes.headline(result.report)
     event = f"8-bit integers: {file.path}, validation {judged} {file.val_score:.2%}"
     assert event in result.report.steps[2].events
-    assert recipes.read(Journal(result.run_dir)) == result.report
+    assert recipe_files.read(Journal(result.run_dir)) == result.report
     allowed = compress(tmp_path, scale, Written(), data=data, max_drop=1.0, targets=(), resume=True)
     assert allowed.report.result == "2 written"
     assert f"Its file in 8-bit integers, {file.path}, has {file.test_score:.2%}" in recipes.headline(allowed.report)

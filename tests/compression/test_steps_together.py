@@ -14,7 +14,7 @@ import pytest
 
 import pbd
 from pbd import status as pbd_status
-from pbd.compression import compress_command, recipe, replace_blocks, step_reports
+from pbd.compression import compress_command, replace_blocks, run_recipe, step_reports
 from pbd.compression.context import Context
 from pbd.compression.step import StepResult, name_of
 from pbd.deploy import deployment, exporting, targets
@@ -153,7 +153,7 @@ def test_blocks_that_failed_are_reported_with_an_exit_code_of_their_own(
     assert in_member.events == ("member 1, step 1 replace_blocks: block3_conv1@two_layer failed",)
     assert pbd_status.main([str(tmp_path / "run")]) == 79
     assert "2 of 2 steps complete\nfailed: 1 replace_blocks: block3_conv1@two_layer, " in capsys.readouterr().out
-    monkeypatch.setattr(recipe, "run", lambda *_, **__: report)
+    monkeypatch.setattr(run_recipe, "run", lambda *_, **__: report)
     assert compress_command._run(compress_command.Settings(pbd.RunConfig(), (), None, None)) == 79
 
 

@@ -10,7 +10,7 @@ from pbd.config import RunConfig
 from pbd.errors import CorruptStateError
 from pbd.records import ModelFacts
 from pbd.records.recipe_report import RecipeReport, StepReport
-from pbd.report import recipes, write
+from pbd.report import recipe_files, write
 from pbd.report.__main__ import main
 from pbd.run_dir import manifest, steps
 from pbd.run_dir.journal import Journal
@@ -101,34 +101,34 @@ def recipe(tmp_path: Path) -> Journal:
     steps.write_names(journal, ["1 fine_tune"])
     teacher = StepReport("teacher", ModelFacts(1000, 10_000, 0.9, 0.9), nonzero_params=1000)
     report = RecipeReport({}, {}, "cpu", (teacher,), "teacher", None, "labels", (), (), 1.0, "")
-    recipes.write(report, journal)
-    journal.write_bytes(recipes.PAGE, b"of another version")
-    manifest.record(journal, [recipes.REPORT, recipes.PAGE])
+    recipe_files.write(report, journal)
+    journal.write_bytes(recipe_files.PAGE, b"of another version")
+    manifest.record(journal, [recipe_files.REPORT, recipe_files.PAGE])
     return journal
 
 
 def test_a_recipe_whose_page_is_made_again_is_intact(recipe: Journal) -> None:
     assert main([str(recipe.path)]) == 0
-    assert recipe.file(recipes.PAGE).read_bytes() != b"of another version"
+    assert recipe.file(recipe_files.PAGE).read_bytes() != b"of another version"
     assert manifest.damaged(recipe) == []
 
 
 def test_a_recipe_that_has_changed_since_it_was_complete_is_refused(
     recipe: Journal, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    path = recipe.file(recipes.REPORT)
+    path = recipe.file(recipe_files.REPORT)
     path.write_text(path.read_text().replace('"seconds"', '"seconds" '))
     assert main([str(recipe.path)]) == CorruptStateError.exit_code
     (line,) = capsys.readouterr().err.splitlines()
     assert f"{path} is damaged" in line
     assert "--resume" in line
-    assert recipe.file(recipes.PAGE).read_bytes() == b"of another version"
+    assert recipe.file(recipe_files.PAGE).read_bytes() == b"of another version"
 
 
 def test_recipes_that_are_refused_together_are_not_touched(recipe: Journal, run_dir: Path, tmp_path: Path) -> None:
     assert main([str(recipe.path), str(run_dir)]) == 2
     assert main([str(run_dir), str(recipe.path), "--output", str(tmp_path / "x.html")]) == 2
-    assert recipe.file(recipes.PAGE).read_bytes() == b"of another version"
+    assert recipe.file(recipe_files.PAGE).read_bytes() == b"of another version"
     assert not (tmp_path / "x.html").exists()
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from pbd.data.dataset import Dataset, Split
+    from pbd.data.dataset import Dataset
+    from pbd.data.splits import Split
 
 
 class Feed(Protocol):

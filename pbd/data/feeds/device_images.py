@@ -13,18 +13,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
-from pbd.data.dataset import Dataset, IndexedSplit, Split
 from pbd.data.feeds.sampling import augmented
 from pbd.data.images import ArrayImages
 from pbd.data.mixing import mixed, mixed_labels
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
 from pbd.data.shapes import Shape
+from pbd.data.splits import IndexedSplit, Split
 from pbd.data.splitting import derived_seed
 from pbd.system import memory
 
 if TYPE_CHECKING:
     import jax
+
+    from pbd.data.dataset import Dataset
 
 MOST_OF_FREE_MEMORY = 0.25
 """Images are kept on the device if they take at most this share of the memory that is free there."""
@@ -40,7 +42,7 @@ rows and maps of their partners, weights and boxes."""
 class DeviceImages:
     """A split of images on the device."""
 
-    dataset: Dataset
+    dataset: "Dataset"
     images: "jax.Array"
     """(n, height, width, channels) of the whole store, uint8 or float32."""
     rows: np.ndarray
@@ -128,7 +130,7 @@ def compiled(form: BatchForm) -> Callable[["jax.Array", Batch], "jax.Array"]:
     return jax.jit(form)
 
 
-def on_device(dataset: Dataset, split: Split) -> DeviceImages | None:
+def on_device(dataset: "Dataset", split: Split) -> DeviceImages | None:
     """Return the split's images on the device; `None` if they are files or a stream, or take too much memory there."""
     if not isinstance(split, IndexedSplit) or not isinstance(split.images, ArrayImages):
         return None

@@ -9,7 +9,8 @@ from pbd.data.feeds.device_images import Batch, DeviceImages, compiled, on_devic
 from pbd.data.feeds.numpy_feed import NumpyFeed
 
 if TYPE_CHECKING:
-    from pbd.data.dataset import Dataset, Split
+    from pbd.data.dataset import Dataset
+    from pbd.data.splits import Split
 
 SENT_AHEAD = 2
 """Batches in transfer to the device, or waiting there, while one is used."""

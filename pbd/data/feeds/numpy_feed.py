@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from pbd.data.augmentation import OPERATIONS, affine_maps, interpolates
-from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.ahead import made_ahead
 from pbd.data.feeds.numpy_images import can_be_decoded, reader
 from pbd.data.feeds.sampling import augmented
 from pbd.data.mixing import Mixture, mixed, mixed_labels
 from pbd.data.order import batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
+from pbd.data.splits import IndexedSplit, StreamSplit
 from pbd.data.splitting import derived_seed
 from pbd.errors import EnvironmentMismatchError
 
 if TYPE_CHECKING:
-    from pbd.data.dataset import Dataset, Split
+    from pbd.data.dataset import Dataset
+    from pbd.data.splits import Split
 
 THREADS = 4
 """Threads that make batches, each a batch at a time."""

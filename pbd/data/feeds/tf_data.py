@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from pbd.data.dataset import IndexedSplit, StreamSplit
 from pbd.data.feeds.numpy_feed import NumpyFeed
 from pbd.data.feeds.tf_augment import augmented, drawn_mixture, mixed_labels, mixed_share
 from pbd.data.feeds.tf_images import can_be_decoded, reader
@@ -14,12 +13,14 @@ from pbd.data.images import ArrayImages
 from pbd.data.mixing import Mixture
 from pbd.data.order import WorkerShare, batch_bounds, training_positions
 from pbd.data.preprocessing import preprocessor
+from pbd.data.splits import IndexedSplit, StreamSplit
 from pbd.data.splitting import derived_seed
 
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from pbd.data.dataset import Dataset, Split
+    from pbd.data.dataset import Dataset
+    from pbd.data.splits import Split
 
 PARALLEL_CALLS = 4
 """Batches made in parallel, and threads for it; fixed, since AUTOTUNE (set by an experiment) takes cores of others."""
