@@ -49,7 +49,7 @@ COLUMNS = {
 def cases(setting: Setting, workers: Sequence[int], sharing: Sequence[str] | None) -> list[Case]:
     """Return what is measured: one worker shares with nobody, and blocks that see a whole batch cannot share it."""
     from pbd import blocks  # loads the backend
-    from pbd.pipeline.prepare import check_designs
+    from pbd.pipeline.input_checks import check_designs
 
     designs = [blocks.get(name) for name in RunConfig.of(**setting.flags).blocks.designs]
     if "data" in (sharing or ()):

@@ -16,8 +16,9 @@ from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.deploy.targets import Target
 from pbd.executors.base import Executor
 from pbd.learning.metrics import Metrics
+from pbd.networks import files
 from pbd.networks.digest import model_digest
-from pbd.pipeline import prepare, remote_tasks
+from pbd.pipeline import remote_tasks
 from pbd.pipeline.workers import WorkerPool
 from pbd.progress import ProgressDisplay
 from pbd.records import BlockResult, BlockTask
@@ -209,7 +210,7 @@ class Context:
     @contextlib.contextmanager
     def _file(self, model: keras.Model, name: str = "evaluated.keras") -> Iterator[Path]:
         """Yield the path of a file of the network, which is deleted at the end of the block."""
-        path = prepare.save_model(self.journal, name, model)
+        path = files.save_model(self.journal, name, model)
         try:
             yield path
         finally:

@@ -17,7 +17,7 @@ from pbd.config import RunConfig, StudentConfig
 from pbd.config.settings import BlockConfig, TrainingConfig
 from pbd.errors import CorruptStateError, UsageError
 from pbd.networks import files, graph, precision
-from pbd.pipeline import distill, prepare
+from pbd.pipeline import distill, input_checks
 from pbd.report import json_safe, words
 from pbd.run_dir import steps
 from pbd.run_dir.journal import Journal
@@ -58,7 +58,7 @@ class ReplaceBlocks(NamedLosses, StudentConfig, TrainingConfig, BlockConfig):
 
     def check_config(self, config: RunConfig) -> None:
         labelled = config.replace(labels=True)  # `check_data` checks the labels
-        prepare.check_designs(self._within(labelled).resolved())
+        input_checks.check_designs(self._within(labelled).resolved())
 
     def _within(self, recipe: RunConfig) -> RunConfig:
         """Return the settings of a recipe with those of the step."""

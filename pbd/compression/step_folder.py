@@ -14,7 +14,6 @@ from pbd.errors import BadInputError
 from pbd.learning.metrics import Metrics
 from pbd.networks import files
 from pbd.networks.digest import model_digest
-from pbd.pipeline import prepare
 from pbd.report import json_safe
 from pbd.run_dir import steps
 from pbd.run_dir.archive import json_digest
@@ -111,7 +110,7 @@ class StepFolder:
             BadInputError: the file holds another network.
         """
         result = finished.result
-        prepare.save_model(self.journal, MODEL, result.model)
+        files.save_model(self.journal, MODEL, result.model)
         quantized = {
             target: {part.name: _sha256(part) for part in exporting.files_of(path)}
             for target, path in result.quantized.items()

@@ -19,8 +19,9 @@ from pbd.config import RunConfig
 from pbd.deploy import deployment, exporting, targets
 from pbd.energy import accounting
 from pbd.executors.base import Executor
+from pbd.networks import files
 from pbd.pipeline import prepare
-from pbd.pipeline.prepare import Inputs
+from pbd.pipeline.prepare import Inputs, RunKind
 from pbd.pipeline.versions import versions
 from pbd.progress import ProgressDisplay
 from pbd.records.recipe_report import RecipeReport, StepReport
@@ -57,10 +58,12 @@ def run(
         model,
         data,
         display,
-        tasks_of=lambda config, teacher: (),
-        kind={"kind": of_steps.RECIPE},
-        may_differ=("precision",),
-        check_data=functools.partial(check_data, recipe.steps),
+        RunKind(
+            tasks_of=lambda config, teacher: (),
+            settings={"kind": of_steps.RECIPE},
+            may_differ=("precision",),
+            check_data=functools.partial(check_data, recipe.steps),
+        ),
     )
     with prepared as inputs, error_files.recorded(inputs.journal, "recipe"):
         return _Run(recipe, config, inputs, executor, display, chosen).report()
@@ -92,9 +95,9 @@ class _Run:
             of_steps.write_names(journal, chain.names)
             finished |= dict(chain.networks(inputs.teacher))
         chosen = _last_within(finished, self.recipe.max_drop)
-        prepare.save_model(journal, "student.keras", finished[chosen].result.model)
+        files.save_model(journal, "student.keras", finished[chosen].result.model)
         report = RecipeReport(
-            config=_settings(inputs.with_resolved_keep(self.config)) | inputs.recorded,
+            config=_settings(inputs.with_resolved_keep(self.config)) | inputs.data_settings,
             versions=versions(),
             device=devices.describe(),
             steps=tuple(self._step_reports(finished)),

@@ -15,6 +15,7 @@ import numpy as np
 
 from pbd.errors import BadInputError, UsageError
 from pbd.networks import file_checks, file_remedies
+from pbd.run_dir.journal import Journal
 from pbd.system import initial_values, keras_state, memory, watchdog
 
 
@@ -150,3 +151,8 @@ def model_bytes(model: keras.Model) -> bytes:
         path = Path(folder) / "model.keras"
         model.save(path)
         return path.read_bytes()
+
+
+def save_model(journal: Journal, name: str, model: keras.Model) -> Path:
+    """Write the model into the run directory, atomically, and return its path."""
+    return journal.write_bytes(name, model_bytes(model))

@@ -1,10 +1,14 @@
-"""The method of arXiv:2012.03096, from a trained teacher to a fine-tuned student, readable from top to bottom."""
+"""Parallel blockwise distillation, from a trained teacher to a fine-tuned student, readable from top to bottom.
+
+It began with arXiv:2012.03096, whose recipe is `--recipe paper`; by default, designs are chosen under a budget.
+"""
 
 import contextlib
 import functools
 import uuid
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pbd import progress, report
@@ -27,6 +31,7 @@ if TYPE_CHECKING:
     from pbd.blockwise.context import TrainingContext
     from pbd.data import Data
     from pbd.deploy.deployment import Deployed
+    from pbd.learning.class_counts import ClassCounts
     from pbd.learning.metrics import Metrics
     from pbd.pipeline.block_phase import TrainedBlocks
     from pbd.pipeline.prepare import Inputs
@@ -91,7 +96,7 @@ def run_on(
         if given_costs is not None and not config.execution.resume:
             plan.check_costs(given_costs, config, tasks)
 
-    prepared = prepare.prepare(config, model, data, display, check_tasks=check_tasks)
+    prepared = prepare.prepare(config, model, data, display, prepare.RunKind(check_tasks=check_tasks))
     with accounting.account(executor.readings) as account, prepared as inputs:
         clock.lap("teacher")
         manifest.record_budgets(inputs.journal, sweep)
@@ -202,19 +207,15 @@ def _report(
     deployed: "Deployed",
     blocks: Sequence[BlockReport],
 ) -> RunReport:
-    """Evaluate teacher and student on the test split, measure them where they are deployed, and return the report."""
+    """Evaluate teacher and student on the test split, unless the run is a step, and return the report."""
     from pbd.analysis import class_changes
     from pbd.pipeline import model_facts
 
     config, inputs, journal = run.config, run.inputs, run.inputs.journal
     paths = journal.file("teacher.keras"), journal.file("student.keras")
-    tested: Sequence[Metrics | None] = (None, None)
-    counts = None
-    if not run.is_step:
-        run.display.phase("evaluating teacher and student on the test split")
-        tested, counts = pool.evaluate_classes(paths, "test")
+    tested, counts = _evaluate_on_test(run, pool, paths)
     return RunReport(
-        config=config.flat() | inputs.recorded,
+        config=config.flat() | inputs.data_settings,
         versions=versions(),
         device=devices.describe(),
         teacher=model_facts.of(inputs.teacher, teacher_metrics, tested[0], paths[0]),
@@ -241,6 +242,16 @@ def _report(
         ),
         run_dir=str(journal.path),
     )
+
+
+def _evaluate_on_test(
+    run: RunContext, pool: "WorkerPool", paths: tuple[Path, Path]
+) -> tuple[Sequence["Metrics | None"], "ClassCounts | None"]:
+    """Return the metrics of teacher and student on the test images, and counts for each class; nothing in a step."""
+    if run.is_step:
+        return (None, None), None
+    run.display.phase("evaluating teacher and student on the test split")
+    return pool.evaluate_classes(paths, "test")
 
 
 def _context(config: RunConfig, inputs: "Inputs") -> "TrainingContext":

@@ -15,7 +15,7 @@ from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.executors.base import Executor
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
-from pbd.pipeline import prepare
+from pbd.networks import files
 from pbd.pipeline.remote_tasks import (
     CHECKPOINTS,
     AdaptTask,
@@ -142,7 +142,7 @@ class WorkerPool:
     @contextmanager
     def _temporary_file(self, model: keras.Model) -> Iterator[Path]:
         """Yield the path of a file of the network in the run directory, which is deleted at the end of the block."""
-        path = prepare.save_model(self._context.journal, "assembled.keras", model)
+        path = files.save_model(self._context.journal, "assembled.keras", model)
         try:
             yield path
         finally:

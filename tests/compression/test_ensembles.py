@@ -16,7 +16,7 @@ from pbd.compression.step import StepResult, name_of
 from pbd.config import DistillationConfig
 from pbd.data import load
 from pbd.networks import files, graph, heads
-from pbd.pipeline import prepare
+from pbd.pipeline import input_checks
 from pbd.run_dir.steps import read_record
 from tests.compression.test_recipes import LABELS, PIXELS, Scaled, compress, scaled, teacher
 
@@ -53,7 +53,7 @@ def test_an_ensemble_with_one_output_is_a_teacher(ending: str | None) -> None:
     inputs = keras.Input((6, 6, 3))
     outputs = layers.Dense(1, activation=ending)(layers.GlobalAveragePooling2D()(inputs))
     model, pixels = graph.flatten(keras.Model(inputs, outputs)), PIXELS[:8].astype(np.float32)
-    prepare._check_single_output(ensemble.joined([model, model], "logits", pixels), 2)
+    input_checks.check_single_output(ensemble.joined([model, model], "logits", pixels), 2)
 
 
 @pytest.mark.parametrize("mean", ["probabilities", "logits"])

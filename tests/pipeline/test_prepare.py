@@ -15,8 +15,8 @@ import pbd
 from pbd.config import RunConfig
 from pbd.data import load
 from pbd.errors import BadInputError, CannotCreateError, CorruptStateError, UsageError
-from pbd.pipeline import built_in, prepare
-from pbd.pipeline.prepare import check_designs
+from pbd.pipeline import built_in, input_checks, prepare
+from pbd.pipeline.input_checks import check_designs
 from pbd.progress import ProgressDisplay
 from pbd.run_dir.journal import Journal
 from tests.helpers.small_run import tiny_digits_network
@@ -39,9 +39,9 @@ def test_a_block_design_that_does_not_fit_is_refused(settings: dict[str, Any], m
 
 def test_a_loss_without_epochs_needs_no_labels() -> None:
     unlabelled = SimpleNamespace(labelled=False, name="arrays")
-    prepare._check_labels(RunConfig.of(fine_tune_loss="mixed", fine_tune_epochs=0), unlabelled)
+    input_checks.check_labels(RunConfig.of(fine_tune_loss="mixed", fine_tune_epochs=0), unlabelled)
     with pytest.raises(BadInputError, match="mixed needs labels"):
-        prepare._check_labels(RunConfig.of(fine_tune_loss="mixed"), unlabelled)
+        input_checks.check_labels(RunConfig.of(fine_tune_loss="mixed"), unlabelled)
 
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (90, 8, 8, 8), dtype=np.uint8)

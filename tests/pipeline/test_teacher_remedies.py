@@ -15,7 +15,7 @@ from pbd.blockwise import context
 from pbd.config import DataConfig, RunConfig, TeacherConfig
 from pbd.data import load
 from pbd.networks import graph
-from pbd.pipeline import built_in, prepare, teachers
+from pbd.pipeline import built_in, input_checks, prepare, teachers
 from pbd.pipeline.api import _check_given_once
 from tests.helpers.downloads import no_network
 from tests.helpers.ordinary_user import ordinary_user
@@ -160,8 +160,8 @@ def test_settings_are_given_once(model: Any, data: Any, settings: dict[str, Any]
     ],
 )
 def test_blocks_that_fit_are_chosen(settings: dict[str, Any], remedy: str, followed: dict[str, Any]) -> None:
-    refusal(lambda: prepare.check_designs(RunConfig.of(**settings)), remedy)
-    prepare.check_designs(RunConfig.of(**settings | followed))
+    refusal(lambda: input_checks.check_designs(RunConfig.of(**settings)), remedy)
+    input_checks.check_designs(RunConfig.of(**settings | followed))
 
 
 def test_images_too_small_for_a_network_are_resized(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_outputs_and_labels_are_made_to_fit(
         labels = None if classes is None else np.arange(48) % classes
         images = np.zeros((48, *SHAPE), np.uint8)
         data = pbd.Data(train=images if labels is None else (images, labels), batch_size=8)
-        prepare._check_outputs(graph.flatten(model), load(data.config, 0, SHAPE, raw=data.raw_splits(data.labels)))
+        input_checks.check_outputs(graph.flatten(model), load(data.config, 0, SHAPE, raw=data.raw_splits(data.labels)))
 
     message = refusal(lambda: check(head(layer()), classes), remedy)
     named = in_message(r"Train it with (Dense\(.*?\)),", message) if followed == "message" else ""
@@ -258,7 +258,7 @@ def test_outputs_and_labels_are_made_to_fit(
 def test_a_loss_that_needs_no_labels_is_chosen() -> None:
     data = pbd.Data(train=np.zeros((40, *SHAPE), np.uint8), batch_size=8)
     dataset = load(data.config, 0, SHAPE, raw=data.raw_splits(data.labels))
-    message = refusal(lambda: prepare._check_labels(RunConfig.of(fine_tune_loss="mixed"), dataset))
+    message = refusal(lambda: input_checks.check_labels(RunConfig.of(fine_tune_loss="mixed"), dataset))
     flag = in_message(r"^(--[\w-]+) mixed", message)
     for loss in in_message(r"Give (.*)\.$", message).split(" or "):
-        prepare._check_labels(run.parse([flag, loss]), dataset)
+        input_checks.check_labels(run.parse([flag, loss]), dataset)

@@ -11,7 +11,7 @@ import pytest
 import pbd
 from pbd.errors import BadInputError
 from pbd.networks import heads
-from pbd.pipeline import prepare
+from pbd.pipeline import input_checks
 
 pytestmark = pytest.mark.usefixtures("eager")
 IMAGES = np.random.default_rng(0).integers(0, 256, (96, 8, 8, 8), dtype=np.uint8)
@@ -89,9 +89,9 @@ LOGITS: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.parametrize("case", LOGITS)
 def test_a_last_sigmoid_may_read_any_operation(case: str) -> None:
     inputs = keras.Input((3,))
-    prepare._check_single_output(keras.Model(inputs, keras.layers.Activation("sigmoid")(LOGITS[case](inputs))), 2)
+    input_checks.check_single_output(keras.Model(inputs, keras.layers.Activation("sigmoid")(LOGITS[case](inputs))), 2)
     with pytest.raises(BadInputError, match="a single output must come from a sigmoid"):
-        prepare._check_single_output(keras.Model(inputs, LOGITS[case](inputs)), 2)
+        input_checks.check_single_output(keras.Model(inputs, LOGITS[case](inputs)), 2)
 
 
 def test_the_mean_of_outputs_is_a_logit_if_each_is_one() -> None:

@@ -11,7 +11,6 @@ import keras
 from pbd.errors import BadInputError
 from pbd.networks import files
 from pbd.networks.digest import model_digest
-from pbd.pipeline import prepare
 from pbd.report import json_safe
 from pbd.run_dir.journal import Journal
 
@@ -45,7 +44,7 @@ class RoundFiles:
     def write(self, model: keras.Model, records: Sequence[Mapping[str, Any]]) -> None:
         """Replace the last complete round."""
         name = f"round_{len(records)}.keras"
-        prepare.save_model(self.journal, name, model)
+        files.save_model(self.journal, name, model)
         content = {"network": name, "sha256": model_digest(model), "records": list(records)}
         self.journal.write_json(_FILE, json_safe(content))
         self.journal.file(f"round_{len(records) - 1}.keras").unlink(missing_ok=True)
