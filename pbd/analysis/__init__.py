@@ -1,1 +1,1 @@
-"""What compression does to a network: to its representations, to its classes, and to single images."""
+"""Analysis of a compressed network: its representations, its classes, and single images."""

@@ -1,4 +1,4 @@
-"""Whether the confidence of a network is its accuracy (Guo et al. 2017, arXiv:1706.04599)."""
+"""Calibration of a network's confidence against its accuracy (Guo et al. 2017, arXiv:1706.04599)."""
 
 import numpy as np
 

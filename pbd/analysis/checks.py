@@ -1,4 +1,4 @@
-"""What an analysis refuses, before anything is computed if it can be known by then."""
+"""Checks of the networks, data and settings of an analysis, before anything is computed where that is possible."""
 
 from collections.abc import Mapping
 

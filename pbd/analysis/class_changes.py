@@ -1,4 +1,4 @@
-"""What compression changes per class: error rates, their spread (CEV, SDE), and confusions.
+"""Changes per class: error rates, their spread (CEV, SDE), and confusions.
 
 For each class and each of its false positive and false negative rates, delta = 100 (student - teacher) / teacher. CEV
 is the mean over classes of the squared distance of (delta FPR, delta FNR) from its mean over classes, and SDE the mean

@@ -1,4 +1,4 @@
-"""What compression changes for single images: churn, and the exemplars of a population of networks."""
+"""Changes for single images: churn, and the exemplars of a population of networks."""
 
 from collections.abc import Sequence
 

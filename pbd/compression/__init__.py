@@ -1,1 +1,1 @@
-"""Compression beyond blocks: 8-bit integers, after training or trained for."""
+"""Compression steps, each on its own or in a recipe: blocks, pruning, fine-tuning, distillation, 8-bit integers."""

@@ -1,4 +1,4 @@
-"""What a step can use: the first network, the images, the workers of the session, and a folder of its own."""
+"""The context of a step: the first network, the images, the workers of the session, and the step's folder."""
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence

@@ -1,4 +1,4 @@
-"""The step that replaces one layer after the other, each on the network as it is by then: craft distillation."""
+"""Craft distillation: replaces one layer after the other, in the network with all earlier replacements."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

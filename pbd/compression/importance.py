@@ -32,7 +32,7 @@ class Subject:
 
 @dataclass(frozen=True, eq=False)
 class Scores:
-    """What an importance says."""
+    """The importance of each channel or layer, with notes."""
 
     values: Values
     events: tuple[str, ...] = field(default=())

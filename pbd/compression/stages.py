@@ -1,4 +1,4 @@
-"""Steps that replace layers in stages, each stage on the network as it is by then."""
+"""Steps that replace layers in stages, each in the network with all earlier replacements."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping

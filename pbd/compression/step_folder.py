@@ -73,7 +73,7 @@ class StepFolder:
         return cls(Journal(path, digest), inputs)
 
     def spend(self, seconds: float, energy_j: float | None) -> None:
-        """Add to the time and the energy of the step; `None` if a session did not measure its energy."""
+        """Add this session's seconds and joules to the step's; without joules of every session, they are `None`."""
         before_s, before_j = self.spent()
         if before_s > 0.0:
             energy_j = None if before_j is None or energy_j is None else before_j + energy_j

@@ -7,7 +7,7 @@ from pbd.errors import UsageError, unknown_name
 
 LATENCY, BYTES = "latency", "bytes"
 RESOURCES = {LATENCY: "latency", "macs": "multiply-accumulates", "params": "parameters", BYTES: "bytes"}
-"""What a budget can limit, and how reports call it."""
+"""Resources that a budget can limit, with their names in reports."""
 MEASURED = (LATENCY, BYTES)
 """Predicted from the pieces of a network for its choice, and then measured: the latency and the file in the target."""
 

@@ -131,7 +131,7 @@ class StudentConfig(Section):
 
     @property
     def limits_accuracy(self) -> bool:
-        """Whether a block or layer has to keep an accuracy of its own."""
+        """Whether a threshold for the accuracy of single blocks, or a target for that of the student, is set."""
         return any(getattr(self, name) is not None for name in _LIMITS)
 
     @property

@@ -1,4 +1,4 @@
-"""Which image is in which batch: NumPy only, so that every backend and every worker sees the same batches.
+"""The order of images in batches: NumPy only, so that every backend and every worker sees the same batches.
 
 Batch k of epoch e depends on (seed, e, k) and on nothing else. Feeds turn the positions into pixels.
 """

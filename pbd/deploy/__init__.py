@@ -1,1 +1,1 @@
-"""Deployment of the student: inference form and latency."""
+"""Deployment: inference form, files for other runtimes, 8-bit integers, latency measured and predicted."""

@@ -1,4 +1,4 @@
-"""How well a file in a runtime agrees with the Keras network that it was written from."""
+"""Agreement of a file in a runtime with the Keras network that it was written from."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What the commands on model files share: their flags, and their data, given or those of the model's run."""
+"""Flags and data of the commands on model files; without `--dataset`, the data are those of the model's run."""
 
 import argparse
 import contextlib

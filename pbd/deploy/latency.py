@@ -1,4 +1,4 @@
-"""How long a forward pass takes where it runs: networks in their runtimes, measured in turn on this machine."""
+"""Latency of forward passes: networks in their runtimes, measured in turn on this machine."""
 
 import tempfile
 import time

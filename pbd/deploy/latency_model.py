@@ -1,4 +1,4 @@
-"""What a network assembled from measured pieces takes: a base, and a scale times the sum of its pieces."""
+"""Predicted latency of a network assembled from measured pieces: a base, and a scale times their sum."""
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace

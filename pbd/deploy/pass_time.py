@@ -1,4 +1,4 @@
-"""How long forward passes take on a machine that other processes use too."""
+"""Time of forward passes on a machine that other processes use too."""
 
 import time
 from collections.abc import Callable, Sequence

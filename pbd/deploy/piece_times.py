@@ -1,4 +1,4 @@
-"""How long pieces of networks take where they are deployed.
+"""Latency of pieces of networks, measured in their runtimes.
 
 A piece is a part of a network from feature maps to a feature map: a layer as it is, or a block that replaces it, either
 with fewer channels. It is measured inside a small network, less what the same network takes without it.

@@ -1,4 +1,4 @@
-"""Where networks run: a runtime and a precision, by name, such as `onnx-int8`."""
+"""Targets: a runtime and a precision, by name, such as `onnx-int8`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Whether the accuracy of a classifier is better than chance."""
+"""Comparison of a classifier's accuracy with chance."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any

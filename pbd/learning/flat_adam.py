@@ -111,10 +111,10 @@ class FlatAdam(keras.optimizers.Optimizer):
         self.iterations.assign_add(1)
 
     def train_zeros_of(self, variables: Iterable[Any]) -> None:
-        """Train all elements of some variables even if zeros are kept; call it once built, before the first step.
+        """Exempt some variables from `keep_zeros`. Call it after `build`, before the first step.
 
         Args:
-            variables: Some of those that this optimiser was built on.
+            variables: Some of the variables that this optimiser was built on.
         """
         if self.keep_zeros:
             chosen = {id(variable) for variable in variables}

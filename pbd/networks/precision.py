@@ -45,7 +45,7 @@ def mixed(model: keras.Model, precision: str, float32: Collection[str] = ()) -> 
 
 
 def mixed_classifier(model: keras.Model, precision: str) -> keras.Model:
-    """Return such a copy of a network that prepares its images and computes its scores in float32.
+    """Return a copy that computes in half precision, but prepares its images and computes its scores in float32.
 
     Args:
         model: flat and functional, in float32.

@@ -1,4 +1,4 @@
-"""What a run refuses before it loads a backend: paths that cannot be used."""
+"""Checks of paths before a backend is loaded."""
 
 from pathlib import Path
 

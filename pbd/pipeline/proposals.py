@@ -99,7 +99,7 @@ class Proposer:
         self._choices(requested, 1, {})
 
     def measure(self, proposal: Proposal, resources: Iterable[str]) -> Proposal:
-        """Return the proposal with what its network takes of these resources, as fractions of what the teacher takes.
+        """Measure the assembled network; return the proposal with its latency or bytes as fractions of the teacher's.
 
         Args:
             proposal: a proposal of a budget of these resources.

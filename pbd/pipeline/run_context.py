@@ -1,4 +1,4 @@
-"""What the phases of a run share, and the time that they take."""
+"""The context that the phases of a run share, and a clock of their time."""
 
 import time
 from dataclasses import dataclass, field

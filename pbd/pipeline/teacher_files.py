@@ -1,4 +1,4 @@
-"""Whether a teacher is a model file, and whether there is such a file: known before a backend is loaded."""
+"""Checks, before a backend is loaded, of whether a teacher is a model file and whether that file exists."""
 
 import os
 from pathlib import Path

@@ -45,7 +45,7 @@ def _student(student: StudentAnalysis, title: str) -> list[RenderableType]:
 
 
 def headline(report: AnalysisReport) -> str:
-    """Return what was compared, on which images."""
+    """Return the heading: teacher, students, split and number of images."""
     where = "averaged over their positions" if report.positions == "average" else "by Fourier coefficient"
     return (
         f"{report.teacher} on {report.images} {report.split} images of {report.data}; "

@@ -1,4 +1,4 @@
-"""What compression changed per class, as both pages and the terminal show it."""
+"""Changes per class, as both pages and the terminal show them."""
 
 from collections.abc import Iterable
 

@@ -1,4 +1,4 @@
-"""What a terminal shows, as plain text for a file."""
+"""Terminal output as plain text for a file."""
 
 import io
 

@@ -1,0 +1,1 @@
+"""Scheduling: tasks in groups, assigned to workers by predicted costs; replays without workers."""

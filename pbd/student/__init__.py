@@ -1,1 +1,1 @@
-"""The student: which blocks are accepted, how they are assembled and fine-tuned."""
+"""The student: how its blocks are chosen, with or without a budget, assembled, refitted and fine-tuned."""

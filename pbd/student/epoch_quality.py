@@ -1,4 +1,4 @@
-"""Which epoch of fine-tuning is the best, and which one diverged."""
+"""Comparison of epochs of fine-tuning: the best one, and one that diverged."""
 
 import math
 

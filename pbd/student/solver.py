@@ -76,7 +76,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Choice:
-    """An option for each part of a problem."""
+    """A solution: the chosen option of each part, its total damage and its costs."""
 
     options: tuple[int, ...]
     damage: float

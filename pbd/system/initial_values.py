@@ -26,7 +26,7 @@ _blocks = 0
 
 @contextlib.contextmanager
 def on_host() -> Iterator[None]:
-    """Let NumPy compute the weights that layers add in the block, in this thread, where the backend is JAX.
+    """On JAX, draw the initial weights of the layers that this thread builds in the block with NumPy.
 
     Constant values are those of Keras. Random ones have the distribution of Keras' initialiser and depend on its seed
     alone. What has no seed of its own (a `SeedGenerator`), and other initialisers, are left to Keras. So is what a

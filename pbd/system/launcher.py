@@ -1,4 +1,4 @@
-"""What an MPI launcher sets in the environment of its processes, before any MPI library is loaded."""
+"""Variables that MPI launchers set for their processes, read before any MPI library is loaded."""
 
 import os
 import sys

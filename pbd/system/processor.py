@@ -1,4 +1,4 @@
-"""Which CPU this is, and what it can do."""
+"""Name and instruction sets of this CPU."""
 
 import contextlib
 import hashlib

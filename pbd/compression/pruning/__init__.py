@@ -1,1 +1,1 @@
-"""What the steps that prune networks share."""
+"""Parts that the pruning steps share: schedules, selection, rounds, sizes."""

@@ -1,4 +1,4 @@
-"""How much is pruned after each round."""
+"""Pruning schedules: the ratio after each round."""
 
 
 def cubic(ratio: float, number: int, rounds: int, first: float | None = None) -> float:

@@ -1,4 +1,4 @@
-"""Which channels remain, by their scores."""
+"""Selection of the channels that remain, by their scores."""
 
 import math
 from collections.abc import Iterable, Mapping

@@ -1,4 +1,4 @@
-"""How sparse a network is, and how many bytes its weights take."""
+"""Sparsity of a network, and the bytes that its weights take."""
 
 import gzip
 import io

@@ -1,4 +1,4 @@
-"""Which folders of a data set hold which split, whatever the spelling; layouts with two readings are refused."""
+"""The folders of each split of a data set, whatever the spelling; layouts with two readings are refused."""
 
 import contextlib
 import os

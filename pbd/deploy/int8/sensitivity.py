@@ -1,4 +1,4 @@
-"""How much each layer suffers from 8-bit integers: the signal-to-noise ratio of the logits if it alone is quantised."""
+"""Sensitivity of each layer to 8-bit integers: the signal-to-noise ratio of the logits if it alone is quantised."""
 
 from typing import Any
 

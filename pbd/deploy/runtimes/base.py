@@ -1,4 +1,4 @@
-"""What a runtime is: a library that runs networks from files of its own format."""
+"""The protocol of a runtime: a library that runs networks from files of its own format."""
 
 import importlib
 from collections.abc import Callable, Mapping

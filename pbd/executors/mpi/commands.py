@@ -1,4 +1,4 @@
-"""What rank 0 lets the other ranks do, and what they answer with."""
+"""Commands from rank 0 to the other ranks, and their replies."""
 
 from dataclasses import dataclass
 from typing import Any

@@ -84,7 +84,10 @@ def _read_by_one(traced: Trace) -> dict[str, tuple[str, set[int]]]:
 
 
 def with_classes(traced: Trace) -> list[tuple[ChannelGroup, list[int]]]:
-    """Return the groups in graph order, each with the classes of its channels in the order of their creation."""
+    """Return the groups in graph order, each with its classes in the order of their creation.
+
+    A class is a set of channels that can only be removed together.
+    """
     group_of = _connected([of_operation for _, of_operation in traced.created])
     members: dict[int, list[int]] = {}
     for one in sorted(group_of):

@@ -1,4 +1,4 @@
-"""Where the channels of groups lie: in the outputs and inputs of layers, and in tensors."""
+"""The positions of a group's channels in the outputs and inputs of layers, and in tensors."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Where the channels of an operation's output come from: one rule for each kind of operation.
+"""Rules that trace the channels of an operation's output to those of its inputs, one for each kind of operation.
 
 A rule returns the axis of the output's channels and their identities, or None if the operation may mix channels. Rules
 hold for exact types, since a subclass may compute something else.

@@ -81,8 +81,8 @@ class _Behind:
         """Return what outputs become, before anything is added."""
         return outputs * self.gain.astype(np.float32) + self.shift.astype(np.float32)
 
-    def lacks(self, samples: Samples, kernel: np.ndarray, output: np.ndarray, rectified: bool) -> np.ndarray:
-        """Return what the output of a kernel lacks, (places, channels).
+    def residual(self, samples: Samples, kernel: np.ndarray, output: np.ndarray, rectified: bool) -> np.ndarray:
+        """Return the target minus the output of a kernel, divided by the gain, (places, channels).
 
         Args:
             samples: inputs and targets.
@@ -146,7 +146,7 @@ class _Refitting:
             kernel: the kernel before, (values, channels).
             output: its mean output, (channels,).
         """
-        errors = behind.lacks(samples, kernel, output, rectified=False)
+        errors = behind.residual(samples, kernel, output, rectified=False)
         parts = samples.parts(errors)
         fitting, held_out = (Moments.of(*pairs, behind.has_shift, self._collective) for pairs in parts)
         ridge, moments = choose_ridge(fitting, held_out), fitting + held_out
@@ -156,7 +156,7 @@ class _Refitting:
             change = solve(moments.covariance)
             further = behind.is_rectified and moments.share_left(kernel, change) > RECTIFIED_FROM
             for _ in range(RECTIFIED_STEPS if further else 0):
-                errors = behind.lacks(samples, kernel + change, output, rectified=True)
+                errors = behind.residual(samples, kernel + change, output, rectified=True)
                 moments = moments.with_errors(samples.patches, errors, self._collective)
                 # The ridge is on the whole change, not on that of this step.
                 change, output = solve(moments.covariance + moments.second @ change), output + moments.shift

@@ -33,7 +33,7 @@ class Maps:
 
 @dataclass(frozen=True)
 class Samples:
-    """The same at some places of some images; the first ones are to fit, the others are held out."""
+    """Input patches and targets of a convolution at sampled places; the first ones are to fit, the others held out."""
 
     patches: np.ndarray
     """(places, values), in float32."""

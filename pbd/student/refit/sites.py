@@ -1,4 +1,4 @@
-"""Which convolutions of a student are refitted, and to which feature maps of the teacher."""
+"""The convolutions of a student that are refitted, each with the feature map of the teacher that is its target."""
 
 import collections
 from collections.abc import Container, Iterator, Mapping
