@@ -200,7 +200,8 @@ class Run:
             from pbd.pipeline import prepare  # loads the backend
 
             kind = {"kind": "bias study"}
-            with prepare.prepare(config, None, data, display, tasks_of=lambda *_: (), kind=kind) as inputs:
+            steps = prepare.RunKind(tasks_of=lambda *_: (), settings=kind)
+            with prepare.prepare(config, None, data, display, steps) as inputs:
                 context = _context(replace(config, data=inputs.data_config), inputs, executor, display)
                 return self._figures(methods, context, data)
 

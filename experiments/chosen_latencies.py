@@ -79,6 +79,7 @@ def proposer(teacher: "keras.Model", settings: argparse.Namespace, target: str, 
     from pbd import blocks
     from pbd.blockwise.tasks import enumerate_tasks
     from pbd.config import RunConfig
+    from pbd.pipeline.budget_problem import BudgetProblem
     from pbd.pipeline.proposals import Proposer
     from pbd.progress import ProgressDisplay
     from pbd.records import BlockResult
@@ -94,7 +95,7 @@ def proposer(teacher: "keras.Model", settings: argparse.Namespace, target: str, 
     def assembled(accepted: "Mapping[str, BlockResult]") -> "Assembled":
         return _assembled(teacher, tasks, accepted)
 
-    return Proposer(teacher, tasks, results, config, ProgressDisplay(), assembled)
+    return Proposer(BudgetProblem(teacher, tasks, results, config, ProgressDisplay()), assembled)
 
 
 def _assembled(

@@ -1,6 +1,5 @@
 """The folder of a step in the run directory: its network and a record, by which a resumed recipe leaves it out."""
 
-import hashlib
 import logging
 import shutil
 from collections.abc import Mapping
@@ -15,7 +14,7 @@ from pbd.learning.metrics import Metrics
 from pbd.networks import files
 from pbd.networks.digest import model_digest
 from pbd.report import json_safe
-from pbd.run_dir import steps
+from pbd.run_dir import manifest, steps
 from pbd.run_dir.archive import json_digest
 from pbd.run_dir.journal import Journal
 
@@ -112,7 +111,7 @@ class StepFolder:
         result = finished.result
         files.save_model(self.journal, MODEL, result.model)
         quantized = {
-            target: {part.name: _sha256(part) for part in exporting.files_of(path)}
+            target: {part.name: manifest.file_digest(part) for part in exporting.files_of(path)}
             for target, path in result.quantized.items()
         }
         record = {
@@ -150,11 +149,6 @@ class StepFolder:
         if not parts:
             raise BadInputError("its quantised network has no files")
         for name, digest in parts.items():
-            if _sha256(self.journal.file(name)) != digest:
+            if manifest.file_digest(self.journal.file(name)) != digest:
                 raise BadInputError(f"{name} has changed")
         return self.journal.file(next(iter(parts)))
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -26,6 +26,8 @@ TRAINING_CHECKS: Mapping[str, Callable[[str, Any], None]] = {
 }
 """The checks of the settings of fine-tuning; each takes the name of the setting, for its message, and the value."""
 _LIMITS = ("accuracy_threshold", "max_accuracy_drop", "target_accuracy_drop")
+MAX_ACCURACY_DROP = 0.2
+"""The default of `max_accuracy_drop` where blocks are accepted one by one."""
 
 
 @dataclass(frozen=True)
@@ -143,4 +145,4 @@ class StudentConfig(Section):
         """Return the validation accuracy (without labels: agreement) that a block must reach to be accepted."""
         if self.accuracy_threshold is not None:
             return self.accuracy_threshold
-        return teacher_accuracy - (0.2 if self.max_accuracy_drop is None else self.max_accuracy_drop)
+        return teacher_accuracy - (MAX_ACCURACY_DROP if self.max_accuracy_drop is None else self.max_accuracy_drop)

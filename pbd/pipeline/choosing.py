@@ -10,6 +10,7 @@ import keras
 from pbd.config import RunConfig, StudentConfig, budgets
 from pbd.config.budgets import BYTES, LATENCY, MEASURED
 from pbd.errors import InfeasibleBudgetError
+from pbd.pipeline.budget_problem import BudgetProblem
 from pbd.pipeline.kept_choices import KeptChoice, KeptChoices
 from pbd.pipeline.proposals import Proposal, Proposer
 from pbd.progress import ProgressDisplay
@@ -68,11 +69,11 @@ def check_counted(
     """
     to_train = [task for task in tasks if task.skip_reason is None]
     perfect = {task.key: BlockResult(task.layer.name, "trained", task.design, val_kl=0.0) for task in to_train}
-    proposer = Proposer(teacher, tasks, perfect, config, display)
+    problem = BudgetProblem(teacher, tasks, perfect, config, display)
     for texts in requested:
         counted = [budget for budget in map(budgets.parse, texts) if budget.resource not in MEASURED]
         if counted:
-            proposer.check(counted)
+            problem.check(counted)
 
 
 def choices(
@@ -103,7 +104,7 @@ def choices(
             tried = chosen.accepted
     else:
         lowest = settings.lowest_accuracy(scored_beside)
-        yield Chosen(selection.accept(proposer.tasks, proposer.results, lowest), lowest)
+        yield Chosen(selection.accept(proposer.problem.tasks, proposer.problem.results, lowest), lowest)
 
 
 def build(
@@ -132,15 +133,15 @@ def build(
 
 def _once(proposer: Proposer, kept: KeptChoices, limit: str, propose: Callable[[], Proposal | None]) -> Chosen:
     """Return the choice that an earlier session made under a limit; if there is none, make and keep it."""
-    before = kept.read(limit, proposer.results)
+    before = kept.read(limit, proposer.problem.results)
     if before is None:
         chosen = _chosen(proposer, propose())
         designs = {layer: result.design for layer, result in chosen.accepted.items()}
         kept.write(limit, KeptChoice(designs, chosen.events, chosen.report))
         return chosen
     proposer.events[:] = before.events
-    proposer.display.phase(f"{len(before.designs)} blocks were chosen in an earlier session")
-    accepted = {layer: proposer.results[BlockKey(layer, design)] for layer, design in before.designs.items()}
+    proposer.problem.display.phase(f"{len(before.designs)} blocks were chosen in an earlier session")
+    accepted = {layer: proposer.problem.results[BlockKey(layer, design)] for layer, design in before.designs.items()}
     return Chosen(accepted, None, before.events, report=before.report)
 
 
@@ -155,7 +156,7 @@ def _within(proposer: Proposer, requested: Sequence[budgets.Budget]) -> Proposal
 
     If none does, it is the one of those that were measured that exceeds its budgets least.
     """
-    limits = {each.resource: proposer.share(each) for each in requested if each.resource in MEASURED}
+    limits = {each.resource: proposer.problem.share(each) for each in requested if each.resource in MEASURED}
     if not limits:
         return proposer.best(requested, ASSEMBLED)
     measured = list[tuple[float, Proposal]]()
@@ -174,7 +175,7 @@ def _within(proposer: Proposer, requested: Sequence[budgets.Budget]) -> Proposal
             break
         # As much less as it was too much; the prediction is good enough to tell in which direction to go.
         tightened = {name: factor / max(excess[name], 1.0) for name, factor in tightened.items()}
-        proposer.predict_for_networks_like(best)
+        proposer.problem.predict_for_networks_like(best.pieces)
     return min(measured, key=lambda each: each[0])[1]
 
 
@@ -183,7 +184,7 @@ def _fastest(proposer: Proposer, lowest: float) -> Proposal | None:
 
     The budget of latency is bisected between the least possible one and that of the teacher.
     """
-    too_small, enough = proposer.least_latency(), math.inf
+    too_small, enough = proposer.problem.least_latency(), math.inf
     share = too_small
     for _ in range(1 + BISECTIONS):
         proposal = proposer.best([_latency(share)], 1)

@@ -8,6 +8,7 @@ from pbd.blockwise import scoring
 from pbd.deploy import targets
 from pbd.networks import precision
 from pbd.pipeline import choosing
+from pbd.pipeline.budget_problem import BudgetProblem
 from pbd.pipeline.choosing import Chosen
 from pbd.pipeline.kept_choices import KeptChoices
 from pbd.pipeline.proposals import Proposer
@@ -59,7 +60,8 @@ class StudentPhase:
 
     def _proposer(self, results: Mapping[BlockKey, BlockResult]) -> Proposer:
         inputs, run = self._run.inputs, self._run
-        return Proposer(inputs.teacher, inputs.tasks, results, run.config, run.display, self._builder.assemble)
+        problem = BudgetProblem(inputs.teacher, inputs.tasks, results, run.config, run.display)
+        return Proposer(problem, self._builder.assemble)
 
     def _scored_beside(self, teacher_score: float) -> tuple[float, tuple[str, ...]]:
         """Return the teacher's score on the images on which the blocks were scored, and events."""

@@ -44,7 +44,7 @@ def record(journal: Journal, names: Iterable[str]) -> None:
     Raises:
         OSError: a file is missing, or cannot be read.
     """
-    files = {name: _file_digest(journal.file(name)) for name in names}
+    files = {name: file_digest(journal.file(name)) for name in names}
     journal.write_json(RECORD, {"files": files, "sha256": json_digest(files)})
 
 
@@ -147,11 +147,12 @@ def is_intact(journal: Journal) -> bool:
 
 def _is_unchanged(path: Path, digest: str) -> bool:
     try:
-        return _file_digest(path) == digest
+        return file_digest(path) == digest
     except OSError:
         return False
 
 
-def _file_digest(path: Path) -> str:
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file, in hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

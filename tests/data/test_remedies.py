@@ -9,7 +9,7 @@ import pytest
 
 from pbd.config import DataConfig, RunConfig
 from pbd.data import Data, Dataset, load
-from pbd.data.dataset import WorkerShare
+from pbd.data.order import WorkerShare
 from pbd.errors import PbdError
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 6, 6, 3), dtype=np.uint8)

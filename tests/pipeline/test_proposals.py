@@ -14,7 +14,8 @@ from pbd.config import RunConfig, budgets
 from pbd.deploy import inference_form
 from pbd.deploy.latency_model import PieceTime
 from pbd.networks import cost
-from pbd.pipeline import proposals
+from pbd.pipeline import budget_problem, proposals
+from pbd.pipeline.budget_problem import BudgetProblem
 from pbd.pipeline.proposals import Proposer
 from pbd.records import BlockResult
 from pbd.student import latency_costs
@@ -88,7 +89,8 @@ def proposer(teacher: keras.Model, names: tuple[str, ...]) -> Proposer:
         metrics: Any = SimpleNamespace(kl=0.0)
         return Assembled(assemble(teacher, tasks, accepted), metrics)
 
-    return Proposer(teacher, tasks, results, RunConfig(), SimpleNamespace(phase=lambda _: None), assembled)  # type: ignore[arg-type]
+    display: Any = SimpleNamespace(phase=lambda _: None)
+    return Proposer(BudgetProblem(teacher, tasks, results, RunConfig(), display), assembled)
 
 
 @functools.cache
@@ -128,7 +130,7 @@ def test_predicted_bytes_are_those_of_the_folded_network(
     def size(model: keras.Model, target: Any) -> int:
         return 4 * cost.count_params(inference_form.fold(model))
 
-    monkeypatch.setattr(proposals, "file_size", size)
+    monkeypatch.setattr(budget_problem, "file_size", size)
     teacher = network(residuals)
     proposal = proposer(teacher, designs).best([budgets.parse("bytes:0.7")], 1)
     expected = size(proposal.assembled.model, None) / size(teacher, None)
@@ -163,9 +165,9 @@ def test_the_predicted_latency_of_a_smaller_network_is_the_sum_of_its_pieces(mon
     monkeypatch.setattr(latency_costs, "seconds_of", lambda *_: {"teacher": 20.0})
     made, budget = proposer(network(chain), ("narrow_r50",)), budgets.parse("latency:0.8")
     first = made.best([budget], 1)
-    made.predict_for_networks_like(first)
+    made.problem.predict_for_networks_like(first.pieces)
     again = made.best([budget], 1)
-    table = made._table
+    table = made.problem._table
     assert table is not None
     assert 0 < table.coldness == table.model.coldness(first.pieces) < table.model.coldness(table.whole.chosen) < 1
     seconds = table.model.base_s + sum(table.model.piece_s(piece, table.coldness) for piece in again.pieces)
@@ -202,7 +204,7 @@ def test_what_goes_with_a_residual_block_besides_its_convolutions_is_predicted(m
     monkeypatch.setattr(latency_costs.piece_times, "measure", measure)
     monkeypatch.setattr(latency_costs, "seconds_of", seconds_of)
     made = proposer(network(strided), ("merge",))
-    least = budgets.parse(f"latency:{1.001 * made.least_latency()}")
+    least = budgets.parse(f"latency:{1.001 * made.problem.least_latency()}")
     proposal = made.measure(made.best([least], 1), ["latency"])
     assert len(proposal.blocks) == 3
     assert proposal.report.predicted["latency"] == pytest.approx(proposal.report.measured["latency"])
