@@ -1,6 +1,6 @@
 """Runs that only compute blocks and students: teacher and files are not checked, and nothing is deployed.
 
-For tests of how blocks and students are computed. With a teacher of random weights all that is left out takes a third of
+For tests of how blocks and students are computed. With a teacher of random weights what is left out takes a third of
 the CPU time of a small run, or more; what it finds is in the report alone. Graphs, which run for a few steps, are
 rewritten little.
 """
