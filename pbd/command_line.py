@@ -162,7 +162,7 @@ def _options(kind: Any, default: Any) -> dict[str, Any]:
         return {"action": argparse.BooleanOptionalAction}
     if get_origin(kind) is tuple:
         return {"nargs": "*", "action": "extend", "metavar": "NAME"}
-    scalar = next(one for one in (*get_args(kind), kind) if one is not NoneType)
+    scalar = next(option for option in (*get_args(kind), kind) if option is not NoneType)
     return {"type": scalar, "metavar": scalar.__name__.upper()}
 
 

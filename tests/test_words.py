@@ -117,6 +117,7 @@ PRIVATE_WORDS_ALLOWED = {
 }
 """Reports of earlier versions have these names."""
 VAGUE_LOCALS = {"said", "told", "found", "made", "own", "wanted", "known", "given"}
+VAGUE_LOCALS |= {"one", "of", "beside", "ours", "theirs"}
 """Names that do not say what the value is: no variable or parameter in pbd may have one."""
 
 

@@ -80,17 +80,17 @@ def _members(place: str, members: Any) -> Any:
 def _of_settings(name: str, settings: Mapping[str, Any]) -> Step:
     kind = get(name)
     settings = {key: value for key, value in settings.items() if key not in _computed(kind)}
-    names = [one.name for one in dataclasses.fields(kind)]
+    names = [field.name for field in dataclasses.fields(kind)]
     for key in settings:
         if key not in names:
             raise UsageError(unknown_name("setting", key, names))
-    for one in dataclasses.fields(kind):
-        has_default = one.default is not dataclasses.MISSING or one.default_factory is not dataclasses.MISSING
-        if one.init and not has_default and one.name not in settings:
-            raise UsageError(f"{one.name} must be given. Received: none. Add it.")
+    for field in dataclasses.fields(kind):
+        has_default = field.default is not dataclasses.MISSING or field.default_factory is not dataclasses.MISSING
+        if field.init and not has_default and field.name not in settings:
+            raise UsageError(f"{field.name} must be given. Received: none. Add it.")
     return kind(**settings)
 
 
 def _computed(kind: type) -> set[str]:
     """Return the fields of a step that it computes itself, which reports have among its settings."""
-    return {one.name for one in dataclasses.fields(kind) if not one.init}
+    return {field.name for field in dataclasses.fields(kind) if not field.init}

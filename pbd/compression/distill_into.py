@@ -179,7 +179,7 @@ class DistillInto:
         """
         student = files.load(self.student) if isinstance(self.student, str) else self.student
         shape = graph.image_shape(student)
-        if any(one not in (None, other) for one, other in zip(shape, dataset.image_shape, strict=True)):
+        if any(size not in (None, other) for size, other in zip(shape, dataset.image_shape, strict=True)):
             raise BadInputError(
                 f"the student must take the images of the data, {dataset.image_shape}. Received: one for {shape}. "
                 "Give another student, or resize the images."
@@ -194,8 +194,10 @@ class DistillInto:
 def has_learned(student: keras.Model, teacher: keras.Model, dataset: Dataset) -> bool:
     """Return whether the student seems to be trained: whether its answers agree with those of the teacher."""
     batches = [np.asarray(images) for images, _ in dataset.batches("validation", limit=COMPARED_IMAGES)]
-    ours, theirs = (np.concatenate([predicted_classes(model, b) for b in batches]) for model in (student, teacher))
-    predictions = Predictions(ours, theirs)
+    predicted, expected = (
+        np.concatenate([predicted_classes(model, b) for b in batches]) for model in (student, teacher)
+    )
+    predictions = Predictions(predicted, expected)
     return predictions.kappa >= LEARNED_FROM and predictions.is_better_than_chance
 
 

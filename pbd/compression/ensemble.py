@@ -97,7 +97,7 @@ class Ensemble:
         for number, chain in enumerate(chains, start=1):
             context.display.phase(f"member {number} of {len(chains)}")
             for name, last in chain.networks(model):
-                failed += [f"member {number}, step {name}: {one}" for one in failed_blocks(last.result.details)]
+                failed += [f"member {number}, step {name}: {failure}" for failure in failed_blocks(last.result.details)]
             networks.append(last.result.model)
             zeros.append(last.result.keeps_zeros)
             rows.append({"validation_score": last.metrics.score, "parameters": last.result.model.count_params()})
@@ -162,7 +162,10 @@ def joined(networks: Sequence[keras.Model], mean: str, images: Any) -> keras.Mod
     single = networks[0].outputs[0].shape[-1] == 1
     ends = [heads.head_of(network) for network in networks]
     of_logits = single or heads.Head.SIGMOID in ends or mean == LOGITS
-    named = [keras.Model(one.inputs[0], one.outputs[0], name=f"member{n}") for n, one in enumerate(networks, start=1)]
+    named = [
+        keras.Model(network.inputs[0], network.outputs[0], name=f"member{n}")
+        for n, network in enumerate(networks, start=1)
+    ]
     are_probabilities = [_outputs_probabilities(network, images) for network in named]
     answers = [
         _answers(network, inputs, of_logits, is_distribution, images)

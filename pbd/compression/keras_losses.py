@@ -78,7 +78,7 @@ def of_features(loss: keras.distillation.FeatureDistillation) -> Feature:
             serialise.
     """
     if not _is_one_of(loss.loss, ON_FEATURES):
-        names = ", ".join(one.__name__ for one in ON_FEATURES if isinstance(one, type))
+        names = ", ".join(loss.__name__ for loss in ON_FEATURES if isinstance(loss, type))
         raise UsageError(
             f"a FeatureDistillation compares one pair of layers by one of {names}. Received: {_name(loss.loss)}. "
             "Give one of them for each pair."

@@ -31,7 +31,7 @@ def _feature(value: Any) -> Feature:
         return keras_losses.of_features(value)
     if isinstance(value, Feature):
         return value
-    names = [one.name for one in fields(Feature)]
+    names = [field.name for field in fields(Feature)]
     if not isinstance(value, Mapping) or not {"loss", "student", "teacher"} <= set(value) <= set(names):
         raise UsageError(
             f'a feature is a mapping such as {{loss = "at", student = "conv3_relu", teacher = "relu_12"}}. '

@@ -156,8 +156,8 @@ class PruneWeights(NamedLosses):
         weights.draw_anew(model, context.seed)
         weights.apply(kernels, masks)
         rounds = len(self.shares)
-        anew = DistillationConfig(from_random_weights=True)
-        return self._train(model, context, rounds + 1, self.ratio, rounds * self.epochs, anew)
+        from_random = DistillationConfig(from_random_weights=True)
+        return self._train(model, context, rounds + 1, self.ratio, rounds * self.epochs, from_random)
 
     def _train(
         self,

@@ -62,7 +62,7 @@ class ReplaceBlocks(NamedLosses, StudentConfig, TrainingConfig, BlockConfig):
 
     def _within(self, recipe: RunConfig) -> RunConfig:
         """Return the settings of a recipe with those of the step."""
-        settings = {one.name: getattr(self, one.name) for one in fields(self)}
+        settings = {field.name: getattr(self, field.name) for field in fields(self)}
         if self.fine_tune_keep == "auto":
             settings["fine_tune_keep"] = recipe.student.fine_tune_keep
         if self.precision == TrainingConfig.precision:
@@ -88,7 +88,7 @@ def _holds_run_of(run_dir: Path, config: RunConfig) -> bool:
     """
     if not (run_dir / "run.json").exists():
         return False
-    names, values = [one.name for kind in (BlockConfig, TrainingConfig) for one in fields(kind)], config.flat()
+    names, values = [field.name for kind in (BlockConfig, TrainingConfig) for field in fields(kind)], config.flat()
     with contextlib.suppress(CorruptStateError):
         identity = Journal(run_dir).identity()
         if all(identity.get(name) == json_safe(values[name]) for name in names):

@@ -41,12 +41,12 @@ def check_method(method: str, training: Training) -> None:
     Raises:
         UsageError: one is another than its default, and the method is `ptq`, which does not train.
     """
-    for one in fields(Training):
-        value = getattr(training, one.name)
-        if method == "ptq" and value != one.default:
+    for field in fields(Training):
+        value = getattr(training, field.name)
+        if method == "ptq" and value != field.default:
             raise UsageError(
-                f"{one.name} is a setting of method qat. Received: {one.name} {value} with method ptq. "
-                f"Give method qat, or leave out {one.name}."
+                f"{field.name} is a setting of method qat. Received: {field.name} {value} with method ptq. "
+                f"Give method qat, or leave out {field.name}."
             )
 
 

@@ -110,7 +110,7 @@ class InStages(NamedLosses, ABC):
             files.write(current, records)
             context.forget_checkpoints()
         current = channels.remove_unread(current)
-        events = tuple(event for one in records for event in one["events"])
+        events = tuple(event for record in records for event in record["events"])
         return StepResult(current, _details(model, current, records), events, context.keeps_zeros)
 
     def tasks(self, model: keras.Model) -> Tasks:
@@ -132,8 +132,10 @@ class InStages(NamedLosses, ABC):
             training: the training settings of the blocks; without epochs, they keep their initial weights.
         """
         results = stage.context.train_blocks(stage.current, stage.tasks, training, self.block_init)
-        trained = {one.layer: one for one in results if one.status == "trained"}
-        failures = tuple(f"{one.layer} is not replaced: {one.error}" for one in results if one.status != "trained")
+        trained = {result.layer: result for result in results if result.status == "trained"}
+        failures = tuple(
+            f"{result.layer} is not replaced: {result.error}" for result in results if result.status != "trained"
+        )
         model, ends = swap_blocks(stage.current, stage.tasks, trained)
         return Inserted(model, trained, ends, failures)
 
@@ -196,10 +198,12 @@ def record(stage: Stage, inserted: Inserted, before: Metrics, tuned: FineTuneSta
 
 def _details(model: keras.Model, student: keras.Model, records: list[dict[str, Any]]) -> dict[str, Any]:
     return {
-        "replaced": sum(len(one["nmse"]) for one in records),
-        of_steps.FAILED_BLOCKS: [layer for one in records for layer in one["layers"] if layer not in one["nmse"]],
+        "replaced": sum(len(record["nmse"]) for record in records),
+        of_steps.FAILED_BLOCKS: [
+            layer for record in records for layer in record["layers"] if layer not in record["nmse"]
+        ],
         "parameters": [count_params(model), count_params(student)],
         "macs": [count_macs(model), count_macs(student)],
         "stages": records,
-        "history": [row for one in records for row in one["history"]],
+        "history": [row for record in records for row in record["history"]],
     }

@@ -150,7 +150,7 @@ def check_settings(step: Step) -> None:
 def settings_of(step: Step) -> dict[str, Any]:
     """Return the settings of a step in plain JSON types; networks and arrays are represented by their digests."""
     assert dataclasses.is_dataclass(step), "see check"
-    return {one.name: _plain(getattr(step, one.name)) for one in dataclasses.fields(step)}
+    return {field.name: _plain(getattr(step, field.name)) for field in dataclasses.fields(step)}
 
 
 def _plain(value: Any) -> Any:
@@ -166,7 +166,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Step) and dataclasses.is_dataclass(value):
         return {"use": name_of(value), **settings_of(value)}
     if dataclasses.is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in dataclasses.fields(value)}
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, list | tuple):
         return [_plain(each) for each in value]
     if isinstance(value, Mapping):
@@ -190,7 +190,9 @@ def _plain_function(function: Any) -> Any:
 
 
 def _plain_code(code: types.CodeType) -> list[Any]:
-    constants = [_plain_code(one) if isinstance(one, types.CodeType) else repr(one) for one in code.co_consts]
+    constants = [
+        _plain_code(constant) if isinstance(constant, types.CodeType) else repr(constant) for constant in code.co_consts
+    ]
     return [code.co_code.hex(), code.co_names, constants]
 
 

@@ -30,19 +30,19 @@ def make(
     """
     deployed, events = _deployed(finished, context, names)
     context.display.phase("evaluating all networks on the test split")
-    for name, one in finished.items():
-        network = one.result.model
-        quantized = tuple(_quantized(one, context))
+    for name, finished_step in finished.items():
+        network = finished_step.result.model
+        quantized = tuple(_quantized(finished_step, context))
         yield StepReport(
             name=name,
-            network=_facts(name, one, context.evaluate(network, "test"), context.journal.path),
+            network=_facts(name, finished_step, context.evaluate(network, "test"), context.journal.path),
             nonzero_params=sum(int(np.count_nonzero(weight)) for weight in network.get_weights()),
             settings=settings[name],
-            seconds=one.seconds,
-            energy_j=one.energy_j,
-            details=dict(one.result.details),
+            seconds=finished_step.seconds,
+            energy_j=finished_step.energy_j,
+            details=dict(finished_step.result.details),
             events=(
-                *one.result.events,
+                *finished_step.result.events,
                 *(_event(file, context.dataset.labelled) for file in quantized),
                 *(events if name == deployment.TEACHER else ()),
             ),
@@ -51,12 +51,12 @@ def make(
         )
 
 
-def _quantized(one: Finished, context: Context) -> Iterator[QuantizedReport]:
+def _quantized(finished_step: Finished, context: Context) -> Iterator[QuantizedReport]:
     """Yield the report of each file in 8-bit integers that a step wrote."""
-    for target, path in one.result.quantized.items():
+    for target, path in finished_step.result.quantized.items():
         name = str(path.relative_to(context.journal.path))
-        tested = quantized_files.score(path, target, one.result.model, context, "test")
-        yield QuantizedReport(target, name, one.quantized_scores[target], tested)
+        tested = quantized_files.score(path, target, finished_step.result.model, context, "test")
+        yield QuantizedReport(target, name, finished_step.quantized_scores[target], tested)
 
 
 def _event(file: QuantizedReport, labelled: bool) -> str:
@@ -70,13 +70,13 @@ def _deployed(
     """Return the networks as measured in each target, and events."""
     rows: list[Deployment] = []
     events: list[str] = []
-    networks = {name: one.result.model for name, one in finished.items()}
+    networks = {name: finished_step.result.model for name, finished_step in finished.items()}
     for name in names:
         context.display.phase(f"measuring {len(networks)} networks in {name}")
         int8 = {
-            step: deployment.QuantizedFile(path, tuple(one.result.details.get("kept_float", ())))
-            for step, one in finished.items()
-            if (path := one.result.quantized.get(f"{name}-int8")) is not None
+            step: deployment.QuantizedFile(path, tuple(finished_step.result.details.get("kept_float", ())))
+            for step, finished_step in finished.items()
+            if (path := finished_step.result.quantized.get(f"{name}-int8")) is not None
         }
         deployed = deployment.measure(
             networks,
@@ -92,19 +92,19 @@ def _deployed(
     return rows, events
 
 
-def _facts(name: str, one: Finished, test: Metrics, run_dir: Path) -> ModelFacts:
-    network = one.result.model
+def _facts(name: str, finished_step: Finished, test: Metrics, run_dir: Path) -> ModelFacts:
+    network = finished_step.result.model
     is_teacher = name == deployment.TEACHER
     path = run_dir / "teacher.keras" if is_teacher else of_steps.folder(run_dir, name) / MODEL
     return ModelFacts(
         params=cost.count_params(network),
         macs=cost.count_macs(network),
-        val_accuracy=one.metrics.accuracy,
+        val_accuracy=finished_step.metrics.accuracy,
         test_accuracy=test.accuracy,
         path=str(path.relative_to(run_dir)),
         size_bytes=path.stat().st_size,
-        val_agreement=one.metrics.agreement,
+        val_agreement=finished_step.metrics.agreement,
         test_agreement=test.agreement,
-        val_kl=one.metrics.kl,
+        val_kl=finished_step.metrics.kl,
         test_kl=test.kl,
     )

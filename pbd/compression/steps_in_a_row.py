@@ -154,8 +154,8 @@ class _Run:
 
 def _quantized_files(finished: dict[str, Finished], journal: Journal) -> Iterator[str]:
     """Yield the names, in the run directory, of all files in 8-bit integers."""
-    for one in finished.values():
-        for path in one.result.quantized.values():
+    for finished_step in finished.values():
+        for path in finished_step.result.quantized.values():
             yield from (str(part.relative_to(journal.path)) for part in exporting.files_of(path))
 
 
@@ -170,5 +170,9 @@ def _settings(config: RunConfig) -> dict[str, Any]:
 def _last_within(finished: dict[str, Finished], max_drop: float | None) -> str:
     """Return the name of the last step that keeps within `max_drop` of the first network."""
     first = finished[deployment.TEACHER].score
-    within = [name for name, one in finished.items() if max_drop is None or first - one.score <= max_drop + ROUNDING]
+    within = [
+        name
+        for name, finished_step in finished.items()
+        if max_drop is None or first - finished_step.score <= max_drop + ROUNDING
+    ]
     return within[-1]

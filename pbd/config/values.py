@@ -85,7 +85,7 @@ def as_kind(name: str, kind: Any, value: Any) -> Any:
     if float in kinds and type(value) is int and _is_finite(value):
         return float(value)
     if type(value) not in kinds:
-        names = " or ".join(one.__name__ for one in kinds if one is not NoneType)
+        names = " or ".join(kind.__name__ for kind in kinds if kind is not NoneType)
         raise UsageError(f"{name} must be of type {names}. Received: {value!r}. Convert it.")
     return os.path.expanduser(value) if isinstance(value, str) else value
 

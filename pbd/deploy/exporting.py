@@ -234,8 +234,8 @@ def files_of(path: Path) -> list[Path]:
     if path.is_dir():
         return [file for file in sorted(path.rglob("*")) if file.is_file()]
     suffix = _BESIDE.get(path.suffix)
-    beside = [path.with_suffix(suffix)] if suffix else []
-    return [path, *filter(Path.is_file, beside)]
+    others = [path.with_suffix(suffix)] if suffix else []
+    return [path, *filter(Path.is_file, others)]
 
 
 def size_of(path: Path) -> int:
@@ -257,7 +257,9 @@ def _images(check: Data | np.ndarray | None, dataset: images.Dataset | None, net
             "pbd.Data(train=..., test=(images, labels))."
         ) from error
     shape = tuple(network.inputs[0].shape[1:])
-    fits = pixels.ndim == 4 and all(size in (None, of) for size, of in zip(shape, pixels.shape[1:], strict=True))
+    fits = pixels.ndim == 4 and all(
+        size in (None, actual) for size, actual in zip(shape, pixels.shape[1:], strict=True)
+    )
     if not fits or not len(pixels):
         raise BadInputError(
             f"the images must have the shape (n, *{shape}). Received: {pixels.shape}. Give what the model takes."

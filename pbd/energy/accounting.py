@@ -104,5 +104,5 @@ def account(read_workers: Callable[[], Mapping[int, Reading]]) -> Iterator[Energ
         yield EnergyAccount(meter, read_workers)
 
 
-def _sum(one: float | None, other: float | None) -> float | None:
-    return None if one is None or other is None else one + other
+def _sum(first: float | None, second: float | None) -> float | None:
+    return None if first is None or second is None else first + second

@@ -48,7 +48,8 @@ class DistillationModel(keras.Model):
         self._augmentation, self.student, self.teacher = _split(student, teacher)
         self._terms = feature_terms.terms(features, self.student, self.teacher, ghost_batch_size)
         if features:
-            of_student, of_teacher = [one.student for one in features], [one.teacher for one in features]
+            of_student = [feature.student for feature in features]
+            of_teacher = [feature.teacher for feature in features]
             self.student = feature_terms.with_features(self.student, "student", of_student)
             self.teacher = feature_terms.with_features(self.teacher, "teacher", of_teacher)
         self.teacher.trainable = False

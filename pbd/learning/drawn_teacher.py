@@ -45,7 +45,9 @@ class DrawnTeacher(keras.layers.Layer):
         """Return the logits of the member of this step, (batch, classes) float32; each call is a step."""
         member = keras.ops.take(self._drawn, self._step)
         self._step.assign(self._step + 1)
-        logits = keras.ops.switch(member, [functools.partial(one, training=False) for one in self.members], images)
+        logits = keras.ops.switch(
+            member, [functools.partial(network, training=False) for network in self.members], images
+        )
         return keras.ops.cast(logits, "float32")
 
 

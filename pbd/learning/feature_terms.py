@@ -56,8 +56,12 @@ class FeatureTerm(keras.layers.Layer):
         self._keras_loss: Any = None
         if feature.keras_loss is not None:
             self._keras_loss = keras.losses.deserialize(json.loads(feature.keras_loss))
-        self.student_projectors = [self._projector(one, two) for one, two in zip(students, teachers, strict=True)]
-        self.teacher_projectors = [self._projector(two, None) for two in teachers] if feature.loss == "crd" else []
+        self.student_projectors = [
+            self._projector(student, teacher) for student, teacher in zip(students, teachers, strict=True)
+        ]
+        self.teacher_projectors = (
+            [self._projector(teacher, None) for teacher in teachers] if feature.loss == "crd" else []
+        )
         self.built = True
 
     def _projector(self, shape: tuple[int | None, ...], target: tuple[int | None, ...] | None) -> Any:

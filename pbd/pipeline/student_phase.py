@@ -52,8 +52,8 @@ class StudentPhase:
         damages = self._refitted(results) if settings.chooses_together and settings.refits else results
         target = targets.of_budget(run.config.execution.target)
         kept = KeptChoices.of(run.inputs.journal, settings, target.name, damages.values())
-        beside, events = self._scored_beside(teacher_score)
-        choices = choosing.choices(self._proposer(damages), kept, settings, teacher_score, beside)
+        score, events = self._teacher_score_on_scored_images(teacher_score)
+        choices = choosing.choices(self._proposer(damages), kept, settings, teacher_score, score)
         chosen, built = choosing.build(choices, self._builder, settings.max_drop, teacher_score)
         chosen = replace(chosen, events=(*events, *chosen.events))
         return chosen, self._written(chosen, built, images)
@@ -63,7 +63,7 @@ class StudentPhase:
         problem = BudgetProblem(inputs.teacher, inputs.tasks, results, run.config, run.display)
         return Proposer(problem, self._builder.assemble)
 
-    def _scored_beside(self, teacher_score: float) -> tuple[float, tuple[str, ...]]:
+    def _teacher_score_on_scored_images(self, teacher_score: float) -> tuple[float, tuple[str, ...]]:
         """Return the teacher's score on the images on which the blocks were scored, and events."""
         number = len(self._run.inputs.dataset.validation)
         if number <= scoring.MOST_IMAGES:

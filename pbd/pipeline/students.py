@@ -74,7 +74,7 @@ def write_front(run_dir: Path, shown: Collection[str]) -> None:
     """Write the table, the picture and the page of those of these budgets that have a student."""
     from pbd.report import front, page  # imports the template engine
 
-    reports = {budget: one for budget, one in read(run_dir).items() if budget in shown}
+    reports = {budget: report for budget, report in read(run_dir).items() if budget in shown}
     write_atomically(run_dir / "front.txt", front.render(reports).encode())
     write_atomically(run_dir / "front.html", page.of_runs(reports).encode())
     if front.points(reports):

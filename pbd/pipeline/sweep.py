@@ -59,10 +59,10 @@ class _Students:
         Raises:
             InfeasibleBudgetError: no student keeps within the budget.
         """
-        one = self.config.replace(budget=(budget,), sweep=None)
-        if not anew and students.is_complete(one):
-            return students.read(Path(str(one.execution.run_dir)))[budget]
-        finished = self.run_one(one, sweep=shown)
+        config = self.config.replace(budget=(budget,), sweep=None)
+        if not anew and students.is_complete(config):
+            return students.read(Path(str(config.execution.run_dir)))[budget]
+        finished = self.run_one(config, sweep=shown)
         self.config = self.config.replace(run_dir=finished.run_dir, resume=True)
         students.keep(finished)
         students.write_front(Path(finished.run_dir), {budget, *shown})

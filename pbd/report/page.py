@@ -52,7 +52,7 @@ def of_runs(reports: Mapping[str, RunReport]) -> str:
         title=title,
         charts=bar_charts(reports, judged),
         picture=Markup(front_picture(reports, is_file=False)) if has_picture else "",
-        layers={name: [rows.get(name) for rows in by_name] for one in by_name for name in one},
+        layers={name: [rows.get(name) for rows in by_name] for run in by_name for name in run},
         differences=settings.differences(list(reports.values())),
     )
 
@@ -171,7 +171,9 @@ def bar_charts(reports: Mapping[str, RunReport], judged: str) -> list[tuple[str,
         ("total wall time", lambda run: run.timing.total_s, words.duration),
         ("energy", lambda run: run.energy.get("total_j"), lambda value: words.count(value, "J")),
     ]
-    filled = [(caption, {name: of(run) for name, run in reports.items()}, text) for caption, of, text in charts]
+    filled = [
+        (caption, {name: value_of(run) for name, run in reports.items()}, text) for caption, value_of, text in charts
+    ]
     return [
         (caption, [(name, value or 0.0, text(value)) for name, value in values.items()])
         for caption, values, text in filled

@@ -209,12 +209,12 @@ class CostTable:
     def _group_s(self, group: Sequence[BlockResult], work: Workload, grouped: bool) -> float:
         """Return the predicted seconds of a group of these tasks, for the epochs that each was trained."""
         works = {result.key: replace(work, epochs=max(0, len(result.nmse_history) - 1)) for result in group}
-        longest = max(works.values(), key=lambda one: one.epochs)
+        longest = max(works.values(), key=lambda work: work.epochs)
         shared_s = self.costs(longest, grouped).prefix_s
         layers_s: dict[str, float] = {}
-        for key, one in works.items():
-            layers_s[key.layer] = max(layers_s.get(key.layer, 0.0), self.tasks[key].layer_s(one))
-        blocks_s = sum(self.tasks[key].block_s(one) for key, one in works.items())
+        for key, work in works.items():
+            layers_s[key.layer] = max(layers_s.get(key.layer, 0.0), self.tasks[key].layer_s(work))
+        blocks_s = sum(self.tasks[key].block_s(work) for key, work in works.items())
         return max(shared_s[key] for key in works) + sum(layers_s.values()) + blocks_s
 
     def as_json(self) -> dict[str, Any]:
@@ -324,4 +324,4 @@ def interpolated(points: Mapping[int, float], macs: int) -> float:
         macs: The MACs of the prefix. Outside the points, the nearest one is returned.
     """
     at = sorted(points)
-    return float(np.interp(macs, at, np.maximum.accumulate([points[one] for one in at])))
+    return float(np.interp(macs, at, np.maximum.accumulate([points[point] for point in at])))

@@ -81,8 +81,10 @@ def _deal(pool: Sequence[TaskGroup], weights: TaskCosts, num_workers: int) -> tu
 
 def _shortest(candidates: Sequence[Assignment], costs: TaskCosts) -> Assignment:
     """Return the first assignment with the least predicted makespan, with its predicted loads."""
-    predicted = [dataclasses.replace(one, predicted_load_s=replay(one, costs).busy_s) for one in candidates]
-    return min(predicted, key=lambda one: one.predicted_makespan_s)
+    predicted = [
+        dataclasses.replace(assignment, predicted_load_s=replay(assignment, costs).busy_s) for assignment in candidates
+    ]
+    return min(predicted, key=lambda assignment: assignment.predicted_makespan_s)
 
 
 def _pools(tasks: Sequence[BlockTask], costs: TaskCosts, num_workers: int) -> list[tuple[TaskGroup, ...]]:

@@ -159,9 +159,11 @@ class _Maker:
         costs = list[list[Costs]]()
         for part in parts:
             others = inside[part.layer.name]
-            beside = {name: cost - sum(each[name] for each in others) for name, cost in kept[part.layer.name].items()}
+            remaining = {
+                name: cost - sum(each[name] for each in others) for name, cost in kept[part.layer.name].items()
+            }
             replaced = [self._cost(part.layer, design) for design in part.designs]
-            costs.append([beside, *replaced, nothing][: part.options])
+            costs.append([remaining, *replaced, nothing][: part.options])
         return costs
 
     def savings(self, first: Part, reader: Part) -> Mapping[str, np.ndarray]:

@@ -21,8 +21,8 @@ def is_better(metrics: Metrics, best: Metrics, highest_score: float, tolerance: 
             the teacher.
     """
 
-    def rank(of: Metrics) -> tuple[float, float]:
-        return min(of.score, highest_score - tolerance), -of.kl
+    def rank(metrics: Metrics) -> tuple[float, float]:
+        return min(metrics.score, highest_score - tolerance), -metrics.kl
 
     return rank(metrics) > rank(best)
 

@@ -33,6 +33,7 @@ class Networks:
 
     def __init__(self, drop: Any, least: float = LEAST) -> None:
         self.drop, self.least, self.assembled, self.events = drop, least, list[float](), list[str]()
+        self.problem = self  # it stands for a proposer and for its problem
 
     def least_latency(self) -> float:
         return self.least
@@ -48,6 +49,7 @@ class Networks:
         metrics = SimpleNamespace(score=0.9 - self.drop(share))
         return SimpleNamespace(
             blocks={"conv": self.results[BlockKey("conv", f"{share:g}")]},
+            pieces=(),
             assembled=SimpleNamespace(metrics=metrics),
             report=ChoiceReport(0.0, 0.0, {"latency": share}),
         )

@@ -68,7 +68,11 @@ def in_every_tensor(kept: Kept, scores: Values, tensors: Iterable[Mapping[str, n
             name for name, channels in by_group.items() if name not in kept or complete[name] & {*channels.tolist()}
         ]
         if not remain:
-            pairs = [(scores[name][channel], name, channel) for name, of in by_group.items() for channel in of.tolist()]
+            pairs = [
+                (scores[name][channel], name, channel)
+                for name, channels in by_group.items()
+                for channel in channels.tolist()
+            ]
             _, name, channel = max(pairs)
             complete[name].add(channel)
     return {name: np.array(sorted(channels)) for name, channels in complete.items()}

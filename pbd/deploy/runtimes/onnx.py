@@ -103,8 +103,8 @@ def _replace_erfc(graph: Any) -> None:
     nodes = list(graph.node)
     if not any(node.op_type == "Erfc" for node in nodes):
         return
-    one = onnx.helper.make_tensor("pbd_one", onnx.TensorProto.FLOAT, [], [1.0])
-    graph.initializer.append(one)
+    constant = onnx.helper.make_tensor("pbd_one", onnx.TensorProto.FLOAT, [], [1.0])
+    graph.initializer.append(constant)
     del graph.node[:]
     for node in nodes:
         if node.op_type != "Erfc":
@@ -112,7 +112,7 @@ def _replace_erfc(graph: Any) -> None:
             continue
         (source,), (result,), erf = node.input, node.output, f"{node.name}_erf"
         graph.node.append(onnx.helper.make_node("Erf", [source], [erf], name=erf))
-        graph.node.append(onnx.helper.make_node("Sub", [one.name, erf], [result], name=node.name))
+        graph.node.append(onnx.helper.make_node("Sub", [constant.name, erf], [result], name=node.name))
 
 
 def _reader(path: Path, images: np.ndarray) -> Any:

@@ -95,8 +95,8 @@ def picklable(error: Exception) -> Exception:
 def _chain(error: BaseException) -> list[BaseException]:
     """Return an exception, and all from which or in whose handling it was raised."""
     chain = [error]
-    for one in chain:  # grows meanwhile
-        earlier = (each for each in (one.__cause__, one.__context__) if each is not None)
+    for cause in chain:  # grows meanwhile
+        earlier = (each for each in (cause.__cause__, cause.__context__) if each is not None)
         chain += [each for each in earlier if all(each is not other for other in chain)]
     return chain
 

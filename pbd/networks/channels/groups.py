@@ -90,14 +90,14 @@ def with_classes(traced: Trace) -> list[tuple[ChannelGroup, list[int]]]:
     """
     group_of = _connected([of_operation for _, of_operation in traced.created])
     members: dict[int, list[int]] = {}
-    for one in sorted(group_of):
-        members.setdefault(group_of[one], []).append(one)
+    for channel_class in sorted(group_of):
+        members.setdefault(group_of[channel_class], []).append(channel_class)
     producers, readers = dict[int, list[str]](), dict[int, list[str]]()
     for operation, classes in traced.created:
         if type(operation) in kernels.WIDTH:
             producers.setdefault(group_of[int(classes[0])], []).append(operation.name)
     for call in traced.readers():
-        for number in {group_of[one] for one in traced.of(call.input).tolist()}:
+        for number in {group_of[channel_class] for channel_class in traced.of(call.input).tolist()}:
             readers.setdefault(number, []).append(call.operation.name)
     return [
         (_group(names, readers.get(number, []), members[number], traced), members[number])
@@ -106,7 +106,7 @@ def with_classes(traced: Trace) -> list[tuple[ChannelGroup, list[int]]]:
 
 
 def _group(producers: list[str], readers: list[str], classes: list[int], traced: Trace) -> ChannelGroup:
-    reasons = [traced.reasons[one] for one in classes if one in traced.reasons]
+    reasons = [traced.reasons[channel_class] for channel_class in classes if channel_class in traced.reasons]
     fixed = reasons[0] if reasons else ("it is the only one" if len(classes) == 1 else None)
     return ChannelGroup(producers[0], tuple(producers), tuple(dict.fromkeys(readers)), len(classes), fixed)
 
@@ -117,7 +117,7 @@ def _connected(sets: list[np.ndarray]) -> dict[int, int]:
     members: dict[int, set[int]] = {}
     for number, elements in enumerate(sets):
         merged = set(elements.tolist())
-        for old in {number_of[one] for one in merged if one in number_of}:
+        for old in {number_of[channel_class] for channel_class in merged if channel_class in number_of}:
             merged |= members.pop(old)
         members[number] = merged
         number_of.update(dict.fromkeys(merged, number))

@@ -79,8 +79,8 @@ class Identities:
 
     def unite(self, first: np.ndarray, second: np.ndarray) -> None:
         """Record that channels are the same, position by position."""
-        for one, other in zip(first.tolist(), second.tolist(), strict=True):
-            low, high = sorted((self._root(one), self._root(other)))
+        for channel, other in zip(first.tolist(), second.tolist(), strict=True):
+            low, high = sorted((self._root(channel), self._root(other)))
             self._parents[high] = low
 
     def fix(self, ids: np.ndarray, reason: str) -> None:
@@ -89,17 +89,17 @@ class Identities:
 
     def classes(self) -> np.ndarray:
         """Return the smallest identity that is the same as each identity."""
-        return np.array([self._root(one) for one in range(len(self._parents))], int)
+        return np.array([self._root(channel) for channel in range(len(self._parents))], int)
 
     def reasons(self) -> Mapping[int, str]:
         """Return, by class, the first reason why the channels of the class cannot be removed."""
         classes, reasons = self.classes(), dict[int, str]()
         for ids, reason in self._fixed:
-            for one in np.unique(classes[ids]).tolist():
-                reasons.setdefault(one, reason)
+            for channel_class in np.unique(classes[ids]).tolist():
+                reasons.setdefault(channel_class, reason)
         return reasons
 
-    def _root(self, one: int) -> int:
-        while self._parents[one] != one:
-            self._parents[one] = one = self._parents[self._parents[one]]
-        return one
+    def _root(self, channel: int) -> int:
+        while self._parents[channel] != channel:
+            self._parents[channel] = channel = self._parents[self._parents[channel]]
+        return channel

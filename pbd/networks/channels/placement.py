@@ -68,9 +68,9 @@ class _Finder:
     def __init__(self, traced: Trace) -> None:
         self.traced = traced
         self._members = {
-            one: (group.name, index)
+            channel_class: (group.name, index)
             for group, classes in groups.with_classes(traced)
-            for index, one in enumerate(classes)
+            for index, channel_class in enumerate(classes)
         }
 
     def placements(self, number: int, call: Call, channels: Channels) -> Iterator[Placement]:
@@ -89,9 +89,9 @@ class _Finder:
     def _by_group(self, classes: np.ndarray) -> Mapping[str, tuple[np.ndarray, np.ndarray]]:
         """Return, by group, the positions of its channels and which ones they are."""
         places: dict[str, tuple[list[int], list[int]]] = {}
-        for position, one in enumerate(classes.tolist()):
-            if one in self._members:
-                group, index = self._members[one]
+        for position, channel_class in enumerate(classes.tolist()):
+            if channel_class in self._members:
+                group, index = self._members[channel_class]
                 positions, channels = places.setdefault(group, ([], []))
                 positions.append(position)
                 channels.append(index)

@@ -155,7 +155,11 @@ def _elementwise(ids: Identities, call: Call) -> Origin:
     """Unite the channels at each position; a tensor of one channel may be broadcast."""
     axes = {len(call.shape) - len(x.shape) + x.axis for x in call.inputs}
     widest = max(call.inputs, key=lambda x: len(x.ids))
-    if len(axes) > 1 or call.shape[min(axes)] != len(widest.ids) or any(np.size(one) != 1 for one in call.constants):
+    if (
+        len(axes) > 1
+        or call.shape[min(axes)] != len(widest.ids)
+        or any(np.size(constant) != 1 for constant in call.constants)
+    ):
         return None
     for x in call.inputs:
         if len(x.ids) == len(widest.ids):

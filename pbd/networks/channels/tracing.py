@@ -39,7 +39,7 @@ class Trace:
     def tensors(self) -> list[Channels]:
         """Return the channels of each tensor that has any."""
         channels = [self.inputs, *(output for call in self.calls for output in call.outputs)]
-        return [one for one in channels if len(one.ids)]
+        return [each for each in channels if len(each.ids)]
 
     def readers(self) -> list[Call]:
         """Return each call of a layer that makes channels from all its input channels."""
@@ -104,8 +104,8 @@ class _Tracer:
         first = self._first.setdefault(id(call.operation), call)
         if first is call or not (getattr(call.operation, "weights", None) or type(call.operation) in _RESHAPING):
             return
-        for one, other in zip(first.inputs, call.inputs, strict=True):
-            if len(one.ids) == len(other.ids):
-                self.ids.unite(one.ids, other.ids)
+        for before, now in zip(first.inputs, call.inputs, strict=True):
+            if len(before.ids) == len(now.ids):
+                self.ids.unite(before.ids, now.ids)
             else:
-                self.ids.fix(np.union1d(one.ids, other.ids), f"{call.operation.name} is called on several widths")
+                self.ids.fix(np.union1d(before.ids, now.ids), f"{call.operation.name} is called on several widths")
