@@ -22,11 +22,17 @@ def fold(model: keras.Model, int8: bool = False, runs_in_tensorflow: bool = True
         int8: the form that is fastest in 8-bit integers, and not the fastest in float32 (see `BlockDesign.for_int8`).
         runs_in_tensorflow: see `folding.find_foldable`. If not, all normalisations are folded that runtimes fold.
     """
-    folded = folding.fold_all(model, runs_in_tensorflow)
-    model = _max_pooled(graph.flatten(model) if folded is model else folded)
+    model = without_normalisations(model, runs_in_tensorflow)
     for design in blocks.designs():
         model = _rewritten(design.for_int8 if int8 else design.for_inference, model)
     return model
+
+
+@initial_values.on_host()
+def without_normalisations(model: keras.Model, runs_in_tensorflow: bool = True) -> keras.Model:
+    """Return a copy as from `fold`, in which blocks keep the layers that they have in the model."""
+    folded = folding.fold_all(model, runs_in_tensorflow)
+    return _max_pooled(graph.flatten(model) if folded is model else folded)
 
 
 def _max_pooled(model: keras.Model) -> keras.Model:

@@ -111,17 +111,14 @@ def in_context(image_size: Size, shapes: Sequence[Shape], piece: keras.Model | N
     """Return a small network that contains a piece, or, without one, what is around it.
 
     Before each input of the piece is a 1 x 1 convolution with a ReLU, so that it has the layout and, in 8-bit integers,
-    the type that feature maps have between layers; behind the piece is a maximum over at most 4 pixels, which costs
-    next to nothing.
+    the type that feature maps have between layers. It is cropped where no stride gives the size of the input, as next
+    to a convolution without padding. Behind the piece is a maximum over at most 4 pixels, which costs next to nothing.
 
     Args:
         image_size: height and width of the image that the network takes.
         shapes: height, width and channels of the inputs of the piece; without a piece one shape, or none for the
             maximum of the image itself.
         piece: the piece.
-
-    Raises:
-        BadInputError: the size of the image is not a multiple of that of an input of the piece.
     """
     image = keras.Input((*image_size, _IMAGE_CHANNELS))
     maps = [_feature_map(image, shape) for shape in shapes]
@@ -133,13 +130,14 @@ def in_context(image_size: Size, shapes: Sequence[Shape], piece: keras.Model | N
 
 
 def _feature_map(image: Any, shape: Shape) -> Any:
-    strides = tuple(-(-image.shape[axis + 1] // shape[axis]) for axis in (0, 1))
+    sizes = tuple(zip(image.shape[1:3], shape[:2], strict=True))
+    strides = tuple(-(-of_image // size) for of_image, size in sizes)
+    if any(-(-of_image // stride) != size for (of_image, size), stride in zip(sizes, strides, strict=True)):
+        strides = tuple(of_image // size for of_image, size in sizes)
     x = keras.layers.Conv2D(shape[-1], 1, strides=strides, padding="same")(image)
-    if tuple(x.shape[1:]) != shape:
-        raise BadInputError(
-            "the sizes of the inputs of a piece must be equal, or one a multiple of the others. "
-            f"Received: {tuple(image.shape[1:3])} and {shape[:2]}. Leave the addition out of the piece."
-        )
+    excess = tuple((0, computed - size) for computed, size in zip(x.shape[1:3], shape[:2], strict=True))
+    if excess != ((0, 0), (0, 0)):
+        x = keras.layers.Cropping2D(excess)(x)
     return keras.layers.ReLU()(x)
 
 

@@ -33,15 +33,13 @@ def read(run_dir: Path) -> dict[str, RunReport]:
     return dict(sorted(reports.items(), key=lambda each: -budgets.parse(each[0]).amount))
 
 
-def is_complete(config: RunConfig) -> bool:
-    """Return whether a resumed run has the undamaged student of these settings, their budget included."""
+def complete(config: RunConfig) -> RunReport | None:
+    """Return the report of the student of these settings, their budget included, if a resumed run has it undamaged."""
     if not config.execution.resume or config.execution.run_dir is None:
-        return False
+        return None
     folder = manifest.student_folder(Path(config.execution.run_dir), config.student.budget[0])
-    if not manifest.is_intact(Journal(folder)):
-        return False
-    finished = _read(folder)
-    return finished is not None and has_settings(finished, config)
+    finished = _read(folder) if manifest.is_intact(Journal(folder)) else None
+    return finished if finished is not None and has_settings(finished, config) else None
 
 
 def has_settings(finished: RunReport, config: RunConfig) -> bool:

@@ -60,8 +60,9 @@ class _Students:
             InfeasibleBudgetError: no student keeps within the budget.
         """
         config = self.config.replace(budget=(budget,), sweep=None)
-        if not anew and students.is_complete(config):
-            return students.read(Path(str(config.execution.run_dir)))[budget]
+        finished = None if anew else students.complete(config)
+        if finished is not None:
+            return finished
         finished = self.run_one(config, sweep=shown)
         self.config = self.config.replace(run_dir=finished.run_dir, resume=True)
         students.keep(finished)

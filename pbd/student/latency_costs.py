@@ -115,7 +115,7 @@ def latency_table(teacher: keras.Model, layers: Mapping[str, Layer], target: Tar
         target: a runtime and a precision.
         batch: images in a pass.
     """
-    network = inference_form.fold(teacher)
+    network = inference_form.without_normalisations(teacher)  # with all layers that `layers` names
     kept = tuple(_kept(layers))
     times = _measured(network, layers, kept, target, batch)
     whole = MeasuredNetwork(kept, seconds_of({"teacher": teacher}, target, batch)["teacher"])

@@ -156,8 +156,16 @@ def test_the_network_around_a_piece_gives_it_its_inputs() -> None:
     assert network.output.shape == (None, 6)
     assert piece_times.in_context((8, 8), shapes[1:]).output.shape == (None, 6)
     assert not any(isinstance(layer, keras.layers.Conv2D) for layer in piece_times.in_context((8, 8), []).layers)
-    with pytest.raises(BadInputError, match=r"Received: \(8, 8\) and \(5, 5\)"):
-        piece_times.in_context((8, 8), [(8, 8, 6), (5, 5, 6)])
+
+
+def test_inputs_of_which_no_size_is_a_multiple_of_the_other_are_cropped() -> None:
+    """As behind a convolution without padding, to which a cropped shortcut is added."""
+    shapes = [(17, 17, 6), (15, 15, 6)]
+    inputs = [keras.Input(shape) for shape in shapes]
+    piece = keras.Model(inputs, keras.layers.Add()([keras.layers.Conv2D(6, 3)(inputs[0]), inputs[1]]))
+    network = piece_times.in_context((17, 17), shapes, piece)
+    assert network.output.shape == (None, 6)
+    assert piece_times.in_context((17, 17), shapes[1:]).output.shape == (None, 6)
 
 
 def test_the_seconds_of_a_piece_are_those_that_its_network_takes_longer(monkeypatch: pytest.MonkeyPatch) -> None:

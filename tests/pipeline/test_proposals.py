@@ -211,6 +211,30 @@ def test_what_goes_with_a_residual_block_besides_its_convolutions_is_predicted(m
     assert len(measured_in_place) == 2, "blocks of one structure are measured in one place"
 
 
+def test_a_student_may_be_a_teacher(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its blocks are rewritten where they are deployed, but their layers are those that other blocks can replace."""
+    monkeypatch.setattr(
+        latency_costs.piece_times,
+        "measure",
+        lambda pieces, _, sizes: {
+            sizes[0]: {
+                key: PieceTime(cost.count_macs(each) / 1e6, cost.count_macs(each) / 1e6, 0)
+                for key, each in pieces.items()
+            }
+        },
+    )
+    monkeypatch.setattr(
+        latency_costs,
+        "seconds_of",
+        lambda networks, *_: {name: cost.count_macs(n) / 1e6 for name, n in networks.items()},
+    )
+    first = proposer(network(residuals), ("decoupled_r2",)).best([budgets.parse("macs:0.7")], 1)
+    assert first.blocks
+    student = first.assembled.model
+    again = proposer(student, ("drop",)).best([budgets.parse("latency:0.9")], 1)
+    assert again.blocks
+
+
 def test_the_last_networks_are_kept_and_each_is_told_once(monkeypatch: pytest.MonkeyPatch) -> None:
     made, assembled = proposer(network(chain), ("narrow_r50", "narrow_r25")), list[list[str]]()
     assemble_one = made.assemble

@@ -95,6 +95,15 @@ def test_a_resumed_sweep_builds_no_student_twice_but_that_of_the_run_directory(r
     assert runs.budgets[1:] == ["latency:0.8", "latency:0.5"], "other settings of a budget, other students"
 
 
+def test_a_sweep_is_resumed_after_a_run_with_another_budget(runs: Runs) -> None:
+    sweep.run(RunConfig.of(sweep=BUDGETS))
+    manifest.record_budgets(Journal(runs.run_dir), ())  # as a run without a sweep does
+    runs.configs.clear()
+    sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir)))
+    assert runs.budgets == ["latency:0.5"]
+    assert list(students.read(runs.run_dir)) == ["latency:0.8", "latency:0.5"]
+
+
 @pytest.mark.parametrize("step", ["keep", "write_front"])
 def test_a_student_that_cannot_be_kept_ends_the_session_of_all_processes(
     runs: Runs, monkeypatch: pytest.MonkeyPatch, step: str
@@ -115,7 +124,7 @@ def test_one_process_decides_which_students_are_there(runs: Runs, monkeypatch: p
     """On a shared file system, ranks may see different students."""
     monkeypatch.setattr(Workers, "coordinates", False)
     monkeypatch.setattr(Workers, "serve", lambda executor: "the result")
-    monkeypatch.setattr(students, "is_complete", lambda config: pytest.fail("this rank decides"))
+    monkeypatch.setattr(students, "complete", lambda config: pytest.fail("this rank decides"))
     assert sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir))) == "the result"
     assert not runs.configs
 
