@@ -39,7 +39,7 @@ class TrainingContext:
     journal: Journal
     """The run directory."""
     session: str = ""
-    """Identifies the run: a worker process caches teacher and data of one session."""
+    """Identifies the run, for the caches of a worker process: teacher and data of another session are loaded again."""
 
     @property
     def can_share_batches(self) -> bool:
@@ -51,6 +51,10 @@ class TrainingContext:
 @functools.lru_cache(maxsize=1)
 def load_teacher(path: str, session: str = "") -> keras.Model:
     """Return the run's flattened teacher, loaded once per process and session.
+
+    Args:
+        path: the model file.
+        session: key of the cache only: the file of another session is read, although it may have the same path.
 
     Raises:
         MissingInputError: this host has no such file.
@@ -69,6 +73,13 @@ def teacher_outputs(path: str, session: str = "") -> dict[Hashable, list[np.ndar
     """Return the outputs of a teacher that this process has kept, for evaluating networks in comparison with it.
 
     Two teachers have theirs kept: a step of compression compares a network with the first one and with that before it.
+
+    Args:
+        path: the model file of the teacher; key of the cache only.
+        session: key of the cache only (see `load_teacher`).
+
+    Returns:
+        The mutable record of this teacher and session, empty at first; the caller adds to it.
     """
     return {}
 
@@ -79,7 +90,8 @@ def load_dataset(
 ) -> Dataset:
     """Return the run's data, whose damaged files are noted in `journal`; the coordinator has checked the files.
 
-    The images are loaded once per process and session, also for another journal or another seed of their order.
+    The images are loaded once per process and session, also for another journal or another seed of their order:
+    `session` is a key of the caches only.
     """
     same_splits = replace(config, split_seed=config.seed_of_splits(seed))
     dataset = replace(_load_images(same_splits, image_shape, session), seed=seed)
