@@ -5,12 +5,14 @@ from typing import Any
 
 import keras
 
-from pbd.config import Feature
+from pbd.config import DistillationConfig, Feature
+from pbd.data import Dataset
 from pbd.learning import feature_terms, ghost_batch_norm
-from pbd.learning.drawn_teacher import DrawnTeacher
+from pbd.learning.drawn_teacher import DrawnTeacher, members
 from pbd.learning.losses import Loss
 from pbd.learning.metrics import class_scores, outputs_probabilities
-from pbd.networks import augmentation, heads
+from pbd.networks import augmentation, folding, graph, heads, precision
+from pbd.system import backend
 
 SMALLEST_PROBABILITY = 1e-30
 """Smaller probabilities count as this one, so that their logarithm is finite in float32."""
@@ -145,3 +147,30 @@ def logits_model(model: keras.Model, images: Any) -> keras.Model:
         return logits
     logarithms = keras.ops.log(keras.ops.maximum(logits.outputs[0], SMALLEST_PROBABILITY))
     return keras.Model(model.inputs[0], logarithms, name=logits.name)
+
+
+def teacher_logits(
+    teacher: keras.Model, dataset: Dataset, distillation: DistillationConfig, training_precision: str, images: Any
+) -> keras.Model | DrawnTeacher:
+    """Return a model of the teacher's logits for training; if members are drawn, of those of one in each step.
+
+    Args:
+        teacher: It is copied. It may be an ensemble, of which `distillation` draws a member.
+        dataset: Has the number of steps and the seed, from which members are drawn.
+        distillation: What the student learns from; features name layers of the teacher, which are not folded then.
+        training_precision: float32, or bfloat16: what the teacher computes in, except for its logits.
+        images: A batch (see `logits_model`).
+
+    Raises:
+        UsageError: The teacher is no ensemble, of which `distillation` draws a member.
+    """
+
+    def logits(network: keras.Model) -> keras.Model:
+        if not distillation.features:  # which may name a normalisation
+            network = folding.fold_all(network, backend.name() == "tensorflow")  # fewer operations
+        return logits_model(precision.mixed_classifier(network, training_precision), images)
+
+    flat = graph.flatten(teacher)
+    if not distillation.draws_member:
+        return logits(flat)
+    return DrawnTeacher([logits(member) for member in members(flat)], dataset.steps_per_epoch, dataset.seed)

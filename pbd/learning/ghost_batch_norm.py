@@ -25,7 +25,7 @@ def ghost_batch_size(batch_size: int) -> int:
     return next((size for size in range(SMALLEST, batch_size) if batch_size % size == 0), batch_size)
 
 
-def split_unit(model: keras.Model, batch_size: int) -> int:
+def split_unit(model: keras.Model, batch_size: int, compares_images: bool = False) -> int:
     """Return the smallest slice, in images, into which workers may split a training batch.
 
     Without batch statistics it is 1, with ghost batch normalisation one part. Batches of a model that draws random
@@ -34,11 +34,12 @@ def split_unit(model: keras.Model, batch_size: int) -> int:
     Args:
         model: Flat and functional.
         batch_size: Images per batch.
+        compares_images: Whether a loss compares images, which it does within the parts of ghost batch normalisation.
     """
     layers = _trained(model)
     if layers != normalisations(model) or any(map(augmentation.is_random, model.layers)):
         return batch_size
-    return ghost_batch_size(batch_size) if layers else 1
+    return ghost_batch_size(batch_size) if layers or compares_images else 1
 
 
 def normalisations(model: keras.Model) -> list[keras.layers.BatchNormalization]:

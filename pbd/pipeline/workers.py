@@ -13,6 +13,7 @@ from pbd.config import DistillationConfig, StudentConfig
 from pbd.costs import memory
 from pbd.deploy.int8.fake_quantization import FakeQuantization
 from pbd.executors.base import Executor
+from pbd.learning import ghost_batch_norm
 from pbd.learning.class_counts import ClassCounts
 from pbd.learning.metrics import Metrics
 from pbd.networks import files
@@ -30,7 +31,6 @@ from pbd.records import BlockResult, BlockTask, ProgressCallback, TaskGroup, no_
 from pbd.scheduling import cutting
 from pbd.student.adaptation import Adapted
 from pbd.student.checkpoints import FineTuneState
-from pbd.student.fine_tuning import split_unit
 
 
 class WorkerPool:
@@ -130,7 +130,7 @@ class WorkerPool:
         """
         batch_size, distillation = self._context.data.batch_size, distillation or DistillationConfig()
         # A worker needs at least one split unit of every batch.
-        max_workers = batch_size // split_unit(model, batch_size, distillation)
+        max_workers = batch_size // ghost_batch_norm.split_unit(model, batch_size, distillation.compares_images)
         checkpoint_token = functools.partial(self._context.journal.last_written, CHECKPOINTS, ".npz")
         with self._temporary_file(model) as path:
             task = FineTuneTask(self._context, path, settings, initial, first_epoch, distillation, start, quantization)

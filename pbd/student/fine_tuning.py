@@ -13,18 +13,16 @@ from pbd.config import DistillationConfig, StudentConfig
 from pbd.data import Dataset, WorkerShare
 from pbd.data.mixing import Mixing
 from pbd.learning import ghost_batch_norm, teacher_table
-from pbd.learning.distillation import DistillationModel, logits_model
-from pbd.learning.drawn_teacher import DrawnTeacher, members
+from pbd.learning.distillation import DistillationModel, logits_model, teacher_logits
 from pbd.learning.ghost_batch_norm import ShareStatistics
 from pbd.learning.loop import ReportProgress, adam, trainer
 from pbd.learning.losses import make_loss
 from pbd.learning.metrics import Metrics
-from pbd.networks import folding, graph, precision
+from pbd.networks import precision
 from pbd.records import ProgressCallback
 from pbd.student.checkpoints import CheckpointFile, FineTuneState
 from pbd.student.epoch_quality import divergence, is_better, standard_error
 from pbd.student.validation import Validator
-from pbd.system import backend
 
 ROLLBACK_FACTOR = 0.25
 """Factor on the learning rate after a divergence."""
@@ -222,7 +220,7 @@ def fine_tune(
         emit: Called with the progress of every step.
         first_epoch: The epoch of the data with which to start.
         collective: The workers that fine-tune the same student with the same arguments at the same time, each on its
-            part of every batch; at most as many as the batch has split units (see `split_unit`).
+            part of every batch; at most as many as the batch has split units (see `ghost_batch_norm.split_unit`).
         checkpoint: Where to resume from and to write the state after every epoch; None for neither.
         distillation: What the student learns from besides, by default nothing, and how the learning rate rises.
         training_precision: float32, or bfloat16: what student and teacher compute in during training, except for their
@@ -241,12 +239,12 @@ def fine_tune(
     images, _ = next(iter(dataset.batches("validation", limit=dataset.batch_size)))
     learner = precision.mixed_classifier(student, training_precision)
     student_logits = logits_model(learner, images)
-    teacher_logits = _teacher_logits(teacher, dataset, distillation, training_precision, images)
+    logits_of_teacher = teacher_logits(teacher, dataset, distillation, training_precision, images)
     size = ghost_batch_norm.ghost_batch_size(dataset.batch_size)
     if not math.isfinite(initial.kl):  # the outputs are not finite: let any epoch count as better
         initial = Metrics(None if initial.accuracy is None else 0.0, 0.0, math.inf)
-    model = DistillationModel(student_logits, teacher_logits, make_loss(config), size, distillation.features)
-    unit = split_unit(student_logits, dataset.batch_size, distillation)
+    model = DistillationModel(student_logits, logits_of_teacher, make_loss(config), size, distillation.features)
+    unit = ghost_batch_norm.split_unit(student_logits, dataset.batch_size, distillation.compares_images)
     share, mixing = WorkerShare(collective.index, collective.size), Mixing(config.mixup, config.cutmix)
     start = FineTuneState(
         initial,
@@ -280,37 +278,6 @@ def fine_tune(
     )
     del state  # may hold the variables of a checkpoint, which training frees
     return tuner.run()
-
-
-def _teacher_logits(
-    teacher: keras.Model, dataset: Dataset, distillation: DistillationConfig, training_precision: str, images: Any
-) -> keras.Model | DrawnTeacher:
-    """Return the model of the teacher's logits, or those of one of its members in each step; see `fine_tune`."""
-
-    def logits(network: keras.Model) -> keras.Model:
-        if not distillation.features:  # which may name a normalisation
-            network = folding.fold_all(network, backend.name() == "tensorflow")  # fewer operations
-        return logits_model(precision.mixed_classifier(network, training_precision), images)
-
-    flat = graph.flatten(teacher)
-    if not distillation.draws_member:
-        return logits(flat)
-    return DrawnTeacher([logits(member) for member in members(flat)], dataset.steps_per_epoch, dataset.seed)
-
-
-def split_unit(student: keras.Model, batch_size: int, distillation: DistillationConfig | None = None) -> int:
-    """Return the smallest slice, in images, into which workers may split a training batch.
-
-    Losses that compare images do so within ghost batches, which are not split.
-
-    Args:
-        student: Flat and functional.
-        batch_size: Images per batch.
-        distillation: What the student learns from besides logits and labels.
-    """
-    unit = ghost_batch_norm.split_unit(student, batch_size)
-    compares_images = distillation is not None and distillation.compares_images
-    return max(unit, ghost_batch_norm.ghost_batch_size(batch_size)) if compares_images else unit
 
 
 def cosine_decay(initial: float, progress: float) -> float:

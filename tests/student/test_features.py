@@ -144,9 +144,10 @@ def test_several_workers_train_the_student_of_one_worker(
 def test_images_are_compared_in_parts_that_are_not_split() -> None:
     inputs = keras.Input(SHAPE)
     student = keras.Model(inputs, layers.Dense(3)(layers.Flatten()(inputs)))
-    units = {name: fine_tuning.split_unit(student, 128, DistillationConfig((one,))) for name, one in FEATURES.items()}
+    comparing = {name: DistillationConfig((one,)).compares_images for name, one in FEATURES.items()}
+    units = {name: ghost_batch_norm.split_unit(student, 128, compares) for name, compares in comparing.items()}
     assert units == {"at": 1, "mse": 1, "fsp": 1, "keras": 1, "logits": 1, "sp": 32, "pkt": 32, "crd": 32}
-    assert fine_tuning.split_unit(make_student(), 128, DistillationConfig((MSE,))) == 32
+    assert ghost_batch_norm.split_unit(make_student(), 128, DistillationConfig((MSE,)).compares_images) == 32
 
 
 def test_the_projector_is_resumed_and_left_behind(
