@@ -140,7 +140,7 @@ def prepare(
         journal.remove_temporary_files()
         dataset.observe_damaged_files(functools.partial(damaged_images.write, journal))
         teacher = _stored_teacher(journal, teacher, identity["teacher_sha256"])
-        _show(display, config, dataset, journal, events)
+        _announce(display, config, dataset, journal, events)
         with _data_for_workers(data_config, data, journal) as of_workers:
             half = precision.policies(flat, named=teacher)
             tasks = kind.tasks_of(config, teacher)  # layers of a stored teacher may have other names
@@ -175,7 +175,7 @@ def _open_journal(
     return Journal.create(directory, identity, keys)
 
 
-def _show(
+def _announce(
     display: ProgressDisplay, config: RunConfig, dataset: Dataset, journal: Journal, events: Sequence[str]
 ) -> None:
     labels = "" if dataset.labelled else " (no labels: judged by agreement with the teacher)"

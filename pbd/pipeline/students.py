@@ -33,7 +33,7 @@ def read(run_dir: Path) -> dict[str, RunReport]:
     return dict(sorted(reports.items(), key=lambda each: -budgets.parse(each[0]).amount))
 
 
-def complete(config: RunConfig) -> RunReport | None:
+def read_complete(config: RunConfig) -> RunReport | None:
     """Return the report of the student of these settings, their budget included, if a resumed run has it undamaged."""
     if not config.execution.resume or config.execution.run_dir is None:
         return None

@@ -60,7 +60,7 @@ class _Students:
             InfeasibleBudgetError: no student keeps within the budget.
         """
         config = self.config.replace(budget=(budget,), sweep=None)
-        finished = None if anew else students.complete(config)
+        finished = None if anew else students.read_complete(config)
         if finished is not None:
             return finished
         finished = self.run_one(config, sweep=shown)

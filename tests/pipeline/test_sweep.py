@@ -124,7 +124,7 @@ def test_one_process_decides_which_students_are_there(runs: Runs, monkeypatch: p
     """On a shared file system, ranks may see different students."""
     monkeypatch.setattr(Workers, "coordinates", False)
     monkeypatch.setattr(Workers, "serve", lambda executor: "the result")
-    monkeypatch.setattr(students, "complete", lambda config: pytest.fail("this rank decides"))
+    monkeypatch.setattr(students, "read_complete", lambda config: pytest.fail("this rank decides"))
     assert sweep.run(RunConfig.of(sweep=BUDGETS, resume=True, run_dir=str(runs.run_dir))) == "the result"
     assert not runs.configs
 
